@@ -1,0 +1,1 @@
+"""What runs inside an allocation: one node group renders the clips of one shard."""

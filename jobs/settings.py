@@ -1,0 +1,45 @@
+"""The part of a run's settings that travels into a job. Plain values only: it is pickled, so it holds no secret."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    """How the ranks of a job are used: `dp` clips at once, `cfg` guidance branches apart, `sp` ranks per pass."""
+
+    dp: int = 1
+    cfg: int = 1
+    sp: int = 1
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks in all: dp x cfg x sp."""
+        return self.dp * self.cfg * self.sp
+
+    def __str__(self) -> str:
+        return f"dp={self.dp},cfg={self.cfg},sp={self.sp}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSettings:
+    """What every job of a run is told.
+
+    `output`: the run's fsspec URL. `weights`: local folder, hub id, or None for the family's own. `precision`:
+    "float32" or "bfloat16". `device`: "cpu" or "cuda". `baseline`: render one PAB clip of the job a second time without PAB,
+    so that the speedup is measured. `max_attempts`: starts of a clip that ended with neither record nor failure, after
+    which it is failed instead of tried again. `broadcast_rules`: name -> rules (as `pab.plan.BroadcastRules.to_dict`)
+    of user-made plans that rows or the command line name.
+    """
+
+    output: str
+    run_id: str
+    weights: str | None
+    precision: str
+    device: str
+    mesh: Mesh
+    baseline: bool = True
+    max_attempts: int = 2
+    upload_timeout_s: float = 600.0
+    broadcast_rules: dict[str, dict[str, object]] | None = None

@@ -1,0 +1,1 @@
+"""Manifests of clips: reading, validating, digests and planning into shards."""

@@ -1,0 +1,33 @@
+"""One manifest row, with every default filled in: what a job renders."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One row of a manifest as accepted. Sizes in pixels, `fps` in frames per second.
+
+    `digest` covers everything that changes the pixels (prompts, seed, sizes, steps, guidance, family, weights,
+    broadcast plan, precision): the same digest is never rendered twice.
+    """
+
+    clip_id: str
+    digest: str
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    model: str
+    num_frames: int
+    height: int
+    width: int
+    fps: int
+    num_steps: int
+    guidance_scale: float
+    broadcast: str
+
+    @property
+    def key(self) -> str:
+        """Names the clip's files: `<clip_id>.<digest>`."""
+        return f"{self.clip_id}.{self.digest}"

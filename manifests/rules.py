@@ -1,0 +1,31 @@
+"""What a model family allows and defaults to, as plain ranges: how `manifests/` checks rows without any model code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyRules:
+    """The rules of one family, made by the caller from the family and the settings of the run.
+
+    Ranges are inclusive in the sense of `in`: `range(5, 82, 4)` allows 5, 9, ..., 81. `broadcasts` maps every allowed
+    broadcast name to the digest of its rules; `identity` names what else changes pixels (weights, precision).
+    `num_tokens(num_frames, height, width)` is asked once per distinct size, never per row.
+    """
+
+    name: str
+    num_frames: range
+    height: range
+    width: range
+    fps: range
+    num_steps: range
+    guidance_scale: tuple[float, float]
+    max_tokens: int
+    max_prompt_chars: int
+    broadcasts: Mapping[str, str]
+    identity: str
+    num_tokens: Callable[[int, int, int], int]
+    defaults: Mapping[str, int | float | str]
+    """Values for num_frames, height, width, fps, num_steps, guidance_scale and broadcast where a row has none."""

@@ -1,0 +1,1 @@
+"""Pyramid Attention Broadcast and broadcast sequence parallelism for video diffusion transformers."""

@@ -1,0 +1,111 @@
+"""What a video model family is: one frozen value with its sizes, presets, costs and loader.
+
+Nothing here imports torch, so a manifest of ten million rows is validated and a run is planned without loading it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pab.plan import BroadcastRules, Site
+
+if TYPE_CHECKING:
+    from pab.model import VideoModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipRequest:
+    """All that decides the pixels of one clip besides the weights. Sizes in pixels, `fps` in frames per second."""
+
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    num_frames: int
+    height: int
+    width: int
+    fps: int
+    num_steps: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipDefaults:
+    """What a manifest row that leaves a column out gets."""
+
+    num_frames: int
+    height: int
+    width: int
+    fps: int
+    num_steps: int
+    guidance_scale: float
+    broadcast: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipLimits:
+    """What a family can render: inclusive bounds told as `range` (membership is the rule, e.g. 4n+1 frames)."""
+
+    num_frames: range
+    height: range
+    width: range
+    fps: range
+    num_steps: range
+    guidance_scale: tuple[float, float]
+    max_tokens: int
+    """Latent tokens (after patching) of one clip; bounds height, width and frames together."""
+    max_prompt_chars: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRequest:
+    """Where a model's weights are and where it is to run.
+
+    `weights`: a local folder, a hub id, or None for the family's own default. `precision`: "float32" or "bfloat16".
+    `device`: a torch device string such as "cpu" or "cuda:1".
+    """
+
+    weights: str | None
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One video model family.
+
+    `timesteps(request, precision)` gives the noise levels of every model call as the model sees them, after the cast
+    to its precision; the broadcast plan is computed from them. `num_tokens(num_frames, height, width)` counts latent
+    tokens.
+    """
+
+    name: str
+    summary: str
+    defaults: ClipDefaults
+    limits: ClipLimits
+    sites: tuple[Site, ...]
+    presets: Mapping[str, BroadcastRules]
+    timesteps: Callable[[ClipRequest, str], tuple[float, ...]]
+    num_tokens: Callable[[int, int, int], int]
+    cost: CostFigures
+    load: Callable[[LoadRequest], VideoModel]
+    weights_digest: Callable[[str | None], str]
+    """Names the weights in a clip's digest: a hub revision, or a hash over the files of a local folder."""
+    precisions: tuple[str, ...] = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostFigures:
+    """Seconds of one rank for planning only; reports give what was measured.
+
+    A full step over n tokens takes `linear_s * n + quadratic_s * n * tokens_per_frame`; `kind_shares` says how that
+    splits over kinds of site, so that a reused site is known to save its share.
+    """
+
+    load_s: float
+    linear_s: float
+    quadratic_s: float
+    fixed_step_s: float
+    kind_shares: Mapping[str, float]
+    decode_s_per_pixel: float

@@ -1,0 +1,301 @@
+"""The broadcast plan: for every step and site, compute, or reuse the output of which earlier step.
+
+Pyramid Attention Broadcast (arXiv 2408.12588, section 3.2) in plain Python: the plan is made from the noise scheduler's own
+timesteps before step 0, so it is equal on every rank, printable before a GPU is asked for, and nothing needs a reset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+ATTENTION_KINDS = ("spatial", "temporal", "cross")
+KINDS = (*ATTENTION_KINDS, "mlp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One place in a model whose output PAB may keep.
+
+    `name` is the module path (`spatial_blocks.3.attn`), `kind` one of `KINDS`, `stack` the kind of block it stands in
+    ("spatial" or "temporal"), `block` the block's index in that stack.
+    """
+
+    name: str
+    kind: str
+    stack: str
+    block: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"site {self.name}: kind={self.kind!r}, allowed {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionRule:
+    """Compute once, reuse `range_steps - 1` times, where `low < int(timestep) < high` (both strict)."""
+
+    range_steps: int
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if self.range_steps < 1:
+            raise ValueError(f"broadcast range={self.range_steps}, needs 1 (never reuse) or more")
+        if self.low > self.high:
+            raise ValueError(f"broadcast window {self.low}..{self.high} is empty; write the smaller timestep first")
+
+    def reuses(self, step: int, timestep: float) -> bool:
+        """Whether the output kept from an earlier step stands in at this one. The phase is the absolute step."""
+        return step % self.range_steps != 0 and self.low < int(timestep) < self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpRule:
+    """At one key step the listed blocks' MLP outputs are kept for the next `skip_count` steps.
+
+    The key is an exact integer `timestep` (as the published configurations state it), or `position`, a fraction of
+    the steps, which fits every size, length and step count. Exactly one of them is given.
+    """
+
+    stack: str
+    blocks: tuple[int, ...]
+    skip_count: int
+    timestep: int | None = None
+    position: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.timestep is None) == (self.position is None):
+            raise ValueError("an mlp rule needs exactly one of timestep and position")
+        if self.position is not None and not 0 <= self.position < 1:
+            raise ValueError(f"mlp rule position={self.position}, allowed 0 up to but without 1")
+        if self.skip_count < 1:
+            raise ValueError(f"mlp rule skip_count={self.skip_count}, needs 1 or more")
+
+    def key_step(self, timesteps: Sequence[int]) -> int | None:
+        """Returns the step at which the output is computed and kept; None where the key timestep does not occur."""
+        if self.position is not None:
+            return min(round(self.position * len(timesteps)), len(timesteps) - 1)
+        return timesteps.index(self.timestep) if self.timestep in timesteps else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BroadcastRules:
+    """How a plan is made: one rule per attention kind, any number for MLPs. Empty rules never reuse anything."""
+
+    spatial: AttentionRule | None = None
+    temporal: AttentionRule | None = None
+    cross: AttentionRule | None = None
+    mlp: tuple[MlpRule, ...] = ()
+
+    def attention(self, kind: str) -> AttentionRule | None:
+        """Returns the rule of one attention kind."""
+        return {"spatial": self.spatial, "temporal": self.temporal, "cross": self.cross}[kind]
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns the rules as JSON values; `rules_from_dict` reads them back."""
+        rules: dict[str, object] = {}
+        for kind in ATTENTION_KINDS:
+            rule = self.attention(kind)
+            if rule is not None:
+                rules[kind] = {"range": rule.range_steps, "window": [rule.low, rule.high]}
+        if self.mlp:
+            rules["mlp"] = [
+                {"stack": r.stack, "blocks": list(r.blocks), "skip_count": r.skip_count}
+                | ({"timestep": r.timestep} if r.position is None else {"position": r.position})
+                for r in self.mlp
+            ]
+        return rules
+
+    @property
+    def digest(self) -> str:
+        """Names the rules in a clip's digest and in reports: 12 hex digits."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+NO_BROADCAST = BroadcastRules()
+
+
+def pyramid(
+    spatial: int | None, temporal: int | None, cross: int | None, *, window: tuple[int, int], mlp: Iterable[MlpRule] = ()
+) -> BroadcastRules:
+    """Returns rules with one window and a range per kind: `pyramid(2, 4, 6, window=(450, 930))` is PAB246."""
+
+    def rule(range_steps: int | None) -> AttentionRule | None:
+        return None if range_steps is None else AttentionRule(range_steps=range_steps, low=window[0], high=window[1])
+
+    return BroadcastRules(spatial=rule(spatial), temporal=rule(temporal), cross=rule(cross), mlp=tuple(mlp))
+
+
+def rules_from_dict(values: Mapping[str, object]) -> BroadcastRules:
+    """Reads user-made rules, e.g. `{"spatial": {"range": 2, "window": [450, 930]}}`. Raises ValueError naming the key."""
+    unknown = sorted(set(values) - set(KINDS))
+    if unknown:
+        raise ValueError(f"broadcast rules: unknown key {unknown[0]!r}, allowed {', '.join(KINDS)}")
+    rules: dict[str, AttentionRule] = {}
+    for kind in ATTENTION_KINDS:
+        if kind in values:
+            entry = values[kind]
+            try:
+                low, high = entry["window"]  # type: ignore[index]
+                rules[kind] = AttentionRule(range_steps=int(entry["range"]), low=int(low), high=int(high))  # type: ignore[index]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"broadcast rules: {kind}={entry!r}, needs {{'range': R, 'window': [low, high]}} ({error})"
+                ) from error
+    mlp: list[MlpRule] = []
+    for entry in values.get("mlp", ()):  # type: ignore[attr-defined]
+        try:
+            mlp.append(MlpRule(**{**entry, "blocks": tuple(entry["blocks"])}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"broadcast rules: mlp entry {entry!r}, needs stack, blocks, skip_count and one of timestep, position "
+                f"({error})"
+            ) from error
+    return BroadcastRules(mlp=tuple(mlp), **rules)
+
+
+@dataclass(frozen=True)
+class BroadcastPlan:
+    """For every step and site, the step whose output is used.
+
+    `sources[step][i]` is the step at which the output of `sites[i]` that step `step` uses is computed: `step` itself
+    where it computes, an earlier one where it reuses.
+    """
+
+    sites: tuple[Site, ...]
+    timesteps: tuple[float, ...]
+    sources: tuple[tuple[int, ...], ...]
+    rules: BroadcastRules
+
+    @property
+    def num_steps(self) -> int:
+        """The number of model calls (a scheduler may make more of them than the clip's `num_steps`)."""
+        return len(self.timesteps)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Site name -> position in `sites`."""
+        return {site.name: i for i, site in enumerate(self.sites)}
+
+    @cached_property
+    def last_uses(self) -> tuple[dict[int, int], ...]:
+        """Per site: computing step -> the last step that reuses its output. Steps nobody reuses are absent."""
+        uses: list[dict[int, int]] = [{} for _ in self.sites]
+        for step, row in enumerate(self.sources):
+            for i, source in enumerate(row):
+                if source != step:
+                    uses[i][source] = step
+        return tuple(uses)
+
+    def reuses(self, step: int, site: int) -> bool:
+        """Whether this site skips its computation at this step."""
+        return self.sources[step][site] != step
+
+    def keeps(self, step: int, site: int) -> bool:
+        """Whether what this site computes at this step is reused later, so must be kept."""
+        return step in self.last_uses[site]
+
+    def is_last_use(self, step: int, site: int) -> bool:
+        """Whether nothing after this step reuses what this step reuses, so that it can be freed."""
+        return self.last_uses[site].get(self.sources[step][site]) == step
+
+    def computed(self, kind: str) -> int:
+        """Returns how many calls of this kind are computed, over all steps and sites."""
+        members = [i for i, site in enumerate(self.sites) if site.kind == kind]
+        return sum(not self.reuses(step, i) for step in range(self.num_steps) for i in members)
+
+    def total(self, kind: str) -> int:
+        """Returns how many calls of this kind there are, over all steps and sites."""
+        return self.num_steps * sum(site.kind == kind for site in self.sites)
+
+    def decisions(self, site: int) -> str:
+        """Returns one letter a step: C computed, S computed and kept for MLP reuse, B broadcast (reused)."""
+        kept = "S" if self.sites[site].kind == "mlp" else "C"
+        return "".join(
+            "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C" for step in range(self.num_steps)
+        )
+
+    @cached_property
+    def patterns(self) -> tuple[str, ...]:
+        """Per step, which kinds compute: `stcm` all, `..cm` spatial and temporal reused, capital where only some do."""
+        return tuple(self._pattern(step) for step in range(self.num_steps))
+
+    def _pattern(self, step: int) -> str:
+        letters = []
+        for kind in KINDS:
+            members = [i for i, site in enumerate(self.sites) if site.kind == kind]
+            reused = sum(self.reuses(step, i) for i in members)
+            if members:
+                letters.append(kind[0] if reused == 0 else "." if reused == len(members) else kind[0].upper())
+        return "".join(letters)
+
+    @cached_property
+    def full_steps(self) -> tuple[int, ...]:
+        """The steps that compute every site."""
+        return tuple(step for step, row in enumerate(self.sources) if all(source == step for source in row))
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the plan in records and reports: 12 hex digits over sites, timesteps and sources."""
+        content = [[site.name for site in self.sites], list(self.timesteps), [list(row) for row in self.sources]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+    def table(self) -> str:
+        """Returns the plan as text: one line per group of sites that decide alike, one letter per step."""
+        groups: dict[tuple[str, str, str], list[int]] = {}
+        for i, site in enumerate(self.sites):
+            groups.setdefault((site.kind, site.stack if site.kind == "mlp" else "", self.decisions(i)), []).append(i)
+        lines = [f"{'kind':<14}{'sites':>6}  decisions (C compute, S compute and keep, B reuse)"]
+        for (kind, stack, decisions), members in groups.items():
+            lines.append(f"{kind + (' ' + stack if stack else ''):<14}{len(members):>6}  {decisions}")
+        counts = Counter(self.patterns)
+        lines.append("patterns      " + ", ".join(f"{name} x{count}" for name, count in counts.most_common()))
+        return "\n".join(lines)
+
+
+def make_plan(rules: BroadcastRules, timesteps: Sequence[float], sites: Sequence[Site]) -> BroadcastPlan:
+    """Decides every step and site.
+
+    `timesteps`: noise level of each model call as the model sees it (after the cast to its precision). The first call
+    of every site computes, whatever the rules say; a reuse takes the last computed output, which may lie before the
+    window.
+    """
+    whole = [int(timestep) for timestep in timesteps]
+    mlp_sources = _mlp_sources(rules.mlp, whole)
+    sources: list[tuple[int, ...]] = []
+    for step, timestep in enumerate(timesteps):
+        row: list[int] = []
+        for i, site in enumerate(sites):
+            if site.kind == "mlp":
+                row.append(mlp_sources.get((site.stack, site.block), {}).get(step, step))
+                continue
+            rule = rules.attention(site.kind)
+            reuse = step > 0 and rule is not None and rule.reuses(step, timestep)
+            row.append(sources[step - 1][i] if reuse else step)
+        sources.append(tuple(row))
+    return BroadcastPlan(
+        sites=tuple(sites), timesteps=tuple(timesteps), sources=tuple(sources), rules=rules
+    )
+
+
+def _mlp_sources(rules: Iterable[MlpRule], timesteps: Sequence[int]) -> dict[tuple[str, int], dict[int, int]]:
+    """Returns (stack, block) -> {step that reuses: step that computed}. A key step always computes; of overlapping rules the
+    first in order decides."""  # fmt: skip
+    sources: dict[tuple[str, int], dict[int, int]] = {}
+    keyed = [(rule, rule.key_step(timesteps)) for rule in rules]
+    for rule, key in keyed:
+        if key is None:
+            continue
+        covered = set(timesteps[key : key + 1 + rule.skip_count])
+        for block in rule.blocks:
+            keys = {k for r, k in keyed if k is not None and r.stack == rule.stack and block in r.blocks}
+            for step in range(key + 1, len(timesteps)):
+                if step not in keys and timesteps[step] in covered:
+                    latest = max(k for k in keys if k < step)
+                    sources.setdefault((rule.stack, block), {}).setdefault(step, latest)
+    return sources

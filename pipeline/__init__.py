@@ -1,0 +1,1 @@
+"""The command line: where manifests, jobs and clusters meet."""
