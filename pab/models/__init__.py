@@ -1,0 +1,1 @@
+"""Transformers written here, with the published checkpoints' key names."""

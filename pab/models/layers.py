@@ -1,0 +1,132 @@
+"""Layers that the transformers written here share. Key names are those of the published checkpoints.
+
+Shape letters: B batch rows, T frames, S patches of a frame, L text tokens, D channels, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dim, computed in float32, with a learned weight."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises x over its last dim."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with tanh-GELU between."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps the last dim from `in_dim` to `out_dim`."""
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class ScalarEmbedder(nn.Module):
+    """Embeds one number per row: 256 sinusoids, cosines first, then two linear layers with SiLU between."""
+
+    num_frequencies = 256
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, values_B: Tensor) -> Tensor:
+        """Returns [B, D] in the layer's own precision; the sinusoids are float32."""
+        half = self.num_frequencies // 2
+        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
+        # exp in float64: a float32 exp differs by machine, and an angle of 1000 radians magnifies its last bit
+        frequencies = exponents.double().exp().float().to(values_B.device)
+        angles = values_B[:, None].float() * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+
+
+class PatchEmbed3D(nn.Module):
+    """Cuts latents into patches by a convolution, padding right, bottom and end with zeros."""
+
+    def __init__(self, patch_size: Sequence[int], in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.patch_size = tuple(patch_size)
+        self.proj = nn.Conv3d(in_channels, dim, kernel_size=self.patch_size, stride=self.patch_size)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """Returns [B, T/pt, H/ph, W/pw, D] (rounded up)."""
+        missing = [-size % patch for size, patch in zip(x_BCTHW.shape[2:], self.patch_size, strict=True)]
+        if any(missing):
+            x_BCTHW = F.pad(x_BCTHW, [0, missing[2], 0, missing[1], 0, missing[0]])
+        return self.proj(x_BCTHW).permute(0, 2, 3, 4, 1)
+
+
+def unpatchify(x: Tensor, patch_size: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Undoes the patches: x [B, T', H', W', pt*ph*pw*C] -> [B, C, T, H, W], cut to `size` = (T, H, W)."""
+    pt, ph, pw = patch_size
+    batch, t, h, w, _ = x.shape
+    x = x.reshape(batch, t, h, w, pt, ph, pw, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
+    x = x.reshape(batch, -1, t * pt, h * ph, w * pw)
+    return x[:, :, : size[0], : size[1], : size[2]]
+
+
+def position_embedding_2d(dim: int, rows: int, columns: int, *, scale: float, base_size: int) -> Tensor:
+    """Returns [rows * columns, dim] float32: sine then cosine of the column in the first half, of the row in the second.
+
+    Coordinates are `i / scale * base_size / n`, so that sizes share one frame of reference (`scale` 1 is the training
+    size).
+    """
+    half = dim // 2
+    frequencies = 1.0 / (10000 ** (torch.arange(0, half, 2, dtype=torch.float32) / half))
+
+    def embed(count: int) -> Tensor:
+        coordinates = torch.arange(count, dtype=torch.float32) / scale * (base_size / count)
+        angles = coordinates[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+    column = embed(columns)[None].expand(rows, -1, -1)
+    row = embed(rows)[:, None].expand(-1, columns, -1)
+    return torch.cat([column, row], dim=-1).reshape(rows * columns, dim)
+
+
+class RotaryFrequencies(nn.Module):
+    """Holds the rotary frequencies [head_dim / 2], which published checkpoints carry as a frozen parameter."""
+
+    def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
+        super().__init__()
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        self.freqs = nn.Parameter(1.0 / theta**exponents, requires_grad=False)
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """Returns cosines and sines [length, head_dim] float32 for interleaved pairs."""
+        positions = torch.arange(length, dtype=torch.float32, device=self.freqs.device)
+        angles = (positions[:, None] * self.freqs.float()).repeat_interleave(2, dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def rotate_pairs(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Applies rotary embedding to x [..., length, head_dim], rotating pairs (x0, x1), (x2, x3), ..."""
+    cosines, sines = rotation
+    pairs = x.unflatten(-1, (-1, 2))
+    turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
+    return (x * cosines + turned * sines).to(x.dtype)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Returns x * (1 + scale) + shift."""
+    return x * (1 + scale) + shift

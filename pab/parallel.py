@@ -1,0 +1,170 @@
+"""The ranks of one node group and how they talk: sequence parallelism, guidance parallelism, clips side by side.
+
+Parallel state is one frozen object that is passed in. A group of one is the same object: its collectives return their
+argument. What crosses the wire is counted at the collective (DSP, arXiv 2403.10266, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Collectives of one rank, counted where they happen. `bytes_sent` leaves out what a rank keeps for itself."""
+
+    all_to_alls: int = 0
+    all_to_all_bytes: int = 0
+    gathers: int = 0
+    gather_bytes: int = 0
+
+    def snapshot(self) -> Traffic:
+        """Returns a copy, to take differences from."""
+        return Traffic(self.all_to_alls, self.all_to_all_bytes, self.gathers, self.gather_bytes)
+
+    def since(self, earlier: Traffic) -> Traffic:
+        """Returns what came after an earlier snapshot."""
+        return Traffic(
+            self.all_to_alls - earlier.all_to_alls,
+            self.all_to_all_bytes - earlier.all_to_all_bytes,
+            self.gathers - earlier.gathers,
+            self.gather_bytes - earlier.gather_bytes,
+        )
+
+
+def padded(size: int, parts: int) -> int:
+    """Returns the smallest multiple of `parts` that holds `size`."""
+    return -(-size // parts) * parts
+
+
+def _pad_dim(x: Tensor, dim: int, size: int) -> Tensor:
+    missing = size - x.shape[dim]
+    if missing == 0:
+        return x
+    return F.pad(x, [0, 0] * (x.dim() - dim - 1) + [0, missing])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One axis of the mesh: the ranks among which this one is `rank` of `size`."""
+
+    size: int = 1
+    rank: int = 0
+    group: dist.ProcessGroup | None = None
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """Returns every rank's tensor, in rank order. All must have one shape."""
+        if self.size == 1:
+            return [x]
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x, group=self.group)
+        self.traffic.gathers += 1
+        self.traffic.gather_bytes += x.numel() * x.element_size() * (self.size - 1)
+        return parts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceParallel:
+    """Splits one pass over the ranks of an axis and moves the split from one tensor dim to another.
+
+    A dim that does not divide evenly is padded with zeros at its end; whoever undoes the split gives the true size,
+    and the padding is cut off again.
+    """
+
+    axis: Axis = field(default_factory=Axis)
+
+    @property
+    def size(self) -> int:
+        """How many ranks share one pass."""
+        return self.axis.size
+
+    def split(self, x: Tensor, dim: int, *, multiple: int = 1) -> Tensor:
+        """Returns this rank's part of `dim`, whose parts are equal and multiples of `multiple`; zeros pad the end."""
+        if self.size == 1:
+            return x
+        part = padded(x.shape[dim], self.size * multiple) // self.size
+        return _pad_dim(x, dim, part * self.size).narrow(dim, self.axis.rank * part, part)
+
+    def gather(self, x: Tensor, dim: int, size: int) -> Tensor:
+        """Undoes `split`: returns the whole of `dim`, cut to its true `size`, on every rank."""
+        if self.size == 1:
+            return x
+        return torch.cat(self.axis.all_gather(x), dim=dim).narrow(dim, 0, size)
+
+    def switch(self, x: Tensor, *, whole_dim: int, split_dim: int, size: int) -> Tensor:
+        """Makes `whole_dim`, split until now and of true length `size`, whole, and splits `split_dim` instead.
+
+        One all-to-all. Returns x itself in a group of one.
+        """
+        if self.size == 1:
+            return x
+        assert x.dim() > max(whole_dim, split_dim), "dims count from the front"
+        x = _pad_dim(x, split_dim, padded(x.shape[split_dim], self.size))
+        sent = torch.stack(x.chunk(self.size, dim=split_dim)).contiguous()
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=self.axis.group)
+        self.axis.traffic.all_to_alls += 1
+        self.axis.traffic.all_to_all_bytes += sent.numel() * sent.element_size() * (self.size - 1) // self.size
+        return torch.cat(received.unbind(0), dim=whole_dim).narrow(whole_dim, 0, size)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeGroup:
+    """The ranks that render together: `dp` clips at once, `cfg` guidance branches apart, `sp` ranks per pass.
+
+    `rank` counts in the order dp, cfg, sp with sp innermost. `clip` spans the cfg x sp ranks that share one clip.
+    """
+
+    rank: int = 0
+    dp: Axis = field(default_factory=Axis)
+    cfg: Axis = field(default_factory=Axis)
+    clip: Axis = field(default_factory=Axis)
+    sp: SequenceParallel = field(default_factory=SequenceParallel)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def size(self) -> int:
+        """Ranks in all."""
+        return self.dp.size * self.clip.size
+
+    @property
+    def is_clip_root(self) -> bool:
+        """Whether this rank writes what its clip leaves behind."""
+        return self.clip.rank == 0
+
+
+def open_group(*, dp: int, cfg: int, sp: int, device: torch.device) -> NodeGroup:
+    """Builds the group's axes over the default process group, which must be open when there is more than one rank.
+
+    Collective: every rank calls it. Raises ValueError when dp x cfg x sp is not the number of ranks.
+    """
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if dp * cfg * sp != world:
+        raise ValueError(f"mesh dp={dp},cfg={cfg},sp={sp} needs {dp * cfg * sp} ranks, the group has {world}")
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    mesh = torch.arange(world).reshape(dp, cfg, sp)
+
+    def axis(rows: Tensor) -> Axis:
+        # Every rank must create every group, in the same order.
+        mine = Axis()
+        for row in rows.tolist():
+            group = dist.new_group(row) if len(row) > 1 else None
+            if rank in row:
+                mine = Axis(size=len(row), rank=row.index(rank), group=group)
+        return mine
+
+    return NodeGroup(
+        rank=rank,
+        dp=axis(mesh.permute(1, 2, 0).reshape(-1, dp)),
+        cfg=axis(mesh.permute(0, 2, 1).reshape(-1, cfg)),
+        clip=axis(mesh.reshape(dp, cfg * sp)),
+        sp=SequenceParallel(axis=axis(mesh.reshape(-1, sp))),
+        device=device,
+    )
