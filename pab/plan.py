@@ -121,7 +121,12 @@ NO_BROADCAST = BroadcastRules()
 
 
 def pyramid(
-    spatial: int | None, temporal: int | None, cross: int | None, *, window: tuple[int, int], mlp: Iterable[MlpRule] = ()
+    spatial: int | None,
+    temporal: int | None,
+    cross: int | None,
+    *,
+    window: tuple[int, int],
+    mlp: Iterable[MlpRule] = (),
 ) -> BroadcastRules:
     """Returns rules with one window and a range per kind: `pyramid(2, 4, 6, window=(450, 930))` is PAB246."""
 
@@ -217,7 +222,8 @@ class BroadcastPlan:
         """Returns one letter a step: C computed, S computed and kept for MLP reuse, B broadcast (reused)."""
         kept = "S" if self.sites[site].kind == "mlp" else "C"
         return "".join(
-            "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C" for step in range(self.num_steps)
+            "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C"
+            for step in range(self.num_steps)
         )
 
     @cached_property
@@ -278,14 +284,14 @@ def make_plan(rules: BroadcastRules, timesteps: Sequence[float], sites: Sequence
             reuse = step > 0 and rule is not None and rule.reuses(step, timestep)
             row.append(sources[step - 1][i] if reuse else step)
         sources.append(tuple(row))
-    return BroadcastPlan(
-        sites=tuple(sites), timesteps=tuple(timesteps), sources=tuple(sources), rules=rules
-    )
+    return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=tuple(sources), rules=rules)
 
 
 def _mlp_sources(rules: Iterable[MlpRule], timesteps: Sequence[int]) -> dict[tuple[str, int], dict[int, int]]:
-    """Returns (stack, block) -> {step that reuses: step that computed}. A key step always computes; of overlapping rules the
-    first in order decides."""  # fmt: skip
+    """Returns (stack, block) -> {step that reuses: step that computed}.
+
+    A key step always computes; of overlapping rules the first in order decides.
+    """
     sources: dict[tuple[str, int], dict[int, int]] = {}
     keyed = [(rule, rule.key_step(timesteps)) for rule in rules]
     for rule, key in keyed:

@@ -94,7 +94,8 @@ class RectifiedFlow:
         assert self.noise is not None, "frame conditioning needs noise"
         active = self.active_frames(step)
         begun = self.frame_mask_BT == 1 if step == 0 else self.active_frames(step - 1)
-        assert active is not None and begun is not None, "a frame mask is given"
+        assert active is not None, "a frame mask is given"
+        assert begun is not None, "a frame mask is given"
         begins = (active & ~begun)[:, None, :, None, None]
         noised = add_noise(latents_BCTHW, self.noise(step), self.timesteps[step])
         return noised.where(begins, latents_BCTHW)
@@ -123,4 +124,3 @@ def training_loss(velocity: Tensor, data: Tensor, noise: Tensor, frame_mask_BT: 
     per_frame = error.mean(dim=(1, 3, 4))
     weights = frame_mask_BT.to(per_frame.dtype)
     return (per_frame * weights).sum(dim=1) / weights.sum(dim=1)
-

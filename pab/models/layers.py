@@ -50,6 +50,11 @@ class ScalarEmbedder(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(self.num_frequencies, dim), nn.SiLU(), nn.Linear(dim, dim))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The layer's precision."""
+        return next(self.parameters()).dtype
+
     def forward(self, values_B: Tensor) -> Tensor:
         """Returns [B, D] in the layer's own precision; the sinusoids are float32."""
         half = self.num_frequencies // 2
@@ -57,15 +62,15 @@ class ScalarEmbedder(nn.Module):
         # exp in float64: a float32 exp differs by machine, and an angle of 1000 radians magnifies its last bit
         frequencies = exponents.double().exp().float().to(values_B.device)
         angles = values_B[:, None].float() * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.dtype))
 
 
 class PatchEmbed3D(nn.Module):
     """Cuts latents into patches by a convolution, padding right, bottom and end with zeros."""
 
-    def __init__(self, patch_size: Sequence[int], in_channels: int, dim: int) -> None:
+    def __init__(self, patch_size: tuple[int, int, int], in_channels: int, dim: int) -> None:
         super().__init__()
-        self.patch_size = tuple(patch_size)
+        self.patch_size = patch_size
         self.proj = nn.Conv3d(in_channels, dim, kernel_size=self.patch_size, stride=self.patch_size)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:

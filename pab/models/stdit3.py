@@ -50,7 +50,9 @@ class STDiT3Config:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads or self.hidden_size // self.num_heads % 2:
-            raise ValueError(f"hidden_size={self.hidden_size}, needs num_heads={self.num_heads} times an even head size")
+            raise ValueError(
+                f"hidden_size={self.hidden_size}, needs num_heads={self.num_heads} times an even head size"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -262,12 +264,8 @@ class STDiT3(nn.Module):
         self.fps_embedder = ScalarEmbedder(dim)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.y_embedder = CaptionEmbedder(config)
-        self.spatial_blocks = nn.ModuleList(
-            STDiT3Block(config, temporal=False, index=i) for i in range(config.depth)
-        )
-        self.temporal_blocks = nn.ModuleList(
-            STDiT3Block(config, temporal=True, index=i) for i in range(config.depth)
-        )
+        self.spatial_blocks = nn.ModuleList(STDiT3Block(config, temporal=False, index=i) for i in range(config.depth))
+        self.temporal_blocks = nn.ModuleList(STDiT3Block(config, temporal=True, index=i) for i in range(config.depth))
         self.final_layer = FinalLayer(config)
 
     @property

@@ -1,0 +1,139 @@
+"""The one denoising loop: noise to latents, with a broadcast plan, on one rank or many."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pab.family import ClipRequest, Family
+from pab.model import EncodedPrompt, StepInput, VideoModel
+from pab.parallel import NodeGroup, Traffic
+from pab.plan import BroadcastPlan, BroadcastRules, make_plan
+from pab.state import BOTH, COND, UNCOND, BroadcastState
+
+
+class NotFiniteError(ArithmeticError):
+    """The latents hold NaN or infinity after denoising; the message says how many values."""
+
+
+@dataclass(slots=True)
+class StepClock:
+    """Marks the borders of steps without waiting for the device; seconds are read after the loop."""
+
+    device: torch.device
+    marks: list[torch.cuda.Event | float] = field(default_factory=list)
+
+    def mark(self) -> None:
+        """Notes that everything queued so far belongs to what came before."""
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Returns the seconds between neighbouring marks; waits for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        pairs = zip(self.marks, self.marks[1:], strict=False)
+        return [a.elapsed_time(b) / 1e3 if isinstance(a, torch.cuda.Event) else b - a for a, b in pairs]  # type: ignore[arg-type,operator]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denoised:
+    """What the loop leaves: whole latents [B, C, T, H, W] float32, and what was measured and counted on this rank."""
+
+    latents: Tensor
+    plan: BroadcastPlan
+    step_seconds: tuple[float, ...]
+    computed: dict[str, int]
+    """Site calls computed, by kind, over all passes of this rank."""
+    reused: dict[str, int]
+    traffic: Traffic
+    kept_bytes_peak: int
+
+
+def plan_for(family: Family, request: ClipRequest, rules: BroadcastRules, precision: str) -> BroadcastPlan:
+    """Returns the plan of one clip: what every rank computes alike, and what `--dry-run` prints."""
+    return make_plan(rules, family.timesteps(request, precision), family.sites)
+
+
+def initial_noise(request: ClipRequest, shape: Sequence[int]) -> Tensor:
+    """Draws the whole latent's noise [1, *shape] on the CPU from the clip's own seed, the same on any number of ranks."""
+    generator = torch.Generator().manual_seed(request.seed)
+    return torch.randn(1, *shape, generator=generator)
+
+
+def branches(request: ClipRequest, group: NodeGroup) -> tuple[str, ...]:
+    """Returns the guidance branches this rank runs in a step."""
+    if request.guidance_scale == 1.0:
+        return (COND,)
+    if group.cfg.size == 1:
+        return (BOTH,)
+    return (COND,) if group.cfg.rank == 0 else (UNCOND,)
+
+
+def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) -> Tensor:
+    """Joins this rank's predictions to the guided one: uncond + scale * (cond - uncond), on every rank."""
+    if guidance_scale == 1.0:
+        return outputs[0]
+    cond, uncond = group.cfg.all_gather(outputs[0]) if group.cfg.size > 1 else outputs[0].chunk(2)
+    return uncond + guidance_scale * (cond - uncond)
+
+
+@torch.inference_mode()
+def denoise(
+    model: VideoModel,
+    request: ClipRequest,
+    *,
+    prompt: EncodedPrompt,
+    noise: Tensor,
+    plan: BroadcastPlan,
+    group: NodeGroup,
+) -> Denoised:
+    """Renders one clip's latents. Collective over the clip's ranks.
+
+    `noise`: whole [B, C, T, H, W] on the CPU. Nothing in the loop waits for the device. Raises NotFiniteError when the
+    result is not finite (after the loop, on every rank).
+    """
+    scheduler = model.scheduler(request, group.sp)
+    assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
+    mine = branches(request, group)
+    texts = {branch: prompt.states(branch) for branch in mine}
+    state = BroadcastState(plan)
+    before = group.sp.axis.traffic.snapshot()
+    clock = StepClock(group.device)
+    kept_bytes_peak = 0
+    latents = model.split(noise.to(group.device) * scheduler.init_noise_sigma, group.sp)
+    clock.mark()
+    for step in range(plan.num_steps):
+        model_input = scheduler.model_input(latents, step)
+        step_input = StepInput(
+            request=request, step=step, timestep=plan.timesteps[step], active_frames=scheduler.active_frames(step)
+        )
+        outputs = [
+            model.predict(model_input, step_input, texts[branch], state.visit(step, branch), group) for branch in mine
+        ]
+        prediction = guide(outputs, request.guidance_scale, group)
+        latents = scheduler.advance(latents, model_input, prediction, step)
+        kept_bytes_peak = max(kept_bytes_peak, state.kept_bytes)
+        clock.mark()
+    assert not state.kept, f"outputs outlived their last use: {sorted(state.kept)}"
+    latents = model.gather(latents, request, group.sp)
+    not_finite = int((~latents.isfinite()).sum())
+    if not_finite:
+        raise NotFiniteError(f"{not_finite} of {latents.numel()} latent values are NaN or infinite after denoising")
+    return Denoised(
+        latents=latents,
+        plan=plan,
+        step_seconds=tuple(clock.seconds()),
+        computed=dict(state.computed),
+        reused=dict(state.reused),
+        traffic=group.sp.axis.traffic.since(before),
+        kept_bytes_peak=kept_bytes_peak,
+    )

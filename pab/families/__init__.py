@@ -1,0 +1,17 @@
+"""The model families, listed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pab.families.demo import DEMO
+from pab.family import Family
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (DEMO,)}
+
+
+def find_family(name: str) -> Family:
+    """Returns a family by name. Raises ValueError naming the families there are."""
+    if name not in FAMILIES:
+        raise ValueError(f"model={name!r} is not known, allowed: {', '.join(FAMILIES)}")
+    return FAMILIES[name]

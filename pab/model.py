@@ -1,0 +1,83 @@
+"""The seam between the denoising loop and a loaded model of any family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from pab.family import ClipRequest
+from pab.parallel import NodeGroup, SequenceParallel
+from pab.state import Visit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedPrompt:
+    """One clip's text, ready for the model.
+
+    `states`: per guidance branch ("both", "cond", "uncond") what `VideoModel.predict` wants; made on demand, so only the
+    branches a rank runs cost memory. `warnings` are told on the clip's record, e.g. words the model does not know.
+    """
+
+    states: Callable[[str], object]
+    warnings: tuple[str, ...] = ()
+
+
+class Scheduler(Protocol):
+    """One clip's noise levels and the update of a step. All latents are this rank's part."""
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """The noise level of every model call."""
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What the initial noise is multiplied by."""
+
+    def model_input(self, latents: Tensor, step: int) -> Tensor:
+        """Returns what the model is given at a step."""
+
+    def active_frames(self, step: int) -> Tensor | None:
+        """Returns [B, T] bool, False for frames that are given, not generated; None when all are generated."""
+
+    def advance(self, latents: Tensor, model_input: Tensor, prediction: Tensor, step: int) -> Tensor:
+        """Returns the latents after a step, from the guided prediction."""
+
+
+class VideoModel(Protocol):
+    """A loaded model. Pixels and latents are batch first; latents are float32 [B, C, T, H, W]."""
+
+    def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
+        """Encodes the text of several clips at once; the same numbers as one by one."""
+
+    def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
+        """Returns (C, T, H, W) of the clip's latents."""
+
+    def scheduler(self, request: ClipRequest, sp: SequenceParallel) -> Scheduler:
+        """Returns the clip's scheduler, for this rank's part of the latents."""
+
+    def split(self, latents: Tensor, sp: SequenceParallel) -> Tensor:
+        """Returns this rank's part of whole latents; a model that cannot split returns them whole."""
+
+    def gather(self, latents: Tensor, request: ClipRequest, sp: SequenceParallel) -> Tensor:
+        """Undoes `split`, on every rank."""
+
+    def predict(
+        self, latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup
+    ) -> Tensor:  # fmt: skip
+        """Predicts for the rows of `text`'s branch: for "both" the conditional rows, then the unconditional ones."""
+
+    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+        """Returns uint8 frames [B, T, H, W, 3] on the CPU, on the clip's root rank at least. Collective."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInput:
+    """What one pass is told besides latents and text."""
+
+    request: ClipRequest
+    step: int
+    timestep: float
+    active_frames: Tensor | None

@@ -1,0 +1,119 @@
+"""A loaded STDiT3 with its text encoder and decoder, as the denoising loop drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pab.family import ClipRequest
+from pab.model import EncodedPrompt, StepInput
+from pab.models.stdit3 import ClipShape, STDiT3, Text
+from pab.parallel import NodeGroup, SequenceParallel
+from pab.rectified_flow import RectifiedFlow
+from pab.state import BOTH, COND, UNCOND, Visit
+
+FRAME_DIM = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStates:
+    """Text states of several prompts: `y_BLC`, `mask_BL` (1 for tokens that count), and per prompt what to warn about."""
+
+    y_BLC: Tensor
+    mask_BL: Tensor
+    warnings: tuple[tuple[str, ...], ...]
+
+
+class LatentCodec(Protocol):
+    """How latents become pixels."""
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Returns (C, T, H, W) of a clip of this pixel size."""
+
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+        """Returns uint8 frames [B, T, H, W, 3] on the CPU, on the clip's root rank at least. Collective."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class STDiT3Video:
+    """A `VideoModel` over an STDiT3: frames are split over the sequence axis, guidance runs as rows or as branches."""
+
+    transformer: STDiT3
+    encode_text: Callable[[Sequence[str]], TextStates]
+    codec: LatentCodec
+    timesteps: Callable[[ClipRequest], tuple[float, ...]]
+    model_fps: Callable[[ClipRequest], float]
+
+    def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
+        """Encodes prompts, and negative prompts where given; the null text stands for an absent one."""
+        states = self.encode_text([request.prompt for request in requests])
+        negative = {
+            i: self.encode_text([request.negative_prompt])
+            for i, request in enumerate(requests)
+            if request.negative_prompt
+        }
+        return [
+            self._prompt(states.y_BLC[i : i + 1], states.mask_BL[i : i + 1], states.warnings[i], negative.get(i))
+            for i in range(len(requests))
+        ]
+
+    def _prompt(self, y: Tensor, mask: Tensor, warnings: tuple[str, ...], negative: TextStates | None) -> EncodedPrompt:
+        # The published model cuts the null text by the prompt's own mask.
+        null = self.transformer.y_embedder.y_embedding[None].to(y)
+        uncond, uncond_mask = (null, mask) if negative is None else (negative.y_BLC, negative.mask_BL)
+        if negative is not None:
+            warnings = warnings + tuple(f"negative prompt: {warning}" for warning in negative.warnings[0])
+
+        @torch.inference_mode()
+        def states(branch: str) -> Text:
+            rows = {BOTH: [y, uncond], COND: [y], UNCOND: [uncond]}[branch]
+            masks = {BOTH: [mask, uncond_mask], COND: [mask], UNCOND: [uncond_mask]}[branch]
+            return self.transformer.prepare_text(torch.cat(rows), torch.cat(masks))
+
+        return EncodedPrompt(states=states, warnings=warnings)
+
+    def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
+        """Returns (C, T, H, W) of the clip's latents."""
+        return self.codec.latent_shape(request.num_frames, request.height, request.width)
+
+    def scheduler(self, request: ClipRequest, sp: SequenceParallel) -> RectifiedFlow:
+        """Returns rectified flow over the clip's noise levels."""
+        return RectifiedFlow(timesteps=self.timesteps(request))
+
+    def split(self, latents: Tensor, sp: SequenceParallel) -> Tensor:
+        """Returns this rank's frames."""
+        return sp.split(latents, FRAME_DIM, multiple=self.transformer.config.patch_size[0])
+
+    def gather(self, latents: Tensor, request: ClipRequest, sp: SequenceParallel) -> Tensor:
+        """Returns all frames."""
+        return sp.gather(latents, FRAME_DIM, self.latent_shape(request)[1])
+
+    def predict(self, latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup) -> Tensor:
+        """Returns the velocity of the branch's rows."""
+        assert isinstance(text, Text), "text comes from encode_prompts"
+        request = step_input.request
+        rows = 2 if visit.branch == BOTH else 1
+        active = step_input.active_frames
+        output = self.transformer.denoise(
+            latents.repeat(rows, 1, 1, 1, 1),
+            step_input.timestep,
+            text,
+            clip=ClipShape(
+                height=request.height,
+                width=request.width,
+                fps=torch.tensor([self.model_fps(request)]),
+                num_latent_frames=self.latent_shape(request)[1],
+            ),
+            visit=visit,
+            active_BT=None if active is None else active.repeat(rows, 1),
+            sp=group.sp,
+        )
+        return output[:, : self.transformer.config.in_channels]
+
+    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+        """Returns uint8 frames [B, T, H, W, 3]."""
+        return self.codec.decode_frames(latents, request, group)

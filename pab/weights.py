@@ -1,0 +1,31 @@
+"""Names the weights a clip is rendered with, so that a clip's digest changes when they do."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+_SAMPLE_BYTES = 1 << 20
+
+
+def weights_digest(path: Path) -> str:
+    """Returns 16 hex digits over names, sizes and contents of a weights file or folder.
+
+    Files up to 64 MiB are hashed whole; of larger ones 16 evenly spaced blocks of 1 MiB are, so that naming tens of
+    gigabytes takes a moment. Raises FileNotFoundError naming the path.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"weights={str(path)!r} does not exist; give a local folder or file, or leave it out")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path.parent if path.is_file() else path).as_posix()}\0{size}\0".encode())
+        with file.open("rb") as stream:
+            if size <= 64 * _SAMPLE_BYTES:
+                digest.update(stream.read())
+                continue
+            for i in range(16):
+                stream.seek((size - _SAMPLE_BYTES) * i // 15)
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
