@@ -1,0 +1,23 @@
+"""Shares this machine's GPUs and cores among the jobs that run on it at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def visible_gpus(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """Returns the GPUs that this process may use, as CUDA names them: CUDA_VISIBLE_DEVICES, else all `nvidia` devices."""
+    named = environment.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(name.strip() for name in named.split(",") if name.strip() not in ("", "-1"))
+    count = sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in devices.iterdir())
+    return tuple(str(index) for index in range(count))
+
+
+def threads_per_rank(num_ranks: int, *, num_jobs: int) -> int:
+    """Returns this machine's cores per rank when `num_jobs` jobs of `num_ranks` ranks run at once; at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // (num_ranks * num_jobs))

@@ -1,0 +1,92 @@
+"""What runs on every rank around the caller's function: old results away first, no life without the group, requeue."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+
+import submitit
+
+_LOG = logging.getLogger(__name__)
+_WATCH_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankResult:
+    """What a rank leaves: rank 0's value (None from the others) and the start of the job that it belongs to."""
+
+    attempt: int
+    value: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankCall:
+    """The callable that submitit pickles for a job; it runs `call` on one rank.
+
+    `max_requeues`: how often the job puts itself back into SLURM's queue at its time limit or a preemption.
+    """
+
+    call: Callable[[], object]
+    max_requeues: int = 0
+
+    def __call__(self) -> RankResult:
+        """Runs the call and returns rank 0's value with the attempt it was made in."""
+        environment = submitit.JobEnvironment()
+        attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        _drop_old_result(environment)
+        if environment.cluster == "local":
+            _die_with(int(environment.job_id))
+        else:
+            _requeue_on_usr2(environment, attempt=attempt, max_requeues=self.max_requeues)
+        value = self.call()
+        return RankResult(attempt=attempt, value=value if environment.global_rank == 0 else None)
+
+
+def _drop_old_result(environment: submitit.JobEnvironment) -> None:
+    # A requeued job finds what its earlier start left, on this rank only: a result that would pass for its own, or a
+    # half-written one, which makes submitit refuse to write.
+    result = environment.paths.result_pickle
+    result.unlink(missing_ok=True)
+    result.with_suffix(result.suffix + ".save_tmp").unlink(missing_ok=True)
+
+
+def _die_with(parent_pid: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent_pid:
+            time.sleep(_WATCH_S)
+        # Each rank leads a process group of its own, so this takes its children (ffmpeg, data loaders) along.
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _requeue_on_usr2(environment: submitit.JobEnvironment, *, attempt: int, max_requeues: int) -> None:
+    # submitit's own handler guesses timeout or preemption from the wall time, pickles the function again, and can be
+    # killed by the very requeue that it asks for. All state is in the bucket: the first pickle is good for every start.
+    def requeue(_signum: int, _frame: FrameType | None) -> None:
+        if environment.global_rank != 0:
+            return
+        if attempt >= max_requeues:
+            _LOG.error("job %s: started %d times, not requeued again", environment.job_id, attempt + 1)
+            sys.exit(1)
+        _LOG.warning("job %s: out of time or preempted, requeueing", environment.job_id)
+        subprocess.run(
+            ["scontrol", "requeue", environment.job_id], timeout=60, check=True, preexec_fn=_ignore_end_signals
+        )
+        sys.exit(1)
+
+    signal.signal(signal.SIGUSR2, requeue)
+
+
+def _ignore_end_signals() -> None:
+    # SLURM signals the whole step while `scontrol requeue` still runs in it; what is ignored stays ignored over exec.
+    for signum in (signal.SIGTERM, signal.SIGCONT):
+        signal.signal(signum, signal.SIG_IGN)

@@ -1,0 +1,69 @@
+"""What test jobs run on their ranks. Light imports only: every rank of every test imports this file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import submitit
+
+
+def rank() -> int:
+    return int(submitit.JobEnvironment().global_rank)
+
+
+def note(folder: Path, name: str, text: str = "") -> None:
+    part = folder / f".{name}.{os.getpid()}"
+    part.write_text(text)
+    part.rename(folder / name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Say:
+    """Rank 0 returns `value`; every rank leaves a file with what it sees."""
+
+    folder: Path
+    value: object = None
+    tag: str = "job"
+    sleep_s: float = 0.0
+
+    def __call__(self) -> object:
+        environment = submitit.JobEnvironment()
+        start = time.time()
+        time.sleep(self.sleep_s)
+        seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURMD_NODENAME")}
+        seen |= {"world": environment.num_tasks, "rank": rank(), "local_rank": environment.local_rank}
+        seen |= {"start": start, "end": time.time()}
+        note(self.folder, f"{self.tag}-{rank()}", repr(seen))
+        return (self.value, rank())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fall:
+    """One rank ends as `how` says, the others wait for ever; each rank and its child process leave their pids first."""
+
+    folder: Path
+    how: str
+    falling_rank: int = 1
+
+    def __call__(self) -> object:
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        note(self.folder, f"pid-{rank()}", f"{os.getpid()} {child.pid}")
+        while len(list(self.folder.glob("pid-*"))) < submitit.JobEnvironment().num_tasks:
+            time.sleep(0.02)
+        if rank() == self.falling_rank:
+            note(self.folder, "fell", str(time.time()))
+            match self.how:
+                case "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "exits":
+                    os._exit(7)
+                case "raises":
+                    raise ValueError("the number of frames is odd")
+        time.sleep(600)
+        return None

@@ -1,0 +1,212 @@
+"""Jobs on this machine."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from cluster.devices import threads_per_rank, visible_gpus
+from cluster.job import Cluster, ClusterError, Job, JobRequest, JobState
+from cluster.local import LocalCluster
+from tests.cluster.rank_calls import Fall, Say
+
+_OVER = (JobState.ENDED, JobState.LOST, JobState.CANCELLED)
+
+
+def request(call: Callable[[], object], name: str = "job-00000", *, ranks: int = 2, gpus: int = 0) -> JobRequest:
+    return JobRequest(name=name, call=call, num_nodes=1, ranks_per_node=ranks, gpus_per_node=gpus, timeout_min=5)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 20) -> float:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < timeout_s, "did not happen in time"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def wait_over(cluster: Cluster, jobs: Sequence[Job], timeout_s: float = 30) -> None:
+    def over() -> bool:
+        cluster.poll()
+        return all(job.state in _OVER for job in jobs)
+
+    wait_until(over, timeout_s)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def noted_pids(folder: Path) -> list[int]:
+    return [int(pid) for path in folder.glob("pid-*") for pid in path.read_text().split()]
+
+
+def test_every_rank_runs_and_rank_zero_gives_the_result(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path / "jobs", 1)
+    call = Say(folder=tmp_path, value="done")
+    (job,) = cluster.submit(
+        [JobRequest(name="a", call=call, num_nodes=2, ranks_per_node=2, gpus_per_node=0, timeout_min=5)]
+    )
+    assert (job.state, job.result(), job.error()) == (JobState.RUNNING, None, None)
+    wait_over(cluster, [job])
+    assert (job.state, job.result(), job.error()) == (JobState.ENDED, ("done", 0), None)
+    seen = [ast.literal_eval((tmp_path / f"job-{rank}").read_text()) for rank in range(4)]
+    assert [(each["rank"], each["local_rank"], each["world"]) for each in seen] == [
+        (rank, rank, 4) for rank in range(4)
+    ]
+
+
+def test_no_more_jobs_run_than_allowed_and_the_waiting_ones_have_no_id(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path / "jobs", 2)
+    jobs = cluster.submit(
+        [request(Say(folder=tmp_path, tag=f"{k}", sleep_s=0.3), f"job-{k}", ranks=1) for k in range(5)]
+    )
+    assert [job.state for job in jobs] == [JobState.RUNNING] * 2 + [JobState.WAITING] * 3
+    assert [bool(job.id) for job in jobs] == [True] * 2 + [False] * 3
+    wait_over(cluster, jobs)
+    spans = [ast.literal_eval((tmp_path / f"{k}-0").read_text()) for k in range(5)]
+    most = max(sum(other["start"] <= span["start"] < other["end"] for other in spans) for span in spans)
+    assert most <= 2
+    assert [job.state for job in jobs] == [JobState.ENDED] * 5
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("killed", "rank 1 was killed by SIGKILL"),
+        ("exits", "rank 1 ended with exit code 7"),
+        ("raises", "the number of frames is odd"),
+    ],
+)
+def test_a_fallen_rank_ends_its_group_within_five_seconds(tmp_path: Path, how: str, reason: str) -> None:
+    cluster = LocalCluster(tmp_path / "jobs", 1)
+    (job,) = cluster.submit([request(Fall(folder=tmp_path, how=how), ranks=3)])
+    wait_over(cluster, [job])
+    assert time.time() - float((tmp_path / "fell").read_text()) < 5
+    assert (job.state, job.result()) == (JobState.LOST, None)
+    assert reason in str(job.error())
+    pids = noted_pids(tmp_path)
+    assert len(pids) == 6
+    wait_until(lambda: not any(map(is_alive, pids)), 2)
+
+
+def test_cancel_ends_the_ranks_and_their_children_and_starts_no_waiting_job(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path / "jobs", 1)
+    jobs = cluster.submit([request(Fall(folder=tmp_path, how="waits")), request(Say(folder=tmp_path), "job-00001")])
+    wait_until(lambda: len(noted_pids(tmp_path)) == 4)
+    start = time.monotonic()
+    cluster.cancel(jobs)
+    assert time.monotonic() - start < 5
+    cluster.poll()
+    assert [job.state for job in jobs] == [JobState.CANCELLED] * 2
+    assert not any(map(is_alive, noted_pids(tmp_path)))
+    assert not (tmp_path / "job-0").exists()
+
+
+def test_cancel_leaves_an_ended_job_its_result(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path / "jobs", 1)
+    (job,) = cluster.submit([request(Say(folder=tmp_path, value=3), ranks=1)])
+    wait_until(lambda: not is_alive(int(job.id)))
+    cluster.cancel([job])
+    assert (job.state, job.result()) == (JobState.ENDED, (3, 0))
+
+
+def test_the_death_of_the_group_process_leaves_no_orphan(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path / "jobs", 1)
+    (job,) = cluster.submit([request(Fall(folder=tmp_path, how="waits"))])
+    wait_until(lambda: len(noted_pids(tmp_path)) == 4)
+    os.kill(int(job.id), signal.SIGKILL)
+    wait_over(cluster, [job], 2)
+    assert job.state is JobState.LOST
+    wait_until(lambda: not any(map(is_alive, noted_pids(tmp_path))), 5)
+
+
+def test_a_killed_driver_takes_its_jobs_along_and_the_next_driver_runs_anew(tmp_path: Path) -> None:
+    driver = textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from cluster.job import JobRequest
+        from cluster.local import LocalCluster
+        from tests.cluster.rank_calls import Fall
+        cluster = LocalCluster(Path({str(tmp_path / "jobs")!r}), 1)
+        call = Fall(folder=Path({str(tmp_path)!r}), how="waits")
+        cluster.submit([JobRequest(name="a", call=call, num_nodes=1, ranks_per_node=2, gpus_per_node=0, timeout_min=5)])
+        time.sleep(600)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", driver])
+    wait_until(lambda: len(noted_pids(tmp_path)) == 4)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(map(is_alive, noted_pids(tmp_path))), 5)
+    cluster = LocalCluster(tmp_path / "jobs", 1)
+    (job,) = cluster.submit([request(Say(folder=tmp_path, value="again"))])
+    wait_over(cluster, [job])
+    assert job.result() == ("again", 0)
+
+
+def test_parallel_jobs_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,9")
+    cluster = LocalCluster(tmp_path / "jobs", 8)
+    calls = [Say(folder=tmp_path, tag=f"{k}", sleep_s=0.3) for k in range(3)]
+    jobs = cluster.submit([request(call, call.tag, ranks=1, gpus=2) for call in calls])
+    assert [job.state for job in jobs] == [JobState.RUNNING, JobState.RUNNING, JobState.WAITING]
+    wait_over(cluster, jobs)
+    seen = [ast.literal_eval((tmp_path / f"{k}-0").read_text())["CUDA_VISIBLE_DEVICES"] for k in range(3)]
+    assert seen[:2] == ["4,5", "6,7"]
+    assert seen[2] in ("4,5", "6,7", "4,9", "6,9", "5,9", "7,9")
+
+
+def test_more_gpus_than_the_machine_has_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(ClusterError, match=r"job-00000 asks for 4 GPUs, this machine offers 2 \(0,1\)"):
+        LocalCluster(tmp_path, 1).submit([request(Say(folder=tmp_path), gpus=4)])
+    with pytest.raises(ClusterError, match="max_parallel_jobs=0"):
+        LocalCluster(tmp_path, 0)
+
+
+def test_gpus_are_those_named_else_those_in_the_device_folder(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    assert visible_gpus({}, devices=tmp_path) == ("0", "1")
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3,MIG-4"}, devices=tmp_path) == ("3", "MIG-4")
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, devices=tmp_path) == ()
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}, devices=tmp_path) == ()
+
+
+def test_ranks_share_the_cores_unless_the_user_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting, expected in ((None, str(threads_per_rank(1, num_jobs=1))), ("3", "3")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if setting:
+            monkeypatch.setenv("OMP_NUM_THREADS", setting)
+        cluster = LocalCluster(tmp_path / "jobs", 1)
+        (job,) = cluster.submit([request(Say(folder=tmp_path), ranks=1)])
+        wait_over(cluster, [job])
+        assert ast.literal_eval((tmp_path / "job-0").read_text())["OMP_NUM_THREADS"] == expected
+    assert threads_per_rank(10_000, num_jobs=3) == 1
+
+
+def test_no_secret_of_the_environment_lies_in_the_folder_and_nobody_else_may_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hushhushhush")
+    cluster = LocalCluster(tmp_path / "jobs", 1)
+    (job,) = cluster.submit([request(Say(folder=tmp_path), ranks=1)])
+    wait_over(cluster, [job])
+    assert cluster.folder.stat().st_mode & 0o777 == 0o700
+    files = [path for path in cluster.folder.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if b"hushhushhush" in path.read_bytes()]
+    assert capfd.readouterr() == ("", "")
