@@ -277,8 +277,8 @@ class STDiT3(nn.Module):
     def prepare_text(self, y_BLC: Tensor, mask_nL: Tensor | None = None) -> Text:
         """Projects text states [B, L, caption_channels] and makes every block's keys and values.
 
-        `mask_nL`: 1 for tokens that count (holes allowed); its n rows are tiled over the B rows, so row i serves rows i, n+i, ...
-        Tokens that no row keeps are dropped.
+        `mask_nL`: 1 for tokens that count (holes allowed); its n rows are tiled over the B rows, so row i serves rows i,
+        n+i, ... Tokens that no row keeps are dropped.
         """
         text_BLD = self.y_embedder(y_BLC.to(self.final_layer.linear.weight.dtype))
         mask_B11L = None
