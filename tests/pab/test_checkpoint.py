@@ -1,0 +1,160 @@
+"""Published checkpoints: found locally or in the hub's cache, read from shards, loaded whole or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from pab.checkpoint import (
+    CheckpointError,
+    Published,
+    checkpoint_digest,
+    find_checkpoint,
+    hub_name,
+    load_module,
+    pin,
+    read_config,
+    read_tensors,
+)
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PUBLISHED = Published(
+    hub_id="nobody/nothing",
+    revision="main",
+    components={"transformer": "config.json and weights", "vae": "config.json and weights"},
+)
+
+
+def lay_out(folder: Path) -> Path:
+    for component in PUBLISHED.components:
+        (folder / component).mkdir(parents=True)
+        (folder / component / "config.json").write_text('{"width": 3}')
+        save_file({"weight": torch.ones(2, 3), "bias": torch.zeros(2)}, folder / component / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """A hub cache on this machine that holds the published weights, and no way to the hub."""
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_local_folder_is_used_as_it_is(tmp_path):
+    folder = lay_out(tmp_path / "latte")
+    assert find_checkpoint(str(folder), PUBLISHED) == folder
+    assert pin(str(folder), PUBLISHED) == str(folder)
+
+
+def test_local_folder_without_a_component_names_it(tmp_path):
+    (tmp_path / "transformer").mkdir()
+    with pytest.raises(CheckpointError, match=r"has no vae/; the folder needs\n  transformer/ +config.json"):
+        find_checkpoint(str(tmp_path), PUBLISHED)
+
+
+def test_weights_that_are_neither_folder_nor_hub_id_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="neither a folder on this machine nor a hub id"):
+        find_checkpoint(str(tmp_path / "absent" / "place"), PUBLISHED)
+
+
+def test_hub_names_carry_their_revision():
+    assert hub_name(None, PUBLISHED) == ("nobody/nothing", "main")
+    assert hub_name("some/model@v2", PUBLISHED) == ("some/model", "v2")
+    assert hub_name("some/model", PUBLISHED) == ("some/model", "main")
+
+
+def test_offline_without_cache_says_which_files_to_put_where(hub_cache):
+    with pytest.raises(CheckpointError, match=r"download nobody/nothing at revision main.*\n  transformer/"):
+        find_checkpoint(None, PUBLISHED)
+
+
+def test_offline_cache_answers_and_pins_the_commit(hub_cache):
+    repository = hub_cache / "models--nobody--nothing"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    folder = lay_out(repository / "snapshots" / COMMIT)
+    assert find_checkpoint(None, PUBLISHED) == folder
+    assert pin(None, PUBLISHED) == f"nobody/nothing@{COMMIT}"
+    assert checkpoint_digest(None, PUBLISHED) == checkpoint_digest(f"nobody/nothing@{COMMIT}", PUBLISHED)
+
+
+def test_digest_of_a_folder_changes_with_its_weights(tmp_path):
+    folder = lay_out(tmp_path / "a")
+    before = checkpoint_digest(str(folder), PUBLISHED)
+    save_file({"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}, folder / "vae" / "model.safetensors")
+    assert checkpoint_digest(str(folder), PUBLISHED) != before
+
+
+def shard(folder: Path, suffix: str) -> None:
+    save = save_file if suffix == "safetensors" else torch.save
+    save({"weight": torch.full((2, 3), 5.0)}, folder / f"model-1.{suffix}")
+    save({"bias": torch.full((2,), 7.0)}, folder / f"model-2.{suffix}")
+    places = {"weight": f"model-1.{suffix}", "bias": f"model-2.{suffix}"}
+    (folder / f"model.{suffix}.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_are_joined(tmp_path, suffix):
+    shard(tmp_path, suffix)
+    tensors = read_tensors(tmp_path)
+    assert sorted(tensors) == ["bias", "weight"]
+    assert tensors["weight"].eq(5).all()
+    assert tensors["bias"].eq(7).all()
+
+
+def test_missing_shard_is_named(tmp_path):
+    shard(tmp_path, "safetensors")
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"names model-2\.safetensors, which are not there"):
+        read_tensors(tmp_path)
+
+
+def test_two_candidates_without_index_are_not_guessed_between(tmp_path):
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file({"weight": torch.ones(1)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors, b\.safetensors and no index"):
+        read_tensors(tmp_path)
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    torch.save({"weight": Path("/")}, tmp_path / "model.bin")
+    with pytest.raises(CheckpointError, match=r"model\.bin holds Python objects besides tensors"):
+        read_tensors(tmp_path)
+
+
+def test_empty_folder_and_unreadable_config_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        read_tensors(tmp_path)
+    with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
+        read_config(tmp_path)
+
+
+def test_all_wrong_keys_come_in_one_error():
+    wrong = {"weight": torch.ones(3, 3), "extra": torch.ones(1)}
+    with pytest.raises(CheckpointError) as caught:
+        load_module(lambda: nn.Linear(3, 2), wrong, what="layer", dtype=torch.float32, device="cpu")
+    message = str(caught.value)
+    assert "missing (1): bias" in message
+    assert "surplus (1): extra" in message
+    assert "misshaped (1): weight has [3, 3], needs [2, 3]" in message
+
+
+def test_module_is_loaded_cast_and_frozen():
+    tensors = {
+        "weight": torch.full((2, 3), 0.5, dtype=torch.float16),
+        "bias": torch.ones(2),
+        "pos.table": torch.ones(9),
+    }
+    layer = load_module(
+        lambda: nn.Linear(3, 2), tensors, what="layer", dtype=torch.bfloat16, device="cpu", surplus_ok=("pos.*",)
+    )
+    assert layer.weight.dtype == torch.bfloat16
+    assert not layer.weight.requires_grad
+    assert layer(torch.ones(1, 3, dtype=torch.bfloat16)).tolist() == [[2.5, 2.5]]
