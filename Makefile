@@ -1,0 +1,47 @@
+# `make demo` and `make test` on a fresh machine: Python 3.11 or 3.12 and nothing else.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The CUDA build of torch weighs gigabytes: without an NVIDIA GPU the CPU build is taken.
+GPU := $(shell command -v nvidia-smi)
+CPU_TORCH := torch==2.13.0+cpu
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+DEMO_OUTPUT ?= runs/demo
+
+.PHONY: help demo test test-cluster lint clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(BIN)/.installed ## render manifests/demo.parquet with the model that ships with the project
+	$(BIN)/python -m pipeline submit manifests/demo.parquet --cluster local --output $(DEMO_OUTPUT)
+
+test: $(BIN)/.installed ## every test that runs on this machine alone
+	$(BIN)/python -m pytest -m "not cluster"
+
+test-cluster: $(BIN)/.installed ## tests on a real SLURM and a real S3 server (.ci/install-cluster-packages)
+	$(BIN)/python -m pytest -m cluster
+
+lint: $(BIN)/.installed ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean: ## remove the environment and what tools leave; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(BIN)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 with venv (Debian: apt-get install python3-venv)," \
+		"found: $$(python3 --version 2>&1 || true); or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+ifeq ($(GPU),)
+ifeq ($(shell uname -s),Linux)
+	# The index of the CPU builds is asked once and not waited for: a copy of the wheel on disk (PIP_FIND_LINKS) will do.
+	$(BIN)/pip install --quiet --retries 0 --timeout 5 --extra-index-url $(CPU_INDEX) '$(CPU_TORCH)'
+endif
+endif
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@

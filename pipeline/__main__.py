@@ -1,0 +1,70 @@
+"""`python -m pipeline`: finds the command, runs it, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from pipeline.exits import CommandError, Exit
+from pipeline.parser import build_parser
+from pipeline.screen import Screen
+
+COMMANDS = {
+    "submit": "pipeline.submit",
+    "status": "pipeline.status",
+    "watch": "pipeline.watch",
+    "report": "pipeline.report",
+    "retry": "pipeline.retry",
+    "cancel": "pipeline.cancel",
+    "logs": "pipeline.logs",
+    "manifest": "pipeline.manifest",
+    "doctor": "pipeline.doctor",
+}
+"""Command -> module whose `run(arguments, screen)` carries it out; imported only when it is asked for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parsed = build_parser().parse_args(arguments)
+    screen = Screen(as_json=getattr(parsed, "json", False))
+    try:
+        return int(importlib.import_module(COMMANDS[parsed.command]).run(parsed, screen))
+    except KeyboardInterrupt:
+        screen.error("interrupted", "interrupted", Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output (`| head`) has gone: there is nobody to tell, and flushing at exit must not try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        return _tell(error, screen)
+
+
+def _tell(error: Exception, screen: Screen) -> int:
+    exit_code = _exit_code(error)
+    if exit_code is None:
+        raise error
+    screen.error(type(error).__name__, str(error), exit_code)
+    return exit_code
+
+
+def _exit_code(error: Exception) -> Exit | None:
+    # Imported here: by the time there is such an error, its module is loaded already.
+    from manifests.errors import ManifestError
+
+    from cluster.job import ClusterError
+
+    if isinstance(error, CommandError):
+        return error.exit_code
+    if isinstance(error, ManifestError):
+        return Exit.MANIFEST_INVALID
+    if isinstance(error, ClusterError):
+        return Exit.REFUSED
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The one file that reads environment variables: `PAB_PIPELINE_GPUS_PER_NODE=4` stands for `--gpus-per-node 4`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+PREFIX = "PAB_PIPELINE_"
+
+
+def environment_settings(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Returns the settings that the environment names: `PAB_PIPELINE_MESH=sp=2` is `{"mesh": "sp=2"}`."""
+    variables = os.environ if environment is None else environment
+    return {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in variables.items()
+        if name.startswith(PREFIX) and value != ""
+    }
+
+
+def variables() -> Mapping[str, str]:
+    """Returns the whole environment, for what others name (`CUDA_VISIBLE_DEVICES`)."""
+    return os.environ

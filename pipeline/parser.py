@@ -1,0 +1,132 @@
+"""The command line's commands and flags. Nothing heavy is imported here, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline.options import OPTIONS, add_option, add_options
+
+EXITS = """exit codes:
+  0 all clips rendered   1 error   2 wrong usage   3 some clips failed
+  4 manifest invalid   5 cluster or bucket refused   130 interrupted"""
+
+SETTINGS = """settings:
+  Every setting above may also stand in the environment (PAB_PIPELINE_GPUS_PER_NODE=4) or in a --config file
+  (gpus_per_node = 4; slurm = { constraint = "a100" }). A flag wins over the environment, that over the file.
+
+"""
+
+SUBMIT = """examples:
+  python -m pipeline submit manifests/demo.parquet
+  python -m pipeline submit prompts.parquet --output s3://videos/run1 --cluster slurm --gpus-per-node 4 \\
+         --partition gpu --job-minutes 120 --max-parallel-jobs 8
+  python -m pipeline submit prompts.parquet --gpus-per-node 4 --dry-run
+
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser; the chosen command is in `command` (and `manifest_command`)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Renders manifests of prompts into AI video on SLURM or here, with Pyramid Attention Broadcast.",
+        epilog=EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_submit(commands)
+    _add_run_commands(commands)
+    _add_manifest(commands)
+    _add_doctor(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # the type has no public name
+
+
+def _command(
+    commands: _Commands[argparse.ArgumentParser], name: str, summary: str, epilog: str = ""
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=epilog + EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="write one JSON document to stdout and nothing else")
+
+
+def _add_submit(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "submit", "render a manifest, or go on with a run", SETTINGS + SUBMIT)
+    parser.add_argument("manifest", metavar="MANIFEST", help="Parquet file or fsspec URL; one row is one clip")
+    add_options(parser)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
+    parser.add_argument("--detach", action="store_true", help="hand the jobs to SLURM and return")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show jobs, time, saving and scripts; start and write nothing"
+    )
+    _add_json(parser)
+
+
+def _add_run_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
+    status = _run_command(commands, "status", "tell how far a run is, from its output alone")
+    _add_json(status)
+    watch = _run_command(commands, "watch", "show the status again and again until the run is finished")
+    watch.add_argument("--interval", type=_seconds, default=5.0, metavar="S", help="seconds between looks (default: 5)")
+    report = _run_command(commands, "report", "join the jobs' reports into reports/run.json, run.html, index.parquet")
+    _add_json(report)
+    retry = _run_command(
+        commands,
+        "retry",
+        "forget the failures of failed clips (their files move to history/), so that submit tries again",
+    )
+    retry.add_argument("--clip", action="append", metavar="ID", help="only this clip; may be repeated")
+    _add_json(retry)
+    cancel = _run_command(commands, "cancel", "cancel the run's jobs; what is rendered stays")
+    _add_json(cancel)
+    logs = _run_command(commands, "logs", "show what the jobs logged about a clip")
+    logs.add_argument("--clip", required=True, metavar="ID", help="the clip's id")
+    _add_json(logs)
+
+
+def _run_command(commands: _Commands[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:
+    parser = _command(commands, name, summary)
+    parser.add_argument("output", metavar="OUTPUT", help="the run's folder or URL, as given to submit --output")
+    return parser
+
+
+def _add_manifest(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "manifest", "check or make manifests")
+    inner = parser.add_subparsers(dest="manifest_command", metavar="COMMAND", required=True)
+    validate = _command(inner, "validate", "check every row of a manifest")
+    validate.add_argument("manifest", metavar="MANIFEST", help="Parquet file or fsspec URL")
+    for option in OPTIONS:
+        if option.name in ("model", "weights", "broadcast", "precision"):
+            add_option(validate, option)
+    _add_json(validate)
+    build = _command(inner, "build", "make a Parquet manifest from CSV, JSON lines, or text with one prompt a line")
+    build.add_argument("source", metavar="SOURCE", help="a .csv, .jsonl or .txt file")
+    build.add_argument("manifest", metavar="MANIFEST", help="the Parquet file to write")
+    _add_json(build)
+
+
+def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+    parser = _command(commands, "doctor", "check this machine and say how to mend what is missing")
+    parser.add_argument("--weights", metavar="DIR", help="check that this folder holds the weights of --model")
+    parser.add_argument("--model", metavar="FAMILY", default="demo", help="the family (default: demo)")
+    parser.add_argument("--output", metavar="URL", help="check that a run may be written here")
+    _add_json(parser)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 seconds")
+    return seconds

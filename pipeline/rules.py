@@ -1,0 +1,138 @@
+"""What rows of a run may say: the families' own limits, joined with the run's weights, precision and broadcasts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from manifests.rules import FamilyRules
+from pab.families import FAMILIES
+from pab.family import Family
+from pab.plan import BroadcastRules, rules_from_dict
+from pipeline.exits import UsageError
+from pipeline.settings import RenderSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRules:
+    """Families by name, the rules of their rows, and the user's own broadcast rules.
+
+    `left_out`: families that rows of this run cannot name, with the reason.
+    """
+
+    families: Mapping[str, Family]
+    rows: Mapping[str, FamilyRules]
+    weights_digests: Mapping[str, str]
+    own_broadcasts: Mapping[str, BroadcastRules]
+    left_out: Mapping[str, str]
+
+    def broadcast(self, model: str, name: str) -> BroadcastRules:
+        """Returns the rules that a row's `model` and `broadcast` mean."""
+        presets = self.families[model].presets
+        return presets[name] if name in presets else self.own_broadcasts[name]
+
+    def job_broadcasts(self) -> dict[str, dict[str, object]] | None:
+        """Returns the user's own rules as plain values, for JobSettings."""
+        return {name: rules.to_dict() for name, rules in self.own_broadcasts.items()} or None
+
+
+def run_rules(render: RenderSettings, families: Mapping[str, Family] = FAMILIES) -> RunRules:
+    """Makes the rules of a run.
+
+    `--weights` belong to `--model`, so with them that is the only family; without them each family's own are used, and
+    one whose weights are not there is left out. Raises UsageError for an unknown model, weights, precision or broadcast.
+    """
+    own, default = _broadcast(render, _family(render.model, families))
+    wanted = {render.model: families[render.model]} if render.weights else dict(families)
+    digests, left_out = _weights_digests(render, wanted)
+    left_out |= {name: f"--weights belong to --model {render.model}" for name in families if name not in wanted}
+    known = {name: family for name, family in wanted.items() if name in digests}
+    rows = {
+        name: family_rules(
+            family,
+            identity=f"weights {digests[name]} precision {render.precision}",
+            own_broadcasts=own,
+            default_broadcast=default if default in (*family.presets, *own) else None,
+        )
+        for name, family in known.items()
+    }
+    return RunRules(families=known, rows=rows, weights_digests=digests, own_broadcasts=own, left_out=left_out)
+
+
+def family_rules(
+    family: Family, *, identity: str, own_broadcasts: Mapping[str, BroadcastRules], default_broadcast: str | None
+) -> FamilyRules:
+    """Returns one family's limits and defaults as plain ranges."""
+    limits = family.limits
+    return FamilyRules(
+        name=family.name,
+        num_frames=limits.num_frames,
+        height=limits.height,
+        width=limits.width,
+        fps=limits.fps,
+        num_steps=limits.num_steps,
+        guidance_scale=limits.guidance_scale,
+        max_tokens=limits.max_tokens,
+        max_prompt_chars=limits.max_prompt_chars,
+        broadcasts={name: rules.digest for name, rules in {**family.presets, **own_broadcasts}.items()},
+        identity=identity,
+        num_tokens=family.num_tokens,
+        defaults=asdict(family.defaults) | ({"broadcast": default_broadcast} if default_broadcast else {}),
+    )
+
+
+def _family(name: str, families: Mapping[str, Family]) -> Family:
+    if name not in families:
+        raise UsageError(f"--model {name!r} is not known, allowed: {', '.join(families)}")
+    return families[name]
+
+
+def _weights_digests(render: RenderSettings, families: Mapping[str, Family]) -> tuple[dict[str, str], dict[str, str]]:
+    digests, left_out = {}, {}
+    for name, family in families.items():
+        if render.precision not in family.precisions:
+            left_out[name] = f"precision {render.precision!r}, {name} runs in {', '.join(family.precisions)}"
+            continue
+        try:
+            digests[name] = family.weights_digest(render.weights if name == render.model else None)
+        except (OSError, ValueError) as error:
+            left_out[name] = str(error)
+    if render.model in left_out:
+        raise UsageError(f"--model {render.model}: {left_out[render.model]}")
+    return digests, left_out
+
+
+def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, BroadcastRules], str | None]:
+    # Returns the user's own rules by name, and the name that rows get by default.
+    asked = render.broadcast
+    if asked is None or asked in family.presets:
+        return {}, asked
+    path = Path(asked)
+    if path.suffix != ".json":
+        raise UsageError(
+            f"--broadcast {asked!r} is no preset of {family.name} ({', '.join(family.presets)}) and no .json file"
+        )
+    name = path.stem
+    if name in family.presets:
+        raise UsageError(f"--broadcast {asked}: {name!r} is a preset of {family.name}; rename the file")
+    rules = read_broadcast(path)
+    stacks = {site.stack for site in family.sites}
+    for mlp in rules.mlp:
+        if mlp.stack not in stacks:
+            raise UsageError(
+                f"--broadcast {asked}: mlp stack={mlp.stack!r}, {family.name} has {', '.join(sorted(stacks))}"
+            )
+    return {name: rules}, name
+
+
+def read_broadcast(path: Path) -> BroadcastRules:
+    """Reads a JSON file of broadcast rules. Raises UsageError naming what is wrong in it."""
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError('needs an object such as {"spatial": {"range": 2, "window": [450, 930]}}')
+        return rules_from_dict(values)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--broadcast {path}: {error}") from error

@@ -1,0 +1,176 @@
+"""The settings tree of a run: built once from what the user chose, saved in run.json, handed down in parts."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from cluster.devices import visible_gpus
+from jobs.settings import JobSettings, Mesh
+from pipeline.environment import variables
+from pipeline.exits import UsageError
+from pipeline.options import Chosen
+
+SLURM_PARALLEL_JOBS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderSettings:
+    """What clips are rendered with. All but `device` and `baseline` change pixels."""
+
+    model: str
+    weights: str | None
+    broadcast: str | None
+    precision: str
+    device: str
+    baseline: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSettings:
+    """What machines a run gets. Nothing here changes pixels, so it may differ from one submit to the next."""
+
+    cluster: str
+    nodes_per_job: int
+    gpus_per_node: int
+    mesh: str
+    job_minutes: int
+    max_parallel_jobs: int
+    partition: str | None
+    account: str | None
+    qos: str | None
+    slurm: Mapping[str, str]
+
+    @property
+    def ranks_per_job(self) -> int:
+        """Ranks of one job's group."""
+        return self.nodes_per_job * self.gpus_per_node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """One run: a manifest, an output and how the one becomes the other."""
+
+    manifest: str
+    output: str
+    render: RenderSettings
+    machines: MachineSettings
+    dask: bool
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns the tree as JSON values."""
+        return asdict(self)
+
+    def job_settings(
+        self, *, run_id: str, mesh: Mesh, broadcast_rules: dict[str, dict[str, object]] | None
+    ) -> JobSettings:
+        """Returns the part that travels into the jobs."""
+        return JobSettings(
+            output=self.output,
+            run_id=run_id,
+            weights=self.render.weights,
+            precision=self.render.precision,
+            device=self.render.device,
+            mesh=mesh,
+            baseline=self.render.baseline,
+            broadcast_rules=broadcast_rules,
+        )
+
+
+def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
+    """Builds the tree, filling in what depends on this machine. Raises UsageError naming the setting and its source."""
+    value = {name: choice.value for name, choice in chosen.items()}
+    cluster = str(value["cluster"])
+    if cluster == "auto":
+        cluster = "slurm" if shutil.which("sbatch") else "local"
+    device = str(value["device"])
+    gpus = visible_gpus(variables())
+    if device == "auto":
+        device = "cuda" if cluster == "slurm" or gpus else "cpu"
+    ranks = cast(int, value["nodes_per_job"]) * cast(int, value["gpus_per_node"])
+    settings = RunSettings(
+        manifest=manifest,
+        output=absolute(cast(str | None, value["output"]) or default_output(manifest)),
+        render=RenderSettings(
+            model=str(value["model"]),
+            weights=_weights(cast(str | None, value["weights"])),
+            broadcast=cast(str | None, value["broadcast"]),
+            precision=cast(str | None, value["precision"]) or ("float32" if device == "cpu" else "bfloat16"),
+            device=device,
+            baseline=bool(value["baseline"]),
+        ),
+        machines=MachineSettings(
+            cluster=cluster,
+            nodes_per_job=cast(int, value["nodes_per_job"]),
+            gpus_per_node=cast(int, value["gpus_per_node"]),
+            mesh=str(value["mesh"]),
+            job_minutes=cast(int, value["job_minutes"]),
+            max_parallel_jobs=cast(int | None, value["max_parallel_jobs"]) or _parallel_jobs(cluster, len(gpus), ranks),
+            partition=cast(str | None, value["partition"]),
+            account=cast(str | None, value["account"]),
+            qos=cast(str | None, value["qos"]),
+            slurm=cast(Mapping[str, str], value["slurm"]),
+        ),
+        dask=bool(value["dask"]),
+    )
+    _check(settings, chosen)
+    return settings
+
+
+def _parallel_jobs(cluster: str, num_gpus: int, ranks: int) -> int:
+    return SLURM_PARALLEL_JOBS if cluster == "slurm" else max(1, num_gpus // ranks)
+
+
+def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
+    mesh, ranks = settings.machines.mesh, settings.machines.ranks_per_job
+    if mesh != "auto" and (asked := parse_mesh(mesh, chosen["mesh"].source)).num_ranks != ranks:
+        raise UsageError(
+            f"{chosen['mesh'].source}={mesh} uses {asked.num_ranks} ranks, a job has {ranks} (--nodes-per-job "
+            f"{settings.machines.nodes_per_job} x --gpus-per-node {settings.machines.gpus_per_node}); change one of them"
+        )
+    for name in ("partition", "account", "qos", "slurm"):
+        if settings.machines.cluster == "local" and chosen[name].value:
+            raise UsageError(
+                f"{chosen[name].source} is SLURM's and the jobs run on this machine (--cluster "
+                f"{chosen['cluster'].value}); leave it out or say --cluster slurm"
+            )
+
+
+def parse_mesh(text: str, source: str = "--mesh") -> Mesh:
+    """Reads `dp=2,cfg=2,sp=4`; an axis left out is 1. Raises UsageError."""
+    axes: dict[str, int] = {}
+    for word in text.split(","):
+        found = re.fullmatch(r"(dp|cfg|sp)=([1-9]\d*)", word.strip())
+        if not found or found[1] in axes:
+            raise UsageError(f"{source}={text!r}: {word!r}, needs auto, or each of dp, cfg, sp at most once as sp=4")
+        axes[found[1]] = int(found[2])
+    if axes.get("cfg", 1) > 2:
+        raise UsageError(f"{source}={text!r}: cfg={axes['cfg']}, allowed 1 or 2 (there are two guidance branches)")
+    return Mesh(**axes)
+
+
+def choose_mesh(machines: MachineSettings, *, guided: bool) -> Mesh:
+    """Returns the mesh asked for, or chooses one: cfg=2 first, which needs no all-to-all, then sp."""
+    if machines.mesh != "auto":
+        return parse_mesh(machines.mesh)
+    cfg = 2 if guided and machines.ranks_per_job % 2 == 0 else 1
+    return Mesh(cfg=cfg, sp=machines.ranks_per_job // cfg)
+
+
+def default_output(manifest: str) -> str:
+    """Returns `runs/<manifest name>`."""
+    return f"runs/{PurePosixPath(manifest.rstrip('/')).stem}"
+
+
+def absolute(url: str) -> str:
+    """Returns a local path as an absolute one, so that jobs find it from any folder; a URL as it is."""
+    return url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
+
+
+def _weights(weights: str | None) -> str | None:
+    # A hub id looks like a relative path: it is one only if nothing of that name lies here.
+    return absolute(weights) if weights and Path(weights).expanduser().exists() else weights

@@ -1,0 +1,108 @@
+"""What a run's rows may say, and what decides that two runs render the same pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pab.families.demo import DEMO
+from pab.family import Family
+from pipeline.cost import ClipCosts, ClipKind
+from pipeline.exits import UsageError
+from pipeline.rules import run_rules
+from pipeline.settings import RenderSettings
+
+RENDER = RenderSettings(model="demo", weights=None, broadcast=None, precision="float32", device="cpu", baseline=True)
+
+
+def family(name: str = "demo", digest: str = "d1") -> Family:
+    return replace(DEMO, name=name, weights_digest=lambda weights: f"{digest} of {weights}")
+
+
+def missing_weights(weights: str | None) -> str:
+    raise FileNotFoundError("no file other.safetensors")
+
+
+ONE = {"demo": family()}
+
+
+def test_identity_names_weights_and_precision() -> None:
+    identities = {
+        run_rules(render, {"demo": family(digest=digest)}).rows["demo"].identity
+        for digest in ("d1", "d2")
+        for render in (RENDER, replace(RENDER, precision="bfloat16"), replace(RENDER, weights="elsewhere"))
+    }
+    assert len(identities) == 6
+
+
+def test_broadcast_preset_becomes_the_default() -> None:
+    rules = run_rules(replace(RENDER, broadcast="pab357"), ONE).rows["demo"]
+    assert rules.defaults["broadcast"] == "pab357"
+    assert rules.broadcasts["pab357"] == DEMO.presets["pab357"].digest
+    assert run_rules(RENDER, ONE).rows["demo"].defaults["broadcast"] == "pab246"
+
+
+def test_broadcast_file_becomes_the_default_and_travels_into_jobs(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text('{"spatial": {"range": 4, "window": [100, 900]}}')
+    rules = run_rules(replace(RENDER, broadcast=str(file)), ONE)
+    assert rules.rows["demo"].defaults["broadcast"] == "mine"
+    assert rules.job_broadcasts() == {"mine": {"spatial": {"range": 4, "window": [100, 900]}}}
+    assert rules.rows["demo"].broadcasts["mine"] == rules.broadcast("demo", "mine").digest
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("mine.json", '{"spatial": 3}', "spatial=3, needs"),
+        ("mine.json", "[1]", "needs an object such as"),
+        ("mine.json", "{", "mine.json: Expecting property name"),
+        ("pab246.json", "{}", "'pab246' is a preset of demo; rename the file"),
+        ("mine.json", '{"mlp": [{"stack": "x", "blocks": [0], "skip_count": 1, "position": 0.5}]}', "mlp stack='x'"),
+    ],
+)
+def test_a_wrong_broadcast_file_is_refused(tmp_path: Path, name: str, content: str, told: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=told):
+        run_rules(replace(RENDER, broadcast=str(tmp_path / name)), ONE)
+
+
+def test_unknown_names_are_told_with_what_is_allowed() -> None:
+    with pytest.raises(UsageError, match="--model 'sora' is not known, allowed: demo"):
+        run_rules(replace(RENDER, model="sora"), ONE)
+    with pytest.raises(UsageError, match=r"--broadcast 'pab999' is no preset of demo \(none, pab246"):
+        run_rules(replace(RENDER, broadcast="pab999"), ONE)
+
+
+def test_weights_belong_to_one_model() -> None:
+    two = {"demo": family(), "other": family("other")}
+    assert set(run_rules(RENDER, two).rows) == {"demo", "other"}
+    rules = run_rules(replace(RENDER, weights="mine"), two)
+    assert set(rules.rows) == {"demo"}
+    assert rules.left_out == {"other": "--weights belong to --model demo"}
+
+
+def test_a_family_without_its_weights_is_left_out_unless_it_is_the_one_asked_for() -> None:
+    other = replace(DEMO, name="other", weights_digest=missing_weights)
+    families = {"demo": family(), "other": other}
+    assert run_rules(RENDER, families).left_out == {"other": "no file other.safetensors"}
+    with pytest.raises(UsageError, match=r"--model other: no file other.safetensors"):
+        run_rules(replace(RENDER, model="other"), families)
+
+
+def test_cost_counts_what_the_plan_reuses() -> None:
+    costs = ClipCosts(run_rules(RENDER, ONE), "float32")
+    kind = ClipKind(
+        model="demo", num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="none"
+    )
+    full = costs.seconds(kind)
+    tokens, cost = DEMO.num_tokens(16, 64, 64), DEMO.cost
+    assert full == pytest.approx(
+        30 * (cost.fixed_step_s + cost.linear_s * tokens) + cost.decode_s_per_pixel * 16 * 64 * 64
+    )
+    saving = replace(kind, broadcast="pab246")
+    assert costs.seconds(saving) < full
+    assert costs.seconds_without_broadcast(saving) == full
+    assert costs.seconds(replace(kind, guidance_scale=1.0)) < 0.6 * full

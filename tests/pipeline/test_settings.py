@@ -1,0 +1,105 @@
+"""Where a setting comes from, what is refused, and what the tree makes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.settings import Mesh
+from pipeline.environment import environment_settings
+from pipeline.exits import UsageError
+from pipeline.options import OPTIONS, choose
+from pipeline.parser import build_parser
+from pipeline.settings import build_settings, choose_mesh, parse_mesh
+
+
+def settings_of(*flags: str, environment: dict[str, str] | None = None, config: Path | None = None):
+    parsed = vars(build_parser().parse_args(["submit", "videos/prompts.parquet", *flags]))
+    return build_settings("videos/prompts.parquet", choose(parsed, environment_settings(environment or {}), config))
+
+
+def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('job_minutes = 7\nprecision = "bfloat16"\nbaseline = false\n')
+    local = ("--cluster", "local", "--device", "cpu")
+    assert settings_of(*local).machines.job_minutes == 60
+    assert settings_of(*local, config=config).machines.job_minutes == 7
+    environment = {"PAB_PIPELINE_JOB_MINUTES": "8", "HOME": "/root"}
+    assert settings_of(*local, environment=environment, config=config).machines.job_minutes == 8
+    flag = settings_of(*local, "--job-minutes", "9", environment=environment, config=config)
+    assert (flag.machines.job_minutes, flag.render.precision, flag.render.baseline) == (9, "bfloat16", False)
+
+
+def test_every_setting_is_a_flag_a_variable_and_a_key() -> None:
+    text = build_parser().parse_args(["submit", "m.parquet"])
+    assert {option.name for option in OPTIONS} <= set(vars(text))
+    assert all(getattr(text, option.name) is None for option in OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "file", "told"),
+    [
+        (
+            (),
+            {"PAB_PIPELINE_JOBMINUTES": "3"},
+            "",
+            r"PAB_PIPELINE_JOBMINUTES is set and is no setting, allowed: .*JOB_MINUTES",
+        ),
+        (
+            (),
+            {"PAB_PIPELINE_JOB_MINUTES": "soon"},
+            "",
+            r"PAB_PIPELINE_JOB_MINUTES='soon', needs a whole number of 1 or more",
+        ),
+        ((), {"PAB_PIPELINE_DASK": "perhaps"}, "", r"PAB_PIPELINE_DASK='perhaps', allowed: 1, true"),
+        ((), {}, "gpu = 3", r"run.toml: 'gpu' is no setting, allowed: .*gpus_per_node"),
+        ((), {}, "gpus_per_node = 0", r"run.toml: gpus_per_node=0, needs a whole number of 1 or more"),
+        ((), {}, "gpus_per_node =", r"run.toml: Invalid value"),
+        (("--gpus-per-node", "x"), {}, "", r"--gpus-per-node='x', needs a whole number"),
+        (("--slurm", "exclusive"), {}, "", r"--slurm: 'exclusive' is not KEY=VALUE"),
+        (("--cluster", "local", "--qos", "high"), {}, "", r"--qos is SLURM's and the jobs run on this machine"),
+        (("--mesh", "sp=4"), {}, "", r"--mesh=sp=4 uses 4 ranks, a job has 1 .*change one of them"),
+        (("--mesh", "sp=0"), {}, "", r"--mesh='sp=0': 'sp=0', needs auto, or each of dp, cfg, sp"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_the_name_of_its_place(
+    tmp_path: Path, flags: tuple[str, ...], environment: dict[str, str], file: str, told: str
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(file)
+    with pytest.raises(UsageError, match=told):
+        settings_of(*flags, environment=environment, config=config)
+
+
+def test_no_dask_is_the_opposite_of_dask() -> None:
+    assert settings_of("--cluster", "local").dask
+    assert not settings_of("--cluster", "local", "--no-dask").dask
+    assert not settings_of("--cluster", "local", environment={"PAB_PIPELINE_DASK": "0"}).dask
+
+
+def test_precision_follows_the_device() -> None:
+    assert settings_of("--cluster", "local", "--device", "cpu").render.precision == "float32"
+    assert settings_of("--cluster", "local", "--device", "cuda").render.precision == "bfloat16"
+    assert settings_of("--cluster", "slurm").render.device == "cuda"
+
+
+def test_output_defaults_to_the_manifest_name_and_is_found_from_any_folder() -> None:
+    assert settings_of("--cluster", "local").output == str(Path.cwd() / "runs/prompts")
+    assert settings_of("--cluster", "local", "--output", "s3://bucket/run").output == "s3://bucket/run"
+
+
+def test_auto_mesh_takes_guidance_first_then_sequence() -> None:
+    def mesh(*flags: str, guided: bool) -> Mesh:
+        return choose_mesh(settings_of("--cluster", "local", *flags).machines, guided=guided)
+
+    assert mesh("--gpus-per-node", "4", guided=True) == Mesh(cfg=2, sp=2)
+    assert mesh("--gpus-per-node", "4", guided=False) == Mesh(sp=4)
+    assert mesh("--gpus-per-node", "3", guided=True) == Mesh(sp=3)
+    assert mesh("--nodes-per-job", "2", guided=True) == Mesh(cfg=2)
+    assert mesh("--gpus-per-node", "4", "--mesh", "dp=2,sp=2", guided=True) == Mesh(dp=2, sp=2)
+
+
+def test_mesh_refuses_a_third_guidance_branch() -> None:
+    with pytest.raises(UsageError, match=r"cfg=3, allowed 1 or 2"):
+        parse_mesh("cfg=3")
