@@ -63,7 +63,7 @@ def weights_path(weights: str | None) -> Path:
 _MLP = tuple(
     MlpRule(stack=stack, blocks=(0, 1), skip_count=2, position=position)
     for stack in ("spatial", "temporal")
-    for position in (13 / 30, 16 / 30, 19 / 30)
+    for position in (13 / 30, 17 / 30, 21 / 30)
 )
 _WINDOW = (450, 930)
 

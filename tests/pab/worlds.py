@@ -1,0 +1,76 @@
+"""A tiny STDiT3 with random weights as a loaded model, for tests of the loop."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pab.denoise import Denoised, denoise, initial_noise
+from pab.family import ClipRequest
+from pab.models.stdit3 import STDiT3, STDiT3Config, stdit3_sites
+from pab.models.stdit3_video import STDiT3Video, TextStates
+from pab.parallel import NodeGroup
+from pab.plan import BroadcastRules, MlpRule, make_plan, pyramid
+from pab.rectified_flow import timesteps
+
+CONFIG = STDiT3Config(
+    depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64
+)
+PAB246 = pyramid(
+    2, 4, 6, window=(300, 930),
+    mlp=[MlpRule(stack=stack, blocks=(0,), skip_count=2, position=0.5) for stack in ("spatial", "temporal")],
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BlockCodec:
+    """Latents of half the frames and an eighth of the size."""
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
+        return (4, num_frames // 2, height // 8, width // 8)
+
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+        raise NotImplementedError
+
+
+def hashed_text(prompts) -> TextStates:
+    rows = []
+    for prompt in prompts:
+        generator = torch.Generator().manual_seed(sum(prompt.encode()))
+        rows.append(torch.randn(CONFIG.model_max_length, CONFIG.caption_channels, generator=generator))
+    lengths = torch.tensor([min(len(prompt.split()), CONFIG.model_max_length) for prompt in prompts])
+    mask = (torch.arange(CONFIG.model_max_length) < lengths[:, None]).long()
+    return TextStates(y_BLC=torch.stack(rows), mask_BL=mask, warnings=((),) * len(rows))
+
+
+def tiny_model() -> STDiT3Video:
+    torch.manual_seed(11)
+    return STDiT3Video(
+        transformer=STDiT3(CONFIG).eval(),
+        encode_text=hashed_text,
+        codec=BlockCodec(),
+        timesteps=lambda request: timesteps(request.num_steps),
+        model_fps=lambda request: float(request.fps),
+    )
+
+
+def clip(**changes) -> ClipRequest:
+    values = {
+        "prompt": "a red circle", "negative_prompt": None, "seed": 5, "num_frames": 10, "height": 24, "width": 40,
+        "fps": 8, "num_steps": 12, "guidance_scale": 3.0,
+    } | changes  # fmt: skip
+    return ClipRequest(**values)
+
+
+def render(
+    model: STDiT3Video, request: ClipRequest, rules: BroadcastRules = PAB246, group: NodeGroup | None = None
+) -> Denoised:
+    plan = make_plan(rules, timesteps(request.num_steps), stdit3_sites(CONFIG.depth))
+    return denoise(
+        model,
+        request,
+        prompt=model.encode_prompts([request])[0],
+        noise=initial_noise(request, model.latent_shape(request)),
+        plan=plan,
+        group=group or NodeGroup(),
+    )
