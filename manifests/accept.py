@@ -1,0 +1,175 @@
+"""Accepting a manifest: one streaming pass that checks every row, fills in the defaults and writes what is rendered."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.ahead import BatchWriter, read_ahead
+from manifests.digest import clip_heads, content_hashes, default_seeds, hex_strings
+from manifests.errors import ManifestError, Problem, ProblemLog, shown
+from manifests.limits import SIZE_COLUMNS, Limits, Settings
+from manifests.read import ManifestFile, open_manifest
+from manifests.rows import Rows, clip_ids, read_rows
+from manifests.rules import FamilyRules
+from manifests.schema import accepted_schema, check_schema, extra_fields, misspelled_columns
+from manifests.unique import Repetitions, Words, duplicates, repeated, string_hashes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptedManifest:
+    """What is known of a manifest without any problem.
+
+    `digest`: SHA-256 in hex over the digests of the rows in their order. `warnings`: sentences for the user.
+    """
+
+    num_rows: int
+    digest: str
+    warnings: tuple[str, ...]
+
+
+def accept(
+    url: str,
+    rules: Mapping[str, FamilyRules],
+    *,
+    default_model: str,
+    sink: BinaryIO | str | os.PathLike[str],
+    errors_path: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> AcceptedManifest:
+    """Validates the manifest at `url` and writes its accepted rows as Parquet to `sink`.
+
+    `rules`: the families of the run by name; `default_model` is for rows without one. `sink`: a local path, where a
+    file appears only after success, or an open binary file, whose content is to be thrown away after an error. Rows
+    keep their order and have the columns of CLIP_SCHEMA, then the extra ones. `errors_path`: where all problems are
+    listed as JSON lines if there are any, by default `<name of the manifest>.errors.jsonl` in the current folder.
+    Raises ManifestError with every problem, ValueError if the rules do not hold together.
+    """
+    limits = Limits(rules, default_model)
+    with (
+        _checked(url, storage_options) as manifest,
+        _log(url, errors_path) as log,
+        _opened(sink) as stream,
+        BatchWriter(stream, accepted_schema(manifest.schema)) as writer,
+    ):
+        return _pass(manifest, limits, log, writer)
+
+
+def validate(
+    url: str,
+    rules: Mapping[str, FamilyRules],
+    *,
+    default_model: str,
+    errors_path: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> AcceptedManifest:
+    """Does what `accept` does and writes no rows. Same values, same errors."""
+    limits = Limits(rules, default_model)
+    with _checked(url, storage_options) as manifest, _log(url, errors_path) as log:
+        return _pass(manifest, limits, log, None)
+
+
+@contextlib.contextmanager
+def _checked(url: str, storage_options: Mapping[str, Any] | None) -> Iterator[ManifestFile]:
+    with open_manifest(url, storage_options) as manifest:
+        problems = check_schema(manifest.schema)
+        if not problems and manifest.num_rows == 0:
+            problems = [Problem(allowed="the manifest has no rows", action="add at least one prompt")]
+        if problems:
+            raise ManifestError(url, problems)
+        yield manifest
+
+
+def _log(url: str, errors_path: str | os.PathLike[str] | None) -> ProblemLog:
+    return ProblemLog(url, Path(f"{PurePosixPath(url).name}.errors.jsonl" if errors_path is None else errors_path))
+
+
+@contextlib.contextmanager
+def _opened(sink: BinaryIO | str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    if not isinstance(sink, str | os.PathLike):
+        yield sink
+        return
+    path = Path(sink)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as stream:
+            yield stream
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _pass(manifest: ManifestFile, limits: Limits, log: ProblemLog, writer: BatchWriter | None) -> AcceptedManifest:
+    repetitions, whole = Repetitions(), hashlib.sha256()
+    seen: list[Words] = []
+    schema = accepted_schema(manifest.schema)
+    for rows, batch in _rows(manifest, limits):
+        settings, findings = limits.check(rows.settings())
+        log.extend(sorted([*rows.problems, *rows.of_findings(findings)], key=lambda problem: problem.row or 0))
+        ids = clip_ids(rows, repetitions)
+        if "clip_id" in batch.schema.names:  # generated ids are distinct among themselves
+            seen.append(string_hashes(ids))
+        seeds = _seeds(rows, ids)
+        hashes = _digests(rows, settings, seeds)
+        whole.update(hashes.tobytes())
+        if writer is not None and not log:
+            writer.write(
+                _accepted(rows, settings, {"clip_id": ids, "seed": seeds, "digest": hex_strings(hashes)}, batch, schema)
+            )
+    if seen and len(suspects := repeated(np.concatenate(seen))):
+        log.extend(_duplicates(manifest, limits, suspects))
+    log.raise_if_any()
+    return AcceptedManifest(
+        num_rows=manifest.num_rows, digest=whole.hexdigest(), warnings=misspelled_columns(manifest.schema)
+    )
+
+
+def _rows(manifest: ManifestFile, limits: Limits) -> Iterator[tuple[Rows, pa.RecordBatch]]:
+    first_row = 0
+    for batch in read_ahead(manifest.iter_batches()):
+        yield read_rows(batch, first_row, limits), batch
+        first_row += len(batch)
+
+
+def _seeds(rows: Rows, ids: pa.Array) -> pa.Array:
+    given = rows.columns["seed"]
+    if given.null_count == 0:
+        return given
+    missing = given.is_null()
+    return pc.replace_with_mask(given, missing, default_seeds(ids.filter(missing)))
+
+
+def _digests(rows: Rows, settings: Settings, seeds: pa.Array) -> npt.NDArray[np.uint8]:
+    sizes = [settings.columns[name] for name in SIZE_COLUMNS]
+    names = [settings.columns["model"], settings.identity, settings.broadcast_digest]
+    heads = clip_heads(names, sizes, settings.columns["guidance_scale"]).take(pa.array(rows.codes))
+    return content_hashes(heads, seeds, rows.columns["negative_prompt"], rows.columns["prompt"])
+
+
+def _accepted(
+    rows: Rows, settings: Settings, made: Mapping[str, pa.Array], batch: pa.RecordBatch, schema: pa.Schema
+) -> pa.RecordBatch:
+    codes = pa.array(rows.codes)
+    kept = {field.name: batch.column(field.name) for field in extra_fields(batch.schema)}
+    kept |= {name: rows.columns[name] for name in ("prompt", "negative_prompt")}
+    kept |= {name: column.take(codes) for name, column in settings.columns.items()}
+    kept |= made
+    return pa.RecordBatch.from_arrays([kept[name] for name in schema.names], schema=schema)
+
+
+def _duplicates(manifest: ManifestFile, limits: Limits, suspects: Words) -> Iterator[Problem]:
+    repetitions = Repetitions()
+    ids = ((clip_ids(rows, repetitions), rows.first_row) for rows, _ in _rows(manifest, limits))
+    for row, clip_id, first in duplicates(ids, suspects):
+        allowed = f"row {first} has the same one and clip ids must be unique"
+        yield Problem(row=row, column="clip_id", value=shown(clip_id), allowed=allowed)

@@ -1,0 +1,144 @@
+"""Reading a manifest from any fsspec URL as a stream of record batches: never the whole file in memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.clip import Clip
+from manifests.errors import ManifestError, Problem
+from manifests.schema import CLIP_SCHEMA, check_schema
+
+BATCH_ROWS = 131_072
+_READ_BYTES = 4 << 20
+_DAMAGED = "the file is damaged"
+
+
+class ManifestFile:
+    """An open Parquet manifest. A context manager; `name` is what messages call it."""
+
+    def __init__(self, name: str, stream: BinaryIO) -> None:
+        self.name = name
+        self._stream = stream
+        try:
+            # Without pre_buffer a column is read in pieces, so one huge row group does not fill the memory.
+            self._parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=_READ_BYTES)
+        except (pa.ArrowInvalid, OSError) as error:
+            stream.close()
+            allowed = f"the file is not Parquet ({_first_line(error)})"
+            action = "build one from CSV, JSONL or text with `python -m pipeline manifest build`"
+            raise ManifestError(name, [Problem(allowed=allowed, action=action)]) from error
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows, from the footer."""
+        return int(self._parquet.metadata.num_rows)
+
+    @property
+    def num_row_groups(self) -> int:
+        """Number of row groups, from the footer."""
+        return int(self._parquet.metadata.num_row_groups)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema as it is in the file."""
+        return self._parquet.schema_arrow
+
+    def row_group_starts(self) -> np.ndarray:
+        """Returns the first row of every row group and, last, the number of rows: int64 [num_row_groups + 1]."""
+        metadata = self._parquet.metadata
+        rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
+
+    def row_bytes(self) -> float:
+        """Returns the mean size of a row in memory, roughly: from the uncompressed sizes in the footer."""
+        metadata = self._parquet.metadata
+        total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        return float(total) / max(1, self.num_rows)
+
+    def iter_batches(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        row_groups: Sequence[int] | None = None,
+        batch_rows: int = BATCH_ROWS,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields batches of at most `batch_rows` rows in the file's order. Raises ManifestError if it is damaged."""
+        batches = self._parquet.iter_batches(batch_size=batch_rows, row_groups=row_groups, columns=columns)
+        try:
+            yield from batches
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            problem = Problem(allowed=f"{_DAMAGED} ({_first_line(error)})", action="write it again")
+            raise ManifestError(self.name, [problem]) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._parquet.close()
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_manifest(url: str, storage_options: Mapping[str, Any] | None = None) -> ManifestFile:
+    """Opens a Parquet manifest for streaming.
+
+    `url` is a path or any fsspec URL, `storage_options` goes to its file system. Only the footer is read here.
+    Raises ManifestError if the file is missing, cannot be read or is not Parquet.
+    """
+    return ManifestFile(url, open_source(url, storage_options))
+
+
+def open_source(url: str, storage_options: Mapping[str, Any] | None = None) -> BinaryIO:
+    """Opens `url` for reading bytes, or raises ManifestError that says why not."""
+    try:
+        file_system, path = fsspec.url_to_fs(url, **(storage_options or {}))
+        # Parquet reads several columns side by side: fsspec's read-ahead would fetch most bytes twice.
+        stream: BinaryIO = file_system.open(path, "rb", cache_type="none")
+    except FileNotFoundError as error:
+        raise _unreadable(url, "the file does not exist", "check the path") from error
+    except IsADirectoryError as error:
+        raise _unreadable(url, "a folder is not a manifest", "name one file") from error
+    except (OSError, ImportError, ValueError) as error:
+        raise _unreadable(url, f"the file cannot be read ({_first_line(error)})", "check URL and access") from error
+    return stream
+
+
+def read_clips(file: BinaryIO | str) -> list[Clip]:
+    """Reads a shard: an accepted manifest small enough to be a list. `file` is an open binary file or an fsspec URL.
+
+    Raises ManifestError if it is not one of ours (another version, missing columns) or damaged.
+    """
+    name = file if isinstance(file, str) else str(getattr(file, "name", "shard"))
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open_source(file)) if isinstance(file, str) else file
+        manifest = ManifestFile(name, stream)
+        missing = [column for column in CLIP_SCHEMA.names if column not in manifest.schema.names]
+        problems = check_schema(manifest.schema) + [
+            Problem(column=column, allowed="the column of an accepted manifest is missing", action="submit again")
+            for column in missing
+        ]
+        if problems:
+            raise ManifestError(name, problems)
+        batches = manifest.iter_batches(CLIP_SCHEMA.names)
+        return [Clip(**row) for batch in batches for row in batch.to_pylist()]
+
+
+def _unreadable(url: str, what: str, action: str) -> ManifestError:
+    return ManifestError(url, [Problem(allowed=what, action=action)])
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

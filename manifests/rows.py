@@ -1,0 +1,146 @@
+"""One batch of a user's manifest with its columns in our types, and what is wrong with single values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.digest import content_hashes, hex_strings, row_heads
+from manifests.distinct import Indices, distinct_rows, rows_of
+from manifests.errors import Problem, shown
+from manifests.limits import SETTING_COLUMNS, SIZE, SIZE_COLUMNS, Finding, Limits
+from manifests.schema import FLOAT_COLUMNS, INTEGER_COLUMNS, STRING_COLUMNS, BadRow, as_floats, as_integers, as_strings
+from manifests.unique import Repetitions
+
+_CLIP_ID = r"\A[A-Za-z0-9._-]{1,128}\z"
+_CLIP_ID_WORDS = "1 to 128 of the characters A-Z a-z 0-9 . _ - are needed"
+_PROMPT_WORDS = "a prompt that is not empty is needed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """A batch by column, null where a row has no value or a broken one, and its distinct settings.
+
+    `distinct` holds the first row of each combination of the SETTING_COLUMNS, `codes` the combination of each row.
+    `problems` are those of single values; what the families allow is checked by `Limits`.
+    """
+
+    columns: Mapping[str, pa.Array]
+    distinct: Indices
+    codes: Indices
+    first_row: int
+    problems: tuple[Problem, ...]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def settings(self) -> dict[str, pa.Array]:
+        """Returns the distinct settings as given: SETTING_COLUMNS, one row per combination."""
+        at = pa.array(self.distinct)
+        return {name: self.columns[name].take(at) for name in SETTING_COLUMNS}
+
+    def of_findings(self, findings: list[Finding]) -> Iterator[Problem]:
+        """Yields a problem for every row whose settings have a finding."""
+        rows = rows_of(self.codes, [index for index, *_ in findings]) if findings else []
+        # A default stands in for a broken value: what follows from that default says nothing about the row.
+        broken = {problem.row for problem in self.problems if problem.column in SIZE_COLUMNS}
+        for (_, column, value, allowed), found in zip(findings, rows, strict=True):
+            for at in found:
+                row = self.first_row + int(at)
+                if column != SIZE or row not in broken:
+                    yield Problem(row=row, column=column, value=value, allowed=allowed)
+
+
+def read_rows(batch: pa.RecordBatch, first_row: int, limits: Limits) -> Rows:
+    """Brings a batch to our types and checks single values. `first_row`: the row of the batch's first in the file."""
+    columns: dict[str, pa.Array] = {}
+    problems: list[Problem] = []
+    for names, convert, kind, allowed in (
+        (STRING_COLUMNS, as_strings, pa.string(), "valid UTF-8 is needed"),
+        (INTEGER_COLUMNS, as_integers, pa.int64(), "a whole number within int64 is needed"),
+        (FLOAT_COLUMNS, as_floats, pa.float64(), "a finite number is needed"),
+    ):
+        for name in names:
+            if name not in batch.schema.names:
+                columns[name] = pa.nulls(len(batch), kind)
+                continue
+            columns[name], bad = convert(batch.column(name))
+            problems += _problems(bad, first_row, name, allowed)
+    broken = {problem.row for problem in problems if problem.column == "prompt"}
+    problems += [problem for problem in _bad_prompts(columns, first_row) if problem.row not in broken]
+    problems += _bad_clip_ids(columns["clip_id"], first_row)
+    problems += _long_prompts(columns, first_row, limits)
+    columns["prompt"] = pc.fill_null(columns["prompt"], "")
+    distinct, codes = distinct_rows([columns[name] for name in SETTING_COLUMNS])
+    return Rows(columns=columns, distinct=distinct, codes=codes, first_row=first_row, problems=tuple(problems))
+
+
+def clip_ids(rows: Rows, repetitions: Repetitions) -> pa.Array:
+    """Returns the rows' clip ids: as given, else 16 hex digits of the content, `-k` added for its k-th repetition.
+
+    `repetitions` must have seen the batches before, in order.
+    """
+    given = rows.columns["clip_id"]
+    missing = given.is_null()
+    if given.null_count == 0:
+        return given
+    settings = rows.settings()
+    sizes = [settings[name] for name in SIZE_COLUMNS]
+    heads = row_heads([settings["model"], settings["broadcast"]], sizes, settings["guidance_scale"])
+    parts = [heads.take(pa.array(rows.codes)), *(rows.columns[name] for name in ("seed", "negative_prompt", "prompt"))]
+    if given.null_count < len(given):
+        parts = [part.filter(missing) for part in parts]
+    hashes = content_hashes(*parts)
+    ids = hex_strings(hashes)
+    earlier = repetitions.count(hashes.view(np.uint64).reshape(-1))
+    if earlier.any():
+        counts = pa.array(earlier)
+        suffixed = pc.binary_join_element_wise(ids, counts.cast(pa.string()), "-")
+        ids = pc.if_else(pc.greater(counts, 0), suffixed, ids)
+    return ids if given.null_count == len(given) else pc.replace_with_mask(given, missing, ids)
+
+
+def _problems(bad: list[BadRow], first_row: int, column: str, allowed: str) -> list[Problem]:
+    return [Problem(row=first_row + at, column=column, value=value, allowed=allowed) for at, value in bad]
+
+
+def _where(mask: pa.Array) -> list[int]:
+    if not pc.any(mask).as_py():
+        return []
+    found: list[int] = np.flatnonzero(pc.fill_null(mask, fill_value=False).to_numpy(zero_copy_only=False)).tolist()
+    return found
+
+
+def _bad_prompts(columns: Mapping[str, pa.Array], first_row: int) -> list[Problem]:
+    prompts = columns["prompt"]
+    empty = pc.fill_null(pc.or_(pc.equal(pc.binary_length(prompts), 0), pc.utf8_is_space(prompts)), fill_value=True)
+    bad = [(at, shown(prompts[at].as_py())) for at in _where(empty)]
+    return _problems(bad, first_row, "prompt", _PROMPT_WORDS)
+
+
+def _bad_clip_ids(ids: pa.Array, first_row: int) -> list[Problem]:
+    if ids.null_count == len(ids):
+        return []
+    bad = [(at, shown(ids[at].as_py())) for at in _where(pc.invert(pc.match_substring_regex(ids, _CLIP_ID)))]
+    return _problems(bad, first_row, "clip_id", _CLIP_ID_WORDS)
+
+
+def _long_prompts(columns: Mapping[str, pa.Array], first_row: int, limits: Limits) -> list[Problem]:
+    problems = []
+    for name in ("prompt", "negative_prompt"):
+        # Bytes are at least as many as characters, and cheap to count: only the long ones are counted exactly.
+        long = _where(pc.greater(pc.binary_length(columns[name]), limits.min_prompt_chars))
+        if not long:
+            continue
+        texts = columns[name].take(pa.array(long))
+        lengths = pc.utf8_length(texts).to_numpy()
+        most = limits.max_prompt_chars(columns["model"].take(pa.array(long)))
+        for i in np.flatnonzero(lengths > most):
+            allowed = f"{lengths[i]} characters, at most {most[i]} are allowed (max_prompt_chars)"
+            value = shown(texts[int(i)].as_py())
+            problems.append(Problem(row=first_row + long[i], column=name, value=value, allowed=allowed))
+    return problems

@@ -1,0 +1,181 @@
+"""The Arrow schema of a manifest row, its version, and how foreign column types are brought to ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from manifests.errors import Problem, shown
+
+VERSION = 1
+"""Raised when a reader of an older version would misread what we write."""
+VERSION_KEY = b"pab_pipeline.manifest_version"
+
+STRING_COLUMNS = ("clip_id", "prompt", "negative_prompt", "model", "broadcast")
+INTEGER_COLUMNS = ("seed", "num_frames", "height", "width", "fps", "num_steps")
+FLOAT_COLUMNS = ("guidance_scale",)
+ROW_COLUMNS = (*STRING_COLUMNS, *INTEGER_COLUMNS, *FLOAT_COLUMNS)
+"""What a user's manifest may hold; only `prompt` is required. Any other column is kept as it is."""
+
+CLIP_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string(), nullable=False),
+        pa.field("digest", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("negative_prompt", pa.string()),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("num_frames", pa.int64(), nullable=False),
+        pa.field("height", pa.int64(), nullable=False),
+        pa.field("width", pa.int64(), nullable=False),
+        pa.field("fps", pa.int64(), nullable=False),
+        pa.field("num_steps", pa.int64(), nullable=False),
+        pa.field("guidance_scale", pa.float64(), nullable=False),
+        pa.field("broadcast", pa.string(), nullable=False),
+    ]
+)
+"""An accepted row: the fields of `Clip`, in their order. Extra columns follow it."""
+
+_INT64_LIMIT = 2.0**63
+
+
+def extra_fields(schema: pa.Schema) -> list[pa.Field]:
+    """Returns the columns of a user's manifest that are not ours, in their order."""
+    return [field for field in schema if field.name not in CLIP_SCHEMA.names]
+
+
+def accepted_schema(schema: pa.Schema) -> pa.Schema:
+    """Returns the schema of what is written for a user's manifest of `schema`: ours, then its extra columns."""
+    return pa.schema([*CLIP_SCHEMA, *extra_fields(schema)], metadata={VERSION_KEY: str(VERSION).encode()})
+
+
+def check_schema(schema: pa.Schema) -> list[Problem]:
+    """Returns what is wrong with the columns themselves: version, missing, twice there, or of a wrong type."""
+    problems = _version_problems(schema)
+    for name in sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        problems.append(Problem(column=name, allowed="the column is there more than once", action="drop all but one"))
+    if "prompt" not in schema.names:
+        close = next((name for name in schema.names if _meant(name) == "prompt"), None)
+        action = f"rename {close!r} to 'prompt'" if close else "add it"
+        problems.append(Problem(column="prompt", allowed="the column is required and missing", action=action))
+    return problems + [problem for field in schema if (problem := _type_problem(field)) is not None]
+
+
+def misspelled_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Returns a warning for each unknown column named nearly like one of ours, and for a `digest` that is replaced."""
+    warnings = [
+        f"column {field.name!r} is kept as an extra column; if {meant!r} is meant, rename it"
+        for field in extra_fields(schema)
+        if (meant := _meant(field.name)) is not None and meant not in schema.names
+    ]
+    if "digest" in schema.names:
+        warnings.append("column 'digest' is computed anew; the values of the manifest are not kept")
+    return tuple(warnings)
+
+
+def _meant(name: str) -> str | None:
+    plain = name.strip().lower().replace("-", "_").replace(" ", "_")
+    close = difflib.get_close_matches(plain, ROW_COLUMNS, n=1, cutoff=0.8)
+    return close[0] if close and name not in CLIP_SCHEMA.names else None
+
+
+def _version_problems(schema: pa.Schema) -> list[Problem]:
+    found = (schema.metadata or {}).get(VERSION_KEY)
+    if found is None or found == str(VERSION).encode():
+        return []
+    return [
+        Problem(
+            column="manifest version",
+            value=found.decode(errors="replace"),
+            allowed=f"this program reads version {VERSION}",
+            action="use the program that wrote the file, or build the manifest again",
+        )
+    ]
+
+
+def _type_problem(field: pa.Field) -> Problem | None:
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    if pa.types.is_null(kind):
+        return None
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if field.name in STRING_COLUMNS and not text:
+        allowed = "strings are needed"
+    elif field.name in INTEGER_COLUMNS and not number:
+        allowed = "integers are needed (or floats that hold whole numbers)"
+    elif field.name in FLOAT_COLUMNS and not number:
+        allowed = "numbers are needed"
+    else:
+        return None
+    action = "cast the column and write the manifest again"
+    return Problem(column=field.name, value=f"<{field.type}>", allowed=allowed, action=action)
+
+
+BadRow = tuple[int, str]
+"""Index in the batch, and the value as shown."""
+
+
+def as_strings(array: pa.Array) -> tuple[pa.Array, list[BadRow]]:
+    """Brings any encoding of strings to `string`. Returns it and the rows that are not valid UTF-8 (null there)."""
+    array = array.cast(pa.string()) if array.type != pa.string() else array
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = array.cast(pa.binary()).to_pylist()
+        bad = [(i, repr(value[:60])) for i, value in enumerate(raw) if value is not None and not _is_utf8(value)]
+        broken = {i for i, _ in bad}
+        return pa.array([None if i in broken else value for i, value in enumerate(raw)], pa.binary()).cast(
+            pa.string()
+        ), bad
+    return array, []
+
+
+def as_integers(array: pa.Array) -> tuple[pa.Array, list[BadRow]]:
+    """Brings any number to int64. Returns it and the rows that are no whole number within int64 (null there)."""
+    array = _decoded(array)
+    if array.type == pa.int64():
+        return array, []
+    if pa.types.is_uint64(array.type):
+        return _without(array, lambda values: pc.greater(values, pa.scalar(2**63 - 1, pa.uint64())))
+    if pa.types.is_floating(array.type):
+        return _without(array.cast(pa.float64()), _not_whole)
+    return array.cast(pa.int64()), []
+
+
+def as_floats(array: pa.Array) -> tuple[pa.Array, list[BadRow]]:
+    """Brings any number to float64. Returns it and the rows that are NaN or infinite (null there)."""
+    array = _decoded(array).cast(pa.float64(), safe=False)
+    bad = pc.fill_null(pc.invert(pc.is_finite(array)), fill_value=False)
+    if not pc.any(bad).as_py():
+        return array, []
+    rows = np.flatnonzero(bad.to_numpy(zero_copy_only=False))
+    found = [(int(i), repr(array[int(i)].as_py())) for i in rows]
+    return pc.if_else(bad, pa.scalar(None, pa.float64()), array), found
+
+
+def _decoded(array: pa.Array) -> pa.Array:
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def _not_whole(values: pa.Array) -> pa.Array:
+    inside = pc.and_(pc.greater_equal(values, -_INT64_LIMIT), pc.less(values, _INT64_LIMIT))
+    return pc.invert(pc.and_(inside, pc.equal(pc.floor(values), values)))
+
+
+def _without(array: pa.Array, is_bad: Callable[[pa.Array], pa.Array]) -> tuple[pa.Array, list[BadRow]]:
+    bad = pc.fill_null(is_bad(array), fill_value=False)
+    rows = np.flatnonzero(bad.to_numpy(zero_copy_only=False))
+    found = [(int(i), shown(array[int(i)].as_py())) for i in rows]
+    return pc.if_else(bad, pa.scalar(None, array.type), array).cast(pa.int64()), found
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

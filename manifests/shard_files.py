@@ -1,0 +1,85 @@
+"""Writing the shards of a plan: one Parquet file each, with bounded memory whatever the size of the manifest.
+
+Shards are written in windows of about `WINDOW_BYTES` of rows. For each window only the row groups that hold one of its
+rows are read, one batch at a time, and only its rows are kept; then its files are written one after the other. One
+file is open at a time and the prompts of one window are in memory. Shards are taken in the order of their first row, so
+a window touches few row groups: the manifest is read about once if clips of one kind lie together or are mixed evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.ahead import read_ahead
+from manifests.read import ManifestFile
+from manifests.shards import ShardPlan
+
+WINDOW_BYTES = 256 << 20
+
+Indices = npt.NDArray[np.int64]
+
+
+def write_shards(
+    plan: ShardPlan,
+    accepted: ManifestFile,
+    open_output: Callable[[int], BinaryIO],
+    *,
+    window_bytes: int = WINDOW_BYTES,
+) -> None:
+    """Writes every shard of `plan` as a Parquet file with the columns of `accepted`, the manifest that was planned.
+
+    `open_output(shard_index)` returns a file to write bytes to, which is closed here. Rows are in the order of
+    rendering. Raises ValueError if the plan is of a manifest with another number of rows.
+    """
+    if len(plan.assignment) != accepted.num_rows:
+        raise ValueError(
+            f"the plan has {len(plan.assignment)} rows, {accepted.name} {accepted.num_rows}; plan it again"
+        )
+    window_rows = max(1, int(window_bytes / max(1.0, accepted.row_bytes())))
+    for shards in _windows(plan, window_rows):
+        rows = np.concatenate([plan.rows(shard) for shard in shards])
+        at = np.argsort(np.argsort(rows, kind="stable"), kind="stable")
+        table = _read_rows(accepted, np.sort(rows)).take(pa.array(at))
+        start = 0
+        for shard in shards:
+            num_clips = plan.shards[shard].num_clips
+            with open_output(shard) as stream:
+                pq.write_table(table.slice(start, num_clips), stream, compression="zstd")
+            start += num_clips
+
+
+def _windows(plan: ShardPlan, window_rows: int) -> Iterator[list[int]]:
+    """Yields lists of shards that have at most `window_rows` rows together, or one shard."""
+    first_rows = [int(plan.rows(shard.index).min()) for shard in plan.shards]
+    window: list[int] = []
+    num_rows = 0
+    for index in np.argsort(first_rows, kind="stable").tolist():
+        num_clips = plan.shards[index].num_clips
+        if window and num_rows + num_clips > window_rows:
+            yield window
+            window, num_rows = [], 0
+        window.append(index)
+        num_rows += num_clips
+    if window:
+        yield window
+
+
+def _read_rows(accepted: ManifestFile, rows: Indices) -> pa.Table:
+    """Reads `rows` (ascending, distinct) from the row groups that hold them."""
+    starts = accepted.row_group_starts()
+    holders = np.unique(np.searchsorted(starts, rows, "right") - 1)
+    numbers = np.concatenate([np.arange(starts[holder], starts[holder + 1]) for holder in holders])
+    kept = []
+    position = 0
+    for batch in read_ahead(accepted.iter_batches(row_groups=[int(holder) for holder in holders])):
+        here = numbers[position : position + len(batch)]
+        wanted = rows[np.searchsorted(rows, here[0]) : np.searchsorted(rows, here[-1], "right")]
+        kept.append(batch.take(pa.array(np.searchsorted(here, wanted))))
+        position += len(batch)
+    return pa.Table.from_batches(kept, schema=accepted.schema).combine_chunks()
