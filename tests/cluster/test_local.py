@@ -9,45 +9,20 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.devices import threads_per_rank, visible_gpus
-from cluster.job import Cluster, ClusterError, Job, JobRequest, JobState
+from cluster.job import ClusterError, JobRequest, JobState
 from cluster.local import LocalCluster
 from tests.cluster.rank_calls import Fall, Say
-
-_OVER = (JobState.ENDED, JobState.LOST, JobState.CANCELLED)
+from tests.cluster.waiting import is_alive, wait_over, wait_until
 
 
 def request(call: Callable[[], object], name: str = "job-00000", *, ranks: int = 2, gpus: int = 0) -> JobRequest:
     return JobRequest(name=name, call=call, num_nodes=1, ranks_per_node=ranks, gpus_per_node=gpus, timeout_min=5)
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 20) -> float:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() - start < timeout_s, "did not happen in time"
-        time.sleep(0.02)
-    return time.monotonic() - start
-
-
-def wait_over(cluster: Cluster, jobs: Sequence[Job], timeout_s: float = 30) -> None:
-    def over() -> bool:
-        cluster.poll()
-        return all(job.state in _OVER for job in jobs)
-
-    wait_until(over, timeout_s)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def noted_pids(folder: Path) -> list[int]:

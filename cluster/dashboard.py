@@ -1,0 +1,114 @@
+"""A Dask scheduler with its dashboard beside the driver: the view of a run. Nothing is decided by it or lost without it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cluster.job import ClusterError
+from cluster.job_files import error_tail, private_folder
+from cluster.scheduler_file import SCHEDULER_FILE, SchedulerPlace, read_place
+
+_START_S = 30.0
+_STOP_S = 5.0
+
+
+class Dashboard:
+    """A scheduler process that lives as long as this object's `with` block, or as the driver.
+
+    `folder` must be seen by the jobs; it is made private (0700), for the scheduler's TLS key lies in it. `host`: where the
+    scheduler listens for jobs; loopback unless jobs run on other machines. The dashboard itself is on loopback always.
+    """
+
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1") -> None:
+        self._folder = private_folder(folder)
+        self._host = host
+        self._process: subprocess.Popen[bytes] | None = None
+        self._place: SchedulerPlace | None = None
+
+    @property
+    def scheduler_file(self) -> Path:
+        """What `DaskProgress` needs."""
+        return self._folder / SCHEDULER_FILE
+
+    @property
+    def pid(self) -> int:
+        """The scheduler's process."""
+        assert self._process, "the dashboard is not started"
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        """The dashboard's page, for a browser on the driver's machine."""
+        assert self._place, "the dashboard is not started"
+        return self._place.dashboard_url
+
+    @property
+    def ssh_hint(self) -> str:
+        """The command that brings the dashboard to a browser on another machine."""
+        assert self._place, "the dashboard is not started"
+        port = self._place.dashboard_port
+        return f"ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}"
+
+    def start(self) -> None:
+        """Starts the scheduler and waits until it listens. Raises ClusterError with its error output if it does not."""
+        before = self.scheduler_file.stat().st_mtime_ns if self.scheduler_file.exists() else 0
+        log_path = self._folder / "dask-scheduler.log"
+        root = str(Path(__file__).parent.parent)
+        with log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cluster.dask_scheduler", self._folder, self._host],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_S
+        while not self.scheduler_file.exists() or self.scheduler_file.stat().st_mtime_ns == before:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                reason = (error_tail([log_path]) or "no reason given").splitlines()[-1]
+                raise ClusterError(
+                    f"the Dask scheduler did not start on {self._host}: {reason}; its log is {log_path}; "
+                    "name an address of this machine, or run without the dashboard"
+                )
+            time.sleep(0.05)
+        self._place = read_place(self.scheduler_file)
+
+    def revive(self) -> bool:
+        """Starts the scheduler again if it has died; jobs rejoin by themselves. Returns whether it had."""
+        if self._process is None or self._process.poll() is None:
+            return False
+        self.stop()
+        self.start()
+        return True
+
+    def stop(self) -> None:
+        """Ends the scheduler; jobs go on without it."""
+        if self._process is None:
+            return
+        if self._process.stdin:
+            self._process.stdin.close()
+        try:
+            self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

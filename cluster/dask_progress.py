@@ -1,0 +1,115 @@
+"""Shows a job's clips on the Dask dashboard: one worker per job, one task per clip, running while the clip is rendered.
+
+The job never waits for Dask: everything of Dask's lives on a thread with its own event loop, which comes back to a
+restarted scheduler and gives up without a word more than one log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cluster.clip_board import ClipBoard
+from cluster.scheduler_file import read_place
+
+_LOG = logging.getLogger(__name__)
+_RETRY_S = 2.0
+_CONNECT_S = 3.0
+_EXIT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaskProgress:
+    """Tells the Dask scheduler named in `scheduler_file` of a job's clips. Picklable; holds a path and no key."""
+
+    scheduler_file: Path
+
+    def open(self, worker_name: str, clip_ids: Sequence[str]) -> OpenDaskProgress:
+        """Begins to connect under this name, in the background, and returns at once."""
+        return OpenDaskProgress(self.scheduler_file, worker_name=worker_name, board=ClipBoard(clip_ids))
+
+
+class OpenDaskProgress:
+    """A job's presence on the dashboard."""
+
+    def __init__(self, scheduler_file: Path, *, worker_name: str, board: ClipBoard) -> None:
+        self._scheduler_file = scheduler_file
+        self._worker_name = worker_name
+        self._board = board
+        self._absence_told = False
+        self._thread = threading.Thread(target=self._run, name="dask-progress", daemon=True)
+        self._thread.start()
+
+    def started(self, clip_id: str) -> None:
+        """Tells that the clip's denoising begins."""
+        self._board.start(clip_id)
+
+    def finished(self, clip_id: str, outcome: str, elapsed_s: float) -> None:
+        """Tells how the clip ended; its task ends with this outcome."""
+        self._board.finish(clip_id, outcome)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._board.close()
+        self._thread.join(_EXIT_S)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._stay_connected())
+        except Exception as error:  # the view must never harm the job, whatever Dask raises
+            self._tell_absence(error)
+
+    async def _stay_connected(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(_log_quietly)
+        while not self._board.closed:
+            try:
+                await self._stay_once()
+                self._tell_absence("it went away")
+            except Exception as error:  # as above
+                self._tell_absence(error)
+            # Jobs of one run must not all come back in the same moment.
+            await self._board.wait_closed(_RETRY_S * random.uniform(0.75, 1.25))
+
+    async def _stay_once(self) -> None:
+        place = read_place(self._scheduler_file)
+        if place is None:
+            raise FileNotFoundError(f"no file {self._scheduler_file}")
+        own_host = await _own_host(*place.host_and_port)
+        # Only now: this import takes a second of the interpreter, and a job without a scheduler never needs it.
+        from cluster.dask_session import run_session
+
+        await run_session(
+            place, own_host=own_host, worker_name=self._worker_name, board=self._board, joined=self._tell_joined
+        )
+
+    def _tell_joined(self) -> None:
+        _LOG.info("%s: shown on the Dask dashboard", self._worker_name)
+        self._absence_told = False
+
+    def _tell_absence(self, reason: object) -> None:
+        if not self._absence_told and not self._board.closed:
+            _LOG.warning("%s: no Dask scheduler (%s); the job goes on without the dashboard", self._worker_name, reason)
+        self._absence_told = True
+
+
+async def _own_host(host: str, port: int) -> str:
+    """Connects once, which tells whether anybody is there and under which address this machine is seen from there."""
+    _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), _CONNECT_S)
+    own_host = writer.get_extra_info("sockname")[0]
+    writer.close()
+    return str(own_host)
+
+
+def _log_quietly(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    _LOG.debug("Dask: %s", context.get("message"))

@@ -1,0 +1,172 @@
+"""One stay of a job on one Dask scheduler: a worker, a client, and a task for every clip that is due."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future as ThreadFuture
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import dask
+from distributed import Client, Future, Worker, get_worker
+
+from cluster.clip_board import ClipBoard
+from cluster.scheduler_file import SchedulerPlace, security
+
+_T = TypeVar("_T")
+_LOG = logging.getLogger(__name__)
+_AHEAD = 2
+_KEPT = 20
+_CONNECT_S = 3.0
+_CLOSE_S = 1.0
+
+_LIGHT = {
+    # The sampling profiler would take the GIL a hundred times a second from the thread that renders.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.gil.enabled": False,
+    "distributed.admin.system-monitor.disk": False,
+    "distributed.comm.timeouts.connect": f"{_CONNECT_S}s",
+    "distributed.comm.retry.count": 0,
+}
+
+
+async def run_session(
+    place: SchedulerPlace, *, own_host: str, worker_name: str, board: ClipBoard, joined: Callable[[], None]
+) -> None:
+    """Joins the scheduler, calls `joined`, and returns when the scheduler or the job has gone.
+
+    `own_host`: this machine's address as the scheduler sees it. Raises OSError or TimeoutError if there is no scheduler.
+    """
+    _silence_distributed()
+    keys = security(place.folder)
+    turns = _ClipThreadPoolExecutor(board)
+    with tempfile.TemporaryDirectory(prefix="dask-") as scratch, dask.config.set(_LIGHT):
+        worker = Worker(
+            place.address,
+            name=worker_name,
+            nthreads=1,
+            memory_limit=0,  # with a limit, Dask pauses a worker whose process holds a large model, for ever
+            executor=turns,
+            security=keys,
+            protocol="tls://",
+            host=own_host,
+            dashboard_address="127.0.0.1:0",
+            local_directory=scratch,
+            death_timeout=_CONNECT_S,
+        )
+        client = Client(place.address, asynchronous=True, security=keys, timeout=_CONNECT_S, set_as_default=False)
+        try:
+            await worker
+            await client
+            joined()
+            await _mirror_clips(client, worker=worker, board=board)
+        finally:
+            # The client first: it takes back the tasks of clips that never ended, before their thread is let go; and left
+            # without a scheduler it complains for half a minute.
+            await _bounded(client.close())
+            turns.shutdown()
+            await _bounded(worker.close(timeout=_CLOSE_S, executor_wait=False, nanny=False))
+
+
+def _silence_distributed() -> None:
+    # Dask prints to stderr at import and afterwards; what matters of it is one line of ours.
+    for name in ("distributed", "distributed.client", "distributed.gc", "bokeh", "tornado", "tornado.application"):
+        logger = logging.getLogger(name)
+        logger.propagate = False
+        for handler in [each for each in logger.handlers if type(each) is logging.StreamHandler]:
+            logger.removeHandler(handler)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
+
+
+async def _bounded(closing: Awaitable[object]) -> None:
+    try:
+        await asyncio.wait_for(closing, _CLOSE_S)
+    except Exception as error:  # whatever Dask raises while it closes, the job is leaving it
+        _LOG.debug("closing: %r", error)
+
+
+async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard) -> None:
+    gone = asyncio.ensure_future(worker.finished())
+    changed = board.listen()
+    submitted = {clip_id for clip_id in board.due(0) if board.outcome(clip_id)}
+    futures: dict[str, Future] = {}
+    try:
+        while not gone.done() and not board.closed:
+            changed.clear()
+            for clip_id in board.due(_AHEAD):
+                if clip_id not in submitted:
+                    submitted.add(clip_id)
+                    futures[clip_id] = client.submit(
+                        mirror,
+                        clip_id,
+                        key=("render", clip_id),
+                        workers=[worker.address],
+                        priority=-len(submitted),
+                        pure=False,
+                    )
+            _release_oldest(futures)
+            waiting = asyncio.ensure_future(changed.wait())
+            await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        if not gone.done():
+            await _wait_done([future for clip_id, future in futures.items() if board.outcome(clip_id)])
+    finally:
+        board.unlisten()
+        gone.cancel()
+
+
+def _release_oldest(futures: dict[str, Future]) -> None:
+    # A finished task costs the scheduler 3 KB for as long as its future lives: a few per job make the progress bar.
+    done = [clip_id for clip_id, future in futures.items() if future.done()]
+    for clip_id in done[:-_KEPT]:
+        futures.pop(clip_id).release()
+
+
+async def _wait_done(futures: list[Future]) -> None:
+    deadline = asyncio.get_running_loop().time() + _CLOSE_S
+    while asyncio.get_running_loop().time() < deadline and not all(future.done() for future in futures):
+        await asyncio.sleep(0.02)
+
+
+def mirror(clip_id: str) -> str:
+    """Is a clip's task: lasts until the clip has ended and returns how."""
+    executor = get_worker().executors["default"]
+    assert isinstance(executor, _ClipThreadPoolExecutor)
+    return executor.wait_outcome(clip_id)
+
+
+class _ClipThreadPoolExecutor(ThreadPoolExecutor):
+    """Begins the nth task when the nth clip begins, so that the dashboard's bars are as long as the clips took.
+
+    Dask knows an executor whose tasks may ask for their worker by "ThreadPoolExecutor" in the class's name.
+    """
+
+    def __init__(self, board: ClipBoard) -> None:
+        super().__init__(1, thread_name_prefix="dask-clip")
+        self._board = board
+        self._num_begun_tasks = board.num_finished()
+        self._abandoned = False
+
+    def submit(self, task: Callable[..., _T], /, *args: Any, **kwargs: Any) -> ThreadFuture[_T]:
+        """Queues a task to begin in its turn."""
+        return super().submit(self._in_turn, task, *args, **kwargs)
+
+    def _in_turn(self, task: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
+        self._num_begun_tasks += 1
+        self._board.wait_until(lambda: self._abandoned or self._board.num_begun() >= self._num_begun_tasks)
+        return task(*args, **kwargs)
+
+    def wait_outcome(self, clip_id: str) -> str:
+        """Blocks until the clip has ended; "left" if the job or the scheduler went before."""
+        self._board.wait_until(lambda: self._abandoned or self._board.outcome(clip_id) is not None)
+        return self._board.outcome(clip_id) or "left"
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:
+        """Lets the thread go; never waits for the clip, whose rendering is not Dask's to end."""
+        self._abandoned = True
+        self._board.poke()
+        super().shutdown(wait=False, cancel_futures=True)
