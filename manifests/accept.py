@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.ahead import BatchWriter, read_ahead
-from manifests.digest import clip_heads, content_hashes, default_seeds, hex_strings
+from manifests.digest import as_lines, clip_heads, content_hashes, default_seeds, hex_strings
 from manifests.errors import ManifestError, Problem, ProblemLog, shown
 from manifests.limits import SIZE_COLUMNS, Limits, Settings
 from manifests.read import ManifestFile, open_manifest
@@ -30,7 +30,8 @@ from manifests.unique import Repetitions, Words, duplicates, repeated, string_ha
 class AcceptedManifest:
     """What is known of a manifest without any problem.
 
-    `digest`: SHA-256 in hex over the digests of the rows in their order. `warnings`: sentences for the user.
+    `digest` names the rows in their order: SHA-256 in hex over the SHA-256 of their digests (8 bytes each) and the SHA-256
+    of their clip ids (a line each). `warnings`: sentences for the user.
     """
 
     num_rows: int
@@ -110,7 +111,7 @@ def _opened(sink: BinaryIO | str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _pass(manifest: ManifestFile, limits: Limits, log: ProblemLog, writer: BatchWriter | None) -> AcceptedManifest:
-    repetitions, whole = Repetitions(), hashlib.sha256()
+    repetitions, contents, names = Repetitions(), hashlib.sha256(), hashlib.sha256()
     seen: list[Words] = []
     schema = accepted_schema(manifest.schema)
     for rows, batch in _rows(manifest, limits):
@@ -121,7 +122,8 @@ def _pass(manifest: ManifestFile, limits: Limits, log: ProblemLog, writer: Batch
             seen.append(string_hashes(ids))
         seeds = _seeds(rows, ids)
         hashes = _digests(rows, settings, seeds)
-        whole.update(hashes.tobytes())
+        contents.update(hashes.tobytes())
+        names.update(as_lines(ids))
         if writer is not None and not log:
             writer.write(
                 _accepted(rows, settings, {"clip_id": ids, "seed": seeds, "digest": hex_strings(hashes)}, batch, schema)
@@ -130,7 +132,9 @@ def _pass(manifest: ManifestFile, limits: Limits, log: ProblemLog, writer: Batch
         log.extend(_duplicates(manifest, limits, suspects))
     log.raise_if_any()
     return AcceptedManifest(
-        num_rows=manifest.num_rows, digest=whole.hexdigest(), warnings=misspelled_columns(manifest.schema)
+        num_rows=manifest.num_rows,
+        digest=hashlib.sha256(contents.digest() + names.digest()).hexdigest(),
+        warnings=misspelled_columns(manifest.schema),
     )
 
 

@@ -82,6 +82,13 @@ def hex_strings(hashes: npt.NDArray[np.uint8]) -> pa.Array:
     return pa.StringArray.from_buffers(num_rows, pa.py_buffer(offsets), pa.py_buffer(text))
 
 
+def as_lines(strings: pa.Array) -> bytes:
+    """Returns the UTF-8 of all strings, each with a line break after it."""
+    lines = pc.binary_join_element_wise(strings, pa.scalar(""), "\n")
+    _, _, data = lines.buffers()
+    return data.to_pybytes() if data is not None else b""
+
+
 def _sha256(texts: pa.Array) -> npt.NDArray[np.uint8]:
     sha256 = hashlib.sha256
     # One call per row is the price of a cryptographic digest; all else is done by column.

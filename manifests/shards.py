@@ -71,13 +71,14 @@ class ShardPlan:
     """Which row goes where. `assignment`: shard index of every row, int32 [rows], -1 for a row already recorded.
 
     `order` lists the rows to render, shard after shard in the order of rendering: int64 [rows to render]; shard i has
-    `order[starts[i]:starts[i + 1]]`.
+    `order[starts[i]:starts[i + 1]]`. `clip_groups` counts the rows to render that cost the same.
     """
 
     shards: tuple[Shard, ...]
     assignment: npt.NDArray[np.int32]
     order: Indices
     starts: Indices
+    clip_groups: Mapping[ClipGroup, int]
 
     @property
     def num_done(self) -> int:
@@ -132,16 +133,19 @@ def plan_shards(
                 )
             )
         order_parts.append(parts.rows)
-    return _plan(len(codes), shards, order_parts)
+    counts = {groups[code]: len(by_code[code]) for code in ranked}
+    return _plan(len(codes), shards, order_parts, counts)
 
 
-def _plan(num_rows: int, shards: list[Shard], order_parts: list[Indices]) -> ShardPlan:
+def _plan(
+    num_rows: int, shards: list[Shard], order_parts: list[Indices], clip_groups: Mapping[ClipGroup, int]
+) -> ShardPlan:
     order = _joined(order_parts)
     num_clips = np.array([shard.num_clips for shard in shards], np.int64)
     starts = np.concatenate([[0], np.cumsum(num_clips)]).astype(np.int64)
     assignment = np.full(num_rows, -1, np.int32)
     assignment[order] = np.repeat(np.arange(len(shards), dtype=np.int32), num_clips)
-    return ShardPlan(shards=tuple(shards), assignment=assignment, order=order, starts=starts)
+    return ShardPlan(shards=tuple(shards), assignment=assignment, order=order, starts=starts, clip_groups=clip_groups)
 
 
 def _clip_groups(batches: Iterable[pa.RecordBatch], done: KeySet) -> tuple[npt.NDArray[np.int32], list[ClipGroup]]:

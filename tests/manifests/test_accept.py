@@ -266,6 +266,18 @@ def test_an_accepted_manifest_is_accepted_again_with_the_same_digest(
     assert again.warnings == ("column 'digest' is computed anew; the values of the manifest are not kept",)
 
 
+def test_the_manifest_digest_knows_ids_contents_and_order(manifest: Write, rules: Rules) -> None:
+    def digest(*rows: tuple[str, str]) -> str:
+        ids, prompts = zip(*rows, strict=True)
+        url = manifest({"prompt": list(prompts), "clip_id": list(ids), "seed": [1] * len(rows)})
+        return validate(url, rules, default_model="wan").digest
+
+    same = digest(("a", "x"), ("b", "y"))
+    assert digest(("a", "x"), ("b", "y")) == same
+    others = [digest(("b", "y"), ("a", "x")), digest(("a", "x"), ("c", "y")), digest(("a", "x"), ("b", "z"))]
+    assert len({same, *others}) == 4
+
+
 def test_a_misspelled_column_is_kept_with_a_warning(manifest: Write, rules: Rules) -> None:
     result = validate(manifest({"prompt": ["a"], "num_frame": [81], "author": ["x"]}), rules, default_model="wan")
     assert result.warnings == ("column 'num_frame' is kept as an extra column; if 'num_frames' is meant, rename it",)

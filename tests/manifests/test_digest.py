@@ -71,11 +71,15 @@ def test_ids_seeds_and_digests_are_pinned(manifest: Write, rules: dict[str, Fami
     assert [(row["clip_id"], row["seed"], row["digest"]) for row in rows] == PINNED
 
 
-def test_the_digest_of_the_manifest_is_over_its_rows_in_order(manifest: Write, rules: dict[str, FamilyRules]) -> None:
+def test_the_digest_of_the_manifest_is_over_its_ids_and_rows_in_order(
+    manifest: Write, rules: dict[str, FamilyRules]
+) -> None:
     sink = io.BytesIO()
     result = accept(manifest(GOLDEN), rules, default_model="wan", sink=sink)
-    digests = pq.read_table(io.BytesIO(sink.getvalue()))["digest"].to_pylist()
-    assert result.digest == hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
+    rows = pq.read_table(io.BytesIO(sink.getvalue()), columns=["clip_id", "digest"]).to_pylist()
+    contents = hashlib.sha256(b"".join(bytes.fromhex(row["digest"]) for row in rows))
+    names = hashlib.sha256("".join(f"{row['clip_id']}\n" for row in rows).encode())
+    assert result.digest == hashlib.sha256(contents.digest() + names.digest()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,16 @@ def test_cost_is_asked_once_per_distinct_group_still_to_render() -> None:
     assert len(asked) == len(set(asked)) == 2 * 2 * 2 * 3 * 2 * 2
 
 
+def test_a_plan_counts_the_clips_that_cost_the_same() -> None:
+    batch = clips(200)
+    done = ["clip-3.0000000000000003"]
+    counts = planned(batch, done=done).clip_groups
+    assert sum(counts.values()) == 199
+    guided = np.array([scale != 1.0 for scale in batch.column("guidance_scale").to_pylist()])
+    guided[3] = False
+    assert sum(count for group, count in counts.items() if group.guided) == guided.sum()
+
+
 def test_no_more_shards_than_needed_for_equal_clips() -> None:
     shares, seconds = fewest_shares(np.array([100]), np.array([6.0]), 10.0)
     assert shares.tolist() == [[1] * 100]
