@@ -98,15 +98,15 @@ def open_manifest(url: str, storage_options: Mapping[str, Any] | None = None) ->
     `url` is a path or any fsspec URL, `storage_options` goes to its file system. Only the footer is read here.
     Raises ManifestError if the file is missing, cannot be read or is not Parquet.
     """
+    # Parquet reads several columns side by side in pieces of its own: a read-ahead would fetch most bytes twice.
     return ManifestFile(url, open_source(url, storage_options))
 
 
-def open_source(url: str, storage_options: Mapping[str, Any] | None = None) -> BinaryIO:
-    """Opens `url` for reading bytes, or raises ManifestError that says why not."""
+def open_source(url: str, storage_options: Mapping[str, Any] | None = None, *, cache_type: str = "none") -> BinaryIO:
+    """Opens `url` for reading bytes, or raises ManifestError that says why not. `cache_type` is fsspec's."""
     try:
         file_system, path = fsspec.url_to_fs(url, **(storage_options or {}))
-        # Parquet reads several columns side by side: fsspec's read-ahead would fetch most bytes twice.
-        stream: BinaryIO = file_system.open(path, "rb", cache_type="none")
+        stream: BinaryIO = file_system.open(path, "rb", cache_type=cache_type)
     except FileNotFoundError as error:
         raise _unreadable(url, "the file does not exist", "check the path") from error
     except IsADirectoryError as error:

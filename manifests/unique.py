@@ -134,7 +134,9 @@ class KeySet:
             return np.zeros(len(keys), bool)
         hashes = string_hashes(keys)
         at = np.minimum(np.searchsorted(self._first, hashes), len(self) - 1)
-        found: npt.NDArray[np.bool_] = (self._first[at] == hashes) & (self._second[at] == _salted(keys))
+        found: npt.NDArray[np.bool_] = self._first[at] == hashes
+        rows = np.flatnonzero(found)
+        found[rows] = self._second[at[rows]] == _salted(keys.take(pa.array(rows)))
         return found
 
 

@@ -1,0 +1,112 @@
+"""Cells of CSV and JSONL lines: which Arrow type a column gets, what a cell becomes, and what cannot be converted."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+
+import pyarrow as pa
+
+from manifests.errors import Problem, shown
+from manifests.schema import FLOAT_COLUMNS, INTEGER_COLUMNS, STRING_COLUMNS
+
+Cell = object
+"""A string (CSV, text) or any JSON value; None where there is none."""
+Cells = Mapping[str, Cell]
+
+_ACTION = "fix the line"
+
+
+def cell_problems(line: int, cells: Cells) -> Iterator[Problem]:
+    """Yields what is wrong with the cells of one line: types and an empty prompt."""
+    prompt = cells.get("prompt")
+    if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
+        allowed = "a prompt that is not empty is needed"
+        yield Problem(line=line, column="prompt", value=shown(prompt), allowed=allowed, action=_ACTION)
+    for column, value in cells.items():
+        refused = None if value is None else _refused(column, value)
+        if refused is not None:
+            yield Problem(line=line, column=column, value=shown(value), allowed=refused, action=_ACTION)
+
+
+def column_type(column: str, value: Cell, before: pa.DataType | None) -> pa.DataType:
+    """Returns the type of a column that was `before` (None: new) when `value` is added to it.
+
+    Ours are fixed. Extra ones keep bool, int64, float64 or string; values of several kinds, objects and lists become
+    strings of JSON text.
+    """
+    if column in STRING_COLUMNS:
+        return pa.string()
+    if column in INTEGER_COLUMNS:
+        return pa.int64()
+    if column in FLOAT_COLUMNS:
+        return pa.float64()
+    found = _extra_type(value)
+    if before is None or before == found or pa.types.is_null(before):
+        return found
+    if pa.types.is_null(found):
+        return before
+    return pa.float64() if {before, found} == {pa.int64(), pa.float64()} else pa.string()
+
+
+def converted(value: Cell, field: pa.Field) -> str | int | float | bool | None:
+    """Returns a cell that has no problem as a value of its column's type."""
+    if value is None:
+        return None
+    if field.name in INTEGER_COLUMNS:
+        return _integer(value)
+    if field.name in FLOAT_COLUMNS or pa.types.is_floating(field.type):
+        return float(value)  # type: ignore[arg-type]
+    if pa.types.is_string(field.type):
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    assert isinstance(value, bool | int), f"{field} got {value!r}"
+    return value
+
+
+def _refused(column: str, value: Cell) -> str | None:
+    if column in STRING_COLUMNS:
+        return None if isinstance(value, str) else "a string is needed"
+    if column in INTEGER_COLUMNS:
+        return None if _integer(value) is not None else "an integer within int64 is needed"
+    if column in FLOAT_COLUMNS:
+        return None if _is_finite(value) else "a finite number is needed"
+    return None
+
+
+def _integer(value: Cell) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        # Text is tried as an integer first: a large seed would lose digits as a float.
+        number = (
+            int(value) if isinstance(value, int) or (isinstance(value, str) and _is_digits(value)) else float(value)
+        )
+    except ValueError:
+        return None
+    # NaN fails the comparison, infinities and everything beyond int64 do, too.
+    return int(number) if -(2**63) <= number < 2**63 and number == int(number) else None
+
+
+def _is_digits(text: str) -> bool:
+    plain = text.strip()
+    return plain.isascii() and plain.lstrip("+-").isdigit()
+
+
+def _is_finite(value: Cell) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except (ValueError, OverflowError):
+        return False
+
+
+def _extra_type(value: Cell) -> pa.DataType:
+    if value is None:
+        return pa.null()
+    if isinstance(value, bool):
+        return pa.bool_()
+    if isinstance(value, int):
+        return pa.int64() if -(2**63) <= value < 2**63 else pa.string()
+    return pa.float64() if isinstance(value, float) else pa.string()
