@@ -18,7 +18,7 @@ _SPEED = {"slow": 0.009, "normal": 0.017, "quick": 0.027}  # of the shorter side
 _STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}  # x, y
 _RADIUS_JITTER = 0.06
 _POINTED = 1.2  # triangles and stars reach this far beyond the radius, so that all shapes look equally big
-_MARGIN = 1.5
+_MARGIN = 2.0
 _STAR_INNER = 0.46
 
 

@@ -117,7 +117,7 @@ class DemoTraining:
         self._share_autoencoder()
         self.write_checkpoint()
         for bucket in self.buckets[:2]:
-            report = report_autoencoder(self.stage1.autoencoder, bucket.size)
+            report = report_autoencoder(self.stage1.autoencoder, bucket.size, num_clips=self.options.check_prompts)
             _LOG.info("autoencoder %s: %s", bucket.name, {name: round(value, 4) for name, value in report.items()})
 
     def _share_autoencoder(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch._dynamo.exc
 from torch import Tensor, nn
 
 from pab.demo.feed import Bucket
@@ -108,6 +109,10 @@ class VelocityModel(nn.Module):
             x = self._run_block(block, x, context, text_BLD)
         x = model.final_layer(x, t_BD, None, None).unflatten(2, (height, width))
         return unpatchify(x, model.config.patch_size, size).float()
+
+    def leave_uncompiled(self) -> None:
+        """Runs the blocks as they are from now on."""
+        self._run_block = _run_block
 
     def positions(self, bucket: Bucket, latents: Tensor) -> Tensor:
         """Returns the position embedding [S, D] of a bucket's clips."""
@@ -224,7 +229,12 @@ class TransformerTraining:
         if state.graph is not None:
             state.graph.replay()
             return
-        self._forward_backward(state)
+        try:
+            self._forward_backward(state)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            _LOG.warning("the blocks cannot be compiled here, going on without (as with --no-compile): %s", error)
+            self.model.leave_uncompiled()
+            self._forward_backward(state)
         state.eager_steps += 1
 
     def _forward_backward(self, state: _BucketStep) -> None:

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from pab.demo.autoencoder import Autoencoder, AutoencoderConfig
+from pab.demo.feed import training_buckets
+from pab.demo.generator import ClipSize
+from pab.demo.sample import SampleSettings, render_prompts
+from pab.demo.train import main
+from pab.demo.train_transformer import StepInputs, VelocityModel
+from pab.demo.weights import build_parts, demo_config, load_demo, save_demo
+from pab.models.stdit3 import ClipShape
+from pab.rectified_flow import add_noise
+
+TINY = AutoencoderConfig(encoder_width=16, encoder_blocks=1, decoder_width=16, decoder_blocks=1)
+
+
+@pytest.mark.parametrize(("num_frames", "height", "width"), [(8, 32, 32), (2, 4, 8), (10, 36, 52)])
+def test_latents_have_the_promised_shape_and_decode_to_the_clip_s(num_frames: int, height: int, width: int):
+    autoencoder = Autoencoder(TINY)
+    clip = torch.rand(2, 3, num_frames, height, width) * 2 - 1
+    latents = autoencoder.encode(clip)
+    assert latents.shape == (2, *autoencoder.latent_shape(num_frames, height, width))
+    assert autoencoder.decode(latents).shape == clip.shape
+
+
+def test_sizes_that_do_not_divide_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"width=66, the demo autoencoder needs a positive multiple of 4"):
+        Autoencoder(TINY).latent_shape(16, 64, 66)
+    with pytest.raises(ValueError, match=r"num_frames=7, .* multiple of 2"):
+        Autoencoder(TINY).encode(torch.zeros(1, 3, 7, 32, 32))
+
+
+def test_a_latent_depends_only_on_what_is_near():
+    torch.manual_seed(0)
+    autoencoder = Autoencoder(TINY)
+    torch.nn.init.normal_(autoencoder.encoder[1].time.weight, std=0.1)
+    clip = torch.zeros(1, 3, 32, 64, 64)
+    other = clip.clone()
+    other[:, :, 28:, 56:, 56:] = 1.0
+    change = (autoencoder.encode(other) - autoencoder.encode(clip)).abs()
+    assert change[:, :, -1, -1, -1].min() > 0
+    assert change[:, :, :8].max() == 0
+    assert change[:, :, :, :8].max() == 0
+
+
+def test_training_runs_the_very_transformer_that_renders():
+    torch.manual_seed(0)
+    parts = build_parts(demo_config(small=True))
+    model = VelocityModel(parts)
+    bucket = training_buckets(small=True)[1]
+    latents = torch.randn(2, 8, 4, 8, 12)
+    ids_BL = parts.text_encoder.tokenizer.batch(["a red circle", "blue star moving left"])
+    inputs = StepInputs.empty(latents, ids_BL)
+    inputs.fill(latents, ids_BL, 1)
+    inputs.null_B.copy_(torch.tensor([False, True]))
+    with torch.no_grad():
+        y_B1LC = parts.text_encoder(ids_BL)
+        y_B1LC[1, 0] = parts.transformer.y_embedder.y_embedding
+        noisy = add_noise(inputs.data, inputs.noise, inputs.timestep_B[:, None, None, None, None])
+        clip = ClipShape(height=32, width=48, fps=inputs.fps_1, num_latent_frames=4)
+        expected = parts.transformer(noisy, inputs.timestep_B, y_B1LC, clip=clip)
+        torch.testing.assert_close(model(inputs, model.positions(bucket, latents)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_shipped_size_fits_sixteen_megabytes_as_float16():
+    parts = build_parts(demo_config())
+    modules = (parts.transformer, parts.autoencoder, parts.text_encoder)
+    assert sum(2 * tensor.numel() for module in modules for tensor in module.state_dict().values()) < 16e6
+
+
+def test_weights_survive_the_file(tmp_path: Path):
+    parts = build_parts(demo_config(small=True))
+    parts.autoencoder.latents_std.fill_(2.0)
+    save_demo(parts, tmp_path / "demo.safetensors")
+    loaded = load_demo(tmp_path / "demo.safetensors")
+    assert loaded.vocabulary == parts.vocabulary
+    assert loaded.transformer.config == parts.transformer.config
+    for key, value in parts.transformer.state_dict().items():
+        torch.testing.assert_close(loaded.transformer.state_dict()[key], value.half().float())
+    assert loaded.autoencoder.latents_std.tolist() == [2.0] * 8
+
+
+def test_missing_and_foreign_weights_are_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"no demo weights at .*absent\.safetensors"):
+        load_demo(tmp_path / "absent.safetensors")
+
+
+def test_equal_seeds_render_equal_clips():
+    parts = build_parts(demo_config(small=True))
+    settings = SampleSettings(size=ClipSize(num_frames=8, height=32, width=48), num_steps=2)
+    first = render_prompts(parts, ["a red circle"], seed=1, settings=settings)
+    assert first.shape == (1, 3, 8, 32, 48)
+    assert torch.equal(first, render_prompts(parts, ["a red circle"], seed=1, settings=settings))
+    assert not torch.equal(first, render_prompts(parts, ["a red circle"], seed=2, settings=settings))
+
+
+def test_training_stops_and_goes_on_and_writes_the_weights(tmp_path: Path):
+    common = ["--out", str(tmp_path), "--minutes", "0.08", "--small", "--device", "cpu", "--check-prompts", "1"]
+    assert main([*common, "--stop-after-minutes", "0.03"]) == 0
+    with pytest.raises(FileExistsError, match="add --resume to go on"):
+        main(common)
+    steps = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["steps"]
+    assert main([*common, "--resume"]) == 0
+    later = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert later["steps"][1] > steps[1]
+    assert later["elapsed_s"] >= 4.8
+    assert load_demo(tmp_path / "demo.safetensors").transformer.config == demo_config(small=True).transformer
