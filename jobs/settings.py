@@ -30,7 +30,10 @@ class JobSettings:
     "float32" or "bfloat16". `device`: "cpu" or "cuda". `baseline`: render one PAB clip of the job a second time without PAB,
     so that the speedup is measured. `max_attempts`: starts of a clip that ended with neither record nor failure, after
     which it is failed instead of tried again. `broadcast_rules`: name -> rules (as `pab.plan.BroadcastRules.to_dict`)
-    of user-made plans that rows or the command line name.
+    of user-made plans that rows or the command line name. `deadline_s`: seconds that the job may run; a clip that would not
+    end before it is left for the next start; None for no limit. `upload_timeout_s`: how long the job waits for a bucket
+    that is away. `crf`: quality of the H.264 video, 0 (lossless) to 51. `collective_timeout_s`: how long a rank waits for
+    another inside the model before it gives the group up.
     """
 
     output: str
@@ -43,3 +46,12 @@ class JobSettings:
     max_attempts: int = 2
     upload_timeout_s: float = 600.0
     broadcast_rules: dict[str, dict[str, object]] | None = None
+    deadline_s: float | None = None
+    crf: int = 18
+    collective_timeout_s: float = 900.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts={self.max_attempts}, needs 1 or more")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"crf={self.crf}, allowed 0 (lossless) to 51")

@@ -1,0 +1,184 @@
+"""Frames to an mp4 and back: H.264 in BT.709 (converted and tagged), decoded again and compared before it may be recorded."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import numpy.typing as npt
+
+Frames = npt.NDArray[np.uint8]
+"""[T, H, W, 3], RGB."""
+
+_TO_BT709 = "scale=in_range=full:out_range=limited:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int"
+# The filters' own tags win over the encoder's options, so they are set on the frames.
+_TAGS = "setparams=range=limited:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+_LUMA = np.array([0.2126, 0.7152, 0.0722])
+_MIN_PSNR_DB = 25.0
+_MAX_CHROMA_SHIFT = 6.0
+_DEADLINE_S = 1800.0
+
+
+class EncodeError(Exception):
+    """The video could not be written, or what was written does not show the frames; the message says what differs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Video:
+    """A checked video file. `padding`: columns and rows added, because H.264 wants even sizes. `psnr_db`: of luma."""
+
+    path: Path
+    num_frames: int
+    fps: int
+    width: int
+    height: int
+    padding: tuple[int, int]
+    crf: int
+    psnr_db: float
+    size_bytes: int
+
+
+def ffmpeg_version() -> str:
+    """Returns the version of the ffmpeg that encodes."""
+    return str(imageio_ffmpeg.get_ffmpeg_version())
+
+
+def encode(frames_THWC: Frames, path: Path, *, fps: int, crf: int, tags: Mapping[str, object]) -> None:
+    """Writes an mp4 with the index in front (playable while it loads). Odd sizes get their last row or column twice.
+
+    `tags`: written into the file's comment as JSON; `clip_id` is its title too. Raises EncodeError.
+    """
+    if frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3 or frames_THWC.dtype != np.uint8 or not frames_THWC.size:
+        raise EncodeError(f"frames {frames_THWC.dtype} {frames_THWC.shape}, need uint8 [T, H, W, 3] with no dim empty")
+    even = pad_to_even(frames_THWC)
+    height, width = even.shape[1:3]
+    arguments = [
+        "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}", "-framerate", str(fps), "-i", "pipe:0",
+        "-vf", f"{_TO_BT709},format=yuv420p,{_TAGS}", "-c:v", "libx264", "-preset", "medium", "-crf", str(crf),
+        "-metadata", f"title={tags.get('clip_id', '')}", "-metadata", f"comment={json.dumps(tags, sort_keys=True)}",
+        "-movflags", "+faststart", "-fflags", "+bitexact", "-f", "mp4", "-y", str(path),
+    ]  # fmt: skip
+    _ffmpeg(arguments, even.tobytes())
+
+
+def check(frames_THWC: Frames, path: Path, *, fps: int, crf: int) -> Video:
+    """Decodes a video and compares it with the frames it was made of.
+
+    Raises EncodeError when it does not decode, has another number of frames or another size, or shows something else
+    (luma below 25 dB PSNR, or a shift in colour).
+    """
+    even = pad_to_even(frames_THWC)
+    num_frames, height, width = even.shape[:3]
+    size, rate = _stream_facts(path)
+    if size != (width, height) or abs(rate - fps) > 0.01:
+        raise EncodeError(f"{path.name}: video of {size} at {rate:g} fps, needs {(width, height)} at {fps}")
+    errors, count = 0.0, 0
+    for decoded, frame in zip(_decoded(path, width, height), _padded_with_none(even), strict=False):
+        if frame is None:
+            raise EncodeError(f"{path.name}: more than {num_frames} frames")
+        errors += _luma_error(decoded[0], frame)
+        _check_chroma(decoded[1], decoded[2], frame, f"{path.name}: frame {count}")
+        count += 1
+    if count != num_frames:
+        raise EncodeError(f"{path.name}: {count} frames, needs {num_frames}")
+    mean_error = errors / num_frames
+    psnr_db = 99.0 if mean_error == 0 else min(99.0, 10 * math.log10(255**2 / mean_error))
+    if psnr_db < _MIN_PSNR_DB:
+        raise EncodeError(f"{path.name}: {psnr_db:.1f} dB PSNR against its frames, needs {_MIN_PSNR_DB:g}")
+    padding = (width - frames_THWC.shape[2], height - frames_THWC.shape[1])
+    return Video(
+        path=path, num_frames=num_frames, fps=fps, width=width, height=height, padding=padding, crf=crf,
+        psnr_db=round(psnr_db, 2), size_bytes=path.stat().st_size,
+    )  # fmt: skip
+
+
+def pad_to_even(frames_THWC: Frames) -> Frames:
+    """Returns the frames with the last row and column repeated where height or width is odd."""
+    odd = [size % 2 for size in frames_THWC.shape[1:3]]
+    if not any(odd):
+        return frames_THWC
+    return np.pad(frames_THWC, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
+
+
+def describe(path: Path) -> str:
+    """Returns what ffmpeg says of a file: container, tags, and the stream with its colours."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(path)]
+    # Without an output ffmpeg always ends with an error, after it has told what it found.
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_DEADLINE_S
+    ).stderr.decode(errors="replace")
+
+
+def _stream_facts(path: Path) -> tuple[tuple[int, int], float]:
+    text = describe(path)
+    stream = next((line for line in text.splitlines() if "Video:" in line), "")
+    size, rate = re.search(r", (\d+)x(\d+)[ ,]", stream), re.search(r"([\d.]+) fps", stream)
+    if size is None or rate is None:
+        raise EncodeError(f"{path.name}: no readable video stream: {text.strip()[-300:]}")
+    return (int(size[1]), int(size[2])), float(rate[1])
+
+
+def _ffmpeg(arguments: Sequence[str], data: bytes) -> None:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
+    try:
+        ended = subprocess.run(command, input=data, capture_output=True, check=False, timeout=_DEADLINE_S)
+    except subprocess.TimeoutExpired as error:
+        raise EncodeError(f"ffmpeg did not end within {_DEADLINE_S:.0f} s") from error
+    if ended.returncode:
+        raise EncodeError(f"ffmpeg ended with {ended.returncode}: {ended.stderr.decode(errors='replace')[-1000:]}")
+
+
+Planes = tuple[Frames, Frames, Frames]
+
+
+def _decoded(path: Path, width: int, height: int) -> Iterator[Planes]:
+    """Yields Y, U and V of every frame, as stored: nothing is converted on the way."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-i", str(path)]
+    command += ["-fps_mode", "passthrough", "-pix_fmt", "yuv420p", "-f", "rawvideo", "pipe:1"]
+    luma, chroma = width * height, width * height // 4
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,
+    ):
+        assert process.stdout is not None, "stdout is a pipe"
+        try:
+            while data := process.stdout.read(luma + 2 * chroma):
+                flat = np.frombuffer(data, np.uint8)
+                if len(flat) != luma + 2 * chroma:
+                    raise EncodeError(f"{path.name}: the last frame is cut off")
+                y, u, v = np.split(flat, [luma, luma + chroma])
+                yield y.reshape(height, width), u, v
+        finally:
+            process.stdout.close()
+            process.wait(timeout=_DEADLINE_S)
+        if process.returncode:
+            errors.seek(0)
+            raise EncodeError(f"{path.name}: does not decode: {errors.read().decode(errors='replace')[-1000:]}")
+
+
+def _padded_with_none(frames: Frames) -> Iterator[Frames | None]:
+    yield from frames
+    yield None
+
+
+def _luma_error(y: Frames, frame_HWC: Frames) -> float:
+    expected = 16 + frame_HWC.astype(np.float64) @ _LUMA * (219 / 255)
+    # On the scale of full-range luma, where PSNR is usually told.
+    return float(np.square((y - expected) * (255 / 219)).mean())
+
+
+def _check_chroma(u: Frames, v: Frames, frame_HWC: Frames, where: str) -> None:
+    red, green, blue = frame_HWC.reshape(-1, 3).mean(axis=0)
+    luma = float(np.array([red, green, blue]) @ _LUMA)
+    for name, plane, colour, share in (("U", u, blue, _LUMA[2]), ("V", v, red, _LUMA[0])):
+        expected = 128 + (colour - luma) / (2 * (1 - share)) * (224 / 255)
+        if abs(float(plane.mean()) - expected) > _MAX_CHROMA_SHIFT:
+            raise EncodeError(f"{where}: mean {name} is {plane.mean():.1f}, its pixels give {expected:.1f}")

@@ -1,0 +1,53 @@
+"""Writing local files whole: fsspec's own local filesystem writes them in place and overwrites where it should refuse."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+_PREFIX = ".writing-"
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replaces a file in one step, making its folder if needed."""
+    temporary = _written_beside(path, data)
+    temporary.replace(path)
+
+
+def create(path: Path, data: bytes) -> bool:
+    """Makes a file that must not exist yet; returns False if it does. Of many racing writers one gets True."""
+    temporary = _written_beside(path, data)
+    try:
+        # A link fails where the name is taken, on network filesystems too, and shows the file only when it is whole.
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def names(folder: Path) -> list[str]:
+    """Returns the names of the files in a folder, without those being written; none if there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(_PREFIX)]
+    except FileNotFoundError:
+        return []
+
+
+def _written_beside(path: Path, data: bytes) -> Path:
+    """Writes data to a temporary file in the folder of `path` and returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=_PREFIX, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name)

@@ -1,0 +1,115 @@
+"""Waiting for a store that is away: which errors pass, how long to wait between tries, and when to give up."""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+_FINAL_OS_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+_FINAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
+_FINAL_CODES = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "ExpiredToken")
+_CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs")
+_FINAL_CLIENT_ERRORS = (
+    "NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError", "ProfileNotFound",
+    "InvalidEndpoint", "InvalidURL",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long one operation on the bucket may take, all its tries together, and how it waits between them.
+
+    `total_s`: after which a bucket that is away is an error. `operation_s` and `bytes_per_s`: the deadline of one try is
+    `operation_s + size / bytes_per_s`, because a server that hangs would otherwise hang the writer for ever.
+    """
+
+    total_s: float = 600.0
+    operation_s: float = 60.0
+    bytes_per_s: float = 1e6
+    first_wait_s: float = 0.2
+    longest_wait_s: float = 30.0
+
+    def deadline_s(self, size_bytes: int = 0) -> float:
+        """Returns the seconds that one try may take."""
+        return self.operation_s + size_bytes / self.bytes_per_s
+
+    def waits(self) -> Iterator[float]:
+        """Yields the seconds to wait before each further try: exponential, with jitter, until `total_s` is over."""
+        end = time.monotonic() + self.total_s
+        longest = self.first_wait_s
+        while time.monotonic() < end:
+            # Many ranks lose one bucket at the same moment; they must not come back in step.
+            yield min(random.uniform(longest / 2, longest), max(0.0, end - time.monotonic()))
+            longest = min(longest * 2, self.longest_wait_s)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same operation may work later: a timeout, a lost connection, a busy server; not a refusal."""
+    if error_code(error) in _FINAL_CODES:
+        return False
+    if isinstance(error, OSError):
+        return not isinstance(error, _FINAL_OS_ERRORS) and error.errno not in _FINAL_ERRNOS
+    kind = type(error)
+    return kind.__module__.split(".")[0] in _CLIENT_LIBRARIES and kind.__name__ not in _FINAL_CLIENT_ERRORS
+
+
+def error_code(error: BaseException) -> str:
+    """Returns the store's own error code, e.g. `PreconditionFailed`, from the error or its cause; empty if it has none."""
+    for link in (error, error.__cause__):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+    return ""
+
+
+def persist(operation: Callable[[], T], patience: Patience, tell: Callable[[BaseException, float], None]) -> T:
+    """Returns what the operation returns, trying again after transient errors. `tell(error, wait_s)` hears of each.
+
+    Raises the last error when it is not transient or `patience` is over.
+    """
+    waits = patience.waits()
+    while True:
+        try:
+            return operation()
+        except Exception as error:
+            wait_s = next(waits, None) if is_transient(error) else None
+            if wait_s is None:
+                raise
+            tell(error, wait_s)
+            time.sleep(wait_s)
+
+
+class _Call(threading.Thread, Generic[T]):
+    """One call in a thread of its own, so that it can be left behind when it hangs."""
+
+    def __init__(self, operation: Callable[[], T]) -> None:
+        super().__init__(name="bucket-call", daemon=True)
+        self._operation = operation
+        self.values: list[T] = []
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Keeps the value or the error for `within`."""
+        try:
+            self.values.append(self._operation())
+        except BaseException as error:
+            self.error = error
+
+
+def within(deadline_s: float, operation: Callable[[], T]) -> T:
+    """Returns what the operation returns, or raises TimeoutError after `deadline_s`; a call that hangs is left behind."""
+    call = _Call(operation)
+    call.start()
+    call.join(deadline_s)
+    if call.error is not None:
+        raise call.error
+    if not call.values:
+        raise TimeoutError(f"no answer within {deadline_s:.0f} s")
+    return call.values[0]
