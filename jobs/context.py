@@ -1,0 +1,138 @@
+"""What all parts of one running job share, and the one place where a clip's error becomes a value."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from jobs import layout
+from jobs.attempts import OpenAttempts
+from jobs.bucket import Bucket
+from jobs.clip_work import Begun
+from jobs.encode import ffmpeg_version
+from jobs.group import JobRanks, is_lost_peer
+from jobs.log import log_event
+from jobs.outcome import Failed
+from jobs.settings import JobSettings
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+SCHEMA = 1
+"""Version of records, failures and job reports; raised when a reader of an older one would misread them."""
+
+
+class GroupLostError(Exception):
+    """The ranks of a clip can no longer work together; the job ends, and its next start goes on from the records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """One running job on one rank. `scratch`: a local folder that goes with the job."""
+
+    settings: JobSettings
+    shard: int
+    bucket: Bucket
+    ranks: JobRanks
+    attempts: OpenAttempts
+    scratch: Path
+
+    def facts(self) -> dict[str, object]:
+        """Returns where this runs, for records, failures and reports."""
+        place = self.ranks.place
+        return {
+            "run_id": self.settings.run_id,
+            "shard": self.shard,
+            "job_id": place.job_id,
+            "start": place.start,
+            "rank": place.rank,
+            "ranks": place.world,
+            "mesh": str(self.settings.mesh),
+            "host": self.ranks.host,
+            "device": device_name(self.ranks.node.device),
+            "precision": self.settings.precision,
+            "weights": self.settings.weights,
+        }
+
+
+def device_name(device: torch.device) -> str:
+    """Returns what the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what decides or encodes pixels."""
+    try:
+        ours = version("pab-pipeline")
+    except PackageNotFoundError:
+        ours = "source tree"
+    return {
+        "pab-pipeline": ours,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "python": platform.python_version(),
+        "ffmpeg": ffmpeg_version(),
+    }
+
+
+def contain(begun: Begun, context: JobContext, work: Callable[[], T]) -> T | Failed:
+    """Returns what the work returns, or, after writing the clip's failure, a `Failed`.
+
+    Raises GroupLostError where other ranks render the same clip: an error of one is then the end of all. What only
+    says that another rank is gone is no failure of the clip, and no file is written for it. Raises BucketError.
+    """
+    try:
+        return work()
+    except Exception as error:
+        shared = context.ranks.shares_clips
+        if shared and is_lost_peer(error):
+            raise GroupLostError(f"clip {begun.clip.clip_id}: a rank of the group is gone ({error})") from error
+        failed = write_failure(begun, context, error)
+        if shared:
+            raise GroupLostError(f"clip {begun.clip.clip_id}: {failed.error} in {failed.stage}") from error
+    # Outside of `except`, so that the traceback no longer holds the clip's tensors.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return failed
+
+
+def write_failure(begun: Begun, context: JobContext, error: BaseException) -> Failed:
+    """Writes what tells how a clip failed and returns it as a value. Of several ranks the first one tells it."""
+    failed = Failed(
+        clip_id=begun.clip.clip_id,
+        digest=begun.clip.digest,
+        stage=begun.stages.current,
+        error=type(error).__name__,
+        message=str(error) or repr(error),
+    )
+    failure = {
+        "schema": SCHEMA,
+        "clip_id": failed.clip_id,
+        "digest": failed.digest,
+        "attempt": begun.attempt,
+        "stage": failed.stage,
+        "error": failed.error,
+        "message": failed.message,
+        "traceback": "".join(traceback.format_exception(error)),
+        "seconds": begun.stages.seconds,
+        "failed_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "job": context.facts(),
+        "versions": versions(),
+    }
+    context.bucket.create_json(layout.failure(begun.clip.key, begun.attempt), failure)
+    context.attempts.end(begun.clip.key, begun.attempt)
+    log_event(
+        _LOG, "clip_failed", level=logging.ERROR, clip=failed.clip_id, stage=failed.stage, error=failed.error,
+        message=failed.message, attempt=begun.attempt,
+    )  # fmt: skip
+    return failed

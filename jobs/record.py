@@ -1,0 +1,101 @@
+"""The record of a rendered clip: what `records/<clip_id>.<digest>.json` holds. Written last; it is what "done" means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from jobs import layout
+from jobs.clip_work import Begun, ClipFrames, count_passes, traffic_counts
+from jobs.context import SCHEMA, JobContext, versions
+from jobs.encode import Video
+from pab.parallel import NodeGroup
+from pab.plan import KINDS, BroadcastPlan
+
+ALL_TO_ALLS_PER_TEMPORAL_SITE = 2
+"""A computed temporal site makes its frames whole and splits them again; a reused one sends nothing."""
+
+
+def clip_record(
+    begun: Begun, rendered: ClipFrames, context: JobContext, *, video: Video, sha256: str
+) -> dict[str, object]:
+    """Returns the record as JSON values. Seconds are wall time; counts are of the clip's root rank."""
+    clip, denoised = begun.clip, rendered.denoised
+    return {
+        "schema": SCHEMA,
+        "clip_id": clip.clip_id,
+        "digest": clip.digest,
+        "clip": asdict(clip),
+        "seed": clip.seed,
+        "attempt": begun.attempt,
+        "plan": plan_facts(rendered.plan, clip.broadcast),
+        "planned": planned_counts(rendered, context.ranks.node),
+        "counted": counted(rendered),
+        "kept_bytes_peak": denoised.kept_bytes_peak,
+        "seconds": {stage: round(seconds, 6) for stage, seconds in begun.stages.seconds.items()},
+        "steps": {"pattern": list(rendered.plan.patterns), "seconds": [round(s, 6) for s in denoised.step_seconds]},
+        "elapsed_s": round(begun.elapsed_s, 6),
+        "started_at": begun.started_at,
+        "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "video": video_facts(video, layout.video(clip.clip_id), sha256),
+        "job": context.facts(),
+        "versions": versions(),
+        "warnings": list(rendered.warnings),
+    }
+
+
+def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:
+    """Returns a video's facts as JSON values; `path` is relative to the run's folder."""
+    return {
+        "path": path,
+        "sha256": sha256,
+        "size_bytes": video.size_bytes,
+        "num_frames": video.num_frames,
+        "fps": video.fps,
+        "width": video.width,
+        "height": video.height,
+        "padding": {"columns": video.padding[0], "rows": video.padding[1]},
+        "codec": "h264",
+        "crf": video.crf,
+        "psnr_db": video.psnr_db,
+    }
+
+
+def plan_facts(plan: BroadcastPlan, broadcast: str) -> dict[str, object]:
+    """Returns a plan's names and counts over all steps and sites, for one pass."""
+    return {
+        "broadcast": broadcast,
+        "digest": plan.digest,
+        "rules_digest": plan.rules.digest,
+        "rules": plan.rules.to_dict(),
+        "num_steps": plan.num_steps,
+        "full_steps": len(plan.full_steps),
+        "computed": {kind: plan.computed(kind) for kind in KINDS},
+        "total": {kind: plan.total(kind) for kind in KINDS},
+    }
+
+
+def planned_counts(rendered: ClipFrames, group: NodeGroup) -> dict[str, object]:
+    """Returns what the plan foretells of one rank: site calls by kind, and all-to-alls."""
+    plan, passes = rendered.plan, count_passes(rendered.request, group)
+    exchanged = ALL_TO_ALLS_PER_TEMPORAL_SITE * passes if group.sp.size > 1 else 0
+    return {
+        "computed": {kind: plan.computed(kind) * passes for kind in KINDS},
+        "reused": {kind: (plan.total(kind) - plan.computed(kind)) * passes for kind in KINDS},
+        "all_to_alls": exchanged * plan.computed("temporal"),
+        "all_to_alls_without_broadcast": exchanged * plan.total("temporal"),
+    }
+
+
+def counted(rendered: ClipFrames) -> dict[str, object]:
+    """Returns what this rank's denoising did: site calls by kind, collectives and the bytes it sent."""
+    return {
+        "computed": _by_kind(rendered.denoised.computed),
+        "reused": _by_kind(rendered.denoised.reused),
+        **traffic_counts(rendered.denoised),
+    }
+
+
+def _by_kind(counts: Mapping[str, int]) -> dict[str, int]:
+    return {kind: counts.get(kind, 0) for kind in KINDS}
