@@ -34,6 +34,7 @@ class OpenAttempts:
         self._context = context
         self._lock = threading.Lock()
         self._open: set[str] = set()
+        self._withdrawn: set[str] = set()
 
     def begin(self, key: str, attempt: int) -> int:
         """Leaves a clip's mark and returns the attempt's number: `attempt`, or the next that is free. Raises BucketError."""
@@ -62,9 +63,15 @@ class OpenAttempts:
         """Takes the marks of unfinished clips away, so that this start does not count; returns them. Raises BucketError."""
         with self._lock:
             paths, self._open = sorted(self._open), set()
+            self._withdrawn.update(paths)
         for path in paths:
             self._bucket.remove(path)
         return paths
+
+    def is_withdrawn(self, key: str, attempt: int) -> bool:
+        """Whether this attempt was taken back by an interruption."""
+        with self._lock:
+            return layout.attempt(key, attempt) in self._withdrawn
 
 
 @contextmanager

@@ -146,6 +146,13 @@ class Bucket:
 
         return self._persist("read", path, get, absent_is_an_answer=True)
 
+    def read_present(self, path: str) -> bytes:
+        """Returns the bytes of a file that must be there. Raises BucketError, also where there is none."""
+        try:
+            return self.read(path)
+        except FileNotFoundError as error:
+            raise BucketError(f"{self.url}/{path}: there is no such file; submit the run again") from error
+
     def read_json(self, path: str) -> dict[str, Any]:
         """Returns a JSON document. Raises FileNotFoundError if there is none, else BucketError."""
         try:

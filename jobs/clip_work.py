@@ -43,10 +43,11 @@ class Stages:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A clip that has its attempt mark."""
+    """A clip that has its attempt mark. `units`: its tokens times steps, the measure of its work."""
 
     clip: Clip
     attempt: int
+    units: float = 1.0
     stages: Stages = field(default_factory=Stages)
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -45,7 +45,7 @@ class JobContext:
     attempts: OpenAttempts
     scratch: Path
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """Returns where this runs, for records, failures and reports."""
         place = self.ranks.place
         return {
@@ -85,16 +85,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def contain(begun: Begun, context: JobContext, work: Callable[[], T]) -> T | Failed:
+def contain(begun: Begun, context: JobContext, work: Callable[[], T], *, collective: bool) -> T | Failed:
     """Returns what the work returns, or, after writing the clip's failure, a `Failed`.
 
-    Raises GroupLostError where other ranks render the same clip: an error of one is then the end of all. What only
-    says that another rank is gone is no failure of the clip, and no file is written for it. Raises BucketError.
+    Raises GroupLostError where other ranks share this work (`collective`): an error of one is then the end of all. What
+    only says that another rank is gone is no failure of the clip, and no file is written for it. Raises BucketError.
     """
     try:
         return work()
     except Exception as error:
-        shared = context.ranks.shares_clips
+        if context.attempts.is_withdrawn(begun.clip.key, begun.attempt):
+            # The job is being ended from outside: what breaks now is no fault of the clip.
+            raise
+        shared = collective and context.ranks.shares_clips
         if shared and is_lost_peer(error):
             raise GroupLostError(f"clip {begun.clip.clip_id}: a rank of the group is gone ({error})") from error
         failed = write_failure(begun, context, error)

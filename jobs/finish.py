@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from jobs import layout
@@ -39,16 +42,17 @@ class Finisher:
 
     def submit(self, begun: Begun, rendered: ClipFrames) -> None:
         """Hands a clip over; waits while two clips are in hand. Raises what ended the thread."""
-        self._put((begun, rendered))
+        self._put((begun, rendered), math.inf)
 
     def close(self, timeout_s: float | None = None) -> None:
         """Waits until all clips are recorded, or for `timeout_s`. Raises what ended the thread."""
-        self._put(None)
-        self._thread.join(timeout_s)
+        end = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        self._put(None, end)
+        self._thread.join(None if timeout_s is None else max(0.0, end - time.monotonic()))
         self._raise()
 
-    def _put(self, item: tuple[Begun, ClipFrames] | None) -> None:
-        while self._thread.is_alive():
+    def _put(self, item: tuple[Begun, ClipFrames] | None, end: float) -> None:
+        while self._thread.is_alive() and time.monotonic() < end:
             try:
                 return self._queue.put(item, timeout=_POLL_S)
             except queue.Full:
@@ -63,7 +67,8 @@ class Finisher:
         try:
             while (item := self._queue.get()) is not None:
                 begun, rendered = item
-                self._tell(begun, contain(begun, self._context, lambda: finish_clip(*item, self._context)))  # noqa: B023
+                work = partial(finish_clip, begun, rendered, self._context)
+                self._tell(begun, contain(begun, self._context, work, collective=False))
         except BaseException as error:
             self._error = error
 

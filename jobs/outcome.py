@@ -16,7 +16,10 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The clip ended with an error that a failure file in the bucket tells. `stage` is e.g. "denoise" or "upload"."""
+    """The clip ended with an error, in this start or an earlier one, that a failure file in the bucket tells.
+
+    `stage` is e.g. "denoise" or "upload"; "quarantine" for a clip that killed its group too often.
+    """
 
     clip_id: str
     digest: str
@@ -27,7 +30,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """The clip was left out: recorded already, or quarantined. `reason` says which."""
+    """The clip was left out; `reason` says why, e.g. "recorded"."""
 
     clip_id: str
     digest: str
@@ -39,8 +42,13 @@ ClipOutcome = Rendered | Failed | Skipped
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardOutcome:
-    """What one job did. `attempt` is how often SLURM had restarted it (stale results of an earlier start are told by it)."""
+    """What one job did. `attempt` is how often SLURM had restarted it (stale results of an earlier start are told by it).
+
+    `clips`: in the shard's order, also those that an earlier start ended. `left`: ids of clips that were not begun
+    because the job's time would not have been enough; submitting again renders them.
+    """
 
     shard: int
     attempt: int
     clips: tuple[ClipOutcome, ...]
+    left: tuple[str, ...] = ()

@@ -1,0 +1,206 @@
+"""One start of a job, from opening the group to the outcome: the loop over clips."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs import layout
+from jobs.attempts import OpenAttempts, interruptible
+from jobs.bucket import Bucket, BucketError
+from jobs.clip_work import Begun, ClipFrames, LoadedFamily, encode_prompts, load_family, render_frames
+from jobs.context import JobContext, contain
+from jobs.finish import Finisher
+from jobs.group import JobRanks, open_job
+from jobs.log import log_event, open_log
+from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
+from jobs.pace import Pace
+from jobs.patience import Patience
+from jobs.progress import OpenProgress
+from jobs.todo import Todo, sort_shard
+from manifests.clip import Clip
+from pab.family import Family
+
+if TYPE_CHECKING:
+    from jobs.render import RenderShard
+
+_LOG = logging.getLogger(__name__)
+_LAST_UPLOADS_S = 20.0
+
+
+def run_shard(job: RenderShard) -> ShardOutcome:
+    """Renders what is left of a shard. Collective over the job's ranks; see `RenderShard.__call__`."""
+    started = time.monotonic()
+    with ExitStack() as stack:
+        ranks = stack.enter_context(open_job(job.settings))
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pab-job-")))
+        bucket = Bucket(job.settings.output, patience=Patience(total_s=job.settings.upload_timeout_s))
+        context = JobContext(
+            settings=job.settings,
+            shard=job.shard,
+            bucket=bucket,
+            ranks=ranks,
+            attempts=OpenAttempts(bucket, job_id=ranks.place.job_id, start=ranks.place.start),
+            scratch=scratch,
+        )
+        stack.enter_context(_kept_log(context))
+        return _ShardRun(job, context, started).run()
+
+
+@contextmanager
+def _kept_log(context: JobContext) -> Iterator[None]:
+    place = context.ranks.place
+    file = context.scratch / "job.log"
+    with open_log(file, run=context.settings.run_id, job=layout.job_name(context.shard), rank=place.rank):
+        try:
+            yield
+        except Exception:
+            _LOG.exception("job_broken")
+            raise
+        finally:
+            try:
+                context.bucket.upload(file, layout.job_log(context.shard, place.name, place.rank))
+            except BucketError as error:
+                log_event(_LOG, "log_not_kept", level=logging.ERROR, error=str(error))
+
+
+class _ShardRun:
+    """The clips of this rank's replica in this start, and what became of them."""
+
+    def __init__(self, job: RenderShard, context: JobContext, started: float) -> None:
+        self._job = job
+        self._context = context
+        self._ranks: JobRanks = context.ranks
+        self._lock = threading.Lock()
+        self._pace = Pace(started=started, deadline_s=job.settings.deadline_s)
+        self._outcomes: list[ClipOutcome] = []
+        self._left: list[str] = []
+        self._progress: OpenProgress | None = None
+        self._finisher: Finisher | None = None
+
+    def run(self) -> ShardOutcome:
+        """Renders, then joins what all replicas did."""
+        ranks = self._ranks
+        log_event(_LOG, "job_started", **self._context.facts())
+        todo = ranks.share(sort_shard(self._context) if ranks.place.rank == 0 else None)
+        log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.clips), ended=len(todo.ended))
+        mine = todo.clips[ranks.node.dp.rank :: ranks.node.dp.size]
+        with ExitStack() as stack:
+            if ranks.place.rank == 0:
+                ids = [clip.clip_id for clip, _ in todo.clips]
+                self._progress = stack.enter_context(self._job.progress.open(layout.job_name(self._context.shard), ids))
+            stack.enter_context(interruptible(self._context.attempts.withdraw))
+            self._render_all(mine)
+            outcome = self._joined(todo)
+            log_event(
+                _LOG, "job_ended", rendered=sum(isinstance(clip, Rendered) for clip in outcome.clips),
+                failed=sum(isinstance(clip, Failed) for clip in outcome.clips), left=len(outcome.left),
+            )  # fmt: skip
+        return outcome
+
+    def _render_all(self, clips: Sequence[tuple[Clip, int]]) -> None:
+        self._finisher = Finisher(self._context, self._tell) if self._ranks.node.is_clip_root else None
+        try:
+            for name, group in groupby(clips, key=lambda item: item[0].model):
+                self._render_family(self._job.find_family(name), list(group))
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                # Ended from outside: the clips in hand did not kill the group.
+                self._context.attempts.withdraw()
+            self._save_last_uploads()
+            raise
+        self._close_finisher(None)
+
+    def _save_last_uploads(self) -> None:
+        try:
+            self._close_finisher(_LAST_UPLOADS_S)
+        except Exception as error:
+            log_event(_LOG, "uploads_lost", level=logging.ERROR, error=repr(error))
+
+    def _close_finisher(self, timeout_s: float | None) -> None:
+        if self._finisher is not None:
+            self._finisher.close(timeout_s)
+
+    def _render_family(self, family: Family, clips: Sequence[tuple[Clip, int]]) -> None:
+        loaded = load_family(family, self._context.settings, self._ranks.node.device)
+        log_event(_LOG, "model_loaded", model=family.name, load_s=loaded.load_s)
+        seconds = self._encode_prompts(loaded, [clip for clip, _ in clips])
+        log_event(_LOG, "prompts_encoded", prompts=len(loaded.prompts), seconds=seconds)
+        for clip, attempt in clips:
+            units = _units(family, clip)
+            begun = self._begin(clip, attempt, units)
+            if begun is not None:
+                self._render(loaded, begun)
+            loaded.prompts.pop(clip.key, None)
+
+    def _encode_prompts(self, loaded: LoadedFamily, clips: Sequence[Clip]) -> float:
+        try:
+            return encode_prompts(loaded, clips)
+        except (ValueError, RuntimeError) as error:
+            # One bad prompt must not fail the others: each clip now encodes its own, and fails alone.
+            log_event(_LOG, "prompts_one_by_one", level=logging.WARNING, error=repr(error))
+            return 0.0
+
+    def _begin(self, clip: Clip, attempt: int, units: float) -> Begun | None:
+        """Leaves the attempt's mark, or None when the clip does not fit into the job's time; all its ranks alike."""
+        number = None
+        if self._ranks.node.is_clip_root:
+            number = self._context.attempts.begin(clip.key, attempt) if self._pace.fits(units) else 0
+        number = self._ranks.agree(number)
+        if number == 0:
+            self._left.append(clip.clip_id)
+            log_event(_LOG, "clip_left", clip=clip.clip_id, reason="the job's time is not enough")
+            return None
+        log_event(_LOG, "clip_started", clip=clip.clip_id, attempt=number)
+        with self._lock:
+            if self._progress is not None:
+                self._progress.started(clip.clip_id)
+        return Begun(clip=clip, attempt=number, units=units)
+
+    def _render(self, loaded: LoadedFamily, begun: Begun) -> None:
+        node = self._ranks.node
+        work = partial(render_frames, loaded, begun, settings=self._context.settings, group=node)
+        rendered = contain(begun, self._context, work, collective=True)
+        if isinstance(rendered, Failed):
+            return self._tell(begun, rendered)
+        self._pace.measured(begun.units, begun.elapsed_s)
+        return self._hand_over(begun, rendered)
+
+    def _hand_over(self, begun: Begun, rendered: ClipFrames) -> None:
+        if self._finisher is not None:
+            self._finisher.submit(begun, rendered)
+
+    def _tell(self, begun: Begun, outcome: Rendered | Failed) -> None:
+        if isinstance(outcome, Rendered):
+            self._pace.measured(begun.units, outcome.elapsed_s)
+        with self._lock:
+            self._outcomes.append(outcome)
+            if self._progress is not None:
+                word = "rendered" if isinstance(outcome, Rendered) else "failed"
+                self._progress.finished(begun.clip.clip_id, word, begun.elapsed_s)
+
+    def _joined(self, todo: Todo) -> ShardOutcome:
+        joined = self._ranks.join((self._outcomes, self._left if self._ranks.node.is_clip_root else []))
+        by_id = {clip.clip_id: clip for outcomes, _ in joined for clip in outcomes}
+        by_id |= {clip.clip_id: clip for clip in todo.ended}
+        left = {clip_id for _, ids in joined for clip_id in ids}
+        ids = [clip.clip_id for clip in todo.order]
+        return ShardOutcome(
+            shard=self._context.shard,
+            attempt=self._ranks.place.start,
+            clips=tuple(by_id[clip_id] for clip_id in ids if clip_id in by_id),
+            left=tuple(clip_id for clip_id in ids if clip_id in left),
+        )
+
+
+def _units(family: Family, clip: Clip) -> float:
+    # A family may round a very short clip down to no token at all.
+    return float(max(1, family.num_tokens(clip.num_frames, clip.height, clip.width)) * clip.num_steps)

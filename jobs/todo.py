@@ -1,0 +1,78 @@
+"""What a start of a job has to do: which clips are done, which failed, which have killed their group too often."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import dataclass
+
+from jobs import layout
+from jobs.bucket import ClipHistory
+from jobs.clip_work import Begun
+from jobs.context import JobContext, write_failure
+from jobs.log import log_event
+from jobs.outcome import ClipOutcome, Failed, Skipped
+from manifests.clip import Clip
+from manifests.read import read_clips
+
+_LOG = logging.getLogger(__name__)
+
+
+class GroupKilledError(Exception):
+    """A clip's earlier starts ended with neither record nor failure: the process died with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Todo:
+    """A shard sorted: `clips` to render with the number of their next attempt, and what has ended before this start."""
+
+    order: tuple[Clip, ...]
+    clips: tuple[tuple[Clip, int], ...]
+    ended: tuple[ClipOutcome, ...]
+
+
+def sort_shard(context: JobContext) -> Todo:
+    """Reads the shard and what the bucket knows of its clips. Writes a failure for clips to be quarantined.
+
+    Raises BucketError, also when there is no such shard.
+    """
+    clips = read_shard(context)
+    histories = context.bucket.histories(clip.key for clip in clips)
+    todo: list[tuple[Clip, int]] = []
+    ended: list[ClipOutcome] = []
+    for clip in clips:
+        outcome = _ended(clip, histories[clip.key], context)
+        if outcome is None:
+            todo.append((clip, max(histories[clip.key].attempts, default=0) + 1))
+        else:
+            ended.append(outcome)
+    return Todo(order=tuple(clips), clips=tuple(todo), ended=tuple(ended))
+
+
+def read_shard(context: JobContext) -> list[Clip]:
+    """Returns the shard's clips. Raises BucketError, ManifestError."""
+    return read_clips(io.BytesIO(context.bucket.read_present(layout.shard(context.shard))))
+
+
+def _ended(clip: Clip, history: ClipHistory, context: JobContext) -> ClipOutcome | None:
+    if history.recorded:
+        return Skipped(clip_id=clip.clip_id, digest=clip.digest, reason="recorded")
+    if history.failures:
+        return _earlier_failure(clip, history.failures[-1], context)
+    if history.killed >= context.settings.max_attempts:
+        begun = Begun(clip=clip, attempt=history.attempts[-1])
+        begun.stages.current = "quarantine"
+        log_event(_LOG, "clip_quarantined", level=logging.ERROR, clip=clip.clip_id, killed=history.killed)
+        return write_failure(begun, context, GroupKilledError(f"killed its group {history.killed} times"))
+    return None
+
+
+def _earlier_failure(clip: Clip, attempt: int, context: JobContext) -> Failed:
+    failure = context.bucket.read_json(layout.failure(clip.key, attempt))
+    return Failed(
+        clip_id=clip.clip_id,
+        digest=clip.digest,
+        stage=str(failure.get("stage", "")),
+        error=str(failure.get("error", "")),
+        message=str(failure.get("message", "")),
+    )

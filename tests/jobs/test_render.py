@@ -1,0 +1,159 @@
+"""What a job on one rank leaves behind: videos, records, failures, marks and its outcome."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs import layout
+from jobs.bucket import Bucket, BucketError
+from jobs.clip_work import Begun, load_family, render_frames
+from jobs.group import GroupError
+from jobs.outcome import Failed, Rendered, Skipped
+from jobs.settings import Mesh
+from pab.parallel import NodeGroup
+from pab.plan import KINDS
+from tests.jobs.videos import read_video
+from tests.jobs.world import TINY, clip, render_job, write_shard
+
+
+def fresh_frames(item, output: str) -> np.ndarray:
+    settings = render_job(output).settings
+    loaded = load_family(TINY, settings, torch.device("cpu"))
+    frames = render_frames(loaded, Begun(clip=item, attempt=1), settings=settings, group=NodeGroup()).frames_THWC
+    assert frames is not None
+    return frames
+
+
+def test_every_clip_of_a_shard_gets_a_video_and_a_record(tmp_path):
+    clips = [clip(0), clip(1, broadcast="none"), clip(2, num_frames=1, height=33, width=35)]
+    bucket = write_shard(str(tmp_path), clips)
+    outcome = render_job(str(tmp_path))()
+    assert [type(item) for item in outcome.clips] == [Rendered] * 3
+    assert (outcome.shard, outcome.attempt, outcome.left) == (7, 0, ())
+    assert bucket.recorded_keys() == {item.key for item in clips}
+    for item in clips:
+        video = bucket.read_json(layout.record(item.key))["video"]
+        data = bucket.read(layout.video(item.clip_id))
+        assert video["sha256"] == hashlib.sha256(data).hexdigest()
+        assert video["size_bytes"] == len(data)
+        frames = read_video(tmp_path / layout.video(item.clip_id), video["width"], video["height"])
+        assert len(frames) == video["num_frames"] == item.num_frames
+    assert (video["width"], video["height"], video["padding"]) == (36, 34, {"columns": 1, "rows": 1})
+
+
+def test_the_record_tells_plan_counts_seconds_and_warnings(tmp_path):
+    item = clip(0, prompt="a zyx circle")
+    bucket = write_shard(str(tmp_path), [item])
+    render_job(str(tmp_path), baseline=False)()
+    record = bucket.read_json(layout.record(item.key))
+    assert record["schema"] == 1
+    assert record["clip"]["prompt"] == "a zyx circle"
+    assert record["warnings"] == ["unknown word: zyx"]
+    assert record["attempt"] == 1
+    for kind in KINDS:
+        assert record["counted"]["computed"][kind] == record["planned"]["computed"][kind], kind
+        assert record["counted"]["reused"][kind] == record["planned"]["reused"][kind], kind
+    assert record["plan"]["computed"]["temporal"] < record["plan"]["total"]["temporal"] == 16
+    assert len(record["steps"]["seconds"]) == len(record["steps"]["pattern"]) == 8
+    assert sum(record["steps"]["seconds"]) <= record["seconds"]["denoise"]
+    assert set(record["seconds"]) >= {"plan", "encode_prompt", "denoise", "decode", "encode", "check", "upload"}
+    assert record["job"]["run_id"] == "run-1"
+    assert record["kept_bytes_peak"] > 0
+    assert record["versions"]["torch"] == torch.__version__
+
+
+def test_a_second_start_leaves_recorded_clips_out(tmp_path):
+    clips = [clip(0), clip(1)]
+    bucket = write_shard(str(tmp_path), clips)
+    render_job(str(tmp_path), baseline=False)()
+    before = {name: (tmp_path / "records" / name).stat().st_mtime_ns for name in bucket.names("records")}
+    outcome = render_job(str(tmp_path))()
+    assert [item.reason for item in outcome.clips if isinstance(item, Skipped)] == ["recorded", "recorded"]
+    assert {name: (tmp_path / "records" / name).stat().st_mtime_ns for name in bucket.names("records")} == before
+    assert bucket.attempts() == {item.key: [1] for item in clips}
+
+
+def test_a_clip_that_raises_is_failed_and_the_next_one_comes_out_as_if_alone(tmp_path):
+    clips = [clip(0, prompt="fail now"), clip(1)]
+    bucket = write_shard(str(tmp_path), clips)
+    outcome = render_job(str(tmp_path), baseline=False)()
+    failed, rendered = outcome.clips
+    assert isinstance(failed, Failed)
+    assert isinstance(rendered, Rendered)
+    assert (failed.stage, failed.error, failed.message) == ("denoise", "ArithmeticError", "this prompt always fails")
+    failure = bucket.read_json(layout.failure(clips[0].key, 1))
+    assert "this prompt always fails" in failure["traceback"]
+    assert failure["job"]["host"]
+    assert bucket.recorded_keys() == {clips[1].key}
+    alone = tmp_path / "alone"
+    write_shard(str(alone), [clips[1]])
+    render_job(str(alone), baseline=False)()
+    path = layout.video(clips[1].clip_id)
+    assert (tmp_path / path).read_bytes() == (alone / path).read_bytes()
+    assert np.array_equal(fresh_frames(clips[1], str(tmp_path)), fresh_frames(clips[1], str(tmp_path)))
+
+
+def test_a_failed_clip_stays_failed_until_it_is_forgotten(tmp_path):
+    item = clip(0, prompt="fail now")
+    bucket = write_shard(str(tmp_path), [item])
+    render_job(str(tmp_path))()
+    (again,) = render_job(str(tmp_path))().clips
+    assert isinstance(again, Failed)
+    assert again.message == "this prompt always fails"
+    assert bucket.attempts() == {item.key: [1]}
+    assert bucket.forget_failures() == [item.key]
+    assert bucket.attempts() == bucket.failures() == {}
+    render_job(str(tmp_path))()
+    assert bucket.failures() == {item.key: [1]}
+
+
+def test_an_unknown_broadcast_fails_its_clip_and_names_what_there_is(tmp_path):
+    write_shard(str(tmp_path), [clip(0, broadcast="pab999")])
+    (failed,) = render_job(str(tmp_path), broadcast_rules={"mine": {}})().clips
+    assert isinstance(failed, Failed)
+    assert failed.message == "clip clip.0: broadcast='pab999', model tiny has mine, none, pab"
+
+
+def test_rules_of_the_run_are_used_by_name(tmp_path):
+    item = clip(0, broadcast="mine")
+    bucket = write_shard(str(tmp_path), [item])
+    rules = {"mine": {"temporal": {"range": 4, "window": [0, 1000]}}}
+    render_job(str(tmp_path), broadcast_rules=rules, baseline=False)()
+    plan = bucket.read_json(layout.record(item.key))["plan"]
+    # Two sites compute at steps 0 and 4 of 8.
+    assert plan["rules"] == rules["mine"]
+    assert (plan["computed"]["temporal"], plan["computed"]["spatial"]) == (2 * 2, 16)
+
+
+def test_clips_that_do_not_fit_into_the_time_are_left_for_the_next_start(tmp_path):
+    clips = [clip(0), clip(1)]
+    bucket = write_shard(str(tmp_path), clips)
+    outcome = render_job(str(tmp_path), deadline_s=0.0)()
+    assert outcome.clips == ()
+    assert outcome.left == ("clip.0", "clip.1")
+    assert bucket.attempts() == {}
+    assert not render_job(str(tmp_path), deadline_s=1000.0)().left
+
+
+def test_a_missing_shard_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(BucketError, match=r"shards/00007.parquet: there is no such file; submit the run again"):
+        render_job(str(tmp_path))()
+
+
+def test_a_mesh_that_does_not_fit_the_ranks_is_an_error(tmp_path):
+    with pytest.raises(GroupError, match=r"mesh dp=1,cfg=1,sp=2 needs 2 ranks, job \w+ has 1"):
+        render_job(str(tmp_path), mesh=Mesh(sp=2))()
+
+
+def test_the_log_goes_to_the_bucket_one_line_per_event(tmp_path):
+    bucket = write_shard(str(tmp_path), [clip(0)])
+    render_job(str(tmp_path), baseline=False)()
+    (name,) = Bucket(str(tmp_path)).names("logs")
+    lines = bucket.read(f"logs/{name}").decode().splitlines()
+    (started,) = [line for line in lines if "event=clip_started" in line]
+    for field in ("run=run-1", "job=job-00007", "rank=0", "clip=clip.0", "level=info"):
+        assert field in started.split()
+    assert Path(name).name.startswith("job-00007.")

@@ -1,0 +1,142 @@
+"""A real but tiny STDiT3 family with random weights, and shards of its clips in a bucket."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jobs import layout
+from jobs.bucket import Bucket
+from jobs.render import RenderShard
+from jobs.settings import JobSettings, Mesh
+from manifests.clip import Clip
+from manifests.schema import CLIP_SCHEMA, accepted_schema
+from pab.families.demo import DEMO, demo_sites
+from pab.family import ClipRequest, Family, LoadRequest
+from pab.models.stdit3 import STDiT3, STDiT3Config
+from pab.models.stdit3_video import STDiT3Video, TextStates
+from pab.parallel import NodeGroup
+from pab.plan import NO_BROADCAST, MlpRule, pyramid
+from pab.rectified_flow import timesteps
+
+CONFIG = STDiT3Config(
+    depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64
+)
+TINY_PAB = pyramid(
+    2, 3, 4, window=(100, 950),
+    mlp=[MlpRule(stack=stack, blocks=(0,), skip_count=2, position=0.5) for stack in ("spatial", "temporal")],
+)  # fmt: skip
+STRIDE = 4
+
+
+@dataclass(frozen=True)
+class StretchCodec:
+    """Latents at half the frames and a quarter of the size, stretched to frames; some prompts bring trouble."""
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
+        return (4, -(-num_frames // 2), -(-height // STRIDE), -(-width // STRIDE))
+
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+        size = (request.num_frames, request.height, request.width)
+        pixels = F.interpolate(latents[:, :3].float().cpu(), size=size, mode="trilinear")
+        return ((pixels * 0.15 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Acts on prompts that ask for it, before the model runs: `fail`, `kill FILE` (while FILE exists), `sleep`."""
+
+    model: STDiT3Video
+
+    def __getattr__(self, name: str):
+        return getattr(self.model, name)
+
+    def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
+        words = request.prompt.split()
+        if words[0] == "fail":
+            raise ArithmeticError("this prompt always fails")
+        if words[0] == "kill" and Path(words[1]).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if words[0] == "pause" and Path(words[1]).exists():
+            Path(words[1]).with_suffix(".reached").touch()
+            while Path(words[1]).exists():
+                time.sleep(0.02)
+        return self.model.latent_shape(request)
+
+
+def hashed_text(prompts) -> TextStates:
+    rows = []
+    for prompt in prompts:
+        generator = torch.Generator().manual_seed(sum(prompt.encode()))
+        rows.append(torch.randn(CONFIG.model_max_length, CONFIG.caption_channels, generator=generator))
+    lengths = torch.tensor([min(len(prompt.split()), CONFIG.model_max_length) for prompt in prompts])
+    mask = (torch.arange(CONFIG.model_max_length) < lengths[:, None]).long()
+    warnings = tuple(("unknown word: zyx",) if "zyx" in prompt else () for prompt in prompts)
+    return TextStates(y_BLC=torch.stack(rows), mask_BL=mask, warnings=warnings)
+
+
+def load_tiny(request: LoadRequest) -> Trouble:
+    generator = torch.random.fork_rng()
+    with generator:
+        torch.manual_seed(11)
+        transformer = STDiT3(CONFIG).eval()
+    return Trouble(
+        STDiT3Video(
+            transformer=transformer.to(request.device),
+            encode_text=hashed_text,
+            codec=StretchCodec(),
+            timesteps=lambda request: timesteps(request.num_steps),
+            model_fps=lambda request: float(request.fps),
+        )
+    )
+
+
+TINY: Family = replace(
+    DEMO,
+    name="tiny",
+    sites=demo_sites(CONFIG.depth),
+    presets={"none": NO_BROADCAST, "pab": TINY_PAB},
+    timesteps=lambda request, _precision: timesteps(request.num_steps),
+    num_tokens=lambda num_frames, height, width: -(-num_frames // 2) * -(-height // 8) * -(-width // 8),
+    load=load_tiny,
+)
+
+
+def find_tiny(name: str) -> Family:
+    assert name == "tiny"
+    return TINY
+
+
+def clip(number: int = 0, **changes) -> Clip:
+    values = {
+        "clip_id": f"clip.{number}", "digest": f"{number:016x}", "prompt": f"a red circle {number}",
+        "negative_prompt": None, "seed": 100 + number, "model": "tiny", "num_frames": 8, "height": 32, "width": 48,
+        "fps": 8, "num_steps": 8, "guidance_scale": 3.0, "broadcast": "pab",
+    } | changes  # fmt: skip
+    return Clip(**values)
+
+
+def write_shard(output: str, clips: list[Clip], shard: int = 7) -> Bucket:
+    bucket = Bucket(output)
+    rows = [{name: getattr(item, name) for name in CLIP_SCHEMA.names} for item in clips]
+    table = pa.Table.from_pylist(rows, schema=accepted_schema(CLIP_SCHEMA))
+    with bucket.open_output(layout.shard(shard)) as stream:
+        pq.write_table(table, stream)
+    return bucket
+
+
+def render_job(output: str, *, mesh: Mesh | None = None, **changes) -> RenderShard:
+    progress = {name: changes.pop(name) for name in ("progress",) if name in changes}
+    settings = JobSettings(
+        output=output, run_id="run-1", weights=None, precision="float32", device="cpu", mesh=mesh or Mesh(), **changes
+    )
+    return RenderShard(settings=settings, shard=7, find_family=find_tiny, **progress)
