@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -114,20 +114,21 @@ def _pass(manifest: ManifestFile, limits: Limits, log: ProblemLog, writer: Batch
     repetitions, contents, names = Repetitions(), hashlib.sha256(), hashlib.sha256()
     seen: list[Words] = []
     schema = accepted_schema(manifest.schema)
-    for rows, batch in _rows(manifest, limits):
-        settings, findings = limits.check(rows.settings())
-        log.extend(sorted([*rows.problems, *rows.of_findings(findings)], key=lambda problem: problem.row or 0))
-        ids = clip_ids(rows, repetitions)
-        if "clip_id" in batch.schema.names:  # generated ids are distinct among themselves
-            seen.append(string_hashes(ids))
-        seeds = _seeds(rows, ids)
-        hashes = _digests(rows, settings, seeds)
-        contents.update(hashes.tobytes())
-        names.update(as_lines(ids))
-        if writer is not None and not log:
-            writer.write(
-                _accepted(rows, settings, {"clip_id": ids, "seed": seeds, "digest": hex_strings(hashes)}, batch, schema)
-            )
+    # Closed before the file is, whatever happens: a thread reads ahead.
+    with contextlib.closing(_rows(manifest, limits)) as checked:
+        for rows, batch in checked:
+            settings, findings = limits.check(rows.settings())
+            log.extend(sorted([*rows.problems, *rows.of_findings(findings)], key=lambda problem: problem.row or 0))
+            ids = clip_ids(rows, repetitions)
+            if "clip_id" in batch.schema.names:  # generated ids are distinct among themselves
+                seen.append(string_hashes(ids))
+            seeds = _seeds(rows, ids)
+            hashes = _digests(rows, settings, seeds)
+            contents.update(hashes.tobytes())
+            names.update(as_lines(ids))
+            if writer is not None and not log:
+                made = {"clip_id": ids, "seed": seeds, "digest": hex_strings(hashes)}
+                writer.write(_accepted(rows, settings, made, batch, schema))
     if seen and len(suspects := repeated(np.concatenate(seen))):
         log.extend(_duplicates(manifest, limits, suspects))
     log.raise_if_any()
@@ -138,7 +139,7 @@ def _pass(manifest: ManifestFile, limits: Limits, log: ProblemLog, writer: Batch
     )
 
 
-def _rows(manifest: ManifestFile, limits: Limits) -> Iterator[tuple[Rows, pa.RecordBatch]]:
+def _rows(manifest: ManifestFile, limits: Limits) -> Generator[tuple[Rows, pa.RecordBatch], None, None]:
     first_row = 0
     for batch in read_ahead(manifest.iter_batches()):
         yield read_rows(batch, first_row, limits), batch

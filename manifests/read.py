@@ -17,6 +17,9 @@ from manifests.errors import ManifestError, Problem
 from manifests.schema import CLIP_SCHEMA, check_schema
 
 BATCH_ROWS = 131_072
+BATCH_BYTES = 64 << 20
+"""A batch has at most this many rows and, by the mean of the file, about this many bytes."""
+
 _READ_BYTES = 4 << 20
 _DAMAGED = "the file is damaged"
 
@@ -68,9 +71,14 @@ class ManifestFile:
         columns: Sequence[str] | None = None,
         *,
         row_groups: Sequence[int] | None = None,
-        batch_rows: int = BATCH_ROWS,
+        batch_rows: int | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Yields batches of at most `batch_rows` rows in the file's order. Raises ManifestError if it is damaged."""
+        """Yields batches in the file's order. Raises ManifestError if it is damaged.
+
+        `batch_rows`: the most rows of a batch, by default BATCH_ROWS and fewer where rows are large.
+        """
+        if batch_rows is None:
+            batch_rows = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(1.0, self.row_bytes()))))
         batches = self._parquet.iter_batches(batch_size=batch_rows, row_groups=row_groups, columns=columns)
         try:
             yield from batches

@@ -1,14 +1,15 @@
 """Writing the shards of a plan: one Parquet file each, with bounded memory whatever the size of the manifest.
 
 Shards are written in windows of about `WINDOW_BYTES` of rows. For each window only the row groups that hold one of its
-rows are read, one batch at a time, and only its rows are kept; then its files are written one after the other. One
-file is open at a time and the prompts of one window are in memory. Shards are taken in the order of their first row, so
+rows are read, one batch at a time, and only its rows are kept; then its files are written, a few at a time. So at most
+`num_threads` files are open and the prompts of one window are in memory. Shards are taken in the order of their first row, so
 a window touches few row groups: the manifest is read about once if clips of one kind lie together or are mixed evenly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 import numpy as np
@@ -31,27 +32,37 @@ def write_shards(
     open_output: Callable[[int], BinaryIO],
     *,
     window_bytes: int = WINDOW_BYTES,
+    num_threads: int = 4,
 ) -> None:
     """Writes every shard of `plan` as a Parquet file with the columns of `accepted`, the manifest that was planned.
 
-    `open_output(shard_index)` returns a file to write bytes to, which is closed here. Rows are in the order of
-    rendering. Raises ValueError if the plan is of a manifest with another number of rows.
+    `open_output(shard_index)` returns a file to write bytes to, which is closed here; it is called from `num_threads`
+    threads, as a bucket takes long to answer. Rows are in the order of rendering. Raises ValueError if the plan is of a manifest with another number of rows.
     """
     if len(plan.assignment) != accepted.num_rows:
-        raise ValueError(
-            f"the plan has {len(plan.assignment)} rows, {accepted.name} {accepted.num_rows}; plan it again"
-        )
+        rows = f"the plan has {len(plan.assignment)} rows, {accepted.name} {accepted.num_rows}"
+        raise ValueError(f"{rows}; plan it again")
     window_rows = max(1, int(window_bytes / max(1.0, accepted.row_bytes())))
-    for shards in _windows(plan, window_rows):
-        rows = np.concatenate([plan.rows(shard) for shard in shards])
-        at = np.argsort(np.argsort(rows, kind="stable"), kind="stable")
-        table = _read_rows(accepted, np.sort(rows)).take(pa.array(at))
-        start = 0
-        for shard in shards:
-            num_clips = plan.shards[shard].num_clips
-            with open_output(shard) as stream:
-                pq.write_table(table.slice(start, num_clips), stream, compression="zstd")
-            start += num_clips
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="write-shards") as pool:
+        for shards in _windows(plan, window_rows):
+            for written in [pool.submit(_write, open_output, *part) for part in _tables(plan, accepted, shards)]:
+                written.result()
+
+
+def _write(open_output: Callable[[int], BinaryIO], shard_index: int, table: pa.Table) -> None:
+    with open_output(shard_index) as stream:
+        pq.write_table(table, stream, compression="zstd")
+
+
+def _tables(plan: ShardPlan, accepted: ManifestFile, shards: list[int]) -> Iterator[tuple[int, pa.Table]]:
+    """Yields the index and the rows of each of `shards`; all of them are in memory."""
+    rows = np.concatenate([plan.rows(shard) for shard in shards])
+    at = np.argsort(np.argsort(rows, kind="stable"), kind="stable")
+    table = _read_rows(accepted, np.sort(rows)).take(pa.array(at))
+    start = 0
+    for shard in shards:
+        yield shard, table.slice(start, plan.shards[shard].num_clips)
+        start += plan.shards[shard].num_clips
 
 
 def _windows(plan: ShardPlan, window_rows: int) -> Iterator[list[int]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -197,6 +198,7 @@ class Outputs:
     """Files in memory that remember how many were open at once."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.files: dict[int, bytes] = {}
         self.now_open = 0
         self.most_open = 0
@@ -208,12 +210,16 @@ class Outputs:
             def close(self) -> None:
                 if not self.closed:
                     outputs.files[index] = self.getvalue()
-                    outputs.now_open -= 1
+                    outputs._count(-1)
                 super().close()
 
-        self.now_open += 1
-        self.most_open = max(self.most_open, self.now_open)
+        self._count(1)
         return File()
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self.now_open += change
+            self.most_open = max(self.most_open, self.now_open)
 
 
 @pytest.mark.parametrize("window_bytes", [1, 20_000, 1 << 30])
@@ -234,9 +240,10 @@ def test_shard_files_hold_the_planned_clips_in_order(manifest: Write, tmp_path: 
             f"{row['clip_id']}.{row['digest']}" for row in pq.read_table(tmp_path / "whole.parquet").to_pylist()[:7]
         ]
         plan = plan_shards(batches, done, cost=lambda group: group.num_steps, job_minutes=20, load_s={"wan": 60.0})
-        write_shards(plan, accepted, outputs.open, window_bytes=window_bytes)
+        write_shards(plan, accepted, outputs.open, window_bytes=window_bytes, num_threads=2)
     assert len(plan.shards) > 10
-    assert outputs.most_open == 1
+    assert outputs.most_open <= 2
+    assert outputs.now_open == 0
     for shard in plan.shards:
         rows = plan.rows(shard.index)
         table = pq.read_table(io.BytesIO(outputs.files[shard.index]))
