@@ -69,6 +69,17 @@ class Axis:
         self.traffic.gather_bytes += x.numel() * x.element_size() * (self.size - 1)
         return parts
 
+    def gather_on_root(self, x: Tensor) -> list[Tensor] | None:
+        """Returns every rank's tensor, in rank order, on the axis' rank 0; None elsewhere. All must have one shape."""
+        if self.size == 1:
+            return [x]
+        x = x.contiguous()
+        parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(x, parts, group=self.group, group_dst=0)
+        self.traffic.gathers += 1
+        self.traffic.gather_bytes += 0 if self.rank == 0 else x.numel() * x.element_size()
+        return parts
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceParallel:

@@ -14,7 +14,11 @@ import torch.multiprocessing as mp
 def run_on_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Returns `function(*args)` of every rank, in rank order. The function must be importable, its value picklable."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_one_rank, args=(num_ranks, folder, function, args), nprocs=num_ranks)
+        # a server that has torch loaded forks the ranks: starting each from nothing takes seconds
+        mp.get_context("forkserver").set_forkserver_preload(["tests.ranks", function.__module__])
+        mp.start_processes(
+            _one_rank, args=(num_ranks, folder, function, args), nprocs=num_ranks, start_method="forkserver"
+        )
         return [torch.load(Path(folder) / f"value-{rank}", weights_only=False) for rank in range(num_ranks)]
 
 

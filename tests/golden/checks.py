@@ -2,12 +2,23 @@
 
 from collections.abc import Callable, Mapping
 
-from tests.golden import broadcast_traces, open_sora_loop, rectified_flow, stdit3
+from tests.golden import (
+    broadcast_traces,
+    causal_vae,
+    open_sora_loop,
+    open_sora_vae,
+    rectified_flow,
+    sequence_parallel,
+    stdit3,
+)
 from tests.golden.cases import Case
 
 CHECKS: Mapping[str, Callable[[Case], None]] = {
     "stdit3": stdit3.check,
     "rflow": rectified_flow.check,
     "e2e_stdit3": open_sora_loop.check,
+    "vae_os12": open_sora_vae.check,
+    "vae_osp110": causal_vae.check,
+    "dsp": sequence_parallel.check,
     "pab/open_sora": broadcast_traces.check,
 }

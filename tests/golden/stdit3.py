@@ -20,13 +20,13 @@ def config_from(facts: dict) -> STDiT3Config:
 @cache
 def _load(weights: Path, config: STDiT3Config, case: Case) -> STDiT3:
     model = STDiT3(config).eval()
-    model.load_state_dict(case.weights(weights.name), strict=True)
+    model.load_state_dict(case.weights(), strict=True)
     return model
 
 
 def load_model(case: Case) -> STDiT3:
     """The case's model with its weights, loaded strictly by the published key names."""
-    return _load(case.path.parent / case.facts["weights"], config_from(case.facts["config"]), case)
+    return _load((case.path.parent / case.facts["weights"]).resolve(), config_from(case.facts["config"]), case)
 
 
 def check(case: Case) -> None:
