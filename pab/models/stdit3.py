@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pab.compiled import any_length
 from pab.models.layers import (
     Mlp,
     PatchEmbed3D,
@@ -288,8 +289,10 @@ class STDiT3(nn.Module):
             text_BLD, mask_nL = text_BLD[:, used], mask_nL[:, used]
             if not mask_nL.all():
                 mask_B11L = mask_nL.repeat(text_BLD.shape[0] // mask_nL.shape[0], 1)[:, None, None]
+        keys_values = (block.cross_attn.keys_values(text_BLD) for block in self.blocks)
         return Text(
-            keys_values=tuple(block.cross_attn.keys_values(text_BLD) for block in self.blocks), mask_B11L=mask_B11L
+            keys_values=tuple(any_length(each, 3) for each in keys_values),
+            mask_B11L=None if mask_B11L is None else any_length(mask_B11L, 3),
         )
 
     def denoise(
