@@ -31,9 +31,11 @@ class BatchWriter:
     """
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema) -> None:
-        # A dictionary of values that hardly repeat would only cost time.
+        # A dictionary, or least and greatest, of values that hardly repeat would only cost time.
         dictionaries = [name for name in schema.names if name not in _UNIQUE_COLUMNS]
-        self._parquet = pq.ParquetWriter(stream, schema, compression="zstd", use_dictionary=dictionaries)
+        self._parquet = pq.ParquetWriter(
+            stream, schema, compression="zstd", use_dictionary=dictionaries, write_statistics=dictionaries
+        )
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write-behind")
         self._pending: Future[None] | None = None
 

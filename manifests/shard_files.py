@@ -2,8 +2,9 @@
 
 Shards are written in windows of about `WINDOW_BYTES` of rows. For each window only the row groups that hold one of its
 rows are read, one batch at a time, and only its rows are kept; then its files are written, a few at a time. So at most
-`num_threads` files are open and the prompts of one window are in memory. Shards are taken in the order of their first row, so
-a window touches few row groups: the manifest is read about once if clips of one kind lie together or are mixed evenly.
+`num_threads` files are open and the prompts of one window are in memory. Shards are taken in the order of their first
+row, so a window touches few row groups: the manifest is read about once if clips of one kind lie together or are mixed
+evenly.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from manifests.ahead import read_ahead
 from manifests.read import ManifestFile
 from manifests.shards import ShardPlan
 
-WINDOW_BYTES = 256 << 20
+WINDOW_BYTES = 128 << 20
 
 Indices = npt.NDArray[np.int64]
 
@@ -37,7 +38,8 @@ def write_shards(
     """Writes every shard of `plan` as a Parquet file with the columns of `accepted`, the manifest that was planned.
 
     `open_output(shard_index)` returns a file to write bytes to, which is closed here; it is called from `num_threads`
-    threads, as a bucket takes long to answer. Rows are in the order of rendering. Raises ValueError if the plan is of a manifest with another number of rows.
+    threads, as a bucket takes long to answer. Rows are in the order of rendering. Raises ValueError if the plan is of a
+    manifest with another number of rows.
     """
     if len(plan.assignment) != accepted.num_rows:
         rows = f"the plan has {len(plan.assignment)} rows, {accepted.name} {accepted.num_rows}"

@@ -31,7 +31,10 @@ def string_hashes(strings: pa.Array) -> Words:
     word_at = np.ndarray((end - start + 1,), np.dtype("<u8"), data, strides=(1,))
     first, lengths = offsets[:-1] - start, np.diff(offsets)
     hashes = _mixed(lengths.astype(np.uint64) + _ODD[0])
-    for begin in range(0, int(lengths.max(initial=0)), 8):
+    whole_words = int(lengths.min(initial=0)) // 8 * 8
+    for begin in range(0, whole_words, 8):
+        hashes = _mixed((hashes ^ word_at[first + begin]) * _ODD[0] + _ODD[1])
+    for begin in range(whole_words, int(lengths.max(initial=0)), 8):
         rows = np.flatnonzero(lengths > begin)
         low = _LOW_BYTES[np.minimum(lengths[rows] - begin, 8)]
         hashes[rows] = _mixed((hashes[rows] ^ (word_at[first[rows] + begin] & low)) * _ODD[0] + _ODD[1])
@@ -40,9 +43,12 @@ def string_hashes(strings: pa.Array) -> Words:
 
 def _mixed(words: Words) -> Words:
     # The finalizer of splitmix64: every bit of the input moves every bit of the output.
-    words = (words ^ (words >> np.uint64(30))) * _ODD[1]
-    words = (words ^ (words >> np.uint64(27))) * _ODD[2]
-    return words ^ (words >> np.uint64(31))
+    words = words ^ (words >> np.uint64(30))
+    words *= _ODD[1]
+    words ^= words >> np.uint64(27)
+    words *= _ODD[2]
+    words ^= words >> np.uint64(31)
+    return words
 
 
 class Repetitions:
@@ -106,9 +112,17 @@ def is_member(hashes: Words, members: Words) -> npt.NDArray[np.bool_]:
     """Says which of `hashes` are in the sorted `members`: bool [rows]."""
     if not len(members):
         return np.zeros(len(hashes), bool)
-    at = np.minimum(np.searchsorted(members, hashes), len(members) - 1)
-    found: npt.NDArray[np.bool_] = members[at] == hashes
+    found: npt.NDArray[np.bool_] = members[_places(members, hashes)] == hashes
     return found
+
+
+def _places(members: Words, hashes: Words) -> npt.NDArray[np.int64]:
+    """Returns where each hash is in the sorted `members` (not empty) if it is there: int64 [rows]."""
+    # Sorted questions walk through memory in one direction: several times faster than random ones.
+    order = np.argsort(hashes)
+    places = np.empty(len(hashes), np.int64)
+    places[order] = np.minimum(np.searchsorted(members, hashes[order]), len(members) - 1)
+    return places
 
 
 class KeySet:
@@ -133,7 +147,7 @@ class KeySet:
         if not len(self):
             return np.zeros(len(keys), bool)
         hashes = string_hashes(keys)
-        at = np.minimum(np.searchsorted(self._first, hashes), len(self) - 1)
+        at = _places(self._first, hashes)
         found: npt.NDArray[np.bool_] = self._first[at] == hashes
         rows = np.flatnonzero(found)
         found[rows] = self._second[at[rows]] == _salted(keys.take(pa.array(rows)))
