@@ -79,7 +79,7 @@ def misspelled_columns(schema: pa.Schema) -> tuple[str, ...]:
 
 def _meant(name: str) -> str | None:
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
-    close = difflib.get_close_matches(plain, ROW_COLUMNS, n=1, cutoff=0.8)
+    close = difflib.get_close_matches(plain, ROW_COLUMNS, n=1, cutoff=0.7)
     return close[0] if close and name not in CLIP_SCHEMA.names else None
 
 
