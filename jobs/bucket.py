@@ -25,8 +25,9 @@ from fsspec.utils import get_protocol
 
 from jobs import layout, local_files
 from jobs.layout import KINDS
+from jobs.log import log_event
 from jobs.outgoing import Outgoing
-from jobs.patience import Patience, error_code, is_transient, persist, within
+from jobs.patience import Patience, advice, error_code, is_of_store, persist, within
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -257,9 +258,14 @@ class Bucket:
         fs, root = self._fs()
 
         def tell(error: BaseException, wait_s: float) -> None:
-            _LOG.warning(
-                "bucket_retry verb=%s path=%s wait_s=%.1f error=%r cause=%r", verb, path, wait_s, error, error.__cause__
-            )
+            fields: dict[str, Any] = {
+                "verb": verb,
+                "path": path,
+                "wait_s": wait_s,
+                "error": repr(error),
+                "cause": error.__cause__,
+            }
+            log_event(_LOG, "bucket_retry", level=logging.WARNING, **fields)
 
         try:
             return persist(lambda: operation(fs, f"{root}/{path}"), self.patience, tell)
@@ -267,23 +273,15 @@ class Bucket:
             if absent_is_an_answer and error_code(error) != "NoSuchBucket":
                 raise
             raise self._refused(verb, path, error) from error
-        except BucketError:
-            raise
         except Exception as error:
+            if not is_of_store(error):
+                raise
             raise self._refused(verb, path, error) from error
 
     def _refused(self, verb: str, path: str, error: Exception) -> BucketError:
         # Some servers send no message: s3fs then says "None", and only the cause tells what happened.
         cause = f"{type(error).__name__}: {error}" + (f", from {error.__cause__}" if error.__cause__ else "")
-        if is_transient(error):
-            action = f"the bucket was away for {self.patience.total_s:.0f} s; submit again when it is back"
-        elif isinstance(error, FileNotFoundError):
-            action = "create the bucket (or folder) first, or check its name"
-        elif isinstance(error, PermissionError) or "Credential" in type(error).__name__:
-            action = "check credentials, endpoint and the bucket's policy"
-        else:
-            action = "check the output URL"
-        return BucketError(f"cannot {verb} {self.url}/{path} ({cause}); {action}")
+        return BucketError(f"cannot {verb} {self.url}/{path} ({cause}); {advice(error, self.patience)}")
 
     def _put(self, fs: Any, full: str, data: bytes) -> None:
         if self._local(fs):

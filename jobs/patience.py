@@ -50,14 +50,29 @@ class Patience:
             longest = min(longest * 2, self.longest_wait_s)
 
 
+def is_of_store(error: BaseException) -> bool:
+    """Whether the error comes from the store or the way to it, and not from a mistake in this program."""
+    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENT_LIBRARIES
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether the same operation may work later: a timeout, a lost connection, a busy server; not a refusal."""
     if error_code(error) in _FINAL_CODES:
         return False
     if isinstance(error, OSError):
         return not isinstance(error, _FINAL_OS_ERRORS) and error.errno not in _FINAL_ERRNOS
-    kind = type(error)
-    return kind.__module__.split(".")[0] in _CLIENT_LIBRARIES and kind.__name__ not in _FINAL_CLIENT_ERRORS
+    return is_of_store(error) and type(error).__name__ not in _FINAL_CLIENT_ERRORS
+
+
+def advice(error: BaseException, patience: Patience) -> str:
+    """Returns what to do about an error that ended an operation."""
+    if is_transient(error):
+        return f"the bucket was away for {patience.total_s:.0f} s; submit again when it is back"
+    if isinstance(error, FileNotFoundError):
+        return "create the bucket (or folder) first, or check its name"
+    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+        return "check credentials, endpoint and the bucket's policy"
+    return "check the output URL"
 
 
 def error_code(error: BaseException) -> str:

@@ -1,0 +1,148 @@
+"""How jobs end that do not end well: killed, interrupted, with a bucket that is away; and what the next start makes of it."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import layout
+from jobs.bucket import Bucket, BucketError
+from jobs.outcome import Failed, Rendered
+from tests.jobs.machines import outcome_of, start_process
+from tests.jobs.stores import FlakyFileSystem
+from tests.jobs.videos import read_video
+from tests.jobs.world import clip, render_job, write_shard
+
+WAIT_S = 60
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def assert_whole(bucket: Bucket, folder: Path, items) -> None:
+    """Every clip exactly once: a record for each, each with its playable video, and no video besides."""
+    assert bucket.recorded_keys() == {item.key for item in items}
+    assert set(bucket.names("videos")) == {f"{item.clip_id}.mp4" for item in items}
+    for item in items:
+        assert len(read_video(folder / layout.video(item.clip_id), item.width, item.height)) == item.num_frames
+
+
+@pytest.mark.parametrize("after_records", [0, 1, 2])
+def test_after_a_kill_the_next_start_renders_each_clip_exactly_once(tmp_path, after_records):
+    gate = tmp_path / "gate"
+    items = [clip(0), clip(1), clip(2), clip(3)]
+    items[after_records] = clip(after_records, prompt=f"pause {gate}")
+    bucket = write_shard(str(tmp_path / "out"), items)
+    job = render_job(str(tmp_path / "out"), baseline=False)
+    gate.touch()
+    process = start_process(job, tmp_path / "job")
+    wait_for(gate.with_suffix(".reached").exists)
+    # Clips before the one that waits are still being encoded: some are recorded, some only rendered.
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = {name: (tmp_path / "out/records" / name).stat().st_mtime_ns for name in bucket.names("records")}
+    for name in first:
+        record = bucket.read_json(f"records/{name}")
+        assert len(bucket.read(record["video"]["path"])) == record["video"]["size_bytes"]
+    gate.unlink()
+    process = start_process(job, tmp_path / "job")
+    assert process.wait(WAIT_S) == 0
+    assert len(outcome_of(tmp_path / "job").clips) == 4
+    assert_whole(bucket, tmp_path / "out", items)
+    assert {name: (tmp_path / "out/records" / name).stat().st_mtime_ns for name in first} == first
+    assert bucket.attempts()[items[after_records].key] == [1, 2]
+
+
+def test_a_clip_that_killed_its_group_twice_is_failed_not_tried_again(tmp_path):
+    gate = tmp_path / "gate"
+    gate.touch()
+    items = [clip(0, prompt=f"kill {gate}"), clip(1)]
+    bucket = write_shard(str(tmp_path / "out"), items)
+    job = render_job(str(tmp_path / "out"), baseline=False)
+    for _ in range(2):
+        assert start_process(job, tmp_path / "job").wait(WAIT_S) == -signal.SIGKILL
+    assert start_process(job, tmp_path / "job").wait(WAIT_S) == 0
+    failed, rendered = outcome_of(tmp_path / "job").clips
+    assert isinstance(failed, Failed)
+    assert (failed.stage, failed.error, failed.message) == (
+        "quarantine", "GroupKilledError", "killed its group 2 times"
+    )  # fmt: skip
+    assert isinstance(rendered, Rendered)
+    assert bucket.failures() == {items[0].key: [2]}
+    assert bucket.attempts()[items[0].key] == [1, 2]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_an_interrupted_start_does_not_count_against_its_clip(tmp_path, signum):
+    gate = tmp_path / "gate"
+    gate.touch()
+    items = [clip(0), clip(1, prompt=f"pause {gate}")]
+    bucket = write_shard(str(tmp_path / "out"), items)
+    process = start_process(render_job(str(tmp_path / "out"), baseline=False), tmp_path / "job")
+    wait_for(gate.with_suffix(".reached").exists)
+    process.send_signal(signum)
+    assert process.wait(WAIT_S) not in (0, -signal.SIGKILL)
+    assert items[1].key not in bucket.attempts()
+    assert bucket.failures() == {}
+    # The clip before was in the encoder's hands: what is rendered is still brought home.
+    assert bucket.recorded_keys() == {items[0].key}
+
+
+DEAF = """
+import ctypes, sys
+from jobs.attempts import OpenAttempts, interruptible
+from jobs.bucket import Bucket
+
+attempts = OpenAttempts(Bucket(sys.argv[1]))
+with interruptible(attempts.withdraw):
+    attempts.begin("a.01", 1)
+    lock = ctypes.create_string_buffer(64)  # a mutex taken twice waits for ever, and no signal wakes it
+    ctypes.CDLL(None).pthread_mutex_lock(lock)
+    ctypes.CDLL(None).pthread_mutex_lock(lock)
+"""
+
+
+def test_a_mark_is_taken_back_even_while_the_main_thread_is_deaf_to_signals(tmp_path):
+    bucket = Bucket(str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", DEAF, str(tmp_path)], cwd=Path(__file__).parents[2])
+    try:
+        wait_for(lambda: bucket.attempts() == {"a.01": [1]})
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: bucket.attempts() == {})
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_upload_that_fails_for_reasons_that_pass_does_not_fail_the_clip(tmp_path):
+    FlakyFileSystem.troubles.clear()
+    output = f"flaky://{tmp_path.name}"
+    item = clip(0)
+    bucket = write_shard(output, [item])
+    FlakyFileSystem.troubles += [ConnectionResetError("gone"), TimeoutError("slow"), ConnectionResetError("gone")]
+    (rendered,) = render_job(output, baseline=False)().clips
+    assert isinstance(rendered, Rendered)
+    assert FlakyFileSystem.troubles == []
+    assert bucket.recorded_keys() == {item.key}
+
+
+def test_a_bucket_that_refuses_ends_the_job_and_fails_no_clip(tmp_path):
+    FlakyFileSystem.troubles.clear()
+    output = f"flaky://{tmp_path.name}"
+    bucket = write_shard(output, [clip(0), clip(1)])
+    FlakyFileSystem.troubles += [PermissionError("policy changed")] * 50
+    with pytest.raises(BucketError, match=r"attempts/clip.0.* \(PermissionError: policy changed\); check credentials"):
+        render_job(output, baseline=False)()
+    FlakyFileSystem.troubles.clear()
+    assert bucket.failures() == {}
+    assert threading.active_count() < 50

@@ -1,0 +1,89 @@
+"""Jobs of two ranks, as submitit runs them: the same pixels, the planned traffic, clips side by side, an end for all."""
+
+import numpy as np
+import pytest
+import submitit
+import torch
+
+from jobs import layout
+from jobs.clip_work import Begun, load_family, render_frames
+from jobs.group import open_job
+from jobs.outcome import Failed, Rendered
+from jobs.settings import Mesh
+from pab.parallel import NodeGroup
+from tests.jobs.machines import run_with_submitit
+from tests.jobs.videos import read_video
+from tests.jobs.world import TINY, clip, render_job, write_shard
+
+BOUND = 1e-5
+"""Of latents in float32: what another order of sums may change."""
+
+
+def latents_on_this_rank(job, item):
+    with open_job(job.settings) as ranks:
+        loaded = load_family(TINY, job.settings, torch.device("cpu"))
+        rendered = render_frames(loaded, Begun(clip=item, attempt=1), settings=job.settings, group=ranks.node)
+        told = ranks.join(("rank", ranks.place.rank))
+        return rendered.denoised.latents, rendered.denoised.traffic, told, ranks.agree(f"from {ranks.place.rank}")
+
+
+@pytest.mark.parametrize("mesh", [Mesh(sp=2), Mesh(cfg=2)], ids=str)
+def test_two_ranks_give_one_ranks_latents_and_agree_on_plain_values(tmp_path, mesh):
+    item = clip(3, num_frames=10)
+    executor = submitit.LocalExecutor(folder=tmp_path)
+    executor.update_parameters(tasks_per_node=2, timeout_min=3, setup=["export OMP_NUM_THREADS=1"])
+    results = executor.submit(latents_on_this_rank, render_job(str(tmp_path), mesh=mesh), item).results()
+    job = render_job(str(tmp_path))
+    alone = render_frames(
+        load_family(TINY, job.settings, torch.device("cpu")),
+        Begun(clip=item, attempt=1), settings=job.settings, group=NodeGroup(),
+    ).denoised  # fmt: skip
+    for latents, traffic, told, agreed in results:
+        assert (latents - alone.latents).abs().max() <= BOUND
+        assert traffic.all_to_alls == (2 * alone.plan.computed("temporal") if mesh.sp == 2 else 0)
+        assert told == [("rank", 0), ("rank", 1)]
+        assert agreed == "from 0"
+
+
+def test_a_job_of_two_ranks_renders_and_counts_what_the_plan_foretold(tmp_path):
+    items = [clip(0), clip(1, broadcast="none")]
+    bucket = write_shard(str(tmp_path / "out"), items)
+    job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2))
+    outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    assert [type(item) for item in outcome.clips] == [Rendered, Rendered]
+    for item, temporal in zip(items, (6, 16), strict=True):
+        record = bucket.read_json(layout.record(item.key))
+        assert record["counted"]["all_to_alls"] == record["planned"]["all_to_alls"] == 2 * temporal
+        assert record["planned"]["all_to_alls_without_broadcast"] == 32
+        assert record["counted"]["computed"] == record["planned"]["computed"]
+        # Rows of both guidance branches, 2 frames here, 24 patches, 32 channels of float32; half of it leaves the rank.
+        assert record["counted"]["all_to_all_bytes"] == 2 * temporal * (2 * 2 * 24 * 32 * 4) // 2
+        assert record["job"]["mesh"] == "dp=1,cfg=1,sp=2"
+    assert sorted(name.rsplit(".", 2)[1] for name in bucket.names("logs")) == ["rank0", "rank1"]
+
+
+def test_replicas_take_clips_in_turn_and_report_together(tmp_path):
+    items = [clip(number) for number in range(3)]
+    bucket = write_shard(str(tmp_path / "out"), items)
+    job = render_job(str(tmp_path / "out"), mesh=Mesh(dp=2))
+    outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    assert [(type(item), item.clip_id) for item in outcome.clips] == [(Rendered, item.clip_id) for item in items]
+    assert [bucket.read_json(layout.record(item.key))["job"]["rank"] for item in items] == [0, 1, 0]
+    frames = read_video(tmp_path / "out" / layout.video("clip.1"), 48, 32)
+    alone = write_shard(str(tmp_path / "alone"), [items[1]])
+    render_job(str(tmp_path / "alone"))()
+    assert alone.recorded_keys() == {items[1].key}
+    assert np.array_equal(frames, read_video(tmp_path / "alone" / layout.video("clip.1"), 48, 32))
+
+
+def test_an_error_in_shared_work_ends_the_group_and_the_next_start_goes_on(tmp_path):
+    items = [clip(0), clip(1, prompt="fail now"), clip(2)]
+    bucket = write_shard(str(tmp_path / "out"), items)
+    job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2))
+    with pytest.raises(submitit.core.utils.FailedJobError, match=r"clip clip\.1: ArithmeticError in denoise"):
+        run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    assert bucket.recorded_keys() == {items[0].key}
+    assert bucket.failures() == {items[1].key: [1]}
+    outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    assert isinstance(outcome.clips[1], Failed)
+    assert bucket.recorded_keys() == {items[0].key, items[2].key}
