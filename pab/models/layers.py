@@ -28,6 +28,16 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
+def sinusoids(values_B: Tensor, count: int) -> Tensor:
+    """Returns [B, count] float32: cosines, then sines, of the values at `count / 2` frequencies from 1 to 1/10000."""
+    half = count // 2
+    exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
+    # exp in float64: a float32 exp differs by machine, and an angle of 1000 radians magnifies its last bit
+    frequencies = exponents.double().exp().float().to(values_B.device)
+    angles = values_B[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
 class Mlp(nn.Module):
     """Two linear layers with tanh-GELU between."""
 
@@ -57,12 +67,7 @@ class ScalarEmbedder(nn.Module):
 
     def forward(self, values_B: Tensor) -> Tensor:
         """Returns [B, D] in the layer's own precision; the sinusoids are float32."""
-        half = self.num_frequencies // 2
-        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
-        # exp in float64: a float32 exp differs by machine, and an angle of 1000 radians magnifies its last bit
-        frequencies = exponents.double().exp().float().to(values_B.device)
-        angles = values_B[:, None].float() * frequencies
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.dtype))
+        return self.mlp(sinusoids(values_B, self.num_frequencies).to(self.dtype))
 
 
 class PatchEmbed3D(nn.Module):
@@ -88,6 +93,13 @@ def unpatchify(x: Tensor, patch_size: Sequence[int], size: Sequence[int]) -> Ten
     x = x.reshape(batch, t, h, w, pt, ph, pw, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
     x = x.reshape(batch, -1, t * pt, h * ph, w * pw)
     return x[:, :, : size[0], : size[1], : size[2]]
+
+
+def position_embedding_1d(dim: int, positions: Tensor) -> Tensor:
+    """Returns [len(positions), dim] float32: sines, then cosines."""
+    frequencies = 1.0 / 10000 ** (torch.arange(dim // 2, dtype=torch.float64) / (dim // 2))
+    angles = positions.double()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
 def position_embedding_2d(dim: int, rows: int, columns: int, *, scale: float, base_size: int) -> Tensor:
@@ -130,6 +142,25 @@ def rotate_pairs(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     pairs = x.unflatten(-1, (-1, 2))
     turned = torch.stack([-pairs[..., 1], pairs[..., 0]], dim=-1).flatten(-2)
     return (x * cosines + turned * sines).to(x.dtype)
+
+
+def axial_rotation(head_dim: int, coordinates: Sequence[Tensor], *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Returns cosines and sines [N, axes, head_dim / axes / 2] float32: each axis turns its own part of a head.
+
+    `coordinates`: per axis, the place [N] of every token.
+    """
+    part = head_dim // len(coordinates)
+    frequencies = 1.0 / 10000 ** (torch.arange(0, part, 2, dtype=torch.float32) / part)
+    angles = torch.stack([places.float()[:, None] * frequencies for places in coordinates], dim=1)
+    return angles.cos().to(device), angles.sin().to(device)
+
+
+def rotate_halves(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Applies `axial_rotation` to x [..., N, head_dim]: in each axis' part the first half turns against the second."""
+    cosines, sines = rotation
+    first, second = x.unflatten(-1, (cosines.shape[-2], 2, -1)).unbind(-2)
+    turned = torch.stack([first * cosines - second * sines, second * cosines + first * sines], dim=-2)
+    return turned.flatten(-3).to(x.dtype)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

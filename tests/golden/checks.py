@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from tests.golden import (
     broadcast_traces,
     causal_vae,
+    latte,
     open_sora_loop,
     open_sora_vae,
     rectified_flow,
@@ -20,5 +21,7 @@ CHECKS: Mapping[str, Callable[[Case], None]] = {
     "vae_os12": open_sora_vae.check,
     "vae_osp110": causal_vae.check,
     "dsp": sequence_parallel.check,
+    "latte": latte.check,
+    "osp110": latte.check,
     "pab/open_sora": broadcast_traces.check,
 }

@@ -1,0 +1,205 @@
+"""Configuration, sites and blocks of Latte-1 and Open-Sora-Plan 1.1.0; `latte.py` is the transformer made of them.
+
+Spatial blocks have cross attention to the text, temporal ones have not. Frames are split over the ranks of the sequence
+axis, so the only all-to-alls stand inside the temporal attention branch, and a broadcast temporal attention skips them.
+
+Shape letters: B guidance rows x clips, T frames (this rank's), S patches of a frame, N sequences, L their length or text
+tokens, D channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pab.models.adaln_single import Attention, FeedForward, modulated_norm, modulation_table
+from pab.models.layers import rotate_halves
+from pab.parallel import SequenceParallel
+from pab.plan import Site
+
+SPATIAL_PARTS = (("attn1", "spatial"), ("attn2", "cross"), ("ff", "mlp"))
+TEMPORAL_PARTS = (("attn1", "temporal"), ("ff", "mlp"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatteConfig:
+    """Sizes of one model; the defaults are Latte-1's.
+
+    `sample_size`: latent height and width of the training. `video_length`: latent frames of the training.
+    `temporal_scale` divides frame positions. `null_text`: whether the file carries Open-Sora-Plan's unused null text.
+    `compress_factor`: keys and values of the later half of the blocks are taken from a grid that is coarser by this factor.
+    """
+
+    num_layers: int = 28
+    num_heads: int = 16
+    head_dim: int = 72
+    in_channels: int = 4
+    out_channels: int = 8
+    patch_size: int = 2
+    sample_size: int = 64
+    video_length: int = 16
+    caption_channels: int = 4096
+    temporal_scale: float = 1.0
+    null_text: bool = False
+    use_rope: bool = False
+    compress_factor: int = 1
+
+    def __post_init__(self) -> None:
+        if self.use_rope and (self.compress_factor > 1 or self.head_dim % 4):
+            raise ValueError("rotary positions need head_dim divisible by 4, and uncompressed keys and values")
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of a token."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def position_scale(self) -> float:
+        """What spatial positions are divided by: the training size in units of 64 latents."""
+        return max(self.sample_size // 64, 1)
+
+
+def latte_sites(num_layers: int) -> tuple[Site, ...]:
+    """Returns the sites of a model in the order in which they run."""
+    stacks = (
+        ("transformer_blocks", "spatial", SPATIAL_PARTS),
+        ("temporal_transformer_blocks", "temporal", TEMPORAL_PARTS),
+    )
+    return tuple(
+        Site(name=f"{name}.{i}.{part}", kind=kind, stack=stack, block=i)
+        for i in range(num_layers)
+        for name, stack, parts in stacks
+        for part, kind in parts
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockContext:
+    """What every block of one pass shares.
+
+    `modulation` [B, 6, D]. `grid`: patch rows and columns of a frame. `spatial_bias` [B*T, 1, 1, S] leaves patches out of
+    spatial attention; the published models mask neither temporal nor cross attention by it.
+    """
+
+    modulation: Tensor
+    grid: tuple[int, int]
+    num_frames: int
+    spatial_bias: Tensor | None
+    rotations: tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]
+    sp: SequenceParallel
+
+
+class SelfAttention(Attention):
+    """Self attention; its keys and values may come from a coarser grid, and may carry rotary positions."""
+
+    def __init__(self, config: LatteConfig, *, spatial: bool, compressed: bool) -> None:
+        super().__init__(config.hidden_size, config.num_heads)
+        if compressed:
+            conv = nn.Conv2d if spatial else nn.Conv1d
+            dim, factor = config.hidden_size, config.compress_factor
+            self.sr = conv(dim, dim, kernel_size=factor, stride=factor, groups=dim)
+            self.norm = nn.LayerNorm(dim)
+        self.compressed = compressed
+
+    def forward(
+        self, x_NLD: Tensor, *, bias: Tensor | None, rotation: tuple[Tensor, Tensor] | None, grid: tuple[int, ...]
+    ) -> Tensor:
+        """Attends over L, the flattened `grid`, within each of N sequences."""
+        source = x_NLD
+        if self.compressed:
+            if bias is not None:
+                raise ValueError("a latent mask is not supported together with compressed keys and values")
+            source = self._coarser(x_NLD.transpose(1, 2).unflatten(2, grid))
+        q, k, v = self.heads(self.to_q(x_NLD)), self.heads(self.to_k(source)), self.heads(self.to_v(source))
+        if rotation is not None:
+            q, k = rotate_halves(q, rotation), rotate_halves(k, rotation)
+        return self.attend(q, k, v, bias)
+
+    def _coarser(self, cells: Tensor) -> Tensor:
+        """Returns [N, L', D] from [N, D, *grid]. An odd number of frames is filled up with copies of the first."""
+        if cells.dim() == 3 and cells.shape[2] % 2:
+            first = cells[:, :, :1].expand(-1, -1, self.sr.stride[0] - 1)
+            cells = torch.cat([first, cells], dim=2)
+        return self.norm(self.sr(cells).flatten(2).transpose(1, 2))
+
+
+class SpatialBlock(nn.Module):
+    """Self attention within each frame, cross attention and MLP; each branch is a broadcast site."""
+
+    def __init__(self, config: LatteConfig, index: int) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        compressed = config.compress_factor > 1 and index >= config.num_layers // 2
+        self.sites = tuple(f"transformer_blocks.{index}.{part}" for part, _ in SPATIAL_PARTS)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
+        self.attn1 = SelfAttention(config, spatial=True, compressed=compressed)
+        self.attn2 = Attention(dim, config.num_heads)
+        self.ff = FeedForward(dim)
+
+    def forward(
+        self,
+        x_BTSD: Tensor,
+        context: BlockContext,
+        text: tuple[Tensor, Tensor | None],
+        reuse: tuple[Tensor | None, ...] = (None, None, None),
+        wanted: tuple[bool, ...] = (False, False, False),
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Returns the new tokens, and per site the output to be kept where it is wanted.
+
+        `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and bias.
+        """
+        table = modulation_table(self.scale_shift_table, context.modulation, 2)
+        attended, crossed, mixed = reuse
+        if attended is None:
+            normed = modulated_norm(x_BTSD, table[0], table[1]).flatten(0, 1)
+            out = self.attn1(normed, bias=context.spatial_bias, rotation=context.rotations[0], grid=context.grid)
+            attended = table[2] * out.view_as(x_BTSD)
+        x_BTSD = x_BTSD + attended
+        if crossed is None:
+            crossed = self.attn2.to_text(x_BTSD.flatten(1, 2), *text).view_as(x_BTSD)
+        x_BTSD = x_BTSD + crossed
+        if mixed is None:
+            mixed = table[5] * self.ff(modulated_norm(x_BTSD, table[3], table[4]))
+        x_BTSD = x_BTSD + mixed
+        outputs = zip((attended, crossed, mixed), wanted, strict=True)
+        return x_BTSD, tuple(output if want else None for output, want in outputs)
+
+
+class TemporalBlock(nn.Module):
+    """Self attention over the frames of each patch, and MLP; each branch is a broadcast site."""
+
+    def __init__(self, config: LatteConfig, index: int) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        compressed = config.compress_factor > 1 and index >= config.num_layers // 2
+        self.sites = tuple(f"temporal_transformer_blocks.{index}.{part}" for part, _ in TEMPORAL_PARTS)
+        self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
+        self.attn1 = SelfAttention(config, spatial=False, compressed=compressed)
+        self.ff = FeedForward(dim)
+
+    def forward(
+        self,
+        x_BTSD: Tensor,
+        context: BlockContext,
+        reuse: tuple[Tensor | None, ...] = (None, None),
+        wanted: tuple[bool, ...] = (False, False),
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Returns the new tokens, and per site the output to be kept where it is wanted."""
+        table = modulation_table(self.scale_shift_table, context.modulation, 2)
+        attended, mixed = reuse
+        if attended is None:
+            attended = table[2] * self._attend(modulated_norm(x_BTSD, table[0], table[1]), context)
+        x_BTSD = x_BTSD + attended
+        if mixed is None:
+            mixed = table[5] * self.ff(modulated_norm(x_BTSD, table[3], table[4]))
+        x_BTSD = x_BTSD + mixed
+        outputs = zip((attended, mixed), wanted, strict=True)
+        return x_BTSD, tuple(output if want else None for output, want in outputs)
+
+    def _attend(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
+        patches, frames = x_BTSD.shape[2], context.num_frames
+        x_BSTD = context.sp.switch(x_BTSD, whole_dim=1, split_dim=2, size=frames).transpose(1, 2)
+        out = self.attn1(x_BSTD.flatten(0, 1), bias=None, rotation=context.rotations[1], grid=(frames,))
+        return context.sp.switch(out.view_as(x_BSTD).transpose(1, 2), whole_dim=2, split_dim=1, size=patches)
