@@ -45,6 +45,17 @@ def masked_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (1 - mask.to(dtype)) * MASKED
 
 
+def cut_text(text_BLC: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Drops tokens that no row keeps. Returns the text, and a bias [B, 1, 1, L] where rows keep different tokens."""
+    if mask_BL is None:
+        return text_BLC, None
+    mask_BL = mask_BL.bool().to(text_BLC.device)
+    used = mask_BL.any(dim=0)
+    text_BLC, mask_BL = text_BLC[:, used], mask_BL[:, used]
+    bias = None if mask_BL.all() else masked_bias(mask_BL, text_BLC.dtype)[:, None, None]
+    return text_BLC, bias
+
+
 class TimestepModulation(nn.Module):
     """Embeds the timestep once and makes every block's shifts, scales and gates from it."""
 

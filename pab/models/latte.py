@@ -18,6 +18,7 @@ from pab.models.adaln_single import (
     TextProjection,
     TimestepModulation,
     check_published,
+    cut_text,
     masked_bias,
     modulated_norm,
     modulation_table,
@@ -125,17 +126,11 @@ class Latte(nn.Module):
         keeps are dropped.
         """
         weight, patch = self.proj_out.weight, self.config.patch_size
-        text_bias = None
-        if text_mask_BL is not None:
-            text_mask_BL = text_mask_BL.bool().to(text_BLC.device)
-            used = text_mask_BL.any(dim=0)
-            text_BLC, text_mask_BL = text_BLC[:, used], text_mask_BL[:, used]
-            if not text_mask_BL.all():
-                text_bias = masked_bias(text_mask_BL.to(weight.device), weight.dtype)[:, None, None]
+        text_BLC, text_bias = cut_text(text_BLC.to(weight), text_mask_BL)
         mask_BTS = None
         if latent_mask_BTHW is not None:
             mask_BTS = F.max_pool2d(latent_mask_BTHW.float(), patch).flatten(2).to(weight.device)
-        text_BLD = self.caption_projection(text_BLC.to(weight))
+        text_BLD = self.caption_projection(text_BLC)
         keys_values = tuple(block.attn2.keys_values(text_BLD) for block in self.spatial_blocks)
         return Conditions(
             keys_values=keys_values,

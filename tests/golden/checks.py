@@ -7,6 +7,7 @@ from tests.golden import (
     causal_vae,
     latte,
     open_sora_loop,
+    open_sora_plan,
     open_sora_vae,
     rectified_flow,
     sequence_parallel,
@@ -23,5 +24,6 @@ CHECKS: Mapping[str, Callable[[Case], None]] = {
     "dsp": sequence_parallel.check,
     "latte": latte.check,
     "osp110": latte.check,
+    "osp120": open_sora_plan.check,
     "pab/open_sora": broadcast_traces.check,
 }
