@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_ATTEMPTS = 2
+"""A clip that has killed its group so often is failed, not tried once more."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
@@ -43,7 +46,7 @@ class JobSettings:
     device: str
     mesh: Mesh
     baseline: bool = True
-    max_attempts: int = 2
+    max_attempts: int = MAX_ATTEMPTS
     upload_timeout_s: float = 600.0
     broadcast_rules: dict[str, dict[str, object]] | None = None
     deadline_s: float | None = None
