@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -129,7 +129,16 @@ class ProblemLog:
         try:
             if self._file is None:
                 self._file = self._path.open("w", encoding="utf-8")
-            known = {key: value for key, value in asdict(problem).items() if value is not None}
+            # Written out by hand: there may be millions, and `asdict` copies every value.
+            values = {
+                "row": problem.row,
+                "line": problem.line,
+                "column": problem.column,
+                "value": problem.value,
+                "allowed": problem.allowed,
+                "action": problem.action,
+            }
+            known = {key: value for key, value in values.items() if value is not None}
             self._file.write(json.dumps(known, ensure_ascii=False) + "\n")
         except OSError as error:
             # The problems themselves matter more than their file: the message says that it is missing.

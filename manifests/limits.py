@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.distinct import distinct_rows
 from manifests.errors import shown
 from manifests.rules import FamilyRules
 
@@ -145,19 +146,17 @@ class Limits:
     def _too_many_tokens(
         self, columns: Mapping[str, pa.Array], codes: npt.NDArray[np.int64], skip: npt.NDArray[np.bool_]
     ) -> list[Finding]:
-        sizes = np.stack(
-            [codes.astype(np.int64), *(columns[name].to_numpy() for name in ("num_frames", "height", "width"))]
-        )
-        distinct, inverse = np.unique(sizes[:, ~skip], axis=1, return_inverse=True)
-        tokens = np.array([self._tokens(*map(int, size)) for size in distinct.T], np.int64)[inverse.reshape(-1)]
-        most = np.array([family.max_tokens for family in self._rules])[codes[~skip]]
         rows = np.flatnonzero(~skip)
+        names = ("num_frames", "height", "width")
+        sizes = np.stack([codes.astype(np.int64), *(columns[name].to_numpy() for name in names)])[:, rows]
+        first, inverse = distinct_rows([pa.array(part) for part in sizes])
+        tokens = np.array([self._tokens(*map(int, size)) for size in sizes[:, first].T], np.int64)[inverse]
+        most = np.array([family.max_tokens for family in self._rules])[codes[~skip]]
         findings = []
         for at in np.flatnonzero(tokens > most):
-            index = int(rows[at])
-            code, num_frames, height, width = (int(value) for value in sizes[:, index])
+            code, num_frames, height, width = (int(value) for value in sizes[:, at])
             allowed = f"this is {tokens[at]} tokens, {self._names[code]} allows {most[at]} (max_tokens)"
-            findings.append((index, SIZE, f"{width}x{height} with {num_frames} frames", allowed))
+            findings.append((int(rows[at]), SIZE, f"{width}x{height} with {num_frames} frames", allowed))
         return findings
 
     def _tokens(self, code: int, num_frames: int, height: int, width: int) -> int:
