@@ -30,7 +30,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint8).reshape(256, 2)
+_HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
 DIGEST_BYTES = 8
 
 
@@ -78,7 +78,7 @@ def hex_strings(hashes: npt.NDArray[np.uint8]) -> pa.Array:
     """Writes bytes as lower-case hex: uint8 [rows, width] to an Arrow string array of 2 * width characters."""
     num_rows, width = hashes.shape
     offsets = np.arange(num_rows + 1, dtype=np.int32) * np.int32(2 * width)
-    text = np.ascontiguousarray(_HEX[hashes])
+    text = _HEX.take(hashes)  # two characters at a time
     return pa.StringArray.from_buffers(num_rows, pa.py_buffer(offsets), pa.py_buffer(text))
 
 
