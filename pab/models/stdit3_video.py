@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,30 +11,14 @@ from torch import Tensor
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, StepInput
 from pab.models.stdit3 import ClipShape, STDiT3, Text
+from pab.models.video import LatentCodec, TextStates, encode_pairs, guided_prompt
 from pab.parallel import NodeGroup, SequenceParallel
 from pab.rectified_flow import RectifiedFlow
-from pab.state import BOTH, COND, UNCOND, Visit
+from pab.state import BOTH, Visit
+
+__all__ = ["LatentCodec", "STDiT3Video", "TextStates"]
 
 FRAME_DIM = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextStates:
-    """Text states of several prompts: `y_BLC`, `mask_BL` (1 for tokens that count), and per prompt what to warn about."""
-
-    y_BLC: Tensor
-    mask_BL: Tensor
-    warnings: tuple[tuple[str, ...], ...]
-
-
-class LatentCodec(Protocol):
-    """How latents become pixels."""
-
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns (C, T, H, W) of a clip of this pixel size."""
-
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the CPU, on the clip's root rank at least. Collective."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,31 +33,15 @@ class STDiT3Video:
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts, and negative prompts where given; the null text stands for an absent one."""
-        states = self.encode_text([request.prompt for request in requests])
-        negative = {
-            i: self.encode_text([request.negative_prompt])
-            for i, request in enumerate(requests)
-            if request.negative_prompt
-        }
+        pairs = encode_pairs(requests, self.encode_text, absent=None)
         return [
-            self._prompt(states.y_BLC[i : i + 1], states.mask_BL[i : i + 1], states.warnings[i], negative.get(i))
-            for i in range(len(requests))
+            guided_prompt(cond, uncond or self._null(cond), self.transformer.prepare_text) for cond, uncond in pairs
         ]
 
-    def _prompt(self, y: Tensor, mask: Tensor, warnings: tuple[str, ...], negative: TextStates | None) -> EncodedPrompt:
+    def _null(self, cond: TextStates) -> TextStates:
         # The published model cuts the null text by the prompt's own mask.
-        null = self.transformer.y_embedder.y_embedding[None].to(y)
-        uncond, uncond_mask = (null, mask) if negative is None else (negative.y_BLC, negative.mask_BL)
-        if negative is not None:
-            warnings = warnings + tuple(f"negative prompt: {warning}" for warning in negative.warnings[0])
-
-        @torch.inference_mode()
-        def states(branch: str) -> Text:
-            rows = {BOTH: [y, uncond], COND: [y], UNCOND: [uncond]}[branch]
-            masks = {BOTH: [mask, uncond_mask], COND: [mask], UNCOND: [uncond_mask]}[branch]
-            return self.transformer.prepare_text(torch.cat(rows), torch.cat(masks))
-
-        return EncodedPrompt(states=states, warnings=warnings)
+        null = self.transformer.y_embedder.y_embedding[None].to(cond.y_BLC)
+        return TextStates(y_BLC=null, mask_BL=cond.mask_BL, warnings=((),))
 
     def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
         """Returns (C, T, H, W) of the clip's latents."""

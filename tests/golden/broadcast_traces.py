@@ -1,7 +1,10 @@
 """Broadcast decisions of the reference, call by call, for the families that are known."""
 
+from pab.diffusion import ddim_timesteps, euler_ancestral_timesteps, pndm_timesteps
+from pab.models.latte_blocks import latte_sites
+from pab.models.open_sora_plan import open_sora_plan_sites
 from pab.models.stdit3 import stdit3_sites
-from pab.plan import ATTENTION_KINDS, AttentionRule, BroadcastPlan, BroadcastRules, MlpRule, make_plan
+from pab.plan import ATTENTION_KINDS, AttentionRule, BroadcastPlan, BroadcastRules, MlpRule, Site, make_plan
 from tests.golden.cases import Case
 
 
@@ -41,26 +44,51 @@ def mlp_decisions(stated: dict | list, block: int) -> str:
 
 
 def check(case: Case) -> None:
+    sites, levels = SITES[case.path.stem], TIMESTEPS.get(case.path.stem)
     for trace in case.facts["cases"].values():
-        check_open_sora(trace)
+        if levels is not None:
+            assert list(levels(trace["steps_given_to_manager"])) == trace["timesteps"]
+            assert [int(level) for level in trace["timesteps"]] == trace["timesteps_int"]
+        check_trace(trace, sites(trace["depth"]))
 
 
-def check_open_sora(trace: dict) -> None:
-    plan = make_plan(rules_from_reference(trace["pab_config"]), trace["timesteps_int"], stdit3_sites(trace["depth"]))
+def full_attention_sites(depth: int) -> tuple[Site, ...]:
+    """One self attention a block, over space and time at once, as CogVideoX has."""
+    return tuple(Site(name=f"blocks.{i}.attn1", kind="spatial", stack="spatial", block=i) for i in range(depth))
+
+
+SITES = {
+    "open_sora": stdit3_sites,
+    "latte": latte_sites,
+    "open_sora_plan_v110": latte_sites,
+    "open_sora_plan_v120": open_sora_plan_sites,
+    "cogvideox": full_attention_sites,
+}
+TIMESTEPS = {
+    "latte": ddim_timesteps,
+    "open_sora_plan_v110": pndm_timesteps,
+    "open_sora_plan_v120": euler_ancestral_timesteps,
+}
+
+
+def check_trace(trace: dict, sites: tuple[Site, ...]) -> None:
+    """The plan decides as the reference's first generation; a second plan, of which the reference knows another, is equal."""
+    rules = rules_from_reference(trace["pab_config"])
+    plan = make_plan(rules, trace["timesteps_int"], sites)
     stated = trace["first_generation"]
     check_decisions(plan, stated)
     for stack in ("spatial", "temporal"):
         for group in stated.get(f"mlp_{stack}", ()):
             check_mlp_sources(plan, group, stack)
     for kind, count in stated["n_compute"].items():
-        sites = sum(site.kind == kind for site in plan.sites)
-        assert plan.computed(kind) == count * sites
+        assert plan.computed(kind) == count * sum(site.kind == kind for site in plan.sites)
+    assert make_plan(rules, trace["timesteps_int"], sites).sources == plan.sources
 
 
 def check_mlp_sources(plan: BroadcastPlan, group: dict, stack: str) -> None:
     """A reused MLP output comes from the step the reference takes it from."""
     for block in group["blocks"]:
-        index = plan.index[f"{stack}_blocks.{block}.mlp"]
+        index = next(i for i, s in enumerate(plan.sites) if (s.kind, s.stack, s.block) == ("mlp", stack, block))
         for step, source in enumerate(group["source_timestep"]):
             if source is not None:
                 assert plan.timesteps[plan.sources[step][index]] == source

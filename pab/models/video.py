@@ -1,0 +1,65 @@
+"""What the loaded models of all families share: text states, the seam to the decoder, prompts by guidance branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pab.family import ClipRequest
+from pab.model import EncodedPrompt
+from pab.parallel import NodeGroup
+from pab.state import BOTH, COND, UNCOND
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextStates:
+    """Text states of several prompts: `y_BLC`, `mask_BL` (1 for tokens that count), and per prompt what to warn about."""
+
+    y_BLC: Tensor
+    mask_BL: Tensor
+    warnings: tuple[tuple[str, ...], ...]
+
+    def row(self, index: int) -> TextStates:
+        """Returns one prompt's states."""
+        rows = slice(index, index + 1)
+        return TextStates(y_BLC=self.y_BLC[rows], mask_BL=self.mask_BL[rows], warnings=self.warnings[rows])
+
+
+class LatentCodec(Protocol):
+    """How latents become pixels."""
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
+        """Returns (C, T, H, W) of a clip of this pixel size."""
+
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+        """Returns uint8 frames [B, T, H, W, 3] on the CPU, on the clip's root rank at least. Collective."""
+
+
+def encode_pairs(
+    requests: Sequence[ClipRequest], encode_text: Callable[[Sequence[str]], TextStates], *, absent: str | None
+) -> list[tuple[TextStates, TextStates | None]]:
+    """Encodes all prompts at once and every different negative prompt once.
+
+    Returns per clip the states of its prompt and of its negative prompt. `absent` stands for one that is not given; with
+    None there, such a clip has no negative states.
+    """
+    prompts = encode_text([request.prompt for request in requests])
+    texts = [request.negative_prompt or absent for request in requests]
+    encoded = {text: encode_text([text]) for text in dict.fromkeys(texts) if text is not None}
+    return [(prompts.row(i), None if text is None else encoded[text]) for i, text in enumerate(texts)]
+
+
+def guided_prompt(cond: TextStates, uncond: TextStates, prepare: Callable[[Tensor, Tensor], object]) -> EncodedPrompt:
+    """Returns a prompt whose states `prepare(states_BLC, mask_BL)` makes for the rows of a guidance branch, on demand."""
+
+    @torch.inference_mode()
+    def states(branch: str) -> object:
+        rows = {BOTH: (cond, uncond), COND: (cond,), UNCOND: (uncond,)}[branch]
+        return prepare(torch.cat([row.y_BLC for row in rows]), torch.cat([row.mask_BL for row in rows]))
+
+    warned = tuple(f"negative prompt: {warning}" for warning in uncond.warnings[0])
+    return EncodedPrompt(states=states, warnings=cond.warnings[0] + warned)
