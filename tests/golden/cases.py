@@ -62,3 +62,10 @@ def close(actual: torch.Tensor, expected: torch.Tensor, bound: float, what: str)
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     difference = (actual.double() - expected.double()).abs().max().item()
     assert difference <= bound, f"{what}: largest difference {difference:.3g}, bound {bound:.3g}"
+
+
+def close_in_norm(actual: torch.Tensor, expected: torch.Tensor, bound: float, what: str) -> None:
+    """Fails when the difference's norm exceeds the bound times the expected norm."""
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    difference = ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+    assert difference <= bound, f"{what}: off by {difference:.3g} of the norm, bound {bound:.3g}"

@@ -1,14 +1,17 @@
 """Single forwards of Open-Sora-Plan 1.2.0's transformer, and its full-size layout."""
 
+import copy
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from pab.models.open_sora_plan import OpenSoraPlan, OpenSoraPlanConfig, open_sora_plan_config
-from tests.golden.cases import Case, close
+from tests.golden.cases import Case, close, close_in_norm
 
 FORWARD_BOUND = 1e-5
+BFLOAT16_BOUND = 0.012
+"""Of the whole output's norm; one element may be farther off."""
 
 
 @cache
@@ -40,11 +43,13 @@ def check_layout(case: Case) -> None:
 @torch.inference_mode()
 def check_forward(case: Case) -> None:
     given = case.inputs()
-    out = load_model(case)(
-        given["hidden_states"],
-        given["timestep"],
-        given["encoder_hidden_states"].squeeze(1),
-        text_mask_BL=given["encoder_attention_mask"].squeeze(1),
-        latent_mask_BTHW=given["attention_mask"],
-    )
-    close(out, case.tensors["out"], FORWARD_BOUND, case.name)
+    model, expected = load_model(case), case.tensors["out"]
+    text = given["encoder_hidden_states"].squeeze(1)
+    masks = {
+        "text_mask_BL": given["encoder_attention_mask"].squeeze(1),
+        "latent_mask_BTHW": given["attention_mask"],
+    }
+    close(model(given["hidden_states"], given["timestep"], text, **masks), expected, FORWARD_BOUND, case.name)
+    half = copy.deepcopy(model).bfloat16()
+    out = half(given["hidden_states"], given["timestep"], text, **masks)
+    close_in_norm(out, expected, BFLOAT16_BOUND, f"{case.name} in bfloat16")

@@ -1,0 +1,184 @@
+"""Latte and Open-Sora-Plan in the one loop: branches, failed clips, counted calls, ranks, bfloat16."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pab.denoise import initial_noise
+from pab.models.noise_video import StepNoise
+from pab.models.open_sora_plan import split_axis
+from pab.parallel import Axis, SequenceParallel, open_group
+from pab.plan import KINDS, NO_BROADCAST
+from pab.state import COND, UNCOND
+from tests.pab.noise_worlds import TEXT_CHANNELS, WORLDS, World, clip
+from tests.ranks import run_on_ranks
+
+BOUND = 2e-6
+"""Times the largest latent."""
+
+
+@pytest.fixture(params=WORLDS)
+def world(request) -> World:
+    return WORLDS[request.param]
+
+
+def differs(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest difference, in units of the largest value."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+class OneBranchAtATime:
+    """Runs "both" as two passes over one rank, each with its own branch of state."""
+
+    def __init__(self, model, request):
+        self.model, self.prompt = model, model.encode_prompts([request])[0]
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def predict(self, latents, step_input, text, visit, group):
+        passes = []
+        for branch in (COND, UNCOND):
+            alone = dataclasses.replace(visit, branch=branch)
+            passes.append(self.model.predict(latents, step_input, self.prompt.states(branch), alone, group))
+        return torch.cat(passes)
+
+
+def test_reuse_never_crosses_guidance_branches(world):
+    """Two passes a step with their own kept outputs give what one pass over both rows gives."""
+    model, request = world.model(), clip(negative_prompt="a blue square far away")
+    together = world.render(model, request).latents
+    assert differs(world.render(OneBranchAtATime(model, request), request).latents, together) < BOUND
+    assert differs(world.render(model, request, rules=NO_BROADCAST).latents, together) > 1e-4
+
+
+def test_clip_after_a_failed_clip_equals_a_fresh_one_bit_by_bit(world):
+    model, request = world.model(), clip()
+    fresh = world.render(world.model(), request).latents
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == 7:
+            raise RuntimeError("device lost")
+
+    handle = model.transformer.transformer_blocks[1].register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="device lost"):
+        world.render(model, clip(seed=9))
+    handle.remove()
+    assert torch.equal(world.render(model, request).latents, fresh)
+
+
+def test_second_clip_equals_the_first(world):
+    model = world.model()
+    first, second = (world.render(model, clip()) for _ in range(2))
+    assert first.plan.sources == second.plan.sources
+    assert torch.equal(first.latents, second.latents)
+
+
+def test_calls_counted_are_calls_planned(world):
+    result = world.render(world.model(), clip())
+    for kind in KINDS:
+        assert result.computed.get(kind, 0) == result.plan.computed(kind)
+        assert result.computed.get(kind, 0) + result.reused.get(kind, 0) == result.plan.total(kind)
+    assert result.reused["mlp"] > 0
+
+
+def test_both_texts_are_cut_to_the_prompt_only_where_the_published_model_does(world):
+    """A long negative prompt keeps its tokens, or is cut to the length of a short prompt."""
+    model = world.model()
+    request = clip(prompt="a", negative_prompt="one two three four five")
+    states = model.encode_prompts([request])[0].states("both")
+    assert states.keys_values[0].shape[3] == (2 if world.cut else 6)
+    assert (states.text_bias is None) == world.cut
+
+
+SHAPES = [clip(), clip(num_frames=3, height=80, width=48, negative_prompt="a b c d e"), clip(num_frames=1)]
+MESHES = [{"dp": 1, "cfg": 1, "sp": 2}, {"dp": 1, "cfg": 2, "sp": 2}]
+
+
+def render_all(mesh):
+    group = open_group(device=torch.device("cpu"), **mesh)
+    return {
+        name: [world.render(world.model(), request, group=group) for request in SHAPES]
+        for name, world in WORLDS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def one_rank():
+    return render_all({"dp": 1, "cfg": 1, "sp": 1})
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_several_ranks_render_the_latents_of_one(mesh, one_rank):
+    for rank in run_on_ranks(mesh["cfg"] * mesh["sp"], render_all, mesh):
+        for name, results in rank.items():
+            for result, alone in zip(results, one_rank[name], strict=True):
+                assert differs(result.latents, alone.latents) < BOUND, name
+                computed = result.plan.computed(WORLDS[name].communicating)
+                assert result.traffic.all_to_alls == 2 * computed
+                assert 2 * computed < 2 * result.plan.total(WORLDS[name].communicating)
+
+
+SIZES = (1, 2, 3, 4, 8)
+LATENTS = [(2, 5, 6, 10), (1, 1, 8, 6), (3, 4, 2, 14), (1, 3, 10, 10)]
+"""Rows, frames, height, width: odd patch counts, one frame, fewer places than ranks along every axis."""
+
+
+def predict_masked(name: str, shape: tuple[int, ...], sp: SequenceParallel) -> torch.Tensor:
+    transformer = WORLDS[name].model().transformer
+    rows, *size = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+    latents = torch.randn(rows, 4, *size, generator=generator)
+    text = torch.randn(rows, 5, TEXT_CHANNELS, generator=generator)
+    text_mask = torch.arange(5) < torch.tensor([[2 + row] for row in range(rows)])
+    latent_mask = torch.ones(rows, *size)
+    latent_mask[0, :, :, size[2] // 2 :] = 0
+    dim, multiple = transformer.latent_split(tuple(size), sp.size)
+    conditions = transformer.prepare(text, size=tuple(size), text_mask_BL=text_mask, latent_mask_BTHW=latent_mask)
+    out = transformer.denoise(sp.split(latents, dim, multiple=multiple), 501.0, conditions, sp=sp)
+    return sp.gather(out, dim, size[dim - 2])
+
+
+@torch.inference_mode()
+def predict_on_all_sizes():
+    """On one of the ranks: every case at every number of ranks that this one belongs to."""
+    rank, outputs = dist.get_rank(), {}
+    for size in SIZES:
+        group = dist.new_group(list(range(size))) if size > 1 else None
+        if rank >= size:
+            continue
+        sp = SequenceParallel(axis=Axis(size=size, rank=rank, group=group))
+        for name in ("latte", "open_sora_plan_v120"):
+            for shape in LATENTS:
+                outputs[name, shape, size] = predict_masked(name, shape, sp)
+    return outputs
+
+
+def test_masked_and_odd_clips_on_1_2_3_4_and_8_ranks_equal_one_process():
+    ranks = run_on_ranks(max(SIZES), predict_on_all_sizes)
+    alone = {key[:2]: value for key, value in ranks[0].items() if key[2] == 1}
+    assert len(alone) == 2 * len(LATENTS)
+    for rank in ranks:
+        for (name, shape, size), output in rank.items():
+            assert differs(output, alone[name, shape]) < BOUND, (name, shape, size)
+
+
+def test_the_axis_that_fits_the_ranks_is_split():
+    assert split_axis((24, 30, 40), 8) == 0
+    assert split_axis((1, 30, 40), 8) == 2
+    assert split_axis((1, 30, 40), 6) == 1
+    assert split_axis((7, 30, 40), 1) == 0
+
+
+def test_step_noise_follows_the_initial_noise_of_the_seed():
+    request, shape = clip(seed=3), (4, 5, 6, 10)
+    stream = torch.Generator().manual_seed(3)
+    drawn = [torch.randn(1, *shape, generator=stream) for _ in range(3)]
+    noise = StepNoise(3, shape, lambda whole: whole)
+    assert torch.equal(initial_noise(request, shape), drawn[0])
+    assert torch.equal(noise(0), drawn[1])
+    assert torch.equal(noise(1), drawn[2])
