@@ -44,6 +44,12 @@ class Finisher:
         """Hands a clip over; waits while two clips are in hand. Raises what ended the thread."""
         self._put((begun, rendered), math.inf)
 
+    def wait(self) -> None:
+        """Waits until nothing is in hand. Raises what ended the thread."""
+        while self._thread.is_alive() and self._queue.unfinished_tasks:
+            time.sleep(_POLL_S / 4)
+        self._raise()
+
     def close(self, timeout_s: float | None = None) -> None:
         """Waits until all clips are recorded, or for `timeout_s`. Raises what ended the thread."""
         end = math.inf if timeout_s is None else time.monotonic() + timeout_s
@@ -69,6 +75,7 @@ class Finisher:
                 begun, rendered = item
                 work = partial(finish_clip, begun, rendered, self._context)
                 self._tell(begun, contain(begun, self._context, work, collective=False))
+                self._queue.task_done()
         except BaseException as error:
             self._error = error
 

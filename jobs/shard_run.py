@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING
 from jobs import layout
 from jobs.attempts import OpenAttempts, interruptible
 from jobs.bucket import Bucket, BucketError
-from jobs.clip_work import Begun, ClipFrames, LoadedFamily, encode_prompts, load_family, render_frames
+from jobs.clip_work import (
+    Begun,
+    ClipFrames,
+    LoadedFamily,
+    encode_prompts,
+    load_family,
+    render_frames,
+)
 from jobs.context import JobContext, contain
 from jobs.finish import Finisher
 from jobs.group import JobRanks, open_job
+from jobs.job_report import Measures, has_baseline, leave_report
 from jobs.log import log_event, open_log
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
 from jobs.pace import Pace
@@ -34,6 +42,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LAST_UPLOADS_S = 20.0
+_BASELINE_UNITS = 3.0
+"""How many times the work of a clip with broadcast its baseline is at most taken to be."""
 
 
 def run_shard(job: RenderShard) -> ShardOutcome:
@@ -85,12 +95,16 @@ class _ShardRun:
         self._left: list[str] = []
         self._progress: OpenProgress | None = None
         self._finisher: Finisher | None = None
+        self._started = started
+        self._measures = Measures()
+        self._wants_baseline = False
+        self._compared: tuple[Begun, ClipFrames] | None = None
 
     def run(self) -> ShardOutcome:
         """Renders, then joins what all replicas did."""
         ranks = self._ranks
         log_event(_LOG, "job_started", **self._context.facts())
-        todo = ranks.share(sort_shard(self._context) if ranks.place.rank == 0 else None)
+        todo, self._wants_baseline = ranks.share(self._look() if ranks.place.rank == 0 else None)
         log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.clips), ended=len(todo.ended))
         mine = todo.clips[ranks.node.dp.rank :: ranks.node.dp.size]
         with ExitStack() as stack:
@@ -100,11 +114,23 @@ class _ShardRun:
             stack.enter_context(interruptible(self._context.attempts.withdraw))
             self._render_all(mine)
             outcome = self._joined(todo)
+            self._report(todo, outcome)
             log_event(
                 _LOG, "job_ended", rendered=sum(isinstance(clip, Rendered) for clip in outcome.clips),
                 failed=sum(isinstance(clip, Failed) for clip in outcome.clips), left=len(outcome.left),
             )  # fmt: skip
         return outcome
+
+    def _look(self) -> tuple[Todo, bool]:
+        return sort_shard(self._context), self._context.settings.baseline and not has_baseline(self._context)
+
+    def _report(self, todo: Todo, outcome: ShardOutcome) -> None:
+        self._measures.take_peaks()
+        measures = self._ranks.join(self._measures)
+        if self._ranks.place.rank == 0:
+            leave_report(self._context, todo, outcome, measures, time.monotonic() - self._started)
+        # The others wait: a cluster may end a job soon after its first rank has ended.
+        self._ranks.join(None)
 
     def _render_all(self, clips: Sequence[tuple[Clip, int]]) -> None:
         self._finisher = Finisher(self._context, self._tell) if self._ranks.node.is_clip_root else None
@@ -131,15 +157,19 @@ class _ShardRun:
 
     def _render_family(self, family: Family, clips: Sequence[tuple[Clip, int]]) -> None:
         loaded = load_family(family, self._context.settings, self._ranks.node.device)
+        self._measures.load_s[family.name] = loaded.load_s
         log_event(_LOG, "model_loaded", model=family.name, load_s=loaded.load_s)
         seconds = self._encode_prompts(loaded, [clip for clip, _ in clips])
+        self._measures.prompts_s += seconds
         log_event(_LOG, "prompts_encoded", prompts=len(loaded.prompts), seconds=seconds)
         for clip, attempt in clips:
             units = _units(family, clip)
             begun = self._begin(clip, attempt, units)
             if begun is not None:
                 self._render(loaded, begun)
-            loaded.prompts.pop(clip.key, None)
+            if self._compared is None or self._compared[0].clip != clip:
+                loaded.prompts.pop(clip.key, None)
+        self._measure_baseline(loaded)
 
     def _encode_prompts(self, loaded: LoadedFamily, clips: Sequence[Clip]) -> float:
         try:
@@ -172,7 +202,30 @@ class _ShardRun:
         if isinstance(rendered, Failed):
             return self._tell(begun, rendered)
         self._pace.measured(begun.units, begun.elapsed_s)
+        if self._wants_baseline and node.dp.rank == 0 and len(rendered.plan.full_steps) < rendered.plan.num_steps:
+            self._wants_baseline, self._compared = False, (begun, rendered)
         return self._hand_over(begun, rendered)
+
+    def _measure_baseline(self, loaded: LoadedFamily) -> None:
+        """Renders one clip that used broadcast again without it, if the job's time is enough; all its ranks alike."""
+        if self._compared is None:
+            return
+        (begun, rendered), self._compared = self._compared, None
+        if self._finisher is not None:
+            # An encoder beside it would make the baseline slower than what it is compared with.
+            self._finisher.wait()
+        if not self._ranks.agree(self._pace.fits(begun.units * _BASELINE_UNITS)):
+            log_event(_LOG, "baseline_left", clip=begun.clip.clip_id, reason="the job's time is not enough")
+            return
+        log_event(_LOG, "baseline_started", clip=begun.clip.clip_id)
+        try:
+            self._measures.measure_baseline(loaded, begun.clip, rendered, self._context)
+        except (RuntimeError, ArithmeticError, ValueError) as error:
+            # Every clip is safe by now: only where ranks wait for each other must the job end.
+            if self._ranks.shares_clips:
+                raise
+            log_event(_LOG, "baseline_failed", level=logging.ERROR, error=repr(error))
+        log_event(_LOG, "baseline_ended", clip=begun.clip.clip_id, seconds=self._measures.baseline_s)
 
     def _hand_over(self, begun: Begun, rendered: ClipFrames) -> None:
         if self._finisher is not None:

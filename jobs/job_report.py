@@ -1,0 +1,168 @@
+"""What a start of a job measures of itself, and the report that it leaves, joined with what earlier starts left."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from jobs import layout
+from jobs.clip_work import ClipFrames, LoadedFamily, Stages, render_baseline
+from jobs.context import JobContext, versions
+from jobs.outcome import Failed, Rendered, ShardOutcome
+from jobs.picture import png, strip
+from jobs.quality import psnr, ssim
+from jobs.report import JobFacts, build_report, settled_s, warm_up_s
+from jobs.report_html import report_page
+from jobs.todo import Todo
+from manifests.clip import Clip
+
+Json = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Measures:
+    """What one rank measured of this start, filled in as it goes. `strip_png`: frames without broadcast over those with."""
+
+    load_s: dict[str, float] = field(default_factory=dict)
+    prompts_s: float = 0.0
+    baseline_s: float = 0.0
+    baseline: Json | None = None
+    strip_png: bytes | None = None
+    peak_rss_bytes: int = 0
+    peak_cuda_bytes: int = 0
+
+    def take_peaks(self) -> None:
+        """Notes the most memory that this process has held until now."""
+        self.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            self.peak_cuda_bytes = torch.cuda.max_memory_allocated()
+
+    def measure_baseline(self, loaded: LoadedFamily, clip: Clip, rendered: ClipFrames, context: JobContext) -> None:
+        """Renders a clip without broadcast and compares it with how it came out with it. Collective over its ranks."""
+        start, stages, node = time.perf_counter(), Stages(), context.ranks.node
+        baseline = render_baseline(loaded, clip, settings=context.settings, group=node, stages=stages)
+        if node.is_clip_root:
+            self.baseline, self.strip_png = compare(clip, rendered, baseline, stages.seconds["decode"])
+        self.baseline_s = time.perf_counter() - start
+
+
+def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames, decode_s: float) -> tuple[Json, bytes]:
+    """Returns a measured baseline as JSON values, and the strip of frames. Both must hold frames."""
+    frames, reference = rendered.frames_THWC, baseline.frames_THWC
+    assert frames is not None, "compared on the clip's root"
+    assert reference is not None, "compared on the clip's root"
+    noise_db = psnr(reference, frames)
+    facts = {
+        "clip_id": clip.clip_id,
+        "digest": clip.digest,
+        "clip": asdict(clip),
+        "steps": _steps(baseline),
+        "denoise_s": round(sum(baseline.denoised.step_seconds), 6),
+        "decode_s": round(decode_s, 6),
+        "broadcast_steps": _steps(rendered),
+        "broadcast_denoise_s": round(sum(rendered.denoised.step_seconds), 6),
+        "psnr_db": None if math.isinf(noise_db) else round(noise_db, 3),
+        "ssim": round(ssim(reference, frames), 5),
+        "identical": math.isinf(noise_db),
+    }
+    return facts, png(strip([reference, frames]))
+
+
+def _steps(rendered: ClipFrames) -> Json:
+    return {"pattern": list(rendered.plan.patterns), "seconds": [round(s, 6) for s in rendered.denoised.step_seconds]}
+
+
+def has_baseline(context: JobContext) -> bool:
+    """Whether an earlier start of this job measured the baseline already."""
+    return _earlier(context).get("baseline") is not None
+
+
+def leave_report(
+    context: JobContext, todo: Todo, outcome: ShardOutcome, measures: list[Measures], wall_s: float
+) -> Json:
+    """Writes the job's report and its page, and returns the report. `measures`: of every rank, in rank order."""
+    bucket, shard = context.bucket, context.shard
+    earlier = _earlier(context)
+    records = bucket.records(clip.key for clip in todo.order)
+    own = _own_records(context, records)
+    baseline, picture = earlier.get("baseline"), None
+    if measures[0].baseline is not None:
+        baseline, picture = _settled(measures[0].baseline, own), measures[0].strip_png
+    starts = list(earlier.get("starts", ()))
+    if measures[0].load_s:
+        starts.append(_start_facts(context, outcome, measures, wall_s=wall_s, warm_up=warm_up_s(own)))
+    report = build_report(
+        JobFacts(
+            shard=shard,
+            run_id=context.settings.run_id,
+            mesh=str(context.settings.mesh),
+            ranks=context.ranks.place.world,
+            ranks_per_clip=context.ranks.node.clip.size,
+            clips=todo.order,
+            records=records,
+            failed={
+                f"{clip.clip_id}.{clip.digest}": f"{clip.stage}: {clip.error}: {clip.message}"
+                for clip in outcome.clips
+                if isinstance(clip, Failed)
+            },
+            starts=starts,
+            baseline=baseline,
+        )
+    )
+    if picture is not None:
+        bucket.write(layout.job_report(shard, "png"), picture)
+    elif baseline is not None and bucket.exists(layout.job_report(shard, "png")):
+        picture = bucket.read(layout.job_report(shard, "png"))
+    bucket.write_json(layout.job_report(shard), report)
+    bucket.write(layout.job_report(shard, "html"), report_page(report, picture).encode())
+    return report
+
+
+def _earlier(context: JobContext) -> Json:
+    try:
+        return context.bucket.read_json(layout.job_report(context.shard))
+    except FileNotFoundError:
+        return {}
+
+
+def _own_records(context: JobContext, records: Mapping[str, Json]) -> list[Json]:
+    place = context.ranks.place
+    own = [r for r in records.values() if (r["job"]["job_id"], r["job"]["start"]) == (place.job_id, place.start)]
+    return sorted((r for r in own if r["job"]["rank"] == 0), key=lambda record: str(record["started_at"]))
+
+
+def _settled(baseline: Json, own: list[Json]) -> Json:
+    broadcast = {"clip": baseline["clip"], "steps": baseline["broadcast_steps"]}
+    others = [record for record in own if record["digest"] != baseline["digest"]]
+    # Only clips of this start: an earlier one may have run on another kind of device.
+    return {
+        **baseline,
+        "settled_s": round(settled_s(baseline, ()), 6),
+        "broadcast_settled_s": round(settled_s(broadcast, others), 6),
+    }
+
+
+def _start_facts(
+    context: JobContext, outcome: ShardOutcome, measures: list[Measures], *, wall_s: float, warm_up: float
+) -> Json:
+    facts = context.facts()
+    ended_here = [clip for clip in outcome.clips if isinstance(clip, Rendered)]
+    return {
+        **{name: facts[name] for name in ("job_id", "start", "host", "device", "precision", "ranks")},
+        "wall_s": round(wall_s, 3),
+        "load_s": {name: round(seconds, 3) for name, seconds in measures[0].load_s.items()},
+        "prompts_s": round(measures[0].prompts_s, 3),
+        "warm_up_s": round(warm_up, 4),
+        "baseline_s": round(measures[0].baseline_s, 3),
+        "rendered": len(ended_here),
+        "left": len(outcome.left),
+        "peak_rss_bytes": max(rank.peak_rss_bytes for rank in measures),
+        "peak_cuda_bytes": max(rank.peak_cuda_bytes for rank in measures),
+        "versions": versions(),
+    }

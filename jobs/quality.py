@@ -1,0 +1,69 @@
+"""How alike two clips are: PSNR and SSIM (Wang et al. 2004, section III.B: luma, 11 x 11 Gaussian window)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_PEAK = 255.0
+_WINDOW = 11
+_SIGMA = 1.5
+_C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+_LUMA = (0.2126, 0.7152, 0.0722)
+
+Frames = npt.NDArray[np.uint8]
+
+
+def psnr(a_THWC: Frames, b_THWC: Frames) -> float:
+    """Returns the peak signal-to-noise ratio over all frames and channels in dB; infinity for equal frames.
+
+    Raises ValueError when the shapes differ.
+    """
+    _check(a_THWC, b_THWC)
+    # Frame by frame: the difference of a whole clip in float64 would be eight times its size.
+    errors = [float(np.square(a.astype(np.float64) - b).mean()) for a, b in zip(a_THWC, b_THWC, strict=True)]
+    mean_error = sum(errors) / len(errors)
+    return math.inf if mean_error == 0 else 10 * math.log10(_PEAK**2 / mean_error)
+
+
+def ssim(a_THWC: Frames, b_THWC: Frames) -> float:
+    """Returns the structural similarity of luma, at most 1, averaged over all whole windows of all frames.
+
+    Frames smaller than the window get a window of their size. Raises ValueError when the shapes differ.
+    """
+    _check(a_THWC, b_THWC)
+    return sum(_frame_ssim(_luma(a), _luma(b)) for a, b in zip(a_THWC, b_THWC, strict=True)) / len(a_THWC)
+
+
+def _check(a_THWC: Frames, b_THWC: Frames) -> None:
+    if a_THWC.shape != b_THWC.shape or a_THWC.ndim != 4 or not a_THWC.size:
+        raise ValueError(f"frames {a_THWC.shape} and {b_THWC.shape}, need one shape [T, H, W, 3] with no dim empty")
+
+
+def _luma(frame_HWC: Frames) -> Tensor:
+    weights = torch.tensor(_LUMA, dtype=torch.float64)
+    return (torch.from_numpy(np.ascontiguousarray(frame_HWC)).double() @ weights)[None, None]
+
+
+def _gaussian(size: int) -> Tensor:
+    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    weights = torch.exp(-offsets.square() / (2 * _SIGMA**2))
+    return weights / weights.sum()
+
+
+def _frame_ssim(a: Tensor, b: Tensor) -> float:
+    rows, columns = (_gaussian(min(_WINDOW, size)) for size in a.shape[-2:])
+
+    def mean(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x, rows[None, None, :, None]), columns[None, None, None])
+
+    mean_a, mean_b = mean(a), mean(b)
+    variance_a, variance_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
+    similar = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
+    return float((similar / ((mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2))).mean())

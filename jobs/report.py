@@ -1,0 +1,278 @@
+"""The speedup report of a job: what its clips took, by step pattern, with and without broadcast, planned and counted.
+
+It is made from the records of all clips of the shard, whichever start rendered them, from what each start measured of
+itself, and from one clip rendered a second time without broadcast. Seconds are wall time, medians are over clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+from jobs.layout import job_name
+from manifests.clip import Clip
+from pab.plan import KINDS
+
+SCHEMA = 1
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFacts:
+    """What a report is made from. `starts`: oldest first, as `start_facts` gives them. `baseline`: the measured one."""
+
+    shard: int
+    run_id: str
+    mesh: str
+    ranks: int
+    ranks_per_clip: int
+    clips: Sequence[Clip]
+    records: Mapping[str, Json]
+    failed: Mapping[str, str]
+    starts: Sequence[Json]
+    baseline: Json | None
+
+
+def build_report(facts: JobFacts) -> Json:
+    """Returns the report as JSON values."""
+    records = [facts.records[clip.key] for clip in facts.clips if clip.key in facts.records]
+    steps = _step_seconds(records)
+    return {
+        "schema": SCHEMA,
+        "job": job_name(facts.shard),
+        "shard": facts.shard,
+        "run_id": facts.run_id,
+        "mesh": facts.mesh,
+        "ranks": facts.ranks,
+        "ranks_per_clip": facts.ranks_per_clip,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "counts": {
+            "clips": len(facts.clips),
+            "rendered": len(records),
+            "failed": len(facts.failed),
+            "left": len(facts.clips) - len(records) - len(facts.failed),
+        },
+        "seconds_by_stage": _stages(records),
+        "step_seconds": {pattern: _spread(seconds) for pattern, seconds in steps.items()},
+        "speedup": _speedup(records, facts.baseline),
+        "baseline": facts.baseline,
+        "throughput": _throughput(records, facts),
+        "calls": _calls(records),
+        "all_to_alls": _all_to_alls(records),
+        "plans": _plans(records),
+        "kept_bytes_peak": max((record["kept_bytes_peak"] for record in records), default=0),
+        "warm_up_s": _rounded(sum(start["warm_up_s"] for start in facts.starts)),
+        "starts": list(facts.starts),
+        "clips": [_clip_row(clip, facts) for clip in facts.clips],
+    }
+
+
+def reuses(record: Json) -> bool:
+    """Whether a clip's plan reuses anything at all."""
+    return bool(record["plan"]["computed"] != record["plan"]["total"])
+
+
+def full_step_s(record: Json) -> float | None:
+    """Returns the median seconds of the clip's steps that compute everything; None if it has none."""
+    seconds = [s for pattern, s in _steps(record) if _is_full(pattern)]
+    return median(seconds) if seconds else None
+
+
+def derived_baseline_s(record: Json) -> float | None:
+    """Returns what all steps would take if each took as long as the clip's own fully computed ones."""
+    step_s = full_step_s(record)
+    return None if step_s is None else step_s * record["plan"]["num_steps"]
+
+
+def warm_up_s(records: Iterable[Json]) -> float:
+    """Returns the seconds by which the first step of each pattern was slower than the median of its later ones.
+
+    `records`: those that one process rendered, in order. A pattern that came once only tells nothing.
+    """
+    seen: dict[str, list[float]] = {}
+    for record in records:
+        for pattern, seconds in _steps(record):
+            seen.setdefault(_size(record) + pattern, []).append(seconds)
+    return sum(max(0.0, first - median(later)) for first, *later in seen.values() if later)
+
+
+def settled_s(record: Json, others: Iterable[Json]) -> float:
+    """Returns the seconds of a clip's steps with each step at the median of its pattern, over all clips of its size.
+
+    So a warm-up in the first clip of a job is not told as the time that its steps take.
+    """
+    seconds: dict[str, list[float]] = {}
+    for other in (record, *others):
+        if _size(other) == _size(record):
+            for pattern, step_s in _steps(other):
+                seconds.setdefault(pattern, []).append(step_s)
+    return sum(median(seconds[pattern]) for pattern, _ in _steps(record))
+
+
+def _steps(record: Json) -> list[tuple[str, float]]:
+    return list(zip(record["steps"]["pattern"], record["steps"]["seconds"], strict=True))
+
+
+def _size(record: Json) -> str:
+    clip = record["clip"]
+    return f"{clip['num_frames']}x{clip['height']}x{clip['width']}/{clip['guidance_scale'] == 1.0}/"
+
+
+def _is_full(pattern: str) -> bool:
+    return "." not in pattern and pattern == pattern.lower()
+
+
+def _step_seconds(records: Iterable[Json]) -> dict[str, list[float]]:
+    """Returns pattern -> per clip the median of its steps with that pattern; most work first."""
+    found: dict[str, list[float]] = {}
+    for record in records:
+        own: dict[str, list[float]] = {}
+        for pattern, seconds in _steps(record):
+            own.setdefault(pattern, []).append(seconds)
+        for pattern, seconds_of_steps in own.items():
+            found.setdefault(pattern, []).append(median(seconds_of_steps))
+    return dict(sorted(found.items(), key=lambda item: (item[0].count("."), item[0])))
+
+
+def _stages(records: Sequence[Json]) -> Json:
+    names = dict.fromkeys(stage for record in records for stage in record["seconds"])
+    return {name: _spread([record["seconds"].get(name, 0.0) for record in records]) for name in names}
+
+
+def _spread(seconds: Sequence[float]) -> Json:
+    return {
+        "median": _rounded(median(seconds)),
+        "min": _rounded(min(seconds)),
+        "max": _rounded(max(seconds)),
+        "sum": _rounded(sum(seconds)),
+        "clips": len(seconds),
+    }
+
+
+def _speedup(records: Sequence[Json], baseline: Json | None) -> Json:
+    broadcast = [record for record in records if reuses(record)]
+    derivable = [(record, base) for record in broadcast if (base := derived_baseline_s(record)) is not None]
+    derived = None
+    if derivable:
+        without, with_broadcast = sum(base for _, base in derivable), sum(_loop_s(record) for record, _ in derivable)
+        derived = {
+            "pab_factor": _rounded(without / with_broadcast),
+            "clips": len(derivable),
+            "denoise_s": _rounded(with_broadcast),
+            "baseline_denoise_s": _rounded(without),
+            "how": "median seconds of each clip's own fully computed steps, times its number of steps",
+        }
+    measured = None
+    if baseline is not None:
+        measured = {
+            "pab_factor": _rounded(baseline["settled_s"] / baseline["broadcast_settled_s"]),
+            "pab_factor_as_timed": _rounded(baseline["denoise_s"] / baseline["broadcast_denoise_s"]),
+            "clips": 1,
+            "denoise_s": baseline["broadcast_settled_s"],
+            "baseline_denoise_s": baseline["settled_s"],
+            "how": "one clip rendered a second time with every site computed; each step at the median of its pattern",
+        }
+    return {"broadcast_clips": len(broadcast), "measured": measured, "derived": derived}
+
+
+def _loop_s(record: Json) -> float:
+    return float(sum(record["steps"]["seconds"]))
+
+
+def _throughput(records: Sequence[Json], facts: JobFacts) -> Json:
+    busy_s = sum(record["seconds"].get(stage, 0.0) for record in records for stage in ("denoise", "decode"))
+    gpu_hours = busy_s * facts.ranks_per_clip / 3600
+    wall_s = sum(start["wall_s"] - start["baseline_s"] for start in facts.starts)
+    rendered = sum(start["rendered"] for start in facts.starts)
+    wall_hours = wall_s * facts.ranks / 3600
+    return {
+        "clips_per_gpu_hour": _rounded(len(records) / gpu_hours) if gpu_hours else None,
+        "clips_per_gpu_hour_with_loading": _rounded(rendered / wall_hours) if rendered and wall_hours else None,
+        "gpu_seconds": _rounded(gpu_hours * 3600),
+        "wall_s": _rounded(wall_s),
+        "how": "denoise and decode of all clips on all their ranks; with loading: whole starts that ended, "
+        "without the baseline",
+    }
+
+
+def _calls(records: Sequence[Json]) -> Json:
+    kinds = {
+        kind: {
+            "total": sum(r["planned"]["computed"][kind] + r["planned"]["reused"][kind] for r in records),
+            "planned": sum(r["planned"]["computed"][kind] for r in records),
+            "counted": sum(r["counted"]["computed"][kind] for r in records),
+        }
+        for kind in KINDS
+    }
+    agree = all(r["planned"][what] == r["counted"][what] for r in records for what in ("computed", "reused"))
+    return {"by_kind": kinds, "agree": agree}
+
+
+def _all_to_alls(records: Sequence[Json]) -> Json:
+    sent = sum(record["counted"]["all_to_all_bytes"] for record in records)
+    without = 0.0
+    for record in records:
+        counted, whole = record["counted"]["all_to_alls"], record["planned"]["all_to_alls_without_broadcast"]
+        without += record["counted"]["all_to_all_bytes"] * whole / counted if counted else 0
+    return {
+        "planned": sum(record["planned"]["all_to_alls"] for record in records),
+        "counted": sum(record["counted"]["all_to_alls"] for record in records),
+        "without_broadcast": sum(record["planned"]["all_to_alls_without_broadcast"] for record in records),
+        "agree": all(record["planned"]["all_to_alls"] == record["counted"]["all_to_alls"] for record in records),
+        "bytes": sent,
+        "bytes_without_broadcast": round(without),
+        "how": "of one rank per clip; bytes without broadcast: the counted bytes per all-to-all, times all of them",
+    }
+
+
+def _plans(records: Sequence[Json]) -> list[Json]:
+    """Returns each distinct plan once, the most used first, with each step's pattern and median seconds."""
+    by_digest: dict[str, list[Json]] = {}
+    for record in records:
+        by_digest.setdefault(record["plan"]["digest"], []).append(record)
+    return [
+        {
+            **same[0]["plan"],
+            "clips": len(same),
+            "patterns": same[0]["steps"]["pattern"],
+            "step_median_s": [
+                _rounded(median(step)) for step in zip(*(r["steps"]["seconds"] for r in same), strict=True)
+            ],
+            "kinds": [kind for kind in KINDS if same[0]["plan"]["total"][kind]],
+        }
+        for same in sorted(by_digest.values(), key=len, reverse=True)
+    ]
+
+
+def _clip_row(clip: Clip, facts: JobFacts) -> Json:
+    row: Json = {
+        "clip_id": clip.clip_id,
+        "digest": clip.digest,
+        "broadcast": clip.broadcast,
+        "size": f"{clip.num_frames}x{clip.height}x{clip.width}",
+        "num_steps": clip.num_steps,
+    }
+    record = facts.records.get(clip.key)
+    if record is None:
+        reason = facts.failed.get(clip.key)
+        return {**row, "outcome": "left" if reason is None else "failed", "reason": reason}
+    base = derived_baseline_s(record)
+    return {
+        **row,
+        "outcome": "rendered",
+        "attempt": record["attempt"],
+        "elapsed_s": record["elapsed_s"],
+        "denoise_s": _rounded(_loop_s(record)),
+        "derived_baseline_s": None if base is None else _rounded(base),
+        "pab_factor_derived": None if base is None or not reuses(record) else _rounded(base / _loop_s(record)),
+        "video": record["video"]["path"],
+        "size_bytes": record["video"]["size_bytes"],
+        "warnings": record["warnings"],
+    }
+
+
+def _rounded(value: float) -> float:
+    return round(value, 5)

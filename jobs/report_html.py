@@ -1,0 +1,196 @@
+"""A job's report as one page: nothing is loaded from elsewhere, and light and dark are both legible."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from jobs.report_svg import bar_chart, plan_picture
+
+Json = dict[str, Any]
+_MAX_ROWS = 500
+
+
+def report_page(report: Json, strip_png: bytes | None) -> str:
+    """Returns the page of a report as `build_report` gives it. `strip_png`: frames without broadcast over those with."""
+    style = (files("jobs") / "report.css").read_text()
+    sections = [_head(report), *_plans(report), _baseline(report, strip_png), _counts(report), _times(report)]
+    sections += [_clips(report), _starts(report)]
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        f"<title>{escape(report['job'])} of {escape(report['run_id'])}</title><style>{style}</style></head>"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _head(report: Json) -> str:
+    counts, speedup = report["counts"], report["speedup"]
+    measured, derived = speedup["measured"], speedup["derived"]
+    factor = "no clip uses broadcast" if not speedup["broadcast_clips"] else "not known"
+    if derived:
+        factor = f"{derived['pab_factor']:.2f}x derived"
+    if measured:
+        factor = f"{measured['pab_factor']:.2f}x measured"
+    per_hour = report["throughput"]["clips_per_gpu_hour"]
+    tiles = {
+        "PAB speedup of denoising": factor,
+        "clips rendered": f"{counts['rendered']} of {counts['clips']}",
+        "failed": str(counts["failed"]),
+        "clips per GPU-hour": "-" if per_hour is None else _number(per_hour),
+        "warm-up": _seconds(report["warm_up_s"]),
+        "kept outputs, peak": _bytes(report["kept_bytes_peak"]),
+    }
+    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles.items())
+    where = f"run {report['run_id']}, mesh {report['mesh']}, {_many(report['ranks'], 'rank')}, made {report['made_at']}"
+    return f"<h1>{escape(report['job'])}</h1><p>{escape(where)}</p><dl class='tiles'>{shown}</dl>"
+
+
+def _plans(report: Json) -> Iterable[str]:
+    for plan in report["plans"]:
+        title = f"Plan {plan['broadcast']} ({plan['digest']}), {_many(plan['clips'], 'clip')}"
+        chart = bar_chart(plan["patterns"], plan["step_median_s"])
+        yield f"<h2>{escape(title)}</h2>{plan_picture(plan['kinds'], plan['patterns'])}{chart}"
+
+
+def _baseline(report: Json, strip_png: bytes | None) -> str:
+    rows = []
+    for name, found in report["speedup"].items():
+        if isinstance(found, dict):
+            rows.append(
+                (name, f"{found['pab_factor']:.2f}x", _seconds(found["baseline_denoise_s"]),
+                 _seconds(found["denoise_s"]), str(found["clips"]), found["how"])
+            )  # fmt: skip
+    if not rows:
+        return "<h2>Without broadcast</h2><p>Nothing to compare: no clip of this job reuses anything.</p>"
+    html = "<h2>Without broadcast</h2>" + _table(
+        ("baseline", "PAB factor", "denoise without", "denoise with", "clips", "how"), rows, numbers=range(1, 5)
+    )
+    baseline = report["baseline"]
+    if baseline is not None:
+        noise = "the same frames" if baseline["identical"] else f"{baseline['psnr_db']:.2f} dB PSNR"
+        html += (
+            f"<p>Clip {escape(baseline['clip_id'])} against itself without broadcast, same seed: "
+            f"{noise}, SSIM {baseline['ssim']:.4f}.</p>"
+        )
+    if strip_png is not None:
+        data = base64.b64encode(strip_png).decode()
+        html += (
+            f"<figure><img alt='frames without broadcast (above) and with it (below)' src='data:image/png;base64,{data}'/>"
+            "<figcaption>Above without broadcast, below with it.</figcaption></figure>"
+        )
+    return html
+
+
+def _counts(report: Json) -> str:
+    rows = [
+        (f"{kind} calls", str(n["total"]), str(n["planned"]), str(n["counted"]), _share(n["counted"], n["total"]))
+        for kind, n in report["calls"]["by_kind"].items()
+        if n["total"]
+    ]
+    sent = report["all_to_alls"]
+    rows.append(
+        ("all-to-alls", str(sent["without_broadcast"]), str(sent["planned"]), str(sent["counted"]),
+         _share(sent["counted"], sent["without_broadcast"]))
+    )  # fmt: skip
+    rows.append(
+        ("all-to-all bytes", _bytes(sent["bytes_without_broadcast"]), "", _bytes(sent["bytes"]),
+         _share(sent["bytes"], sent["bytes_without_broadcast"]))
+    )  # fmt: skip
+    agree = report["calls"]["agree"] and sent["agree"]
+    word = (
+        "What was counted is what the plans foretold." if agree else "What was counted is NOT what the plans foretold."
+    )
+    return (
+        "<h2>Planned and counted</h2>"
+        + _table(("", "without broadcast", "planned", "counted", "done"), rows, numbers=range(1, 5))
+        + f"<p class='{'good' if agree else 'bad'}'>{word}</p>"
+    )
+
+
+def _times(report: Json) -> str:
+    head = ("", "median", "least", "most", "sum", "clips")
+    stages = [(name, *_spread(spread)) for name, spread in report["seconds_by_stage"].items()]
+    steps = [(f"step {pattern}", *_spread(spread)) for pattern, spread in report["step_seconds"].items()]
+    return "<h2>Seconds</h2>" + _table(head, stages + steps, numbers=range(1, 6))
+
+
+def _clips(report: Json) -> str:
+    rows = []
+    for clip in report["clips"][:_MAX_ROWS]:
+        factor = clip.get("pab_factor_derived")
+        note = clip.get("reason") or "; ".join(clip.get("warnings", ()))
+        rows.append(
+            (clip["clip_id"], clip["outcome"], clip["broadcast"], clip["size"], str(clip["num_steps"]),
+             _seconds(clip.get("denoise_s")), "-" if factor is None else f"{factor:.2f}x",
+             _seconds(clip.get("elapsed_s")), note)
+        )  # fmt: skip
+    more = len(report["clips"]) - len(rows)
+    head = (
+        "clip",
+        "outcome",
+        "broadcast",
+        "frames x height x width",
+        "steps",
+        "denoise",
+        "PAB, derived",
+        "in all",
+        "notes",
+    )
+    tail = f"<p>{more} more clips are in the JSON report.</p>" if more > 0 else ""
+    return "<h2>Clips</h2>" + _table(head, rows, numbers=range(4, 8)) + tail
+
+
+def _starts(report: Json) -> str:
+    rows = [
+        (f"{s['job_id']} start {s['start']}", s["host"], s["device"], str(s["rendered"]), _seconds(s["wall_s"]),
+         _seconds(sum(s["load_s"].values())), _seconds(s["warm_up_s"]), _bytes(s["peak_rss_bytes"]),
+         _bytes(s["peak_cuda_bytes"]), ", ".join(f"{name} {version}" for name, version in s["versions"].items()))
+        for s in report["starts"]
+    ]  # fmt: skip
+    head = ("start", "host", "device", "rendered", "wall", "load", "warm-up", "memory", "GPU memory", "versions")
+    return "<h2>Starts</h2>" + _table(head, rows, numbers=range(3, 9))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Iterable[int]) -> str:
+    right = set(numbers)
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        opens = [f"<{tag} class='n'>" if i in right else f"<{tag}>" for i in range(len(row))]
+        return "".join(f"{start}{escape(str(cell))}</{tag}>" for start, cell in zip(opens, row, strict=True))
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<div class='wide'><table><thead><tr>{cells('th', head)}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _spread(spread: Mapping[str, float]) -> tuple[str, ...]:
+    return (*(_seconds(spread[name]) for name in ("median", "min", "max", "sum")), str(int(spread["clips"])))
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value * 1e3:.1f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} TiB"
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else "-"

@@ -1,0 +1,97 @@
+"""The pictures of a report's plan: which kind computes at which step, and what each step took. Inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+_LEFT, _CELL, _HEIGHT = 76, 22, 150
+_MAX_CELLS_WIDTH = 1000
+_LETTER_WORDS = {"computed": "computed", "partly": "some blocks computed", "reused": "reused"}
+
+
+def plan_picture(kinds: Sequence[str], patterns: Sequence[str]) -> str:
+    """Returns a grid, a row per kind and a column per step: filled computes, ring reuses, half some blocks only."""
+    cell = _cell(len(patterns))
+    parts = []
+    for row, kind in enumerate(kinds):
+        y = row * _CELL
+        parts.append(f"<text x='{_LEFT - 8}' y='{y + 15}' text-anchor='end'>{escape(kind)}</text>")
+        for step, pattern in enumerate(patterns):
+            state = _state(pattern[row])
+            title = f"<title>step {step}: {kind} {_LETTER_WORDS[state]}</title>"
+            parts.append(f"<g>{title}{_mark(_LEFT + step * cell, y + 2, cell - 2, state)}</g>")
+    bottom = len(kinds) * _CELL
+    parts += _step_numbers(len(patterns), cell, bottom + 14)
+    legend = []
+    for i, (state, words) in enumerate(_LETTER_WORDS.items()):
+        x = _LEFT + i * 200
+        legend.append(_mark(x, bottom + 26, 16, state) + f"<text x='{x + 22}' y='{bottom + 39}'>{words}</text>")
+    width = max(_LEFT + len(patterns) * cell, _LEFT + 3 * 200)
+    label = "plan: steps from left to right, a row per kind of site"
+    return _svg(width, bottom + 48, label, parts + legend)
+
+
+def bar_chart(patterns: Sequence[str], seconds: Sequence[float]) -> str:
+    """Returns a bar per step, coloured by its pattern, with the pattern's letters in the legend."""
+    cell = _cell(len(patterns))
+    top = max(seconds, default=0.0) or 1.0
+    colours = {pattern: f"c{i % 8}" for i, pattern in enumerate(dict.fromkeys(patterns))}
+    parts = []
+    for line in range(3):
+        y = 10 + (_HEIGHT - 10) * line / 2
+        label = f"{top * (1 - line / 2) * 1e3:.3g} ms"
+        parts.append(f"<line class='rule' x1='{_LEFT}' x2='{_LEFT + len(patterns) * cell}' y1='{y:.1f}' y2='{y:.1f}'/>")
+        parts.append(f"<text x='{_LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{label}</text>")
+    for step, (pattern, step_s) in enumerate(zip(patterns, seconds, strict=True)):
+        height = (_HEIGHT - 10) * step_s / top
+        title = f"<title>step {step}: {escape(pattern)}, {step_s * 1e3:.3g} ms</title>"
+        parts.append(
+            f"<rect class='{colours[pattern]}' x='{_LEFT + step * cell}' y='{_HEIGHT - height:.1f}' "
+            f"width='{cell - 2}' height='{max(height, 0.5):.1f}'>{title}</rect>"
+        )
+    parts += _step_numbers(len(patterns), cell, _HEIGHT + 14)
+    columns = 5
+    for i, (pattern, colour) in enumerate(colours.items()):
+        x, y = _LEFT + i % columns * 110, _HEIGHT + 26 + i // columns * 20
+        parts.append(
+            f"<rect class='{colour}' x='{x}' y='{y}' width='14' height='14'/>"
+            f"<text class='code' x='{x + 20}' y='{y + 12}'>{escape(pattern)}</text>"
+        )
+    rows = -(-len(colours) // columns)
+    width = max(_LEFT + len(patterns) * cell, _LEFT + columns * 110)
+    return _svg(width, _HEIGHT + 30 + rows * 20, "seconds per step, median over clips, coloured by pattern", parts)
+
+
+def _cell(num_steps: int) -> int:
+    return max(4, min(_CELL, _MAX_CELLS_WIDTH // max(1, num_steps)))
+
+
+def _state(letter: str) -> str:
+    return "reused" if letter == "." else "partly" if letter.isupper() else "computed"
+
+
+def _mark(x: int, y: int, size: int, state: str) -> str:
+    # Told by shape as well as by colour.
+    height = 16
+    outline = f"<rect class='reused' x='{x + 0.5}' y='{y + 0.5}' width='{size - 1}' height='{height - 1}'/>"
+    if state == "reused":
+        return outline
+    if state == "partly":
+        return outline + f"<rect class='computed' x='{x}' y='{y + height // 2}' width='{size}' height='{height // 2}'/>"
+    return f"<rect class='computed' x='{x}' y='{y}' width='{size}' height='{height}'/>"
+
+
+def _step_numbers(num_steps: int, cell: int, y: int) -> list[str]:
+    every = max(1, -(-28 // cell), num_steps // 20)
+    return [
+        f"<text class='small' x='{_LEFT + step * cell + cell / 2 - 1:.1f}' y='{y}' text-anchor='middle'>{step}</text>"
+        for step in range(0, num_steps, every)
+    ]
+
+
+def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
+    return (
+        f"<div class='wide'><svg role='img' aria-label='{escape(label)}' width='{width + 4}' height='{height}' "
+        f"viewBox='0 0 {width + 4} {height}'>{''.join(parts)}</svg></div>"
+    )

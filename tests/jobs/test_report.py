@@ -1,0 +1,188 @@
+"""The speedup report: numbers that follow from the records, joined over starts, and a page that needs nothing else."""
+
+import base64
+import re
+import struct
+import xml.etree.ElementTree as ET
+import zlib
+
+import numpy as np
+import pytest
+
+from jobs import layout
+from jobs.picture import png, strip
+from jobs.report import derived_baseline_s, settled_s, warm_up_s
+from jobs.settings import Mesh
+from tests.jobs.machines import run_with_submitit
+from tests.jobs.world import clip, render_job, write_shard
+
+
+def steps(text: str, seconds: list[float]) -> dict:
+    return {
+        "clip": {"num_frames": 8, "height": 8, "width": 8, "guidance_scale": 3.0},
+        "steps": {"pattern": text.split(), "seconds": seconds},
+        "plan": {"num_steps": len(seconds)},
+    }
+
+
+def test_the_derived_baseline_is_the_median_full_step_times_all_steps():
+    record = steps("stcm s..m stcm sTcm stcm", [9.0, 1.0, 2.0, 50.0, 4.0])
+    assert derived_baseline_s(record) == 4.0 * 5
+    assert derived_baseline_s(steps("s..m sTcm", [1.0, 2.0])) is None
+
+
+def test_warm_up_is_what_first_steps_took_beyond_later_ones():
+    records = [steps("stcm ...m", [5.0, 3.0]), steps("stcm ...m sTcm", [2.0, 1.0, 9.0]), steps("stcm", [4.0])]
+    assert warm_up_s(records) == (5.0 - 3.0) + (3.0 - 1.0)
+
+
+def test_a_clip_is_timed_without_warm_up_where_others_of_its_size_tell():
+    first, second, third = (steps("stcm ...m", [seconds, 1.0]) for seconds in (9.0, 2.0, 2.0))
+    third["clip"] = {**third["clip"], "width": 16}
+    assert settled_s(first, [second, second, third]) == 2.0 + 1.0
+    assert settled_s(first, [third]) == 9.0 + 1.0
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reported")
+    items = [clip(0), clip(1), clip(2, broadcast="none"), clip(3, prompt="fail now"), clip(4, prompt="a zyx <script>")]
+    bucket = write_shard(str(folder), items)
+    render_job(str(folder))()
+    return bucket, bucket.read_json(layout.job_report(7)), bucket.records(item.key for item in items)
+
+
+def test_the_report_says_what_the_records_say(reported):
+    _, report, records = reported
+    assert report["counts"] == {"clips": 5, "rendered": 4, "failed": 1, "left": 0}
+    loops = {record["clip_id"]: sum(record["steps"]["seconds"]) for record in records.values()}
+    assert {row["clip_id"]: row["denoise_s"] for row in report["clips"] if row["outcome"] == "rendered"} == (
+        pytest.approx(loops, abs=1e-4)
+    )
+    denoise = report["seconds_by_stage"]["denoise"]
+    assert denoise["sum"] == pytest.approx(sum(r["seconds"]["denoise"] for r in records.values()), abs=1e-3)
+    assert denoise["clips"] == 4
+    (failed,) = [row for row in report["clips"] if row["outcome"] == "failed"]
+    assert failed["reason"] == "denoise: ArithmeticError: this prompt always fails"
+    busy_s = sum(record["seconds"]["denoise"] + record["seconds"]["decode"] for record in records.values())
+    assert report["throughput"]["clips_per_gpu_hour"] == pytest.approx(4 / busy_s * 3600, rel=1e-3)
+
+
+def test_the_baseline_is_measured_and_derived_and_both_say_how(reported):
+    _, report, records = reported
+    speedup, baseline = report["speedup"], report["baseline"]
+    assert speedup["broadcast_clips"] == 3
+    assert baseline["clip_id"] == "clip.0"
+    assert set(baseline["steps"]["pattern"]) == {"stcm"}
+    assert baseline["broadcast_steps"]["seconds"] == records[clip(0).key]["steps"]["seconds"]
+    measured = speedup["measured"]
+    assert measured["pab_factor"] == pytest.approx(baseline["settled_s"] / baseline["broadcast_settled_s"], abs=1e-4)
+    derivable = [record for record in records.values() if record["clip"]["broadcast"] == "pab"]
+    without = sum(derived_baseline_s(record) for record in derivable)
+    assert speedup["derived"]["baseline_denoise_s"] == pytest.approx(without, abs=1e-4)
+    assert "fully computed" in speedup["derived"]["how"]
+    assert "second time" in measured["how"]
+    assert 20 < baseline["psnr_db"] < 99
+    assert 0.5 < baseline["ssim"] < 1
+    assert not baseline["identical"]
+
+
+def test_planned_and_counted_calls_agree(reported):
+    _, report, records = reported
+    assert report["calls"]["agree"] is True
+    for kind, calls in report["calls"]["by_kind"].items():
+        assert calls["planned"] == calls["counted"] == sum(r["plan"]["computed"][kind] for r in records.values()), kind
+        assert calls["total"] == 4 * records[clip(0).key]["plan"]["total"][kind]
+    assert report["all_to_alls"]["counted"] == report["all_to_alls"]["without_broadcast"] == 0
+    (start,) = report["starts"]
+    assert start["rendered"] == 4
+    assert start["peak_rss_bytes"] > 50e6
+    assert set(start["load_s"]) == {"tiny"}
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(reported):
+    bucket, report, _ = reported
+    page = bucket.read(layout.job_report(7, "html")).decode()
+    root = ET.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    assert root.tag == "html"
+    for element in root.iter():
+        assert element.tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href"):
+            assert element.get(name, "data:").startswith("data:")
+    assert not re.search(r"url\(|@import|https?://", page)
+    assert "<script>" not in page
+    assert len(root.findall(".//svg")) == 2 * len(report["plans"]) == 4
+    # A cell of the picture per kind and step, each with what it tells.
+    first = root.find(".//svg")
+    assert first is not None
+    titles = [title.text for title in first.iter("title")]
+    assert len(titles) == 4 * 8
+    assert titles.count("step 1: spatial reused") == 1
+    picture = next(image.get("src") for image in root.iter("img"))
+    assert picture is not None
+    assert base64.b64decode(picture.split(",")[1]) == bucket.read(layout.job_report(7, "png"))
+
+
+def test_a_later_start_keeps_what_an_earlier_one_measured(tmp_path):
+    gone = [clip(0), clip(1)]
+    bucket = write_shard(str(tmp_path), gone)
+    render_job(str(tmp_path))()
+    before = bucket.read_json(layout.job_report(7))
+    bucket.remove(layout.record(gone[1].key))
+    render_job(str(tmp_path))()
+    after = bucket.read_json(layout.job_report(7))
+    assert after["baseline"] == before["baseline"]
+    assert [start["rendered"] for start in after["starts"]] == [2, 1]
+    assert after["starts"][0] == before["starts"][0]
+    assert after["starts"][1]["baseline_s"] == 0
+    assert after["counts"]["rendered"] == 2
+    assert b"data:image/png" in bucket.read(layout.job_report(7, "html"))
+    render_job(str(tmp_path))()
+    assert bucket.read_json(layout.job_report(7))["starts"] == after["starts"]
+
+
+@pytest.mark.parametrize(("changes", "broadcast"), [({"baseline": False}, "pab"), ({}, "none")], ids=["off", "no PAB"])
+def test_no_baseline_is_rendered_where_none_is_wanted(tmp_path, changes, broadcast):
+    bucket = write_shard(str(tmp_path), [clip(0, broadcast=broadcast)])
+    render_job(str(tmp_path), **changes)()
+    report = bucket.read_json(layout.job_report(7))
+    assert report["baseline"] is None
+    assert report["speedup"]["measured"] is None
+    assert (report["speedup"]["derived"] is None) == (broadcast == "none")
+
+
+def test_two_ranks_report_the_all_to_alls_that_broadcast_saved(tmp_path):
+    bucket = write_shard(str(tmp_path / "out"), [clip(0)])
+    run_with_submitit(render_job(str(tmp_path / "out"), mesh=Mesh(sp=2)), tmp_path / "jobs", ranks=2)
+    report = bucket.read_json(layout.job_report(7))
+    exchanged = report["all_to_alls"]
+    assert exchanged["agree"] is True
+    assert (exchanged["planned"], exchanged["counted"], exchanged["without_broadcast"]) == (12, 12, 32)
+    assert exchanged["bytes_without_broadcast"] == exchanged["bytes"] // 12 * 32 > 0
+    assert report["ranks_per_clip"] == 2
+    assert report["baseline"]["clip_id"] == "clip.0"
+    assert report["throughput"]["gpu_seconds"] == pytest.approx(
+        2 * sum(report["seconds_by_stage"][stage]["sum"] for stage in ("denoise", "decode")), abs=1e-3
+    )
+
+
+def test_a_png_holds_the_pixels(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    data = png(picture)
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", data[16:24]) == (7, 5)
+    (length,) = struct.unpack(">I", data[33:37])
+    rows = np.frombuffer(zlib.decompress(data[41 : 41 + length]), np.uint8).reshape(5, 22)
+    assert not rows[:, 0].any()
+    assert np.array_equal(rows[:, 1:].reshape(5, 7, 3), picture)
+    assert struct.unpack(">I", data[41 + length : 45 + length])[0] == zlib.crc32(data[37 : 41 + length])
+
+
+@pytest.mark.parametrize("size", [(1, 3, 5), (16, 64, 64), (51, 480, 848)], ids=str)
+def test_a_strip_shows_every_clip_in_a_row(size):
+    clips = [np.full((*size, 3), value, np.uint8) for value in (10, 200)]
+    picture = strip(clips)
+    assert picture.dtype == np.uint8
+    assert picture[0, 0].tolist() == [10] * 3
+    assert picture[-1, -1].tolist() == [200] * 3
+    assert picture.shape[1] <= 6 * 320
