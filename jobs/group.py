@@ -18,7 +18,7 @@ from typing import TypeVar
 import submitit
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
 from jobs.settings import JobSettings
 from pab.parallel import NodeGroup, open_group
@@ -86,6 +86,8 @@ class JobRanks:
     host: str
     everyone: dist.ProcessGroup | None
     clip: dist.ProcessGroup | None
+    store: Store | None
+    """Where the ranks met; None in a group of one."""
 
     def agree(self, value: T | None) -> T:
         """Returns, on every rank of a clip, what the clip's root gave."""
@@ -129,11 +131,10 @@ def open_job(settings: JobSettings) -> Iterator[JobRanks]:
             "ask for as many ranks (nodes x GPUs per node) as the mesh has"
         )
     device = _device(settings, place)
-    if place.world > 1:
-        _meet(place, settings, device)
+    store = _meet(place, settings, device) if place.world > 1 else None
     node = open_group(dp=settings.mesh.dp, cfg=settings.mesh.cfg, sp=settings.mesh.sp, device=device)
     everyone, clip = _control_groups(place, settings, node)
-    yield JobRanks(place=place, node=node, host=socket.gethostname(), everyone=everyone, clip=clip)
+    yield JobRanks(place=place, node=node, host=socket.gethostname(), everyone=everyone, clip=clip, store=store)
     # Not after an error: a rank may be gone, and closing would wait for it.
     if place.world > 1:
         dist.destroy_process_group()
@@ -160,7 +161,7 @@ def _device(settings: JobSettings, place: Place) -> torch.device:
     return device
 
 
-def _meet(place: Place, settings: JobSettings, device: torch.device) -> None:
+def _meet(place: Place, settings: JobSettings, device: torch.device) -> Store:
     if place.folder is None:
         raise GroupError("a group of several ranks needs submitit's shared folder to meet in")
     limit = timedelta(seconds=_MEET_S)
@@ -186,6 +187,7 @@ def _meet(place: Place, settings: JobSettings, device: torch.device) -> None:
     finally:
         if place.rank == 0:
             note.unlink(missing_ok=True)
+    return store
 
 
 def _publish(note: Path, text: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import layout
+from jobs.announce import Announcer
 from jobs.attempts import OpenAttempts, interruptible
 from jobs.bucket import Bucket, BucketError
 from jobs.clip_work import (
@@ -32,7 +33,6 @@ from jobs.log import log_event, open_log
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
 from jobs.pace import Pace
 from jobs.patience import Patience
-from jobs.progress import OpenProgress
 from jobs.todo import Todo, sort_shard
 from manifests.clip import Clip
 from pab.family import Family
@@ -93,7 +93,7 @@ class _ShardRun:
         self._pace = Pace(started=started, deadline_s=job.settings.deadline_s)
         self._outcomes: list[ClipOutcome] = []
         self._left: list[str] = []
-        self._progress: OpenProgress | None = None
+        self._announcer: Announcer | None = None
         self._finisher: Finisher | None = None
         self._started = started
         self._measures = Measures()
@@ -108,9 +108,11 @@ class _ShardRun:
         log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.clips), ended=len(todo.ended))
         mine = todo.clips[ranks.node.dp.rank :: ranks.node.dp.size]
         with ExitStack() as stack:
+            progress = None
             if ranks.place.rank == 0:
                 ids = [clip.clip_id for clip, _ in todo.clips]
-                self._progress = stack.enter_context(self._job.progress.open(layout.job_name(self._context.shard), ids))
+                progress = stack.enter_context(self._job.progress.open(layout.job_name(self._context.shard), ids))
+            self._announcer = stack.enter_context(Announcer(ranks, progress))
             stack.enter_context(interruptible(self._context.attempts.withdraw))
             self._render_all(mine)
             outcome = self._joined(todo)
@@ -190,9 +192,8 @@ class _ShardRun:
             log_event(_LOG, "clip_left", clip=clip.clip_id, reason="the job's time is not enough")
             return None
         log_event(_LOG, "clip_started", clip=clip.clip_id, attempt=number)
-        with self._lock:
-            if self._progress is not None:
-                self._progress.started(clip.clip_id)
+        if self._announcer is not None:
+            self._announcer.started(clip.clip_id)
         return Begun(clip=clip, attempt=number, units=units)
 
     def _render(self, loaded: LoadedFamily, begun: Begun) -> None:
@@ -236,9 +237,9 @@ class _ShardRun:
             self._pace.measured(begun.units, outcome.elapsed_s)
         with self._lock:
             self._outcomes.append(outcome)
-            if self._progress is not None:
-                word = "rendered" if isinstance(outcome, Rendered) else "failed"
-                self._progress.finished(begun.clip.clip_id, word, begun.elapsed_s)
+        if self._announcer is not None:
+            word = "rendered" if isinstance(outcome, Rendered) else "failed"
+            self._announcer.finished(begun.clip.clip_id, word, begun.elapsed_s)
 
     def _joined(self, todo: Todo) -> ShardOutcome:
         joined = self._ranks.join((self._outcomes, self._left if self._ranks.node.is_clip_root else []))

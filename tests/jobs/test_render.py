@@ -1,6 +1,7 @@
 """What a job on one rank leaves behind: videos, records, failures, marks and its outcome."""
 
 import hashlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from jobs.bucket import Bucket, BucketError
 from jobs.clip_work import Begun, load_family, render_frames
 from jobs.group import GroupError
 from jobs.outcome import Failed, Rendered, Skipped
+from jobs.pace import Pace
 from jobs.settings import Mesh
 from pab.parallel import NodeGroup
 from pab.plan import KINDS
+from tests.jobs.listening import NotedProgress
 from tests.jobs.videos import read_video
 from tests.jobs.world import TINY, clip, render_job, write_shard
 
@@ -157,3 +160,36 @@ def test_the_log_goes_to_the_bucket_one_line_per_event(tmp_path):
     for field in ("run=run-1", "job=job-00007", "rank=0", "clip=clip.0", "level=info"):
         assert field in started.split()
     assert Path(name).name.startswith("job-00007.")
+
+
+def test_a_listener_hears_of_each_clip_to_render_once(tmp_path):
+    write_shard(str(tmp_path / "out"), [clip(0)])
+    render_job(str(tmp_path / "out"), baseline=False)()
+    write_shard(str(tmp_path / "out"), [clip(0), clip(1, prompt="fail now"), clip(2)])
+    notes = tmp_path / "notes"
+    render_job(str(tmp_path / "out"), baseline=False, progress=NotedProgress(notes))()
+    assert notes.read_text().splitlines() == [
+        "open job-00007 clip.1,clip.2", "started clip.1", "finished clip.1 failed",
+        "started clip.2", "finished clip.2 rendered", "closed",
+    ]  # fmt: skip
+
+
+def test_a_clip_does_not_begin_when_the_clips_before_it_say_that_it_would_not_end():
+    pace = Pace(started=time.monotonic(), deadline_s=10.0)
+    assert pace.fits(1e9)
+    pace.measured(100, 2.0)
+    pace.measured(100, 1.0)
+    assert pace.fits(400)
+    assert not pace.fits(460)
+    assert not Pace(started=time.monotonic() - 11, deadline_s=10.0).fits(1)
+    assert Pace(started=0.0, deadline_s=None).fits(1e9)
+
+
+def test_clips_of_a_prompt_batch_that_does_not_encode_fail_alone(tmp_path):
+    items = [clip(0), clip(1, prompt="unreadable words"), clip(2)]
+    write_shard(str(tmp_path), items)
+    first, second, third = render_job(str(tmp_path), baseline=False)().clips
+    assert isinstance(second, Failed)
+    assert (second.stage, second.message) == ("encode_prompt", "these words cannot be read")
+    assert isinstance(first, Rendered)
+    assert isinstance(third, Rendered)

@@ -11,6 +11,7 @@ from jobs.group import open_job
 from jobs.outcome import Failed, Rendered
 from jobs.settings import Mesh
 from pab.parallel import NodeGroup
+from tests.jobs.listening import NotedProgress
 from tests.jobs.machines import run_with_submitit
 from tests.jobs.videos import read_video
 from tests.jobs.world import TINY, clip, render_job, write_shard
@@ -65,10 +66,15 @@ def test_a_job_of_two_ranks_renders_and_counts_what_the_plan_foretold(tmp_path):
 def test_replicas_take_clips_in_turn_and_report_together(tmp_path):
     items = [clip(number) for number in range(3)]
     bucket = write_shard(str(tmp_path / "out"), items)
-    job = render_job(str(tmp_path / "out"), mesh=Mesh(dp=2))
+    notes = tmp_path / "notes"
+    job = render_job(str(tmp_path / "out"), mesh=Mesh(dp=2), progress=NotedProgress(notes))
     outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
     assert [(type(item), item.clip_id) for item in outcome.clips] == [(Rendered, item.clip_id) for item in items]
     assert [bucket.read_json(layout.record(item.key))["job"]["rank"] for item in items] == [0, 1, 0]
+    heard = notes.read_text().splitlines()
+    assert (heard[0], heard[-1]) == ("open job-00007 clip.0,clip.1,clip.2", "closed")
+    wanted = [f"{word} clip.{n}{tail}" for n in range(3) for word, tail in (("started", ""), ("finished", " rendered"))]
+    assert sorted(heard[1:-1]) == sorted(wanted)
     frames = read_video(tmp_path / "out" / layout.video("clip.1"), 48, 32)
     alone = write_shard(str(tmp_path / "alone"), [items[1]])
     render_job(str(tmp_path / "alone"))()
@@ -87,3 +93,15 @@ def test_an_error_in_shared_work_ends_the_group_and_the_next_start_goes_on(tmp_p
     outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
     assert isinstance(outcome.clips[1], Failed)
     assert bucket.recorded_keys() == {items[0].key, items[2].key}
+
+
+def test_a_rank_that_is_killed_takes_the_group_along_and_counts_as_one_attempt(tmp_path):
+    item = clip(0, prompt="kill-rank-1 now")
+    bucket = write_shard(str(tmp_path / "out"), [item])
+    job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2), collective_timeout_s=60.0)
+    with pytest.raises((submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError)):
+        run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    # The rank that was left behind tells of no failure: the clip may have been the victim of its machine.
+    assert bucket.failures() == {}
+    assert bucket.attempts() == {item.key: [1]}
+    assert bucket.histories([item.key])[item.key].killed == 1

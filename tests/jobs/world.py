@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -53,7 +54,10 @@ class StretchCodec:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Acts on prompts that ask for it, before the model runs: `fail`, `kill FILE` (while FILE exists), `sleep`."""
+    """Acts on prompts that ask for it, before the model runs: `fail`, `kill-rank-1`, `kill FILE`, `pause FILE`.
+
+    FILE: only as long as it exists.
+    """
 
     model: STDiT3Video
 
@@ -64,6 +68,8 @@ class Trouble:
         words = request.prompt.split()
         if words[0] == "fail":
             raise ArithmeticError("this prompt always fails")
+        if words[0] == "kill-rank-1" and dist.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
         if words[0] == "kill" and Path(words[1]).exists():
             os.kill(os.getpid(), signal.SIGKILL)
         if words[0] == "pause" and Path(words[1]).exists():
@@ -76,6 +82,8 @@ class Trouble:
 def hashed_text(prompts) -> TextStates:
     rows = []
     for prompt in prompts:
+        if prompt.startswith("unreadable"):
+            raise ValueError("these words cannot be read")
         generator = torch.Generator().manual_seed(sum(prompt.encode()))
         rows.append(torch.randn(CONFIG.model_max_length, CONFIG.caption_channels, generator=generator))
     lengths = torch.tensor([min(len(prompt.split()), CONFIG.model_max_length) for prompt in prompts])
