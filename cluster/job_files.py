@@ -25,15 +25,36 @@ def private_folder(folder: Path) -> Path:
 
 def rank_zero_result(folder: Path, job_id: str) -> RankResult | None:
     """Reads rank 0's result; None when there is none or when the call raised. Raises ClusterError if it is unreadable."""
-    path = JobPaths(folder, job_id=job_id, task_id=0).result_pickle
     os.listdir(folder)  # noqa: PTH208  (opening the folder makes NFS look again)
+    outcome, value = _read_result(folder, job_id, 0)
+    return value if outcome == "success" and isinstance(value, RankResult) else None
+
+
+def rank_trace(folder: Path, job_id: str, ranks: Iterable[int]) -> str | None:
+    """Returns the end of the traceback of the rank that raised first; None if none did."""
+    raised = [
+        (path.stat().st_mtime_ns, rank) for rank in ranks if (path := _result_path(folder, job_id, rank)).exists()
+    ]
+    for _, rank in sorted(raised):
+        outcome, trace = _read_result(folder, job_id, rank)
+        if outcome == "error":
+            return f"rank {rank}: {str(trace)[-_TAIL_BYTES:].strip()}"
+    return None
+
+
+def _result_path(folder: Path, job_id: str, rank: int) -> Path:
+    return Path(JobPaths(folder, job_id=job_id, task_id=rank).result_pickle)
+
+
+def _read_result(folder: Path, job_id: str, rank: int) -> tuple[str, object]:
+    path = _result_path(folder, job_id, rank)
     try:
         outcome, value = pickle.loads(path.read_bytes())
     except FileNotFoundError:
-        return None
+        return "none", None
     except Exception as error:
         raise ClusterError(f"job {job_id}: its result {path} cannot be read: {error!r}") from error
-    return value if outcome == "success" else None
+    return str(outcome), value
 
 
 def error_tail(logs: Iterable[Path]) -> str | None:

@@ -44,6 +44,29 @@ class Say:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecondStart:
+    """In the first start rank 0 returns at once if `early`, and all others wait; in the second all return their attempt."""
+
+    folder: Path
+    early: bool
+
+    def __call__(self) -> object:
+        attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        note(self.folder, f"start-{attempt}-{rank()}", os.environ.get("SLURM_JOB_NODELIST", ""))
+        if attempt == 0 and not (self.early and rank() == 0):
+            time.sleep(600)
+        return attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndWithoutResult:
+    """Every rank ends with exit code 0 and leaves no result."""
+
+    def __call__(self) -> object:
+        os._exit(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fall:
     """One rank ends as `how` says, the others wait for ever; each rank and its child process leave their pids first."""
 

@@ -68,13 +68,17 @@ class Slurm:
     def stop(self) -> None:
         """Ends all jobs, then all daemons."""
         with contextlib.suppress(DaemonError, subprocess.TimeoutExpired):
-            self.run("scancel", "--full", "--user", getpass.getuser())
-            wait_for("the end of the jobs", lambda: not self.run("squeue", "--noheader").strip(), timeout_s=8)
+            self.end_jobs()
         for pid in self._step_daemons():
             _kill_tree(pid)
         nodes = [name for name in self.daemons.names() if name.startswith("slurmd.")]
         for group in (nodes, ["slurmctld"], ["slurmdbd"], ["mariadbd"], ["munged"]):
             self.daemons.stop(group)
+
+    def end_jobs(self) -> None:
+        """Cancels all jobs and waits until none is left. Raises DaemonError."""
+        self.run("scancel", "--full", "--quiet", "--user", getpass.getuser())
+        wait_for("the end of the jobs", lambda: not self.run("squeue", "--noheader").strip(), timeout_s=20)
 
     def run(self, *command: str) -> str:
         """Runs a SLURM client command."""

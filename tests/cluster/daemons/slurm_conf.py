@@ -79,7 +79,8 @@ MinJobAge=300
 WaitTime=0
 MessageTimeout=10
 TCPTimeout=2
-MaxArraySize=1001
+# small, so that arrays have to be cut
+MaxArraySize=12
 MaxJobCount=20000
 DefMemPerCPU=100
 AccountingStorageType=accounting_storage/slurmdbd

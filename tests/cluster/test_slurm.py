@@ -1,0 +1,284 @@
+"""Jobs on a real SLURM: two nodes with two ranks each, and all that can go wrong with them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from cluster.choose import choose_cluster
+from cluster.job import ClusterError, JobRequest, JobState
+from cluster.local import LocalCluster
+from cluster.slurm import SlurmCluster
+from cluster.slurm_settings import SlurmSettings
+from tests.cluster.daemons.slurm import Slurm
+from tests.cluster.rank_calls import EndWithoutResult, Fall, Say, SecondStart
+from tests.cluster.waiting import is_alive, wait_over, wait_until
+
+pytestmark = pytest.mark.cluster
+
+
+def request(
+    call: Callable[[], object], name: str = "job-00000", *, nodes: int = 2, ranks: int = 2, gpus: int = 0
+) -> JobRequest:
+    return JobRequest(name=name, call=call, num_nodes=nodes, ranks_per_node=ranks, gpus_per_node=gpus, timeout_min=60)
+
+
+def slurm_cluster(folder: Path, **settings: object) -> SlurmCluster:
+    return SlurmCluster(folder / "jobs", SlurmSettings(**settings), queue_interval_s=0.3, result_grace_s=2)  # type: ignore[arg-type]
+
+
+def unreadable_conf(folder: Path) -> Path:
+    path = folder / "unreadable.conf"
+    path.write_text("Nonsense=1\n")
+    return path
+
+
+def seen(folder: Path, name: str) -> dict[str, object]:
+    return dict(ast.literal_eval((folder / name).read_text()))
+
+
+def test_an_array_runs_two_ranks_on_each_of_two_nodes_and_never_more_jobs_than_allowed(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    cluster = slurm_cluster(tmp_path, max_parallel_jobs=2)
+    jobs = cluster.submit(
+        [request(Say(folder=tmp_path, tag=f"{k}", value=k, sleep_s=0.5), f"job-{k}", gpus=2) for k in range(4)]
+    )
+    array = jobs[0].id.split("_")[0]
+    assert [job.id for job in jobs] == [f"{array}_{k}" for k in range(4)]
+    wait_over(cluster, jobs, 60)
+    assert [(job.state, job.result(), job.error()) for job in jobs] == [
+        (JobState.ENDED, (k, 0), None) for k in range(4)
+    ]
+    views = {(k, rank): seen(tmp_path, f"{k}-{rank}") for k in range(4) for rank in range(4)}
+    assert all((view["world"], view["rank"]) == (4, rank) for (_, rank), view in views.items())
+    assert all(len({views[k, rank]["SLURMD_NODENAME"] for rank in range(4)}) == 2 for k in range(4))
+    assert all(str(view["CUDA_VISIBLE_DEVICES"]).count(",") == 1 for view in views.values())
+    starts = [(views[k, 0]["start"], views[k, 0]["end"]) for k in range(4)]
+    assert max(sum(begin <= start < end for begin, end in starts) for start, _ in starts) <= 2
+
+
+def test_more_jobs_than_an_array_holds_keep_their_order_and_their_bound(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(tmp_path, max_parallel_jobs=6)
+    calls = [Say(folder=tmp_path, tag=f"{k}", value=k) for k in range(14)]
+    jobs = cluster.submit([request(call, f"job-{call.tag}", nodes=1, ranks=1) for call in calls])
+    assert len({job.id.split("_")[0] for job in jobs}) == 2
+    wait_over(cluster, jobs, 90)
+    assert [job.result() for job in jobs] == [(k, 0) for k in range(14)]
+    first_array_end = max(seen(tmp_path, f"{k}-0")["end"] for k in range(12))  # type: ignore[type-var]
+    assert all(seen(tmp_path, f"{k}-0")["start"] > first_array_end for k in (12, 13))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("how", "reason"), [("killed", "task 3: Killed"), ("raises", "the number of frames is odd")])
+def test_a_fallen_rank_ends_its_group_in_bounded_time(slurm: Slurm, tmp_path: Path, how: str, reason: str) -> None:
+    cluster = slurm_cluster(tmp_path)
+    (job,) = cluster.submit([request(Fall(folder=tmp_path, how=how, falling_rank=3))])
+    wait_until((tmp_path / "fell").exists, 30)
+    ranks = [int(path.read_text().split()[0]) for path in tmp_path.glob("pid-*")]
+    assert len(ranks) == 4
+    wait_until(lambda: not any(map(is_alive, ranks)), 15)  # KillWait is 5 s on this cluster, 30 s by default
+    wait_over(cluster, [job], 30)
+    assert (job.state, job.result()) == (JobState.LOST, None)
+    assert reason in str(job.error())
+
+
+def test_a_completed_job_without_a_result_is_lost(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(tmp_path)
+    (job,) = cluster.submit([request(EndWithoutResult())])
+    wait_over(cluster, [job])
+    assert job.state is JobState.LOST
+    assert str(job.error()).startswith("SLURM's last state: COMPLETED")
+
+
+def test_a_requeued_job_brings_the_result_of_its_last_start_only(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(tmp_path)
+    (job,) = cluster.submit([request(SecondStart(folder=tmp_path, early=True))])
+    stale = wait_until(lambda: list((tmp_path / "jobs").glob("*/*_0_result.pkl")))
+    slurm.run("scontrol", "requeue", job.id)
+    while not (tmp_path / "start-1-3").exists():
+        cluster.poll()
+        assert (job.state in (JobState.WAITING, JobState.RUNNING), job.result()) == (True, None)
+        time.sleep(0.1)
+    wait_over(cluster, [job], 60)
+    assert (job.state, job.result()) == (JobState.ENDED, 1)
+    assert stale[0].exists()
+
+
+def test_a_job_told_of_its_end_requeues_itself(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(tmp_path)
+    (job,) = cluster.submit([request(SecondStart(folder=tmp_path, early=False))])
+    wait_until(lambda: len(list(tmp_path.glob("start-0-*"))) == 4)
+    slurm.run("scancel", "--signal=USR2", job.id)
+    wait_over(cluster, [job], 60)
+    assert (job.state, job.result()) == (JobState.ENDED, 1)
+
+
+def test_a_job_preempted_by_a_more_urgent_one_runs_again(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(tmp_path, extra={"exclusive": True})
+    (job,) = cluster.submit([request(SecondStart(folder=tmp_path, early=False), nodes=4, ranks=1)])
+    wait_until(lambda: len(list(tmp_path.glob("start-0-*"))) == 4)
+    urgent = slurm_cluster(tmp_path / "urgent", partition="urgent", extra={"exclusive": True})
+    (other,) = urgent.submit([request(Say(folder=tmp_path, value="urgent"), nodes=4, ranks=1)])
+    wait_over(urgent, [other], 60)
+    assert other.result() == ("urgent", 0)
+    wait_over(cluster, [job], 60)
+    assert (job.state, job.result()) == (JobState.ENDED, 1)
+
+
+def test_a_job_that_was_requeued_often_enough_is_lost_and_says_so(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(tmp_path, max_requeues=0)
+    (job,) = cluster.submit([request(SecondStart(folder=tmp_path, early=False))])
+    wait_until(lambda: len(list(tmp_path.glob("start-0-*"))) == 4)
+    slurm.run("scancel", "--signal=USR2", job.id)
+    wait_over(cluster, [job], 60)
+    assert job.state is JobState.LOST
+    assert "started 1 times, not requeued again" in str(job.error())
+
+
+def test_a_job_whose_node_is_lost_runs_again_on_another(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(tmp_path)
+    (job,) = cluster.submit([request(SecondStart(folder=tmp_path, early=False))])
+    wait_until(lambda: len(list(tmp_path.glob("start-0-*"))) == 4)
+    node = slurm.run("scontrol", "show", "hostnames", (tmp_path / "start-0-0").read_text()).split()[1]
+    slurm.kill_node(node)
+    try:
+        wait_over(cluster, [job], 120)
+    finally:
+        slurm.start_node(node)
+    assert (job.state, job.result()) == (JobState.ENDED, 1)
+    assert node not in slurm.run("scontrol", "show", "hostnames", (tmp_path / "start-1-0").read_text()).split()
+
+
+def test_cancelled_jobs_are_cancelled_whether_they_run_or_wait(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(tmp_path, max_parallel_jobs=1)
+    jobs = cluster.submit([request(Fall(folder=tmp_path, how="waits"), f"job-{k}") for k in range(3)])
+    wait_until(lambda: len(list(tmp_path.glob("pid-*"))) == 4)
+    ranks = [int(path.read_text().split()[0]) for path in tmp_path.glob("pid-*")]
+    cluster.cancel(jobs)
+    wait_over(cluster, jobs, 30)
+    assert [job.state for job in jobs] == [JobState.CANCELLED] * 3
+    assert not any(map(is_alive, ranks))
+    cluster.cancel(jobs)
+
+
+def test_a_later_driver_finds_and_cancels_the_jobs_of_an_earlier_one(slurm: Slurm, tmp_path: Path) -> None:
+    earlier = slurm_cluster(tmp_path)
+    calls = [Say(folder=tmp_path, value="done"), Fall(folder=tmp_path, how="waits")]
+    names = [job.id for job in earlier.submit([request(call, f"job-{k}") for k, call in enumerate(calls)])]
+    later = slurm_cluster(tmp_path)
+    jobs = later.submitted()
+    assert later.submitted() == []
+    assert [(job.name, job.id) for job in jobs] == [("job-0", names[0]), ("job-1", names[1])]
+    wait_over(later, jobs[:1])
+    later.cancel(jobs)
+    wait_over(later, jobs)
+    assert [job.state for job in jobs] == [JobState.ENDED, JobState.CANCELLED]
+    assert jobs[0].result() == ("done", 0)
+
+
+def test_an_option_that_sbatch_does_not_know_is_named_with_the_nearest(slurm: Slurm, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="sbatch has no option 'constrant'; did you mean 'constraint'"):
+        slurm_cluster(tmp_path, extra={"constrant": "a100"})
+    with pytest.raises(ClusterError, match="sbatch option 'time' cannot be set by hand: use --job-minutes"):
+        slurm_cluster(tmp_path, extra={"time": "60"})
+
+
+def test_what_sbatch_refuses_is_told_in_its_words_and_leaves_nothing_queued(
+    slurm: Slurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cluster = slurm_cluster(tmp_path, partition="nowhere")
+    with pytest.raises(ClusterError, match=r"sbatch refused job-00000: (?s:.*)invalid partition specified: nowhere"):
+        cluster.submit([request(Say(folder=tmp_path))])
+    # The second array cannot be had: the first one is taken back.
+    cluster = slurm_cluster(tmp_path)
+    good, bad = request(Fall(folder=tmp_path, how="waits"), "job-0"), request(Say(folder=tmp_path), "job-1")
+    with pytest.raises(ClusterError, match=r"sbatch refused job-1: (?s:.*)Invalid --signal specification"):
+        cluster.submit([good, replace(bad, timeout_min=-7)])
+    wait_until(lambda: not slurm.run("squeue", "--noheader").strip(), 30)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_script_says_what_would_be_submitted_and_when_it_would_start(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(
+        tmp_path, partition="small", cpus_per_task=2, mem="500M", max_parallel_jobs=3, account="film"
+    )
+    script = cluster.script(request(Say(folder=tmp_path), gpus=2), num_jobs=7)
+    expected = ["array=0-6%3", "partition=small", "account=film", "nodes=2", "ntasks-per-node=2", "gpus-per-node=2"]
+    expected += ["cpus-per-task=2", "mem=500M", "time=60", "signal=USR2@60", "requeue"]
+    assert [line for line in expected if f"#SBATCH --{line}" not in script.splitlines()] == []
+    assert "wckey" not in script
+    (srun,) = [line for line in script.splitlines() if line.startswith("srun ")]
+    assert "--kill-on-bad-exit=1 --wait=300 --cpus-per-task=2" in srun
+    start = cluster.expected_start(request(Say(folder=tmp_path)))
+    assert start
+    assert abs(start - datetime.now().astimezone()) < timedelta(minutes=5)
+    with pytest.raises(ClusterError, match="Requested node configuration is not available"):
+        cluster.expected_start(request(Say(folder=tmp_path), ranks=99))
+    assert cluster.submitted() == []
+
+
+def test_no_secret_of_the_environment_lies_in_the_folder_and_a_surrounding_job_is_not_passed_on(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hushhushhush")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "5")
+    monkeypatch.setenv("SLURM_NTASKS", "9")
+    cluster = slurm_cluster(tmp_path)
+    (job,) = cluster.submit([request(Say(folder=tmp_path, value=1))])
+    assert os.environ["SLURM_NTASKS"] == "9"
+    wait_over(cluster, [job])
+    assert job.result() == (1, 0)
+    folders = [tmp_path / "jobs", *(tmp_path / "jobs").iterdir()]
+    assert [oct(path.stat().st_mode & 0o777) for path in folders] == ["0o700"] * len(folders)
+    files = [path for path in (tmp_path / "jobs").rglob("*") if path.is_file()]
+    assert len(files) > 4
+    assert not [path for path in files if b"hushhushhush" in path.read_bytes()]
+
+
+def test_a_queue_that_cannot_be_read_leaves_the_states_and_warns_once(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = slurm_cluster(tmp_path)
+    (job,) = cluster.submit([request(Fall(folder=tmp_path, how="waits"))])
+    wait_until(lambda: cluster.poll() or job.state is JobState.RUNNING)
+    with monkeypatch.context() as broken:
+        broken.setenv("SLURM_CONF", str(unreadable_conf(tmp_path)))
+        for _ in range(3):
+            time.sleep(0.35)
+            cluster.poll()
+    assert job.state is JobState.RUNNING
+    assert [record.message[:24] for record in caplog.records] == ["the queue cannot be read"]
+    cluster.cancel([job])
+    wait_over(cluster, [job])
+    assert job.state is JobState.CANCELLED
+
+
+def test_a_held_job_is_told_once(slurm: Slurm, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cluster = slurm_cluster(tmp_path, extra={"begin": "now+1hour"})
+    (job,) = cluster.submit([request(Say(folder=tmp_path))])
+    slurm.run("scontrol", "hold", job.id)
+    for _ in range(3):
+        cluster.poll()
+        time.sleep(0.35)
+    assert job.state is JobState.WAITING
+    assert [record.getMessage() for record in caplog.records] == [
+        f"job-00000 ({job.id}) will not start by itself: JobHeldAdmin"
+    ]
+    cluster.cancel([job])
+    wait_over(cluster, [job])
+
+
+def test_auto_means_slurm_where_it_is_configured(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(choose_cluster("auto", tmp_path, SlurmSettings()), SlurmCluster)
+    assert isinstance(choose_cluster("local", tmp_path, SlurmSettings()), LocalCluster)
+    monkeypatch.setenv("SLURM_CONF", str(unreadable_conf(tmp_path)))
+    assert isinstance(choose_cluster("auto", tmp_path, SlurmSettings()), LocalCluster)
+    with pytest.raises(ClusterError, match="`sbatch --help` failed: "):
+        choose_cluster("slurm", tmp_path, SlurmSettings())

@@ -1,0 +1,116 @@
+"""What a job on SLURM is taken to be, for answers of the queue that cannot be had on demand."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from cluster.job import ClusterError, JobState
+from cluster.rank import RankResult
+from cluster.slurm_job import SlurmJob, Submitted
+from cluster.slurm_queue import QueueRow
+from cluster.slurm_settings import SlurmSettings, check_extra
+
+
+def row(state: str, *, restarts: int = 0, reason: str = "None", job_name: str = "pab-1") -> QueueRow:
+    return QueueRow(state=state, restarts=restarts, reason=reason, job_name=job_name)
+
+
+def leave_result(folder: Path, *, attempt: int) -> None:
+    outcome = ("success", RankResult(attempt=attempt, value=f"start {attempt}"))
+    (folder / "77_3_0_result.pkl").write_bytes(pickle.dumps(outcome))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> SlurmJob:
+    return SlurmJob(Submitted(name="job-00003", id="77_3", num_ranks=2, job_name="pab-1", folder=tmp_path))
+
+
+def after(job: SlurmJob, *answers: tuple[float, QueueRow | None]) -> JobState:
+    for now_s, answer in answers:
+        job.see(answer, now_s=now_s, grace_s=15)
+    return job.state
+
+
+def test_a_result_counts_only_when_the_job_has_left_the_queue(job: SlurmJob, tmp_path: Path) -> None:
+    leave_result(tmp_path, attempt=0)
+    assert after(job, (0, row("RUNNING"))) is JobState.RUNNING
+    assert after(job, (1, row("COMPLETING"))) is JobState.RUNNING
+    assert job.result() is None
+    assert after(job, (2, row("COMPLETED"))) is JobState.ENDED
+    assert job.result() == "start 0"
+
+
+def test_the_result_of_an_earlier_start_is_not_the_jobs(job: SlurmJob, tmp_path: Path) -> None:
+    leave_result(tmp_path, attempt=0)
+    assert (
+        after(job, (0, row("RUNNING", restarts=1)), (1, row("FAILED", restarts=1)), (17, None), (18, None))
+        is JobState.LOST
+    )
+    leave_result(tmp_path, attempt=1)
+    assert after(job, (19, row("COMPLETED", restarts=1))) is JobState.ENDED
+
+
+def test_a_failed_node_is_not_the_end_until_slurm_has_had_its_time(job: SlurmJob) -> None:
+    assert after(job, (0, row("RUNNING")), (5, row("NODE_FAIL"))) is JobState.WAITING
+    assert after(job, (60, row("NODE_FAIL"))) is JobState.WAITING
+    assert after(job, (61, row("PENDING", restarts=1)), (70, row("RUNNING", restarts=1))) is JobState.RUNNING
+    assert after(job, (80, row("NODE_FAIL", restarts=1)), (141, row("NODE_FAIL", restarts=1))) is JobState.LOST
+    assert after(job, (150, row("RUNNING", restarts=2))) is JobState.RUNNING
+
+
+def test_a_result_may_become_visible_late(job: SlurmJob, tmp_path: Path) -> None:
+    assert after(job, (0, row("RUNNING")), (1, row("COMPLETED")), (14, row("COMPLETED"))) is JobState.RUNNING
+    leave_result(tmp_path, attempt=0)
+    assert after(job, (15, row("COMPLETED"))) is JobState.ENDED
+
+
+def test_one_answer_without_the_job_is_not_believed(job: SlurmJob) -> None:
+    assert after(job, (0, row("RUNNING")), (1, None)) is JobState.RUNNING
+    assert after(job, (2, row("RUNNING")), (3, None), (4, None), (18, None)) is JobState.RUNNING
+    assert after(job, (20, None)) is JobState.LOST
+    assert str(job.error()).startswith("SLURM's last state: RUNNING")
+
+
+def test_a_strangers_job_under_the_same_id_is_not_ours(job: SlurmJob) -> None:
+    strange = row("RUNNING", job_name="training")
+    assert after(job, (0, row("PENDING")), (1, strange), (2, strange), (30, strange)) is JobState.LOST
+
+
+def test_a_cancelled_job_that_had_ended_keeps_its_result(job: SlurmJob, tmp_path: Path) -> None:
+    assert after(job, (0, row("CANCELLED"))) is JobState.CANCELLED
+    leave_result(tmp_path, attempt=0)
+    ended = SlurmJob(job.submitted)
+    assert after(ended, (0, row("CANCELLED"))) is JobState.ENDED
+
+
+def test_a_result_that_cannot_be_read_is_an_error_that_names_the_file(job: SlurmJob, tmp_path: Path) -> None:
+    (tmp_path / "77_3_0_result.pkl").write_bytes(b"garbage")
+    with pytest.raises(ClusterError, match=r"job 77_3: its result .*77_3_0_result\.pkl cannot be read"):
+        after(job, (0, row("COMPLETED")))
+
+
+@pytest.mark.parametrize(
+    ("reason", "stuck"),
+    [
+        ("JobHeldUser", True),
+        ("launch failed requeued held", True),
+        ("Resources", False),
+        ("DependencyNeverSatisfied", True),
+    ],
+)
+def test_a_job_that_waits_for_a_person_is_told_from_one_that_waits_for_a_place(reason: str, stuck: bool) -> None:
+    assert row("PENDING", reason=reason).is_stuck is stuck
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ClusterError, match="max_parallel_jobs=0: must be at least 1"):
+        SlurmSettings(max_parallel_jobs=0)
+    with pytest.raises(ClusterError, match=r"comment='a\\n#SBATCH --uid=0': line breaks"):
+        SlurmSettings(extra={"comment": "a\n#SBATCH --uid=0"})
+    with pytest.raises(ClusterError, match="no option 'zzz'; see `sbatch --help`"):
+        check_extra({"zzz": "1"}, {"constraint", "gres"})
+    with pytest.raises(ClusterError, match="'signal' cannot be set by hand: it asks the job to requeue itself"):
+        check_extra({"signal": "B:USR1"}, {"signal"})
