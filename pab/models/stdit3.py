@@ -28,9 +28,8 @@ from pab.models.layers import (
 )
 from pab.parallel import SequenceParallel
 from pab.plan import Site
+from pab.sites import PARTS, stdit3_sites
 from pab.state import Visit
-
-PARTS = ("attn", "cross_attn", "mlp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +63,6 @@ class STDiT3Config:
     def out_channels(self) -> int:
         """Channels predicted: velocity, and as many more (unused when sampling) with `pred_sigma`."""
         return self.in_channels * (2 if self.pred_sigma else 1)
-
-
-def stdit3_sites(depth: int) -> tuple[Site, ...]:
-    """Returns the sites of a model in the order in which they run."""
-    return tuple(
-        Site(name=f"{stack}_blocks.{i}.{part}", kind=kind, stack=stack, block=i)
-        for i in range(depth)
-        for stack in ("spatial", "temporal")
-        for part, kind in zip(PARTS, (stack, "cross", "mlp"), strict=True)
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +263,11 @@ class STDiT3(nn.Module):
         """All blocks in running order: spatial 0, temporal 0, spatial 1, ..."""
         pairs = zip(self.spatial_blocks, self.temporal_blocks, strict=True)
         return [block for pair in pairs for block in pair]  # type: ignore[misc]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The broadcast sites in running order."""
+        return stdit3_sites(self.config.depth)
 
     def prepare_text(self, y_BLC: Tensor, mask_nL: Tensor | None = None) -> Text:
         """Projects text states [B, L, caption_channels] and makes every block's keys and values.
