@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pab.families.demo import DEMO
+from pab.families.open_sora import OPEN_SORA
 from pab.family import Family
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (DEMO,)}
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (DEMO, OPEN_SORA)}
 
 
 def find_family(name: str) -> Family:

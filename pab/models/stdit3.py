@@ -275,10 +275,10 @@ class STDiT3(nn.Module):
         `mask_nL`: 1 for tokens that count (holes allowed); its n rows are tiled over the B rows, so row i serves rows i,
         n+i, ... Tokens that no row keeps are dropped.
         """
-        text_BLD = self.y_embedder(y_BLC.to(self.final_layer.linear.weight.dtype))
+        text_BLD = self.y_embedder(y_BLC.to(self.final_layer.linear.weight))
         mask_B11L = None
         if mask_nL is not None:
-            mask_nL = mask_nL == 1
+            mask_nL = (mask_nL == 1).to(text_BLD.device)
             used = mask_nL.any(dim=0)
             text_BLD, mask_nL = text_BLD[:, used], mask_nL[:, used]
             if not mask_nL.all():

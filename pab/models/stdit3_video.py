@@ -30,9 +30,14 @@ class STDiT3Video:
     codec: LatentCodec
     timesteps: Callable[[ClipRequest], tuple[float, ...]]
     model_fps: Callable[[ClipRequest], float]
+    model_size: Callable[[ClipRequest], tuple[float, float]] = lambda request: (request.height, request.width)
+    """Height and width in pixels as the transformer is told them."""
+    prepare: Callable[[ClipRequest], ClipRequest] = lambda request: request
+    """Returns the clip with the texts that the encoder reads."""
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts, and negative prompts where given; the null text stands for an absent one."""
+        requests = [self.prepare(request) for request in requests]
         pairs = encode_pairs(requests, self.encode_text, absent=None)
         return [
             guided_prompt(cond, uncond or self._null(cond), self.transformer.prepare_text) for cond, uncond in pairs
@@ -65,13 +70,14 @@ class STDiT3Video:
         request = step_input.request
         rows = 2 if visit.branch == BOTH else 1
         active = step_input.active_frames
+        height, width = self.model_size(request)
         output = self.transformer.denoise(
             latents.repeat(rows, 1, 1, 1, 1),
             step_input.timestep,
             text,
             clip=ClipShape(
-                height=request.height,
-                width=request.width,
+                height=height,
+                width=width,
                 fps=torch.tensor([self.model_fps(request)]),
                 num_latent_frames=self.latent_shape(request)[1],
             ),

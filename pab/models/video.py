@@ -42,15 +42,16 @@ class LatentCodec(Protocol):
 def encode_pairs(
     requests: Sequence[ClipRequest], encode_text: Callable[[Sequence[str]], TextStates], *, absent: str | None
 ) -> list[tuple[TextStates, TextStates | None]]:
-    """Encodes all prompts at once and every different negative prompt once.
+    """Encodes every different text once, all in one call: a large encoder is loaded for it and let go again.
 
     Returns per clip the states of its prompt and of its negative prompt. `absent` stands for one that is not given; with
     None there, such a clip has no negative states.
     """
-    prompts = encode_text([request.prompt for request in requests])
-    texts = [request.negative_prompt or absent for request in requests]
-    encoded = {text: encode_text([text]) for text in dict.fromkeys(texts) if text is not None}
-    return [(prompts.row(i), None if text is None else encoded[text]) for i, text in enumerate(texts)]
+    pairs = [(request.prompt, request.negative_prompt or absent) for request in requests]
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair if text is not None))
+    states = encode_text(texts)
+    rows = {text: states.row(i) for i, text in enumerate(texts)}
+    return [(rows[prompt], None if negative is None else rows[negative]) for prompt, negative in pairs]
 
 
 def guided_prompt(cond: TextStates, uncond: TextStates, prepare: Callable[[Tensor, Tensor], object]) -> EncodedPrompt:

@@ -49,15 +49,17 @@ def _entry(text: str) -> FrameEntry:
         raise ValueError(f"mask strategy {text!r}: {error}; needs whole numbers, then an edit ratio") from error
     if len(values) > len(_DEFAULTS):
         raise ValueError(f"mask strategy {text!r} has {len(values)} parts, needs at most {len(_DEFAULTS)}")
-    loop, reference, reference_start, target_start, length, edit_ratio = (*values, *_DEFAULTS[len(values) :])
+    filled: list[float] = [*values, *_DEFAULTS[len(values) :]]
+    *whole, edit_ratio = filled
+    loop, reference, reference_start, target_start, length = map(int, whole)
     if not 0 <= edit_ratio <= 1:
         raise ValueError(f"mask strategy {text!r}: edit ratio {edit_ratio:g}, allowed 0 to 1")
     return FrameEntry(
-        loop=int(loop),
-        reference=int(reference),
-        reference_start=int(reference_start),
-        target_start=int(target_start),
-        length=int(length),
+        loop=loop,
+        reference=reference,
+        reference_start=reference_start,
+        target_start=target_start,
+        length=length,
         edit_ratio=edit_ratio,
     )
 

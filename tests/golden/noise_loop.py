@@ -64,10 +64,10 @@ def texts_of(case: Case):
     given = case.inputs()
 
     def states(prompts) -> TextStates:
-        name = {"positive": "prompt", "negative": "negative_prompt"}[prompts[0]]
-        y = given[f"{name}_embeds"]
-        mask = given.get(f"{name}_mask", torch.ones(y.shape[:2]))
-        return TextStates(y_BLC=y, mask_BL=mask, warnings=((),))
+        names = [{"positive": "prompt", "negative": "negative_prompt"}[prompt] for prompt in prompts]
+        y = [given[f"{name}_embeds"] for name in names]
+        mask = [given.get(f"{name}_mask", torch.ones(1, y[0].shape[1])) for name in names]
+        return TextStates(y_BLC=torch.cat(y), mask_BL=torch.cat(mask), warnings=((),) * len(names))
 
     return states
 

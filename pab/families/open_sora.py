@@ -1,0 +1,88 @@
+"""Open-Sora 1.2: text to video at 144p to 720p, 2 to 16 seconds, 30 steps of rectified flow (arXiv 2408.12588, table 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pab.family import ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest
+from pab.open_sora.clips import seen_levels
+from pab.open_sora.sizes import CHUNK_FRAMES, LATENT_STRIDE, LENGTHS, SIZES, image_size, num_tokens, rendered_size
+from pab.open_sora.weights import digest, find_weights
+from pab.plan import NO_BROADCAST, MlpRule, pyramid
+from pab.sites import stdit3_sites
+
+if TYPE_CHECKING:
+    from pab.model import VideoModel
+
+DEPTH = 28
+MAX_TOKENS = 450_000
+"""720p at 16 seconds."""
+
+_WINDOW = (450, 930)
+_MLP = tuple(
+    # The published keys 864, 788 and 676 are steps 13, 17 and 21 of 30 at 480p, 51 frames, in bfloat16.
+    MlpRule(stack=stack, blocks=(0, 1, 2, 3, 4), skip_count=2, position=step / 30)
+    for stack in ("spatial", "temporal")
+    for step in (13, 17, 21)
+)
+
+
+def load_open_sora(request: LoadRequest) -> VideoModel:
+    """Loads the published weights, or those in the folder or hub repository that `request.weights` names."""
+    from pab.open_sora.load import load_video_model
+
+    return load_video_model(find_weights(request.weights), request)
+
+
+def _rendered_range(dim: int) -> range:
+    """Returns the heights (0) or widths (1) between the smallest and the largest of the table, in whole latents."""
+    sizes = [rendered_size(*size)[dim] for sizes in SIZES.values() for size in sizes]
+    return range(min(sizes), max(sizes) + 1, LATENT_STRIDE)
+
+
+_HEIGHT, _WIDTH = rendered_size(*image_size("480p", "9:16"))
+
+OPEN_SORA = Family(
+    name="open_sora",
+    summary="Open-Sora 1.2, text to video, 144p to 720p, 51 frames (2 s) to 408 (16 s)",
+    defaults=ClipDefaults(
+        num_frames=LENGTHS["2s"],
+        height=_HEIGHT,
+        width=_WIDTH,
+        fps=24,
+        num_steps=30,
+        guidance_scale=7.0,
+        broadcast="pab246",
+    ),
+    limits=ClipLimits(
+        num_frames=range(CHUNK_FRAMES, LENGTHS["16s"] + 1, CHUNK_FRAMES),
+        height=_rendered_range(0),
+        width=_rendered_range(1),
+        fps=range(1, 61),
+        num_steps=range(1, 1001),
+        guidance_scale=(1.0, 30.0),
+        max_tokens=MAX_TOKENS,
+        max_prompt_chars=4000,
+    ),
+    sites=stdit3_sites(DEPTH),
+    presets={
+        "none": NO_BROADCAST,
+        "pab246": pyramid(2, 4, 6, window=_WINDOW, mlp=_MLP),
+        "pab357": pyramid(3, 5, 7, window=_WINDOW, mlp=_MLP),
+        "pab579": pyramid(5, 7, 9, window=_WINDOW, mlp=_MLP),
+    },
+    timesteps=seen_levels,
+    num_tokens=num_tokens,
+    # One H200, bfloat16, both guidance rows: a full step is 260 ms at 23,850 tokens, 106 ms without any attention;
+    # spatial attention, the part that grows with a frame's tokens, is 33 ms of it.
+    cost=CostFigures(
+        load_s=90.0,
+        linear_s=9.5e-6,
+        quadratic_s=8.7e-10,
+        fixed_step_s=0.0,
+        kind_shares={"spatial": 0.25, "temporal": 0.17, "cross": 0.17, "mlp": 0.36},
+        decode_s_per_pixel=2e-7,
+    ),
+    load=load_open_sora,
+    weights_digest=digest,
+)

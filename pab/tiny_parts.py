@@ -1,0 +1,79 @@
+"""Parts that tiny random models of several families share: a component's folder, a T5 encoder with its tokenizer."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+SENTENCES = (
+    "a cat walks over a red carpet in the sun",
+    "waves roll onto a beach at dawn, seen from above",
+    "a slow pan over mountains covered in snow",
+    "two birds fly past tall trees; the camera follows them",
+    "time lapse of clouds above a city at night",
+    "aesthetic score: 6.5. motion score: 12.0. camera motion: pan left.",
+    "the quick brown fox jumps over the lazy dog 0123456789",
+)
+"""What the tiny tokenizer learns its pieces from."""
+
+
+def write_component(folder: Path, module: nn.Module, config: Mapping[str, object]) -> None:
+    """Writes `model.safetensors` and `config.json` of one component."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def write_t5(folder: Path, *, channels: int, max_length: int) -> None:
+    """Writes a two-layer T5 encoder with random weights and a tokenizer trained on a few sentences."""
+    import transformers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = write_spiece(folder / "spiece.model")
+    tokenizer = {
+        "tokenizer_class": "T5Tokenizer",
+        "extra_ids": 0,
+        "additional_special_tokens": [],
+        "model_max_length": max_length,
+        "legacy": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2))
+    config = transformers.T5Config(
+        vocab_size=vocabulary,
+        d_model=channels,
+        d_kv=8,
+        d_ff=2 * channels,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+    )
+    encoder = transformers.T5EncoderModel(config)
+    tensors = {key: value for key, value in encoder.state_dict().items() if key != "encoder.embed_tokens.weight"}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "model.safetensors")
+    config.to_json_file(folder / "config.json", use_diff=False)
+
+
+def write_spiece(path: Path) -> int:
+    """Trains a sentencepiece model on `SENTENCES` and writes it; returns its number of pieces."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES),
+        model_writer=model,
+        vocab_size=128,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    path.write_bytes(model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()

@@ -1,0 +1,43 @@
+"""Writes a small model with random weights in a family's published layout: `python -m pab.tiny_weights open_sora DIR`.
+
+Use the folder like a published one: `python -m pipeline submit --model open_sora --weights DIR ...`. The videos are noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pab.open_sora.tiny import write_tiny_open_sora
+
+WRITERS: Mapping[str, Callable[[Path, int], None]] = {"open_sora": write_tiny_open_sora}
+
+
+def write_tiny_weights(family: str, folder: Path, seed: int = 0) -> None:
+    """Writes a family's tiny weights into a new or empty folder. Raises ValueError, FileExistsError."""
+    if family not in WRITERS:
+        raise ValueError(f"family={family!r} has no tiny weights, allowed: {', '.join(WRITERS)}")
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; name a new folder")
+    WRITERS[family](folder, seed)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pab.tiny_weights", description=__doc__)
+    parser.add_argument("family", choices=sorted(WRITERS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    try:
+        write_tiny_weights(options.family, options.folder, options.seed)
+    except FileExistsError as error:
+        parser.error(str(error))
+    sys.stdout.write(f"wrote tiny {options.family} weights to {options.folder}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

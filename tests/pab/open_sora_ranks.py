@@ -1,0 +1,48 @@
+"""A tiny Open-Sora on any number of ranks."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pab.denoise import denoise, initial_noise, plan_for
+from pab.families.open_sora import OPEN_SORA
+from pab.family import ClipRequest, LoadRequest
+from pab.models.t5_text import T5Text
+from pab.parallel import NodeGroup, open_group
+from tests.pab.vae_ranks import whole_axis
+
+CLIP = ClipRequest(
+    prompt="A cat walks over a red carpet", negative_prompt=None, seed=3, num_frames=34, height=112, width=128, fps=24,
+    num_steps=4, guidance_scale=7.0,
+)  # fmt: skip
+
+
+def render(folder: Path, request: ClipRequest, broadcast: str, cfg: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Final latents and frames of a clip."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    group = open_group(dp=1, cfg=cfg, sp=world // cfg, device=torch.device("cpu")) if world > 1 else NodeGroup()
+    model = OPEN_SORA.load(LoadRequest(weights=str(folder), precision="float32", device="cpu"))
+    plan = plan_for(OPEN_SORA, request, OPEN_SORA.presets[broadcast], "float32")
+    done = denoise(
+        model,
+        request,
+        prompt=model.encode_prompts([request])[0],
+        noise=initial_noise(request, model.latent_shape(request)),
+        plan=plan,
+        group=group,
+    )
+    return done.latents, model.decode(done.latents, request, group)
+
+
+def t5_text(folder: Path, max_length: int = 48) -> T5Text:
+    text_encoder = folder / "text_encoder"
+    return T5Text(
+        folder=text_encoder, tokenizer_folder=text_encoder, dtype=torch.float32, device=torch.device("cpu"),
+        max_length=max_length, axis=whole_axis(),
+    )  # fmt: skip
+
+
+def encode_and_render(folder: Path, texts: list[str], cfg: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Text states of all texts, final latents and frames of `CLIP`."""
+    return t5_text(folder)(texts).y_BLC, *render(folder, CLIP, "pab246", cfg)
