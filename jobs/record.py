@@ -13,9 +13,6 @@ from jobs.encode import Video
 from pab.parallel import NodeGroup
 from pab.plan import KINDS, BroadcastPlan
 
-ALL_TO_ALLS_PER_TEMPORAL_SITE = 2
-"""A computed temporal site makes its frames whole and splits them again; a reused one sends nothing."""
-
 
 def clip_record(
     begun: Begun, rendered: ClipFrames, context: JobContext, *, video: Video, sha256: str
@@ -79,12 +76,12 @@ def plan_facts(plan: BroadcastPlan, broadcast: str) -> dict[str, object]:
 def planned_counts(rendered: ClipFrames, group: NodeGroup) -> dict[str, object]:
     """Returns what the plan foretells of one rank: site calls by kind, and all-to-alls."""
     plan, passes = rendered.plan, count_passes(rendered.request, group)
-    exchanged = ALL_TO_ALLS_PER_TEMPORAL_SITE * passes if group.sp.size > 1 else 0
+    exchanging = passes if group.sp.size > 1 else 0
     return {
         "computed": {kind: plan.computed(kind) * passes for kind in KINDS},
         "reused": {kind: (plan.total(kind) - plan.computed(kind)) * passes for kind in KINDS},
-        "all_to_alls": exchanged * plan.computed("temporal"),
-        "all_to_alls_without_broadcast": exchanged * plan.total("temporal"),
+        "all_to_alls": exchanging * plan.all_to_alls,
+        "all_to_alls_without_broadcast": exchanging * plan.all_to_alls_without_broadcast,
     }
 
 

@@ -22,13 +22,15 @@ class Site:
     """One place in a model whose output PAB may keep.
 
     `name` is the module path (`spatial_blocks.3.attn`), `kind` one of `KINDS`, `stack` the kind of block it stands in
-    ("spatial" or "temporal"), `block` the block's index in that stack.
+    ("spatial" or "temporal"), `block` the block's index in that stack. `all_to_alls`: how many it makes on several ranks
+    when it computes; a reused site makes none.
     """
 
     name: str
     kind: str
     stack: str
     block: int
+    all_to_alls: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -217,6 +219,21 @@ class BroadcastPlan:
     def total(self, kind: str) -> int:
         """Returns how many calls of this kind there are, over all steps and sites."""
         return self.num_steps * sum(site.kind == kind for site in self.sites)
+
+    @property
+    def all_to_alls(self) -> int:
+        """What the computed sites of one pass make on several ranks, over all steps."""
+        return sum(
+            site.all_to_alls
+            for step in range(self.num_steps)
+            for i, site in enumerate(self.sites)
+            if not self.reuses(step, i)
+        )
+
+    @property
+    def all_to_alls_without_broadcast(self) -> int:
+        """What one pass would make if every site computed at every step."""
+        return self.num_steps * sum(site.all_to_alls for site in self.sites)
 
     def decisions(self, site: int) -> str:
         """Returns one letter a step: C computed, S computed and kept for MLP reuse, B broadcast (reused)."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.plan import NO_BROADCAST, MlpRule, Site, pyramid
 from pab.rectified_flow import round_to, timesteps
+from pab.sites import stdit3_sites
 from pab.weights import weights_digest
 
 if TYPE_CHECKING:
@@ -24,13 +25,7 @@ WEIGHTS = Path(__file__).parent.parent / "demo" / "demo.safetensors"
 
 def demo_sites(depth: int = DEPTH) -> tuple[Site, ...]:
     """Returns the sites of the demo transformer in running order."""
-    kinds = (("spatial", "spatial"), ("temporal", "temporal"))
-    return tuple(
-        Site(name=f"{stack}_blocks.{i}.{part}", kind=site_kind, stack=stack, block=i)
-        for i in range(depth)
-        for stack, kind in kinds
-        for part, site_kind in (("attn", kind), ("cross_attn", "cross"), ("mlp", "mlp"))
-    )
+    return stdit3_sites(depth)
 
 
 def demo_timesteps(request: ClipRequest, precision: str) -> tuple[float, ...]:

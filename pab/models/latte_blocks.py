@@ -1,4 +1,4 @@
-"""Configuration, sites and blocks of Latte-1 and Open-Sora-Plan 1.1.0; `latte.py` is the transformer made of them.
+"""Configuration and blocks of Latte-1 and Open-Sora-Plan 1.1.0; `latte.py` is the transformer made of them.
 
 Spatial blocks have cross attention to the text, temporal ones have not. Frames are split over the ranks of the sequence
 axis, so the only all-to-alls stand inside the temporal attention branch, and a broadcast temporal attention skips them.
@@ -17,10 +17,7 @@ from torch import Tensor, nn
 from pab.models.adaln_single import Attention, FeedForward, modulated_norm, modulation_table
 from pab.models.layers import rotate_halves
 from pab.parallel import SequenceParallel
-from pab.plan import Site
-
-SPATIAL_PARTS = (("attn1", "spatial"), ("attn2", "cross"), ("ff", "mlp"))
-TEMPORAL_PARTS = (("attn1", "temporal"), ("ff", "mlp"))
+from pab.sites import LATTE_PARTS, LATTE_STACKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,20 +56,6 @@ class LatteConfig:
     def position_scale(self) -> float:
         """What spatial positions are divided by: the training size in units of 64 latents."""
         return max(self.sample_size // 64, 1)
-
-
-def latte_sites(num_layers: int) -> tuple[Site, ...]:
-    """Returns the sites of a model in the order in which they run."""
-    stacks = (
-        ("transformer_blocks", "spatial", SPATIAL_PARTS),
-        ("temporal_transformer_blocks", "temporal", TEMPORAL_PARTS),
-    )
-    return tuple(
-        Site(name=f"{name}.{i}.{part}", kind=kind, stack=stack, block=i)
-        for i in range(num_layers)
-        for name, stack, parts in stacks
-        for part, kind in parts
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +115,7 @@ class SpatialBlock(nn.Module):
         super().__init__()
         dim = config.hidden_size
         compressed = config.compress_factor > 1 and index >= config.num_layers // 2
-        self.sites = tuple(f"transformer_blocks.{index}.{part}" for part, _ in SPATIAL_PARTS)
+        self.sites = tuple(f"{LATTE_STACKS['spatial']}.{index}.{part}" for part in LATTE_PARTS["spatial"])
         self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
         self.attn1 = SelfAttention(config, spatial=True, compressed=compressed)
         self.attn2 = Attention(dim, config.num_heads)
@@ -174,7 +157,7 @@ class TemporalBlock(nn.Module):
         super().__init__()
         dim = config.hidden_size
         compressed = config.compress_factor > 1 and index >= config.num_layers // 2
-        self.sites = tuple(f"temporal_transformer_blocks.{index}.{part}" for part, _ in TEMPORAL_PARTS)
+        self.sites = tuple(f"{LATTE_STACKS['temporal']}.{index}.{part}" for part in LATTE_PARTS["temporal"])
         self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
         self.attn1 = SelfAttention(config, spatial=False, compressed=compressed)
         self.ff = FeedForward(dim)

@@ -32,10 +32,8 @@ from pab.models.adaln_single import (
 )
 from pab.models.layers import axial_rotation, position_embedding_1d, rotate_halves, unpatchify
 from pab.parallel import SequenceParallel, padded
-from pab.plan import Site
+from pab.sites import open_sora_plan_sites
 from pab.state import Visit
-
-PARTS = (("attn1", "spatial"), ("attn2", "cross"), ("ff", "mlp"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,15 +90,6 @@ def open_sora_plan_config(published: Mapping[str, Any]) -> OpenSoraPlanConfig:
         place_scale=(time, row, column),
         caption_channels=int(published["caption_channels"]),
         use_rope=bool(published.get("use_rope", False)),
-    )
-
-
-def open_sora_plan_sites(num_layers: int) -> tuple[Site, ...]:
-    """Returns the sites of a model in the order in which they run; the 3-D self attention is of kind spatial."""
-    return tuple(
-        Site(name=f"transformer_blocks.{i}.{part}", kind=kind, stack="spatial", block=i)
-        for i in range(num_layers)
-        for part, kind in PARTS
     )
 
 
@@ -165,7 +154,7 @@ class OpenSoraPlanBlock(nn.Module):
     def __init__(self, config: OpenSoraPlanConfig, index: int) -> None:
         super().__init__()
         dim = config.hidden_size
-        self.sites = tuple(f"transformer_blocks.{index}.{part}" for part, _ in PARTS)
+        self.sites = tuple(site.name for site in open_sora_plan_sites(index + 1) if site.block == index)
         self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
         self.attn1 = FullAttention(dim, config.num_heads)
         self.attn2 = Attention(dim, config.num_heads)

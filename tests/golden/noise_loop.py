@@ -9,12 +9,11 @@ from pab.denoise import Denoised, denoise
 from pab.diffusion import DDIM, PNDM, EulerAncestral
 from pab.family import ClipRequest
 from pab.model import Scheduler
-from pab.models.latte_blocks import latte_sites
 from pab.models.noise_video import NoiseVideo
-from pab.models.open_sora_plan import open_sora_plan_sites
 from pab.models.video import TextStates
 from pab.parallel import NodeGroup, SequenceParallel
 from pab.plan import BroadcastPlan, make_plan
+from pab.sites import latte_sites, open_sora_plan_sites
 from tests.golden import latte, open_sora_plan
 from tests.golden.broadcast_traces import check_decisions, rules_from_reference
 from tests.golden.cases import Case, close

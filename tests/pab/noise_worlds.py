@@ -18,12 +18,13 @@ from pab.diffusion import (
 from pab.family import ClipRequest
 from pab.model import Scheduler
 from pab.models.latte import Latte
-from pab.models.latte_blocks import LatteConfig, latte_sites
+from pab.models.latte_blocks import LatteConfig
 from pab.models.noise_video import NoiseVideo
-from pab.models.open_sora_plan import OpenSoraPlan, OpenSoraPlanConfig, open_sora_plan_sites
+from pab.models.open_sora_plan import OpenSoraPlan, OpenSoraPlanConfig
 from pab.models.video import TextStates
 from pab.parallel import NodeGroup
 from pab.plan import BroadcastPlan, BroadcastRules, MlpRule, Site, make_plan, pyramid
+from pab.sites import latte_sites, open_sora_plan_sites
 
 TEXT_LENGTH, TEXT_CHANNELS = 6, 12
 LATTE = LatteConfig(

@@ -118,9 +118,9 @@ def test_several_ranks_render_the_latents_of_one(mesh, one_rank):
         for name, results in rank.items():
             for result, alone in zip(results, one_rank[name], strict=True):
                 assert differs(result.latents, alone.latents) < BOUND, name
-                computed = result.plan.computed(WORLDS[name].communicating)
-                assert result.traffic.all_to_alls == 2 * computed
-                assert 2 * computed < 2 * result.plan.total(WORLDS[name].communicating)
+                assert result.traffic.all_to_alls == result.plan.all_to_alls
+                assert result.plan.all_to_alls == 2 * result.plan.computed(WORLDS[name].communicating)
+                assert result.plan.all_to_alls < result.plan.all_to_alls_without_broadcast
 
 
 SIZES = (1, 2, 3, 4, 8)
