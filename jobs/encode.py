@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import imageio_ffmpeg
@@ -46,6 +47,7 @@ class Video:
     size_bytes: int
 
 
+@cache
 def ffmpeg_version() -> str:
     """Returns the version of the ffmpeg that encodes."""
     return str(imageio_ffmpeg.get_ffmpeg_version())

@@ -88,14 +88,17 @@ def derived_baseline_s(record: Json) -> float | None:
 
 
 def warm_up_s(records: Iterable[Json]) -> float:
-    """Returns the seconds by which the first step of each pattern was slower than the median of its later ones.
+    """Returns the seconds by which first times were slower than the median of later ones.
 
-    `records`: those that one process rendered, in order. A pattern that came once only tells nothing.
+    Of each step pattern, and of what denoising does around its steps. `records`: those that one process rendered, in
+    order. What came once only tells nothing.
     """
     seen: dict[str, list[float]] = {}
     for record in records:
         for pattern, seconds in _steps(record):
             seen.setdefault(_size(record) + pattern, []).append(seconds)
+        # Libraries that load or compile at first use do it before the first step, while the text is prepared.
+        seen.setdefault("around the steps", []).append(record["seconds"]["denoise"] - _loop_s(record))
     return sum(max(0.0, first - median(later)) for first, *later in seen.values() if later)
 
 

@@ -17,8 +17,9 @@ from tests.jobs.machines import run_with_submitit
 from tests.jobs.world import clip, render_job, write_shard
 
 
-def steps(text: str, seconds: list[float]) -> dict:
+def steps(text: str, seconds: list[float], around_s: float = 0.0) -> dict:
     return {
+        "seconds": {"denoise": sum(seconds) + around_s},
         "clip": {"num_frames": 8, "height": 8, "width": 8, "guidance_scale": 3.0},
         "steps": {"pattern": text.split(), "seconds": seconds},
         "plan": {"num_steps": len(seconds)},
@@ -34,6 +35,9 @@ def test_the_derived_baseline_is_the_median_full_step_times_all_steps():
 def test_warm_up_is_what_first_steps_took_beyond_later_ones():
     records = [steps("stcm ...m", [5.0, 3.0]), steps("stcm ...m sTcm", [2.0, 1.0, 9.0]), steps("stcm", [4.0])]
     assert warm_up_s(records) == (5.0 - 3.0) + (3.0 - 1.0)
+    slow_start = [steps("stcm", [1.0], around_s=around_s) for around_s in (4.5, 0.5, 0.25, 0.5)]
+    assert warm_up_s(slow_start) == 4.0
+    assert warm_up_s(slow_start[:1]) == 0.0
 
 
 def test_a_clip_is_timed_without_warm_up_where_others_of_its_size_tell():
