@@ -46,13 +46,9 @@ class ClipBoard:
         """Returns how a clip ended, or None."""
         return self._outcomes.get(clip_id)
 
-    def num_finished(self) -> int:
-        """Returns how many clips have ended."""
-        return len(self._outcomes)
-
-    def num_begun(self) -> int:
-        """Returns how many clips have begun, whether or not they have ended."""
-        return len(self._begun)
+    def has_begun(self, clip_id: str) -> bool:
+        """Tells whether a clip has begun, whether or not it has ended."""
+        return clip_id in self._begun
 
     def due(self, num_ahead: int) -> list[str]:
         """Returns the clips that have begun and the next `num_ahead` in order; none ahead before the first has begun."""

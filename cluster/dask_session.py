@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import dask
-from distributed import Client, Future, Worker, get_worker
+from distributed import Client, Future, Worker
 
 from cluster.clip_board import ClipBoard
 from cluster.scheduler_file import SchedulerPlace, security
@@ -19,6 +20,7 @@ from cluster.scheduler_file import SchedulerPlace, security
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 _AHEAD = 2
+_AT_ONCE = 16  # one clip per replica of the job, their uploads beside the next clips, and those ahead
 _KEPT = 20
 _CONNECT_S = 3.0
 _CLOSE_S = 1.0
@@ -42,12 +44,12 @@ async def run_session(
     """
     _silence_distributed()
     keys = security(place.folder)
-    turns = _ClipThreadPoolExecutor(board)
+    turns = _ClipExecutor(board)
     with tempfile.TemporaryDirectory(prefix="dask-") as scratch, dask.config.set(_LIGHT):
         worker = Worker(
             place.address,
             name=worker_name,
-            nthreads=1,
+            nthreads=_AT_ONCE,
             memory_limit=0,  # with a limit, Dask pauses a worker whose process holds a large model, for ever
             executor=turns,
             security=keys,
@@ -133,40 +135,42 @@ async def _wait_done(futures: list[Future]) -> None:
 
 
 def mirror(clip_id: str) -> str:
-    """Is a clip's task: lasts until the clip has ended and returns how."""
-    executor = get_worker().executors["default"]
-    assert isinstance(executor, _ClipThreadPoolExecutor)
-    return executor.wait_outcome(clip_id)
+    """Is a clip's task: lasts until the clip has ended and returns how; "left" if the job or the scheduler went before."""
+    return _EXECUTOR.get().wait_outcome(clip_id)
 
 
-class _ClipThreadPoolExecutor(ThreadPoolExecutor):
-    """Begins the nth task when the nth clip begins, so that the dashboard's bars are as long as the clips took.
+class _ClipExecutor(ThreadPoolExecutor):
+    """Begins a clip's task when the clip begins, so that the dashboard's bars are as long as the clips took.
 
-    Dask knows an executor whose tasks may ask for their worker by "ThreadPoolExecutor" in the class's name.
+    Dask takes the start of a task's bar when the executor calls it, hence waiting inside of the task would be too late.
     """
 
     def __init__(self, board: ClipBoard) -> None:
-        super().__init__(1, thread_name_prefix="dask-clip")
+        super().__init__(_AT_ONCE, thread_name_prefix="dask-clip")
         self._board = board
-        self._num_begun_tasks = board.num_finished()
         self._abandoned = False
 
-    def submit(self, task: Callable[..., _T], /, *args: Any, **kwargs: Any) -> ThreadFuture[_T]:
-        """Queues a task to begin in its turn."""
-        return super().submit(self._in_turn, task, *args, **kwargs)
+    def submit(self, run: Callable[..., _T], /, *args: Any, **kwargs: Any) -> ThreadFuture[_T]:
+        """Queues a task of Dask's, whose first argument tells its key."""
+        return super().submit(self._in_turn, run, *args, **kwargs)
 
-    def _in_turn(self, task: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
-        self._num_begun_tasks += 1
-        self._board.wait_until(lambda: self._abandoned or self._board.num_begun() >= self._num_begun_tasks)
-        return task(*args, **kwargs)
+    def _in_turn(self, run: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
+        _, clip_id = args[0].key
+        self._board.wait_until(lambda: self._abandoned or self._board.has_begun(clip_id))
+        _EXECUTOR.set(self)
+        return run(*args, **kwargs)
 
     def wait_outcome(self, clip_id: str) -> str:
-        """Blocks until the clip has ended; "left" if the job or the scheduler went before."""
+        """Blocks until the clip has ended."""
         self._board.wait_until(lambda: self._abandoned or self._board.outcome(clip_id) is not None)
         return self._board.outcome(clip_id) or "left"
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:
-        """Lets the thread go; never waits for the clip, whose rendering is not Dask's to end."""
+        """Lets the threads go; never waits for a clip, whose rendering is not Dask's to end."""
         self._abandoned = True
         self._board.poke()
         super().shutdown(wait=False, cancel_futures=True)
+
+
+# Of each thread of an executor: the executor. How a task, which Dask pickles, finds back to its job.
+_EXECUTOR: ContextVar[_ClipExecutor] = ContextVar("_EXECUTOR")

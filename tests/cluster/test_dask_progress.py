@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from cluster.clip_board import ClipBoard
 from cluster.dashboard import Dashboard
 from cluster.dask_progress import DaskProgress
 from cluster.job import ClusterError
-from cluster.scheduler_file import read_place, security
+from cluster.scheduler_file import SchedulerPlace, make_keys, read_place, security
 from tests.cluster.waiting import is_alive, wait_until
 
 
@@ -45,6 +46,21 @@ def end(job: subprocess.Popen[str]) -> tuple[dict[str, Any], str]:
     return json.loads(stdout), stderr
 
 
+def make_keys_in(folder: Path) -> Path:
+    folder.mkdir()
+    make_keys(folder)
+    return folder
+
+
+def shake_hands(place: SchedulerPlace, keys: Path) -> bytes:
+    """Returns the scheduler's first bytes to whoever holds these keys."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(keys / "dask-certificate.pem", keys / "dask-key.pem")
+    with socket.create_connection(place.host_and_port, timeout=10) as plain, context.wrap_socket(plain) as tls:
+        return tls.recv(8)
+
+
 class View:
     """What the scheduler knows, asked of the scheduler itself."""
 
@@ -53,11 +69,11 @@ class View:
         assert place
         self._client = Client(place.address, security=security(dashboard.scheduler_file.parent), timeout="10s")
 
-    def workers(self) -> dict[str, int]:
-        def look(dask_scheduler: object = None) -> dict[str, int]:
-            return {str(each.name): each.nthreads for each in dask_scheduler.workers.values()}  # type: ignore[attr-defined]
+    def workers(self) -> set[str]:
+        def look(dask_scheduler: object = None) -> set[str]:
+            return {str(each.name) for each in dask_scheduler.workers.values()}  # type: ignore[attr-defined]
 
-        return dict(self._client.run_on_scheduler(look))
+        return set(self._client.run_on_scheduler(look))
 
     def tasks(self) -> dict[str, tuple[str, str]]:
         """Clip -> (state, name of the worker that has it)."""
@@ -103,7 +119,7 @@ def test_two_jobs_show_their_clips_as_running_tasks_of_their_own_workers(dashboa
     view = View(dashboard)
     view.spans()  # the task stream records from its first question on
     jobs = [run_job(dashboard.scheduler_file, f"job-0000{k}", seconds=0.6, num_clips=99) for k in range(2)]
-    wait_until(lambda: view.workers() == {"job-00000": 1, "job-00001": 1})
+    wait_until(lambda: view.workers() == {"job-00000", "job-00001"})
     wait_until(lambda: len(view.tasks()) >= 8)
     seen = view.tasks()
     assert {state for state, _ in seen.values()} <= {"processing", "memory"}
@@ -115,13 +131,14 @@ def test_two_jobs_show_their_clips_as_running_tasks_of_their_own_workers(dashboa
     wait_until(lambda: len(view.spans()) >= 8)
     ended = [end(job) for job in jobs]
     assert [stderr for _, stderr in ended] == ["", ""]
-    assert max(figures["longest_call_s"] for figures, _ in ended) < 0.1
+    assert max(figures["longest_call_s"] for figures, _ in ended) < 0.25
     told = {clip: span for figures, _ in ended for clip, span in figures["told"].items()}
-    # Bars of clips that ran before Dask was imported begin late; the others are as long as their clips.
+    # No bar begins or ends before its clip does; those of the first clips begin late, while Dask is imported.
     spans = view.spans()
-    assert all(abs(stop - told[clip][1]) < 0.4 for clip, (_, stop) in spans.items())
-    assert sum(abs(start - told[clip][0]) < 0.2 for clip, (start, _) in spans.items()) >= 4
-    wait_until(lambda: view.workers() == {})
+    assert all(start - told[clip][0] > -0.1 for clip, (start, _) in spans.items())
+    assert all(-0.1 < stop - told[clip][1] < 2 for clip, (_, stop) in spans.items())
+    assert sum(start - told[clip][0] < 0.4 for clip, (start, _) in spans.items()) >= 4
+    wait_until(lambda: view.workers() == set())
     view.close()
 
 
@@ -132,17 +149,14 @@ def test_jobs_outlive_a_killed_scheduler_and_rejoin_the_next_one(mortal: Dashboa
     view.close()
     address = read_place(mortal.scheduler_file)
     os.kill(mortal.pid, signal.SIGKILL)
-    wait_until(lambda: not is_alive(mortal.pid))
-    assert mortal.revive()
+    wait_until(mortal.revive)
     assert not mortal.revive()
     assert read_place(mortal.scheduler_file) == address
     back = time.monotonic()
     view = View(mortal)
-    wait_until(lambda: set(view.workers()) == {"job-00000", "job-00001"})
+    wait_until(lambda: view.workers() == {"job-00000", "job-00001"})
     assert time.monotonic() - back < 8
-    wait_until(
-        lambda: {worker for state, worker in view.tasks().values() if state == "processing"} == set(view.workers())
-    )
+    wait_until(lambda: {worker for state, worker in view.tasks().values() if state == "processing"} == view.workers())
     view.close()
     for figures, stderr in map(end, jobs):
         assert figures["exit_s"] < 5
@@ -159,7 +173,7 @@ def test_a_job_ends_in_time_when_its_scheduler_was_killed_for_good(mortal: Dashb
     assert job.stderr
     assert "the job goes on without the dashboard" in job.stderr.readline()
     figures, stderr = end(job)
-    assert figures["longest_call_s"] < 0.1
+    assert figures["longest_call_s"] < 0.25
     assert figures["exit_s"] < 5
     assert stderr == ""
 
@@ -182,7 +196,7 @@ def test_a_scheduler_started_after_the_job_is_joined(tmp_path: Path) -> None:
     assert "no file" in job.stderr.readline()
     with dashboard:
         view = View(dashboard)
-        wait_until(lambda: view.workers() == {"job-00003": 1})
+        wait_until(lambda: view.workers() == {"job-00003"})
         view.close()
         end(job)
 
@@ -194,7 +208,7 @@ def test_an_address_that_answers_nothing_does_not_hold_the_job(tmp_path: Path) -
         job = run_job(file, "job-00000", seconds=1.0, num_clips=2)
         job.wait(20)
         figures, stderr = end(job)
-    assert figures["longest_call_s"] < 0.1
+    assert figures["longest_call_s"] < 0.25
     assert figures["exit_s"] < 6
     assert len(stderr.splitlines()) <= 1
 
@@ -208,7 +222,7 @@ def test_the_dashboard_pages_answer(dashboard: Dashboard) -> None:
     assert f"-L {port}:127.0.0.1:{port} " in dashboard.ssh_hint
 
 
-def test_the_key_is_private_and_in_no_pickle_and_strangers_are_refused(dashboard: Dashboard) -> None:
+def test_the_key_is_private_and_in_no_pickle_and_strangers_are_refused(dashboard: Dashboard, tmp_path: Path) -> None:
     folder = dashboard.scheduler_file.parent
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "dask-key.pem").stat().st_mode & 0o777 == 0o600
@@ -216,10 +230,9 @@ def test_the_key_is_private_and_in_no_pickle_and_strangers_are_refused(dashboard
     place = read_place(dashboard.scheduler_file)
     assert place
     assert place.address.startswith("tls://127.0.0.1:")
-    from distributed.security import Security
-
-    with pytest.raises((OSError, TimeoutError)):
-        Client(place.address, security=Security.temporary(), timeout="2s")
+    with pytest.raises(ssl.SSLError, match=r"(?i)unknown.ca|certificate"):
+        shake_hands(place, make_keys_in(tmp_path / "stranger"))
+    assert shake_hands(place, folder)
 
 
 def test_the_scheduler_ends_with_its_driver(tmp_path: Path) -> None:
@@ -262,6 +275,31 @@ def test_a_job_keeps_few_tasks_in_the_scheduler_however_many_clips_it_has(dashbo
     assert time.monotonic() - start < 8
 
 
+def test_clips_that_overlap_or_come_out_of_order_have_their_own_bars(dashboard: Dashboard) -> None:
+    view = View(dashboard)
+    view.spans()
+    with DaskProgress(scheduler_file=dashboard.scheduler_file).open("job-00009", list("abcdef")) as listener:
+        wait_until(lambda: "job-00009" in view.workers())
+        listener.started("a")
+        wait_until(lambda: set(view.tasks()) == set("abc"))
+        listener.started("e")
+        listener.finished("c", "skipped", 0.0)
+        wait_until(lambda: set(view.tasks()) == set("abcde"))
+        time.sleep(0.5)
+        listener.finished("e", "failed", 0.5)
+        wait_until(lambda: "e" in view.spans())
+        time.sleep(0.5)
+        listener.finished("a", "rendered", 1.0)
+        wait_until(lambda: "a" in view.spans())
+        spans = {clip: span for clip, span in view.spans().items() if clip in set("abcdef")}
+    assert set(spans) == {"a", "c", "e"}
+    assert spans["a"][0] < spans["e"][1] < spans["a"][1]
+    assert spans["a"][1] - spans["a"][0] > 0.9
+    assert spans["e"][1] - spans["e"][0] > 0.4
+    assert spans["c"][1] - spans["c"][0] < 0.4
+    view.close()
+
+
 def test_due_clips_are_those_begun_and_a_few_ahead() -> None:
     board = ClipBoard(["a", "b", "c", "d"])
     assert board.due(2) == []
@@ -269,4 +307,9 @@ def test_due_clips_are_those_begun_and_a_few_ahead() -> None:
     assert board.due(2) == ["b", "a", "c"]
     board.finish("a", "skipped")
     assert board.due(1) == ["b", "a", "c"]
-    assert (board.outcome("a"), board.outcome("b"), board.num_finished(), board.num_begun()) == ("skipped", None, 1, 2)
+    assert (board.outcome("a"), board.outcome("b"), board.has_begun("b"), board.has_begun("c")) == (
+        "skipped",
+        None,
+        True,
+        False,
+    )
