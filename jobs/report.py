@@ -268,6 +268,7 @@ def _clip_row(clip: Clip, facts: JobFacts) -> Json:
         "outcome": "rendered",
         "attempt": record["attempt"],
         "elapsed_s": record["elapsed_s"],
+        "plan": record["plan"]["digest"],
         "denoise_s": _rounded(_loop_s(record)),
         "derived_baseline_s": None if base is None else _rounded(base),
         "pab_factor_derived": None if base is None or not reuses(record) else _rounded(base / _loop_s(record)),
