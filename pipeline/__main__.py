@@ -6,6 +6,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from pipeline.exits import CommandError, Exit
@@ -28,9 +29,10 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    parsed = build_parser().parse_args(arguments)
-    screen = Screen(as_json=getattr(parsed, "json", False))
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    screen = Screen(as_json="--json" in words)
     try:
+        parsed = build_parser().parse_args(words)
         return int(importlib.import_module(COMMANDS[parsed.command]).run(parsed, screen))
     except KeyboardInterrupt:
         screen.error("interrupted", "interrupted", Exit.INTERRUPTED)
@@ -40,28 +42,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
-        return _tell(error, screen)
-
-
-def _tell(error: Exception, screen: Screen) -> int:
-    exit_code = _exit_code(error)
-    if exit_code is None:
-        raise error
-    screen.error(type(error).__name__, str(error), exit_code)
-    return exit_code
+        exit_code = _exit_code(error)
+        if exit_code is None:
+            traceback.print_exc()
+            exit_code = Exit.ERROR
+        screen.error(type(error).__name__, str(error) or repr(error), exit_code)
+        return exit_code
 
 
 def _exit_code(error: Exception) -> Exit | None:
     # Imported here: by the time there is such an error, its module is loaded already.
-    from manifests.errors import ManifestError
-
     from cluster.job import ClusterError
+    from jobs.bucket import BucketError
+    from manifests.errors import ManifestError
 
     if isinstance(error, CommandError):
         return error.exit_code
     if isinstance(error, ManifestError):
         return Exit.MANIFEST_INVALID
-    if isinstance(error, ClusterError):
+    if isinstance(error, ClusterError | BucketError):
         return Exit.REFUSED
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ OPTIONS = (
     Option(name="baseline", kind=bool, default=True, help="do not render one clip per job a second time without "
            "broadcast; reports then hold no measured speedup"),
     Option(name="cluster", kind=str, default="auto", choices=("auto", "local", "slurm"), group="machines",
-           help="auto is slurm where sbatch is found, else local"),
+           help="auto is slurm where sbatch is found and configured, else local"),
     Option(name="nodes_per_job", kind=int, default=1, metavar="N", group="machines", help="nodes of a job's group"),
     Option(name="gpus_per_node", kind=int, default=1, metavar="N", group="machines",
            help="GPUs, so ranks, on each of them; on CPUs a GPU is a process"),
@@ -174,16 +175,16 @@ def _truth(value: object, source: str) -> bool:
     return word in _TRUE
 
 
-def _pairs(value: object, source: str) -> dict[str, str]:
+def _pairs(value: object, source: str) -> dict[str, str | bool]:
     if isinstance(value, Mapping):
-        return {str(key): str(entry) for key, entry in value.items()}
+        return {str(key): entry if isinstance(entry, bool) else str(entry) for key, entry in value.items()}
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list):
         raise UsageError(f"{source}={value!r}, needs KEY=VALUE pairs")
-    pairs = {}
+    pairs: dict[str, str | bool] = {}
     for word in words:
-        key, equals, entry = str(word).partition("=")
-        if not key or not equals:
-            raise UsageError(f"{source}: {word!r} is not KEY=VALUE, e.g. constraint=a100")
-        pairs[key.removeprefix("--")] = entry
+        key, equals, entry = str(word).removeprefix("--").partition("=")
+        if not re.fullmatch(r"[a-z][a-z-]*", key) or (equals and not entry):
+            raise UsageError(f"{source}: {word!r} is not KEY=VALUE, e.g. constraint=a100 (KEY alone has no value)")
+        pairs[key] = entry if equals else True
     return pairs

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
+from pipeline.exits import UsageError
 from pipeline.options import OPTIONS, add_option, add_options
 
 EXITS = """exit codes:
@@ -26,9 +28,17 @@ SUBMIT = """examples:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Tells wrong usage by an error that carries the exit code, so that --json can tell it too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UsageError."""
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser; the chosen command is in `command` (and `manifest_command`)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m pipeline",
         description="Renders manifests of prompts into AI video on SLURM or here, with Pyramid Attention Broadcast.",
         epilog=EXITS,
@@ -46,9 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
 _Commands = argparse._SubParsersAction  # the type has no public name
 
 
-def _command(
-    commands: _Commands[argparse.ArgumentParser], name: str, summary: str, epilog: str = ""
-) -> argparse.ArgumentParser:
+def _command(commands: _Commands[Parser], name: str, summary: str, epilog: str = "") -> Parser:
     return commands.add_parser(
         name,
         help=summary,
@@ -59,11 +67,11 @@ def _command(
     )
 
 
-def _add_json(parser: argparse.ArgumentParser) -> None:
+def _add_json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="write one JSON document to stdout and nothing else")
 
 
-def _add_submit(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_submit(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "submit", "render a manifest, or go on with a run", SETTINGS + SUBMIT)
     parser.add_argument("manifest", metavar="MANIFEST", help="Parquet file or fsspec URL; one row is one clip")
     add_options(parser)
@@ -75,7 +83,7 @@ def _add_submit(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_json(parser)
 
 
-def _add_run_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_run_commands(commands: _Commands[Parser]) -> None:
     status = _run_command(commands, "status", "tell how far a run is, from its output alone")
     _add_json(status)
     watch = _run_command(commands, "watch", "show the status again and again until the run is finished")
@@ -96,13 +104,13 @@ def _add_run_commands(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_json(logs)
 
 
-def _run_command(commands: _Commands[argparse.ArgumentParser], name: str, summary: str) -> argparse.ArgumentParser:
+def _run_command(commands: _Commands[Parser], name: str, summary: str) -> Parser:
     parser = _command(commands, name, summary)
     parser.add_argument("output", metavar="OUTPUT", help="the run's folder or URL, as given to submit --output")
     return parser
 
 
-def _add_manifest(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_manifest(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "manifest", "check or make manifests")
     inner = parser.add_subparsers(dest="manifest_command", metavar="COMMAND", required=True)
     validate = _command(inner, "validate", "check every row of a manifest")
@@ -117,7 +125,7 @@ def _add_manifest(commands: _Commands[argparse.ArgumentParser]) -> None:
     _add_json(build)
 
 
-def _add_doctor(commands: _Commands[argparse.ArgumentParser]) -> None:
+def _add_doctor(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "doctor", "check this machine and say how to mend what is missing")
     parser.add_argument("--weights", metavar="DIR", help="check that this folder holds the weights of --model")
     parser.add_argument("--model", metavar="FAMILY", default="demo", help="the family (default: demo)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -43,7 +42,7 @@ class MachineSettings:
     partition: str | None
     account: str | None
     qos: str | None
-    slurm: Mapping[str, str]
+    slurm: Mapping[str, str | bool]
 
     @property
     def ranks_per_job(self) -> int:
@@ -86,7 +85,9 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
     value = {name: choice.value for name, choice in chosen.items()}
     cluster = str(value["cluster"])
     if cluster == "auto":
-        cluster = "slurm" if shutil.which("sbatch") else "local"
+        from cluster.choose import slurm_is_configured
+
+        cluster = "slurm" if slurm_is_configured() else "local"
     device = str(value["device"])
     gpus = visible_gpus(variables())
     if device == "auto":
@@ -113,7 +114,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
             partition=cast(str | None, value["partition"]),
             account=cast(str | None, value["account"]),
             qos=cast(str | None, value["qos"]),
-            slurm=cast(Mapping[str, str], value["slurm"]),
+            slurm=cast(Mapping[str, str | bool], value["slurm"]),
         ),
         dask=bool(value["dask"]),
     )

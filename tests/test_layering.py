@@ -32,6 +32,10 @@ TORCH_FREE = (
     "jobs/outcome.py",
     "jobs/progress.py",
     "jobs/bucket.py",
+    "jobs/layout.py",
+    "jobs/patience.py",
+    "jobs/render.py",
+    "jobs/report.py",
 )
 """What planning and the command line import: torch may stand in a function there, never at the top."""
 ROOMS = {
@@ -52,7 +56,7 @@ ROOMS = {
     "s3fs": ("jobs/bucket.py",),
     "pyarrow": ("manifests/*", "pipeline/report*.py"),
     "numpy": ("manifests/*", "pab/*", "jobs/*", "pipeline/report*.py"),
-    "imageio_ffmpeg": ("jobs/*", "pipeline/doctor*.py"),
+    "imageio_ffmpeg": ("jobs/*", "pipeline/checks.py"),
     "rich": ("pipeline/*",),
 }
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from manifests.shards import ClipGroup
 from pab.families.demo import DEMO
 from pab.family import Family
-from pipeline.cost import ClipCosts, ClipKind
+from pipeline.cost import ClipCosts
 from pipeline.exits import UsageError
 from pipeline.rules import run_rules
 from pipeline.settings import RenderSettings
@@ -94,9 +95,7 @@ def test_a_family_without_its_weights_is_left_out_unless_it_is_the_one_asked_for
 
 def test_cost_counts_what_the_plan_reuses() -> None:
     costs = ClipCosts(run_rules(RENDER, ONE), "float32")
-    kind = ClipKind(
-        model="demo", num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="none"
-    )
+    kind = ClipGroup(model="demo", num_frames=16, height=64, width=64, num_steps=30, guided=True, broadcast="none")
     full = costs.seconds(kind)
     tokens, cost = DEMO.num_tokens(16, 64, 64), DEMO.cost
     assert full == pytest.approx(
@@ -105,4 +104,4 @@ def test_cost_counts_what_the_plan_reuses() -> None:
     saving = replace(kind, broadcast="pab246")
     assert costs.seconds(saving) < full
     assert costs.seconds_without_broadcast(saving) == full
-    assert costs.seconds(replace(kind, guidance_scale=1.0)) < 0.6 * full
+    assert costs.seconds(replace(kind, guided=False)) < 0.6 * full

@@ -57,7 +57,7 @@ def test_every_setting_is_a_flag_a_variable_and_a_key() -> None:
         ((), {}, "gpus_per_node = 0", r"run.toml: gpus_per_node=0, needs a whole number of 1 or more"),
         ((), {}, "gpus_per_node =", r"run.toml: Invalid value"),
         (("--gpus-per-node", "x"), {}, "", r"--gpus-per-node='x', needs a whole number"),
-        (("--slurm", "exclusive"), {}, "", r"--slurm: 'exclusive' is not KEY=VALUE"),
+        (("--slurm", "mem="), {}, "", r"--slurm: 'mem=' is not KEY=VALUE"),
         (("--cluster", "local", "--qos", "high"), {}, "", r"--qos is SLURM's and the jobs run on this machine"),
         (("--mesh", "sp=4"), {}, "", r"--mesh=sp=4 uses 4 ranks, a job has 1 .*change one of them"),
         (("--mesh", "sp=0"), {}, "", r"--mesh='sp=0': 'sp=0', needs auto, or each of dp, cfg, sp"),
@@ -76,6 +76,13 @@ def test_no_dask_is_the_opposite_of_dask() -> None:
     assert settings_of("--cluster", "local").dask
     assert not settings_of("--cluster", "local", "--no-dask").dask
     assert not settings_of("--cluster", "local", environment={"PAB_PIPELINE_DASK": "0"}).dask
+
+
+def test_slurm_takes_pairs_and_bare_options() -> None:
+    flags = ("--cluster", "slurm", "--slurm", "constraint=a100", "exclusive", "--slurm", "mem=64G")
+    assert settings_of(*flags).machines.slurm == {"constraint": "a100", "exclusive": True, "mem": "64G"}
+    environment = {"PAB_PIPELINE_SLURM": "mem=1G exclusive"}
+    assert settings_of("--cluster", "slurm", environment=environment).machines.slurm == {"mem": "1G", "exclusive": True}
 
 
 def test_precision_follows_the_device() -> None:

@@ -1,0 +1,130 @@
+"""Progress on stderr while a run is driven: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from pipeline.screen import duration
+
+_LINE_EVERY_S = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """How far the run is. `new` clips were rendered since `elapsed_s` ago.
+
+    Only a driver knows the jobs, and what was planned for the whole.
+    """
+
+    num_clips: int
+    rendered: int
+    failed: int
+    started: int
+    new: int
+    elapsed_s: float
+    jobs_running: int | None = None
+    jobs_waiting: int | None = None
+    planned_s: float | None = None
+
+    @property
+    def clips_per_hour(self) -> float | None:
+        """The measured rate, once a clip is rendered."""
+        return 3600 * self.new / self.elapsed_s if self.new and self.elapsed_s > 0 else None
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go: by the measured rate, before there is one by the plan."""
+        rate = self.clips_per_hour
+        if rate is None:
+            return None if self.planned_s is None else max(0.0, self.planned_s - self.elapsed_s)
+        return 3600 * max(0, self.num_clips - self.rendered - self.failed) / rate
+
+    def text(self) -> str:
+        """Says it in one line."""
+        rate = self.clips_per_hour
+        parts = [
+            f"{self.rendered:,} of {self.num_clips:,} clips",
+            f"{self.failed} failed",
+            f"{self.started} running",
+            f"jobs {self.jobs_running} running, {self.jobs_waiting} waiting" if self.jobs_running is not None else "",
+            f"{rate:,.0f} clips per hour" if rate else "",
+            f"{duration(self.eta_s)} to go" if self.eta_s is not None else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+class Display(Protocol):
+    """Shows snapshots while used as a context manager."""
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Shows how far the run is."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class LineDisplay:
+    """A line on stderr when something has changed, not more often than every 15 s."""
+
+    def __init__(self) -> None:
+        self._told_at = float("-inf")
+        self._told: tuple[int, int] | None = None
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Writes a line if something has changed."""
+        ended = (snapshot.rendered, snapshot.failed)
+        now = time.monotonic()
+        if ended == self._told or now - self._told_at < _LINE_EVERY_S:
+            return
+        self._told, self._told_at = ended, now
+        print(snapshot.text(), file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class BarDisplay:
+    """A bar with counts, rate and time to go."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
+            console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._task: TaskID = self._progress.add_task("starting", total=None)
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Moves the bar."""
+        self._progress.update(
+            self._task, description=snapshot.text(), total=snapshot.num_clips,
+            completed=snapshot.rendered + snapshot.failed,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+def open_display() -> Display:
+    """Returns bars where stderr is a terminal, else lines."""
+    return BarDisplay() if sys.stderr.isatty() else LineDisplay()

@@ -1,0 +1,141 @@
+"""`submit --dry-run`: jobs, time, saving, plan and scripts of what would be done."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from manifests.shards import ClipGroup
+from pab.plan import ATTENTION_KINDS
+from pipeline.cost import ClipCosts
+from pipeline.machines import job_request, limit_min, open_slurm
+from pipeline.screen import Screen, counted, duration
+from pipeline.settings import RunSettings
+from pipeline.sharding import PlannedWork, on_mesh
+from pipeline.state import Progress
+
+
+def show_dry_run(
+    settings: RunSettings,
+    work: PlannedWork,
+    costs: ClipCosts,
+    *,
+    progress: Progress,
+    num_clips: int,
+    screen: Screen,
+) -> None:
+    """Shows the plan of a submit; nothing is written or started."""
+    document = dry_run_document(settings, work, costs, progress=progress, num_clips=num_clips)
+    scripts = job_scripts(settings, work)
+    screen.result(document | {"scripts": scripts}, _text(settings, work, costs, document, scripts))
+
+
+def job_scripts(settings: RunSettings, work: PlannedWork) -> list[str]:
+    """Returns the sbatch scripts of the jobs, one for each time limit; none for jobs on this machine. Raises ClusterError."""
+    machines, shards = settings.machines, work.shards.shards
+    if machines.cluster == "local" or not shards:
+        return []
+    job_settings = settings.job_settings(run_id="dry-run", mesh=work.mesh, broadcast_rules=None)
+    by_limit: dict[int, list[float]] = {}
+    for shard in shards:
+        by_limit.setdefault(limit_min(machines, shard.seconds), []).append(shard.seconds)
+    with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
+        slurm = open_slurm(machines, Path(folder))
+        return [
+            slurm.script(job_request(job_settings, machines, shard=0, planned_s=seconds[0]), num_jobs=len(seconds))
+            for _, seconds in sorted(by_limit.items())
+        ]
+
+
+def dry_run_document(
+    settings: RunSettings, work: PlannedWork, costs: ClipCosts, *, progress: Progress, num_clips: int
+) -> dict[str, object]:
+    """Returns the plan of a submit as JSON values."""
+    shards = work.shards.shards
+    ranks = settings.machines.ranks_per_job
+    job_s = sum(shard.seconds for shard in shards)
+    longest_s = max((shard.seconds for shard in shards), default=0.0)
+    at_once = max(1, min(settings.machines.max_parallel_jobs, len(shards)))
+    return {
+        "output": settings.output,
+        "num_clips": num_clips,
+        "recorded": len(progress.recorded),
+        "failed": len(progress.not_rendered),
+        "to_render": work.num_clips,
+        "jobs": len(shards),
+        "jobs_over_minutes": len(work.shards.over_bound),
+        "mesh": str(work.mesh),
+        "longest_job_minutes": round(longest_s / 60, 2),
+        "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
+        "gpu_hours": round(job_s * ranks / 3600, 3),
+        "planned_speedup": round(work.seconds_without_broadcast / work.seconds, 3) if work.seconds else None,
+        "groups": [_group_document(work, costs, group) for group in sorted(work.groups)],
+    }
+
+
+def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> dict[str, object]:
+    plan = costs.plan(group)
+    attention = [(plan.computed(kind), plan.total(kind)) for kind in ATTENTION_KINDS]
+    document: dict[str, object] = {
+        **asdict(group),
+        "num_clips": work.groups[group],
+        "seconds_per_clip": round(on_mesh(costs.seconds(group), group, work.mesh), 3),
+        "attention_calls": sum(total for _, total in attention),
+        "attention_calls_computed": sum(computed for computed, _ in attention),
+        "plan": plan.digest,
+    }
+    if work.mesh.sp > 1:
+        document |= {
+            "all_to_alls": plan.all_to_alls,
+            "all_to_alls_without_broadcast": plan.all_to_alls_without_broadcast,
+        }
+    return document
+
+
+def _text(
+    settings: RunSettings, work: PlannedWork, costs: ClipCosts, document: dict[str, object], scripts: list[str]
+) -> str:
+    lines = [
+        (
+            f"{counted(work.num_clips, 'clip')} of {document['num_clips']:,} to render "
+            f"({document['recorded']:,} recorded, {document['failed']:,} failed) into {settings.output}"
+        )
+    ]
+    if work.num_clips:
+        group = work.largest_group
+        lines += [
+            (
+                f"{counted(len(work.shards.shards), 'job')} of {settings.machines.nodes_per_job} x "
+                f"{settings.machines.gpus_per_node} ranks, mesh {work.mesh}, at most {settings.machines.max_parallel_jobs} "
+                f"at once on {settings.machines.cluster}"
+            ),
+            (
+                f"planned: longest job {document['longest_job_minutes']} min, all {document['wall_minutes']} min, "
+                f"{document['gpu_hours']} {'GPU' if settings.render.device == 'cuda' else 'rank'}-hours, "
+                f"{document['planned_speedup']} x as fast as without broadcast"
+            ),
+            *_over_bound(document),
+            "",
+            (
+                f"plan of {counted(work.groups[group], 'clip')}: {group.model} {group.width}x{group.height}, "
+                f"{group.num_frames} frames, {group.num_steps} steps, broadcast {group.broadcast}"
+            ),
+            _saving(_group_document(work, costs, group)),
+            costs.plan(group).table(),
+        ]
+    for script in scripts:
+        lines += ["", script]
+    return "\n".join([*lines, "", "nothing was started or written"])
+
+
+def _over_bound(document: dict[str, object]) -> list[str]:
+    over = document["jobs_over_minutes"]
+    return [f"{over} of them hold one clip that takes longer than --job-minutes"] if over else []
+
+
+def _saving(group: dict[str, object]) -> str:
+    text = f"attention calls computed: {group['attention_calls_computed']} of {group['attention_calls']}"
+    if "all_to_alls" in group:
+        text += f", all-to-alls of a pass: {group['all_to_alls']} of {group['all_to_alls_without_broadcast']}"
+    return f"{text}, about {duration(float(str(group['seconds_per_clip'])))} per clip"

@@ -1,0 +1,108 @@
+"""How far a run is, read from its bucket alone: no SLURM, no Dask, no driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+from jobs import layout
+from jobs.bucket import Bucket
+from jobs.settings import MAX_ATTEMPTS
+from pipeline.exits import Exit
+
+SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """The clips of a run by where they stand; keys are `<clip_id>.<digest>`.
+
+    `failed` ended with an error; `quarantined` killed their group as often as a clip may, so they are not started
+    again; `started` have a mark and no end yet: they run, or their job was killed.
+    """
+
+    recorded: frozenset[str]
+    failed: frozenset[str]
+    quarantined: frozenset[str]
+    started: frozenset[str]
+
+    @property
+    def not_rendered(self) -> frozenset[str]:
+        """Clips that wait for `retry`."""
+        return self.failed | self.quarantined
+
+
+def read_progress(bucket: Bucket) -> Progress:
+    """Lists records, failures and attempts. Raises BucketError."""
+    attempts, failures = bucket.attempts(), bucket.failures()
+    # Last, so that a clip which ends meanwhile counts as ended.
+    recorded = frozenset(bucket.recorded_keys())
+    killed = {key: len(set(numbers) - set(failures.get(key, ()))) for key, numbers in attempts.items()}
+    failed = frozenset(failures) - recorded
+    quarantined = frozenset(key for key, count in killed.items() if count >= MAX_ATTEMPTS) - recorded - failed
+    started = frozenset(key for key, count in killed.items() if count) - recorded - failed - quarantined
+    return Progress(recorded=recorded, failed=failed, quarantined=quarantined, started=started)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedClip:
+    """Why a clip has no video."""
+
+    clip_id: str
+    stage: str
+    error: str
+    message: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.clip_id}: {self.error} in {self.stage}: {self.message}"
+
+
+def failed_clips(bucket: Bucket, progress: Progress, limit: int = SHOWN_FAILURES) -> list[FailedClip]:
+    """Reads why clips have no video: the latest failure of each, at most `limit` of them."""
+    failures = bucket.failures()
+    told = [_failed_clip(bucket, key, max(failures[key])) for key in islice(sorted(progress.failed), limit)]
+    killed = [
+        FailedClip(
+            clip_id=clip_id(key),
+            stage="job",
+            error="GroupLost",
+            message=f"killed its job {MAX_ATTEMPTS} times; `retry` starts it again",
+            attempt=MAX_ATTEMPTS,
+        )
+        for key in islice(sorted(progress.quarantined), max(0, limit - len(told)))
+    ]
+    return told + killed
+
+
+def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:
+    try:
+        document = bucket.read_json(layout.failure(key, attempt))
+    except FileNotFoundError:
+        document = {}
+    return FailedClip(
+        clip_id=clip_id(key),
+        stage=str(document.get("stage", "?")),
+        error=str(document.get("error", "?")),
+        message=str(document.get("message", "its failure file is gone")),
+        attempt=attempt,
+    )
+
+
+def clip_id(key: str) -> str:
+    """Returns the clip's id from its key `<clip_id>.<digest>`."""
+    return key.rpartition(".")[0]
+
+
+def exit_code(num_clips: int, progress: Progress) -> Exit:
+    """Returns 0 when all clips are rendered, 3 when some failed, 1 when some are still to be rendered."""
+    if progress.not_rendered:
+        return Exit.CLIPS_FAILED
+    return Exit.OK if len(progress.recorded) >= num_clips else Exit.ERROR
+
+
+def keys_of(clip_ids: Iterable[str], keys: Iterable[str]) -> set[str]:
+    """Returns the keys that belong to these clip ids."""
+    wanted = set(clip_ids)
+    return {key for key in keys if clip_id(key) in wanted}

@@ -1,0 +1,240 @@
+"""`submit`: from a manifest to videos. What is recorded is left out, so submitting again goes on where a run stopped."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from cluster.dashboard import Dashboard
+from cluster.dask_progress import DaskProgress
+from cluster.job import Cluster, ClusterError
+from jobs import layout
+from jobs.bucket import Bucket
+from jobs.progress import ClipProgress, NoProgress
+from manifests.accept import AcceptedManifest
+from pipeline.cost import ClipCosts
+from pipeline.display import open_display
+from pipeline.driver import Driver, ShardJob
+from pipeline.dry_run import show_dry_run
+from pipeline.environment import environment_settings
+from pipeline.exits import Exit, UsageError
+from pipeline.jobs_file import new_submit
+from pipeline.machines import job_request, open_cluster, work_folder
+from pipeline.manifest import accepted_manifest, tell_warnings
+from pipeline.options import choose
+from pipeline.report import write_report
+from pipeline.rules import RunRules, run_rules
+from pipeline.run import Run, check_same, find_run, open_bucket, pixel_settings, start_run
+from pipeline.screen import Screen, counted
+from pipeline.settings import RunSettings, build_settings
+from pipeline.sharding import PlannedWork, WorkPlanner
+from pipeline.shards import create_shards
+from pipeline.state import Progress, read_progress
+from pipeline.summary import show_summary
+
+SECOND_CTRL_C_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One submit of a run: what was asked for, and where it goes. `left_out` clips were recorded before it began."""
+
+    settings: RunSettings
+    rules: RunRules
+    bucket: Bucket
+    run: Run
+    left_out: int
+    screen: Screen
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Carries out `submit`."""
+    settings = build_settings(arguments.manifest, choose(vars(arguments), environment_settings(), arguments.config))
+    if arguments.detach and settings.machines.cluster == "local":
+        raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
+    rules = run_rules(settings.render)
+    bucket = open_bucket(settings.output)
+    with accepted_manifest(arguments.manifest, rules, model=settings.render.model) as (accepted, path):
+        tell_warnings(accepted.warnings, screen)
+        if arguments.dry_run:
+            return _dry_run(settings, rules, bucket, accepted=accepted, path=path, screen=screen)
+        run_ = _start(settings, rules, bucket, accepted)
+        if not bucket.exists(layout.MANIFEST):
+            bucket.upload(path, layout.MANIFEST)
+        progress = read_progress(bucket)
+        work = _plan(settings, rules, path, progress)
+        numbers = create_shards(bucket, work.shards, path)
+    submission = Submission(
+        settings=settings, rules=rules, bucket=bucket, run=run_, left_out=len(progress.recorded), screen=screen
+    )
+    if not numbers:
+        return show_summary(bucket, run_, left_out=submission.left_out, screen=screen)
+    return _render(submission, work, numbers, detach=arguments.detach)
+
+
+def _start(settings: RunSettings, rules: RunRules, bucket: Bucket, accepted: AcceptedManifest) -> Run:
+    return start_run(
+        bucket,
+        settings,
+        manifest_digest=accepted.digest,
+        num_clips=accepted.num_rows,
+        pixels=pixel_settings(settings, rules),
+    )
+
+
+def _plan(settings: RunSettings, rules: RunRules, accepted: Path, progress: Progress) -> PlannedWork:
+    planner = WorkPlanner(
+        costs=ClipCosts(rules, settings.render.precision),
+        machines=settings.machines,
+        baseline=settings.render.baseline,
+    )
+    return planner.plan(accepted, progress.recorded | progress.not_rendered)
+
+
+def _dry_run(
+    settings: RunSettings,
+    rules: RunRules,
+    bucket: Bucket,
+    *,
+    accepted: AcceptedManifest,
+    path: Path,
+    screen: Screen,
+) -> int:
+    found = find_run(bucket)
+    asked = Run(
+        run_id="dry-run",
+        manifest_digest=accepted.digest,
+        num_clips=accepted.num_rows,
+        pixels=pixel_settings(settings, rules),
+    )
+    if found:
+        check_same(found, asked, bucket.url)
+    progress = read_progress(bucket)
+    work = _plan(settings, rules, path, progress)
+    costs = ClipCosts(rules, settings.render.precision)
+    show_dry_run(settings, work, costs, progress=progress, num_clips=accepted.num_rows, screen=screen)
+    return Exit.OK
+
+
+def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], *, detach: bool) -> int:
+    settings, screen, bucket = submission.settings, submission.screen, submission.bucket
+    folder = work_folder(submission.run.run_id)
+    machines = settings.machines
+    screen.note(
+        f"{counted(work.num_clips, 'clip')} in {counted(len(numbers), 'job')} "
+        f"({submission.left_out:,} recorded before), mesh {work.mesh}, at most {machines.max_parallel_jobs} jobs at once"
+    )
+    cluster = open_cluster(machines, folder)
+    submit = new_submit(machines.cluster, str(folder))
+    driver = Driver(cluster, bucket, screen=screen, submit=submit, num_clips=submission.run.num_clips)
+    with ExitStack() as stack:
+        stack.enter_context(_interruptible())
+        progress, dashboard = stack.enter_context(_dask(submission, folder, detach=detach))
+        asked = _shard_jobs(submission, work, numbers, progress)
+        try:
+            driver.start(asked)
+            if detach:
+                return _detached(submission, driver)
+            planned_s = max(sum(s.seconds for s in work.shards.shards) / machines.max_parallel_jobs, 0.0)
+            driver.run(open_display(), planned_s=planned_s)
+        except KeyboardInterrupt:
+            return _interrupted(submission, cluster, driver)
+        finally:
+            if not detach:
+                driver.end()
+    write_report(bucket, submission.run)
+    return show_summary(bucket, submission.run, left_out=submission.left_out, screen=screen, dashboard=dashboard)
+
+
+def _shard_jobs(
+    submission: Submission, work: PlannedWork, numbers: dict[int, int], progress: ClipProgress
+) -> list[ShardJob]:
+    settings = submission.settings.job_settings(
+        run_id=submission.run.run_id, mesh=work.mesh, broadcast_rules=submission.rules.job_broadcasts()
+    )
+    return [
+        ShardJob(
+            shard=number,
+            num_clips=work.shards.shards[index].num_clips,
+            request=job_request(
+                settings,
+                submission.settings.machines,
+                shard=number,
+                planned_s=work.shards.shards[index].seconds,
+                progress=progress,
+            ),
+        )
+        for index, number in numbers.items()
+    ]
+
+
+@contextmanager
+def _dask(submission: Submission, folder: Path, *, detach: bool) -> Iterator[tuple[ClipProgress, str | None]]:
+    # The view only: when it cannot start, the run goes on without it.
+    if not submission.settings.dask or detach:
+        yield NoProgress(), None
+        return
+    with ExitStack() as stack:
+        try:
+            dashboard = stack.enter_context(Dashboard(folder / "dask"))
+        except ClusterError as error:
+            submission.screen.note(f"no dashboard: {error}")
+            yield NoProgress(), None
+            return
+        submission.screen.note(f"dashboard: {dashboard.url}   (from elsewhere: {dashboard.ssh_hint})")
+        yield DaskProgress(scheduler_file=dashboard.scheduler_file), dashboard.url
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    # A driver that is told to end ends like one that is interrupted: its local jobs go with it in an orderly way.
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> int:
+    screen, output = submission.screen, submission.settings.output
+    again = f"submit again to go on, or look: python -m pipeline status {output}"
+    if submission.settings.machines.cluster == "local":
+        screen.note("interrupted: ending the local jobs")
+        cluster.cancel(driver.jobs)
+        screen.error("interrupted", f"interrupted; what is rendered stays, {again}", Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
+    screen.note(f"interrupted: the SLURM jobs go on; Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them")
+    try:
+        time.sleep(SECOND_CTRL_C_S)
+    except KeyboardInterrupt:
+        cluster.cancel(driver.jobs)
+        screen.error("interrupted", f"interrupted, the SLURM jobs are cancelled; {again}", Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
+    screen.error(
+        "interrupted",
+        f"interrupted; the SLURM jobs go on (to end them: python -m pipeline cancel {output}); {again}",
+        Exit.INTERRUPTED,
+    )
+    return Exit.INTERRUPTED
+
+
+def _detached(submission: Submission, driver: Driver) -> int:
+    output = submission.settings.output
+    ids = sorted({job.id for job in driver.jobs if job.id})
+    submission.screen.result(
+        {"output": output, "run_id": submission.run.run_id, "jobs": {job.name: job.id for job in driver.jobs}},
+        f"{counted(len(driver.jobs), 'job')} handed to SLURM ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})\n"
+        f"  how far:  python -m pipeline status {output}\n"
+        f"  end them: python -m pipeline cancel {output}\n"
+        "  jobs that are lost are started again by the next submit",
+    )
+    return Exit.OK

@@ -1,0 +1,126 @@
+"""The real command line in a process of its own, and what must be true of the run it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+
+ROOT = Path(__file__).parent.parent.parent
+FAST = ("--cluster", "local", "--device", "cpu", "--no-dask", "--no-baseline")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """Runs `python -m pipeline` in `folder`, with weights that every submit is given."""
+
+    folder: Path
+    weights: Path
+
+    def run(self, *words: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pipeline", *map(str, words)]
+        return subprocess.run(
+            command, cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+
+    def json(self, *words: str | Path) -> tuple[int, dict[str, Any]]:
+        """Runs with --json; stdout must be one JSON document and nothing else."""
+        ran = self.run(*words, "--json")
+        document: dict[str, Any] = json.loads(ran.stdout)
+        return ran.returncode, document
+
+    def submit_words(self, manifest: Path, output: Path, *flags: str) -> list[str]:
+        return ["submit", str(manifest), "--output", str(output), "--weights", str(self.weights), *FAST, *flags]
+
+    def submit(self, manifest: Path, output: Path, *flags: str) -> tuple[int, dict[str, Any]]:
+        return self.json(*self.submit_words(manifest, output, *flags))
+
+    def start(self, manifest: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
+        return self.start_words(self.submit_words(manifest, output, *flags))
+
+    def start_words(self, words: Sequence[str]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipeline", *words],
+            cwd=self.folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PAB_PIPELINE_")}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 120) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {timeout_s} s"
+        time.sleep(0.02)
+
+
+def records(output: Path) -> dict[str, dict[str, Any]]:
+    """Records by clip id; a clip with two records of different digests would be there once, so they are counted too."""
+    files = sorted((output / "records").glob("*.json")) if (output / "records").is_dir() else []
+    found = {document["clip_id"]: document for document in (json.loads(file.read_text()) for file in files)}
+    assert len(found) == len(files), "a clip has two records"
+    return found
+
+
+def assert_whole(output: Path, clip_ids: Sequence[str]) -> None:
+    """Every clip has one record and one video that plays and is the one recorded; nothing else is there."""
+    found = records(output)
+    assert sorted(found) == sorted(clip_ids)
+    assert sorted(path.name for path in (output / "videos").iterdir()) == sorted(f"{name}.mp4" for name in clip_ids)
+    for record in found.values():
+        video = output / record["video"]["path"]
+        assert hashlib.sha256(video.read_bytes()).hexdigest() == record["video"]["sha256"]
+        assert num_frames(video) == record["clip"]["num_frames"]
+
+
+def num_frames(video: Path) -> int:
+    """Plays the video whole and counts its frames."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(video), "-f", "framemd5", "-"]
+    played = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert played.stderr == ""
+    return sum(not line.startswith("#") for line in played.stdout.splitlines())
+
+
+def group_processes(output: Path) -> list[int]:
+    """Process ids of the local jobs that a run has started, from what it tells the bucket."""
+    files = sorted((output / "logs").glob("jobs-*.json")) if (output / "logs").is_dir() else []
+    return [int(job_id) for file in files for _, job_id in json.loads(file.read_text())["jobs"] if job_id]
+
+
+def children(pid: int) -> list[int]:
+    try:
+        tasks = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    return [int(child) for child in tasks.split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def end(process: subprocess.Popen[str], signum: signal.Signals) -> tuple[int, str, str]:
+    process.send_signal(signum)
+    stdout, stderr = process.communicate(timeout=60)
+    return process.returncode, stdout, stderr

@@ -1,0 +1,126 @@
+"""`--help`, `doctor`, `manifest`, and the commands that README promises."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import COMMANDS
+from pipeline.checks import disk_check, ffmpeg_check, python_check, weights_check
+from pipeline.display import Snapshot
+from pipeline.parser import build_parser
+from pipeline.screen import counted, duration
+from tests.pipeline.command import ROOT, Command, environment
+
+
+def test_help_of_every_command_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in [[], *([name] for name in COMMANDS), ["manifest", "validate"], ["manifest", "build"]]:
+        with pytest.raises(SystemExit) as ended:
+            build_parser().parse_args([*words, "--help"])
+        assert ended.value.code == 0
+        assert "3 some clips failed" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
+    code = (
+        "import sys, pipeline.__main__ as m\n"
+        "try: m.main(['submit', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pyarrow', 'dask', 'distributed', 'submitit', 'fsspec', 'rich'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    began = time.process_time()
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stderr.strip() == "[]"
+    assert "--gpus-per-node" in ran.stdout
+    assert time.process_time() - began < 0.3
+
+
+def test_planning_and_looking_never_import_torch() -> None:
+    code = (
+        "import importlib, sys\n"
+        f"for name in {sorted(COMMANDS.values())}: importlib.import_module(name)\n"
+        "print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"
+
+
+def test_doctor_tells_what_it_finds_and_how_to_mend_it(command: Command, tmp_path: Path) -> None:
+    code, document = command.json("doctor", "--weights", command.weights, "--output", tmp_path / "out")
+    found = {check["name"]: check for check in document["checks"]}
+    assert code == 0
+    assert found["output"]["verdict"] == "ok"
+    assert "exclusively" in found["output"]["found"]
+    assert found["torch"]["verdict"] == "ok"
+    assert document["versions"]["python"].startswith("3.1")
+    ran = command.run("doctor", "--weights", tmp_path / "nothing")
+    assert ran.returncode == 1
+    assert "does not exist" in ran.stdout
+    assert "1 to mend" in ran.stdout
+
+
+def test_checks_say_ok_where_all_is_well(tmp_path: Path) -> None:
+    assert [check.verdict for check in (python_check(), ffmpeg_check())] == ["ok", "ok"]
+    assert "GiB free" in disk_check(tmp_path).found
+    assert weights_check("sora", None).mend.startswith("allowed: demo")
+
+
+def test_a_manifest_is_built_and_validated(command: Command) -> None:
+    (command.folder / "prompts.txt").write_text("a red circle\na blue square\n")
+    code, built = command.json("manifest", "build", "prompts.txt", "prompts.parquet")
+    assert (code, built["num_clips"]) == (0, 2)
+    words = ["manifest", "validate", "prompts.parquet", "--weights", str(command.weights)]
+    code, validated = command.json(*words)
+    assert (code, validated["num_clips"], validated["warnings"]) == (0, 2, [])
+    other = command.json(*words, "--precision", "bfloat16")[1]
+    assert other["digest"] != validated["digest"]
+    assert command.json("manifest", "validate", "prompts.txt", "--weights", str(command.weights))[0] == 4
+
+
+def test_the_light_commands_of_the_readme_run_as_they_stand(command: Command) -> None:
+    """All but `make`, `doctor`, and the ones after the submit that renders at full length, which `make demo` does."""
+    _, block = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    light, heavy, _ = block.partition(".venv/bin/python -m pipeline submit prompts.parquet --cluster local\n")
+    assert heavy
+    ran = subprocess.run(
+        ["bash", "-euc", light.replace(".venv/bin/python", shlex.quote(sys.executable))],
+        cwd=command.folder,
+        env={**environment(), "PAB_PIPELINE_WEIGHTS": str(command.weights)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "2 clips, no problem" in ran.stdout
+    assert "nothing was started or written" in ran.stdout
+
+
+def test_every_command_of_the_readme_is_one_that_the_parser_knows() -> None:
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```sh[^\n]*\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if "-m pipeline" in line]
+    assert len(lines) >= 9
+    for line in lines:
+        words = shlex.split(line.partition("-m pipeline")[2])
+        assert build_parser().parse_args(words).command == words[0]
+
+
+def test_progress_tells_rate_and_time_to_go() -> None:
+    planned = Snapshot(num_clips=10, rendered=0, failed=0, started=1, new=0, elapsed_s=10, planned_s=100)
+    assert planned.eta_s == 90
+    measured = Snapshot(num_clips=10, rendered=4, failed=1, started=1, new=2, elapsed_s=60, planned_s=100)
+    assert measured.clips_per_hour == 120
+    assert measured.eta_s == 150
+    assert measured.text() == "4 of 10 clips, 1 failed, 1 running, 120 clips per hour, 2 min 30 s to go"
+
+
+def test_units_are_written_as_people_read_them() -> None:
+    assert [duration(s) for s in (0, 42.4, 185, 7620, 356400)] == ["0 s", "42 s", "3 min 5 s", "2 h 7 min", "4 d 3 h"]
+    assert [counted(n, "clip") for n in (0, 1, 1000)] == ["0 clips", "1 clip", "1,000 clips"]

@@ -1,0 +1,87 @@
+"""What `report`, `status`, `watch` and `logs` tell of a finished run, and that they need nothing but its bucket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tests.pipeline.command import FAST, Command, records
+from tests.pipeline.test_submit import TOO_MANY_WORDS
+
+Manifest = Callable[..., Path]
+
+
+class Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if name in ("src", "href") and value]
+
+
+def test_a_run_tells_the_same_everywhere_after_it_has_ended(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    url = manifest(
+        clip_id=["a", "b", "<c>".strip("<>")],
+        prompt=["a red circle", TOO_MANY_WORDS, "a blue square moving up"],
+        num_steps=[30] * 3,
+        source=[10, 20, 30],
+        outcome=["x", "y", "z"],
+    )
+    with_baseline = [flag for flag in FAST if flag != "--no-baseline"]
+    words = ["submit", url, "--output", output, "--weights", command.weights, *with_baseline]
+    code, document = command.json(*words)
+    assert code == 3
+
+    index = pq.read_table(output / "reports/index.parquet").to_pylist()
+    assert [(row["clip_id"], row["outcome"], row["source"], row["outcome_in_manifest"]) for row in index] == [
+        ("a", "rendered", 10, "x"),
+        ("b", "failed", 20, "y"),
+        ("c", "rendered", 30, "z"),
+    ]
+    found = records(output)
+    assert index[0]["plan"] == found["a"]["plan"]["digest"]
+    assert index[0]["elapsed_s"] == found["a"]["elapsed_s"]
+    assert index[0]["video_url"] == f"{output}/videos/a.mp4"
+    assert index[1]["video_url"] is None
+    assert "words that the demo model knows" in index[1]["error"]
+
+    code, report = command.json("report", output)
+    assert code == 0
+    assert report == json.loads((output / "reports/run.json").read_text())
+    assert report["outcomes"] == {"rendered": 2, "failed": 1}
+    (job,) = report["jobs"]
+    measured = json.loads((output / "reports/job-00000.json").read_text())["speedup"]["measured"]
+    assert job["measured_pab_factor"] == measured["pab_factor"]
+    assert report["speedup"]["measured"]["clips"] == 1
+    assert report["speedup"]["measured"]["denoise_s"] == measured["denoise_s"]
+    assert report["speedup"]["derived"]["clips"] == 2
+
+    links = Links()
+    links.feed((output / "reports/run.html").read_text())
+    assert sorted(links.found) == ["../videos/a.mp4", "../videos/c.mp4", "job-00000.html"]
+    assert all((output / "reports" / link).is_file() for link in links.found)
+
+    code, status = command.json("status", output)
+    assert (code, status["rendered"], status["failed"], status["remaining"]) == (3, 2, 1, 0)
+    assert status["failures"] == document["failures"]
+    assert command.run("watch", output).returncode == 3
+
+    code, logs = command.json("logs", output, "--clip", "b")
+    assert code == 0
+    assert any("event=clip_failed" in line["line"] for line in logs["lines"])
+    assert not any("clip=a " in line["line"] for line in logs["lines"])
+
+
+def test_a_folder_without_a_run_is_told(command: Command, tmp_path: Path) -> None:
+    for words in (["status"], ["watch"], ["report"], ["retry"], ["cancel"], ["logs", "--clip", "a"]):
+        ran = command.run(words[0], tmp_path, *words[1:])
+        assert ran.returncode == 2
+        assert "holds no run.json, so no run" in ran.stderr

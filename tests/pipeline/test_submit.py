@@ -1,0 +1,149 @@
+"""Whole runs through the real command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.pipeline.command import Command, assert_whole, records
+
+Manifest = Callable[..., Path]
+TOO_MANY_WORDS = "a red circle moving left on a black background " * 6
+
+
+def test_a_run_renders_every_clip_and_submitting_again_renders_none(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    code, document = command.submit(manifest(), output)
+    assert (code, document["exit_code"]) == (0, 0)
+    counts = ("num_clips", "rendered", "rendered_now", "recorded_before", "failed", "remaining")
+    assert [document[name] for name in counts] == [3, 3, 3, 0, 0, 0]
+    assert_whole(output, ["c0", "c1", "c2"])
+    before = {path: path.stat().st_mtime_ns for path in (output / "videos").iterdir()}
+    code, document = command.submit(manifest(), output)
+    assert code == 0
+    assert [document[name] for name in counts] == [3, 3, 0, 3, 0, 0]
+    assert {path: path.stat().st_mtime_ns for path in (output / "videos").iterdir()} == before
+    assert [path.name for path in (output / "shards").iterdir()] == ["00000.parquet"]
+
+
+def test_run_json_holds_settings_versions_and_the_manifest_digest(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    url = manifest(2)
+    command.submit(url, tmp_path / "out", "--job-minutes", "30")
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    _, validated = command.json("manifest", "validate", url, "--weights", command.weights, "--precision", "float32")
+    assert run["manifest_digest"] == validated["digest"]
+    assert run["num_clips"] == 2
+    assert run["settings"]["machines"]["job_minutes"] == 30
+    assert run["settings"]["render"]["precision"] == "float32"
+    assert run["versions"]["torch"].startswith("2.")
+    assert all(record["job"]["run_id"] == run["run_id"] for record in records(tmp_path / "out").values())
+
+
+def test_other_pixels_into_the_same_output_are_refused_by_name(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    url = manifest(1)
+    assert command.submit(url, output)[0] == 0
+    code, document = command.submit(url, output, "--precision", "bfloat16")
+    assert code == 2
+    assert "--precision was float32, now bfloat16" in document["error"]["message"]
+    assert "another --output" in document["error"]["message"]
+    code, document = command.submit(manifest(2), output)
+    assert (code, "the manifest had 1 rows, now 2" in document["error"]["message"]) == (2, True)
+    code, document = command.submit(manifest(1, seed=[7]), output)
+    assert (code, "the manifest has other rows" in document["error"]["message"]) == (2, True)
+    code, document = command.submit(manifest(1), output, "--job-minutes", "5", "--max-parallel-jobs", "2")
+    assert (code, document["rendered_now"]) == (0, 0)
+
+
+def test_a_failed_clip_is_told_and_the_others_are_rendered_and_retry_tries_it_again(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    url = manifest(prompt=["a red circle", TOO_MANY_WORDS, "a blue square"])
+    code, document = command.submit(url, output)
+    assert (code, document["rendered"], document["failed"], document["remaining"]) == (3, 2, 1, 0)
+    (failure,) = document["failures"]
+    assert (failure["clip_id"], failure["error"], failure["attempt"]) == ("c1", "ValueError", 1)
+    assert "words that the demo model knows" in failure["message"]
+    assert sorted(records(output)) == ["c0", "c2"]
+
+    code, document = command.submit(url, output)
+    assert (code, document["rendered_now"]) == (3, 0)
+    assert len(list((output / "shards").iterdir())) == 1
+
+    code, document = command.json("retry", output)
+    assert (code, document["clips"]) == (0, ["c1"])
+    (kept,) = (output / "history").iterdir()
+    assert json.loads(kept.read_text())["message"] == failure["message"]
+    assert command.json("status", output)[1]["remaining"] == 1
+    code, document = command.submit(url, output)
+    assert (code, document["failed"], document["rendered"]) == (3, 1, 2)
+    assert len(list((output / "shards").iterdir())) == 2
+
+
+def test_a_wrong_manifest_ends_with_4_and_writes_nothing(command: Command, manifest: Manifest, tmp_path: Path) -> None:
+    code, document = command.submit(manifest(num_frames=[8, 9, 8]), tmp_path / "out")
+    assert code == 4
+    assert "row 1: num_frames=9, demo needs 8n" in document["error"]["message"]
+    assert not (tmp_path / "out").exists()
+    assert "num_frames" in (command.folder / "tiny.errors.jsonl").read_text()
+
+
+def test_a_bucket_that_refuses_ends_with_5(command: Command, manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    code, document = command.submit(manifest(), tmp_path / "file/out")
+    assert (code, document["error"]["kind"]) == (5, "BucketError")
+
+
+def test_wrong_usage_ends_with_2(command: Command, manifest: Manifest, tmp_path: Path) -> None:
+    for flags in (["--mesh", "sp=3"], ["--detach"], ["--no-such-flag"], ["--model", "sora"]):
+        code, document = command.submit(manifest(), tmp_path / "out", *flags)
+        assert (code, document["exit_code"], document["error"]["kind"]) == (2, 2, "UsageError")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest: Manifest, tmp_path: Path) -> None:
+    flags = ("--dry-run", "--gpus-per-node", "4", "--mesh", "cfg=2,sp=2")
+    url = manifest(num_steps=[30, 30, 30])
+    code, document = command.submit(url, tmp_path / "out", *flags)
+    assert (code, document["to_render"], document["mesh"]) == (0, 3, "dp=1,cfg=2,sp=2")
+    (group,) = document["groups"]
+    assert group["num_clips"] == 3
+    assert 0 < group["attention_calls_computed"] < group["attention_calls"]
+    assert 0 < group["all_to_alls"] < group["all_to_alls_without_broadcast"]
+    assert document["planned_speedup"] > 1
+    text = command.run(*command.submit_words(url, tmp_path / "out", *flags)).stdout
+    assert "nothing was started or written" in text
+    assert "C compute, S compute and keep, B reuse" in text
+    assert not (tmp_path / "out").exists()
+    assert list(command.folder.iterdir()) == []
+
+
+def test_two_ranks_share_a_clip_by_sequence_or_by_guidance(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    url = manifest(2)
+    for mesh, exchanges in (("sp=2", True), ("cfg=2", False)):
+        output = tmp_path / mesh
+        code, _ = command.submit(url, output, "--gpus-per-node", "2", "--mesh", mesh)
+        assert code == 0
+        assert_whole(output, ["c0", "c1"])
+        for record in records(output).values():
+            assert (record["job"]["ranks"], record["counted"]["all_to_alls"] > 0) == (2, exchanges)
+
+
+def test_two_submits_at_once_do_each_other_no_harm(command: Command, manifest: Manifest, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    url = manifest(4)
+    both = [command.start(url, output, "--json") for _ in range(2)]
+    documents = [json.loads(process.communicate(timeout=240)[0]) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert [document["rendered"] for document in documents] == [4, 4]
+    assert_whole(output, ["c0", "c1", "c2", "c3"])
