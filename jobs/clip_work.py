@@ -17,10 +17,8 @@ from manifests.clip import Clip
 from pab.denoise import Denoised, denoise, initial_noise, plan_for
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.model import EncodedPrompt, VideoModel
-from pab.parallel import NodeGroup
+from pab.parallel import Axis, NodeGroup
 from pab.plan import NO_BROADCAST, BroadcastPlan, BroadcastRules, rules_from_dict
-
-_PROMPTS_PER_BATCH = 32
 
 
 @dataclass(slots=True)
@@ -109,22 +107,29 @@ def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> BroadcastRu
     raise ValueError(f"clip {clip.clip_id}: broadcast={clip.broadcast!r}, model {family.name} has {allowed}")
 
 
-def load_family(family: Family, settings: JobSettings, device: torch.device) -> LoadedFamily:
-    """Loads a family's weights onto a device."""
+def load_family(
+    family: Family, settings: JobSettings, device: torch.device, *, clip_axis: Axis | None = None
+) -> LoadedFamily:
+    """Loads a family's weights onto a device. `clip_axis`: the ranks that share this one's clips, and so its prompts."""
     start = time.perf_counter()
-    request = LoadRequest(weights=settings.weights, precision=settings.precision, device=str(device))
+    request = LoadRequest(
+        weights=settings.weights, precision=settings.precision, device=str(device), clip_axis=clip_axis
+    )
     model = family.load(request)
     return LoadedFamily(family=family, model=model, load_s=time.perf_counter() - start)
 
 
 @torch.inference_mode()
 def encode_prompts(loaded: LoadedFamily, clips: Sequence[Clip]) -> float:
-    """Encodes the text of all clips, in batches; returns the seconds it took."""
+    """Encodes the text of all clips; returns the seconds it took.
+
+    One call, because a family with a large text encoder loads it for the call and lets it go before the first clip is
+    denoised; it cuts the prompts into batches itself.
+    """
     start = time.perf_counter()
-    for first in range(0, len(clips), _PROMPTS_PER_BATCH):
-        batch = clips[first : first + _PROMPTS_PER_BATCH]
-        prompts = loaded.model.encode_prompts([clip_request(clip) for clip in batch])
-        loaded.prompts.update(zip((clip.key for clip in batch), prompts, strict=True))
+    if clips:
+        prompts = loaded.model.encode_prompts([clip_request(clip) for clip in clips])
+        loaded.prompts.update(zip((clip.key for clip in clips), prompts, strict=True))
     return time.perf_counter() - start
 
 

@@ -158,7 +158,8 @@ class _ShardRun:
             self._finisher.close(timeout_s)
 
     def _render_family(self, family: Family, clips: Sequence[tuple[Clip, int]]) -> None:
-        loaded = load_family(family, self._context.settings, self._ranks.node.device)
+        node = self._ranks.node
+        loaded = load_family(family, self._context.settings, node.device, clip_axis=node.clip)
         self._measures.load_s[family.name] = loaded.load_s
         log_event(_LOG, "model_loaded", model=family.name, load_s=loaded.load_s)
         seconds = self._encode_prompts(loaded, [clip for clip, _ in clips])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pab.weights import weights_digest
 
@@ -192,7 +192,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in weight_files(folder):
         try:
-            part = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+            part: dict[str, Any] = load_file(file) if file.suffix == ".safetensors" else _unpickled(file)
         except UnpicklingError as error:
             raise CheckpointError(f"{file} holds Python objects besides tensors, which are not loaded") from error
         except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
@@ -207,6 +207,15 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{file} repeats keys of another shard: {_listed(twice)}")
         tensors.update(part)
     return tensors
+
+
+def _unpickled(file: Path) -> dict[str, Any]:
+    """Reads a pickled file through the page cache where its format allows: ranks of one host then hold it once."""
+    import zipfile
+
+    import torch
+
+    return torch.load(file, "cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
 
 
 def check_keys(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], what: str) -> None:

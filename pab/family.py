@@ -13,6 +13,7 @@ from pab.plan import BroadcastRules, Site
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
+    from pab.parallel import Axis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +64,14 @@ class LoadRequest:
     """Where a model's weights are and where it is to run.
 
     `weights`: a local folder, a hub id, or None for the family's own default. `precision`: "float32" or "bfloat16".
-    `device`: a torch device string such as "cpu" or "cuda:1".
+    `device`: a torch device string such as "cpu" or "cuda:1". `clip_axis`: the ranks that render each clip together
+    and so are given the same prompts; they share out encoding them. None: this rank works alone.
     """
 
     weights: str | None
     precision: str
     device: str
+    clip_axis: Axis | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from pab.models.temporal_vae import TemporalVAEConfig
 from pab.open_sora.clips import levels, model_fps, model_size
 from pab.open_sora.prompts import Scores, clean, model_prompt
 from pab.open_sora.weights import WeightFolders
-from pab.parallel import NodeGroup
+from pab.parallel import Axis, NodeGroup
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -40,6 +40,7 @@ def load_video_model(folders: WeightFolders, request: LoadRequest) -> STDiT3Vide
         dtype=dtype,
         device=device,
         max_length=transformer.config.model_max_length,
+        axis=request.clip_axis or Axis(),
     )
     return STDiT3Video(
         transformer=transformer,

@@ -22,7 +22,7 @@ def render(folder: Path, request: ClipRequest, broadcast: str, cfg: int) -> tupl
     """Final latents and frames of a clip."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     group = open_group(dp=1, cfg=cfg, sp=world // cfg, device=torch.device("cpu")) if world > 1 else NodeGroup()
-    model = OPEN_SORA.load(LoadRequest(weights=str(folder), precision="float32", device="cpu"))
+    model = OPEN_SORA.load(LoadRequest(weights=str(folder), precision="float32", device="cpu", clip_axis=group.clip))
     plan = plan_for(OPEN_SORA, request, OPEN_SORA.presets[broadcast], "float32")
     done = denoise(
         model,
