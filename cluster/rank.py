@@ -78,15 +78,10 @@ def _requeue_on_usr2(environment: submitit.JobEnvironment, *, attempt: int, max_
             _LOG.error("job %s: started %d times, not requeued again", environment.job_id, attempt + 1)
             sys.exit(1)
         _LOG.warning("job %s: out of time or preempted, requeueing", environment.job_id)
-        subprocess.run(
-            ["scontrol", "requeue", environment.job_id], timeout=60, check=True, preexec_fn=_ignore_end_signals
-        )
+        # SLURM signals the whole step while `scontrol requeue` still runs in it; what is ignored stays ignored in a child.
+        for ending in (signal.SIGTERM, signal.SIGCONT):
+            signal.signal(ending, signal.SIG_IGN)
+        subprocess.run(["scontrol", "requeue", environment.job_id], timeout=60, check=True)
         sys.exit(1)
 
     signal.signal(signal.SIGUSR2, requeue)
-
-
-def _ignore_end_signals() -> None:
-    # SLURM signals the whole step while `scontrol requeue` still runs in it; what is ignored stays ignored over exec.
-    for signum in (signal.SIGTERM, signal.SIGCONT):
-        signal.signal(signum, signal.SIG_IGN)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import submitit
 
+from cluster.dask_progress import DaskProgress
+
 
 def rank() -> int:
     return int(submitit.JobEnvironment().global_rank)
@@ -64,6 +66,27 @@ class EndWithoutResult:
 
     def __call__(self) -> object:
         os._exit(0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowClips:
+    """Rank 0 tells the dashboard of clips of half a second each until `folder` holds a file named stop."""
+
+    folder: Path
+    progress: DaskProgress
+
+    def __call__(self) -> object:
+        if rank() != 0:
+            return None
+        clip_ids = [f"clip-{index}" for index in range(100)]
+        with self.progress.open("job-00004", clip_ids) as listener:
+            for clip_id in clip_ids:
+                listener.started(clip_id)
+                time.sleep(0.5)
+                listener.finished(clip_id, "rendered", 0.5)
+                if (self.folder / "stop").exists():
+                    break
+        return clip_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

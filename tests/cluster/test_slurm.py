@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -13,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from cluster.choose import choose_cluster
+from cluster.dashboard import Dashboard
+from cluster.dask_progress import DaskProgress
 from cluster.job import ClusterError, JobRequest, JobState
 from cluster.local import LocalCluster
 from cluster.slurm import SlurmCluster
 from cluster.slurm_settings import SlurmSettings
 from tests.cluster.daemons.slurm import Slurm
-from tests.cluster.rank_calls import EndWithoutResult, Fall, Say, SecondStart
+from tests.cluster.rank_calls import EndWithoutResult, Fall, Say, SecondStart, ShowClips, note
 from tests.cluster.waiting import is_alive, wait_over, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -240,6 +244,23 @@ def test_no_secret_of_the_environment_lies_in_the_folder_and_a_surrounding_job_i
     files = [path for path in (tmp_path / "jobs").rglob("*") if path.is_file()]
     assert len(files) > 4
     assert not [path for path in files if b"hushhushhush" in path.read_bytes()]
+
+
+def test_a_job_shows_its_clips_on_the_dashboard_and_keeps_its_log_clean(slurm: Slurm, tmp_path: Path) -> None:
+    cluster = slurm_cluster(tmp_path)
+    with Dashboard(tmp_path / "dask") as dashboard:
+        call = ShowClips(folder=tmp_path, progress=DaskProgress(scheduler_file=dashboard.scheduler_file))
+        (job,) = cluster.submit([request(call)])
+        page = dashboard.url.replace("/status", "/json/counts.json")
+        wait_until(lambda: json.load(urllib.request.urlopen(page, timeout=10))["processing"] >= 3, 40)
+        note(tmp_path, "stop")
+        wait_over(cluster, [job])
+    assert str(job.result()).startswith("clip-")
+    logs = [path.read_text() for path in (tmp_path / "jobs").rglob("*.err")]
+    assert logs == [""] * 4
+    assert not [
+        path for path in (tmp_path / "jobs").rglob("*") if path.is_file() and b"PRIVATE KEY" in path.read_bytes()
+    ]
 
 
 def test_a_queue_that_cannot_be_read_leaves_the_states_and_warns_once(
