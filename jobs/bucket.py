@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import itertools
 import json
 import logging
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -24,6 +24,7 @@ from fsspec.asyn import sync
 from fsspec.utils import get_protocol
 
 from jobs import layout, local_files
+from jobs.history import ClipHistory
 from jobs.layout import KINDS
 from jobs.log import log_event
 from jobs.outgoing import Outgoing
@@ -42,20 +43,6 @@ _SINGLE_PUT_BYTES = 64 << 20
 
 class BucketError(Exception):
     """The bucket refused, or was away for too long; the message names URL, cause and what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClipHistory:
-    """What the bucket knows of a clip: whether it is recorded, and which of its attempts left a mark or a failure."""
-
-    recorded: bool
-    attempts: tuple[int, ...]
-    failures: tuple[int, ...]
-
-    @property
-    def killed(self) -> int:
-        """How many starts ended with neither record nor failure: they took their group along."""
-        return 0 if self.recorded else len(set(self.attempts) - set(self.failures))
 
 
 class Bucket:
@@ -332,9 +319,15 @@ class Bucket:
 
     def _history(self, key: str) -> ClipHistory:
         attempts: list[int] = []
-        while self.exists(layout.attempt(key, len(attempts) + 1)):
-            attempts.append(len(attempts) + 1)
-        failures = [attempt for attempt in attempts if self.exists(layout.failure(key, attempt))]
+        failures: list[int] = []
+        for number in itertools.count(1):
+            marked = self.exists(layout.attempt(key, number))
+            # An interruption can take a mark back whose attempt has failed on another rank.
+            failed = self.exists(layout.failure(key, number))
+            attempts += [number] if marked else []
+            failures += [number] if failed else []
+            if not marked and not failed:
+                break
         recorded = self.exists(layout.record(key))
         return ClipHistory(recorded=recorded, attempts=tuple(attempts), failures=tuple(failures))
 

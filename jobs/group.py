@@ -5,6 +5,7 @@ Without submitit (tests, one process by hand) a job is a group of one.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -20,10 +21,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
+from jobs.log import log_event
 from jobs.settings import JobSettings
 from pab.parallel import NodeGroup, open_group
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 _MEET_S = 300.0
 _POLL_S = 0.05
 _DEFAULT_JOB_S = 7 * 86400.0
@@ -104,6 +107,28 @@ class JobRanks:
         values: list[T | None] = [None] * self.place.world
         dist.all_gather_object(values, value, group=self.everyone)
         return values  # type: ignore[return-value]
+
+    def all_told_to_end(self, *, wait_s: float = 1.5) -> bool:
+        """Whether every rank of this rank's clip has called this too, within `wait_s`: they live, and all are to end.
+
+        A job is also told to end when one of its ranks has died; then that one is missing here. Called by the thread that
+        hears signals, so it works while the ranks wait for each other. Only the clip's root gets True.
+        """
+        if self.store is None:
+            return True
+        members = range(
+            self.place.rank - self.node.clip.rank, self.place.rank - self.node.clip.rank + self.node.clip.size
+        )
+        end = time.monotonic() + wait_s
+        try:
+            self.store.set(f"told-to-end/{self.place.rank}", "")
+            while self.node.is_clip_root and time.monotonic() < end:
+                if self.store.check([f"told-to-end/{rank}" for rank in members]):
+                    return True
+                time.sleep(_POLL_S)
+        except (dist.DistError, RuntimeError) as error:
+            log_event(_LOG, "store_gone", level=logging.WARNING, error=repr(error))
+        return False
 
     @property
     def shares_clips(self) -> bool:

@@ -113,7 +113,7 @@ class _ShardRun:
                 ids = [clip.clip_id for clip, _ in todo.clips]
                 progress = stack.enter_context(self._job.progress.open(layout.job_name(self._context.shard), ids))
             self._announcer = stack.enter_context(Announcer(ranks, progress))
-            stack.enter_context(interruptible(self._context.attempts.withdraw))
+            stack.enter_context(interruptible(self._take_back_marks))
             self._render_all(mine)
             outcome = self._joined(todo)
             self._report(todo, outcome)
@@ -141,11 +141,16 @@ class _ShardRun:
                 self._render_family(self._job.find_family(name), list(group))
         except BaseException as error:
             if not isinstance(error, Exception):
-                # Ended from outside: the clips in hand did not kill the group.
-                self._context.attempts.withdraw()
+                self._take_back_marks()
             self._save_last_uploads()
             raise
         self._close_finisher(None)
+
+    def _take_back_marks(self) -> None:
+        # Told to end from outside: the clips in hand did not kill the group, unless one of their ranks is gone already.
+        if self._ranks.all_told_to_end():
+            marks = self._context.attempts.withdraw()
+            log_event(_LOG, "attempts_taken_back", attempts=len(marks))
 
     def _save_last_uploads(self) -> None:
         try:

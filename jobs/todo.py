@@ -7,9 +7,9 @@ import logging
 from dataclasses import dataclass
 
 from jobs import layout
-from jobs.bucket import ClipHistory
 from jobs.clip_work import Begun
 from jobs.context import JobContext, write_failure
+from jobs.history import ClipHistory
 from jobs.log import log_event
 from jobs.outcome import ClipOutcome, Failed, Skipped
 from manifests.clip import Clip
@@ -43,7 +43,7 @@ def sort_shard(context: JobContext) -> Todo:
     for clip in clips:
         outcome = _ended(clip, histories[clip.key], context)
         if outcome is None:
-            todo.append((clip, max(histories[clip.key].attempts, default=0) + 1))
+            todo.append((clip, histories[clip.key].next_attempt))
         else:
             ended.append(outcome)
     return Todo(order=tuple(clips), clips=tuple(todo), ended=tuple(ended))

@@ -72,8 +72,15 @@ def test_a_history_counts_starts_that_left_nothing_as_killed(bucket):
     histories = bucket.histories(["a.01", "b.01", "c.01"])
     assert histories["a.01"].attempts == (1, 2, 3)
     assert histories["a.01"].failures == (2,)
+    assert [histories[key].next_attempt for key in ("a.01", "c.01")] == [4, 1]
     assert [histories[key].killed for key in ("a.01", "b.01", "c.01")] == [2, 0, 0]
     assert [histories[key].recorded for key in ("a.01", "b.01", "c.01")] == [False, True, False]
+
+
+def test_a_failure_counts_though_its_mark_was_taken_back(bucket):
+    bucket.write(layout.failure("a.01", 1), b"{}")
+    history = bucket.histories(["a.01"])["a.01"]
+    assert (history.failures, history.killed, history.next_attempt) == ((1,), 0, 2)
 
 
 def test_forgetting_failures_spares_recorded_clips_and_others(bucket):

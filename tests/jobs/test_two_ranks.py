@@ -1,10 +1,14 @@
 """Jobs of two ranks, as submitit runs them: the same pixels, the planned traffic, clips side by side, an end for all."""
 
+import time
+
 import numpy as np
 import pytest
 import submitit
 import torch
 
+from cluster.job import Job, JobRequest, JobState
+from cluster.local import LocalCluster
 from jobs import layout
 from jobs.clip_work import Begun, load_family, render_frames
 from jobs.group import open_job
@@ -95,13 +99,40 @@ def test_an_error_in_shared_work_ends_the_group_and_the_next_start_goes_on(tmp_p
     assert bucket.recorded_keys() == {items[0].key, items[2].key}
 
 
+def start_locally(job, folder) -> tuple[LocalCluster, Job]:
+    """Starts a job of two ranks as a run on this machine does: when one rank dies, the other is told to end."""
+    cluster = LocalCluster(folder, 1)
+    (started,) = cluster.submit(
+        [JobRequest(name="job", call=job, num_nodes=1, ranks_per_node=2, gpus_per_node=0, timeout_min=3)]
+    )
+    return cluster, started
+
+
+def wait_for(condition) -> None:
+    end = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
 def test_a_rank_that_is_killed_takes_the_group_along_and_counts_as_one_attempt(tmp_path):
     item = clip(0, prompt="kill-rank-1 now")
     bucket = write_shard(str(tmp_path / "out"), [item])
-    job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2), collective_timeout_s=60.0)
-    with pytest.raises((submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError)):
-        run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    cluster, job = start_locally(render_job(str(tmp_path / "out"), mesh=Mesh(sp=2)), tmp_path / "jobs")
+    wait_for(lambda: (cluster.poll(), job.state)[1] is JobState.LOST)
     # The rank that was left behind tells of no failure: the clip may have been the victim of its machine.
     assert bucket.failures() == {}
     assert bucket.attempts() == {item.key: [1]}
     assert bucket.histories([item.key])[item.key].killed == 1
+
+
+def test_a_job_of_two_ranks_that_is_cancelled_does_not_count_against_its_clip(tmp_path):
+    gate = tmp_path / "gate"
+    gate.touch()
+    item = clip(0, prompt=f"pause {gate}")
+    bucket = write_shard(str(tmp_path / "out"), [item])
+    cluster, job = start_locally(render_job(str(tmp_path / "out"), mesh=Mesh(sp=2)), tmp_path / "jobs")
+    wait_for(gate.with_suffix(".reached").exists)
+    assert bucket.attempts() == {item.key: [1]}
+    cluster.cancel([job])
+    assert bucket.attempts() == bucket.failures() == {}
