@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.settings import MachineSettings
 
 LIMIT_SHARE, LIMIT_MIN = 1.5, 10
 """SLURM's limit above the planned minutes: planning is an estimate, and a job that is cut off starts anew."""
+LOOPBACK = "127.0.0.1"
 DEADLINE_S = 120.0
 """A job stops taking clips so long before SLURM's limit."""
 
@@ -26,6 +28,22 @@ DEADLINE_S = 120.0
 def work_folder(run_id: str) -> Path:
     """Returns where a run's submitit files, error output and scheduler file are: a folder that jobs see too."""
     return Path("runs/.jobs").absolute() / run_id
+
+
+def driver_host(machines: MachineSettings) -> str:
+    """Returns the address of this machine at which jobs reach Dask: loopback when they run here too."""
+    if machines.cluster == "local":
+        return LOOPBACK
+    try:
+        found = socket.gethostbyname(socket.gethostname())
+        if not found.startswith("127."):
+            return found
+        # Many systems name themselves by a loopback address: the one that packets to elsewhere would carry is asked for.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("10.255.255.255", 1))  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return LOOPBACK
 
 
 def open_cluster(machines: MachineSettings, folder: Path) -> Cluster:

@@ -25,7 +25,7 @@ from pipeline.dry_run import show_dry_run
 from pipeline.environment import environment_settings
 from pipeline.exits import Exit, UsageError
 from pipeline.jobs_file import new_submit
-from pipeline.machines import job_request, open_cluster, work_folder
+from pipeline.machines import driver_host, job_request, open_cluster, work_folder
 from pipeline.manifest import accepted_manifest, tell_warnings
 from pipeline.options import choose
 from pipeline.report import write_report
@@ -182,7 +182,7 @@ def _dask(submission: Submission, folder: Path, *, detach: bool) -> Iterator[tup
         return
     with ExitStack() as stack:
         try:
-            dashboard = stack.enter_context(Dashboard(folder / "dask"))
+            dashboard = stack.enter_context(Dashboard(folder / "dask", host=driver_host(submission.settings.machines)))
         except ClusterError as error:
             submission.screen.note(f"no dashboard: {error}")
             yield NoProgress(), None
