@@ -1,4 +1,4 @@
-"""Times Open-Sora 1.2 at full size on one GPU: random weights, bf16, denoising only (480x848, 51 frames, 30 steps, guidance 7).
+"""Times Open-Sora 1.2 at full size on one GPU: random weights, bf16, denoising only (480x848, 51 frames, 30 steps, scale 7).
 
 Every variant runs in this process; medians over --repeat clips after one warm-up clip. Prints a table and writes JSON.
 """

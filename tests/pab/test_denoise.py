@@ -75,7 +75,7 @@ class OneBranchAtATime:
         passes = [
             self.model.predict(
                 latents, step_input, self.prompt.states(branch), dataclasses.replace(visit, branch=branch), group
-            )  # fmt: skip
+            )
             for branch in (COND, UNCOND)
         ]
         return torch.cat(passes)
