@@ -39,7 +39,6 @@ class JobFacts:
 def build_report(facts: JobFacts) -> Json:
     """Returns the report as JSON values."""
     records = [facts.records[clip.key] for clip in facts.clips if clip.key in facts.records]
-    steps = _step_seconds(records)
     return {
         "schema": SCHEMA,
         "job": job_name(facts.shard),
@@ -56,7 +55,7 @@ def build_report(facts: JobFacts) -> Json:
             "left": len(facts.clips) - len(records) - len(facts.failed),
         },
         "seconds_by_stage": _stages(records),
-        "step_seconds": {pattern: _spread(seconds) for pattern, seconds in steps.items()},
+        "step_seconds": _step_seconds(records),
         "speedup": _speedup(records, facts.baseline),
         "baseline": facts.baseline,
         "throughput": _throughput(records, facts),
@@ -128,16 +127,19 @@ def _is_full(pattern: str) -> bool:
     return "." not in pattern and pattern == pattern.lower()
 
 
-def _step_seconds(records: Iterable[Json]) -> dict[str, list[float]]:
-    """Returns pattern -> per clip the median of its steps with that pattern; most work first."""
-    found: dict[str, list[float]] = {}
+def _step_seconds(records: Iterable[Json]) -> Json:
+    """Returns, by pattern with the most work first, the spread over clips of a clip's median step, and all its seconds."""
+    medians: dict[str, list[float]] = {}
+    totals: dict[str, float] = {}
     for record in records:
         own: dict[str, list[float]] = {}
         for pattern, seconds in _steps(record):
             own.setdefault(pattern, []).append(seconds)
-        for pattern, seconds_of_steps in own.items():
-            found.setdefault(pattern, []).append(median(seconds_of_steps))
-    return dict(sorted(found.items(), key=lambda item: (item[0].count("."), item[0])))
+        for pattern, of_clip in own.items():
+            medians.setdefault(pattern, []).append(median(of_clip))
+            totals[pattern] = totals.get(pattern, 0.0) + sum(of_clip)
+    names = sorted(medians, key=lambda pattern: (pattern.count("."), pattern))
+    return {name: {**_spread(medians[name]), "sum": _rounded(totals[name])} for name in names}
 
 
 def _stages(records: Sequence[Json]) -> Json:

@@ -66,6 +66,8 @@ def test_the_report_says_what_the_records_say(reported):
     denoise = report["seconds_by_stage"]["denoise"]
     assert denoise["sum"] == pytest.approx(sum(r["seconds"]["denoise"] for r in records.values()), abs=1e-3)
     assert denoise["clips"] == 4
+    steps_s = sum(spread["sum"] for spread in report["step_seconds"].values())
+    assert steps_s == pytest.approx(sum(loops.values()), abs=1e-3)
     (failed,) = [row for row in report["clips"] if row["outcome"] == "failed"]
     assert failed["reason"] == "denoise: ArithmeticError: this prompt always fails"
     busy_s = sum(record["seconds"]["denoise"] + record["seconds"]["decode"] for record in records.values())
