@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pab.demo.autoencoder import Autoencoder
+from pab.demo.frame_position import frame_positions
 from pab.demo.text import TextEncoder
 from pab.demo.weights import load_demo
 from pab.family import ClipRequest, LoadRequest
@@ -34,6 +35,7 @@ def load_video_model(path: Path, request: LoadRequest) -> STDiT3Video:
         codec=DemoCodec(autoencoder=parts.autoencoder, dtype=DTYPES[request.precision]),
         timesteps=lambda clip: timesteps(clip.num_steps),
         model_fps=lambda clip: float(clip.fps),
+        frame_channels=frame_positions,
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pab.demo.frame_position import frame_positions, with_frame_positions
 from pab.demo.generator import ClipSize
 from pab.demo.weights import DemoParts
 from pab.models.stdit3 import ClipShape
@@ -38,9 +39,11 @@ def render_prompts(parts: DemoParts, prompts: Sequence[str], *, seed: int, setti
     )
     flow = RectifiedFlow(timesteps=timesteps(settings.num_steps, shift=settings.shift))
     latents = noise.to(parts.device)
+    positions = frame_positions(shape[1]).to(parts.device)
     for step, timestep in enumerate(flow.timesteps):
-        velocity = parts.transformer.denoise(torch.cat([latents, latents]), timestep, text, clip=clip)
-        conditional, unconditional = velocity.chunk(2)
+        rows = with_frame_positions(torch.cat([latents, latents]), positions)
+        velocity = parts.transformer.denoise(rows, timestep, text, clip=clip)
+        conditional, unconditional = velocity[:, : latents.shape[1]].chunk(2)
         guided = unconditional + settings.guidance_scale * (conditional - unconditional)
         latents = flow.advance(latents, latents, guided, step)
     return parts.autoencoder.decode(latents.to(dtype)).float()

@@ -23,7 +23,7 @@ from pab.demo.feed import Feed, FeedSettings, training_buckets
 from pab.demo.sample import SampleSettings, render_prompts
 from pab.demo.train_autoencoder import AutoencoderTraining, report_autoencoder
 from pab.demo.train_transformer import TransformerTraining, initialise
-from pab.demo.weights import build_parts, demo_config, save_demo
+from pab.demo.weights import DemoParts, build_parts, demo_config, load_demo, save_demo
 
 _LOG = logging.getLogger("pab.demo.train")
 _CHECKPOINT_EVERY_S = 60.0
@@ -72,11 +72,12 @@ class DemoTraining:
         self.clock = Clock(earlier_s=0.0, stop_after_s=(options.stop_after_minutes or 1e9) * 60)
         cuda = self.device.type == "cuda"
         torch.manual_seed(options.seed)
-        parts = build_parts(demo_config(small=options.small))
-        initialise(parts)
+        parts = self._starting_parts()
         for module in (parts.transformer, parts.autoencoder, parts.text_encoder):
             module.to(self.device)
         self.stage1 = AutoencoderTraining.create(parts.autoencoder, fused=cuda)
+        if options.start_from:
+            self.autoencoder_s, self.stage1.step = 0.0, 1
         self.stage2 = TransformerTraining.create(
             parts, compiled=options.compile and cuda, graphs=options.graphs and cuda
         )
@@ -91,6 +92,17 @@ class DemoTraining:
         self.queued: torch.cuda.Event | None = None
         self.written_s = self.checked_s = 0.0
         self._resume()
+
+    def _starting_parts(self) -> DemoParts:
+        if self.options.start_from is None:
+            parts = build_parts(demo_config(small=self.options.small))
+            initialise(parts)
+            return parts
+        parts = load_demo(self.options.start_from)
+        for module in (parts.transformer, parts.autoencoder, parts.text_encoder):
+            module.train().requires_grad_(requires_grad=True)
+        parts.transformer.rope.freqs.requires_grad_(requires_grad=False)
+        return parts
 
     def run(self) -> CheckResult | None:
         """Trains until the minutes are over. Returns the last check, or None if this call ended before that."""
@@ -243,6 +255,9 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, required=True, help="training time of all calls together")
     parser.add_argument("--stop-after-minutes", type=float, help="end this call after so many minutes")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
+    parser.add_argument(
+        "--start-from", type=Path, help="a demo.safetensors to go on from; its autoencoder stays as it is"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="a tiny model on tiny clips, to try the script")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="compile blocks (CUDA)")

@@ -15,6 +15,7 @@ import torch._dynamo.exc
 from torch import Tensor, nn
 
 from pab.demo.feed import Bucket
+from pab.demo.frame_position import frame_positions, with_frame_positions
 from pab.demo.weights import DemoParts
 from pab.models.layers import ScalarEmbedder, unpatchify
 from pab.models.stdit3 import BlockContext, ClipShape, STDiT3, STDiT3Block
@@ -84,12 +85,12 @@ class VelocityModel(nn.Module):
         if compiled:
             self._run_block = torch.compile(_run_block, dynamic=False, fullgraph=True)
 
-    def forward(self, inputs: StepInputs, positions_SD: Tensor) -> Tensor:
+    def forward(self, inputs: StepInputs, positions_SD: Tensor, frames_CT: Tensor) -> Tensor:
         """Predicts the velocity [B, C, T, H, W] in float32."""
         model = self.transformer
         x_BCTHW = add_noise(inputs.data, inputs.noise, inputs.timestep_B[:, None, None, None, None])
-        rows, _, *size = x_BCTHW.shape
-        x = model.x_embedder(x_BCTHW)
+        rows, channels, *size = x_BCTHW.shape
+        x = model.x_embedder(with_frame_positions(x_BCTHW, frames_CT))
         _, num_frames, height, width, dim = x.shape
         x = x.flatten(2, 3) + positions_SD
         t_BD = _embed(model.t_embedder, inputs.timestep_B) + _embed(model.fps_embedder, inputs.fps_1)
@@ -108,7 +109,7 @@ class VelocityModel(nn.Module):
         for block in model.blocks:
             x = self._run_block(block, x, context, text_BLD)
         x = model.final_layer(x, t_BD, None, None).unflatten(2, (height, width))
-        return unpatchify(x, model.config.patch_size, size).float()
+        return unpatchify(x, model.config.patch_size, size)[:, :channels].float()
 
     def leave_uncompiled(self) -> None:
         """Runs the blocks as they are from now on."""
@@ -163,6 +164,7 @@ class _BucketStep:
 
     inputs: StepInputs
     positions_SD: Tensor
+    frames_CT: Tensor
     eager_steps: int = 0
     graph: torch.cuda.CUDAGraph | None = None
 
@@ -206,7 +208,11 @@ class TransformerTraining:
         state = self.bucket_steps.get(bucket.name)
         if state is None:
             inputs = StepInputs.empty(latents, ids_BL)
-            state = _BucketStep(inputs=inputs, positions_SD=self.model.positions(bucket, latents))
+            state = _BucketStep(
+                inputs=inputs,
+                positions_SD=self.model.positions(bucket, latents),
+                frames_CT=frame_positions(latents.shape[2]).to(latents.device),
+            )
             self.bucket_steps[bucket.name] = state
         state.inputs.fill(latents, ids_BL, self.step)
         self._differentiate(state, bucket)
@@ -241,7 +247,7 @@ class TransformerTraining:
         device = self.parts.device.type
         self.zero_gradients()
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
-            velocity = self.model(state.inputs, state.positions_SD)
+            velocity = self.model(state.inputs, state.positions_SD, state.frames_CT)
         loss = (velocity - (state.inputs.data - state.inputs.noise)).square().mean()
         loss.backward()
         self.loss_sum.add_(loss.detach())

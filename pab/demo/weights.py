@@ -13,12 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pab.demo.autoencoder import Autoencoder, AutoencoderConfig
+from pab.demo.frame_position import FRAME_CHANNELS
 from pab.demo.text import TextConfig, TextEncoder, build_vocabulary
 from pab.models.stdit3 import STDiT3, STDiT3Config
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("demo.safetensors")
 _PARTS = ("transformer", "autoencoder", "text_encoder")
-_FORMAT = "pab-demo-1"
+_FORMAT = "pab-demo-2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ def demo_config(*, small: bool = False) -> DemoConfig:
         depth=1 if small else 5,
         hidden_size=64 if small else 192,
         num_heads=2 if small else 6,
-        in_channels=autoencoder.latent_channels,
+        in_channels=autoencoder.latent_channels + FRAME_CHANNELS,
         input_sq_size=64,
         caption_channels=text.channels,
         model_max_length=text.max_words,

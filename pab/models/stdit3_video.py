@@ -30,6 +30,8 @@ class STDiT3Video:
     codec: LatentCodec
     timesteps: Callable[[ClipRequest], tuple[float, ...]]
     model_fps: Callable[[ClipRequest], float]
+    frame_channels: Callable[[int], Tensor] | None = None
+    """Channels [C, T] that tell the model of each of T latent frames, appended to the latents it is given."""
     model_size: Callable[[ClipRequest], tuple[float, float]] = lambda request: (request.height, request.width)
     """Height and width in pixels as the transformer is told them."""
     prepare: Callable[[ClipRequest], ClipRequest] = lambda request: request
@@ -72,7 +74,7 @@ class STDiT3Video:
         active = step_input.active_frames
         height, width = self.model_size(request)
         output = self.transformer.denoise(
-            latents.repeat(rows, 1, 1, 1, 1),
+            self._given(latents, request, group.sp).repeat(rows, 1, 1, 1, 1),
             step_input.timestep,
             text,
             clip=ClipShape(
@@ -85,7 +87,14 @@ class STDiT3Video:
             active_BT=None if active is None else active.repeat(rows, 1),
             sp=group.sp,
         )
-        return output[:, : self.transformer.config.in_channels]
+        return output[:, : latents.shape[1]]
+
+    def _given(self, latents: Tensor, request: ClipRequest, sp: SequenceParallel) -> Tensor:
+        if self.frame_channels is None:
+            return latents
+        whole = self.frame_channels(self.latent_shape(request)[1])[None, :, :, None, None]
+        mine = self.split(whole, sp).to(latents)
+        return torch.cat([latents, mine.expand(len(latents), -1, -1, *latents.shape[3:])], dim=1)
 
     def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
         """Returns uint8 frames [B, T, H, W, 3]."""

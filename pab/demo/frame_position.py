@@ -1,0 +1,24 @@
+"""Tells the transformer where each frame stands in the clip, as channels beside the latents.
+
+STDiT3's temporal attention knows only how far frames lie apart. A large model gathers from much data which way things
+move; this small one does not, unless it is told which frame comes first.
+"""
+
+import torch
+from torch import Tensor
+
+FRAME_CHANNELS = 2
+_FRAMES_PER_UNIT = 8.0
+
+
+def frame_positions(num_latent_frames: int) -> Tensor:
+    """Returns [2, T]: the place in the clip from -1 to 1, and the distance from its middle in units of 8 frames."""
+    offsets = torch.arange(num_latent_frames) - (num_latent_frames - 1) / 2
+    return torch.stack([offsets * 2 / max(num_latent_frames - 1, 1), offsets / _FRAMES_PER_UNIT])
+
+
+def with_frame_positions(latents_BCTHW: Tensor, positions_CT: Tensor) -> Tensor:
+    """Appends the positions as channels to latents of the same frames."""
+    rows, _, _, height, width = latents_BCTHW.shape
+    channels = positions_CT[None, :, :, None, None].expand(rows, -1, -1, height, width)
+    return torch.cat([latents_BCTHW, channels.to(latents_BCTHW)], dim=1)
