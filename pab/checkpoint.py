@@ -218,6 +218,16 @@ def _unpickled(file: Path) -> dict[str, Any]:
     return torch.load(file, "cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
 
 
+def dtype_of(precision: str) -> torch.dtype:
+    """Returns the tensor type of a precision. Raises ValueError naming the precisions there are."""
+    import torch
+
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if precision not in types:
+        raise ValueError(f"precision={precision!r}, allowed {', '.join(types)}")
+    return types[precision]
+
+
 def check_keys(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]], what: str) -> None:
     """Compares keys and shapes. Raises one CheckpointError that lists all missing, surplus and misshaped keys."""
     faults = []

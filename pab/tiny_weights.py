@@ -10,9 +10,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pab.latte.tiny import write_tiny_latte
 from pab.open_sora.tiny import write_tiny_open_sora
+from pab.open_sora_plan.tiny import write_tiny_v110, write_tiny_v120
 
-WRITERS: Mapping[str, Callable[[Path, int], None]] = {"open_sora": write_tiny_open_sora}
+WRITERS: Mapping[str, Callable[[Path, int], None]] = {
+    "open_sora": write_tiny_open_sora,
+    "latte": write_tiny_latte,
+    "open_sora_plan_v110": write_tiny_v110,
+    "open_sora_plan_v120": write_tiny_v120,
+}
 
 
 def write_tiny_weights(family: str, folder: Path, seed: int = 0) -> None:

@@ -5,10 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pab.families.demo import DEMO
+from pab.families.latte import LATTE
 from pab.families.open_sora import OPEN_SORA
+from pab.families.open_sora_plan import (
+    OPEN_SORA_PLAN_V110,
+    OPEN_SORA_PLAN_V110_221,
+    OPEN_SORA_PLAN_V120,
+    OPEN_SORA_PLAN_V120_29,
+    OPEN_SORA_PLAN_V120_720P,
+)
 from pab.family import Family
 
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (DEMO, OPEN_SORA)}
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        DEMO,
+        OPEN_SORA,
+        LATTE,
+        OPEN_SORA_PLAN_V110,
+        OPEN_SORA_PLAN_V110_221,
+        OPEN_SORA_PLAN_V120,
+        OPEN_SORA_PLAN_V120_29,
+        OPEN_SORA_PLAN_V120_720P,
+    )
+}
 
 
 def find_family(name: str) -> Family:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, Scheduler, StepInput
 from pab.models.video import LatentCodec, TextStates, encode_pairs, guided_prompt
+from pab.open_sora.prompts import clean
 from pab.parallel import NodeGroup, SequenceParallel
 from pab.state import BOTH, Visit
 
@@ -54,6 +55,12 @@ class StepNoise:
         return self._place(torch.randn(self._shape, generator=self._generator))
 
 
+def clean_texts(request: ClipRequest) -> ClipRequest:
+    """Returns the clip with prompt and negative prompt cleaned as the captions of the training were."""
+    negative = request.negative_prompt
+    return replace(request, prompt=clean(request.prompt), negative_prompt=None if negative is None else clean(negative))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseVideo:
     """A `VideoModel` over a transformer that predicts noise; guidance runs as rows or as branches.
@@ -68,9 +75,12 @@ class NoiseVideo:
     sampler: Callable[[ClipRequest, Callable[[int], Tensor]], Scheduler]
     device: torch.device
     negative_cut_by_prompt: bool
+    prepare: Callable[[ClipRequest], ClipRequest] = lambda request: request
+    """Returns the clip with the texts that the encoder reads."""
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one."""
+        requests = [self.prepare(request) for request in requests]
         pairs = encode_pairs(requests, self.encode_text, absent="")
         return [self._prompt(request, *pair) for request, pair in zip(requests, pairs, strict=True)]
 

@@ -1,0 +1,96 @@
+"""Latte-1: text to 16 frames of 512x512, 50 steps of DDIM (arXiv 2401.03048; presets of arXiv 2408.12588, appendix)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pab.diffusion import ddim_timesteps
+from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.latte.weights import PARTS
+from pab.plan import NO_BROADCAST, BroadcastRules, MlpRule, pyramid
+from pab.sites import latte_sites
+
+if TYPE_CHECKING:
+    from pab.model import VideoModel
+
+DEPTH = 28
+NUM_FRAMES = 16
+MAX_TEXT_TOKENS = 120
+NUM_STEPS = 50
+
+_KEYS = (720, 640, 560, 480, 400)
+_MLP = tuple(
+    # The published keys, told by their place among the 50 published timesteps, so that they fit other step counts.
+    MlpRule(
+        stack=stack, blocks=tuple(range(5)), skip_count=2, position=ddim_timesteps(NUM_STEPS).index(key) / NUM_STEPS
+    )
+    for stack in ("spatial", "temporal")
+    for key in _KEYS
+)
+
+
+def _preset(spatial: int, temporal: int, cross: int) -> BroadcastRules:
+    return pyramid(spatial, temporal, cross, window=(100, 800), mlp=_MLP)
+
+
+def latte_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:
+    """Returns DDIM's timesteps: whole numbers, which no precision rounds before the model embeds them."""
+    return ddim_timesteps(request.num_steps)
+
+
+def latte_tokens(num_frames: int, height: int, width: int) -> int:
+    """Counts latent tokens after patching: 16x16 pixels of a frame each."""
+    return num_frames * (height // 16) * (width // 16)
+
+
+def load_latte(request: LoadRequest) -> VideoModel:
+    """Loads the published weights, or those in the folder or hub repository that `request.weights` names."""
+    from pab.latte.load import load_video_model
+
+    return load_video_model(PARTS.find(request.weights), request)
+
+
+LATTE = Family(
+    name="latte",
+    summary="Latte-1, text to video, 16 frames of 512x512",
+    defaults=ClipDefaults(
+        num_frames=NUM_FRAMES,
+        height=512,
+        width=512,
+        fps=8,
+        num_steps=NUM_STEPS,
+        guidance_scale=7.5,
+        broadcast="pab236",
+    ),
+    limits=ClipLimits(
+        num_frames=range(NUM_FRAMES, NUM_FRAMES + 1),
+        height=range(256, 769, 16),
+        width=range(256, 769, 16),
+        fps=range(1, 61),
+        num_steps=range(1, 1001),
+        guidance_scale=(1.0, 30.0),
+        max_tokens=latte_tokens(NUM_FRAMES, 768, 768),
+        max_prompt_chars=2000,
+    ),
+    sites=latte_sites(DEPTH),
+    presets={
+        "none": NO_BROADCAST,
+        "pab235": _preset(2, 3, 5),  # as in the paper
+        "pab236": _preset(2, 3, 6),  # as in its code
+        "pab347": _preset(3, 4, 7),
+        "pab469": _preset(4, 6, 9),
+    },
+    timesteps=latte_timesteps,
+    num_tokens=latte_tokens,
+    # Not measured: Open-Sora 1.2's figures, whose blocks are of the same size, without cross attention in half of them.
+    cost=CostFigures(
+        load_s=90.0,
+        linear_s=8.0e-6,
+        quadratic_s=8.7e-10,
+        fixed_step_s=0.0,
+        kind_shares={"spatial": 0.30, "temporal": 0.20, "cross": 0.10, "mlp": 0.36},
+        decode_s_per_pixel=2e-7,
+    ),
+    load=load_latte,
+    weights_digest=PARTS.digest,
+)
