@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from cluster.job import Cluster, Job, JobRequest, JobState
 from jobs import layout
-from jobs.bucket import Bucket
+from jobs.bucket import Bucket, BucketError
 from manifests.read import read_clips
 from pipeline.display import Display, Snapshot
 from pipeline.exits import CommandError
@@ -23,6 +23,8 @@ POLL_S = 0.5
 LOOK_S = 2.0
 LOOK_SHARE = 0.05
 """Listing the bucket may take this part of the driver's time at most: a run of millions lists for seconds."""
+BUCKET_AWAY_S = 900.0
+"""How long the driver goes on without its bucket: longer than jobs do, for it only watches them."""
 MAX_FRUITLESS = 2
 """How often in a row a shard's job is started again though its last start finished no clip."""
 MAX_FRUITLESS_RUN = 6
@@ -64,6 +66,7 @@ class Driver:
         self._ended: list[Job] = []
         self._fruitless_run = 0
         self._told_ids: tuple[tuple[str, str], ...] = ()
+        self._bucket_seen = time.monotonic()
 
     @property
     def jobs(self) -> list[Job]:
@@ -87,17 +90,30 @@ class Driver:
         with display:
             while True:
                 self._cluster.poll()
-                self._write_jobs()
                 now = time.monotonic()
                 if now >= look_at or self._has_ended():
-                    progress = read_progress(self._bucket)
+                    progress = self._look() or progress
                     took = time.monotonic() - now
                     look_at = now + max(LOOK_S, took / LOOK_SHARE)
-                    self._attend(progress)
                 display.update(self._snapshot(progress, before, elapsed_s=now - began, planned_s=planned_s))
                 if all(shard.is_done for shard in self._shards):
                     return
                 time.sleep(POLL_S)
+
+    def _look(self) -> Progress | None:
+        # The jobs wait for a bucket that is away; their driver must not be the first to give up.
+        try:
+            self._write_jobs()
+            progress = read_progress(self._bucket)
+            self._attend(progress)
+        except BucketError as error:
+            away_s = time.monotonic() - self._bucket_seen
+            if away_s > BUCKET_AWAY_S:
+                raise
+            self._screen.note(f"the jobs go on without a look at them: {error}")
+            return None
+        self._bucket_seen = time.monotonic()
+        return progress
 
     def end(self) -> None:
         """Notes in the bucket that this submit has no driver any more."""
@@ -140,9 +156,9 @@ class Driver:
     def _write_jobs(self) -> None:
         submit = self._submit.with_jobs(self.jobs)
         if submit.jobs != self._told_ids:
+            submit.write(self._bucket)
             self._told_ids = submit.jobs
             self._submit = submit
-            submit.write(self._bucket)
 
     def _snapshot(self, progress: Progress, before: int, *, elapsed_s: float, planned_s: float) -> Snapshot:
         states = [shard.job.state for shard in self._shards]

@@ -50,7 +50,7 @@ def summary_document(bucket: Bucket, run: Run, progress: Progress, failures: lis
             for clip in failures
         ],
         "videos": f"{bucket.url}/videos",
-        "report": f"{bucket.url}/{layout.RUN_PAGE}",
+        "report": f"{bucket.url}/{layout.RUN_PAGE}" if bucket.exists(layout.RUN_PAGE) else None,
     }
 
 
@@ -68,7 +68,8 @@ def _text(bucket: Bucket, document: dict[str, object], failures: list[FailedClip
         lines += [f"  {_short(str(failure))}" for failure in failures]
         if not_rendered > SHOWN_FAILURES:
             lines.append(f"  ... and {not_rendered - SHOWN_FAILURES} more in {bucket.url}/failures")
-    lines += [f"videos     {document['videos']}", f"report     {document['report']}"]
+    lines.append(f"videos     {document['videos']}")
+    lines.append(f"report     {document['report'] or f'none yet; python -m pipeline report {bucket.url}'}")
     if "dashboard" in document:
         lines.append(f"dashboard  {document['dashboard']} (it lived as long as this submit)")
     return "\n".join(lines)
