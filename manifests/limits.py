@@ -98,8 +98,16 @@ class Limits:
         inside = (values >= first) & (values <= last)
         # Values outside may be so large that the difference overflows: they count as bad already.
         bad = ~inside | ((np.where(inside, values, first) - first) % step != 0)
+        images = np.array([name == "num_frames" and family.images for family in self._rules])[codes]
+        bad &= ~(images & (values == 1))
         return [
-            (int(i), name, str(values[i]), describe_range(self._names[codes[i]], ranges[codes[i]], int(values[i])))
+            (
+                int(i),
+                name,
+                str(values[i]),
+                describe_range(self._names[codes[i]], ranges[codes[i]], int(values[i]))
+                + (" or 1 for an image" if images[i] else ""),
+            )
             for i in np.flatnonzero(bad & known)
         ]
 

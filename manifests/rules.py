@@ -12,6 +12,7 @@ class FamilyRules:
 
     Ranges are inclusive in the sense of `in`: `range(5, 82, 4)` allows 5, 9, ..., 81. `broadcasts` maps every allowed
     broadcast name to the digest of its rules; `identity` names what else changes pixels (weights, precision).
+    `images`: whether one frame is allowed besides `num_frames`.
     `num_tokens(num_frames, height, width)` is asked once per distinct size, never per row.
     """
 
@@ -29,3 +30,4 @@ class FamilyRules:
     num_tokens: Callable[[int, int, int], int]
     defaults: Mapping[str, int | float | str]
     """Values for num_frames, height, width, fps, num_steps, guidance_scale and broadcast where a row has none."""
+    images: bool = False

@@ -57,6 +57,8 @@ class ClipLimits:
     max_tokens: int
     """Latent tokens (after patching) of one clip; bounds height, width and frames together."""
     max_prompt_chars: int
+    images: bool = False
+    """Whether one frame, a single image, is allowed besides `num_frames`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

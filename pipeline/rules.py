@@ -76,6 +76,7 @@ def family_rules(
         guidance_scale=limits.guidance_scale,
         max_tokens=limits.max_tokens,
         max_prompt_chars=limits.max_prompt_chars,
+        images=limits.images,
         broadcasts={name: rules.digest for name, rules in {**family.presets, **own_broadcasts}.items()},
         identity=identity,
         num_tokens=family.num_tokens,

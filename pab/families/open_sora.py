@@ -44,7 +44,7 @@ _HEIGHT, _WIDTH = rendered_size(*image_size("480p", "9:16"))
 
 OPEN_SORA = Family(
     name="open_sora",
-    summary="Open-Sora 1.2, text to video, 144p to 720p, 51 frames (2 s) to 408 (16 s)",
+    summary="Open-Sora 1.2, text to video, 144p to 720p, 51 frames (2 s) to 408 (16 s), and images",
     defaults=ClipDefaults(
         num_frames=LENGTHS["2s"],
         height=_HEIGHT,
@@ -63,6 +63,7 @@ OPEN_SORA = Family(
         guidance_scale=(1.0, 30.0),
         max_tokens=MAX_TOKENS,
         max_prompt_chars=4000,
+        images=True,
     ),
     sites=stdit3_sites(DEPTH),
     presets={
@@ -74,14 +75,14 @@ OPEN_SORA = Family(
     timesteps=seen_levels,
     num_tokens=num_tokens,
     # One H200, bfloat16, both guidance rows: a full step is 260 ms at 23,850 tokens, 106 ms without any attention;
-    # spatial attention, the part that grows with a frame's tokens, is 33 ms of it.
+    # spatial attention, the part that grows with a frame's tokens, is 33 ms of it. 51 frames decode in 1.17 s.
     cost=CostFigures(
         load_s=90.0,
         linear_s=9.5e-6,
         quadratic_s=8.7e-10,
         fixed_step_s=0.0,
         kind_shares={"spatial": 0.25, "temporal": 0.17, "cross": 0.17, "mlp": 0.36},
-        decode_s_per_pixel=2e-7,
+        decode_s_per_pixel=5.7e-8,
     ),
     load=load_open_sora,
     weights_digest=digest,

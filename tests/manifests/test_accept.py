@@ -140,6 +140,17 @@ def test_a_bad_value_is_named_with_its_row_and_what_is_allowed(
         raise error
 
 
+def test_one_frame_is_allowed_where_a_family_makes_images(manifest: Write, rules: Rules, tmp_path: Path) -> None:
+    images = {"wan": dataclasses.replace(family(), images=True)}
+    assert accepted_rows(manifest({"prompt": ["a"], "num_frames": [1]}), images)[0]["num_frames"] == 1
+    with pytest.raises(ManifestError, match=r"num_frames=80, wan needs 4n\+1 \(77, 81, 85\) or 1 for an image"):
+        raise refused(manifest({"prompt": ["a"], "num_frames": [80]}), images, tmp_path)
+    with pytest.raises(ManifestError, match=r"num_frames=1, wan needs"):
+        raise refused(manifest({"prompt": ["a"], "num_frames": [1]}), rules, tmp_path)
+    with pytest.raises(ManifestError, match=r"num_steps=0, wan needs 1 to 100; fix"):
+        raise refused(manifest({"prompt": ["a"], "num_steps": [0]}), images, tmp_path)
+
+
 def test_two_hundred_wide_characters_are_no_oversize_prompt(manifest: Write, rules: Rules) -> None:
     assert accepted_rows(manifest({"prompt": ["é" * 200]}), rules)[0]["prompt"] == "é" * 200
 

@@ -185,6 +185,14 @@ def test_broadcast_and_prompt_change_the_clip(weights: Path) -> None:
     assert not torch.equal(results[0], results[2])
 
 
+def test_one_frame_gives_an_image(weights: Path) -> None:
+    assert OPEN_SORA.limits.images
+    _, frames = render(weights, replace(CLIP, num_frames=1), "pab246", 1)
+    assert frames.shape == (1, 1, 112, 128, 3)
+    with pytest.raises(ValueError, match="num_frames=16, rectified flow needs 1 or at least 17 frames"):
+        OPEN_SORA.timesteps(replace(CLIP, num_frames=16), "bfloat16")
+
+
 def test_wrong_weights_are_refused_with_every_key(weights: Path, tmp_path: Path) -> None:
     for part in ("transformer", "vae"):
         (tmp_path / part).mkdir()
