@@ -101,7 +101,7 @@ class DemoTraining:
         parts = load_demo(self.options.start_from)
         for module in (parts.transformer, parts.autoencoder, parts.text_encoder):
             module.train().requires_grad_(requires_grad=True)
-        parts.transformer.rope.freqs.requires_grad_(requires_grad=False)
+        parts.transformer.rope.freqs.requires_grad = False
         return parts
 
     def run(self) -> CheckResult | None:
