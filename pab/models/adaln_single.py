@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pab.compiled import any_length
 from pab.models.layers import modulate, sinusoids
 
 MASKED = -10000.0
@@ -52,8 +53,9 @@ def cut_text(text_BLC: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor |
     mask_BL = mask_BL.bool().to(text_BLC.device)
     used = mask_BL.any(dim=0)
     text_BLC, mask_BL = text_BLC[:, used], mask_BL[:, used]
-    bias = None if mask_BL.all() else masked_bias(mask_BL, text_BLC.dtype)[:, None, None]
-    return text_BLC, bias
+    if mask_BL.all():
+        return text_BLC, None
+    return text_BLC, any_length(masked_bias(mask_BL, text_BLC.dtype)[:, None, None], 3)
 
 
 class TimestepModulation(nn.Module):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pab.compiled import any_length
 from pab.models.adaln_single import (
     PatchEmbed2D,
     TextProjection,
@@ -135,7 +136,7 @@ class Latte(nn.Module):
         if latent_mask_BTHW is not None:
             mask_BTS = F.max_pool2d(latent_mask_BTHW.float(), patch).flatten(2).to(weight.device)
         text_BLD = self.caption_projection(text_BLC)
-        keys_values = tuple(block.attn2.keys_values(text_BLD) for block in self.spatial_blocks)
+        keys_values = tuple(any_length(block.attn2.keys_values(text_BLD), 3) for block in self.spatial_blocks)
         return Conditions(
             keys_values=keys_values,
             text_bias=text_bias,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pab.compiled import any_length
 from pab.models.adaln_single import (
     Attention,
     FeedForward,
@@ -245,7 +246,7 @@ class OpenSoraPlan(nn.Module):
             positions = self._positions(grid).to(weight)
         return Conditions(
             grid=grid,
-            keys_values=tuple(block.attn2.keys_values(text_BLD) for block in self.blocks),
+            keys_values=tuple(any_length(block.attn2.keys_values(text_BLD), 3) for block in self.blocks),
             text_bias=text_bias,
             mask_BTHW=mask_BTHW,
             rotation_THW=rotation,

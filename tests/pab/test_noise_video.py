@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from pab.compiled import graphs_compiled, many_graphs
 from pab.denoise import initial_noise
 from pab.models.noise_video import StepNoise
 from pab.models.open_sora_plan import split_axis
@@ -182,3 +183,21 @@ def test_step_noise_follows_the_initial_noise_of_the_seed():
     assert torch.equal(initial_noise(request, shape), drawn[0])
     assert torch.equal(noise(0), drawn[1])
     assert torch.equal(noise(1), drawn[2])
+
+
+def test_blocks_are_whole_graphs_that_prompts_of_any_length_share(world):
+    """Traced without a break, for every step pattern; another prompt length traces nothing anew."""
+    model, request = world.model(), clip()
+    longer = clip(prompt="one two three four five six")
+    expected = [world.render(model, each).latents for each in (request, longer)]
+    for name in {site.name.split(".")[0] for site in world.sites}:
+        for block in getattr(model.transformer, name):
+            block.compile(fullgraph=True, backend="eager")
+    before = graphs_compiled()
+    with many_graphs():
+        first = world.render(model, request).latents
+        traced = graphs_compiled()
+        second = world.render(model, longer).latents
+    assert before < traced == graphs_compiled()
+    assert differs(first, expected[0]) < BOUND
+    assert differs(second, expected[1]) < BOUND
