@@ -31,9 +31,10 @@ class RMSNorm(nn.Module):
 def sinusoids(values_B: Tensor, count: int) -> Tensor:
     """Returns [B, count] float32: cosines, then sines, of the values at `count / 2` frequencies from 1 to 1/10000."""
     half = count // 2
-    exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
+    # Made where the values are: a copy from the host would wait for all that is queued on the device.
+    exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device=values_B.device) / half
     # exp in float64: a float32 exp differs by machine, and an angle of 1000 radians magnifies its last bit
-    frequencies = exponents.double().exp().float().to(values_B.device)
+    frequencies = exponents.double().exp().float()
     angles = values_B[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
