@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pab.checkpoint import Published, checkpoint_digest, find_checkpoint
+from pab.checkpoint import CheckpointError, Published, checkpoint_digest, find_checkpoint
 
 WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 """Hub patterns of one part's files."""
@@ -69,7 +69,11 @@ class PublishedParts:
                 text_encoder=text_encoder,
                 tokenizer=tokenizer if tokenizer.is_dir() else text_encoder,
             )
-        found = {name: part.find(self._named(part, weights)) for name, part in self._parts().items()}
+        try:
+            found = {name: part.find(self._named(part, weights)) for name, part in self._parts().items()}
+        except CheckpointError as error:
+            layout = self.local.layout
+            raise CheckpointError(f"{error}\nA local folder holds all parts, in subfolders:\n{layout}") from error
         return WeightFolders(**found)
 
     def digest(self, weights: str | None) -> str:

@@ -18,6 +18,7 @@ from pab.open_sora.frame_masks import frame_mask, read_strategy
 from pab.open_sora.load import load_vae, prepare_texts
 from pab.open_sora.prompts import Scores, clean, model_prompt, with_scores
 from pab.open_sora.sizes import SIZES, image_size, latent_frames, nominal_size, num_tokens, rendered_size
+from pab.open_sora.weights import find_weights
 from pab.plan import make_plan
 from pab.rectified_flow import round_to
 from pab.tiny_weights import main as write_tiny
@@ -210,6 +211,11 @@ def test_wrong_weights_are_refused_with_every_key(weights: Path, tmp_path: Path)
         OPEN_SORA.load(load_request(tmp_path))
     with pytest.raises(CheckpointError, match=r"(?s)VAE.*missing \(1\).*surplus \(1\): extra.*misshaped \(1\)"):
         load_vae(tmp_path / "vae", torch.float32, torch.device("cpu"))
+
+
+def test_weights_that_are_nowhere_are_told_with_the_whole_layout() -> None:
+    with pytest.raises(CheckpointError, match=r"(?s)weights='nowhere'.*transformer/ .*vae/ .*text_encoder/ "):
+        find_weights("nowhere")
 
 
 def test_configurations_of_another_model_are_refused(weights: Path, tmp_path: Path) -> None:
