@@ -15,6 +15,7 @@ from pab.latte.codec import ImageCodec
 from pab.models.latte import Latte, latte_config
 from pab.models.noise_video import NoiseVideo, clean_texts
 from pab.models.t5_text import T5Text
+from pab.parallel import Axis
 from pab.weight_folders import WeightFolders
 
 VAE_CLASSES = ("AutoencoderKLTemporalDecoder", "AutoencoderKL")
@@ -31,6 +32,7 @@ def load_video_model(folders: WeightFolders, request: LoadRequest) -> NoiseVideo
             dtype=dtype,
             device=device,
             max_length=MAX_TEXT_TOKENS,
+            axis=request.clip_axis or Axis(),
         ),
         codec=ImageCodec(vae=load_vae(folders.vae, dtype, device)),
         sampler=lambda clip, _: DDIM(num_steps=clip.num_steps),

@@ -19,7 +19,7 @@ from pab.models.noise_video import NoiseVideo, clean_texts
 from pab.models.open_sora_plan import OpenSoraPlan, open_sora_plan_config
 from pab.models.open_sora_vae import to_bytes
 from pab.models.t5_text import T5Text
-from pab.parallel import NodeGroup
+from pab.parallel import Axis, NodeGroup
 from pab.weight_folders import WeightFolders
 
 
@@ -28,7 +28,7 @@ def load_v110(folders: WeightFolders, request: LoadRequest, *, latent_frames: in
     dtype, device = dtype_of(request.precision), torch.device(request.device)
     return NoiseVideo(
         transformer=load_transformer(folders.transformer, dtype, device, latent_frames=latent_frames),
-        encode_text=_text(folders, dtype, device, MAX_TEXT_TOKENS_V110),
+        encode_text=_text(folders, request, MAX_TEXT_TOKENS_V110),
         codec=CausalCodec(vae=load_vae(folders.vae, dtype, device)),
         sampler=lambda clip, _: PNDM(num_steps=clip.num_steps),
         device=device,
@@ -55,7 +55,7 @@ def load_v120(folders: WeightFolders, request: LoadRequest) -> NoiseVideo:
     )
     return NoiseVideo(
         transformer=transformer,
-        encode_text=_text(folders, dtype, device, MAX_TEXT_TOKENS_V120),
+        encode_text=_text(folders, request, MAX_TEXT_TOKENS_V120),
         codec=CausalCodec(vae=load_vae(folders.vae, dtype, device)),
         sampler=lambda clip, noise: EulerAncestral(num_steps=clip.num_steps, noise=noise),
         device=device,
@@ -64,13 +64,14 @@ def load_v120(folders: WeightFolders, request: LoadRequest) -> NoiseVideo:
     )
 
 
-def _text(folders: WeightFolders, dtype: torch.dtype, device: torch.device, max_length: int) -> T5Text:
+def _text(folders: WeightFolders, request: LoadRequest, max_length: int) -> T5Text:
     return T5Text(
         folder=folders.text_encoder,
         tokenizer_folder=folders.tokenizer,
-        dtype=dtype,
-        device=device,
+        dtype=dtype_of(request.precision),
+        device=torch.device(request.device),
         max_length=max_length,
+        axis=request.clip_axis or Axis(),
     )
 
 
