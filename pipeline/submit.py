@@ -209,6 +209,9 @@ def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> in
     again = f"submit again to go on, or look: python -m pipeline status {output}"
     if submission.settings.machines.cluster == "local":
         screen.note("interrupted: ending the local jobs")
+        # Takes seconds. `timeout` and `make` both pass a signal on, so the second one must not cut this short.
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)
         cluster.cancel(driver.jobs)
         screen.error("interrupted", f"interrupted; what is rendered stays, {again}", Exit.INTERRUPTED)
         return Exit.INTERRUPTED
