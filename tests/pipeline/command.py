@@ -56,7 +56,13 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  (no thread of ours runs here)
         )
+
+
+def _heed_ctrl_c() -> None:
+    # Tests that run in the background of a script inherit that SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def environment() -> dict[str, str]:
