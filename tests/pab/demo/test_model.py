@@ -5,6 +5,7 @@ import torch
 
 from pab.demo.autoencoder import Autoencoder, AutoencoderConfig
 from pab.demo.feed import training_buckets
+from pab.demo.frame_position import frame_positions, with_frame_positions
 from pab.demo.generator import ClipSize
 from pab.demo.sample import SampleSettings, render_prompts
 from pab.demo.train import main
@@ -60,8 +61,21 @@ def test_training_runs_the_very_transformer_that_renders():
         y_B1LC[1, 0] = parts.transformer.y_embedder.y_embedding
         noisy = add_noise(inputs.data, inputs.noise, inputs.timestep_B[:, None, None, None, None])
         clip = ClipShape(height=32, width=48, fps=inputs.fps_1, num_latent_frames=4)
-        expected = parts.transformer(noisy, inputs.timestep_B, y_B1LC, clip=clip)
-        torch.testing.assert_close(model(inputs, model.positions(bucket, latents)), expected, atol=1e-5, rtol=1e-5)
+        frames_CT = frame_positions(4)
+        given = with_frame_positions(noisy, frames_CT)
+        expected = parts.transformer(given, inputs.timestep_B, y_B1LC, clip=clip)[:, :8]
+        velocity = model(inputs, model.positions(bucket, latents), frames_CT)
+        torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_frame_positions_tell_first_from_last_and_are_cut_like_frames():
+    positions = frame_positions(5)
+    assert positions[0].tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+    assert positions[1].tolist() == [-0.25, -0.125, 0.0, 0.125, 0.25]
+    assert frame_positions(1).tolist() == [[0.0], [0.0]]
+    given = with_frame_positions(torch.zeros(2, 8, 5, 3, 4), positions)
+    assert given.shape == (2, 10, 5, 3, 4)
+    assert torch.equal(given[1, 8:, :, 2, 3], positions)
 
 
 def test_the_shipped_size_fits_sixteen_megabytes_as_float16():
