@@ -9,6 +9,8 @@ GPU := $(shell command -v nvidia-smi)
 CPU_TORCH := torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 DEMO_OUTPUT ?= runs/demo
+# Threads that spin at barriers slow each other down tenfold where tests start several processes.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo test test-cluster lint clean
 

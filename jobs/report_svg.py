@@ -10,6 +10,11 @@ _MAX_CELLS_WIDTH = 1000
 _LETTER_WORDS = {"computed": "computed", "partly": "some blocks computed", "reused": "reused"}
 
 
+def duration(seconds: float) -> str:
+    """Returns three digits with the unit that fits: `3.28 s`, `12.5 ms`."""
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
 def plan_picture(kinds: Sequence[str], patterns: Sequence[str]) -> str:
     """Returns a grid, a row per kind and a column per step: filled computes, ring reuses, half some blocks only."""
     cell = _cell(len(patterns))
@@ -40,12 +45,12 @@ def bar_chart(patterns: Sequence[str], seconds: Sequence[float]) -> str:
     parts = []
     for line in range(3):
         y = 10 + (_HEIGHT - 10) * line / 2
-        label = f"{top * (1 - line / 2) * 1e3:.3g} ms"
+        label = duration(top * (1 - line / 2))
         parts.append(f"<line class='rule' x1='{_LEFT}' x2='{_LEFT + len(patterns) * cell}' y1='{y:.1f}' y2='{y:.1f}'/>")
         parts.append(f"<text x='{_LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{label}</text>")
     for step, (pattern, step_s) in enumerate(zip(patterns, seconds, strict=True)):
         height = (_HEIGHT - 10) * step_s / top
-        title = f"<title>step {step}: {escape(pattern)}, {step_s * 1e3:.3g} ms</title>"
+        title = f"<title>step {step}: {escape(pattern)}, {duration(step_s)}</title>"
         parts.append(
             f"<rect class='{colours[pattern]}' x='{_LEFT + step * cell}' y='{_HEIGHT - height:.1f}' "
             f"width='{cell - 2}' height='{max(height, 0.5):.1f}'>{title}</rect>"

@@ -38,7 +38,8 @@ class Say:
         environment = submitit.JobEnvironment()
         start = time.time()
         time.sleep(self.sleep_s)
-        seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURMD_NODENAME")}
+        names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "SLURMD_NODENAME")
+        seen = {name: os.environ.get(name) for name in names}
         seen |= {"world": environment.num_tasks, "rank": rank(), "local_rank": environment.local_rank}
         seen |= {"start": start, "end": time.time()}
         note(self.folder, f"{self.tag}-{rank()}", repr(seen))

@@ -169,7 +169,9 @@ def test_ranks_share_the_cores_unless_the_user_says_otherwise(tmp_path: Path, mo
         cluster = LocalCluster(tmp_path / "jobs", 1)
         (job,) = cluster.submit([request(Say(folder=tmp_path), ranks=1)])
         wait_over(cluster, [job])
-        assert ast.literal_eval((tmp_path / "job-0").read_text())["OMP_NUM_THREADS"] == expected
+        seen = ast.literal_eval((tmp_path / "job-0").read_text())
+        assert seen["OMP_NUM_THREADS"] == expected
+        assert seen["OMP_WAIT_POLICY"] == os.environ.get("OMP_WAIT_POLICY", "passive")
     assert threads_per_rank(10_000, num_jobs=3) == 1
 
 
