@@ -11,9 +11,9 @@ FRAME_CHANNELS = 2
 _FRAMES_PER_UNIT = 8.0
 
 
-def frame_positions(num_latent_frames: int) -> Tensor:
+def frame_positions(num_latent_frames: int, device: torch.device | None = None) -> Tensor:
     """Returns [2, T]: the place in the clip from -1 to 1, and the distance from its middle in units of 8 frames."""
-    offsets = torch.arange(num_latent_frames) - (num_latent_frames - 1) / 2
+    offsets = torch.arange(num_latent_frames, device=device) - (num_latent_frames - 1) / 2
     return torch.stack([offsets * 2 / max(num_latent_frames - 1, 1), offsets / _FRAMES_PER_UNIT])
 
 

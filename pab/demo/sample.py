@@ -39,7 +39,7 @@ def render_prompts(parts: DemoParts, prompts: Sequence[str], *, seed: int, setti
     )
     flow = RectifiedFlow(timesteps=timesteps(settings.num_steps, shift=settings.shift))
     latents = noise.to(parts.device)
-    positions = frame_positions(shape[1]).to(parts.device)
+    positions = frame_positions(shape[1], parts.device)
     for step, timestep in enumerate(flow.timesteps):
         rows = with_frame_positions(torch.cat([latents, latents]), positions)
         velocity = parts.transformer.denoise(rows, timestep, text, clip=clip)

@@ -211,7 +211,7 @@ class TransformerTraining:
             state = _BucketStep(
                 inputs=inputs,
                 positions_SD=self.model.positions(bucket, latents),
-                frames_CT=frame_positions(latents.shape[2]).to(latents.device),
+                frames_CT=frame_positions(latents.shape[2], latents.device),
             )
             self.bucket_steps[bucket.name] = state
         state.inputs.fill(latents, ids_BL, self.step)

@@ -103,17 +103,19 @@ def position_embedding_1d(dim: int, positions: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1).float()
 
 
-def position_embedding_2d(dim: int, rows: int, columns: int, *, scale: float, base_size: int) -> Tensor:
+def position_embedding_2d(
+    dim: int, rows: int, columns: int, *, scale: float, base_size: int, device: torch.device | None = None
+) -> Tensor:
     """Returns [rows * columns, dim] float32: sine then cosine of the column in the first half, of the row in the second.
 
     Coordinates are `i / scale * base_size / n`, so that sizes share one frame of reference (`scale` 1 is the training
-    size).
+    size). Made on `device`: copied from the host it would wait for the device at every step.
     """
     half = dim // 2
-    frequencies = 1.0 / (10000 ** (torch.arange(0, half, 2, dtype=torch.float32) / half))
+    frequencies = 1.0 / (10000 ** (torch.arange(0, half, 2, dtype=torch.float32, device=device) / half))
 
     def embed(count: int) -> Tensor:
-        coordinates = torch.arange(count, dtype=torch.float32) / scale * (base_size / count)
+        coordinates = torch.arange(count, dtype=torch.float32, device=device) / scale * (base_size / count)
         angles = coordinates[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

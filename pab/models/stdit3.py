@@ -347,7 +347,9 @@ class STDiT3(nn.Module):
     def _positions(self, rows: int, columns: int, clip: ClipShape) -> Tensor:
         scale = (clip.height * clip.width) ** 0.5 / self.config.input_sq_size
         base_size = round((rows * columns) ** 0.5)
-        return position_embedding_2d(self.config.hidden_size, rows, columns, scale=scale, base_size=base_size)
+        return position_embedding_2d(
+            self.config.hidden_size, rows, columns, scale=scale, base_size=base_size, device=self.rope.freqs.device
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

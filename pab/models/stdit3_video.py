@@ -30,8 +30,8 @@ class STDiT3Video:
     codec: LatentCodec
     timesteps: Callable[[ClipRequest], tuple[float, ...]]
     model_fps: Callable[[ClipRequest], float]
-    frame_channels: Callable[[int], Tensor] | None = None
-    """Channels [C, T] that tell the model of each of T latent frames, appended to the latents it is given."""
+    frame_channels: Callable[[int, torch.device], Tensor] | None = None
+    """Channels [C, T], made on a device, that tell the model of each of T latent frames; appended to the latents."""
     model_size: Callable[[ClipRequest], tuple[float, float]] = lambda request: (request.height, request.width)
     """Height and width in pixels as the transformer is told them."""
     prepare: Callable[[ClipRequest], ClipRequest] = lambda request: request
@@ -80,7 +80,7 @@ class STDiT3Video:
             clip=ClipShape(
                 height=height,
                 width=width,
-                fps=torch.tensor([self.model_fps(request)]),
+                fps=torch.full((1,), self.model_fps(request), device=latents.device),
                 num_latent_frames=self.latent_shape(request)[1],
             ),
             visit=visit,
@@ -92,7 +92,7 @@ class STDiT3Video:
     def _given(self, latents: Tensor, request: ClipRequest, sp: SequenceParallel) -> Tensor:
         if self.frame_channels is None:
             return latents
-        whole = self.frame_channels(self.latent_shape(request)[1])[None, :, :, None, None]
+        whole = self.frame_channels(self.latent_shape(request)[1], latents.device)[None, :, :, None, None]
         mine = self.split(whole, sp).to(latents)
         return torch.cat([latents, mine.expand(len(latents), -1, -1, *latents.shape[3:])], dim=1)
 
