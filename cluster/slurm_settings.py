@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
 import subprocess
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -76,6 +77,14 @@ def check_extra(extra: Mapping[str, str | bool], known: Collection[str]) -> None
             near = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f"did you mean {near[0]!r}?" if near else "see `sbatch --help` for the options of this site"
             raise ClusterError(f"sbatch has no option {name!r}; {hint}")
+
+
+def slurm_is_configured() -> bool:
+    """Tells whether this machine belongs to a SLURM cluster; a controller that is down does not make it answer no."""
+    if shutil.which("sbatch") is None:
+        return False
+    # Without a configuration even this fails; it asks no controller.
+    return subprocess.run(["sbatch", "--version"], check=False, capture_output=True).returncode == 0
 
 
 def sbatch_options() -> set[str]:

@@ -6,7 +6,7 @@ Nothing depends on it: a run whose driver is gone goes on (SLURM) or is finished
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster.job import Cluster, Job, JobRequest, JobState
@@ -81,8 +81,11 @@ class Driver:
         ]
         self._write_jobs()
 
-    def run(self, display: Display, *, planned_s: float) -> None:
-        """Waits until every shard is done or given up. Raises CommandError when jobs end without rendering anything."""
+    def run(self, display: Display, *, planned_s: float, keep_alive: Callable[[], None]) -> None:
+        """Waits until every shard is done or given up; `keep_alive` is called on the way, for what lives beside the driver.
+
+        Raises CommandError when jobs end without rendering anything.
+        """
         began = time.monotonic()
         progress = read_progress(self._bucket)
         before = len(progress.recorded)
@@ -90,6 +93,7 @@ class Driver:
         with display:
             while True:
                 self._cluster.poll()
+                keep_alive()
                 now = time.monotonic()
                 if now >= look_at or self._has_ended():
                     progress = self._look() or progress

@@ -31,7 +31,9 @@ def work_folder(run_id: str) -> Path:
 
 
 def driver_host(machines: MachineSettings) -> str:
-    """Returns the address of this machine at which jobs reach Dask: loopback when they run here too."""
+    """Returns the address at which jobs reach Dask: `--dashboard-host`, else loopback for local jobs, else the host's own."""
+    if machines.dashboard_host:
+        return machines.dashboard_host
     if machines.cluster == "local":
         return LOOPBACK
     try:

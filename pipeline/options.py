@@ -70,6 +70,10 @@ OPTIONS = (
     Option(name="slurm", kind=dict, metavar="KEY=VALUE", group="machines",
            help="any other sbatch option, e.g. --slurm constraint=a100 reservation=video; may be repeated"),
     Option(name="dask", kind=bool, default=True, group="machines", help="start no Dask dashboard beside the driver"),
+    Option(name="dashboard_host", kind=str, metavar="ADDRESS", group="machines",
+           help="address of this machine at which jobs reach Dask, over TLS (default: loopback for local jobs, under SLURM "
+           "what this host's name stands for); a host with several networks needs the one that the nodes see. The page "
+           "itself is on loopback always"),
 )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class MachineSettings:
     account: str | None
     qos: str | None
     slurm: Mapping[str, str | bool]
+    dashboard_host: str | None = None
 
     @property
     def ranks_per_job(self) -> int:
@@ -85,7 +86,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
     value = {name: choice.value for name, choice in chosen.items()}
     cluster = str(value["cluster"])
     if cluster == "auto":
-        from cluster.choose import slurm_is_configured
+        from cluster.slurm_settings import slurm_is_configured
 
         cluster = "slurm" if slurm_is_configured() else "local"
     device = str(value["device"])
@@ -115,6 +116,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
             account=cast(str | None, value["account"]),
             qos=cast(str | None, value["qos"]),
             slurm=cast(Mapping[str, str | bool], value["slurm"]),
+            dashboard_host=cast(str | None, value["dashboard_host"]),
         ),
         dask=bool(value["dask"]),
     )

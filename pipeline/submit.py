@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cluster.dashboard import Dashboard
-from cluster.dask_progress import DaskProgress
-from cluster.job import Cluster, ClusterError
+from cluster.job import Cluster
 from jobs import layout
 from jobs.bucket import Bucket
-from jobs.progress import ClipProgress, NoProgress
+from jobs.progress import ClipProgress
 from manifests.accept import AcceptedManifest
 from pipeline.cost import ClipCosts
 from pipeline.display import open_display
@@ -37,6 +35,7 @@ from pipeline.sharding import PlannedWork, WorkPlanner
 from pipeline.shards import create_shards
 from pipeline.state import Progress, read_progress
 from pipeline.summary import show_summary
+from pipeline.view import open_view
 
 SECOND_CTRL_C_S = 10.0
 
@@ -135,21 +134,22 @@ def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], 
     driver = Driver(cluster, bucket, screen=screen, submit=submit, num_clips=submission.run.num_clips)
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
-        progress, dashboard = stack.enter_context(_dask(submission, folder, detach=detach))
-        asked = _shard_jobs(submission, work, numbers, progress)
+        host, wanted = driver_host(machines), settings.dask and not detach
+        view = stack.enter_context(open_view(folder / "dask", host=host, screen=screen, wanted=wanted))
+        asked = _shard_jobs(submission, work, numbers, view.progress)
         try:
             driver.start(asked)
             if detach:
                 return _detached(submission, driver)
             planned_s = max(sum(s.seconds for s in work.shards.shards) / machines.max_parallel_jobs, 0.0)
-            driver.run(open_display(), planned_s=planned_s)
+            driver.run(open_display(), planned_s=planned_s, keep_alive=view.keep_alive)
         except KeyboardInterrupt:
             return _interrupted(submission, cluster, driver)
         finally:
             if not detach:
                 driver.end()
     write_report(bucket, submission.run)
-    return show_summary(bucket, submission.run, left_out=submission.left_out, screen=screen, dashboard=dashboard)
+    return show_summary(bucket, submission.run, left_out=submission.left_out, screen=screen, dashboard=view.url)
 
 
 def _shard_jobs(
@@ -172,23 +172,6 @@ def _shard_jobs(
         )
         for index, number in numbers.items()
     ]
-
-
-@contextmanager
-def _dask(submission: Submission, folder: Path, *, detach: bool) -> Iterator[tuple[ClipProgress, str | None]]:
-    # The view only: when it cannot start, the run goes on without it.
-    if not submission.settings.dask or detach:
-        yield NoProgress(), None
-        return
-    with ExitStack() as stack:
-        try:
-            dashboard = stack.enter_context(Dashboard(folder / "dask", host=driver_host(submission.settings.machines)))
-        except ClusterError as error:
-            submission.screen.note(f"no dashboard: {error}")
-            yield NoProgress(), None
-            return
-        submission.screen.note(f"dashboard: {dashboard.url}   (from elsewhere: {dashboard.ssh_hint})")
-        yield DaskProgress(scheduler_file=dashboard.scheduler_file), dashboard.url
 
 
 @contextmanager

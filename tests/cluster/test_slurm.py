@@ -14,13 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.choose import choose_cluster
 from cluster.dashboard import Dashboard
 from cluster.dask_progress import DaskProgress
 from cluster.job import ClusterError, JobRequest, JobState
-from cluster.local import LocalCluster
 from cluster.slurm import SlurmCluster
-from cluster.slurm_settings import SlurmSettings
+from cluster.slurm_settings import SlurmSettings, slurm_is_configured
 from tests.cluster.daemons.slurm import Slurm
 from tests.cluster.rank_calls import EndWithoutResult, Fall, Say, SecondStart, ShowClips, note
 from tests.cluster.waiting import is_alive, wait_over, wait_until
@@ -296,10 +294,9 @@ def test_a_held_job_is_told_once(slurm: Slurm, tmp_path: Path, caplog: pytest.Lo
     wait_over(cluster, [job])
 
 
-def test_auto_means_slurm_where_it_is_configured(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert isinstance(choose_cluster("auto", tmp_path, SlurmSettings()), SlurmCluster)
-    assert isinstance(choose_cluster("local", tmp_path, SlurmSettings()), LocalCluster)
+def test_slurm_is_found_where_it_is_configured(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slurm_is_configured()
     monkeypatch.setenv("SLURM_CONF", str(unreadable_conf(tmp_path)))
-    assert isinstance(choose_cluster("auto", tmp_path, SlurmSettings()), LocalCluster)
+    assert not slurm_is_configured()
     with pytest.raises(ClusterError, match="`sbatch --help` failed: "):
-        choose_cluster("slurm", tmp_path, SlurmSettings())
+        SlurmCluster(tmp_path, SlurmSettings())

@@ -65,7 +65,9 @@ def test_a_job_whose_rank_is_killed_is_started_again(command: Command, manifest:
     assert len(group_processes(output)) == 2
 
 
-def test_a_run_goes_on_when_dask_is_killed(command: Command, manifest: Manifest, tmp_path: Path) -> None:
+def test_a_run_goes_on_when_dask_is_killed_and_the_driver_starts_it_again(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
     output, url = tmp_path / "out", manifest(4, **SLOW)
     words = [word for word in command.submit_words(url, output) if word != "--no-dask"]
     driver = command.start_words(words)
@@ -76,6 +78,7 @@ def test_a_run_goes_on_when_dask_is_killed(command: Command, manifest: Manifest,
     _, stderr = driver.communicate(timeout=240)
     assert driver.returncode == 0
     assert "ssh -N -L" in stderr
+    assert stderr.count("the dashboard had died and is started again") == 1
     assert_whole(output, CLIPS)
 
 

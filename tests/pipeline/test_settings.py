@@ -9,6 +9,7 @@ import pytest
 from jobs.settings import Mesh
 from pipeline.environment import environment_settings
 from pipeline.exits import UsageError
+from pipeline.machines import LOOPBACK, driver_host
 from pipeline.options import OPTIONS, choose
 from pipeline.parser import build_parser
 from pipeline.settings import build_settings, choose_mesh, parse_mesh
@@ -94,6 +95,11 @@ def test_precision_follows_the_device() -> None:
 def test_output_defaults_to_the_manifest_name_and_is_found_from_any_folder() -> None:
     assert settings_of("--cluster", "local").output == str(Path.cwd() / "runs/prompts")
     assert settings_of("--cluster", "local", "--output", "s3://bucket/run").output == "s3://bucket/run"
+
+
+def test_dask_listens_on_loopback_for_local_jobs_and_where_the_user_says() -> None:
+    assert driver_host(settings_of("--cluster", "local").machines) == LOOPBACK
+    assert driver_host(settings_of("--cluster", "slurm", "--dashboard-host", "10.0.0.7").machines) == "10.0.0.7"
 
 
 def test_auto_mesh_takes_guidance_first_then_sequence() -> None:

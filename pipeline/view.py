@@ -1,0 +1,69 @@
+"""The Dask dashboard beside the driver: started with it, and started again when it has died. Nothing waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.dashboard import Dashboard
+from cluster.dask_progress import DaskProgress
+from cluster.job import ClusterError
+from jobs.progress import ClipProgress, NoProgress
+from pipeline.screen import Screen
+
+MAX_REVIVALS = 20
+"""A scheduler that dies more often than this is left dead: something on this machine ends it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class View:
+    """What shows a run. Without a dashboard the run goes on unseen."""
+
+    screen: Screen
+    dashboard: Dashboard | None = None
+    revivals: int = 0
+
+    @property
+    def progress(self) -> ClipProgress:
+        """What jobs tell of their clips."""
+        return DaskProgress(scheduler_file=self.dashboard.scheduler_file) if self.dashboard else NoProgress()
+
+    @property
+    def url(self) -> str | None:
+        """The dashboard's page, or None."""
+        return self.dashboard.url if self.dashboard else None
+
+    def keep_alive(self) -> None:
+        """Starts a scheduler again that has died; the jobs come back to it by themselves."""
+        if self.dashboard is None or self.revivals >= MAX_REVIVALS:
+            return
+        try:
+            revived = self.dashboard.revive()
+        except ClusterError as error:
+            self.revivals = MAX_REVIVALS
+            self.screen.note(f"the dashboard is gone: {error}")
+            return
+        if revived:
+            self.revivals += 1
+            self.screen.note(f"the dashboard had died and is started again: {self.dashboard.url}")
+
+
+@contextmanager
+def open_view(folder: Path, *, host: str, screen: Screen, wanted: bool) -> Iterator[View]:
+    """Starts the dashboard if it is `wanted`; when it cannot start, says why and yields a view without one."""
+    dashboard = Dashboard(folder, host=host) if wanted else None
+    if dashboard is not None:
+        try:
+            dashboard.start()
+        except ClusterError as error:
+            screen.note(f"no dashboard: {error}")
+            dashboard = None
+        else:
+            screen.note(f"dashboard: {dashboard.url}   (from elsewhere: {dashboard.ssh_hint})")
+    try:
+        yield View(screen=screen, dashboard=dashboard)
+    finally:
+        if dashboard is not None:
+            dashboard.stop()
