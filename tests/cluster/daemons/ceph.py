@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +82,19 @@ class Ceph:
             "radosgw-admin", "-c", str(self._conf), "user", "create", "--uid=test", "--display-name=test",
             f"--access-key={_ACCESS_KEY}", f"--secret-key={_SECRET_KEY}",
         )  # fmt: skip
-        self.daemons.spawn("radosgw", ["radosgw", "-f", "-n", "client.rgw.a", "-c", str(self._conf)])
-        self._wait("the gateway", lambda: port_answers(port), log="client.rgw.a.log")
+        self.serve(port)
         server = S3Server(endpoint=f"http://127.0.0.1:{port}", access_key=_ACCESS_KEY, secret_key=_SECRET_KEY)
         (self.root / "server.json").write_text(json.dumps(server.environment))
         return server
+
+    def serve(self, port: int) -> None:
+        """Starts the gateway and waits until it answers, again after `kill_gateway`. Raises DaemonError."""
+        self.daemons.spawn("radosgw", ["radosgw", "-f", "-n", "client.rgw.a", "-c", str(self._conf)])
+        self._wait("the gateway", lambda: port_answers(port), log="client.rgw.a.log")
+
+    def kill_gateway(self) -> None:
+        """Takes the server away with SIGKILL; what it had confirmed is kept."""
+        os.kill(self.daemons.pid("radosgw"), signal.SIGKILL)
 
     def _ceph(self, *command: str) -> str:
         return self.daemons.run("ceph", "-c", str(self._conf), *command, check=False).replace(" ", "")

@@ -1,0 +1,132 @@
+"""The world of the fault runner: SLURM, S3 behind a proxy, weights and a small scratch disk; all of it ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import s3fs
+import torch
+
+from pab.demo.weights import build_parts, demo_config, save_demo
+from pab.families.demo import DEPTH
+from tests.cluster.daemons.ceph import Ceph, S3Server
+from tests.cluster.daemons.slurm import Slurm
+from tests.faults.proxy import Proxy, open_proxy
+from tests.pipeline.command import ROOT, environment
+
+BUCKET = "faults"
+POISON = "motionless"
+"""A word of the vocabulary whose embedding is NaN in these weights: clips whose prompt holds it cannot be rendered."""
+_SCRATCH_MB = 96
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """`s3` is the server itself; the program sees the proxy. `scratch`: a small disk, None where none may be mounted."""
+
+    folder: Path
+    work: Path
+    weights: Path
+    environment: Mapping[str, str]
+    ceph: Ceph
+    s3: S3Server
+    proxy: Proxy
+    slurm: Slurm | None
+    scratch: Path | None
+
+    @property
+    def s3_port(self) -> int:
+        return urlsplit(self.s3.endpoint).port or 0
+
+    def pipeline(self, *words: str, log: Path) -> subprocess.Popen[bytes]:
+        """Starts the command line; stdout goes to `log`, stderr beside it."""
+        with log.open("wb") as stdout, log.with_suffix(".err").open("wb") as stderr:
+            return subprocess.Popen(
+                [sys.executable, "-m", "pipeline", *words],
+                cwd=self.work,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+
+
+@contextlib.contextmanager
+def open_world(*, cluster: str) -> Iterator[World]:
+    """Starts everything; stops it and removes every file at the end, also after an error. Raises DaemonError."""
+    with contextlib.ExitStack() as stack:
+        # Short: the path must leave room for the name of a Unix socket.
+        folder = Path(tempfile.mkdtemp(prefix="pab-"))
+        folder.chmod(0o711)  # munge refuses a socket that others cannot reach
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        ceph = Ceph(folder / "s3")
+        stack.callback(ceph.stop)
+        server = ceph.start()
+        slurm = None
+        if cluster == "slurm":
+            slurm = Slurm(folder / "slurm")
+            stack.callback(slurm.stop)
+            slurm.start()
+        proxy = stack.enter_context(open_proxy(urlsplit(server.endpoint).port or 0))
+        scratch = stack.enter_context(_small_disk(folder / "scratch"))
+        (folder / "work").mkdir()
+        _make_bucket(server)
+        seen = replace(server, endpoint=f"http://127.0.0.1:{proxy.port}")
+        yield World(
+            folder=folder,
+            work=folder / "work",
+            weights=_weights(folder / "weights"),
+            environment={
+                **environment(),
+                **seen.environment,
+                **({"SLURM_CONF": slurm.environment["SLURM_CONF"]} if slurm else {}),
+                **({"TMPDIR": str(scratch)} if scratch else {}),
+                "PYTHONPATH": str(ROOT),
+            },
+            ceph=ceph,
+            s3=server,
+            proxy=proxy,
+            slurm=slurm,
+            scratch=scratch,
+        )
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[Path | None]:
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={_SCRATCH_MB}m,mode=1777", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=False, capture_output=True)
+
+
+def _make_bucket(server: S3Server) -> None:
+    fs = s3fs.S3FileSystem(
+        key=server.access_key, secret=server.secret_key, endpoint_url=server.endpoint, skip_instance_cache=True
+    )
+    fs.call_s3("create_bucket", Bucket=BUCKET)
+
+
+def _weights(folder: Path) -> Path:
+    torch.manual_seed(5)
+    config = demo_config(small=True)
+    parts = build_parts(replace(config, transformer=replace(config.transformer, depth=DEPTH)))
+    with torch.no_grad():
+        parts.text_encoder.words.weight[parts.vocabulary.index(POISON)] = float("nan")
+    folder.mkdir()
+    save_demo(parts, folder / "demo.safetensors")
+    return folder
