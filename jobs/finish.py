@@ -8,17 +8,19 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from jobs import layout
+from jobs.bucket import Bucket
 from jobs.clip_work import Begun, ClipFrames
 from jobs.context import JobContext, contain
 from jobs.encode import Video, check, encode
 from jobs.log import log_event
-from jobs.outcome import Failed, Rendered
+from jobs.outcome import ClipOutcome, Rendered, Skipped, skipped
 from jobs.record import clip_record
+from manifests.clip import Clip
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -32,7 +34,7 @@ class Finisher:
     ends the thread and is raised by the next `submit` or `close`.
     """
 
-    def __init__(self, context: JobContext, tell: Callable[[Begun, Rendered | Failed], None]) -> None:
+    def __init__(self, context: JobContext, tell: Callable[[Begun, ClipOutcome], None]) -> None:
         self._context = context
         self._tell = tell
         self._queue: queue.Queue[tuple[Begun, ClipFrames] | None] = queue.Queue(_WAITING_CLIPS)
@@ -80,12 +82,17 @@ class Finisher:
             self._error = error
 
 
-def finish_clip(begun: Begun, rendered: ClipFrames, context: JobContext) -> Rendered:
-    """Makes a clip's video, checks it, uploads it, then writes the record. Raises EncodeError, BucketError."""
+def finish_clip(begun: Begun, rendered: ClipFrames, context: JobContext) -> Rendered | Skipped:
+    """Makes a clip's video, checks it, uploads it, then writes the record. Raises EncodeError, BucketError.
+
+    Two submits at once may render a clip twice: the record that is first stays, and so does its video.
+    """
     clip, stages = begun.clip, begun.stages
     path = context.scratch / f"{clip.digest}.mp4"
     try:
         video = _encode(begun, rendered, context, path)
+        if context.bucket.exists(layout.record(clip.key)):
+            return _leave_to_other(begun, context)
         with stages.time("upload"):
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             context.bucket.upload(path, layout.video(clip.clip_id))
@@ -93,13 +100,36 @@ def finish_clip(begun: Begun, rendered: ClipFrames, context: JobContext) -> Rend
         path.unlink(missing_ok=True)
     stages.current = "record"
     record = clip_record(begun, rendered, context, video=video, sha256=sha256)
-    context.bucket.write_json(layout.record(clip.key), record)
+    if not write_record(context.bucket, clip, record, sha256=sha256):
+        return _leave_to_other(begun, context)
     context.attempts.end(clip.key, begun.attempt)
     log_event(
         _LOG, "clip_rendered", clip=clip.clip_id, attempt=begun.attempt, elapsed_s=begun.elapsed_s,
         denoise_s=stages.seconds.get("denoise"), psnr_db=video.psnr_db, size_bytes=video.size_bytes,
     )  # fmt: skip
     return Rendered(clip_id=clip.clip_id, digest=clip.digest, elapsed_s=begun.elapsed_s)
+
+
+def write_record(bucket: Bucket, clip: Clip, record: Mapping[str, object], *, sha256: str) -> bool:
+    """Writes the record of a video that was just uploaded; returns False if another job's record was first and stays.
+
+    It stays if it tells of the video that lies there. If that is ours (`sha256`) and differs from the other's, it was
+    uploaded over the other's, whose record is then replaced: record and video always belong together. Raises BucketError.
+    """
+    path = layout.record(clip.key)
+    if bucket.create_json(path, record):
+        return True
+    first = bucket.read_json(path)["video"]["sha256"]
+    if first == sha256 or hashlib.sha256(bucket.read_present(layout.video(clip.clip_id))).hexdigest() == first:
+        return False
+    bucket.write_json(path, record)
+    return True
+
+
+def _leave_to_other(begun: Begun, context: JobContext) -> Skipped:
+    context.attempts.end(begun.clip.key, begun.attempt)
+    log_event(_LOG, "clip_recorded_by_other", clip=begun.clip.clip_id, attempt=begun.attempt)
+    return skipped(begun.clip)
 
 
 def _encode(begun: Begun, rendered: ClipFrames, context: JobContext, path: Path) -> Video:

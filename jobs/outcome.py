@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from manifests.clip import Clip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
@@ -35,6 +37,11 @@ class Skipped:
     clip_id: str
     digest: str
     reason: str
+
+
+def skipped(clip: Clip) -> Skipped:
+    """Returns the outcome of a clip that has a record already."""
+    return Skipped(clip_id=clip.clip_id, digest=clip.digest, reason="recorded")
 
 
 ClipOutcome = Rendered | Failed | Skipped

@@ -30,7 +30,7 @@ from jobs.finish import Finisher
 from jobs.group import JobRanks, open_job
 from jobs.job_report import Measures, has_baseline, leave_report
 from jobs.log import log_event, open_log
-from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
+from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome, skipped
 from jobs.pace import Pace
 from jobs.patience import Patience
 from jobs.todo import Todo, sort_shard
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LAST_UPLOADS_S = 20.0
+_NO_TIME, _RECORDED = 0, -1
+"""Instead of an attempt's number: why a clip is not begun."""
 _BASELINE_UNITS = 3.0
 """How many times the work of a clip with broadcast its baseline is at most taken to be."""
 
@@ -189,11 +191,13 @@ class _ShardRun:
 
     def _begin(self, clip: Clip, attempt: int, units: float) -> Begun | None:
         """Leaves the attempt's mark, or None when the clip does not fit into the job's time; all its ranks alike."""
-        number = None
-        if self._ranks.node.is_clip_root:
-            number = self._context.attempts.begin(clip.key, attempt) if self._pace.fits(units) else 0
-        number = self._ranks.agree(number)
-        if number == 0:
+        number = self._ranks.agree(self._mark(clip, attempt, units) if self._ranks.node.is_clip_root else None)
+        if number == _RECORDED:
+            if self._ranks.node.is_clip_root:
+                self._tell(Begun(clip=clip, attempt=attempt), skipped(clip))
+            log_event(_LOG, "clip_skipped", clip=clip.clip_id, reason="recorded by another job since this one started")
+            return None
+        if number == _NO_TIME:
             self._left.append(clip.clip_id)
             log_event(_LOG, "clip_left", clip=clip.clip_id, reason="the job's time is not enough")
             return None
@@ -201,6 +205,12 @@ class _ShardRun:
         if self._announcer is not None:
             self._announcer.started(clip.clip_id)
         return Begun(clip=clip, attempt=number, units=units)
+
+    def _mark(self, clip: Clip, attempt: int, units: float) -> int:
+        # Another submit's job may hold the same clip: what it has recorded meanwhile is not rendered again.
+        if self._context.bucket.exists(layout.record(clip.key)):
+            return _RECORDED
+        return self._context.attempts.begin(clip.key, attempt) if self._pace.fits(units) else _NO_TIME
 
     def _render(self, loaded: LoadedFamily, begun: Begun) -> None:
         node = self._ranks.node
@@ -238,13 +248,13 @@ class _ShardRun:
         if self._finisher is not None:
             self._finisher.submit(begun, rendered)
 
-    def _tell(self, begun: Begun, outcome: Rendered | Failed) -> None:
+    def _tell(self, begun: Begun, outcome: ClipOutcome) -> None:
         if isinstance(outcome, Rendered):
             self._pace.measured(begun.units, outcome.elapsed_s)
         with self._lock:
             self._outcomes.append(outcome)
         if self._announcer is not None:
-            word = "rendered" if isinstance(outcome, Rendered) else "failed"
+            word = "failed" if isinstance(outcome, Failed) else "rendered"
             self._announcer.finished(begun.clip.clip_id, word, begun.elapsed_s)
 
     def _joined(self, todo: Todo) -> ShardOutcome:

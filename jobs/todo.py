@@ -11,7 +11,7 @@ from jobs.clip_work import Begun
 from jobs.context import JobContext, write_failure
 from jobs.history import ClipHistory
 from jobs.log import log_event
-from jobs.outcome import ClipOutcome, Failed, Skipped
+from jobs.outcome import ClipOutcome, Failed, skipped
 from manifests.clip import Clip
 from manifests.read import read_clips
 
@@ -56,7 +56,7 @@ def read_shard(context: JobContext) -> list[Clip]:
 
 def _ended(clip: Clip, history: ClipHistory, context: JobContext) -> ClipOutcome | None:
     if history.recorded:
-        return Skipped(clip_id=clip.clip_id, digest=clip.digest, reason="recorded")
+        return skipped(clip)
     if history.failures:
         return _earlier_failure(clip, history.failures[-1], context)
     if history.killed >= context.settings.max_attempts:

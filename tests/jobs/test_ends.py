@@ -1,5 +1,6 @@
 """How jobs end that do not end well: killed, interrupted, with a bucket that is away; and what the next start makes of it."""
 
+import hashlib
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 
 from jobs import layout
 from jobs.bucket import Bucket, BucketError
-from jobs.outcome import Failed, Rendered
+from jobs.finish import write_record
+from jobs.outcome import Failed, Rendered, Skipped
 from tests.jobs.machines import outcome_of, start_process
 from tests.jobs.stores import FlakyFileSystem
 from tests.jobs.videos import read_video
@@ -78,6 +80,50 @@ def test_a_clip_that_killed_its_group_twice_is_failed_not_tried_again(tmp_path):
     assert isinstance(rendered, Rendered)
     assert bucket.failures() == {items[0].key: [2]}
     assert bucket.attempts()[items[0].key] == [1, 2]
+
+
+def test_a_clip_that_another_job_records_meanwhile_is_not_rendered_again(tmp_path):
+    gate, folder = tmp_path / "gate", tmp_path / "out"
+    items = [clip(0, prompt=f"pause {gate}"), clip(1)]
+    bucket = write_shard(str(folder), items)
+    job = render_job(str(folder), baseline=False)
+    job()
+    records = [bucket.read(layout.record(item.key)) for item in items]
+    for item in items:
+        bucket.remove(layout.record(item.key))
+        bucket.remove(layout.attempt(item.key, 1))
+    before = [(folder / layout.video(item.clip_id)).stat().st_mtime_ns for item in items]
+    gate.touch()
+    process = start_process(job, tmp_path / "job")
+    wait_for(gate.with_suffix(".reached").exists)
+    # Another submit's job has the same clips: it records the one in work here, and the one that is next.
+    for item, record in zip(items, records, strict=True):
+        bucket.write(layout.record(item.key), record)
+    gate.unlink()
+    assert process.wait(WAIT_S) == 0
+    assert [type(each) for each in outcome_of(tmp_path / "job").clips] == [Skipped, Skipped]
+    assert [bucket.read(layout.record(item.key)) for item in items] == records
+    assert [(folder / layout.video(item.clip_id)).stat().st_mtime_ns for item in items] == before
+    assert bucket.attempts() == {items[0].key: [1]}
+
+
+@pytest.mark.parametrize(("lies_there", "stays"), [(b"theirs", True), (b"ours", False)])
+def test_of_two_records_the_first_stays_unless_the_video_that_lies_there_is_the_others(tmp_path, lies_there, stays):
+    bucket = Bucket(str(tmp_path / "out"))
+    ours, theirs = ({"video": {"sha256": hashlib.sha256(data).hexdigest()}} for data in (b"ours", b"theirs"))
+    bucket.write_json(layout.record(clip().key), theirs)
+    bucket.write(layout.video(clip().clip_id), lies_there)
+    assert write_record(bucket, clip(), ours, sha256=ours["video"]["sha256"]) is not stays
+    assert bucket.read_json(layout.record(clip().key)) == (theirs if stays else ours)
+
+
+def test_a_first_record_is_written_and_an_equal_video_leaves_it_alone(tmp_path):
+    bucket = Bucket(str(tmp_path / "out"))
+    record = {"video": {"sha256": "1"}}
+    assert write_record(bucket, clip(), record, sha256="1")
+    first = bucket.read(layout.record(clip().key))
+    assert not write_record(bucket, clip(), {**record, "attempt": 2}, sha256="1")
+    assert bucket.read(layout.record(clip().key)) == first
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
