@@ -5,6 +5,7 @@ Nothing depends on it: a run whose driver is gone goes on (SLURM) or is finished
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pipeline.display import Display, Snapshot
 from pipeline.exits import CommandError
 from pipeline.jobs_file import StartedJobs
 from pipeline.screen import Screen
-from pipeline.state import Progress, read_progress
+from pipeline.state import NOTHING_KNOWN, Progress, read_progress
 
 POLL_S = 0.5
 LOOK_S = 2.0
@@ -74,12 +75,14 @@ class Driver:
         return [*self._ended, *(shard.job for shard in self._shards)]
 
     def start(self, asked: Sequence[ShardJob]) -> None:
-        """Hands the shards' jobs to the cluster. Raises ClusterError."""
+        """Hands the shards' jobs to the cluster. Raises ClusterError; BucketError only before any job is started."""
+        # First, so that `cancel` finds the jobs even if the bucket refuses what is written after they are started.
+        self._submit.write(self._bucket)
         jobs = self._cluster.submit([shard.request for shard in asked])
         self._shards = [
             _Driven(asked=shard, job=job, left=shard.num_clips) for shard, job in zip(asked, jobs, strict=True)
         ]
-        self._write_jobs()
+        self._tell_jobs()
 
     def run(self, display: Display, *, planned_s: float, keep_alive: Callable[[], None]) -> None:
         """Waits until every shard is done or given up; `keep_alive` is called on the way, for what lives beside the driver.
@@ -87,7 +90,7 @@ class Driver:
         Raises CommandError when jobs end without rendering anything.
         """
         began = time.monotonic()
-        progress = read_progress(self._bucket)
+        progress = self._look() or NOTHING_KNOWN
         before = len(progress.recorded)
         look_at = 0.0
         with display:
@@ -121,8 +124,15 @@ class Driver:
 
     def end(self) -> None:
         """Notes in the bucket that this submit has no driver any more."""
-        self._write_jobs()
+        self._tell_jobs()
         self._submit.finished().write(self._bucket)
+
+    def _tell_jobs(self) -> None:
+        # The jobs are at work: their driver does not leave them because a note of them cannot be kept.
+        try:
+            self._write_jobs()
+        except BucketError as error:
+            self._screen.note(f"the bucket does not take the names of the jobs, which go on: {error}")
 
     def _has_ended(self) -> bool:
         return any(shard.job.state not in _OPEN for shard in self._shards if not shard.is_done)
@@ -180,5 +190,5 @@ class Driver:
 
 
 def shard_keys(bucket: Bucket, shard: int) -> frozenset[str]:
-    """Returns the keys of a shard's clips."""
-    return frozenset(clip.key for clip in read_clips(f"{bucket.url}/{layout.shard(shard)}"))
+    """Returns the keys of a shard's clips. Raises BucketError."""
+    return frozenset(clip.key for clip in read_clips(io.BytesIO(bucket.read_present(layout.shard(shard)))))

@@ -33,6 +33,9 @@ class Progress:
         return self.failed | self.quarantined
 
 
+NOTHING_KNOWN = Progress(recorded=frozenset(), failed=frozenset(), quarantined=frozenset(), started=frozenset())
+
+
 def read_progress(bucket: Bucket) -> Progress:
     """Lists records, failures and attempts. Raises BucketError."""
     attempts, failures = bucket.attempts(), bucket.failures()
