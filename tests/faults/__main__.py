@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from types import FrameType
+from typing import NoReturn
 
 from tests.cluster.daemons.processes import DaemonError
 from tests.faults.books import Books
@@ -26,12 +29,19 @@ def main() -> int:
     parser.add_argument("--cluster", choices=["slurm", "local"], default="slurm")
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no run after this long (default: 120)")
     arguments = parser.parse_args()
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, _stop)
     try:
         with open_world(cluster=arguments.cluster) as world:
             return _make_faults(world, arguments)
     except DaemonError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+
+
+def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
+    # An exit like any other: the daemons are stopped on the way out.
+    sys.exit(128 + signum)
 
 
 def _make_faults(world: World, arguments: argparse.Namespace) -> int:

@@ -20,7 +20,11 @@ from tests.pipeline.command import num_frames
 
 @dataclass(slots=True, kw_only=True)
 class Books:
-    """What was found, in words where something is wrong. `again`: attempt marks beyond one per recorded clip."""
+    """What was found, in words where something is wrong.
+
+    A clip is recorded by exactly one record, failed with none and a failure, else lost. `again`: attempt marks
+    beyond one per recorded clip.
+    """
 
     clips: int = 0
     recorded: int = 0
@@ -77,7 +81,8 @@ class Ledger:
         marks = Counter(name.split(".")[0] for name in self._names("attempts"))
         recorded = Counter(name.split(".")[0] for name in records)
         for clip_id in clip_ids:
-            if recorded[clip_id] == 1 and not failed[clip_id]:
+            if recorded[clip_id] == 1:
+                # A failure beside it is another job's, of two submits at once: the record outweighs it.
                 books.recorded += 1
                 books.again += max(0, marks[clip_id] - 1)
             elif recorded[clip_id] == 0 and failed[clip_id]:
