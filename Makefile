@@ -9,10 +9,12 @@ GPU := $(shell command -v nvidia-smi)
 CPU_TORCH := torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 DEMO_OUTPUT ?= runs/demo
+FAULTS ?= 60
+SEED ?= 1
 # Threads that spin at barriers slow each other down tenfold where tests start several processes.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-cluster lint clean
+.PHONY: help demo test test-cluster faults lint clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +27,9 @@ test: $(BIN)/.installed-for-tests ## every test that runs on this machine alone
 
 test-cluster: $(BIN)/.installed-for-tests ## tests on a real SLURM and a real S3 server (.ci/install-cluster-packages)
 	$(BIN)/python -m pytest -m cluster
+
+faults: $(BIN)/.installed-for-tests ## FAULTS=60 SEED=1: random faults in runs on a real SLURM and S3, then the books of every run
+	$(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED)
 
 lint: $(BIN)/.installed-for-tests ## format, lint and types
 	$(BIN)/ruff format --check .

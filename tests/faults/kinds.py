@@ -27,6 +27,19 @@ def kill_rank(run: Run) -> bool:
     return run.wait_for(run.ranks, timeout_s=_TARGET_S) and bool(pids := run.ranks()) and _kill(run.rng.choice(pids))
 
 
+def stall_rank(run: Run) -> bool:
+    """Stops a rank, as a machine that swaps does, and lets it go on."""
+    if not run.wait_for(run.ranks, timeout_s=_TARGET_S) or not (pids := run.ranks()):
+        return False
+    pid = run.rng.choice(pids)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        run.wait(run.rng.uniform(*_AWAY_S))
+        os.kill(pid, signal.SIGCONT)
+        return True
+    return False
+
+
 def kill_driver(run: Run) -> bool:
     drivers = run.running_drivers()
     if not drivers:
@@ -131,6 +144,7 @@ def fill_scratch(run: Run) -> bool:
 
 EVERYWHERE: Mapping[str, Fault] = MappingProxyType({
     "rank killed": kill_rank,
+    "rank stalled": stall_rank,
     "driver killed": kill_driver,
     "dask killed": kill_dask,
     "two submits at once": two_submits,

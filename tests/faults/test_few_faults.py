@@ -1,0 +1,21 @@
+"""A few random faults in real runs on the real daemons; `make faults FAULTS=200 SEED=1` makes many."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.pipeline.command import ROOT, environment
+
+pytestmark = pytest.mark.cluster
+
+
+def test_a_few_random_faults_lose_nothing_and_leave_nothing_half_written() -> None:
+    command = [sys.executable, "-m", "tests.faults", "--faults", "6", "--seed", "3"]
+    ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=540, check=False)
+    rows = {line[:52].strip(): line[52:].strip() for line in ran.stdout.splitlines()}
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (rows["faults in all"], rows["clips lost"], rows["half-written"], rows["records changed"]) == ("6", *"000")
+    assert int(rows["clips"]) == int(rows["recorded"]) + int(rows["failed, as they must"]) > 0
