@@ -182,13 +182,6 @@ def _size(request: ClipRequest) -> tuple[int, int, int]:
     return request.num_frames, request.height, request.width
 
 
-def count_passes(request: ClipRequest, group: NodeGroup) -> int:
-    """Returns how many passes of the model a rank makes in a step."""
-    from pab.denoise import branches
-
-    return len(branches(request, group))
-
-
 def traffic_counts(denoised: Denoised) -> dict[str, int]:
     """Returns what one clip's denoising sent from this rank, by name."""
     return asdict(denoised.traffic)

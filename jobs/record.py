@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from jobs import layout
-from jobs.clip_work import Begun, ClipFrames, count_passes, traffic_counts
+from jobs.clip_work import Begun, ClipFrames, traffic_counts
 from jobs.context import SCHEMA, JobContext, versions
 from jobs.encode import Video
 from pab.parallel import NodeGroup
@@ -75,7 +75,7 @@ def plan_facts(plan: BroadcastPlan, broadcast: str) -> dict[str, object]:
 
 def planned_counts(rendered: ClipFrames, group: NodeGroup) -> dict[str, object]:
     """Returns what the plan foretells of one rank: site calls by kind, and all-to-alls."""
-    plan, passes = rendered.plan, count_passes(rendered.request, group)
+    plan, passes = rendered.plan, rendered.denoised.passes
     exchanging = passes if group.sp.size > 1 else 0
     return {
         "computed": {kind: plan.computed(kind) * passes for kind in KINDS},

@@ -255,11 +255,13 @@ def load_module(
     dtype: torch.dtype,
     device: torch.device | str,
     surplus_ok: Sequence[str] = (),
+    float32_parts: Sequence[str] = (),
 ) -> ModuleT:
     """Builds a module without memory of its own and gives it the tensors, cast and moved; returns it in eval mode.
 
     `what` names it in errors. `surplus_ok`: patterns of published keys that the module does without on purpose (buffers it
-    computes itself). Integer tensors keep their type. Raises CheckpointError when keys or shapes differ.
+    computes itself). `float32_parts`: names of submodules and parameters, wherever they stand, that stay in float32.
+    Integer tensors keep their type. Raises CheckpointError when keys or shapes differ.
     """
     import torch
 
@@ -272,12 +274,20 @@ def load_module(
         what,
     )
     moved = {
-        key: value.to(device=device, dtype=dtype if value.is_floating_point() else None) for key, value in used.items()
+        key: value.to(device=device, dtype=_type_of(key, value, dtype, float32_parts)) for key, value in used.items()
     }
     module.load_state_dict(moved, strict=True, assign=True)
     hidden = [name for name, buffer in module.named_buffers() if buffer.is_meta]
     assert not hidden, f"{what}: buffers {hidden} are neither in the file nor computed on demand"
     return module.eval().requires_grad_(requires_grad=False)
+
+
+def _type_of(key: str, value: Tensor, dtype: torch.dtype, float32_parts: Sequence[str]) -> torch.dtype:
+    import torch
+
+    if not value.is_floating_point():
+        return value.dtype
+    return torch.float32 if any(part in float32_parts for part in key.split(".")) else dtype
 
 
 def _listed(names: Sequence[str]) -> str:

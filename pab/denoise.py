@@ -13,7 +13,7 @@ from pab.family import ClipRequest, Family
 from pab.model import EncodedPrompt, StepInput, VideoModel
 from pab.parallel import NodeGroup, Traffic
 from pab.plan import BroadcastPlan, BroadcastRules, make_plan
-from pab.state import BOTH, COND, UNCOND, BroadcastState
+from pab.state import COND, UNCOND, BroadcastState
 
 
 class NotFiniteError(ArithmeticError):
@@ -53,6 +53,8 @@ class Denoised:
     step_seconds: tuple[float, ...]
     computed: dict[str, int]
     """Site calls computed, by kind, over all passes of this rank."""
+    passes: int
+    """Passes of the model that this rank made in each step."""
     reused: dict[str, int]
     traffic: Traffic
     kept_bytes_peak: int
@@ -60,7 +62,12 @@ class Denoised:
 
 def plan_for(family: Family, request: ClipRequest, rules: BroadcastRules, precision: str) -> BroadcastPlan:
     """Returns the plan of one clip: what every rank computes alike, and what `--dry-run` prints."""
-    return make_plan(rules, family.timesteps(request, precision), family.sites)
+    return make_plan(
+        rules,
+        family.timesteps(request, precision),
+        family.sites,
+        fresh_steps=family.fresh_steps(request, precision),
+    )
 
 
 def initial_noise(request: ClipRequest, shape: Sequence[int]) -> Tensor:
@@ -69,12 +76,12 @@ def initial_noise(request: ClipRequest, shape: Sequence[int]) -> Tensor:
     return torch.randn(1, *shape, generator=generator)
 
 
-def branches(request: ClipRequest, group: NodeGroup) -> tuple[str, ...]:
-    """Returns the guidance branches this rank runs in a step."""
+def branches(request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup) -> tuple[str, ...]:
+    """Returns the guidance branches this rank runs in a step, a pass for each."""
     if request.guidance_scale == 1.0:
         return (COND,)
     if group.cfg.size == 1:
-        return (BOTH,)
+        return prompt.guided_passes
     return (COND,) if group.cfg.rank == 0 else (UNCOND,)
 
 
@@ -82,7 +89,9 @@ def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) ->
     """Joins this rank's predictions to the guided one: uncond + scale * (cond - uncond), on every rank."""
     if guidance_scale == 1.0:
         return outputs[0]
-    cond, uncond = group.cfg.all_gather(outputs[0]) if group.cfg.size > 1 else outputs[0].chunk(2)
+    if group.cfg.size > 1:
+        outputs = group.cfg.all_gather(outputs[0])
+    cond, uncond = outputs if len(outputs) == 2 else outputs[0].chunk(2)
     return uncond + guidance_scale * (cond - uncond)
 
 
@@ -103,7 +112,7 @@ def denoise(
     """
     scheduler = model.scheduler(request, group.sp)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
-    mine = branches(request, group)
+    mine = branches(request, prompt, group)
     texts = {branch: prompt.states(branch) for branch in mine}
     state = BroadcastState(plan)
     before = group.sp.axis.traffic.snapshot()
@@ -132,6 +141,7 @@ def denoise(
         latents=latents,
         plan=plan,
         step_seconds=tuple(clock.seconds()),
+        passes=len(mine),
         computed=dict(state.computed),
         reused=dict(state.reused),
         traffic=group.sp.axis.traffic.since(before),

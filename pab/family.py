@@ -98,6 +98,10 @@ class Family:
     weights_digest: Callable[[str | None], str]
     """Names the weights in a clip's digest: a hub revision, or a hash over the files of a local folder."""
     precisions: tuple[str, ...] = ("bfloat16", "float32")
+    sequence_parallel: bool = True
+    """Whether several ranks can share one pass (mesh axis `sp`)."""
+    fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
+    """Steps, told like `timesteps`, at which nothing kept before is reused: another transformer takes over there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

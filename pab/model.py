@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pab.family import ClipRequest
 from pab.parallel import NodeGroup, SequenceParallel
-from pab.state import Visit
+from pab.state import BOTH, Visit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +19,13 @@ class EncodedPrompt:
 
     `states`: per guidance branch ("both", "cond", "uncond") what `VideoModel.predict` wants; made on demand, so only the
     branches a rank runs cost memory. `warnings` are told on the clip's record, e.g. words the model does not know.
+    `guided_passes`: the branches of a guided step on a rank that runs all of it: one pass over both rows, or
+    ("cond", "uncond") for a model that is published with a pass for each.
     """
 
     states: Callable[[str], object]
     warnings: tuple[str, ...] = ()
+    guided_passes: tuple[str, ...] = (BOTH,)
 
 
 class Scheduler(Protocol):

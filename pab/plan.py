@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -281,12 +281,14 @@ class BroadcastPlan:
         return "\n".join(lines)
 
 
-def make_plan(rules: BroadcastRules, timesteps: Sequence[float], sites: Sequence[Site]) -> BroadcastPlan:
+def make_plan(
+    rules: BroadcastRules, timesteps: Sequence[float], sites: Sequence[Site], *, fresh_steps: Collection[int] = ()
+) -> BroadcastPlan:
     """Decides every step and site.
 
     `timesteps`: noise level of each model call as the model sees it (after the cast to its precision). The first call
     of every site computes, whatever the rules say; a reuse takes the last computed output, which may lie before the
-    window.
+    window. At `fresh_steps` every site computes as well, and nothing from before them is reused after them.
     """
     whole = [int(timestep) for timestep in timesteps]
     mlp_sources = _mlp_sources(rules.mlp, whole)
@@ -295,10 +297,12 @@ def make_plan(rules: BroadcastRules, timesteps: Sequence[float], sites: Sequence
         row: list[int] = []
         for i, site in enumerate(sites):
             if site.kind == "mlp":
-                row.append(mlp_sources.get((site.stack, site.block), {}).get(step, step))
+                source = mlp_sources.get((site.stack, site.block), {}).get(step, step)
+                row.append(step if any(source < fresh <= step for fresh in fresh_steps) else source)
                 continue
             rule = rules.attention(site.kind)
-            reuse = step > 0 and rule is not None and rule.reuses(step, timestep)
+            allowed = step > 0 and step not in fresh_steps
+            reuse = allowed and rule is not None and rule.reuses(step, timestep)
             row.append(sources[step - 1][i] if reuse else step)
         sources.append(tuple(row))
     return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=tuple(sources), rules=rules)

@@ -1,7 +1,8 @@
 """What a clip's sites keep between steps. One `BroadcastState` lives as long as one denoising loop.
 
 A new clip gets a new state, so nothing has to be reset and a clip after a failed one decides like the first. Outputs are
-keyed by (site, guidance branch) and freed at their last use.
+keyed by (site, guidance branch) and freed at their last use. Most sites hand over one tensor; a site that works on several
+streams at once hands over all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class BroadcastState:
     """Kept outputs of one clip, and how often each kind of site was computed and reused (the counted calls)."""
 
     plan: BroadcastPlan
-    kept: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    kept: dict[tuple[str, str], tuple[Tensor, ...]] = field(default_factory=dict)
     computed: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
 
@@ -34,7 +35,7 @@ class BroadcastState:
     @property
     def kept_bytes(self) -> int:
         """Memory held by kept outputs now."""
-        return sum(output.numel() * output.element_size() for output in self.kept.values())
+        return sum(stream.numel() * stream.element_size() for output in self.kept.values() for stream in output)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +48,17 @@ class Visit:
 
     def reuse(self, sites: Sequence[str]) -> tuple[Tensor | None, ...]:
         """Returns, per site, the kept output that stands in for its computation, or None where it computes."""
-        plan, found = self.state.plan, []
+        found: list[Tensor | None] = []
         for name in sites:
-            index = plan.index[name]
-            found.append(self.state.kept[name, self.branch] if plan.reuses(self.step, index) else None)
+            streams = self.reuse_streams(name)
+            assert streams is None or len(streams) == 1, f"site {name} keeps {len(streams or ())} streams"
+            found.append(None if streams is None else streams[0])
         return tuple(found)
+
+    def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
+        """Returns all streams of a site's kept output, or None where it computes."""
+        reuses = self.state.plan.reuses(self.step, self.state.plan.index[site])
+        return self.state.kept[site, self.branch] if reuses else None
 
     def wants(self, sites: Sequence[str]) -> tuple[bool, ...]:
         """Returns, per site, whether what it computes at this step is reused later and must be handed to `keep`."""
@@ -62,16 +69,20 @@ class Visit:
 
     def keep(self, sites: Sequence[str], outputs: Sequence[Tensor | None]) -> None:
         """Takes the outputs of sites that were wanted (None for the others), and frees what was used for the last time."""
-        plan, state = self.state.plan, self.state
         for name, output in zip(sites, outputs, strict=True):
-            index = plan.index[name]
-            kind = plan.sites[index].kind
-            if plan.reuses(self.step, index):
-                state.reused[kind] += 1
-                if plan.is_last_use(self.step, index):
-                    del state.kept[name, self.branch]
-                continue
-            state.computed[kind] += 1
-            if plan.keeps(self.step, index):
-                assert output is not None, f"site {name} computed at step {self.step} but handed over nothing"
-                state.kept[name, self.branch] = output
+            self.keep_streams(name, None if output is None else (output,))
+
+    def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
+        """Does what `keep` does, for one site and all streams of its output."""
+        plan, state = self.state.plan, self.state
+        index = plan.index[site]
+        kind = plan.sites[index].kind
+        if plan.reuses(self.step, index):
+            state.reused[kind] += 1
+            if plan.is_last_use(self.step, index):
+                del state.kept[site, self.branch]
+            return
+        state.computed[kind] += 1
+        if plan.keeps(self.step, index):
+            assert streams is not None, f"site {site} computed at step {self.step} but handed over nothing"
+            state.kept[site, self.branch] = streams

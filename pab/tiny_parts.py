@@ -29,8 +29,8 @@ def write_component(folder: Path, module: nn.Module, config: Mapping[str, object
     (folder / "config.json").write_text(json.dumps(config, indent=2))
 
 
-def write_t5(folder: Path, *, channels: int, max_length: int) -> None:
-    """Writes a two-layer T5 encoder with random weights and a tokenizer trained on a few sentences."""
+def write_t5(folder: Path, *, channels: int, max_length: int, architecture: str = "T5") -> None:
+    """Writes a two-layer T5 or UMT5 encoder with random weights and a tokenizer trained on a few sentences."""
     import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def write_t5(folder: Path, *, channels: int, max_length: int) -> None:
         "legacy": True,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2))
-    config = transformers.T5Config(
+    config = getattr(transformers, f"{architecture}Config")(
         vocab_size=vocabulary,
         d_model=channels,
         d_kv=8,
@@ -52,7 +52,7 @@ def write_t5(folder: Path, *, channels: int, max_length: int) -> None:
         num_heads=4,
         feed_forward_proj="gated-gelu",
     )
-    encoder = transformers.T5EncoderModel(config)
+    encoder = getattr(transformers, f"{architecture}EncoderModel")(config)
     tensors = {key: value for key, value in encoder.state_dict().items() if key != "encoder.embed_tokens.weight"}
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "model.safetensors")
     config.to_json_file(folder / "config.json", use_diff=False)

@@ -24,6 +24,10 @@ class ClipCosts:
         """Returns the planned seconds to load a family."""
         return self._rules.families[model].cost.load_s
 
+    def shares_passes(self, model: str) -> bool:
+        """Returns whether several ranks can share one pass of a family."""
+        return self._rules.families[model].sequence_parallel
+
     def _plan(self, group: ClipGroup) -> BroadcastPlan:
         return self._plan_with(group, self._rules.broadcast(group.model, group.broadcast))
 
@@ -35,7 +39,9 @@ class ClipCosts:
 
     def _plan_with(self, group: ClipGroup, rules: BroadcastRules) -> BroadcastPlan:
         family = self._rules.families[group.model]
-        return make_plan(rules, family.timesteps(clip_request(family, group), self._precision), family.sites)
+        request, precision = clip_request(family, group), self._precision
+        fresh_steps = family.fresh_steps(request, precision)
+        return make_plan(rules, family.timesteps(request, precision), family.sites, fresh_steps=fresh_steps)
 
 
 def clip_request(family: Family, group: ClipGroup) -> ClipRequest:

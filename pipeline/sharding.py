@@ -59,7 +59,11 @@ class WorkPlanner:
         """
         ranks = self.machines.ranks_per_job
         found = self._pass(accepted, done, mesh=Mesh(sp=ranks), minutes=float("inf"), overhead_s={})
-        mesh = choose_mesh(self.machines, guided=any(group.guided for group in found.clip_groups))
+        mesh = choose_mesh(
+            self.machines,
+            guided=any(group.guided for group in found.clip_groups),
+            unshared={group.model for group in found.clip_groups if not self.costs.shares_passes(group.model)},
+        )
         overhead_s = self._overhead_s(found, mesh)
         seconds = self._total_s(found, mesh, with_broadcast=True)
         minutes = self._minutes(seconds, overhead_s)

@@ -29,10 +29,12 @@ _SHARED, _EMBEDDED = "shared.weight", "encoder.embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class T5Text:
-    """Encodes prompts with a T5 encoder.
+    """Encodes prompts with an encoder of the T5 line.
 
     `folder`: config.json and weights; `tokenizer_folder`: spiece.model or tokenizer.json. The ranks of `axis` share the
-    batches, so all of them must be given the same prompts; a rank that gets no batch loads nothing.
+    batches, so all of them must be given the same prompts; a rank that gets no batch loads nothing. `architecture`: "T5",
+    or "UMT5" whose every layer has position biases of its own. `reads_padding`: whether tokens attend to the padding
+    behind a prompt, as some models were published with.
     """
 
     folder: Path
@@ -42,6 +44,8 @@ class T5Text:
     max_length: int = 300
     rows_per_batch: int = 4
     axis: Axis = field(default_factory=Axis)
+    architecture: str = "T5"
+    reads_padding: bool = False
 
     def __call__(self, texts: Sequence[str]) -> TextStates:
         """Returns the states of all texts on the CPU, [B, max_length, C]. Collective over `axis`."""
@@ -72,34 +76,41 @@ class T5Text:
 
     def _encode(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
         batches = list(zip(tokens_BL.split(self.rows_per_batch), mask_BL.split(self.rows_per_batch), strict=True))
-        channels = int(_config(self.folder).d_model)
+        channels = int(self._config().d_model)
         encoder = self._load() if self.axis.rank < len(batches) else None
 
         @torch.inference_mode()
         def compute(index: int) -> Tensor:
             assert encoder is not None, "this rank has a batch"
             tokens, mask = (part.to(self.device) for part in batches[index])
-            return encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+            seen = torch.ones_like(mask) if self.reads_padding else mask
+            return encoder(input_ids=tokens, attention_mask=seen).last_hidden_state
 
         shapes = [(self.rows_per_batch, self.max_length, channels)] * len(batches)
         like = torch.empty(0, dtype=self.dtype, device=self.device)
         return torch.cat([piece.cpu() for piece in deal(compute, shapes, like=like, axis=self.axis)])
 
     def _load(self) -> nn.Module:
-        t5_encoder = _transformers().T5EncoderModel
+        encoder_class, config = getattr(_transformers(), f"{self.architecture}EncoderModel"), self._config()
         tensors = read_tensors(self.folder)
         # One table under two names; files keep one of them or both.
         for name, other in ((_SHARED, _EMBEDDED), (_EMBEDDED, _SHARED)):
             if name not in tensors and other in tensors:
                 tensors[name] = tensors[other]
         return load_module(
-            lambda: t5_encoder(_config(self.folder)),
+            lambda: encoder_class(config),
             tensors,
-            what=f"T5 encoder in {self.folder}",
+            what=f"{self.architecture} encoder in {self.folder}",
             dtype=self.dtype,
             device=self.device,
             surplus_ok=("decoder.*", "lm_head.*"),
         )
+
+    def _config(self) -> Any:
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path} does not exist; it must lie beside the weights of the text encoder")
+        return getattr(_transformers(), f"{self.architecture}Config").from_json_file(path)
 
     def _warnings(self, tokenizer: Any, text: str) -> tuple[str, ...]:
         length = len(tokenizer(text, verbose=False).input_ids)
@@ -111,12 +122,6 @@ class T5Text:
 def _fill(rows: Tensor, count: int) -> Tensor:
     """Repeats the last row until there are `count`."""
     return torch.cat([rows, rows[-1:].expand(count - len(rows), *rows.shape[1:])])
-
-
-def _config(folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder / 'config.json'} does not exist; it must lie beside the T5 weights")
-    return _transformers().T5Config.from_json_file(folder / "config.json")
 
 
 def load_tokenizer(folder: Path) -> Any:
