@@ -58,3 +58,21 @@ def open_sora_plan_sites(num_layers: int) -> tuple[Site, ...]:
         for i in range(num_layers)
         for part, kind in _KINDS.items()
     )
+
+
+def wan_sites(num_layers: int) -> tuple[Site, ...]:
+    """Returns the sites of a Wan transformer in running order; its 3-D self attention is of kind spatial."""
+    return tuple(
+        Site(name=f"blocks.{i}.{part}", kind=kind, stack="spatial", block=i)
+        for i in range(num_layers)
+        for part, kind in (("attn1", "spatial"), ("attn2", "cross"), ("ffn", "mlp"))
+    )
+
+
+def cogvideox_sites(num_layers: int) -> tuple[Site, ...]:
+    """Returns the sites of a CogVideoX transformer in running order; its joint attention is of kind spatial."""
+    return tuple(
+        Site(name=f"transformer_blocks.{i}.{part}", kind=_KINDS[part], stack="spatial", block=i)
+        for i in range(num_layers)
+        for part in ("attn1", "ff")
+    )

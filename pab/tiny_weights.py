@@ -13,12 +13,15 @@ from pathlib import Path
 from pab.latte.tiny import write_tiny_latte
 from pab.open_sora.tiny import write_tiny_open_sora
 from pab.open_sora_plan.tiny import write_tiny_v110, write_tiny_v120
+from pab.wan.tiny import write_tiny_wan, write_tiny_wan22
 
 WRITERS: Mapping[str, Callable[[Path, int], None]] = {
     "open_sora": write_tiny_open_sora,
     "latte": write_tiny_latte,
     "open_sora_plan_v110": write_tiny_v110,
     "open_sora_plan_v120": write_tiny_v120,
+    "wan": write_tiny_wan,
+    "wan22_a14b": write_tiny_wan22,
 }
 
 

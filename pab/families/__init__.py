@@ -14,6 +14,7 @@ from pab.families.open_sora_plan import (
     OPEN_SORA_PLAN_V120_29,
     OPEN_SORA_PLAN_V120_720P,
 )
+from pab.families.wan import WAN, WAN22_A14B, WAN_14B
 from pab.family import Family
 
 FAMILIES: Mapping[str, Family] = {
@@ -27,6 +28,9 @@ FAMILIES: Mapping[str, Family] = {
         OPEN_SORA_PLAN_V120,
         OPEN_SORA_PLAN_V120_29,
         OPEN_SORA_PLAN_V120_720P,
+        WAN,
+        WAN_14B,
+        WAN22_A14B,
     )
 }
 

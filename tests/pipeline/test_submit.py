@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tests.pipeline.command import Command, assert_whole, records
@@ -124,6 +125,22 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest:
     assert "C compute, S compute and keep, B reuse" in text
     assert not (tmp_path / "out").exists()
     assert list(command.folder.iterdir()) == []
+
+
+def test_sequence_parallel_is_refused_at_submit_for_a_family_that_renders_each_pass_on_one_rank(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    (tmp_path / "wan").mkdir()
+    (tmp_path / "wan" / "weights").write_text("planning reads no weights")
+    wan = replace(command, weights=tmp_path / "wan")
+    flags = ("--model", "wan", "--dry-run", "--gpus-per-node", "2")
+    url = manifest(num_frames=[5, 5, 5])
+    code, document = wan.submit(url, tmp_path / "out", *flags, "--mesh", "sp=2")
+    assert (code, document["error"]["kind"]) == (2, "UsageError")
+    told = "--mesh sp=2: family wan renders each pass on one rank; use cfg=2 or dp"
+    assert told in document["error"]["message"]
+    code, document = wan.submit(url, tmp_path / "out", *flags)
+    assert (code, document["mesh"]) == (0, "dp=1,cfg=2,sp=1")
 
 
 def test_two_ranks_share_a_clip_by_sequence_or_by_guidance(

@@ -1,0 +1,168 @@
+"""Wan 2.1 and 2.2, text to video (arXiv 2503.20314), through the diffusers library.
+
+Ranges of arXiv 2408.12588 as published for the nearest model, one with 3-D full attention (2 for self attention, 6 for
+cross attention); what they do to Wan's videos has not been measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pab.checkpoint import checkpoint_digest, find_checkpoint
+from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.plan import NO_BROADCAST, pyramid
+from pab.sites import wan_sites
+from pab.wan.levels import shifted_timesteps
+from pab.wan.weights import wan_weights
+
+if TYPE_CHECKING:
+    from pab.model import VideoModel
+
+MAX_TEXT_TOKENS = 512
+LARGE_PIXELS = 480 * 832
+"""Frames of more pixels take the larger shift of the noise levels, where a model has two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanModel:
+    """What tells the published models apart. `shifts`: of the noise levels, up to 480p and beyond.
+
+    `boundary`: the timestep below which a second transformer takes over, None for a model that has one.
+    """
+
+    name: str
+    summary: str
+    hub_id: str
+    num_layers: int
+    shifts: tuple[float, float]
+    height: int
+    width: int
+    num_steps: int
+    guidance_scale: float
+    cost: CostFigures
+    boundary: float | None = None
+
+    def shift(self, request: ClipRequest) -> float:
+        """Returns the shift of a clip's noise levels."""
+        return self.shifts[request.height * request.width > LARGE_PIXELS]
+
+    def timesteps(self, request: ClipRequest, _precision: str) -> tuple[float, ...]:
+        """Returns UniPC's timesteps: whole numbers, embedded in float32 whatever the model's precision."""
+        return shifted_timesteps(request.num_steps, self.shift(request))
+
+    def fresh_steps(self, request: ClipRequest, precision: str) -> tuple[int, ...]:
+        """Returns the step at which the second transformer takes over, if there is one."""
+        below = [timestep < (self.boundary or 0) for timestep in self.timesteps(request, precision)]
+        return (below.index(True),) if True in below[1:] and not below[0] else ()
+
+
+def wan_tokens(num_frames: int, height: int, width: int) -> int:
+    """Counts latent tokens after patching: 16x16 pixels each, of the first frame and of every four that follow."""
+    return ((num_frames - 1) // 4 + 1) * (height // 16) * (width // 16)
+
+
+def wan_family(model: WanModel) -> Family:
+    """Returns the family of one published model."""
+    published = wan_weights(model.hub_id, two_experts=model.boundary is not None)
+
+    def load(request: LoadRequest) -> VideoModel:
+        from pab.wan.load import load_wan
+
+        return load_wan(find_checkpoint(request.weights, published), request, model)
+
+    return Family(
+        name=model.name,
+        summary=model.summary,
+        defaults=ClipDefaults(
+            num_frames=81,
+            height=model.height,
+            width=model.width,
+            fps=16,
+            num_steps=model.num_steps,
+            guidance_scale=model.guidance_scale,
+            broadcast="pab2-6",
+        ),
+        limits=ClipLimits(
+            num_frames=range(5, 122, 4),
+            height=range(16, 1281, 16),
+            width=range(16, 1281, 16),
+            fps=range(1, 61),
+            num_steps=range(1, 1001),
+            guidance_scale=(1.0, 30.0),
+            max_tokens=wan_tokens(121, 720, 1280),
+            max_prompt_chars=4000,
+            images=True,
+        ),
+        sites=wan_sites(model.num_layers),
+        presets={
+            "none": NO_BROADCAST,
+            "pab2-6": pyramid(2, None, 6, window=(100, 850)),
+            "pab3-6": pyramid(3, None, 6, window=(100, 850)),
+        },
+        timesteps=model.timesteps,
+        fresh_steps=model.fresh_steps,
+        num_tokens=wan_tokens,
+        cost=model.cost,
+        load=load,
+        weights_digest=lambda weights: checkpoint_digest(weights, published),
+        sequence_parallel=False,
+    )
+
+
+# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 81 frames.
+_COST_1_3B = CostFigures(
+    load_s=60.0,
+    linear_s=1.3e-5,
+    quadratic_s=7.5e-8,
+    fixed_step_s=0.0,
+    kind_shares={"spatial": 0.75, "cross": 0.06, "mlp": 0.15},
+    decode_s_per_pixel=3e-7,
+)
+_COST_14B = CostFigures(
+    load_s=240.0,
+    linear_s=1.4e-4,
+    quadratic_s=3.3e-7,
+    fixed_step_s=0.0,
+    kind_shares={"spatial": 0.74, "cross": 0.06, "mlp": 0.18},
+    decode_s_per_pixel=3e-7,
+)
+
+WAN_MODEL = WanModel(
+    name="wan",
+    summary="Wan 2.1 1.3B, text to video, 480x832, 4n+1 frames",
+    hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    num_layers=30,
+    shifts=(3.0, 5.0),
+    height=480,
+    width=832,
+    num_steps=50,
+    guidance_scale=5.0,
+    cost=_COST_1_3B,
+)
+WAN_14B_MODEL = WanModel(
+    name="wan_14b",
+    summary="Wan 2.1 14B, text to video, 720x1280 or 480x832, 4n+1 frames",
+    hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    num_layers=40,
+    shifts=(3.0, 5.0),
+    height=720,
+    width=1280,
+    num_steps=50,
+    guidance_scale=5.0,
+    cost=_COST_14B,
+)
+WAN22_A14B_MODEL = WanModel(
+    name="wan22_a14b",
+    summary="Wan 2.2 A14B, text to video with two experts, 720x1280 or 480x832, 4n+1 frames",
+    hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+    num_layers=40,
+    shifts=(12.0, 12.0),
+    height=720,
+    width=1280,
+    num_steps=40,
+    guidance_scale=4.0,
+    cost=_COST_14B,
+    boundary=875.0,
+)
+WAN, WAN_14B, WAN22_A14B = (wan_family(model) for model in (WAN_MODEL, WAN_14B_MODEL, WAN22_A14B_MODEL))

@@ -1,0 +1,79 @@
+"""A loaded transformer of the diffusers library, as the denoising loop drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pab.broadcast_module import CurrentPass
+from pab.family import ClipRequest
+from pab.model import EncodedPrompt, Scheduler, StepInput
+from pab.models.video import LatentCodec, TextStates, encode_pairs, guided_prompt
+from pab.parallel import NodeGroup, SequenceParallel
+from pab.state import BOTH, Visit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffusersVideo:
+    """A `VideoModel` whose sites are wrappers that ask `current` which pass runs.
+
+    `denoise(rows, step_input, text)` runs the transformer on latents [rows, C, T, H, W] with the text states of as many
+    rows. `guided_passes` is what the published pipeline does: both rows in one pass, or a pass for each, whose kept outputs
+    then are apart as well. A pass is not split over ranks.
+    """
+
+    denoise: Callable[[Tensor, StepInput, Tensor], Tensor]
+    current: CurrentPass
+    encode_text: Callable[[Sequence[str]], TextStates]
+    prepare_text: Callable[[Tensor, Tensor], Tensor]
+    """From states [B, L, C] and mask [B, L] to what the transformer is given."""
+    codec: LatentCodec
+    sampler: Callable[[ClipRequest], Scheduler]
+    guided_passes: tuple[str, ...]
+    clean: Callable[[str], str] = lambda text: text
+
+    def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
+        """Encodes prompts and negative prompts; the empty text stands for an absent one."""
+        pairs = encode_pairs([self._cleaned(request) for request in requests], self.encode_text, absent="")
+        return [self._prompt(*pair) for pair in pairs]
+
+    def _cleaned(self, request: ClipRequest) -> ClipRequest:
+        return replace(
+            request, prompt=self.clean(request.prompt), negative_prompt=self.clean(request.negative_prompt or "")
+        )
+
+    def _prompt(self, cond: TextStates, uncond: TextStates | None) -> EncodedPrompt:
+        assert uncond is not None, "the empty text stands for an absent negative prompt"
+        return replace(guided_prompt(cond, uncond, self.prepare_text), guided_passes=self.guided_passes)
+
+    def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
+        """Returns (C, T, H, W) of the clip's latents."""
+        return self.codec.latent_shape(request.num_frames, request.height, request.width)
+
+    def scheduler(self, request: ClipRequest, sp: SequenceParallel) -> Scheduler:
+        """Returns the clip's sampler."""
+        return self.sampler(request)
+
+    def split(self, latents: Tensor, sp: SequenceParallel) -> Tensor:
+        """Returns the latents whole. Raises ValueError on several ranks."""
+        if sp.size > 1:
+            raise ValueError(f"mesh sp={sp.size}: this model renders each pass on one rank; use cfg=2 or dp")
+        return latents
+
+    def gather(self, latents: Tensor, request: ClipRequest, sp: SequenceParallel) -> Tensor:
+        """Returns the latents, which are whole."""
+        return latents
+
+    def predict(self, latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup) -> Tensor:
+        """Returns the prediction for the branch's rows, in the transformer's precision."""
+        assert isinstance(text, torch.Tensor), "text as `prepare_text` makes it"
+        rows = latents.repeat(2, 1, 1, 1, 1) if visit.branch == BOTH else latents
+        with self.current.running(visit):
+            return self.denoise(rows, step_input, text)
+
+    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+        """Returns uint8 frames [B, T, H, W, 3]."""
+        return self.codec.decode_frames(latents, request, group)

@@ -1,0 +1,146 @@
+"""Loads Wan's text-to-video models as the diffusers library lays them out."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pab.broadcast_module import CurrentPass, install_sites
+from pab.checkpoint import CheckpointError, dtype_of
+from pab.families.wan import MAX_TEXT_TOKENS, WanModel
+from pab.family import ClipRequest, LoadRequest
+from pab.model import Scheduler, StepInput
+from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_video import DiffusersVideo
+from pab.models.t5_text import T5Text
+from pab.parallel import Axis
+from pab.sites import wan_sites
+from pab.state import COND, UNCOND
+from pab.wan.levels import shifted_timesteps
+
+_TRANSFORMER = {"_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2], "in_channels": 16}
+_VAE = {"_class_name": "AutoencoderKLWan", "z_dim": 16}
+_SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "num_train_timesteps": 1000,
+}
+
+CHECKED_STEPS = 10
+"""Of the scheduler that is compared with the planned levels when the model is loaded."""
+
+
+def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVideo:
+    """Loads the whole model for inference. Raises CheckpointError naming files, keys and values."""
+    dtype, device = dtype_of(request.precision), torch.device(request.device)
+    current = CurrentPass()
+    experts = [load_transformer(root / "transformer", model.num_layers, dtype=dtype, device=device)]
+    if model.boundary is not None:
+        experts.append(load_transformer(root / "transformer_2", model.num_layers, dtype=dtype, device=device))
+    for expert in experts:
+        install_sites(expert, wan_sites(model.num_layers), current)
+    return DiffusersVideo(
+        denoise=WanDenoiser(experts=tuple(experts), boundary=model.boundary or 0.0, dtype=dtype, device=device),
+        current=current,
+        encode_text=T5Text(
+            folder=root / "text_encoder",
+            tokenizer_folder=root / "tokenizer",
+            dtype=dtype,
+            device=device,
+            max_length=MAX_TEXT_TOKENS,
+            axis=request.clip_axis or Axis(),
+            architecture="UMT5",
+        ),
+        # Words beyond the prompt count as zeros, which the transformer attends to.
+        prepare_text=lambda states, mask: (states * mask[..., None]).to(device=device, dtype=dtype),
+        codec=load_codec(root / "vae", device),
+        sampler=WanSampler(
+            model=model,
+            source=SchedulerSource(
+                folder=root / "scheduler",
+                config=checked_config(root / "scheduler", _SCHEDULER, "scheduler_config.json"),
+                device=device,
+            ),
+        ),
+        guided_passes=(COND, UNCOND),
+        clean=clean_text,
+    )
+
+
+def load_transformer(folder: Path, num_layers: int, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """Loads one transformer. Norms, modulation and the timestep's embedding stay in float32, as in the library."""
+
+    def positions(module: Any) -> None:
+        config = module.config
+        module.rope = type(module.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
+
+    needed = {**_TRANSFORMER, "num_layers": num_layers, "image_dim": None, "added_kv_proj_dim": None}
+    return load_part(folder, needed, dtype=dtype, device=device, compute_buffers=positions)
+
+
+def load_codec(folder: Path, device: torch.device) -> WholeClipCodec:
+    """Loads the VAE, in float32 as published."""
+    vae = load_part(folder, _VAE, dtype=torch.float32, device=device)
+    mean, std = (
+        torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return WholeClipCodec(
+        decode=lambda latents: vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0],
+        channels=vae.config.z_dim,
+        frame_stride=vae.config.scale_factor_temporal,
+        pixel_stride=vae.config.scale_factor_spatial,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanDenoiser:
+    """Runs the expert of a noise level. `boundary`: the timestep below which the second one takes over."""
+
+    experts: tuple[Any, ...]
+    boundary: float
+    dtype: torch.dtype
+    device: torch.device
+
+    def __call__(self, rows: Tensor, step_input: StepInput, text: Tensor) -> Tensor:
+        """Returns the predicted velocity [rows, C, T, H, W] in the transformer's precision."""
+        expert = self.experts[0] if step_input.timestep >= self.boundary else self.experts[1]
+        timestep = torch.full((len(rows),), int(step_input.timestep), device=self.device)
+        return expert(
+            hidden_states=rows.to(self.dtype), timestep=timestep, encoder_hidden_states=text, return_dict=False
+        )[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanSampler:
+    """Makes each clip's UniPC scheduler, shifted as the clip's size wants it. Fails at once where the levels differ."""
+
+    model: WanModel
+    source: SchedulerSource
+
+    def __post_init__(self) -> None:
+        shift = self.model.shifts[0]
+        self.source.open(CHECKED_STEPS, shifted_timesteps(CHECKED_STEPS, shift), flow_shift=shift)
+
+    def __call__(self, request: ClipRequest) -> Scheduler:
+        """Returns the clip's sampler."""
+        planned = self.model.timesteps(request, "float32")
+        scheduler = self.source.open(request.num_steps, planned, flow_shift=self.model.shift(request))
+        return LibrarySampler(scheduler=scheduler, timesteps=planned)
+
+
+def clean_text(text: str) -> str:
+    """Returns a prompt as the published pipeline reads it: encoding repaired, HTML entities resolved, single spaces."""
+    try:
+        import ftfy
+    except ImportError as error:
+        raise CheckpointError("Wan's prompts need ftfy; install the extra 'models'") from error
+    plain = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", plain).strip()

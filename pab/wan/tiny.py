@@ -1,0 +1,79 @@
+"""Writes a small Wan with random weights in the published layout, for tests and for trying things on a CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from pab.families.wan import MAX_TEXT_TOKENS, WAN22_A14B_MODEL, WAN_MODEL, WanModel
+from pab.models.diffusers_parts import library_class
+from pab.tiny_parts import write_component, write_t5
+
+TEXT_CHANNELS = 32
+
+
+def transformer_config(num_layers: int) -> dict[str, object]:
+    """Returns the configuration of a narrow transformer of the published depth."""
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "patch_size": [1, 2, 2],
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": TEXT_CHANNELS,
+        "freq_dim": 32,
+        "ffn_dim": 48,
+        "num_layers": num_layers,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": 1e-6,
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+        "rope_max_seq_len": 128,
+        "pos_embed_seq_len": None,
+    }
+
+
+VAE = {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": 4,
+    "z_dim": 16,
+    "dim_mult": [1, 1, 1, 1],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True, True],
+}
+SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+}
+
+
+def write_tiny_wan(folder: Path, seed: int) -> None:
+    """Writes a tiny Wan 2.1 1.3B: transformer/, vae/, text_encoder/, tokenizer/ and scheduler/."""
+    write_small_wan(folder, seed, WAN_MODEL)
+
+
+def write_tiny_wan22(folder: Path, seed: int) -> None:
+    """Writes a tiny Wan 2.2 A14B, its second expert in transformer_2/."""
+    write_small_wan(folder, seed, WAN22_A14B_MODEL)
+
+
+def write_small_wan(folder: Path, seed: int, model: WanModel) -> None:
+    """Writes a narrow model of any depth, with one expert or two."""
+    torch.manual_seed(seed)
+    config = transformer_config(model.num_layers)
+    for part in ("transformer",) if model.boundary is None else ("transformer", "transformer_2"):
+        write_component(folder / part, library_class("WanTransformer3DModel").from_config(config), config)
+    write_component(folder / "vae", library_class("AutoencoderKLWan").from_config(VAE), VAE)
+    write_t5(folder / "text_encoder", channels=TEXT_CHANNELS, max_length=MAX_TEXT_TOKENS, architecture="UMT5")
+    (folder / "tokenizer").mkdir()
+    for name in ("spiece.model", "tokenizer_config.json"):
+        (folder / "text_encoder" / name).rename(folder / "tokenizer" / name)
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2))

@@ -1,0 +1,156 @@
+"""Families of the diffusers library, two layers deep, beside the library's own pipelines over the same weights."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pab.checkpoint import read_config
+from pab.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.families.wan import WAN22_A14B_MODEL, WAN_MODEL, wan_family
+from pab.family import ClipRequest, Family, LoadRequest
+from pab.models.diffusers_parts import library_class
+from pab.models.diffusers_video import DiffusersVideo
+from pab.parallel import NodeGroup
+from pab.plan import BroadcastRules
+from pab.state import COND, UNCOND
+from pab.wan.tiny import write_small_wan
+
+
+@dataclass(frozen=True, kw_only=True)
+class LibraryWorld:
+    """One family in small. `transpose`: whether the library's pipeline has frames before channels."""
+
+    family: Family
+    write: Callable[[Path], None]
+    frames: int
+    side: int
+    pipeline: Callable[[Path, ClipRequest], Any]
+    library_frames: Callable[[Any, Tensor], Tensor]
+    transpose: bool = False
+    tolerance: float = 1e-12
+    """Of latents of two ranks against one: a pass over one row multiplies matrices of another size."""
+
+    def clip(self, **changes) -> ClipRequest:
+        values = {
+            "prompt": "a cat walks over a red carpet", "negative_prompt": "waves", "seed": 3, "num_frames": self.frames,
+            "height": self.side, "width": self.side, "fps": 8, "num_steps": 3, "guidance_scale": 5.0,
+        } | changes  # fmt: skip
+        return ClipRequest(**values)
+
+    @property
+    def depth(self) -> int:
+        return len({site.block for site in self.family.sites})
+
+    def load(self, folder: Path, precision: str = "float32") -> DiffusersVideo:
+        request = LoadRequest(weights=str(folder / self.family.name), precision=precision, device="cpu")
+        model = self.family.load(request)
+        assert isinstance(model, DiffusersVideo)
+        return model
+
+    def render(
+        self, model: DiffusersVideo, request: ClipRequest, rules: BroadcastRules, group: NodeGroup | None = None
+    ) -> Denoised:
+        return denoise(
+            model,
+            request,
+            prompt=model.encode_prompts([request])[0],
+            noise=initial_noise(request, model.latent_shape(request)),
+            plan=plan_for(self.family, request, rules, "float32"),
+            group=group or NodeGroup(),
+        )
+
+    def library_latents(self, folder: Path, model: DiffusersVideo, request: ClipRequest, **options) -> Tensor:
+        """Final latents of the library's own pipeline, from the same noise and text states."""
+        text = model.encode_prompts([request])[0].states
+        noise = initial_noise(request, model.latent_shape(request))
+        pipeline = self.pipeline(folder / self.family.name, request)
+        pipeline.set_progress_bar_config(disable=True)
+        latents = pipeline(
+            prompt_embeds=text(COND), negative_prompt_embeds=text(UNCOND), height=request.height, width=request.width,
+            num_frames=request.num_frames, num_inference_steps=request.num_steps,
+            guidance_scale=request.guidance_scale, output_type="latent", return_dict=False,
+            latents=noise.transpose(1, 2) if self.transpose else noise, **options,
+        )[0]  # fmt: skip
+        return latents.transpose(1, 2) if self.transpose else latents
+
+
+def library_module(folder: Path) -> Any:
+    """A module of the library with a folder's weights, built without our loader."""
+    config = read_config(folder)
+    module = library_class(str(config["_class_name"])).from_config(config)
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+    return module.eval()
+
+
+def text_parts(folder: Path) -> tuple[Any, Any]:
+    """Tokenizer and encoder as the library's pipeline has them."""
+    import transformers
+
+    name = json.loads((folder / "text_encoder" / "config.json").read_text())["model_type"].upper()
+    encoder_class = getattr(transformers, f"{name}EncoderModel")
+    encoder = encoder_class(getattr(transformers, f"{name}Config").from_json_file(folder / "text_encoder/config.json"))
+    tensors = load_file(folder / "text_encoder" / "model.safetensors")
+    encoder.load_state_dict(tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"]})
+    return transformers.AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder.eval()
+
+
+def scheduler(folder: Path, **changes) -> Any:
+    config = read_config(folder / "scheduler", "scheduler_config.json")
+    return library_class(str(config["_class_name"])).from_config({**config, **changes})
+
+
+def wan_pipeline(folder: Path, request: ClipRequest) -> Any:
+    second = folder / "transformer_2"
+    return library_class("WanPipeline")(
+        tokenizer=None,
+        text_encoder=None,
+        vae=library_module(folder / "vae"),
+        scheduler=scheduler(folder, flow_shift=12.0 if second.is_dir() else 3.0),
+        transformer=library_module(folder / "transformer"),
+        transformer_2=library_module(second) if second.is_dir() else None,
+        boundary_ratio=0.875 if second.is_dir() else None,
+    )
+
+
+def wan_frames(vae: Any, latents: Tensor) -> Tensor:
+    shape = (1, -1, 1, 1, 1)
+    mean, std = (torch.tensor(values).view(shape) for values in (vae.config.latents_mean, vae.config.latents_std))
+    return displayed(vae.decode(latents * std + mean).sample)
+
+
+def displayed(pixels: Tensor) -> Tensor:
+    """From [B, 3, T, H, W] of -1..1 to [B, T, H, W, 3] of 0..1."""
+    return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
+
+
+SMALL_WAN = replace(WAN_MODEL, num_layers=2)
+SMALL_WAN22 = replace(WAN22_A14B_MODEL, num_layers=2)
+WORLDS: Mapping[str, LibraryWorld] = {
+    "wan": LibraryWorld(
+        family=wan_family(SMALL_WAN),
+        write=lambda folder: write_small_wan(folder, 0, SMALL_WAN),
+        frames=5,
+        side=32,
+        pipeline=wan_pipeline,
+        library_frames=wan_frames,
+    ),
+    "wan22_a14b": LibraryWorld(
+        family=wan_family(SMALL_WAN22),
+        write=lambda folder: write_small_wan(folder, 0, SMALL_WAN22),
+        frames=5,
+        side=32,
+        pipeline=wan_pipeline,
+        library_frames=wan_frames,
+    ),
+}
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """Largest difference over the largest value of b."""
+    return ((a - b).abs().max() / b.abs().max()).item()

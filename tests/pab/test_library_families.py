@@ -1,0 +1,324 @@
+"""Families over transformers of the diffusers library: equal to its pipelines without broadcast, guidance kept with it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pab.broadcast_module import BroadcastModule, CurrentPass, install_sites
+from pab.checkpoint import CheckpointError
+from pab.denoise import initial_noise, plan_for
+from pab.families import FAMILIES, find_family
+from pab.model import StepInput
+from pab.models.diffusers_parts import library_class
+from pab.models.diffusers_video import DiffusersVideo
+from pab.parallel import Axis, NodeGroup, SequenceParallel, open_group
+from pab.plan import NO_BROADCAST, BroadcastPlan, BroadcastRules, Site, make_plan, pyramid, rules_from_dict
+from pab.state import COND, UNCOND, BroadcastState
+from pab.wan.levels import shifted_timesteps
+from pab.wan.load import clean_text
+from tests.pab.library_worlds import WORLDS, LibraryWorld, library_module, relative, scheduler, text_parts
+from tests.ranks import run_on_ranks
+
+EVERY_OTHER = pyramid(2, None, 2, window=(0, 1000))
+"""Reuses all attention at every second step."""
+
+ONE_TRANSFORMER = [name for name in WORLDS if name != "wan22_a14b"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    for name in WORLDS:
+        WORLDS[name].write(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_without_broadcast_latents_are_the_library_pipeline_s_bit_for_bit(weights, name):
+    world = WORLDS[name]
+    model = world.load(weights)
+    for guidance_scale in (5.0, 1.0):
+        request = world.clip(guidance_scale=guidance_scale)
+        ours = world.render(model, request, NO_BROADCAST).latents
+        assert torch.equal(ours, world.library_latents(weights, model, request))
+        assert ours.std() > 0.1
+
+
+@pytest.mark.parametrize("name", ONE_TRANSFORMER)
+def test_frames_are_the_library_pipeline_s(weights, name):
+    world = WORLDS[name]
+    model, request = world.load(weights), world.clip()
+    latents = initial_noise(request, model.latent_shape(request))
+    frames = model.decode(latents, request, NodeGroup())
+    assert frames.shape == (1, world.frames, world.side, world.side, 3)
+    with torch.inference_mode():
+        theirs = world.library_frames(library_module(weights / name / "vae"), latents)
+    assert (frames / 255 - theirs).abs().max() < 0.6 / 255
+    assert frames.float().std() > 1
+    rank = NodeGroup(clip=Axis(size=2, rank=1))
+    assert model.decode(latents, request, rank).shape == (0, world.frames, world.side, world.side, 3)
+
+
+@pytest.mark.parametrize("name", ONE_TRANSFORMER)
+def test_text_states_are_the_library_pipeline_s(weights, name):
+    world = WORLDS[name]
+    model, request = world.load(weights), world.clip(prompt="a cat &amp; two  birds", negative_prompt=None)
+    tokenizer, encoder = text_parts(weights / name)
+    pipeline = world.pipeline(weights / name, request)
+    pipeline.tokenizer, pipeline.text_encoder = tokenizer, encoder
+    prompt = model.encode_prompts([request])[0]
+    with torch.inference_mode():
+        cond, uncond = pipeline.encode_prompt(request.prompt, max_sequence_length=prompt.states(COND).shape[1])
+    assert relative(prompt.states(COND), cond) < 1e-5
+    assert relative(prompt.states(UNCOND), uncond) < 1e-5
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_sites_compute_and_reuse_as_planned(weights, name):
+    world = WORLDS[name]
+    model, request = world.load(weights), world.clip(num_steps=6)
+    rules = world.family.presets[world.family.defaults.broadcast]
+    done = world.render(model, request, rules)
+    assert done.passes == len(model.guided_passes)
+    assert {site.name for site in done.plan.sites} == installed(model)
+    for kind in {site.kind for site in done.plan.sites}:
+        assert done.computed[kind] == done.plan.computed(kind) * done.passes
+        assert done.computed[kind] + done.reused.get(kind, 0) == done.plan.total(kind) * done.passes
+    assert done.reused["spatial"] > 0
+    assert done.kept_bytes_peak > 0
+    exact = world.render(model, request, NO_BROADCAST)
+    assert relative(done.latents, exact.latents) > 0
+
+
+def installed(model: DiffusersVideo) -> set[str]:
+    return {m.site for expert in model.denoise.experts for m in expert.modules() if isinstance(m, BroadcastModule)}
+
+
+@pytest.mark.parametrize("name", ONE_TRANSFORMER)
+def test_rules_of_a_user_reach_attention_and_mlp(weights, name):
+    world = WORLDS[name]
+    rules = rules_from_dict({
+        "spatial": {"range": 4, "window": [0, 1000]},
+        "mlp": [{"stack": "spatial", "blocks": [0, 1], "skip_count": 2, "position": 0.25}],
+    })  # fmt: skip
+    done = world.render(world.load(weights), world.clip(num_steps=4, guidance_scale=1.0), rules)
+    assert done.computed["spatial"] < done.plan.total("spatial")
+    assert done.reused["mlp"] == 4, "two blocks, two steps"
+    assert done.computed["mlp"] + done.reused["mlp"] == 4 * world.depth
+
+
+@pytest.mark.parametrize("name", ONE_TRANSFORMER)
+def test_two_ranks_share_a_clip_by_guidance(weights, name):
+    world = WORLDS[name]
+    alone = world.render(world.load(weights), world.clip(), EVERY_OTHER)
+    ranks = run_on_ranks(2, render_branch, weights, name)
+    for latents, passes, computed in ranks:
+        assert relative(latents, alone.latents) < world.tolerance
+        assert passes == 1
+        assert computed["spatial"] * len(WORLDS[name].load(weights).guided_passes) == alone.computed["spatial"]
+
+
+def render_branch(folder: Path, name: str) -> tuple[Tensor, int, dict[str, int]]:
+    group = open_group(dp=1, cfg=2, sp=1, device=torch.device("cpu"))
+    done = WORLDS[name].render(WORLDS[name].load(folder), WORLDS[name].clip(), EVERY_OTHER, group)
+    return done.latents, done.passes, done.computed
+
+
+def test_a_pass_is_not_shared_by_ranks(weights):
+    world = WORLDS["wan"]
+    with pytest.raises(ValueError, match=r"mesh sp=2: this model renders each pass on one rank; use cfg=2 or dp"):
+        world.load(weights).split(torch.zeros(1), SequenceParallel(axis=Axis(size=2)))
+    assert not world.family.sequence_parallel
+
+
+def passes(world: LibraryWorld, folder: Path, rules: BroadcastRules, steps: int) -> tuple[BroadcastState, list[Tensor]]:
+    """Runs both branches of the first steps; returns the state, and |cond - uncond| of the last step."""
+    model, request = world.load(folder), world.clip()
+    plan = plan_for(world.family, request, rules, "float32")
+    prompt = model.encode_prompts([request])[0]
+    noise = initial_noise(request, model.latent_shape(request))
+    state = BroadcastState(plan)
+    outputs: list[Tensor] = []
+    with torch.inference_mode():
+        for step in range(steps):
+            given = StepInput(request=request, step=step, timestep=plan.timesteps[step], active_frames=None)
+            outputs = [
+                model.predict(noise, given, prompt.states(branch), state.visit(step, branch), NodeGroup())
+                for branch in (COND, UNCOND)
+            ]
+    return state, outputs
+
+
+@pytest.mark.parametrize("name", ONE_TRANSFORMER)
+def test_guidance_survives_reuse_in_two_passes(weights, name):
+    world = WORLDS[name]
+    _, (cond, uncond) = passes(world, weights, NO_BROADCAST, 2)
+    state, (kept_cond, kept_uncond) = passes(world, weights, EVERY_OTHER, 2)
+    assert state.reused["spatial"] == 2 * world.depth, "all of the second step"
+    exact, reused = relative(cond, uncond), relative(kept_cond, kept_uncond)
+    assert reused > 0.2 * exact > 0
+
+
+def test_one_cache_for_both_passes_as_in_the_library_ends_guidance_on_wan(weights):
+    """What the library's own hook does, for comparison: inside its window uncond takes cond's attention."""
+    world = WORLDS["wan"]
+    model, request = world.load(weights), world.clip()
+    prompt = model.encode_prompts([request])[0]
+    noise = initial_noise(request, model.latent_shape(request))
+
+    def difference(window: tuple[int, int], timestep: int) -> float:
+        transformer = library_module(weights / "wan" / "transformer")
+        options = {f"{kind}_attention_block_skip_range": 2 for kind in ("spatial", "cross")}
+        options |= {f"{kind}_attention_timestep_skip_range": window for kind in ("spatial", "cross")}
+        library_class("apply_pyramid_attention_broadcast")(
+            transformer,
+            library_class("PyramidAttentionBroadcastConfig")(**options, current_timestep_callback=lambda: timestep),
+        )
+        with torch.inference_mode():
+            cond, uncond = (
+                transformer(noise, torch.tensor([timestep]), prompt.states(branch), return_dict=False)[0]
+                for branch in (COND, UNCOND)
+            )
+        return relative(cond, uncond)
+
+    first = int(world.family.timesteps(request, "float32")[0])
+    assert first == 999
+    assert difference((0, 1000), first) == 0, "the window holds the first step: no guidance there"
+    assert difference((100, 800), first) > 0, "the library's default window does not hold it"
+    assert difference((100, 800), 700) == 0, "inside the window there is none at any step"
+
+
+def test_kept_outputs_of_both_branches_are_counted(weights):
+    world = WORLDS["wan"]
+    state, _ = passes(world, weights, EVERY_OTHER, 1)
+    tokens, channels = world.family.num_tokens(world.frames, world.side, world.side), 24
+    assert state.kept_bytes == 2 * 2 * world.depth * tokens * channels * 4
+    assert {branch for _, branch in state.kept} == {COND, UNCOND}
+
+
+class TwoStreams(torch.nn.Module):
+    def forward(self, x, y):
+        return x + 1, y * 2
+
+
+def test_a_site_keeps_every_stream_that_its_module_returns():
+    current = CurrentPass()
+    model = torch.nn.ModuleDict({"attn": TwoStreams()})
+    site = Site(name="attn", kind="spatial", stack="spatial", block=0)
+    install_sites(model, [site], current)
+    state = BroadcastState(make_plan(EVERY_OTHER, (900.0, 800.0, 700.0), [site]))
+    seen = []
+    for step, value in enumerate((1.0, 5.0, 7.0)):
+        with current.running(state.visit(step, COND)):
+            seen.append([stream.item() for stream in model["attn"](torch.tensor(value), torch.tensor(value))])
+        if step == 0:
+            assert state.kept_bytes == 2 * 4
+    assert seen == [[2.0, 2.0], [2.0, 2.0], [8.0, 14.0]]
+    assert not state.kept
+    with pytest.raises(AssertionError, match="site attn runs outside of a pass"):
+        model["attn"](torch.tensor(1.0), torch.tensor(1.0))
+    with pytest.raises(AttributeError, match="attn2"):
+        install_sites(model, [Site(name="attn2", kind="cross", stack="spatial", block=0)], current)
+
+
+def sources(plan: BroadcastPlan, kind: str) -> list[int]:
+    index = next(i for i, site in enumerate(plan.sites) if site.kind == kind)
+    return [row[index] for row in plan.sources]
+
+
+def test_nothing_kept_crosses_from_one_transformer_to_the_next():
+    family = WORLDS["wan22_a14b"].family
+    request = WORLDS["wan22_a14b"].clip(num_steps=40)
+    plan = plan_for(family, request, pyramid(2, None, 6, window=(0, 1000)), "float32")
+    (fresh,) = family.fresh_steps(request, "float32")
+    assert plan.timesteps[fresh - 1] >= 875 > plan.timesteps[fresh]
+    for kind in ("spatial", "cross"):
+        assert all((source < fresh) == (step < fresh) for step, source in enumerate(sources(plan, kind)))
+    alike = make_plan(plan.rules, plan.timesteps, family.sites)
+    assert sources(alike, "cross")[fresh] < fresh, "without the border cross attention would cross it"
+
+
+def test_mlp_reuse_ends_at_a_fresh_step():
+    rules = rules_from_dict({"mlp": [{"stack": "spatial", "blocks": [0], "skip_count": 3, "position": 0.0}]})
+    site = Site(name="ff", kind="mlp", stack="spatial", block=0)
+    for fresh, told in (((), [0, 0, 0, 0, 4]), ((2,), [0, 0, 2, 3, 4])):
+        plan = make_plan(rules, (900.0, 800.0, 700.0, 600.0, 500.0), [site], fresh_steps=fresh)
+        assert sources(plan, "mlp") == told
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0])
+def test_wan_s_planned_levels_are_the_library_s(weights, shift):
+    unipc = scheduler(weights / "wan", flow_shift=shift)
+    for num_steps in (1, 2, 3, 7, 10, 30, 40, 50, 333, 1000):
+        unipc.set_timesteps(num_steps)
+        assert shifted_timesteps(num_steps, shift) == tuple(unipc.timesteps.tolist())
+    with pytest.raises(ValueError, match="num_steps=0, allowed 1 to 1000"):
+        shifted_timesteps(0, shift)
+
+
+def test_wan_shifts_noise_further_for_large_frames():
+    family = find_family("wan")
+    small, large = (
+        family.timesteps(WORLDS["wan"].clip(height=h, width=w, num_steps=50), "bfloat16")
+        for h, w in ((480, 832), (720, 1280))
+    )
+    assert small == shifted_timesteps(50, 3.0)
+    assert large == shifted_timesteps(50, 5.0)
+    plan = plan_for(family, WORLDS["wan"].clip(num_steps=50), family.presets["pab2-6"], "bfloat16")
+    assert [plan.computed(kind) // 30 for kind in ("spatial", "cross", "mlp")] == [35, 25, 50]
+
+
+def test_wan_s_prompts_are_cleaned():
+    assert clean_text("  a &amp;amp; b\n\tc  schÃ¶n ") == "a & b c schön"
+
+
+LIBRARY_FAMILIES = [family for family in FAMILIES.values() if not family.sequence_parallel]
+
+
+@pytest.mark.parametrize("family", LIBRARY_FAMILIES, ids=lambda family: family.name)
+def test_defaults_lie_within_the_limits_and_name_a_preset(family):
+    defaults, limits = family.defaults, family.limits
+    for name in ("num_frames", "height", "width", "fps", "num_steps"):
+        assert getattr(defaults, name) in getattr(limits, name), name
+    assert family.num_tokens(defaults.num_frames, defaults.height, defaults.width) <= limits.max_tokens
+    assert defaults.broadcast in family.presets
+    assert sum(family.cost.kind_shares.values()) <= 1
+
+
+def edited(folder: Path, copy: Path, file: str, **changes) -> None:
+    for source in folder.rglob("*.*"):
+        (copy / source.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+        (copy / source.relative_to(folder)).symlink_to(source)
+    values = json.loads((copy / file).read_text()) | changes
+    (copy / file).unlink()
+    (copy / file).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "changes", "message"),
+    [
+        ("wan", "transformer/config.json", {"num_layers": 40}, "num_layers=40, this family's model has 2"),
+        ("wan", "transformer/config.json", {"image_dim": 1280}, "image_dim=1280, this family's model has None"),
+        ("wan", "transformer/config.json", {"ffn_dim": 50}, r"misshaped .*: blocks.0.ffn"),
+        ("wan", "vae/config.json", {"z_dim": 48}, "z_dim=48, this family's model has 16"),
+        ("wan", "scheduler/scheduler_config.json", {"use_flow_sigmas": False}, "use_flow_sigmas=False, this family's"),
+        ("wan", "scheduler/scheduler_config.json", {"shift_terminal": 0.5}, "gives timesteps .* this family plans"),
+    ],
+)  # fmt: skip
+def test_weights_of_another_model_are_refused(weights, tmp_path, name, file, changes, message):
+    edited(weights / name, tmp_path / name, file, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        WORLDS[name].load(tmp_path)
+
+
+def test_norms_and_modulation_stay_in_float32_as_the_library_keeps_them(weights):
+    model = WORLDS["wan"].load(weights, "bfloat16")
+    types = {name: p.dtype for name, p in model.denoise.experts[0].named_parameters()}
+    assert types["blocks.0.scale_shift_table"] == types["blocks.1.norm2.weight"] == torch.float32
+    assert types["condition_embedder.time_embedder.linear_1.weight"] == torch.float32
+    assert types["blocks.0.attn1.module.to_q.weight"] == types["proj_out.weight"] == torch.bfloat16
+    request = WORLDS["wan"].clip(num_steps=2)
+    assert WORLDS["wan"].render(model, request, EVERY_OTHER).latents.dtype == torch.float32
