@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from pab.cogvideox.tiny import write_tiny_2b, write_tiny_5b
 from pab.latte.tiny import write_tiny_latte
 from pab.open_sora.tiny import write_tiny_open_sora
 from pab.open_sora_plan.tiny import write_tiny_v110, write_tiny_v120
@@ -22,6 +23,8 @@ WRITERS: Mapping[str, Callable[[Path, int], None]] = {
     "open_sora_plan_v120": write_tiny_v120,
     "wan": write_tiny_wan,
     "wan22_a14b": write_tiny_wan22,
+    "cogvideox_2b": write_tiny_2b,
+    "cogvideox_5b": write_tiny_5b,
 }
 
 

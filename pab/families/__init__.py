@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pab.families.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
 from pab.families.demo import DEMO
 from pab.families.latte import LATTE
 from pab.families.open_sora import OPEN_SORA
@@ -31,6 +32,8 @@ FAMILIES: Mapping[str, Family] = {
         WAN,
         WAN_14B,
         WAN22_A14B,
+        COGVIDEOX_2B,
+        COGVIDEOX_5B,
     )
 }
 

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pab.checkpoint import read_config
+from pab.cogvideox.tiny import write_small_cogvideox
 from pab.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.families.cogvideox import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, CogVideoXModel, cogvideox_family
 from pab.families.wan import WAN22_A14B_MODEL, WAN_MODEL, wan_family
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.models.diffusers_parts import library_class
@@ -124,9 +126,36 @@ def wan_frames(vae: Any, latents: Tensor) -> Tensor:
     return displayed(vae.decode(latents * std + mean).sample)
 
 
+def cogvideox_pipeline(folder: Path, request: ClipRequest) -> Any:
+    return library_class("CogVideoXPipeline")(
+        tokenizer=None,
+        text_encoder=None,
+        vae=library_module(folder / "vae"),
+        scheduler=scheduler(folder),
+        transformer=library_module(folder / "transformer"),
+    )
+
+
+def cogvideox_frames(vae: Any, latents: Tensor) -> Tensor:
+    return displayed(vae.decode(latents / vae.config.scaling_factor).sample)
+
+
 def displayed(pixels: Tensor) -> Tensor:
     """From [B, 3, T, H, W] of -1..1 to [B, T, H, W, 3] of 0..1."""
     return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)
+
+
+def cogvideox_world(model: CogVideoXModel) -> LibraryWorld:
+    return LibraryWorld(
+        family=cogvideox_family(model),
+        write=lambda folder: write_small_cogvideox(folder, 0, model),
+        frames=9,
+        side=32,
+        pipeline=cogvideox_pipeline,
+        library_frames=cogvideox_frames,
+        transpose=True,
+        tolerance=1e-5,
+    )
 
 
 SMALL_WAN = replace(WAN_MODEL, num_layers=2)
@@ -148,6 +177,8 @@ WORLDS: Mapping[str, LibraryWorld] = {
         pipeline=wan_pipeline,
         library_frames=wan_frames,
     ),
+    "cogvideox_2b": cogvideox_world(replace(COGVIDEOX_2B_MODEL, num_layers=2)),
+    "cogvideox_5b": cogvideox_world(replace(COGVIDEOX_5B_MODEL, num_layers=2)),
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pab.broadcast_module import BroadcastModule, CurrentPass, install_sites
 from pab.checkpoint import CheckpointError
+from pab.cogvideox.levels import trailing_timesteps
 from pab.denoise import initial_noise, plan_for
 from pab.families import FAMILIES, find_family
 from pab.model import StepInput
@@ -271,6 +272,38 @@ def test_wan_shifts_noise_further_for_large_frames():
     assert [plan.computed(kind) // 30 for kind in ("spatial", "cross", "mlp")] == [35, 25, 50]
 
 
+@pytest.mark.parametrize("name", ["cogvideox_2b", "cogvideox_5b"])
+def test_cogvideox_s_planned_levels_are_the_library_s(weights, name):
+    ddim = scheduler(weights / name)
+    for num_steps in (1, 2, 3, 7, 30, 50, 333, 1000):
+        ddim.set_timesteps(num_steps)
+        assert trailing_timesteps(num_steps) == tuple(ddim.timesteps.tolist())
+    with pytest.raises(ValueError, match="num_steps=1001, allowed 1 to 1000"):
+        trailing_timesteps(1001)
+
+
+def test_cogvideox_s_published_preset_reuses_every_other_step_of_its_window():
+    family = find_family("cogvideox_5b")
+    plan = plan_for(family, WORLDS["cogvideox_5b"].clip(num_steps=50), family.presets["pab2"], "bfloat16")
+    assert [plan.computed(kind) // 42 for kind in ("spatial", "mlp")] == [32, 50]
+
+
+def test_cogvideox_keeps_both_streams_of_its_attention(weights):
+    world = WORLDS["cogvideox_2b"]
+    state, _ = passes(world, weights, EVERY_OTHER, 1)
+    tokens, channels, text = world.family.num_tokens(world.frames, world.side, world.side), 32, 226
+    assert all([stream.shape[1] for stream in kept] == [tokens, text] for kept in state.kept.values())
+    assert state.kept_bytes == 2 * world.depth * (tokens + text) * channels * 4
+
+
+def test_cogvideox_takes_other_sizes_than_its_transformer_was_made_for(weights):
+    for name in ("cogvideox_2b", "cogvideox_5b"):
+        world = WORLDS[name]
+        model, request = world.load(weights), world.clip(height=48, width=64, num_frames=17, num_steps=2)
+        ours = world.render(model, request, NO_BROADCAST).latents
+        assert torch.equal(ours, world.library_latents(weights, model, request))
+
+
 def test_wan_s_prompts_are_cleaned():
     assert clean_text("  a &amp;amp; b\n\tc  schÃ¶n ") == "a & b c schön"
 
@@ -306,6 +339,9 @@ def edited(folder: Path, copy: Path, file: str, **changes) -> None:
         ("wan", "vae/config.json", {"z_dim": 48}, "z_dim=48, this family's model has 16"),
         ("wan", "scheduler/scheduler_config.json", {"use_flow_sigmas": False}, "use_flow_sigmas=False, this family's"),
         ("wan", "scheduler/scheduler_config.json", {"shift_terminal": 0.5}, "gives timesteps .* this family plans"),
+        ("cogvideox_2b", "transformer/config.json", {"num_layers": 42}, "num_layers=42, this family's model has 2"),
+        ("cogvideox_2b", "scheduler/scheduler_config.json", {"snr_shift_scale": 1.0}, "snr_shift_scale=1.0, this family"),
+        ("cogvideox_5b", "scheduler/scheduler_config.json", {"timestep_spacing": "leading"}, "timestep_spacing='leading'"),
     ],
 )  # fmt: skip
 def test_weights_of_another_model_are_refused(weights, tmp_path, name, file, changes, message):
