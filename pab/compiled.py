@@ -17,11 +17,11 @@ from torch import Tensor, nn
 MAX_GRAPHS = 96
 
 
-def compile_blocks(stacks: list[nn.ModuleList]) -> None:
+def compile_blocks(stacks: list[nn.ModuleList], *, backend: str = "inductor") -> None:
     """Compiles the forward of every block in place. Parameters and key names stay as they are."""
     for stack in stacks:
         for block in stack:
-            block.compile(fullgraph=True)
+            block.compile(fullgraph=True, backend=backend)
 
 
 @contextlib.contextmanager
