@@ -39,7 +39,6 @@ def lay_out(folder: Path) -> Path:
 @pytest.fixture
 def hub_cache(tmp_path, monkeypatch):
     """A hub cache on this machine that holds the published weights, and no way to the hub."""
-    pytest.importorskip("huggingface_hub")
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -158,3 +157,19 @@ def test_module_is_loaded_cast_and_frozen():
     assert layer.weight.dtype == torch.bfloat16
     assert not layer.weight.requires_grad
     assert layer(torch.ones(1, 3, dtype=torch.bfloat16)).tolist() == [[2.5, 2.5]]
+
+
+def test_a_transport_error_of_the_hubs_client_is_told_as_a_hub_that_cannot_be_reached(monkeypatch):
+    """The client's transport raises errors that are no OSError; a submit of other families must live with them."""
+    import huggingface_hub
+
+    class TransportError(Exception):
+        pass
+
+    def fail(*_, **__):
+        raise TransportError("name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=r"cannot be fetched [(]name or service not known"):
+        pin(None, PUBLISHED)
