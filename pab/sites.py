@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pab.plan import Site
 
 PARTS = ("attn", "cross_attn", "mlp")
@@ -62,17 +64,22 @@ def open_sora_plan_sites(num_layers: int) -> tuple[Site, ...]:
 
 def wan_sites(num_layers: int) -> tuple[Site, ...]:
     """Returns the sites of a Wan transformer in running order; its 3-D self attention is of kind spatial."""
-    return tuple(
-        Site(name=f"blocks.{i}.{part}", kind=kind, stack="spatial", block=i)
-        for i in range(num_layers)
-        for part, kind in (("attn1", "spatial"), ("attn2", "cross"), ("ffn", "mlp"))
-    )
+    return _block_sites("blocks", num_layers, {"attn1": "spatial", "attn2": "cross", "ffn": "mlp"})
 
 
 def cogvideox_sites(num_layers: int) -> tuple[Site, ...]:
     """Returns the sites of a CogVideoX transformer in running order; its joint attention is of kind spatial."""
+    return _block_sites("transformer_blocks", num_layers, {part: _KINDS[part] for part in ("attn1", "ff")})
+
+
+def ltx_sites(num_layers: int) -> tuple[Site, ...]:
+    """Returns the sites of an LTX-Video transformer in running order; its 3-D self attention is of kind spatial."""
+    return _block_sites("transformer_blocks", num_layers, _KINDS)
+
+
+def _block_sites(blocks: str, num_layers: int, kinds: Mapping[str, str]) -> tuple[Site, ...]:
     return tuple(
-        Site(name=f"transformer_blocks.{i}.{part}", kind=_KINDS[part], stack="spatial", block=i)
+        Site(name=f"{blocks}.{i}.{part}", kind=kind, stack="spatial", block=i)
         for i in range(num_layers)
-        for part in ("attn1", "ff")
+        for part, kind in kinds.items()
     )

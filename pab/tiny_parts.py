@@ -58,6 +58,20 @@ def write_t5(folder: Path, *, channels: int, max_length: int, architecture: str 
     config.to_json_file(folder / "config.json", use_diff=False)
 
 
+def write_t5_and_tokenizer(folder: Path, *, channels: int, max_length: int, architecture: str = "T5") -> None:
+    """Writes what `write_t5` does into `text_encoder/` and `tokenizer/`, as the diffusers library lays them out."""
+    write_t5(folder / "text_encoder", channels=channels, max_length=max_length, architecture=architecture)
+    (folder / "tokenizer").mkdir()
+    for name in ("spiece.model", "tokenizer_config.json"):
+        (folder / "text_encoder" / name).rename(folder / "tokenizer" / name)
+
+
+def write_scheduler(folder: Path, config: Mapping[str, object]) -> None:
+    """Writes `scheduler/scheduler_config.json`."""
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config, indent=2))
+
+
 def write_spiece(path: Path) -> int:
     """Trains a sentencepiece model on `SENTENCES` and writes it; returns its number of pieces."""
     import sentencepiece

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pab.cogvideox.tiny import write_tiny_2b, write_tiny_5b
 from pab.latte.tiny import write_tiny_latte
+from pab.ltx.tiny import write_tiny_ltx
 from pab.open_sora.tiny import write_tiny_open_sora
 from pab.open_sora_plan.tiny import write_tiny_v110, write_tiny_v120
 from pab.wan.tiny import write_tiny_wan, write_tiny_wan22
@@ -25,6 +26,7 @@ WRITERS: Mapping[str, Callable[[Path, int], None]] = {
     "wan22_a14b": write_tiny_wan22,
     "cogvideox_2b": write_tiny_2b,
     "cogvideox_5b": write_tiny_5b,
+    "ltx": write_tiny_ltx,
 }
 
 

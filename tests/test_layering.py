@@ -31,6 +31,8 @@ TORCH_FREE = (
     "pab/wan/weights.py",
     "pab/cogvideox/levels.py",
     "pab/cogvideox/weights.py",
+    "pab/ltx/levels.py",
+    "pab/ltx/weights.py",
     "pab/open_sora/clips.py",
     "pab/open_sora/frame_masks.py",
     "pab/open_sora/prompts.py",

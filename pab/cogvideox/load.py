@@ -102,7 +102,7 @@ def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> WholeC
     """Loads the VAE, in the transformer's precision as published."""
     vae = load_part(folder, _VAE, dtype=dtype, device=device)
     return WholeClipCodec(
-        decode=lambda latents: vae.decode(1 / vae.config.scaling_factor * latents.to(dtype)).sample,
+        decode=lambda latents, _request: vae.decode(1 / vae.config.scaling_factor * latents.to(dtype)).sample,
         channels=LATENT_CHANNELS,
         frame_stride=vae.config.temporal_compression_ratio,
         pixel_stride=2 ** (len(vae.config.block_out_channels) - 1),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from pab.families.cogvideox import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, MAX_TEXT_TOKENS, CogVideoXModel
 from pab.models.diffusers_parts import library_class
-from pab.tiny_parts import write_component, write_t5
+from pab.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
 
 TEXT_CHANNELS = 32
 VAE = {
@@ -60,11 +59,7 @@ def write_small_cogvideox(folder: Path, seed: int, model: CogVideoXModel) -> Non
     config = transformer_config(model)
     write_component(folder / "transformer", library_class("CogVideoXTransformer3DModel").from_config(config), config)
     write_component(folder / "vae", library_class("AutoencoderKLCogVideoX").from_config(VAE), VAE)
-    write_t5(folder / "text_encoder", channels=TEXT_CHANNELS, max_length=MAX_TEXT_TOKENS)
-    (folder / "tokenizer").mkdir()
-    for name in ("spiece.model", "tokenizer_config.json"):
-        (folder / "text_encoder" / name).rename(folder / "tokenizer" / name)
-    (folder / "scheduler").mkdir()
+    write_t5_and_tokenizer(folder, channels=TEXT_CHANNELS, max_length=MAX_TEXT_TOKENS)
     scheduler = {
         "_class_name": "CogVideoXDDIMScheduler",
         "num_train_timesteps": 1000,
@@ -78,4 +73,4 @@ def write_small_cogvideox(folder: Path, seed: int, model: CogVideoXModel) -> Non
         "snr_shift_scale": model.snr_shift,
         "timestep_spacing": "trailing",
     }
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
+    write_scheduler(folder, scheduler)

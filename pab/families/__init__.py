@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pab.families.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
 from pab.families.demo import DEMO
 from pab.families.latte import LATTE
+from pab.families.ltx import LTX
 from pab.families.open_sora import OPEN_SORA
 from pab.families.open_sora_plan import (
     OPEN_SORA_PLAN_V110,
@@ -34,6 +35,7 @@ FAMILIES: Mapping[str, Family] = {
         WAN22_A14B,
         COGVIDEOX_2B,
         COGVIDEOX_5B,
+        LTX,
     )
 }
 

@@ -98,14 +98,22 @@ class SchedulerSource:
     config: Mapping[str, object]
     device: torch.device
 
-    def open(self, num_steps: int, planned: tuple[float, ...], **changes: object) -> Any:
+    def open(
+        self,
+        num_steps: int,
+        planned: tuple[float, ...],
+        *,
+        levels: Mapping[str, object] | None = None,
+        **changes: object,
+    ) -> Any:
         """Returns a scheduler with its timesteps set, `changes` being made to the configuration.
 
-        Raises CheckpointError where its timesteps are not the planned ones: broadcasting goes by the plan.
+        `levels`: what the published pipeline gives the scheduler besides the number of steps. Raises CheckpointError where
+        its timesteps are not the planned ones: broadcasting goes by the plan.
         """
         scheduler = library_class(str(self.config["_class_name"])).from_config({**self.config, **changes})
         # Kept on the host: the library reads them one by one, and each would wait for the device.
-        scheduler.set_timesteps(num_steps, device="cpu")
+        scheduler.set_timesteps(num_steps, device="cpu", **(levels or {}))
         found = tuple(float(timestep) for timestep in scheduler.timesteps.tolist())
         if found != planned:
             raise CheckpointError(
@@ -122,11 +130,11 @@ class SchedulerSource:
 class WholeClipCodec:
     """Decodes a clip on its root rank, with a causal VAE whose first latent frame is one frame.
 
-    `decode`: latents [B, C, T, H, W] to pixels [B, 3, T', H', W'] of -1..1. `frame_stride` pixel frames make each further
-    latent frame, `pixel_stride` pixels a latent one.
+    `decode`: a clip's latents [B, C, T, H, W] to pixels [B, 3, T', H', W'] of -1..1. `frame_stride` pixel frames make each
+    further latent frame, `pixel_stride` pixels a latent one.
     """
 
-    decode: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor, ClipRequest], Tensor]
     channels: int
     frame_stride: int
     pixel_stride: int
@@ -141,5 +149,5 @@ class WholeClipCodec:
         """Returns uint8 frames [B, T, H, W, 3] on the CPU; of no clip on ranks other than the clip's root."""
         if not group.is_clip_root:
             return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
-        pixels_BCTHW = self.decode(latents)
+        pixels_BCTHW = self.decode(latents, request)
         return torch.stack([to_bytes(clip.transpose(0, 1)).cpu() for clip in pixels_BCTHW])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from pab.broadcast_module import CurrentPass
@@ -20,15 +20,15 @@ from pab.state import BOTH, Visit
 class DiffusersVideo:
     """A `VideoModel` whose sites are wrappers that ask `current` which pass runs.
 
-    `denoise(rows, step_input, text)` runs the transformer on latents [rows, C, T, H, W] with the text states of as many
-    rows. `guided_passes` is what the published pipeline does: both rows in one pass, or a pass for each, whose kept outputs
-    then are apart as well. A pass is not split over ranks.
+    `denoise(rows, step_input, text)` runs the transformer on latents [rows, C, T, H, W] with what `prepare_text` made for as
+    many rows. `guided_passes` is what the published pipeline does: both rows in one pass, or a pass for each, whose kept
+    outputs then are apart as well. A pass is not split over ranks.
     """
 
-    denoise: Callable[[Tensor, StepInput, Tensor], Tensor]
+    denoise: Callable[[Tensor, StepInput, Any], Tensor]
     current: CurrentPass
     encode_text: Callable[[Sequence[str]], TextStates]
-    prepare_text: Callable[[Tensor, Tensor], Tensor]
+    prepare_text: Callable[[Tensor, Tensor], object]
     """From states [B, L, C] and mask [B, L] to what the transformer is given."""
     codec: LatentCodec
     sampler: Callable[[ClipRequest], Scheduler]
@@ -69,7 +69,6 @@ class DiffusersVideo:
 
     def predict(self, latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup) -> Tensor:
         """Returns the prediction for the branch's rows, in the transformer's precision."""
-        assert isinstance(text, torch.Tensor), "text as `prepare_text` makes it"
         rows = latents.repeat(2, 1, 1, 1, 1) if visit.branch == BOTH else latents
         with self.current.running(visit):
             return self.denoise(rows, step_input, text)

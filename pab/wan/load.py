@@ -93,7 +93,7 @@ def load_codec(folder: Path, device: torch.device) -> WholeClipCodec:
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return WholeClipCodec(
-        decode=lambda latents: vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0],
+        decode=lambda latents, _request: vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0],
         channels=vae.config.z_dim,
         frame_stride=vae.config.scale_factor_temporal,
         pixel_stride=vae.config.scale_factor_spatial,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from pab.families.wan import MAX_TEXT_TOKENS, WAN22_A14B_MODEL, WAN_MODEL, WanModel
 from pab.models.diffusers_parts import library_class
-from pab.tiny_parts import write_component, write_t5
+from pab.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
 
 TEXT_CHANNELS = 32
 
@@ -71,9 +70,5 @@ def write_small_wan(folder: Path, seed: int, model: WanModel) -> None:
     for part in ("transformer",) if model.boundary is None else ("transformer", "transformer_2"):
         write_component(folder / part, library_class("WanTransformer3DModel").from_config(config), config)
     write_component(folder / "vae", library_class("AutoencoderKLWan").from_config(VAE), VAE)
-    write_t5(folder / "text_encoder", channels=TEXT_CHANNELS, max_length=MAX_TEXT_TOKENS, architecture="UMT5")
-    (folder / "tokenizer").mkdir()
-    for name in ("spiece.model", "tokenizer_config.json"):
-        (folder / "text_encoder" / name).rename(folder / "tokenizer" / name)
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER, indent=2))
+    write_t5_and_tokenizer(folder, channels=TEXT_CHANNELS, max_length=MAX_TEXT_TOKENS, architecture="UMT5")
+    write_scheduler(folder, SCHEDULER)

@@ -14,8 +14,10 @@ from pab.checkpoint import read_config
 from pab.cogvideox.tiny import write_small_cogvideox
 from pab.denoise import Denoised, denoise, initial_noise, plan_for
 from pab.families.cogvideox import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, CogVideoXModel, cogvideox_family
+from pab.families.ltx import LTX_MODEL, LtxModel, ltx_family
 from pab.families.wan import WAN22_A14B_MODEL, WAN_MODEL, wan_family
 from pab.family import ClipRequest, Family, LoadRequest
+from pab.ltx.tiny import write_small_ltx
 from pab.models.diffusers_parts import library_class
 from pab.models.diffusers_video import DiffusersVideo
 from pab.parallel import NodeGroup
@@ -26,15 +28,27 @@ from pab.wan.tiny import write_small_wan
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryWorld:
-    """One family in small. `transpose`: whether the library's pipeline has frames before channels."""
+    """One family in small.
+
+    `pack`: from our latents to the library pipeline's, and `unpack` back, given ours for their shape. `texts`: what that
+    pipeline takes for the texts of both branches. `encode`: what it makes of a clip's texts, per branch.
+    """
 
     family: Family
     write: Callable[[Path], None]
     frames: int
     side: int
     pipeline: Callable[[Path, ClipRequest], Any]
-    library_frames: Callable[[Any, Tensor], Tensor]
-    transpose: bool = False
+    library_frames: Callable[[Any, Tensor, ClipRequest], Tensor]
+    pack: Callable[[Tensor], Tensor] = lambda latents: latents
+    unpack: Callable[[Tensor, Tensor], Tensor] = lambda latents, _like: latents
+    texts: Callable[[Any, Any], dict[str, Any]] = lambda cond, uncond: {
+        "prompt_embeds": cond, "negative_prompt_embeds": uncond
+    }  # fmt: skip
+    encode: Callable[[Any, ClipRequest, int], tuple[Any, Any]] = lambda pipeline, request, length: (
+        pipeline.encode_prompt(request.prompt, max_sequence_length=length)
+    )
+    options: Callable[[ClipRequest], dict[str, Any]] = lambda _request: {}
     tolerance: float = 1e-12
     """Of latents of two ranks against one: a pass over one row multiplies matrices of another size."""
 
@@ -67,19 +81,19 @@ class LibraryWorld:
             group=group or NodeGroup(),
         )
 
-    def library_latents(self, folder: Path, model: DiffusersVideo, request: ClipRequest, **options) -> Tensor:
+    def library_latents(self, folder: Path, model: DiffusersVideo, request: ClipRequest) -> Tensor:
         """Final latents of the library's own pipeline, from the same noise and text states."""
         text = model.encode_prompts([request])[0].states
         noise = initial_noise(request, model.latent_shape(request))
         pipeline = self.pipeline(folder / self.family.name, request)
         pipeline.set_progress_bar_config(disable=True)
         latents = pipeline(
-            prompt_embeds=text(COND), negative_prompt_embeds=text(UNCOND), height=request.height, width=request.width,
+            **self.texts(text(COND), text(UNCOND)), height=request.height, width=request.width,
             num_frames=request.num_frames, num_inference_steps=request.num_steps,
             guidance_scale=request.guidance_scale, output_type="latent", return_dict=False,
-            latents=noise.transpose(1, 2) if self.transpose else noise, **options,
+            latents=self.pack(noise), **self.options(request),
         )[0]  # fmt: skip
-        return latents.transpose(1, 2) if self.transpose else latents
+        return self.unpack(latents, noise)
 
 
 def library_module(folder: Path) -> Any:
@@ -123,7 +137,7 @@ def wan_pipeline(folder: Path, request: ClipRequest) -> Any:
     )
 
 
-def wan_frames(vae: Any, latents: Tensor) -> Tensor:
+def wan_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
     shape = (1, -1, 1, 1, 1)
     mean, std = (torch.tensor(values).view(shape) for values in (vae.config.latents_mean, vae.config.latents_std))
     return displayed(vae.decode(latents * std + mean).sample)
@@ -139,7 +153,7 @@ def cogvideox_pipeline(folder: Path, request: ClipRequest) -> Any:
     )
 
 
-def cogvideox_frames(vae: Any, latents: Tensor) -> Tensor:
+def cogvideox_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
     return displayed(vae.decode(latents / vae.config.scaling_factor).sample)
 
 
@@ -156,7 +170,57 @@ def cogvideox_world(model: CogVideoXModel) -> LibraryWorld:
         side=32,
         pipeline=cogvideox_pipeline,
         library_frames=cogvideox_frames,
-        transpose=True,
+        pack=lambda latents: latents.transpose(1, 2),
+        unpack=lambda latents, _like: latents.transpose(1, 2),
+        tolerance=1e-5,
+    )
+
+
+def ltx_pipeline(folder: Path, request: ClipRequest) -> Any:
+    return library_class("LTXPipeline")(
+        tokenizer=None,
+        text_encoder=None,
+        vae=library_module(folder / "vae"),
+        scheduler=scheduler(folder),
+        transformer=library_module(folder / "transformer"),
+    )
+
+
+def ltx_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
+    """As the pipeline decodes at the end of a run: its generator has given the initial noise before."""
+    plain = library_class("LTXPipeline")._denormalize_latents(
+        latents, vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+    )
+    generator = torch.Generator().manual_seed(request.seed)
+    torch.randn(latents.shape, generator=generator)
+    noised = 0.975 * plain + 0.025 * torch.randn(latents.shape, generator=generator)
+    torch.manual_seed(request.seed)
+    return displayed(vae.decode(noised, torch.tensor([0.05])).sample)
+
+
+def ltx_world(model: LtxModel) -> LibraryWorld:
+    def texts(cond, uncond) -> dict[str, Any]:
+        names = ("embeds", "attention_mask")
+        return {f"prompt_{name}": part for name, part in zip(names, cond, strict=True)} | {
+            f"negative_prompt_{name}": part for name, part in zip(names, uncond, strict=True)
+        }
+
+    def encode(pipeline, request, length) -> tuple[Any, Any]:
+        parts = pipeline.encode_prompt(request.prompt, max_sequence_length=length)
+        return parts[:2], parts[2:]
+
+    return LibraryWorld(
+        family=ltx_family(model),
+        write=lambda folder: write_small_ltx(folder, 0, model),
+        frames=9,
+        side=64,
+        pipeline=ltx_pipeline,
+        library_frames=ltx_frames,
+        pack=lambda latents: latents.flatten(2).transpose(1, 2).contiguous(),
+        unpack=lambda latents, like: latents.transpose(1, 2).reshape(like.shape),
+        texts=texts,
+        encode=encode,
+        options=lambda request: {"frame_rate": request.fps},
         tolerance=1e-5,
     )
 
@@ -182,7 +246,23 @@ WORLDS: Mapping[str, LibraryWorld] = {
     ),
     "cogvideox_2b": cogvideox_world(replace(COGVIDEOX_2B_MODEL, num_layers=2)),
     "cogvideox_5b": cogvideox_world(replace(COGVIDEOX_5B_MODEL, num_layers=2)),
+    "ltx": ltx_world(replace(LTX_MODEL, num_layers=2)),
 }
+
+
+def edited(folder: Path, copy: Path, file: str, **changes) -> None:
+    """Links a folder of weights as `copy`, with values of one of its JSON files changed."""
+    for source in folder.rglob("*.*"):
+        (copy / source.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+        (copy / source.relative_to(folder)).symlink_to(source)
+    values = json.loads((copy / file).read_text()) | changes
+    (copy / file).unlink()
+    (copy / file).write_text(json.dumps(values))
+
+
+def parts(text: Any) -> tuple[Tensor, ...]:
+    """The tensors that a branch's text consists of, states first."""
+    return text if isinstance(text, tuple) else (text,)
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -1,6 +1,5 @@
 """Families over transformers of the diffusers library: equal to its pipelines without broadcast, guidance kept with it."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,16 @@ from pab.plan import NO_BROADCAST, BroadcastPlan, BroadcastRules, Site, make_pla
 from pab.state import COND, UNCOND, BroadcastState
 from pab.wan.levels import shifted_timesteps
 from pab.wan.load import clean_text
-from tests.pab.library_worlds import WORLDS, LibraryWorld, library_module, relative, scheduler, text_parts
+from tests.pab.library_worlds import (
+    WORLDS,
+    LibraryWorld,
+    edited,
+    library_module,
+    parts,
+    relative,
+    scheduler,
+    text_parts,
+)
 from tests.ranks import run_on_ranks
 
 EVERY_OTHER = pyramid(2, None, 2, window=(0, 1000))
@@ -56,7 +64,7 @@ def test_frames_are_the_library_pipeline_s(weights, name):
     frames = model.decode(latents, request, NodeGroup())
     assert frames.shape == (1, world.frames, world.side, world.side, 3)
     with torch.inference_mode():
-        theirs = world.library_frames(library_module(weights / name / "vae"), latents)
+        theirs = world.library_frames(library_module(weights / name / "vae"), latents, request)
     assert (frames / 255 - theirs).abs().max() < 0.6 / 255
     assert frames.float().std() > 1
     rank = NodeGroup(clip=Axis(size=2, rank=1))
@@ -72,9 +80,10 @@ def test_text_states_are_the_library_pipeline_s(weights, name):
     pipeline.tokenizer, pipeline.text_encoder = tokenizer, encoder
     prompt = model.encode_prompts([request])[0]
     with torch.inference_mode():
-        cond, uncond = pipeline.encode_prompt(request.prompt, max_sequence_length=prompt.states(COND).shape[1])
-    assert relative(prompt.states(COND), cond) < 1e-5
-    assert relative(prompt.states(UNCOND), uncond) < 1e-5
+        theirs = world.encode(pipeline, request, parts(prompt.states(COND))[0].shape[1])
+    for branch, expected in zip((COND, UNCOND), theirs, strict=True):
+        for ours, part in zip(parts(prompt.states(branch)), parts(expected), strict=True):
+            assert relative(ours.float(), part.float()) < 1e-5
 
 
 @pytest.mark.parametrize("name", WORLDS)
@@ -319,15 +328,6 @@ def test_defaults_lie_within_the_limits_and_name_a_preset(family):
     assert family.num_tokens(defaults.num_frames, defaults.height, defaults.width) <= limits.max_tokens
     assert defaults.broadcast in family.presets
     assert sum(family.cost.kind_shares.values()) <= 1
-
-
-def edited(folder: Path, copy: Path, file: str, **changes) -> None:
-    for source in folder.rglob("*.*"):
-        (copy / source.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
-        (copy / source.relative_to(folder)).symlink_to(source)
-    values = json.loads((copy / file).read_text()) | changes
-    (copy / file).unlink()
-    (copy / file).write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize(
