@@ -8,6 +8,7 @@ the first clip. Text length is a dynamic size, so prompts of any length share th
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -38,7 +39,9 @@ def many_graphs() -> Iterator[None]:
 
 def any_length(tensor: Tensor, dim: int) -> Tensor:
     """Marks a dim whose length changes from clip to clip, so that it does not become a constant of a graph."""
-    torch._dynamo.mark_dynamic(tensor, dim)
+    # The first `compile` imports dynamo, which takes 1.5 s of a core: not for a mark that no graph will read.
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.mark_dynamic(tensor, dim)
     return tensor
 
 
