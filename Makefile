@@ -9,6 +9,7 @@ GPU := $(shell command -v nvidia-smi)
 CPU_TORCH := torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 DEMO_OUTPUT ?= runs/demo
+TESTS ?=
 FAULTS ?= 60
 SEED ?= 1
 # Threads that spin at barriers slow each other down tenfold where tests start several processes.
@@ -22,8 +23,10 @@ help: ## what can be made
 demo: $(BIN)/.installed ## render manifests/demo.parquet with the model that ships with the project
 	$(BIN)/python -m pipeline submit manifests/demo.parquet --cluster local --output $(DEMO_OUTPUT)
 
-test: $(BIN)/.installed-for-tests ## every test that runs on this machine alone
-	$(BIN)/python -m pytest -m "not cluster"
+# A process per core, so one thread each; a process that is done takes tests over from the others.
+test: export OMP_NUM_THREADS ?= 1
+test: $(BIN)/.installed-for-tests ## every test that runs on this machine alone; TESTS=tests/pab for some
+	$(BIN)/python -m pytest -m "not cluster" --numprocesses auto --maxprocesses 8 --dist worksteal $(TESTS)
 
 test-cluster: $(BIN)/.installed-for-tests ## tests on a real SLURM and a real S3 server (.ci/install-cluster-packages)
 	$(BIN)/python -m pytest -m cluster

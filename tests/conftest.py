@@ -13,3 +13,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="folder of reference numbers to check against",
     )
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """Says how many reference cases were checked, also where other processes ran the tests."""
+    done = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if report.when == "call" and "test_agrees_with_reference[" in report.nodeid
+    ]
+    if not done:
+        return
+    from tests.golden.cases import find_cases
+    from tests.golden.checks import CHECKS
+
+    found = find_cases(config.getoption("--golden"))
+    unknown = sorted({case.kind for case in found if case.kind not in CHECKS})
+    known = sum(case.kind in CHECKS for case in found)
+    terminalreporter.write_line(
+        f"golden: {len(done)} of {known} known cases checked in {config.getoption('--golden')}; "
+        + (f"not known: {', '.join(unknown)}" if unknown else "none unknown")
+    )

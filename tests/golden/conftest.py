@@ -1,4 +1,4 @@
-"""Makes one test of every reference case found under --golden, and says at the end how many were checked."""
+"""Makes one test of every reference case found under --golden."""
 
 import pytest
 
@@ -13,24 +13,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             raise pytest.UsageError(f"--golden {root} is not a folder")
         cases = [case for case in find_cases(root) if case.kind in CHECKS]
         metafunc.parametrize("golden_case", cases, ids=[case.name for case in cases])
-
-
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    found = find_cases(config.getoption("--golden"))
-    unknown = sorted({case.kind for case in found if case.kind not in CHECKS})
-    done = [
-        report
-        for outcome in ("passed", "failed")
-        for report in terminalreporter.stats.get(outcome, [])
-        if report.when == "call" and "test_agrees_with_reference[" in report.nodeid
-    ]
-    if not done:
-        return  # a run of other tests
-    known = sum(case.kind in CHECKS for case in found)
-    terminalreporter.write_line(
-        f"golden: {len(done)} of {known} known cases checked in {config.getoption('--golden')}; "
-        + (f"not known: {', '.join(unknown)}" if unknown else "none unknown")
-    )
 
 
 @pytest.fixture
