@@ -18,7 +18,7 @@ from pab.denoise import Denoised, denoise, initial_noise, plan_for
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.model import EncodedPrompt, VideoModel
 from pab.parallel import Axis, NodeGroup
-from pab.plan import NO_BROADCAST, BroadcastPlan, BroadcastRules, rules_from_dict
+from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, rules_from_dict
 
 
 @dataclass(slots=True)
@@ -96,7 +96,7 @@ def clip_request(clip: Clip) -> ClipRequest:
     )
 
 
-def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> BroadcastRules:
+def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
     """Returns the broadcast rules a clip names: the run's own, else the family's. Raises ValueError naming what there is."""
     own: Mapping[str, dict[str, object]] = settings.broadcast_rules or {}
     if clip.broadcast in own:

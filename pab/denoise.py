@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from pab.family import ClipRequest, Family
+from pab.foresight import ForesightRules
+from pab.foresight_state import ForesightState
 from pab.model import EncodedPrompt, StepInput, VideoModel
 from pab.parallel import NodeGroup, Traffic
-from pab.plan import BroadcastPlan, BroadcastRules, make_plan
-from pab.state import COND, UNCOND, BroadcastState
+from pab.plan import BroadcastPlan, Rules, make_plan
+from pab.state import COND, UNCOND, BroadcastState, ClipState
 
 
 class NotFiniteError(ArithmeticError):
@@ -50,6 +52,7 @@ class Denoised:
 
     latents: Tensor
     plan: BroadcastPlan
+    """What was computed and reused: the plan that was given, or what Foresight decided under way."""
     step_seconds: tuple[float, ...]
     computed: dict[str, int]
     """Site calls computed, by kind, over all passes of this rank."""
@@ -60,8 +63,11 @@ class Denoised:
     kept_bytes_peak: int
 
 
-def plan_for(family: Family, request: ClipRequest, rules: BroadcastRules, precision: str) -> BroadcastPlan:
-    """Returns the plan of one clip: what every rank computes alike, and what `--dry-run` prints."""
+def plan_for(family: Family, request: ClipRequest, rules: Rules, precision: str) -> BroadcastPlan:
+    """Returns the plan of one clip: what every rank computes alike, and what `--dry-run` prints.
+
+    Under Foresight's rules it computes everything; the loop decides.
+    """
     return make_plan(
         rules,
         family.timesteps(request, precision),
@@ -95,6 +101,12 @@ def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) ->
     return uncond + guidance_scale * (cond - uncond)
 
 
+def _state(plan: BroadcastPlan, group: NodeGroup) -> ClipState:
+    if isinstance(plan.rules, ForesightRules):
+        return ForesightState(plan=plan, rules=plan.rules, group=group)
+    return BroadcastState(plan)
+
+
 @torch.inference_mode()
 def denoise(
     model: VideoModel,
@@ -107,20 +119,21 @@ def denoise(
 ) -> Denoised:
     """Renders one clip's latents. Collective over the clip's ranks.
 
-    `noise`: whole [B, C, T, H, W] on the CPU. Nothing in the loop waits for the device. Raises NotFiniteError when the
-    result is not finite (after the loop, on every rank).
+    `noise`: whole [B, C, T, H, W] on the CPU. Nothing in the loop waits for the device, but for Foresight's one decision
+    before a step that may reuse. Raises NotFiniteError when the result is not finite (after the loop, on every rank).
     """
     scheduler = model.scheduler(request, group.sp)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
     mine = branches(request, prompt, group)
     texts = {branch: prompt.states(branch) for branch in mine}
-    state = BroadcastState(plan)
+    state = _state(plan, group)
     before = group.sp.axis.traffic.snapshot()
     clock = StepClock(group.device)
     kept_bytes_peak = 0
     latents = model.split(noise.to(group.device) * scheduler.init_noise_sigma, group.sp)
     clock.mark()
     for step in range(plan.num_steps):
+        state.begin(step)
         model_input = scheduler.model_input(latents, step)
         step_input = StepInput(
             request=request, step=step, timestep=plan.timesteps[step], active_frames=scheduler.active_frames(step)
@@ -139,7 +152,7 @@ def denoise(
         raise NotFiniteError(f"{not_finite} of {latents.numel()} latent values are NaN or infinite after denoising")
     return Denoised(
         latents=latents,
-        plan=plan,
+        plan=state.decided,
         step_seconds=tuple(clock.seconds()),
         passes=len(mine),
         computed=dict(state.computed),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pab.plan import BroadcastRules, Site
+from pab.plan import Rules, Site
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -90,7 +90,7 @@ class Family:
     defaults: ClipDefaults
     limits: ClipLimits
     sites: tuple[Site, ...]
-    presets: Mapping[str, BroadcastRules]
+    presets: Mapping[str, Rules]
     timesteps: Callable[[ClipRequest, str], tuple[float, ...]]
     num_tokens: Callable[[int, int, int], int]
     cost: CostFigures
@@ -98,6 +98,8 @@ class Family:
     weights_digest: Callable[[str | None], str]
     """Names the weights in a clip's digest: a hub revision, or a hash over the files of a local folder."""
     precisions: tuple[str, ...] = ("bfloat16", "float32")
+    keeps_blocks: bool = False
+    """Whether the model hands out outputs of whole blocks, which Foresight needs."""
     sequence_parallel: bool = True
     """Whether several ranks can share one pass (mesh axis `sp`)."""
     fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()

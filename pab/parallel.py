@@ -103,6 +103,10 @@ class SequenceParallel:
         part = padded(x.shape[dim], self.size * multiple) // self.size
         return _pad_dim(x, dim, part * self.size).narrow(dim, self.axis.rank * part, part)
 
+    def own_size(self, part: int, size: int) -> int:
+        """Returns how many places of this rank's `part` are not padding, where the whole has `size`."""
+        return max(0, min(part, size - self.axis.rank * part))
+
     def gather(self, x: Tensor, dim: int, size: int) -> Tensor:
         """Undoes `split`: returns the whole of `dim`, cut to its true `size`, on every rank."""
         if self.size == 1:

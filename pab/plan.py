@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pab.foresight import ForesightRules, foresight_from_dict
+
 ATTENTION_KINDS = ("spatial", "temporal", "cross")
 KINDS = (*ATTENTION_KINDS, "mlp")
 
@@ -119,6 +121,10 @@ class BroadcastRules:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
+Rules = BroadcastRules | ForesightRules
+"""How a clip's reuse is decided: before its first step, or while it is rendered."""
+
+
 NO_BROADCAST = BroadcastRules()
 
 
@@ -138,11 +144,22 @@ def pyramid(
     return BroadcastRules(spatial=rule(spatial), temporal=rule(temporal), cross=rule(cross), mlp=tuple(mlp))
 
 
-def rules_from_dict(values: Mapping[str, object]) -> BroadcastRules:
-    """Reads user-made rules, e.g. `{"spatial": {"range": 2, "window": [450, 930]}}`. Raises ValueError naming the key."""
+def rules_from_dict(values: Mapping[str, object]) -> Rules:
+    """Reads user-made rules, e.g. `{"spatial": {"range": 2, "window": [450, 930]}}` or `{"foresight": {"gamma": 1.0}}`.
+
+    Raises ValueError naming the key.
+    """
+    if "foresight" in values:
+        if len(values) > 1:
+            raise ValueError(
+                f"broadcast rules: {', '.join(sorted(values))}; foresight decides alone, give no other key"
+            )
+        return foresight_from_dict(values["foresight"])
     unknown = sorted(set(values) - set(KINDS))
     if unknown:
-        raise ValueError(f"broadcast rules: unknown key {unknown[0]!r}, allowed {', '.join(KINDS)}")
+        raise ValueError(
+            f"broadcast rules: unknown key {unknown[0]!r}, allowed {', '.join(KINDS)}, or foresight instead of them"
+        )
     rules: dict[str, AttentionRule] = {}
     for kind in ATTENTION_KINDS:
         if kind in values:
@@ -177,7 +194,7 @@ class BroadcastPlan:
     sites: tuple[Site, ...]
     timesteps: tuple[float, ...]
     sources: tuple[tuple[int, ...], ...]
-    rules: BroadcastRules
+    rules: Rules
 
     @property
     def num_steps(self) -> int:
@@ -249,6 +266,14 @@ class BroadcastPlan:
         return tuple(self._pattern(step) for step in range(self.num_steps))
 
     def _pattern(self, step: int) -> str:
+        letters = self._letters(step)
+        if isinstance(self.rules, BroadcastRules) or letters == letters.lower():
+            return letters
+        # How many blocks compute differs from step to step, and so does the time that they take.
+        share = sum(source == step for source in self.sources[step]) / len(self.sites)
+        return f"{letters} {10 * round(10 * share)}%"
+
+    def _letters(self, step: int) -> str:
         letters = []
         for kind in KINDS:
             members = [i for i, site in enumerate(self.sites) if site.kind == kind]
@@ -268,6 +293,14 @@ class BroadcastPlan:
         content = [[site.name for site in self.sites], list(self.timesteps), [list(row) for row in self.sources]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
+    @cached_property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The sites of each block, blocks and sites in running order."""
+        found: dict[tuple[str, int], list[int]] = {}
+        for i, site in enumerate(self.sites):
+            found.setdefault((site.stack, site.block), []).append(i)
+        return tuple(tuple(members) for members in found.values())
+
     def table(self) -> str:
         """Returns the plan as text: one line per group of sites that decide alike, one letter per step."""
         groups: dict[tuple[str, str, str], list[int]] = {}
@@ -282,14 +315,22 @@ class BroadcastPlan:
 
 
 def make_plan(
-    rules: BroadcastRules, timesteps: Sequence[float], sites: Sequence[Site], *, fresh_steps: Collection[int] = ()
+    rules: Rules, timesteps: Sequence[float], sites: Sequence[Site], *, fresh_steps: Collection[int] = ()
 ) -> BroadcastPlan:
     """Decides every step and site.
 
     `timesteps`: noise level of each model call as the model sees it (after the cast to its precision). The first call
     of every site computes, whatever the rules say; a reuse takes the last computed output, which may lie before the
     window. At `fresh_steps` every site computes as well, and nothing from before them is reused after them.
+
+    Under Foresight's rules nothing is decided yet: the plan that is returned computes everything, which is the most that
+    a clip may come to. Raises ValueError where those rules meet fresh steps.
     """
+    if isinstance(rules, ForesightRules):
+        if fresh_steps:
+            raise ValueError(f"foresight: another model takes over at step {min(fresh_steps)}; use a broadcast preset")
+        rows = tuple((step,) * len(sites) for step in range(len(timesteps)))
+        return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules)
     whole = [int(timestep) for timestep in timesteps]
     mlp_sources = _mlp_sources(rules.mlp, whole)
     sources: list[tuple[int, ...]] = []

@@ -1,15 +1,17 @@
-"""What a clip's sites keep between steps. One `BroadcastState` lives as long as one denoising loop.
+"""What a clip's sites keep between steps. One state lives as long as one denoising loop.
 
-A new clip gets a new state, so nothing has to be reset and a clip after a failed one decides like the first. Outputs are
-keyed by (site, guidance branch) and freed at their last use. Most sites hand over one tensor; a site that works on several
-streams at once hands over all of them.
+`BroadcastState` follows a plan, `ForesightState` (`pab/foresight_state.py`) decides while it goes; models see either
+through `Visit`. A new clip gets a new state, so nothing has to be reset and a clip after a failed one decides like the
+first. Outputs are keyed by (site, guidance branch) and freed at their last use. Most sites hand over one tensor; a site
+that works on several streams at once hands over all of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -17,6 +19,78 @@ from pab.plan import BroadcastPlan
 
 BOTH, COND, UNCOND = "both", "cond", "uncond"
 """Guidance branches: one pass over both rows, or a pass of its own for each."""
+
+Reuse = tuple[Tensor | None, ...]
+RunBlock = Callable[[Reuse, tuple[bool, ...]], tuple[Tensor, tuple[Tensor | None, ...]]]
+"""Runs a block, given per site the output to reuse and whether its own is wanted: its tokens, and the wanted outputs."""
+
+
+class Visit(Protocol):
+    """One pass of the model at one step for one guidance branch, as the model sees it."""
+
+    @property
+    def step(self) -> int:
+        """The step."""
+
+    @property
+    def branch(self) -> str:
+        """The guidance branch."""
+
+    def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
+        """Returns the tokens after a block with these sites. Of dim 1 of `x` the first `own` places are no padding."""
+
+    def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
+        """Returns all streams of a site's kept output, or None where it computes."""
+
+    def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
+        """Takes what a site computed, None where it reused."""
+
+
+class ClipState(Protocol):
+    """What one clip keeps and decides, as the denoising loop sees it."""
+
+    kept: dict[tuple[str, str], tuple[Tensor, ...]]
+    computed: Counter[str]
+    reused: Counter[str]
+
+    def begin(self, step: int) -> None:
+        """Comes before the passes of every step, on all ranks of the clip."""
+
+    def visit(self, step: int, branch: str) -> Visit:
+        """Returns what the model is given for one pass of one step."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory held by kept outputs now."""
+
+    @property
+    def decided(self) -> BroadcastPlan:
+        """What was computed and reused, once the last step is over."""
+
+
+class Block(Protocol):
+    """A block of a model: `(tokens, what the pass shares..., reuse, wanted)`, both of them optional, per site."""
+
+    sites: tuple[str, ...]
+
+    def __call__(self, x: Tensor, /, *shared: Any) -> Any:
+        """Returns the new tokens, and per site the output to be kept where it is wanted."""
+
+
+def run_block(block: Block, x: Tensor, *shared: Any, visit: Visit | None, own: int) -> Tensor:
+    """Returns the tokens after a block, with what the visit keeps and hands out; without a visit it just computes.
+
+    `shared`: what the block takes besides tokens. Of dim 1 of `x` the first `own` places are no padding.
+    """
+    if visit is None:
+        computed: Tensor = block(x, *shared)[0]
+        return computed
+    return visit.run_block(block.sites, x, lambda reuse, wanted: block(x, *shared, reuse, wanted), own=own)
+
+
+def kept_bytes(kept: dict[tuple[str, str], tuple[Tensor, ...]]) -> int:
+    """Returns the memory that kept outputs hold."""
+    return sum(stream.numel() * stream.element_size() for output in kept.values() for stream in output)
 
 
 @dataclass(slots=True)
@@ -28,25 +102,39 @@ class BroadcastState:
     computed: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
 
-    def visit(self, step: int, branch: str) -> Visit:
+    @property
+    def decided(self) -> BroadcastPlan:
+        """The plan."""
+        return self.plan
+
+    def begin(self, step: int) -> None:
+        """Has nothing to decide."""
+
+    def visit(self, step: int, branch: str) -> PlannedVisit:
         """Returns what the model is given for one pass of one step."""
-        return Visit(state=self, step=step, branch=branch)
+        return PlannedVisit(state=self, step=step, branch=branch)
 
     @property
     def kept_bytes(self) -> int:
         """Memory held by kept outputs now."""
-        return sum(stream.numel() * stream.element_size() for output in self.kept.values() for stream in output)
+        return kept_bytes(self.kept)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Visit:
+class PlannedVisit:
     """One pass of the model at one step for one guidance branch: hands out kept outputs and takes new ones."""
 
     state: BroadcastState
     step: int
     branch: str
 
-    def reuse(self, sites: Sequence[str]) -> tuple[Tensor | None, ...]:
+    def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
+        """Returns the tokens after a block, each of whose sites computes or reuses as planned."""
+        x, outputs = run(self.reuse(sites), self.wants(sites))
+        self.keep(sites, outputs)
+        return x
+
+    def reuse(self, sites: Sequence[str]) -> Reuse:
         """Returns, per site, the kept output that stands in for its computation, or None where it computes."""
         found: list[Tensor | None] = []
         for name in sites:

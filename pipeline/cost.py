@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from manifests.shards import ClipGroup
 from pab.family import ClipRequest, Family
-from pab.plan import NO_BROADCAST, BroadcastPlan, BroadcastRules, make_plan
+from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, make_plan
 from pipeline.rules import RunRules
 
 
@@ -37,7 +37,7 @@ class ClipCosts:
     def _seconds_without_broadcast(self, group: ClipGroup) -> float:
         return clip_seconds(self._rules.families[group.model], group, self._plan_with(group, NO_BROADCAST))
 
-    def _plan_with(self, group: ClipGroup, rules: BroadcastRules) -> BroadcastPlan:
+    def _plan_with(self, group: ClipGroup, rules: Rules) -> BroadcastPlan:
         family = self._rules.families[group.model]
         request, precision = clip_request(family, group), self._precision
         fresh_steps = family.fresh_steps(request, precision)
@@ -64,6 +64,9 @@ def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float
 
     Every step costs `fixed_step_s`, and what a full step costs less the shares of the kinds of site that it reuses. A
     clip without guidance runs one of the two branches, so half of that. Decoding goes by pixels.
+
+    What Foresight will reuse is not known before a clip is rendered: its plan computes everything, so its seconds are
+    those without broadcast, a bound that holds whatever it decides.
     """
     cost, tokens = family.cost, family.num_tokens(group.num_frames, group.height, group.width)
     full_step = cost.linear_s * tokens + cost.quadratic_s * tokens * tokens / group.num_frames

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from manifests.shards import ClipGroup
-from pab.plan import ATTENTION_KINDS
+from pab.foresight import ForesightRules
+from pab.plan import ATTENTION_KINDS, BroadcastPlan
 from pipeline.cost import ClipCosts
 from pipeline.machines import job_request, limit_min, open_slurm
 from pipeline.screen import Screen, counted, duration
@@ -85,6 +86,8 @@ def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> di
         "attention_calls_computed": sum(computed for computed, _ in attention),
         "plan": plan.digest,
     }
+    if isinstance(plan.rules, ForesightRules):
+        document["least_share"] = round(plan.rules.least_share(plan.num_steps), 4)
     if work.mesh.sp > 1:
         document |= {
             "all_to_alls": plan.all_to_alls,
@@ -122,7 +125,7 @@ def _text(
                 f"{group.num_frames} frames, {group.num_steps} steps, broadcast {group.broadcast}"
             ),
             _saving(_group_document(work, costs, group)),
-            costs.plan(group).table(),
+            _plan_text(costs.plan(group)),
         ]
     for script in scripts:
         lines += ["", script]
@@ -134,8 +137,15 @@ def _over_bound(document: dict[str, object]) -> list[str]:
     return [f"{over} of them hold one clip that takes longer than --job-minutes"] if over else []
 
 
+def _plan_text(plan: BroadcastPlan) -> str:
+    if isinstance(plan.rules, ForesightRules):
+        return plan.rules.table(plan.num_steps)
+    return plan.table()
+
+
 def _saving(group: dict[str, object]) -> str:
-    text = f"attention calls computed: {group['attention_calls_computed']} of {group['attention_calls']}"
+    bound = "at most " if "least_share" in group else ""
+    text = f"attention calls computed: {bound}{group['attention_calls_computed']} of {group['attention_calls']}"
     if "all_to_alls" in group:
         text += f", all-to-alls of a pass: {group['all_to_alls']} of {group['all_to_alls_without_broadcast']}"
     return f"{text}, about {duration(float(str(group['seconds_per_clip'])))} per clip"

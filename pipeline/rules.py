@@ -10,7 +10,8 @@ from pathlib import Path
 from manifests.rules import FamilyRules
 from pab.families import FAMILIES
 from pab.family import Family
-from pab.plan import BroadcastRules, rules_from_dict
+from pab.foresight import ForesightRules
+from pab.plan import Rules, rules_from_dict
 from pipeline.exits import UsageError
 from pipeline.settings import RenderSettings
 
@@ -25,10 +26,10 @@ class RunRules:
     families: Mapping[str, Family]
     rows: Mapping[str, FamilyRules]
     weights_digests: Mapping[str, str]
-    own_broadcasts: Mapping[str, BroadcastRules]
+    own_broadcasts: Mapping[str, Rules]
     left_out: Mapping[str, str]
 
-    def broadcast(self, model: str, name: str) -> BroadcastRules:
+    def broadcast(self, model: str, name: str) -> Rules:
         """Returns the rules that a row's `model` and `broadcast` mean."""
         presets = self.families[model].presets
         return presets[name] if name in presets else self.own_broadcasts[name]
@@ -53,8 +54,8 @@ def run_rules(render: RenderSettings, families: Mapping[str, Family] = FAMILIES)
         name: family_rules(
             family,
             identity=f"weights {digests[name]} precision {render.precision}",
-            own_broadcasts=own,
-            default_broadcast=default if default in (*family.presets, *own) else None,
+            own_broadcasts=_usable(own, family),
+            default_broadcast=default if default in (*family.presets, *_usable(own, family)) else None,
         )
         for name, family in known.items()
     }
@@ -62,7 +63,7 @@ def run_rules(render: RenderSettings, families: Mapping[str, Family] = FAMILIES)
 
 
 def family_rules(
-    family: Family, *, identity: str, own_broadcasts: Mapping[str, BroadcastRules], default_broadcast: str | None
+    family: Family, *, identity: str, own_broadcasts: Mapping[str, Rules], default_broadcast: str | None
 ) -> FamilyRules:
     """Returns one family's limits and defaults as plain ranges."""
     limits = family.limits
@@ -82,6 +83,10 @@ def family_rules(
         num_tokens=family.num_tokens,
         defaults=asdict(family.defaults) | ({"broadcast": default_broadcast} if default_broadcast else {}),
     )
+
+
+def _usable(own: Mapping[str, Rules], family: Family) -> dict[str, Rules]:
+    return {name: rules for name, rules in own.items() if family.keeps_blocks or not isinstance(rules, ForesightRules)}
 
 
 def _family(name: str, families: Mapping[str, Family]) -> Family:
@@ -105,7 +110,7 @@ def _weights_digests(render: RenderSettings, families: Mapping[str, Family]) -> 
     return digests, left_out
 
 
-def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, BroadcastRules], str | None]:
+def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules], str | None]:
     # Returns the user's own rules by name, and the name that rows get by default.
     asked = render.broadcast
     if asked is None or asked in family.presets:
@@ -119,6 +124,13 @@ def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Broadc
     if name in family.presets:
         raise UsageError(f"--broadcast {asked}: {name!r} is a preset of {family.name}; rename the file")
     rules = read_broadcast(path)
+    if isinstance(rules, ForesightRules):
+        if not family.keeps_blocks:
+            raise UsageError(
+                f"--broadcast {asked}: foresight keeps outputs of whole blocks, {family.name} those of attention and MLP "
+                f"modules; use one of its presets ({', '.join(family.presets)}) or rules by kind of site"
+            )
+        return {name: rules}, name
     stacks = {site.stack for site in family.sites}
     for mlp in rules.mlp:
         if mlp.stack not in stacks:
@@ -128,7 +140,7 @@ def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Broadc
     return {name: rules}, name
 
 
-def read_broadcast(path: Path) -> BroadcastRules:
+def read_broadcast(path: Path) -> Rules:
     """Reads a JSON file of broadcast rules. Raises UsageError naming what is wrong in it."""
     try:
         values = json.loads(path.read_text())

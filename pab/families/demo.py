@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.foresight import FORESIGHT_PRESETS
 from pab.plan import NO_BROADCAST, MlpRule, Site, pyramid
 from pab.rectified_flow import round_to, timesteps
 from pab.sites import stdit3_sites
@@ -84,7 +85,9 @@ DEMO = Family(
         "pab246": pyramid(2, 4, 6, window=_WINDOW, mlp=_MLP),
         "pab357": pyramid(3, 5, 7, window=_WINDOW, mlp=_MLP),
         "pab579": pyramid(5, 7, 9, window=_WINDOW, mlp=_MLP),
+        **FORESIGHT_PRESETS,
     },
+    keeps_blocks=True,
     timesteps=demo_timesteps,
     num_tokens=demo_tokens,
     cost=CostFigures(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pab.diffusion import ddim_timesteps
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.foresight import FORESIGHT_PRESETS
 from pab.latte.weights import PARTS
 from pab.plan import NO_BROADCAST, BroadcastRules, MlpRule, pyramid
 from pab.sites import latte_sites
@@ -79,7 +80,9 @@ LATTE = Family(
         "pab236": _preset(2, 3, 6),  # as in its code
         "pab347": _preset(3, 4, 7),
         "pab469": _preset(4, 6, 9),
+        **FORESIGHT_PRESETS,
     },
+    keeps_blocks=True,
     timesteps=latte_timesteps,
     num_tokens=latte_tokens,
     # Not measured: Open-Sora 1.2's figures, whose blocks are of the same size, without cross attention in half of them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pab.family import ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest
+from pab.foresight import FORESIGHT_PRESETS
 from pab.open_sora.clips import seen_levels
 from pab.open_sora.sizes import CHUNK_FRAMES, LATENT_STRIDE, LENGTHS, SIZES, image_size, num_tokens, rendered_size
 from pab.open_sora.weights import digest, find_weights
@@ -71,7 +72,9 @@ OPEN_SORA = Family(
         "pab246": pyramid(2, 4, 6, window=_WINDOW, mlp=_MLP),
         "pab357": pyramid(3, 5, 7, window=_WINDOW, mlp=_MLP),
         "pab579": pyramid(5, 7, 9, window=_WINDOW, mlp=_MLP),
+        **FORESIGHT_PRESETS,
     },
+    keeps_blocks=True,
     timesteps=seen_levels,
     num_tokens=num_tokens,
     # One H200, bfloat16, both guidance rows: a full step is 260 ms at 23,850 tokens, 106 ms without any attention;

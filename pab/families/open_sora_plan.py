@@ -5,13 +5,15 @@ Every published checkpoint is a family of its own, since its clip length and siz
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pab.diffusion import euler_ancestral_timesteps, pndm_timesteps
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.foresight import FORESIGHT_PRESETS
 from pab.open_sora_plan.weights import MT5_XXL, T5_XXL, published_parts
-from pab.plan import NO_BROADCAST, MlpRule, pyramid
+from pab.plan import NO_BROADCAST, MlpRule, Rules, pyramid
 from pab.sites import latte_sites, open_sora_plan_sites
 
 if TYPE_CHECKING:
@@ -29,17 +31,19 @@ _MLP = tuple(
     for stack in ("spatial", "temporal")
     for key in range(738, 425, -24)
 )
-PRESETS_V110 = {
+PRESETS_V110: Mapping[str, Rules] = {
     "none": NO_BROADCAST,
     "pab246": pyramid(2, 4, 6, window=WINDOW, mlp=_MLP),
     "pab357": pyramid(3, 5, 7, window=WINDOW, mlp=_MLP),
     "pab579": pyramid(5, 7, 9, window=WINDOW, mlp=_MLP),
+    **FORESIGHT_PRESETS,
 }
-PRESETS_V120 = {
+PRESETS_V120: Mapping[str, Rules] = {
     "none": NO_BROADCAST,
     # The 3-D attention's range and the cross attention's; there is no temporal attention.
     "pab2-6": pyramid(2, None, 6, window=WINDOW),
     "pab5-9": pyramid(5, None, 9, window=WINDOW),
+    **FORESIGHT_PRESETS,
 }
 # Not measured: Open-Sora 1.2's figures, whose blocks are of the same size, without cross attention in half of them.
 _COST_V110 = CostFigures(
@@ -130,6 +134,7 @@ def _v110(name: str, checkpoint: Checkpoint) -> Family:
         limits=_limits(checkpoint, min_steps=4),
         sites=latte_sites(DEPTH_V110),
         presets=PRESETS_V110,
+        keeps_blocks=True,
         timesteps=v110_timesteps,
         num_tokens=plan_tokens,
         cost=_COST_V110,
@@ -153,6 +158,7 @@ def _v120(name: str, checkpoint: Checkpoint) -> Family:
         limits=_limits(checkpoint, min_steps=1),
         sites=open_sora_plan_sites(DEPTH_V120),
         presets=PRESETS_V120,
+        keeps_blocks=True,
         timesteps=v120_timesteps,
         num_tokens=plan_tokens,
         cost=_COST_V120,

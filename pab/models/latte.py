@@ -27,7 +27,7 @@ from pab.models.adaln_single import (
 from pab.models.latte_blocks import BlockContext, LatteConfig, SpatialBlock, TemporalBlock
 from pab.models.layers import axial_rotation, position_embedding_1d, position_embedding_2d, unpatchify
 from pab.parallel import SequenceParallel
-from pab.state import Visit
+from pab.state import Visit, run_block
 
 NULL_TOKENS = 120
 """Rows of the unused null text that Open-Sora-Plan's files carry."""
@@ -194,13 +194,14 @@ class Latte(nn.Module):
             timestep = torch.full((batch,), timestep, device=x.device)
         modulation, embedded = self.adaln_single(timestep)
         context = self._context(conditions, modulation, grid, sp)
+        own = sp.own_size(x.shape[1], conditions.num_frames)
         for i, (spatial, over_time) in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):
             text = (conditions.keys_values[i], conditions.text_bias)
-            x = _run(spatial, visit, x, context, text)
+            x = run_block(spatial, x, context, text, visit=visit, own=own)
             if i == 0 and temporal and conditions.num_frames > 1:
                 x = x + sp.split(conditions.frame_positions_TD, 0)[:, None]
             if temporal:
-                x = _run(over_time, visit, x, context)
+                x = run_block(over_time, x, context, visit=visit, own=own)
         table = modulation_table(self.scale_shift_table, embedded[:, None], 2)
         x = self.proj_out(modulated_norm(x, table[0], table[1])).unflatten(2, grid)
         return unpatchify(x, (1, self.config.patch_size, self.config.patch_size), size).float()
@@ -237,12 +238,3 @@ class Latte(nn.Module):
             rotations=conditions.rotations,
             sp=sp,
         )
-
-
-def _run(block: SpatialBlock | TemporalBlock, visit: Visit | None, x_BTSD: Tensor, *shared: Any) -> Tensor:
-    """Runs one block, handing it what was kept and keeping what is wanted."""
-    if visit is None:
-        return block(x_BTSD, *shared)[0]
-    x_BTSD, outputs = block(x_BTSD, *shared, visit.reuse(block.sites), visit.wants(block.sites))
-    visit.keep(block.sites, outputs)
-    return x_BTSD

@@ -34,7 +34,7 @@ from pab.models.adaln_single import (
 from pab.models.layers import axial_rotation, position_embedding_1d, rotate_halves, unpatchify
 from pab.parallel import SequenceParallel, padded
 from pab.sites import open_sora_plan_sites
-from pab.state import Visit
+from pab.state import Visit, run_block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,13 +291,9 @@ class OpenSoraPlan(nn.Module):
         modulation, embedded = self.adaln_single(timestep)
         context = self._context(conditions, modulation, axis, sp)
         x = x.movedim(1 + axis, 1).flatten(2, 3)
+        own = sp.own_size(x.shape[1], context.length)
         for block, keys_values in zip(self.blocks, conditions.keys_values, strict=True):
-            text = (keys_values, conditions.text_bias)
-            if visit is None:
-                x, _ = block(x, context, text)
-                continue
-            x, outputs = block(x, context, text, visit.reuse(block.sites), visit.wants(block.sites))
-            visit.keep(block.sites, outputs)
+            x = run_block(block, x, context, (keys_values, conditions.text_bias), visit=visit, own=own)
         table = modulation_table(self.scale_shift_table, embedded[:, None], 2)
         x = self.proj_out(modulated_norm(x, table[0], table[1]))
         rest = [n for i, n in enumerate(local) if i != axis]

@@ -29,7 +29,7 @@ from pab.models.layers import (
 from pab.parallel import SequenceParallel
 from pab.plan import Site
 from pab.sites import PARTS, stdit3_sites
-from pab.state import Visit
+from pab.state import Visit, run_block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,14 +325,9 @@ class STDiT3(nn.Module):
             num_frames=num_frames,
             sp=sp,
         )
+        own = sp.own_size(x.shape[1], num_frames)
         for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
-            if visit is None:
-                x, _ = block(x, context, (keys_values, text.mask_B11L))
-                continue
-            x, outputs = block(
-                x, context, (keys_values, text.mask_B11L), visit.reuse(block.sites), visit.wants(block.sites)
-            )
-            visit.keep(block.sites, outputs)
+            x = run_block(block, x, context, (keys_values, text.mask_B11L), visit=visit, own=own)
         x = self.final_layer(x, t_BD, t0_BD, active_BT).unflatten(2, (height, width))
         return unpatchify(x, self.config.patch_size, size).float()
 
