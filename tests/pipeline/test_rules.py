@@ -105,3 +105,40 @@ def test_cost_counts_what_the_plan_reuses() -> None:
     assert costs.seconds(saving) < full
     assert costs.seconds_without_broadcast(saving) == full
     assert costs.seconds(replace(kind, guided=False)) < 0.6 * full
+
+
+def test_foresight_is_a_preset_and_a_file_that_names_its_parameters_in_the_digest(tmp_path: Path) -> None:
+    rules = run_rules(replace(RENDER, broadcast="foresight"), ONE)
+    assert rules.rows["demo"].defaults["broadcast"] == "foresight"
+    digests = {rules.rows["demo"].broadcasts["foresight"]}
+    file = tmp_path / "calm.json"
+    for gamma in (0.25, 1.0):
+        file.write_text(f'{{"foresight": {{"gamma": {gamma}}}}}')
+        own = run_rules(replace(RENDER, broadcast=str(file)), ONE)
+        digests.add(own.rows["demo"].broadcasts["calm"])
+    assert len(digests) == 3
+    assert own.job_broadcasts() == {
+        "calm": {"foresight": {"warm_up": 0.15, "reuse_steps": 1, "recompute_every": 2, "gamma": 1.0}}
+    }
+    file.write_text('{"foresight": {}}')
+    same = run_rules(replace(RENDER, broadcast=str(file)), ONE).rows["demo"].broadcasts
+    assert same["calm"] == same["foresight"], "the digest is of the rules, not of their name"
+
+
+def test_foresight_is_refused_where_no_block_outputs_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "calm.json"
+    file.write_text('{"foresight": {"gamma": 1.0}}')
+    modules = replace(family("modules"), keeps_blocks=False, presets={"none": DEMO.presets["none"]})
+    both = {"demo": family(), "modules": modules}
+    with pytest.raises(UsageError, match=r"keeps outputs of whole blocks, modules those of .* presets \(none\)"):
+        run_rules(replace(RENDER, model="modules", broadcast=str(file)), both)
+    rows = run_rules(replace(RENDER, broadcast=str(file)), both).rows
+    assert set(rows["modules"].broadcasts) == {"none"}
+    assert rows["modules"].defaults["broadcast"] == DEMO.defaults.broadcast
+    assert rows["demo"].defaults["broadcast"] == "calm"
+
+
+def test_what_foresight_will_reuse_is_planned_as_nothing() -> None:
+    costs = ClipCosts(run_rules(RENDER, ONE), "float32")
+    kind = ClipGroup(model="demo", num_frames=16, height=64, width=64, num_steps=30, guided=True, broadcast="none")
+    assert costs.seconds(replace(kind, broadcast="foresight")) == costs.seconds(kind)
