@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
+from jobs.frames import ClipOnDevice, ComingFrames, Frames
 from jobs.settings import JobSettings
 from manifests.clip import Clip
+from pab.compiled import Compiled, Graphs, compile_blocks
 from pab.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.device_clock import DeviceClock
+from pab.execution import Execution, execution_of
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.model import EncodedPrompt, VideoModel
 from pab.parallel import Axis, NodeGroup
@@ -58,22 +60,40 @@ class Begun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedFamily:
-    """A family whose weights are on this rank's device, and the prompts that are encoded so far, by clip key."""
+    """A family whose weights are on this rank's device, and the prompts that are encoded so far, by clip key.
+
+    `graphs` counts what was compiled since it was loaded; None where blocks run eagerly.
+    """
 
     family: Family
     model: VideoModel
     load_s: float
+    execution: Execution
+    graphs: Graphs | None = None
     prompts: dict[str, EncodedPrompt] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipFrames:
-    """What a rendered clip left on this rank. `frames_THWC`: uint8 RGB, None on ranks that do not write."""
+    """What a rendered clip left on this rank. `coming`: its frames, None on ranks that do not write."""
 
-    frames_THWC: npt.NDArray[np.uint8] | None
+    coming: ComingFrames | None
     request: ClipRequest
+    execution: Execution
     denoised: Denoised
+    decode: DeviceClock
+    compiled: Compiled
     warnings: tuple[str, ...]
+
+    @property
+    def frames(self) -> Frames | None:
+        """The frames [T, H, W, 3], uint8 RGB, once they are here; None on ranks that do not write."""
+        return None if self.coming is None else self.coming.fetch()
+
+    @property
+    def on_device(self) -> ClipOnDevice:
+        """When the device worked on it."""
+        return ClipOnDevice(denoise=self.denoised.clock, decode=self.decode, compile_s=self.compiled.seconds)
 
     @property
     def plan(self) -> BroadcastPlan:
@@ -110,13 +130,25 @@ def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
 def load_family(
     family: Family, settings: JobSettings, device: torch.device, *, clip_axis: Axis | None = None
 ) -> LoadedFamily:
-    """Loads a family's weights onto a device. `clip_axis`: the ranks that share this one's clips, and so its prompts."""
+    """Loads a family's weights onto a device, and has its blocks compiled at their first calls if settings say so.
+
+    `clip_axis`: the ranks that share this one's clips, and so its prompts.
+    """
     start = time.perf_counter()
+    execution = execution_of(family, compiled=settings.compile, attention=settings.attention, device=settings.device)
     request = LoadRequest(
         weights=settings.weights, precision=settings.precision, device=str(device), clip_axis=clip_axis
     )
     model = family.load(request)
-    return LoadedFamily(family=family, model=model, load_s=time.perf_counter() - start)
+    if execution.compiled:
+        compile_blocks(model.block_stacks, backend=settings.compile_backend)
+    return LoadedFamily(
+        family=family,
+        model=model,
+        load_s=time.perf_counter() - start,
+        execution=execution,
+        graphs=Graphs() if execution.compiled else None,
+    )
 
 
 @torch.inference_mode()
@@ -165,17 +197,36 @@ def _frames(
     group: NodeGroup,
     stages: Stages,
 ) -> ClipFrames:
-    model = loaded.model
+    model, graphs = loaded.model, loaded.graphs
+    if graphs is not None:
+        graphs.make_room()
+    before = graphs.so_far() if graphs else Compiled()
     with stages.time("denoise"):
         noise = initial_noise(request, model.latent_shape(request))
+    with stages.time("wait"):
+        # The device may still be decoding the clip before: that is not this one's time.
+        if group.device.type == "cuda":
+            torch.cuda.current_stream(group.device).synchronize()
+    with stages.time("denoise"):
         denoised = denoise(model, request, prompt=prompt, noise=noise, plan=plan, group=group)
+    decode = DeviceClock(group.device)
     with stages.time("decode"):
+        decode.mark()
         frames_BTHWC = model.decode(denoised.latents, request, group)
-    frames = frames_BTHWC[0].contiguous().numpy() if group.is_clip_root else None
+        coming = ComingFrames(frames_BTHWC[0].contiguous(), decode) if group.is_clip_root else None
+        decode.mark()
     warnings = list(prompt.warnings)
-    if frames is not None and frames.shape[:3] != (request.num_frames, request.height, request.width):
-        warnings.append(f"the model gave frames {frames.shape[:3]}, asked for was {_size(request)}")
-    return ClipFrames(frames_THWC=frames, request=request, denoised=denoised, warnings=tuple(warnings))
+    if group.is_clip_root and (size := tuple(frames_BTHWC.shape[1:4])) != _size(request):
+        warnings.append(f"the model gave frames {size}, asked for was {_size(request)}")
+    return ClipFrames(
+        coming=coming,
+        request=request,
+        execution=loaded.execution,
+        denoised=denoised,
+        decode=decode,
+        compiled=graphs.so_far().since(before) if graphs else Compiled(),
+        warnings=tuple(warnings),
+    )
 
 
 def _size(request: ClipRequest) -> tuple[int, int, int]:

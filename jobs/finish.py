@@ -133,8 +133,11 @@ def _leave_to_other(begun: Begun, context: JobContext) -> Skipped:
 
 
 def _encode(begun: Begun, rendered: ClipFrames, context: JobContext, path: Path) -> Video:
-    clip, frames = begun.clip, rendered.frames_THWC
-    assert frames is not None, "only the clip's root finishes clips"
+    clip = begun.clip
+    assert rendered.coming is not None, "only the clip's root finishes clips"
+    begun.stages.current = "decode"
+    frames = rendered.coming.fetch()
+    begun.stages.seconds["decode"] = rendered.coming.decode_s
     tags = {"clip_id": clip.clip_id, "seed": clip.seed, "model": clip.model, "run_id": context.settings.run_id}
     with begun.stages.time("encode"):
         encode(frames, path, fps=clip.fps, crf=context.settings.crf, tags=tags)

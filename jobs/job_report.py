@@ -14,6 +14,7 @@ import torch
 from jobs import layout
 from jobs.clip_work import ClipFrames, LoadedFamily, Stages, render_baseline
 from jobs.context import JobContext, versions
+from jobs.frames import DeviceUse
 from jobs.outcome import Failed, Rendered, ShardOutcome
 from jobs.picture import png, strip
 from jobs.quality import psnr, ssim
@@ -21,6 +22,7 @@ from jobs.report import JobFacts, build_report, settled_s, warm_up_s
 from jobs.report_html import report_page
 from jobs.todo import Todo
 from manifests.clip import Clip
+from pab.compiled import Compiled
 
 Json = dict[str, Any]
 
@@ -31,6 +33,8 @@ class Measures:
 
     load_s: dict[str, float] = field(default_factory=dict)
     prompts_s: float = 0.0
+    compiled: Compiled = field(default_factory=Compiled)
+    device_use: DeviceUse = field(default_factory=DeviceUse)
     baseline_s: float = 0.0
     baseline: Json | None = None
     strip_png: bytes | None = None
@@ -45,16 +49,16 @@ class Measures:
 
     def measure_baseline(self, loaded: LoadedFamily, clip: Clip, rendered: ClipFrames, context: JobContext) -> None:
         """Renders a clip without broadcast and compares it with how it came out with it. Collective over its ranks."""
-        start, stages, node = time.perf_counter(), Stages(), context.ranks.node
-        baseline = render_baseline(loaded, clip, settings=context.settings, group=node, stages=stages)
+        start, node = time.perf_counter(), context.ranks.node
+        baseline = render_baseline(loaded, clip, settings=context.settings, group=node, stages=Stages())
         if node.is_clip_root:
-            self.baseline, self.strip_png = compare(clip, rendered, baseline, stages.seconds["decode"])
+            self.baseline, self.strip_png = compare(clip, rendered, baseline)
         self.baseline_s = time.perf_counter() - start
 
 
-def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames, decode_s: float) -> tuple[Json, bytes]:
+def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames) -> tuple[Json, bytes]:
     """Returns a measured baseline as JSON values, and the strip of frames. Both must hold frames."""
-    frames, reference = rendered.frames_THWC, baseline.frames_THWC
+    frames, reference = rendered.frames, baseline.frames
     assert frames is not None, "compared on the clip's root"
     assert reference is not None, "compared on the clip's root"
     noise_db = psnr(reference, frames)
@@ -64,7 +68,7 @@ def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames, decode_s: fl
         "clip": asdict(clip),
         "steps": _steps(baseline),
         "denoise_s": round(sum(baseline.denoised.step_seconds), 6),
-        "decode_s": round(decode_s, 6),
+        "decode_s": round(sum(baseline.decode.seconds()), 6),
         "broadcast_steps": _steps(rendered),
         "broadcast_denoise_s": round(sum(rendered.denoised.step_seconds), 6),
         "psnr_db": None if math.isinf(noise_db) else round(noise_db, 3),
@@ -160,9 +164,28 @@ def _start_facts(
         "prompts_s": round(measures[0].prompts_s, 3),
         "warm_up_s": round(warm_up, 4),
         "baseline_s": round(measures[0].baseline_s, 3),
+        "compiled": _compiled(measures),
+        "device_busy": _device_busy(measures),
         "rendered": len(ended_here),
         "left": len(outcome.left),
         "peak_rss_bytes": max(rank.peak_rss_bytes for rank in measures),
         "peak_cuda_bytes": max(rank.peak_cuda_bytes for rank in measures),
         "versions": versions(),
     }
+
+
+def _compiled(measures: list[Measures]) -> Json | None:
+    # Every rank compiles for itself, all at the same time: the slowest one's seconds are the job's.
+    most = max((rank.compiled for rank in measures), key=lambda compiled: compiled.seconds)
+    return {**asdict(most), "seconds": round(most.seconds, 3)} if most.graphs else None
+
+
+def _device_busy(measures: list[Measures]) -> Json:
+    uses = [rank.device_use for rank in measures]
+    joined = DeviceUse(
+        busy_s=sum(use.busy_s for use in uses),
+        window_s=sum(use.window_s for use in uses),
+        counted=sum(use.counted for use in uses),
+        gaps_s=[gap for use in uses for gap in use.gaps_s],
+    )
+    return joined.facts()

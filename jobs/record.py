@@ -18,7 +18,7 @@ def clip_record(
     begun: Begun, rendered: ClipFrames, context: JobContext, *, video: Video, sha256: str
 ) -> dict[str, object]:
     """Returns the record as JSON values. Seconds are wall time; counts are of the clip's root rank."""
-    clip, denoised = begun.clip, rendered.denoised
+    clip, denoised, compile_s = begun.clip, rendered.denoised, round(rendered.compiled.seconds, 3)
     return {
         "schema": SCHEMA,
         "clip_id": clip.clip_id,
@@ -30,6 +30,7 @@ def clip_record(
         "planned": planned_counts(rendered, context.ranks.node),
         "counted": counted(rendered),
         "kept_bytes_peak": denoised.kept_bytes_peak,
+        "execution": {**asdict(rendered.execution), "graphs": rendered.compiled.graphs, "compile_s": compile_s},
         "seconds": {stage: round(seconds, 6) for stage, seconds in begun.stages.seconds.items()},
         "steps": {"pattern": list(rendered.plan.patterns), "seconds": [round(s, 6) for s in denoised.step_seconds]},
         "elapsed_s": round(begun.elapsed_s, 6),

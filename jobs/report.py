@@ -64,6 +64,7 @@ def build_report(facts: JobFacts) -> Json:
         "plans": _plans(records),
         "kept_bytes_peak": max((record["kept_bytes_peak"] for record in records), default=0),
         "warm_up_s": _rounded(sum(start["warm_up_s"] for start in facts.starts)),
+        "compiled_graphs": sum(start["compiled"]["graphs"] for start in facts.starts if start.get("compiled")),
         "starts": list(facts.starts),
         "clips": [_clip_row(clip, facts) for clip in facts.clips],
     }
@@ -193,13 +194,17 @@ def _throughput(records: Sequence[Json], facts: JobFacts) -> Json:
     wall_s = sum(start["wall_s"] - start["baseline_s"] for start in facts.starts)
     rendered = sum(start["rendered"] for start in facts.starts)
     wall_hours = wall_s * facts.ranks / 3600
+    # Reports of starts before a device's share was measured have none.
+    busy = [start["device_busy"] for start in facts.starts if start.get("device_busy")]
+    window_s = sum(each["window_s"] for each in busy)
     return {
         "clips_per_gpu_hour": _rounded(len(records) / gpu_hours) if gpu_hours else None,
         "clips_per_gpu_hour_with_loading": _rounded(rendered / wall_hours) if rendered and wall_hours else None,
+        "device_busy_share": _rounded(sum(each["busy_s"] for each in busy) / window_s) if window_s else None,
         "gpu_seconds": _rounded(gpu_hours * 3600),
         "wall_s": _rounded(wall_s),
         "how": "denoise and decode of all clips on all their ranks; with loading: whole starts that ended, "
-        "without the baseline",
+        "without the baseline; busy: denoising and decoding, of the time from the first clip's end to the last one's",
     }
 
 

@@ -36,11 +36,13 @@ def _head(report: Json) -> str:
     if measured:
         factor = f"{measured['pab_factor']:.2f}x measured"
     per_hour = report["throughput"]["clips_per_gpu_hour"]
+    busy = report["throughput"]["device_busy_share"]
     tiles = {
+        "clips per GPU-hour": "-" if per_hour is None else _number(per_hour),
+        "device busy, clip to clip": "-" if busy is None else f"{busy:.1%}",
         "PAB speedup of denoising": factor,
         "clips rendered": f"{counts['rendered']} of {counts['clips']}",
         "failed": str(counts["failed"]),
-        "clips per GPU-hour": "-" if per_hour is None else _number(per_hour),
         "warm-up": _seconds(report["warm_up_s"]),
         "kept outputs, peak": _bytes(report["kept_bytes_peak"]),
     }
@@ -147,12 +149,32 @@ def _clips(report: Json) -> str:
 def _starts(report: Json) -> str:
     rows = [
         (f"{s['job_id']} start {s['start']}", s["host"], s["device"], str(s["rendered"]), _seconds(s["wall_s"]),
-         _seconds(sum(s["load_s"].values())), _seconds(s["warm_up_s"]), _bytes(s["peak_rss_bytes"]),
-         _bytes(s["peak_cuda_bytes"]), ", ".join(f"{name} {version}" for name, version in s["versions"].items()))
+         _seconds(sum(s["load_s"].values())), _seconds(s["warm_up_s"]), _compiled(s.get("compiled")),
+         _bytes(s["peak_rss_bytes"]), _bytes(s["peak_cuda_bytes"]),
+         ", ".join(f"{name} {version}" for name, version in s["versions"].items()))
         for s in report["starts"]
     ]  # fmt: skip
-    head = ("start", "host", "device", "rendered", "wall", "load", "warm-up", "memory", "GPU memory", "versions")
-    return "<h2>Starts</h2>" + _table(head, rows, numbers=range(3, 9))
+    head = (
+        "start",
+        "host",
+        "device",
+        "rendered",
+        "wall",
+        "load",
+        "warm-up",
+        "compiled",
+        "memory",
+        "GPU memory",
+        "versions",
+    )
+    return "<h2>Starts</h2>" + _table(head, rows, numbers=range(3, 10))
+
+
+def _compiled(compiled: Json | None) -> str:
+    if compiled is None:
+        return "-"
+    found = compiled["cache_hits"], compiled["cache_hits"] + compiled["cache_misses"]
+    return f"{_many(compiled['graphs'], 'graph')} in {_seconds(compiled['seconds'])}, {found[0]} of {found[1]} kernels kept"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Iterable[int]) -> str:

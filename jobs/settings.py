@@ -36,7 +36,9 @@ class JobSettings:
     of user-made plans that rows or the command line name. `deadline_s`: seconds that the job may run; a clip that would not
     end before it is left for the next start; None for no limit. `upload_timeout_s`: how long the job waits for a bucket
     that is away. `crf`: quality of the H.264 video, 0 (lossless) to 51. `collective_timeout_s`: how long a rank waits for
-    another inside the model before it gives the group up.
+    another inside the model before it gives the group up. `compile`: whether families that can be compiled are, with
+    `compile_backend`. `attention`: "auto", "default" or "cudnn" (`pab.execution`). `compile_cache`: folder for compiled
+    kernels, None for the node's own.
     """
 
     output: str
@@ -52,6 +54,10 @@ class JobSettings:
     deadline_s: float | None = None
     crf: int = 18
     collective_timeout_s: float = 900.0
+    compile: bool = False
+    compile_backend: str = "inductor"
+    attention: str = "auto"
+    compile_cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:

@@ -35,6 +35,8 @@ from jobs.pace import Pace
 from jobs.patience import Patience
 from jobs.todo import Todo, sort_shard
 from manifests.clip import Clip
+from pab.compile_cache import compile_cache
+from pab.compiled import executing
 from pab.family import Family
 
 if TYPE_CHECKING:
@@ -165,20 +167,39 @@ class _ShardRun:
             self._finisher.close(timeout_s)
 
     def _render_family(self, family: Family, clips: Sequence[tuple[Clip, int]]) -> None:
-        node = self._ranks.node
-        loaded = load_family(family, self._context.settings, node.device, clip_axis=node.clip)
+        with ExitStack() as stack:
+            loaded = self._load(family, stack)
+            try:
+                self._render_clips(loaded, clips)
+            finally:
+                if loaded.graphs is not None:
+                    self._measures.compiled = self._measures.compiled.plus(loaded.graphs.so_far())
+
+    def _load(self, family: Family, stack: ExitStack) -> LoadedFamily:
+        settings, node = self._context.settings, self._ranks.node
+        loaded = load_family(family, settings, node.device, clip_axis=node.clip)
+        if loaded.execution.compiled:
+            stack.enter_context(compile_cache(settings.compile_cache, loaded.execution.attention))
+        stack.enter_context(executing(loaded.execution))
         self._measures.load_s[family.name] = loaded.load_s
-        log_event(_LOG, "model_loaded", model=family.name, load_s=loaded.load_s)
+        log_event(
+            _LOG, "model_loaded", model=family.name, load_s=loaded.load_s, compiled=loaded.execution.compiled,
+            attention=loaded.execution.attention,
+        )  # fmt: skip
+        return loaded
+
+    def _render_clips(self, loaded: LoadedFamily, clips: Sequence[tuple[Clip, int]]) -> None:
         seconds = self._encode_prompts(loaded, [clip for clip, _ in clips])
         self._measures.prompts_s += seconds
         log_event(_LOG, "prompts_encoded", prompts=len(loaded.prompts), seconds=seconds)
         for clip, attempt in clips:
-            units = _units(family, clip)
+            units = _units(loaded.family, clip)
             begun = self._begin(clip, attempt, units)
             if begun is not None:
                 self._render(loaded, begun)
             if self._compared is None or self._compared[0].clip != clip:
                 loaded.prompts.pop(clip.key, None)
+        self._measures.device_use.close_window()
         self._measure_baseline(loaded)
 
     def _encode_prompts(self, loaded: LoadedFamily, clips: Sequence[Clip]) -> float:
@@ -219,6 +240,7 @@ class _ShardRun:
         if isinstance(rendered, Failed):
             return self._tell(begun, rendered)
         self._pace.measured(begun.units, begun.elapsed_s)
+        self._measures.device_use.clips.append(rendered.on_device)
         if self._wants_baseline and node.dp.rank == 0 and len(rendered.plan.full_steps) < rendered.plan.num_steps:
             self._wants_baseline, self._compared = False, (begun, rendered)
         return self._hand_over(begun, rendered)

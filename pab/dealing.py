@@ -32,21 +32,27 @@ def deal(compute: Callable[[int], Tensor], shapes: Sequence[Shape], *, like: Ten
 
 
 def deal_to_root(
-    compute: Callable[[int], Tensor], shapes: Sequence[Shape], *, like: Tensor, axis: Axis
+    compute: Callable[[int], Tensor], shapes: Sequence[Shape], *, like: Tensor, axis: Axis, to_cpu: bool = True
 ) -> list[Tensor] | None:
-    """Returns every piece on the CPU of the axis' rank 0, None on the others. Collective.
+    """Returns every piece on the axis' rank 0, None on the others. Collective.
 
-    Each round is moved off the device before the next, so a device holds one piece per rank at most.
+    With `to_cpu` each round is moved off the device before the next, so a device holds one piece per rank at most, and
+    each round waits for the device. Without it the pieces stay there and nothing waits.
     """
+    moved: Callable[[Tensor], Tensor] = Tensor.cpu if to_cpu else _as_it_is
     if axis.size == 1:
-        return [compute(index).cpu() for index in range(len(shapes))]
+        return [moved(compute(index)) for index in range(len(shapes))]
     pieces: list[Tensor] = []
     for start in range(0, len(shapes), axis.size):
         flat = _my_piece(compute, shapes, start, like, axis)
         parts = axis.gather_on_root(flat)
         if parts is not None:
-            pieces += [_shaped(part, shape).cpu() for part, shape in zip(parts, shapes[start:], strict=False)]
+            pieces += [moved(_shaped(part, shape)) for part, shape in zip(parts, shapes[start:], strict=False)]
     return pieces if axis.rank == 0 else None
+
+
+def _as_it_is(piece: Tensor) -> Tensor:
+    return piece
 
 
 def _my_piece(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pab.device_clock import DeviceClock
 from pab.family import ClipRequest, Family
 from pab.foresight import ForesightRules
 from pab.foresight_state import ForesightState
@@ -20,30 +20,6 @@ from pab.state import COND, UNCOND, BroadcastState, ClipState
 
 class NotFiniteError(ArithmeticError):
     """The latents hold NaN or infinity after denoising; the message says how many values."""
-
-
-@dataclass(slots=True)
-class StepClock:
-    """Marks the borders of steps without waiting for the device; seconds are read after the loop."""
-
-    device: torch.device
-    marks: list[torch.cuda.Event | float] = field(default_factory=list)
-
-    def mark(self) -> None:
-        """Notes that everything queued so far belongs to what came before."""
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        """Returns the seconds between neighbouring marks; waits for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        pairs = zip(self.marks, self.marks[1:], strict=False)
-        return [a.elapsed_time(b) / 1e3 if isinstance(a, torch.cuda.Event) else b - a for a, b in pairs]  # type: ignore[arg-type,operator]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +37,8 @@ class Denoised:
     reused: dict[str, int]
     traffic: Traffic
     kept_bytes_peak: int
+    clock: DeviceClock
+    """The marks between steps, and before the first and after the last."""
 
 
 def plan_for(family: Family, request: ClipRequest, rules: Rules, precision: str) -> BroadcastPlan:
@@ -128,7 +106,7 @@ def denoise(
     texts = {branch: prompt.states(branch) for branch in mine}
     state = _state(plan, group)
     before = group.sp.axis.traffic.snapshot()
-    clock = StepClock(group.device)
+    clock = DeviceClock(group.device)
     kept_bytes_peak = 0
     latents = model.split(noise.to(group.device) * scheduler.init_noise_sigma, group.sp)
     clock.mark()
@@ -159,4 +137,5 @@ def denoise(
         reused=dict(state.reused),
         traffic=group.sp.axis.traffic.since(before),
         kept_bytes_peak=kept_bytes_peak,
+        clock=clock,
     )

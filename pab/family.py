@@ -102,6 +102,10 @@ class Family:
     """Whether the model hands out outputs of whole blocks, which Foresight needs."""
     sequence_parallel: bool = True
     """Whether several ranks can share one pass (mesh axis `sp`)."""
+    compiles: bool = False
+    """Whether the transformer's blocks trace into whole graphs (`VideoModel.block_stacks`), so that jobs may compile them."""
+    prefers_cudnn: bool = False
+    """Whether its heads are of 72 channels, for which cuDNN's attention is faster than torch's first choice."""
     fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps, told like `timesteps`, at which nothing kept before is reused: another transformer takes over there."""
 

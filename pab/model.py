@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
+from torch.nn import ModuleList
 
 from pab.family import ClipRequest
 from pab.parallel import NodeGroup, SequenceParallel
@@ -52,6 +53,10 @@ class Scheduler(Protocol):
 class VideoModel(Protocol):
     """A loaded model. Pixels and latents are batch first; latents are float32 [B, C, T, H, W]."""
 
+    @property
+    def block_stacks(self) -> Sequence[ModuleList]:
+        """The stacks of blocks that trace into whole graphs and so may be compiled; none for a model that does not."""
+
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes the text of several clips at once; the same numbers as one by one."""
 
@@ -73,7 +78,10 @@ class VideoModel(Protocol):
         """Predicts for the rows of `text`'s branch: for "both" the conditional rows, then the unconditional ones."""
 
     def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the CPU, on the clip's root rank at least. Collective."""
+        """Returns uint8 frames [B, T, H, W, 3], on the device or the CPU, on the clip's root rank at least. Collective.
+
+        Need not wait for the device: whoever reads the frames does.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

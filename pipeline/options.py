@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pab.execution import ATTENTION_CHOICES
 from pipeline.environment import PREFIX
 from pipeline.exits import UsageError
 
@@ -50,6 +51,15 @@ OPTIONS = (
            help="what the model computes in (default: float32 on CPUs, bfloat16 on GPUs)"),
     Option(name="device", kind=str, default="auto", choices=("auto", "cpu", "cuda"),
            help="auto is cuda under SLURM and where this machine has an NVIDIA GPU, else cpu"),
+    Option(name="compile", kind=str, default="auto", choices=("auto", "on", "off"),
+           help="compile the model's blocks, a graph per step pattern; rounds otherwise than eager blocks do, so it is part "
+           "of a clip's digest. auto is on for GPUs, for the families whose blocks can be compiled"),
+    Option(name="attention", kind=str, default="auto", choices=ATTENTION_CHOICES,
+           help="attention kernel: torch's own choice (default) or cuDNN first; auto is cuDNN where compiled blocks on a "
+           "GPU have heads of 72 channels. Part of a clip's digest where it is cuDNN"),
+    Option(name="compile_cache", kind=str, metavar="DIR",
+           help="where jobs keep compiled kernels for the next one (default: a folder of yours in each node's temporary "
+           "folder)"),
     Option(name="baseline", kind=bool, default=True, help="do not render one clip per job a second time without "
            "broadcast; reports then hold no measured speedup"),
     Option(name="cluster", kind=str, default="auto", choices=("auto", "local", "slurm"), group="machines",

@@ -105,11 +105,15 @@ def _derived(totals: IndexTotals) -> Json | None:
     }
 
 
-def _throughput(reports: Iterable[Json]) -> Json:
+def _throughput(reports: Sequence[Json]) -> Json:
     counted = [(report["counts"]["rendered"], report["throughput"]["gpu_seconds"]) for report in reports]
     gpu_s = sum(seconds for _, seconds in counted)
     rate = round(3600 * sum(clips for clips, _ in counted) / gpu_s, 3) if gpu_s else None
-    return {"clips_per_gpu_hour": rate, "gpu_seconds": round(gpu_s, 3)}
+    # Jobs of an earlier version have measured no share.
+    busy = [start["device_busy"] for report in reports for start in report["starts"] if start.get("device_busy")]
+    window_s = sum(each["window_s"] for each in busy)
+    share = round(sum(each["busy_s"] for each in busy) / window_s, 4) if window_s else None
+    return {"clips_per_gpu_hour": rate, "device_busy_share": share, "gpu_seconds": round(gpu_s, 3)}
 
 
 def _summed(reports: Iterable[Json], part: str, names: Sequence[str]) -> dict[str, int]:
@@ -125,6 +129,7 @@ def _job_row(report: Json) -> Json:
         "measured_pab_factor": speedup["measured"]["pab_factor"] if speedup["measured"] else None,
         "derived_pab_factor": speedup["derived"]["pab_factor"] if speedup["derived"] else None,
         "clips_per_gpu_hour": report["throughput"]["clips_per_gpu_hour"],
+        "device_busy_share": report["throughput"].get("device_busy_share"),
         "wall_s": report["throughput"]["wall_s"],
         "starts": len(report["starts"]),
     }
@@ -134,6 +139,11 @@ def report_text(document: Json) -> str:
     """Returns the report in a few lines."""
     outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(document["outcomes"].items()))
     lines = [f"{document['num_clips']:,} clips: {outcomes}"]
+    throughput = document["throughput"]
+    if throughput["clips_per_gpu_hour"]:
+        share = throughput["device_busy_share"]
+        busy = "" if share is None else f", devices busy {share:.1%} of the time from clip to clip"
+        lines.append(f"clips per GPU-hour: {throughput['clips_per_gpu_hour']:,.1f}{busy}")
     for how, text in (
         ("measured", "rendered with and without broadcast"),
         ("derived", "from the clips' own full steps"),
@@ -141,6 +151,4 @@ def report_text(document: Json) -> str:
         speedup = document["speedup"][how]
         if speedup:
             lines.append(f"speedup of denoising: {speedup['pab_factor']:.2f} x, {speedup['clips']:,} clips, {text}")
-    if document["throughput"]["clips_per_gpu_hour"]:
-        lines.append(f"clips per GPU-hour: {document['throughput']['clips_per_gpu_hour']:,.1f}")
     return "\n".join([*lines, *(f"{name:<8} {url}" for name, url in document["files"].items())])

@@ -33,6 +33,7 @@ _JOB_COLUMNS = {
     "measured_pab_factor": "speedup measured",
     "derived_pab_factor": "speedup derived",
     "clips_per_gpu_hour": "clips per GPU-hour",
+    "device_busy_share": "device busy",
     "wall_s": "wall",
     "starts": "starts",
 }
@@ -62,11 +63,12 @@ def run_page(document: Mapping[str, Any], recorded: Sequence[str]) -> str:
 def _figures(document: Mapping[str, Any]) -> str:
     outcomes, speedup = document["outcomes"], document["speedup"]
     figures = {
+        "clips per GPU-hour": _number(document["throughput"]["clips_per_gpu_hour"]),
+        "devices busy, clip to clip": _share(document["throughput"]["device_busy_share"]),
         "clips": f"{document['num_clips']:,}",
         **{name: f"{count:,}" for name, count in sorted(outcomes.items())},
         "speedup, measured": _factor(speedup["measured"]),
         "speedup, derived": _factor(speedup["derived"]),
-        "clips per GPU-hour": _number(document["throughput"]["clips_per_gpu_hour"]),
         "denoising": duration(document["seconds"]["denoise"]),
     }
     without = document["all_to_alls"]["without_broadcast"]
@@ -99,6 +101,8 @@ def _job_cell(job: Mapping[str, Any], name: str) -> str:
     value = job[name]
     if name == "job":
         return f'<td><a href="{escape(value)}.html">{escape(value)}</a></td>'
+    if name == "device_busy_share":
+        return f"<td>{_share(value)}</td>"
     if name == "wall_s":
         return f"<td>{duration(value)}</td>"
     return f"<td>{escape(value) if isinstance(value, str) else _number(value)}</td>"
@@ -130,6 +134,10 @@ def _videos(recorded: Sequence[str]) -> Iterable[str]:
 
 def _factor(speedup: Mapping[str, Any] | None) -> str:
     return f"{speedup['pab_factor']:.2f} x" if speedup else "-"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _number(value: float | None) -> str:

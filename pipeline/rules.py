@@ -53,7 +53,7 @@ def run_rules(render: RenderSettings, families: Mapping[str, Family] = FAMILIES)
     rows = {
         name: family_rules(
             family,
-            identity=f"weights {digests[name]} precision {render.precision}",
+            identity=f"weights {digests[name]} precision {render.precision}{render.execution(family).identity}",
             own_broadcasts=_usable(own, family),
             default_broadcast=default if default in (*family.presets, *_usable(own, family)) else None,
         )

@@ -19,6 +19,8 @@ from pipeline.settings import RunSettings, absolute
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "pyarrow", "submitit", "dask", "distributed", "fsspec", "s3fs", "imageio-ffmpeg")
+_BEFORE = {"--compile": "off", "--attention": "default"}
+"""What runs rendered with before they said so."""
 PATIENCE = Patience(total_s=20.0)
 """The command line waits less long for a bucket than a job does: somebody sits before it."""
 
@@ -41,13 +43,15 @@ def open_bucket(output: str) -> Bucket:
 def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     """Returns by setting what changes pixels: what `submit` compares and names."""
     render = settings.render
-    family = rules.rows[render.model]
+    family, execution = rules.rows[render.model], render.execution(rules.families[render.model])
     broadcast = str(family.defaults["broadcast"])
     return {
         "--model": render.model,
         "--weights": rules.weights_digests[render.model],
         "--precision": render.precision,
         "--broadcast": f"{broadcast} ({family.broadcasts[broadcast]})",
+        "--compile": "on" if execution.compiled else "off",
+        "--attention": execution.attention,
     }
 
 
@@ -100,9 +104,9 @@ def check_same(found: Run, asked: Run, url: str) -> None:
     if found.manifest_digest == asked.manifest_digest:
         return
     changed = [
-        f"{name} was {found.pixels.get(name)}, now {value}"
+        f"{name} was {found.pixels.get(name, _BEFORE.get(name))}, now {value}"
         for name, value in asked.pixels.items()
-        if found.pixels.get(name) != value
+        if found.pixels.get(name, _BEFORE.get(name)) != value
     ]
     if not changed:
         rows = f"{found.num_clips} rows, now {asked.num_clips}" if found.num_clips != asked.num_clips else "other rows"

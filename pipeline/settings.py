@@ -10,6 +10,9 @@ from typing import cast
 
 from cluster.devices import visible_gpus
 from jobs.settings import JobSettings, Mesh
+from pab.execution import Execution, execution_of
+from pab.families import FAMILIES
+from pab.family import Family
 from pipeline.environment import variables
 from pipeline.exits import UsageError
 from pipeline.options import Chosen
@@ -19,7 +22,7 @@ SLURM_PARALLEL_JOBS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderSettings:
-    """What clips are rendered with. All but `device` and `baseline` change pixels."""
+    """What clips are rendered with. All but `device`, `baseline` and `compile_cache` change pixels."""
 
     model: str
     weights: str | None
@@ -27,6 +30,13 @@ class RenderSettings:
     precision: str
     device: str
     baseline: bool
+    compile: bool = False
+    attention: str = "auto"
+    compile_cache: str | None = None
+
+    def execution(self, family: Family) -> Execution:
+        """Returns how these settings run a family."""
+        return execution_of(family, compiled=self.compile, attention=self.attention, device=self.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +88,9 @@ class RunSettings:
             mesh=mesh,
             baseline=self.render.baseline,
             broadcast_rules=broadcast_rules,
+            compile=self.render.compile,
+            attention=self.render.attention,
+            compile_cache=self.render.compile_cache,
         )
 
 
@@ -104,6 +117,9 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
             precision=cast(str | None, value["precision"]) or ("float32" if device == "cpu" else "bfloat16"),
             device=device,
             baseline=bool(value["baseline"]),
+            compile=value["compile"] == "on" or (value["compile"] == "auto" and device == "cuda"),
+            attention=str(value["attention"]),
+            compile_cache=_folder(cast(str | None, value["compile_cache"])),
         ),
         machines=MachineSettings(
             cluster=cluster,
@@ -135,6 +151,15 @@ def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
             f"{chosen['mesh'].source}={mesh} uses {asked.num_ranks} ranks, a job has {ranks} (--nodes-per-job "
             f"{settings.machines.nodes_per_job} x --gpus-per-node {settings.machines.gpus_per_node}); change one of them"
         )
+    family = FAMILIES.get(settings.render.model)
+    if chosen["compile"].value == "on" and family is not None and not family.compiles:
+        can = ", ".join(name for name, each in FAMILIES.items() if each.compiles)
+        raise UsageError(
+            f"{chosen['compile'].source}=on: the blocks of family {family.name} cannot be compiled, those of {can} can; "
+            "say auto or off"
+        )
+    if settings.render.device == "cpu" and settings.render.attention == "cudnn":
+        raise UsageError(f"{chosen['attention'].source}=cudnn needs a GPU and --device is cpu; allowed: auto, default")
     for name in ("partition", "account", "qos", "slurm"):
         if settings.machines.cluster == "local" and chosen[name].value:
             raise UsageError(
@@ -182,6 +207,10 @@ def default_output(manifest: str) -> str:
 def absolute(url: str) -> str:
     """Returns a local path as an absolute one, so that jobs find it from any folder; a URL as it is."""
     return url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())
+
+
+def _folder(folder: str | None) -> str | None:
+    return absolute(folder) if folder else None
 
 
 def _weights(weights: str | None) -> str | None:

@@ -66,8 +66,8 @@ class DemoCodec:
         return self.autoencoder.latent_shape(num_frames, height, width)
 
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the CPU; of no clip on ranks other than the clip's root."""
+        """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root."""
         if not group.is_clip_root:
             return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
         video_BCTHW = self.autoencoder.decode(latents.to(self.dtype)).float()
-        return ((video_BCTHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
+        return ((video_BCTHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)

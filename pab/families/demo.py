@@ -101,4 +101,5 @@ DEMO = Family(
     load=load_demo_model,
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
     precisions=("float32", "bfloat16"),
+    compiles=True,
 )

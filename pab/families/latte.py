@@ -96,4 +96,6 @@ LATTE = Family(
     ),
     load=load_latte,
     weights_digest=PARTS.digest,
+    compiles=True,
+    prefers_cudnn=True,
 )

@@ -89,4 +89,6 @@ OPEN_SORA = Family(
     ),
     load=load_open_sora,
     weights_digest=digest,
+    compiles=True,
+    prefers_cudnn=True,
 )

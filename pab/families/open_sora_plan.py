@@ -140,6 +140,8 @@ def _v110(name: str, checkpoint: Checkpoint) -> Family:
         cost=_COST_V110,
         load=load,
         weights_digest=parts.digest,
+        compiles=True,
+        prefers_cudnn=True,
     )
 
 
@@ -164,6 +166,7 @@ def _v120(name: str, checkpoint: Checkpoint) -> Family:
         cost=_COST_V120,
         load=load,
         weights_digest=parts.digest,
+        compiles=True,
     )
 
 

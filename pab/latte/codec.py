@@ -33,13 +33,15 @@ class ImageCodec:
 
     @torch.inference_mode()
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the CPU; of no clip on ranks other than the clip's root. Collective."""
+        """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root. Collective."""
         unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         chunks = [chunk for clip in unscaled.transpose(1, 2) for chunk in clip.split(FRAMES_PER_CHUNK)]
         height, width = (latents.shape[dim] * self._stride for dim in (3, 4))
         shapes = [(len(chunk), height, width, 3) for chunk in chunks]
         like = torch.empty(0, dtype=torch.uint8, device=latents.device)
-        pieces = deal_to_root(lambda index: self._decode(chunks[index]), shapes, like=like, axis=group.clip)
+        pieces = deal_to_root(
+            lambda index: self._decode(chunks[index]), shapes, like=like, axis=group.clip, to_cpu=False
+        )
         if pieces is None:
             return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
         return torch.cat(pieces).unflatten(0, (len(latents), -1))

@@ -146,8 +146,8 @@ class WholeClipCodec:
 
     @torch.inference_mode()
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the CPU; of no clip on ranks other than the clip's root."""
+        """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root."""
         if not group.is_clip_root:
             return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
         pixels_BCTHW = self.decode(latents, request)
-        return torch.stack([to_bytes(clip.transpose(0, 1)).cpu() for clip in pixels_BCTHW])
+        return torch.stack([to_bytes(clip.transpose(0, 1)) for clip in pixels_BCTHW])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pab.broadcast_module import CurrentPass
 from pab.family import ClipRequest
@@ -34,6 +34,11 @@ class DiffusersVideo:
     sampler: Callable[[ClipRequest], Scheduler]
     guided_passes: tuple[str, ...]
     clean: Callable[[str], str] = lambda text: text
+
+    @property
+    def block_stacks(self) -> Sequence[nn.ModuleList]:
+        """None: the library's blocks hand their outputs to wrapped sites, which no graph can hold."""
+        return ()
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one."""

@@ -113,6 +113,11 @@ class Latte(nn.Module):
         """The blocks over frames; number i runs after spatial block i."""
         return list(self.temporal_transformer_blocks)  # type: ignore[arg-type]
 
+    @property
+    def block_stacks(self) -> tuple[nn.ModuleList, ...]:
+        """The blocks within frames and the blocks over frames."""
+        return self.transformer_blocks, self.temporal_transformer_blocks
+
     def latent_split(self, size: tuple[int, int, int], ranks: int) -> tuple[int, int]:
         """Returns the dim of latents [B, C, T, H, W] that is split over ranks, and what its parts are multiples of."""
         return 2, 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, Scheduler, StepInput
@@ -21,6 +21,10 @@ Size = tuple[int, int, int]
 
 class NoiseTransformer(Protocol):
     """A transformer whose text and places are prepared once per clip. Latents are [B, C, T, H, W]."""
+
+    @property
+    def block_stacks(self) -> Sequence[nn.ModuleList]:
+        """The stacks of blocks that trace into whole graphs."""
 
     def latent_split(self, size: Size, ranks: int) -> tuple[int, int]:
         """Returns the dim of the latents that is split over ranks, and what its parts are multiples of."""
@@ -77,6 +81,11 @@ class NoiseVideo:
     negative_cut_by_prompt: bool
     prepare: Callable[[ClipRequest], ClipRequest] = lambda request: request
     """Returns the clip with the texts that the encoder reads."""
+
+    @property
+    def block_stacks(self) -> Sequence[nn.ModuleList]:
+        """The transformer's stacks of blocks."""
+        return self.transformer.block_stacks
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one."""

@@ -212,6 +212,11 @@ class OpenSoraPlan(nn.Module):
         """Returns frames, patch rows and columns of latents of `size` = frames, height, width."""
         return size[0], size[1] // self.config.patch_size, size[2] // self.config.patch_size
 
+    @property
+    def block_stacks(self) -> tuple[nn.ModuleList, ...]:
+        """The one stack of blocks."""
+        return (self.transformer_blocks,)
+
     def latent_split(self, size: tuple[int, int, int], ranks: int) -> tuple[int, int]:
         """Returns the dim of latents [B, C, T, H, W] that is split over ranks, and what its parts are multiples of."""
         axis = split_axis(self.grid(size), ranks)

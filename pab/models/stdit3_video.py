@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, StepInput
@@ -36,6 +36,11 @@ class STDiT3Video:
     """Height and width in pixels as the transformer is told them."""
     prepare: Callable[[ClipRequest], ClipRequest] = lambda request: request
     """Returns the clip with the texts that the encoder reads."""
+
+    @property
+    def block_stacks(self) -> Sequence[nn.ModuleList]:
+        """The spatial and the temporal blocks."""
+        return self.transformer.spatial_blocks, self.transformer.temporal_blocks
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts, and negative prompts where given; the null text stands for an absent one."""

@@ -36,7 +36,7 @@ class LatentCodec(Protocol):
         """Returns (C, T, H, W) of a clip of this pixel size."""
 
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the CPU, on the clip's root rank at least. Collective."""
+        """Returns uint8 frames [B, T, H, W, 3], on the device or the CPU, on the clip's root rank at least. Collective."""
 
 
 def encode_pairs(

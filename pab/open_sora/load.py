@@ -120,7 +120,7 @@ class OpenSoraCodec:
 
     @torch.inference_mode()
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the CPU; of no clip on ranks other than the clip's root. Collective."""
+        """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root. Collective."""
         frames = self.vae.decode_frames(latents, request.num_frames, group.clip)
         if frames is None:
             return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)

@@ -25,7 +25,7 @@ from tests.jobs.world import TINY, clip, render_job, write_shard
 def fresh_frames(item, output: str) -> np.ndarray:
     settings = render_job(output).settings
     loaded = load_family(TINY, settings, torch.device("cpu"))
-    frames = render_frames(loaded, Begun(clip=item, attempt=1), settings=settings, group=NodeGroup()).frames_THWC
+    frames = render_frames(loaded, Begun(clip=item, attempt=1), settings=settings, group=NodeGroup()).frames
     assert frames is not None
     return frames
 
