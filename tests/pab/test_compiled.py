@@ -1,6 +1,12 @@
+import pytest
 import torch
 
-from pab.compiled import compile_blocks, graphs_compiled, many_graphs
+from pab import compiled
+from pab.compile_cache import CompileCacheError, cache_folder, compile_cache
+from pab.compiled import CompileError, Graphs, compile_blocks, executing, graphs_compiled, many_graphs
+from pab.denoise import NotFiniteError
+from pab.execution import Execution
+from pab.families import FAMILIES
 from pab.plan import NO_BROADCAST, BroadcastPlan
 from tests.pab.worlds import PAB246, clip, render, tiny_model
 
@@ -16,19 +22,105 @@ def block_patterns(plan: BroadcastPlan) -> set[tuple[object, ...]]:
     return found
 
 
-def test_blocks_compile_once_per_step_pattern_and_never_again_for_other_prompts():
+def test_blocks_compile_once_per_step_pattern_and_never_again_for_other_prompts_sizes_and_failures():
     """Traced by dynamo as on a GPU, run eagerly: what is counted is graphs, and the numbers stay bit by bit."""
+    request = clip(num_steps=7)
     torch._dynamo.reset()
     model, plain = tiny_model(), tiny_model()
-    compile_blocks([model.transformer.spatial_blocks, model.transformer.temporal_blocks], backend="eager")
+    compile_blocks(model.block_stacks, backend="eager")
     with many_graphs():
         before = graphs_compiled()
-        assert torch.equal(render(model, clip(), PAB246).latents, render(plain, clip(), PAB246).latents)
+        assert torch.equal(render(model, request, PAB246).latents, render(plain, request, PAB246).latents)
         warm = graphs_compiled()
-        plan = render(plain, clip(), PAB246).plan
+        plan = render(plain, request, PAB246).plan
         assert warm - before == len(block_patterns(plan))
         for prompt in ("a green cat", "one two three four", "a b c d e f"):
-            render(model, clip(prompt=prompt), PAB246)
+            render(model, clip(prompt=prompt, num_steps=7), PAB246)
         assert graphs_compiled() == warm
-        render(model, clip(), NO_BROADCAST)
-        assert graphs_compiled() <= warm + 2
+        with pytest.raises(NotFiniteError):
+            render(model, clip(guidance_scale=float("nan"), num_steps=7), PAB246)
+        render(model, clip(prompt="a blue dog", num_steps=7), PAB246)
+        assert graphs_compiled() == warm
+        wide = clip(width=56, prompt="a red dog", num_steps=7)
+        assert torch.equal(render(model, wide, PAB246).latents, render(plain, wide, PAB246).latents)
+        both_sizes = graphs_compiled()
+        assert both_sizes - warm == warm - before
+        for request in (clip(seed=8, num_steps=7), wide, clip(prompt="one two", num_steps=7), wide):
+            render(model, request, PAB246)
+        assert graphs_compiled() == both_sizes
+        render(model, request, NO_BROADCAST)
+        assert graphs_compiled() <= both_sizes + 2
+
+
+def test_graphs_are_dropped_when_they_are_too_many_and_what_they_cost_is_still_told(monkeypatch):
+    monkeypatch.setattr(compiled, "GRAPHS_TO_FORGET", 3)
+    torch._dynamo.reset()
+    model = tiny_model()
+    compile_blocks(model.block_stacks, backend="eager")
+    with executing(Execution(compiled=True)):
+        graphs = Graphs()
+        expected = render(model, clip(num_steps=3), PAB246).latents
+        first = graphs.so_far()
+        assert first.graphs > 3
+        assert first.seconds > 0
+        assert graphs.make_room()
+        assert graphs.so_far() == first
+        assert not graphs.make_room()
+        assert torch.equal(render(model, clip(num_steps=3), PAB246).latents, expected)
+        again = graphs.so_far()
+    assert again.graphs == 2 * first.graphs
+    assert again.seconds > first.seconds
+    assert again.since(first).plus(first) == again
+
+
+def test_without_a_c_compiler_nothing_is_compiled_and_the_error_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CompileError, match=r"need a C compiler \(gcc or clang\) on every node; .*--compile off"):
+        compile_blocks(tiny_model().block_stacks)
+
+
+def test_cudnn_attention_is_preferred_only_where_asked_for():
+    order = torch._C._get_sdp_priority_order
+    plain = list(order())
+    with executing(Execution(attention="cudnn")):
+        preferred = list(order())
+    with executing(Execution()):
+        assert list(order()) == plain
+    assert list(order()) == plain
+    assert preferred[0] == int(torch.nn.attention.SDPBackend.CUDNN_ATTENTION)
+
+
+def test_families_of_our_own_transformers_can_be_compiled_and_the_library_s_cannot():
+    assert {name for name, family in FAMILIES.items() if not family.compiles} == {
+        "wan", "wan_14b", "wan22_a14b", "cogvideox_2b", "cogvideox_5b"
+    }  # fmt: skip
+
+
+def test_compiled_kernels_lie_in_a_folder_of_ones_own_by_torch_version_and_attention(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "before")
+    with compile_cache(str(tmp_path), "cudnn") as folder:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
+
+        assert folder.name == f"torch-{torch.__version__}-attention-cudnn"
+        assert cache_dir() == str(folder / "inductor")
+        assert triton_cache_dir(0) == str(folder / "triton")
+        assert folder.stat().st_mode & 0o077 == 0
+    assert triton_cache_dir(0) == "before"
+    assert cache_folder(str(tmp_path), "default") != folder
+    folder.chmod(0o770)
+    with pytest.raises(CompileCacheError, match=r"mode drwxrwx---, needs to be this user's alone; .*--compile-cache"):
+        compile_cache(str(tmp_path), "cudnn").__enter__()
+
+
+def test_a_cache_that_has_grown_too_large_is_emptied_unless_another_job_uses_it(tmp_path):
+    with compile_cache(str(tmp_path), "default") as folder:
+        kernel = folder / "inductor" / "ab" / "kernel.py"
+        kernel.parent.mkdir(parents=True)
+        kernel.write_text("x" * 1000)
+        with compile_cache(str(tmp_path), "default", max_bytes=10):
+            assert kernel.exists()
+    with compile_cache(str(tmp_path), "default", max_bytes=2000):
+        assert kernel.exists()
+    with compile_cache(str(tmp_path), "default", max_bytes=10):
+        assert not kernel.exists()

@@ -1,0 +1,182 @@
+"""Renders a job of Open-Sora 1.2 clips at 480p with random weights as a real job does, and tells how busy the device was.
+
+Transformer and VAE have their full size; text states are random too, since prompts are encoded before the first clip. Every
+start is a process of its own over one compile cache: the first finds it empty, the others as a node's later jobs do.
+Writes the figures and each job's report to --out as it goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.open_sora_gpu import make_model
+from jobs import layout
+from jobs.bucket import Bucket
+from jobs.render import RenderShard
+from jobs.settings import JobSettings, Mesh
+from manifests.clip import Clip
+from manifests.schema import CLIP_SCHEMA, accepted_schema
+from pab.families.open_sora import OPEN_SORA
+from pab.family import Family, LoadRequest
+from pab.models.open_sora_vae import OpenSoraVAE, OpenSoraVAEConfig
+from pab.models.stdit3 import STDiT3Config
+from pab.models.stdit3_video import STDiT3Video
+from pab.models.video import TextStates
+from pab.open_sora.clips import levels, model_fps, model_size
+from pab.open_sora.load import OpenSoraCodec
+
+FULL, TINY = (480, 848, 51), (64, 96, 17)
+
+
+def load_random(request: LoadRequest) -> STDiT3Video:
+    """Returns the model at full size with random weights, on a GPU in bfloat16."""
+    return _random_model(request, STDiT3Config(), OpenSoraVAEConfig())
+
+
+def _random_model(request: LoadRequest, config: STDiT3Config, vae_config: OpenSoraVAEConfig) -> STDiT3Video:
+    device = torch.device(request.device)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[request.precision]
+    model = make_model(device, config, text_tokens=120)
+    with device:
+        vae = OpenSoraVAE(vae_config)
+    return replace(
+        model,
+        transformer=model.transformer.to(dtype),
+        encode_text=lambda prompts: _random_text(prompts, config),
+        codec=OpenSoraCodec(vae=vae.to(dtype).eval()),
+        timesteps=lambda clip: levels(clip, request.precision),
+        model_fps=model_fps,
+        model_size=lambda clip: model_size(clip, request.precision),
+    )
+
+
+def _random_text(prompts: list[str], config: STDiT3Config) -> TextStates:
+    # As many tokens as the prompt has words, so prompts differ in length as real ones do.
+    rows = [
+        torch.randn(
+            config.model_max_length, config.caption_channels, generator=torch.Generator().manual_seed(len(prompt))
+        )
+        for prompt in prompts
+    ]
+    lengths = torch.tensor([len(prompt.split()) for prompt in prompts])
+    mask = (torch.arange(config.model_max_length) < lengths[:, None]).long()
+    return TextStates(y_BLC=torch.stack(rows).bfloat16(), mask_BL=mask, warnings=((),) * len(rows))
+
+
+def load_tiny(request: LoadRequest) -> STDiT3Video:
+    """Returns a tiny model of the same kind, to try the script on a CPU."""
+    config = STDiT3Config(depth=28, hidden_size=16, num_heads=2, caption_channels=16, model_max_length=160)
+    return _random_model(request, config, OpenSoraVAEConfig())
+
+
+def find_random(name: str) -> Family:
+    """Finds Open-Sora with random weights."""
+    return replace(OPEN_SORA, name=name, load=load_random)
+
+
+def find_tiny(name: str) -> Family:
+    """Finds the tiny model."""
+    return replace(OPEN_SORA, name=name, load=load_tiny)
+
+
+def clips(count: int, size: tuple[int, int, int], num_steps: int, first: int) -> list[Clip]:
+    """Returns clips whose prompts have 40 to 140 words."""
+    return [
+        Clip(
+            clip_id=f"clip.{number}", digest=f"{number:016x}", prompt="word " * (40 + 37 * number % 101), seed=number,
+            negative_prompt=None, model="open_sora", num_frames=size[2], height=size[0], width=size[1], fps=24,
+            num_steps=num_steps, guidance_scale=7.0, broadcast="pab246",
+        )
+        for number in range(first, first + count)
+    ]  # fmt: skip
+
+
+def render_start(options: argparse.Namespace) -> None:
+    """Renders one job in this process and writes its report to --out."""
+    size = TINY if options.tiny else FULL
+    count = options.clips if options.start == 0 else options.clips_later
+    output = options.out / f"start-{options.start}"
+    bucket = Bucket(str(output))
+    table = pa.Table.from_pylist(
+        [
+            {name: getattr(clip, name) for name in CLIP_SCHEMA.names}
+            for clip in clips(count, size, options.num_steps, 1)
+        ],
+        schema=accepted_schema(CLIP_SCHEMA),
+    )
+    with bucket.open_output(layout.shard(0)) as stream:
+        pq.write_table(table, stream)
+    cuda = torch.cuda.is_available()
+    settings = JobSettings(
+        output=str(output), run_id="benchmark", weights=None, precision="bfloat16", device="cuda" if cuda else "cpu",
+        mesh=Mesh(), baseline=False, compile=options.compile == "on", compile_cache=str(options.out / "cache"),
+        compile_backend=options.backend,
+    )  # fmt: skip
+    finder = find_tiny if options.tiny else find_random
+    RenderShard(settings=settings, shard=0, find_family=finder)()
+    shutil.rmtree(output / "videos", ignore_errors=True)
+
+
+def figures(out: Path, start: int) -> dict[str, object]:
+    """Returns what a start's report says."""
+    bucket = Bucket(str(out / f"start-{start}"))
+    report = bucket.read_json(layout.job_report(0))
+    (told,) = report["starts"]
+    stages = report["seconds_by_stage"]
+    return {
+        "start": start,
+        "device": told["device"],
+        "counts": report["counts"],
+        "failed": [clip["reason"] for clip in report["clips"] if clip["outcome"] == "failed"][:3],
+        "clips_per_gpu_hour": report["throughput"]["clips_per_gpu_hour"],
+        "device_busy": told["device_busy"],
+        "compiled": told["compiled"],
+        "warm_up_s": told["warm_up_s"],
+        "load_s": told["load_s"],
+        "wall_s": told["wall_s"],
+        "peak_cuda_gb": told["peak_cuda_bytes"] / 1e9,
+        "median_s": {name: spread["median"] for name, spread in stages.items()},
+        "step_ms": {name: round(1e3 * spread["median"], 1) for name, spread in report["step_seconds"].items()},
+    }
+
+
+def main() -> None:
+    """Runs the starts, each in a process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=20, help="clips of the first start")
+    parser.add_argument("--clips-later", type=int, default=2, help="clips of the later ones, which show the warm-up")
+    parser.add_argument("--starts", type=int, default=2)
+    parser.add_argument("--num-steps", type=int, default=30)
+    parser.add_argument("--compile", choices=("on", "off"), default="on")
+    parser.add_argument("--backend", default="inductor", help="torch.compile's backend")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model and clip, to try the script on a CPU")
+    parser.add_argument("--start", type=int, help="run this start in this process")
+    options = parser.parse_args()
+    if options.start is not None:
+        return render_start(options)
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for start in range(options.starts):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "benchmarks.job_gpu", *sys.argv[1:], "--start", str(start)], check=True)
+        rows.append(figures(options.out, start) | {"process_s": round(time.perf_counter() - began, 2)})
+        print(json.dumps(rows[-1]), flush=True)  # noqa: T201
+        (options.out / "job_gpu.json").write_text(json.dumps(rows, indent=1))
+    shutil.rmtree(options.out / "cache", ignore_errors=True)
+    return None
+
+
+if __name__ == "__main__":
+    main()
