@@ -15,7 +15,7 @@ SEED ?= 1
 # Threads that spin at barriers slow each other down tenfold where tests start several processes.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test test-cluster faults lint clean
+.PHONY: help demo test test-cluster test-gpu faults lint clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,10 +26,13 @@ demo: $(BIN)/.installed ## render manifests/demo.parquet with the model that shi
 # A process per core, so one thread each; a process that is done takes tests over from the others.
 test: export OMP_NUM_THREADS ?= 1
 test: $(BIN)/.installed-for-tests ## every test that runs on this machine alone; TESTS=tests/pab for some
-	$(BIN)/python -m pytest -m "not cluster" --numprocesses auto --maxprocesses 8 --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest -m "not cluster and not gpu" --numprocesses auto --maxprocesses 8 --dist worksteal $(TESTS)
 
 test-cluster: $(BIN)/.installed-for-tests ## tests on a real SLURM and a real S3 server (.ci/install-cluster-packages)
 	$(BIN)/python -m pytest -m cluster
+
+test-gpu: $(BIN)/.installed-for-tests ## tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 faults: $(BIN)/.installed-for-tests ## FAULTS=60 SEED=1: random faults in runs on a real SLURM and S3, then the books of every run
 	$(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED)

@@ -142,3 +142,13 @@ def test_what_foresight_will_reuse_is_planned_as_nothing() -> None:
     costs = ClipCosts(run_rules(RENDER, ONE), "float32")
     kind = ClipGroup(model="demo", num_frames=16, height=64, width=64, num_steps=30, guided=True, broadcast="none")
     assert costs.seconds(replace(kind, broadcast="foresight")) == costs.seconds(kind)
+
+
+def test_compiled_blocks_are_another_identity_and_the_plain_way_is_none() -> None:
+    plain = run_rules(RENDER, ONE).rows["demo"].identity
+    assert plain == "weights d1 of None precision float32"
+    assert run_rules(replace(RENDER, compile=True), ONE).rows["demo"].identity == f"{plain} compiled"
+    cudnn = replace(RENDER, compile=True, device="cuda", attention="cudnn")
+    assert run_rules(cudnn, ONE).rows["demo"].identity == f"{plain} compiled attention cudnn"
+    library = {"demo": replace(family(), compiles=False)}
+    assert run_rules(replace(RENDER, compile=True), library).rows["demo"].identity == plain

@@ -127,3 +127,26 @@ def test_a_family_whose_passes_are_not_shared_gets_no_sequence_axis() -> None:
 def test_mesh_refuses_a_third_guidance_branch() -> None:
     with pytest.raises(UsageError, match=r"cfg=3, allowed 1 or 2"):
         parse_mesh("cfg=3")
+
+
+@pytest.mark.parametrize(
+    ("flags", "compiled"),
+    [
+        (("--device", "cpu"), False),
+        (("--device", "cuda"), True),
+        (("--device", "cuda", "--compile", "off"), False),
+        (("--device", "cpu", "--compile", "on"), True),
+    ],
+)
+def test_blocks_are_compiled_on_gpus_unless_told_otherwise(flags: tuple[str, ...], compiled: bool) -> None:
+    settings = settings_of("--cluster", "local", *flags)
+    assert settings.render.compile is compiled
+    job = settings.job_settings(run_id="r", mesh=Mesh(), broadcast_rules=None)
+    assert (job.compile, job.attention, job.compile_cache) == (compiled, "auto", None)
+
+
+def test_what_cannot_be_compiled_or_has_no_gpu_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--compile=on: the blocks of family wan cannot be compiled, those of demo, "):
+        settings_of("--cluster", "local", "--model", "wan", "--compile", "on")
+    with pytest.raises(UsageError, match=r"--attention=cudnn needs a GPU and --device is cpu; allowed: auto, default"):
+        settings_of("--cluster", "local", "--device", "cpu", "--attention", "cudnn")
