@@ -91,9 +91,9 @@ def test_cudnn_attention_is_preferred_only_where_asked_for():
 
 
 def test_families_of_our_own_transformers_can_be_compiled_and_the_library_s_cannot():
-    assert {name for name, family in FAMILIES.items() if not family.compiles} == {
-        "wan", "wan_14b", "wan22_a14b", "cogvideox_2b", "cogvideox_5b"
-    }  # fmt: skip
+    own = ("demo", "latte", "open_sora")
+    for name, family in FAMILIES.items():
+        assert family.compiles == name.startswith(own), name
 
 
 def test_compiled_kernels_lie_in_a_folder_of_ones_own_by_torch_version_and_attention(tmp_path, monkeypatch):
