@@ -6,7 +6,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,10 @@ from torch import Tensor
 from pab.demo.autoencoder import Autoencoder
 from pab.demo.captions import write_caption
 from pab.demo.generator import ClipPlan, ClipSize, paint_clips, plan_clips
-from pab.demo.scene import draw_scenes
+from pab.demo.scene import DIRECTIONS, draw_scenes
 from pab.demo.text import PAD, START, UNKNOWN, Tokenizer, build_vocabulary
 
+UNSTATED = -100  # what cross entropy leaves out
 _UNKNOWN_WORD = 0.01  # of the words, so that a prompt with a strange word still works
 
 
@@ -62,6 +63,17 @@ class Chunk:
     bucket: Bucket
     plan: ClipPlan
     ids_BL: Tensor
+    direction_B: Tensor
+    """Index of each clip's direction, UNSTATED where its caption says none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Clips [B, 3, T, H, W] or their latents, on the device, with their captions' ids and directions."""
+
+    data: Tensor
+    ids_BL: Tensor
+    direction_B: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +92,16 @@ def plan_chunk(settings: FeedSettings, index: int) -> Chunk:
     bucket = rng.choices(settings.buckets, [bucket.weight for bucket in settings.buckets])[0]
     scenes = draw_scenes(bucket.batch_size * settings.batches_per_chunk, rng)
     tokenizer = Tokenizer(build_vocabulary(), settings.max_words)
-    ids_BL = tokenizer.batch([write_caption(scene, rng).text for scene in scenes])
+    captions = [write_caption(scene, rng) for scene in scenes]
+    ids_BL = tokenizer.batch([caption.text for caption in captions])
     generator = torch.Generator().manual_seed(rng.getrandbits(40))
     hidden = (torch.rand(ids_BL.shape, generator=generator) < _UNKNOWN_WORD) & (ids_BL != PAD) & (ids_BL != START)
     plan = plan_clips(scenes, bucket.size, seed=rng.getrandbits(40))
-    return Chunk(bucket=bucket, plan=plan, ids_BL=ids_BL.masked_fill(hidden, UNKNOWN))
+    said = [
+        DIRECTIONS.index(scene.direction) if "direction" in caption.stated else UNSTATED
+        for scene, caption in zip(scenes, captions, strict=True)
+    ]
+    return Chunk(bucket=bucket, plan=plan, ids_BL=ids_BL.masked_fill(hidden, UNKNOWN), direction_B=torch.tensor(said))
 
 
 def _pickled_chunk(settings: FeedSettings, index: int) -> bytes:
@@ -111,19 +128,21 @@ class Feed:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def batches(self) -> tuple[Bucket, Iterator[tuple[Tensor, Tensor]]]:
-        """Draws the next chunk. Returns its bucket and its batches: clips [B, 3, T, H, W] and ids [B, L]."""
+    def batches(self) -> tuple[Bucket, Iterator[Batch]]:
+        """Draws the next chunk. Returns its bucket and its batches of clips."""
         chunk = self._next_chunk()
-        cuda = self.device.type == "cuda"
-        ids_BL = chunk.ids_BL.pin_memory().to(self.device, non_blocking=True) if cuda else chunk.ids_BL
         clips = paint_clips(chunk.plan, self.device)
         size = chunk.bucket.batch_size
-        return chunk.bucket, zip(clips.split(size), ids_BL.split(size), strict=True)
+        parts = (clips.split(size), *(self._moved(values).split(size) for values in (chunk.ids_BL, chunk.direction_B)))
+        return chunk.bucket, (Batch(data=c, ids_BL=i, direction_B=d) for c, i, d in zip(*parts, strict=True))
 
-    def latents(self, autoencoder: Autoencoder) -> tuple[Bucket, Iterator[tuple[Tensor, Tensor]]]:
-        """Draws the next chunk with the clips encoded: its bucket and batches of latents and ids."""
+    def latents(self, autoencoder: Autoencoder) -> tuple[Bucket, Iterator[Batch]]:
+        """Draws the next chunk with the clips encoded: its bucket and its batches of latents."""
         bucket, batches = self.batches()
-        return bucket, ((self._encode(autoencoder, clips), ids) for clips, ids in batches)
+        return bucket, (replace(batch, data=self._encode(autoencoder, batch.data)) for batch in batches)
+
+    def _moved(self, values: Tensor) -> Tensor:
+        return values.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else values
 
     @torch.no_grad()
     def _encode(self, autoencoder: Autoencoder, clips: Tensor) -> Tensor:

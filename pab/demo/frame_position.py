@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 FRAME_CHANNELS = 2
+_SCALE = 4.0  # as loud as latents and place embedding together; faint channels were not learned to be heard
 _FRAMES_PER_UNIT = 8.0
 
 
 def frame_positions(num_latent_frames: int, device: torch.device | None = None) -> Tensor:
-    """Returns [2, T]: the place in the clip from -1 to 1, and the distance from its middle in units of 8 frames."""
+    """Returns [2, T]: the place in the clip from -4 to 4, and the distance from its middle in units of 2 frames."""
     offsets = torch.arange(num_latent_frames, device=device) - (num_latent_frames - 1) / 2
-    return torch.stack([offsets * 2 / max(num_latent_frames - 1, 1), offsets / _FRAMES_PER_UNIT])
+    return _SCALE * torch.stack([offsets * 2 / max(num_latent_frames - 1, 1), offsets / _FRAMES_PER_UNIT])
 
 
 def with_frame_positions(latents_BCTHW: Tensor, positions_CT: Tensor) -> Tensor:

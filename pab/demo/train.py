@@ -76,7 +76,7 @@ class DemoTraining:
         for module in (parts.transformer, parts.autoencoder, parts.text_encoder):
             module.to(self.device)
         self.stage1 = AutoencoderTraining.create(parts.autoencoder, fused=cuda)
-        if options.start_from:
+        if options.start_from or options.autoencoder_from:
             self.autoencoder_s, self.stage1.step = 0.0, 1
         self.stage2 = TransformerTraining.create(
             parts, compiled=options.compile and cuda, graphs=options.graphs and cuda
@@ -97,6 +97,9 @@ class DemoTraining:
         if self.options.start_from is None:
             parts = build_parts(demo_config(small=self.options.small))
             initialise(parts)
+            if self.options.autoencoder_from:
+                trained = load_demo(self.options.autoencoder_from).autoencoder
+                parts.autoencoder.load_state_dict(trained.state_dict())
             return parts
         parts = load_demo(self.options.start_from)
         for module in (parts.transformer, parts.autoencoder, parts.text_encoder):
@@ -138,17 +141,17 @@ class DemoTraining:
 
     def _clips(self) -> Iterator[Tensor]:
         while True:
-            for clips, _ in self.feed.batches()[1]:
-                yield clips
+            for batch in self.feed.batches()[1]:
+                yield batch.data
 
     def _run_transformer(self) -> None:
         _LOG.info("transformer: from step %d", self.stage2.step)
         since_s, since_step, num_clips = time.monotonic(), self.stage2.step, 0
         while self.clock.elapsed_s < self.total_s:
             bucket, batches = self.feed.latents(self.stage1.autoencoder)
-            for latents, ids in batches:
-                self.stage2.train_batch(bucket, latents, ids, self._progress())
-                num_clips += len(latents)
+            for batch in batches:
+                self.stage2.train_batch(bucket, batch, self._progress())
+                num_clips += len(batch.data)
             self._synchronise()
             if time.monotonic() - since_s > _LOG_EVERY_S:
                 steps, seconds = self.stage2.step - since_step, time.monotonic() - since_s
@@ -242,6 +245,7 @@ class DemoTraining:
             "autoencoder_optimiser": self.stage1.optimiser,
             "transformer": self.stage2.parts.transformer,
             "text_encoder": self.stage2.parts.text_encoder,
+            "direction_probe": self.stage2.model.direction_probe,
             "averaged_transformer": self.stage2.averaged.transformer,
             "averaged_text_encoder": self.stage2.averaged.text_encoder,
             "transformer_optimiser": self.stage2.optimiser,
@@ -257,6 +261,9 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out, if there is one")
     parser.add_argument(
         "--start-from", type=Path, help="a demo.safetensors to go on from; its autoencoder stays as it is"
+    )
+    parser.add_argument(
+        "--autoencoder-from", type=Path, help="a demo.safetensors whose autoencoder is taken as it is; the rest is new"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="a tiny model on tiny clips, to try the script")

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch._dynamo.exc
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.demo.feed import Bucket
+from pab.demo.feed import UNSTATED, Batch, Bucket
 from pab.demo.frame_position import frame_positions, with_frame_positions
+from pab.demo.scene import DIRECTIONS
 from pab.demo.weights import DemoParts
 from pab.models.layers import ScalarEmbedder, unpatchify
 from pab.models.stdit3 import BlockContext, ClipShape, STDiT3, STDiT3Block
@@ -29,6 +31,9 @@ _DECAY_FROM = 0.55  # of the stage: constant before, cosine to nearly zero after
 _EMA_DECAY = 0.9995
 _NULL_TEXT = 0.1
 _EAGER_STEPS = 3
+_PROBE_WEIGHT = 0.1
+_HIGH_NOISE = 0.5  # of the rows: drawn where direction is decided; below, the noisy frames show it without the text
+_HIGH_NOISE_FROM = 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,53 +45,64 @@ class StepInputs:
     timestep_B: Tensor
     fps_1: Tensor
     ids_BL: Tensor
+    direction_B: Tensor
     null_B: Tensor
 
     @classmethod
-    def empty(cls, latents: Tensor, ids_BL: Tensor) -> "StepInputs":
+    def empty(cls, batch: Batch) -> "StepInputs":
         """Makes inputs for batches like the given one."""
-        rows, device = len(latents), latents.device
+        rows, device = len(batch.data), batch.data.device
         return cls(
-            data=torch.empty_like(latents),
-            noise=torch.empty_like(latents),
+            data=torch.empty_like(batch.data),
+            noise=torch.empty_like(batch.data),
             timestep_B=torch.empty(rows, device=device),
             fps_1=torch.empty(1, device=device),
-            ids_BL=torch.empty_like(ids_BL),
+            ids_BL=torch.empty_like(batch.ids_BL),
+            direction_B=torch.empty_like(batch.direction_B),
             null_B=torch.empty(rows, dtype=torch.bool, device=device),
         )
 
-    def fill(self, latents: Tensor, ids_BL: Tensor, step: int) -> None:
+    def fill(self, batch: Batch, step: int) -> None:
         """Takes a batch and draws noise, timesteps and the rows that lose their text."""
-        self.data.copy_(latents)
-        self.ids_BL.copy_(ids_BL)
+        rows, device = len(batch.data), batch.data.device
+        self.data.copy_(batch.data)
+        self.ids_BL.copy_(batch.ids_BL)
+        self.direction_B.copy_(batch.direction_B)
         self.noise.normal_()
-        self.timestep_B.copy_(draw_timesteps(len(latents), latents.device))
-        self.null_B.copy_(torch.rand(len(latents), device=latents.device) < _NULL_TEXT)
+        self.timestep_B.copy_(draw_timesteps(rows, device))
+        self.null_B.copy_(torch.rand(rows, device=device) < _NULL_TEXT)
         self.fps_1.fill_(1 + step * 37 % 60)  # every rate of 1 to 60 in turn: none changes the picture
 
 
 def draw_timesteps(count: int, device: torch.device) -> Tensor:
-    """Draws noise levels 0..1000: mostly logit-normal towards high noise, where places and colours are decided."""
+    """Draws noise levels 0..1000: half of them high, the rest mostly logit-normal, where places and colours are decided."""
     logit_normal = torch.sigmoid(torch.randn(count, device=device) * 1.3 + 0.5)
     uniform = torch.rand(count, device=device)
     chosen = torch.where(torch.rand(count, device=device) < 0.2, uniform, logit_normal)
+    high = _HIGH_NOISE_FROM + (1 - _HIGH_NOISE_FROM) * torch.rand(count, device=device)
+    chosen = torch.where(torch.rand(count, device=device) < _HIGH_NOISE, high, chosen)
     return chosen * NUM_TRAIN_TIMESTEPS
 
 
 class VelocityModel(nn.Module):
-    """Text encoder and transformer as training runs them: equal to `STDiT3.forward`, with nothing made on the CPU."""
+    """Text encoder and transformer as training runs them: equal to `STDiT3.forward`, with nothing made on the CPU.
+
+    A linear probe reads the direction from the text states, for training only: "left" and "right" otherwise collapse
+    into one state before the transformer has learned what to do with them.
+    """
 
     def __init__(self, parts: DemoParts, *, compiled: bool = False) -> None:
         """Wraps the parts' own modules; compiled blocks are compiled one by one, per size."""
         super().__init__()
         self.transformer: STDiT3 = parts.transformer
         self.text_encoder = parts.text_encoder
+        self.direction_probe = nn.Linear(parts.text_encoder.config.channels, len(DIRECTIONS), device=parts.device)
         self._run_block: Callable[..., Tensor] = _run_block
         if compiled:
             self._run_block = torch.compile(_run_block, dynamic=False, fullgraph=True)
 
-    def forward(self, inputs: StepInputs, positions_SD: Tensor, frames_CT: Tensor) -> Tensor:
-        """Predicts the velocity [B, C, T, H, W] in float32."""
+    def forward(self, inputs: StepInputs, positions_SD: Tensor, frames_CT: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicts the velocity [B, C, T, H, W] in float32. Returns it and the probe's loss."""
         model = self.transformer
         x_BCTHW = add_noise(inputs.data, inputs.noise, inputs.timestep_B[:, None, None, None, None])
         rows, channels, *size = x_BCTHW.shape
@@ -96,6 +112,8 @@ class VelocityModel(nn.Module):
         t_BD = _embed(model.t_embedder, inputs.timestep_B) + _embed(model.fps_embedder, inputs.fps_1)
         modulation = model.t_block(t_BD).view(rows, 6, dim)
         y_BLC = self.text_encoder(inputs.ids_BL)[:, 0]
+        probed = self.direction_probe(y_BLC.mean(dim=1)).float()
+        probe_loss = F.cross_entropy(probed, inputs.direction_B, ignore_index=UNSTATED, reduction="sum") / rows
         y_BLC = torch.where(inputs.null_B[:, None, None], model.y_embedder.y_embedding, y_BLC)
         text_BLD = model.y_embedder(y_BLC)
         context = BlockContext(
@@ -109,7 +127,7 @@ class VelocityModel(nn.Module):
         for block in model.blocks:
             x = self._run_block(block, x, context, text_BLD)
         x = model.final_layer(x, t_BD, None, None).unflatten(2, (height, width))
-        return unpatchify(x, model.config.patch_size, size)[:, :channels].float()
+        return unpatchify(x, model.config.patch_size, size)[:, :channels].float(), probe_loss
 
     def leave_uncompiled(self) -> None:
         """Runs the blocks as they are from now on."""
@@ -203,18 +221,17 @@ class TransformerTraining:
             graphs=graphs,
         )
 
-    def train_batch(self, bucket: Bucket, latents: Tensor, ids_BL: Tensor, progress: float) -> None:
+    def train_batch(self, bucket: Bucket, batch: Batch, progress: float) -> None:
         """Takes one step at `progress` 0..1 of the stage; the loss is added to `loss_sum`."""
         state = self.bucket_steps.get(bucket.name)
         if state is None:
-            inputs = StepInputs.empty(latents, ids_BL)
             state = _BucketStep(
-                inputs=inputs,
-                positions_SD=self.model.positions(bucket, latents),
-                frames_CT=frame_positions(latents.shape[2], latents.device),
+                inputs=StepInputs.empty(batch),
+                positions_SD=self.model.positions(bucket, batch.data),
+                frames_CT=frame_positions(batch.data.shape[2], batch.data.device),
             )
             self.bucket_steps[bucket.name] = state
-        state.inputs.fill(latents, ids_BL, self.step)
+        state.inputs.fill(batch, self.step)
         self._differentiate(state, bucket)
         trained = [p for group in self.optimiser.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -247,9 +264,9 @@ class TransformerTraining:
         device = self.parts.device.type
         self.zero_gradients()
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda", cache_enabled=False):
-            velocity = self.model(state.inputs, state.positions_SD, state.frames_CT)
+            velocity, probe_loss = self.model(state.inputs, state.positions_SD, state.frames_CT)
         loss = (velocity - (state.inputs.data - state.inputs.noise)).square().mean()
-        loss.backward()
+        (loss + _PROBE_WEIGHT * probe_loss).backward()
         self.loss_sum.add_(loss.detach())
 
     def zero_gradients(self) -> None:

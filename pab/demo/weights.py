@@ -19,7 +19,7 @@ from pab.models.stdit3 import STDiT3, STDiT3Config
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("demo.safetensors")
 _PARTS = ("transformer", "autoencoder", "text_encoder")
-_FORMAT = "pab-demo-2"
+_FORMAT = "pab-demo-3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from pab.demo.autoencoder import Autoencoder, AutoencoderConfig
-from pab.demo.feed import training_buckets
+from pab.demo.feed import UNSTATED, Batch, training_buckets
 from pab.demo.frame_position import frame_positions, with_frame_positions
 from pab.demo.generator import ClipSize
 from pab.demo.sample import SampleSettings, render_prompts
+from pab.demo.scene import DIRECTIONS
 from pab.demo.train import main
 from pab.demo.train_transformer import StepInputs, VelocityModel
 from pab.demo.weights import build_parts, demo_config, load_demo, save_demo
@@ -53,8 +54,9 @@ def test_training_runs_the_very_transformer_that_renders():
     bucket = training_buckets(small=True)[1]
     latents = torch.randn(2, 8, 4, 8, 12)
     ids_BL = parts.text_encoder.tokenizer.batch(["a red circle", "blue star moving left"])
-    inputs = StepInputs.empty(latents, ids_BL)
-    inputs.fill(latents, ids_BL, 1)
+    batch = Batch(data=latents, ids_BL=ids_BL, direction_B=torch.tensor([UNSTATED, DIRECTIONS.index("left")]))
+    inputs = StepInputs.empty(batch)
+    inputs.fill(batch, 1)
     inputs.null_B.copy_(torch.tensor([False, True]))
     with torch.no_grad():
         y_B1LC = parts.text_encoder(ids_BL)
@@ -64,14 +66,14 @@ def test_training_runs_the_very_transformer_that_renders():
         frames_CT = frame_positions(4)
         given = with_frame_positions(noisy, frames_CT)
         expected = parts.transformer(given, inputs.timestep_B, y_B1LC, clip=clip)[:, :8]
-        velocity = model(inputs, model.positions(bucket, latents), frames_CT)
+        velocity, _ = model(inputs, model.positions(bucket, latents), frames_CT)
         torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_frame_positions_tell_first_from_last_and_are_cut_like_frames():
     positions = frame_positions(5)
-    assert positions[0].tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
-    assert positions[1].tolist() == [-0.25, -0.125, 0.0, 0.125, 0.25]
+    assert positions[0].tolist() == [-4.0, -2.0, 0.0, 2.0, 4.0]
+    assert positions[1].tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
     assert frame_positions(1).tolist() == [[0.0], [0.0]]
     given = with_frame_positions(torch.zeros(2, 8, 5, 3, 4), positions)
     assert given.shape == (2, 10, 5, 3, 4)

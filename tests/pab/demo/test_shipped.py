@@ -3,19 +3,25 @@ from pab.demo.read_back import read_scenes
 from pab.demo.sample import SampleSettings, render_prompts
 from pab.demo.weights import DEFAULT_WEIGHTS, load_demo
 
-ASKED = (("star", "yellow", "navy"), ("circle", "red", "black"), ("ring", "pink", "teal"), ("square", "blue", "sand"))
+ASKED = (
+    ("star", "yellow", "navy", "left"),
+    ("circle", "red", "black", "right"),
+    ("ring", "pink", "teal", "up"),
+    ("square", "blue", "sand", "down"),
+)
 
 
 def test_the_shipped_weights_fit_into_sixteen_megabytes():
     assert DEFAULT_WEIGHTS.stat().st_size <= 16e6
 
 
-def test_the_shipped_model_draws_the_shape_colour_and_background_it_is_asked_for():
+def test_the_shipped_model_draws_what_it_is_asked_for_and_moves_it_as_asked():
     """A look at four prompts; `python -m pab.demo.check` counts 64."""
     prompts = [
-        f"a large {colour} {shape} moving left on a {background} background" for shape, colour, background in ASKED
+        f"a small {colour} {shape} moving {direction} on a {background} background"
+        for shape, colour, background, direction in ASKED
     ]
     settings = SampleSettings(size=ClipSize(num_frames=8, height=64, width=64), num_steps=12)
     clips = render_prompts(load_demo(), prompts, seed=1, settings=settings)
-    read = [(scene.shape, scene.colour, scene.background) for scene in read_scenes(clips)]
+    read = [(scene.shape, scene.colour, scene.background, scene.direction) for scene in read_scenes(clips)]
     assert read == list(ASKED)
