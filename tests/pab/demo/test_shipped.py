@@ -18,7 +18,7 @@ def test_the_shipped_weights_fit_into_sixteen_megabytes():
 def test_the_shipped_model_draws_what_it_is_asked_for_and_moves_it_as_asked():
     """A look at four prompts; `python -m pab.demo.check` counts 64."""
     prompts = [
-        f"a small {colour} {shape} moving {direction} on a {background} background"
+        f"a medium {colour} {shape} moving {direction} on a {background} background"
         for shape, colour, background, direction in ASKED
     ]
     settings = SampleSettings(size=ClipSize(num_frames=8, height=64, width=64), num_steps=12)
