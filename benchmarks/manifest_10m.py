@@ -125,7 +125,7 @@ def rules() -> FamilyRules:
         max_tokens=80_000,
         max_prompt_chars=2000,
         broadcasts={"none": "none", "pab": "pab"},
-        identity="weights benchmark precision bfloat16",
+        identity=lambda: "weights benchmark precision bfloat16",
         num_tokens=lambda num_frames, height, width: ((num_frames - 1) // 4 + 1) * (height // 16) * (width // 16),
         defaults={
             "num_frames": 81,

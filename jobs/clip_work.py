@@ -137,7 +137,7 @@ def load_family(
     start = time.perf_counter()
     execution = execution_of(family, compiled=settings.compile, attention=settings.attention, device=settings.device)
     request = LoadRequest(
-        weights=settings.weights, precision=settings.precision, device=str(device), clip_axis=clip_axis
+        weights=settings.weights_of(family.name), precision=settings.precision, device=str(device), clip_axis=clip_axis
     )
     model = family.load(request)
     if execution.compiled:

@@ -25,6 +25,7 @@ def clip_record(
         "digest": clip.digest,
         "clip": asdict(clip),
         "seed": clip.seed,
+        "weights": context.settings.weights_of(clip.model),
         "attempt": begun.attempt,
         "plan": plan_facts(rendered.plan, clip.broadcast),
         "planned": planned_counts(rendered, context.ranks.node),

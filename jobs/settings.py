@@ -35,7 +35,8 @@ class JobSettings:
     which it is failed instead of tried again. `broadcast_rules`: name -> rules (as `pab.plan.BroadcastRules.to_dict`)
     of user-made plans that rows or the command line name. `deadline_s`: seconds that the job may run; a clip that would not
     end before it is left for the next start; None for no limit. `upload_timeout_s`: how long the job waits for a bucket
-    that is away. `crf`: quality of the H.264 video, 0 (lossless) to 51. `collective_timeout_s`: how long a rank waits for
+    that is away. `pinned_weights`: by family, what `submit` found its weights to mean, on the hub a certain commit; it is
+    what jobs load. `crf`: quality of the H.264 video, 0 (lossless) to 51. `collective_timeout_s`: how long a rank waits for
     another inside the model before it gives the group up. `compile`: whether families that can be compiled are, with
     `compile_backend`. `attention`: "auto", "default" or "cudnn" (`pab.execution`). `compile_cache`: folder for compiled
     kernels, None for the node's own.
@@ -51,6 +52,7 @@ class JobSettings:
     max_attempts: int = MAX_ATTEMPTS
     upload_timeout_s: float = 600.0
     broadcast_rules: dict[str, dict[str, object]] | None = None
+    pinned_weights: dict[str, str] | None = None
     deadline_s: float | None = None
     crf: int = 18
     collective_timeout_s: float = 900.0
@@ -58,6 +60,10 @@ class JobSettings:
     compile_backend: str = "inductor"
     attention: str = "auto"
     compile_cache: str | None = None
+
+    def weights_of(self, model: str) -> str | None:
+        """Returns what is loaded as the weights of a family; None for its own."""
+        return (self.pinned_weights or {}).get(model, self.weights)
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:

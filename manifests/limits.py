@@ -47,6 +47,8 @@ class Limits:
         self._default_model = default_model
         self._broadcasts = sorted({name for family in self._rules for name in family.broadcasts})
         self._num_tokens: dict[tuple[int, int, int, int], int] = {}
+        self._identities: dict[int, str] = {}
+        self._unusable: dict[int, str] = {}
         for family in self._rules:
             _check_family(family)
         self.min_prompt_chars = min(family.max_prompt_chars for family in self._rules)
@@ -73,7 +75,8 @@ class Limits:
         for name in (*SIZE_COLUMNS, "guidance_scale", "broadcast"):
             defaults = [family.defaults[name] for family in self._rules]
             columns[name] = pc.coalesce(given[name], pa.array(defaults, given[name].type).take(pa.array(codes)))
-        findings = self._unknown_models(model, known)
+        self._ask_identities(np.unique(codes[known]))
+        findings = [*self._unknown_models(model, known), *self._unusable_models(model, codes, known)]
         for name in SIZE_COLUMNS:
             findings += self._outside(name, columns[name].to_numpy(), codes, known)
         findings += self._bad_guidance(columns["guidance_scale"].to_numpy(), codes, known)
@@ -83,12 +86,29 @@ class Limits:
         broken[[index for index, *_ in findings]] = True
         findings += self._too_many_tokens(columns, codes, broken)
         broken[[index for index, *_ in findings]] = True
-        identity = pa.array([family.identity for family in self._rules], pa.string()).take(pa.array(codes))
+        identities = [self._identities.get(code, "") for code in range(len(self._rules))]
+        identity = pa.array(identities, pa.string()).take(pa.array(codes))
         return Settings(columns=columns, identity=identity, broadcast_digest=digests, broken=broken), findings
 
     def _unknown_models(self, model: pa.Array, known: npt.NDArray[np.bool_]) -> list[Finding]:
         allowed = f"the models are {', '.join(self._names)}"
         return [(int(i), "model", shown(model[int(i)].as_py()), allowed) for i in np.flatnonzero(~known)]
+
+    def _ask_identities(self, codes: npt.NDArray[np.int64]) -> None:
+        for code in (int(code) for code in codes if code not in self._identities and code not in self._unusable):
+            try:
+                self._identities[code] = _one_line(self._rules[code].name, self._rules[code].identity())
+            except (OSError, ValueError) as error:
+                self._unusable[code] = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+
+    def _unusable_models(
+        self, model: pa.Array, codes: npt.NDArray[np.int64], known: npt.NDArray[np.bool_]
+    ) -> list[Finding]:
+        unusable = np.isin(codes, list(self._unusable)) & known
+        return [
+            (int(i), "model", shown(model[int(i)].as_py()), f"it cannot be used: {self._unusable[int(codes[i])]}")
+            for i in np.flatnonzero(unusable)
+        ]
 
     def _outside(
         self, name: str, values: npt.NDArray[np.int64], codes: npt.NDArray[np.int64], known: npt.NDArray[np.bool_]
@@ -194,6 +214,12 @@ def describe_range(family: str, allowed: range, value: int) -> str:
     )
 
 
+def _one_line(family: str, text: str) -> str:
+    if "\n" in text:
+        raise ValueError(f"family {family!r}: a name, identity or digest holds a line break; the digest needs lines")
+    return text
+
+
 def _ascending(allowed: range) -> range:
     return allowed if allowed.step > 0 else allowed[::-1]
 
@@ -203,11 +229,8 @@ def _names(names: Sequence[str] | Mapping[str, object]) -> str:
 
 
 def _check_family(family: FamilyRules) -> None:
-    lines = (family.name, family.identity, *family.broadcasts, *family.broadcasts.values())
-    if any("\n" in line for line in lines):
-        raise ValueError(
-            f"family {family.name!r}: a name, identity or digest holds a line break; the digest needs lines"
-        )
+    for line in (family.name, *family.broadcasts, *family.broadcasts.values()):
+        _one_line(family.name, line)
     missing = [name for name in (*SIZE_COLUMNS, "guidance_scale", "broadcast") if name not in family.defaults]
     if missing:
         raise ValueError(f"family {family.name!r} has no default for {', '.join(missing)}; add it to its rules")

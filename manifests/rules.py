@@ -11,7 +11,9 @@ class FamilyRules:
     """The rules of one family, made by the caller from the family and the settings of the run.
 
     Ranges are inclusive in the sense of `in`: `range(5, 82, 4)` allows 5, 9, ..., 81. `broadcasts` maps every allowed
-    broadcast name to the digest of its rules; `identity` names what else changes pixels (weights, precision).
+    broadcast name to the digest of its rules; `identity()` names what else changes pixels (weights, precision). It is asked
+    once, when the first row of the family comes: it may take long, and raises ValueError or OSError where the family
+    cannot be used, which its rows are told.
     `images`: whether one frame is allowed besides `num_frames`.
     `num_tokens(num_frames, height, width)` is asked once per distinct size, never per row.
     """
@@ -26,7 +28,7 @@ class FamilyRules:
     max_tokens: int
     max_prompt_chars: int
     broadcasts: Mapping[str, str]
-    identity: str
+    identity: Callable[[], str]
     num_tokens: Callable[[int, int, int], int]
     defaults: Mapping[str, int | float | str]
     """Values for num_frames, height, width, fps, num_steps, guidance_scale and broadcast where a row has none."""

@@ -97,6 +97,8 @@ class Family:
     load: Callable[[LoadRequest], VideoModel]
     weights_digest: Callable[[str | None], str]
     """Names the weights in a clip's digest: a hub revision, or a hash over the files of a local folder."""
+    pin: Callable[[str | None], str | None] = lambda weights: weights
+    """Returns weights that mean the same tomorrow: hub ids with their commits for a family that the hub publishes."""
     precisions: tuple[str, ...] = ("bfloat16", "float32")
     keeps_blocks: bool = False
     """Whether the model hands out outputs of whole blocks, which Foresight needs."""

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from pab.checkpoint import CheckpointError, Published, checkpoint_digest, find_checkpoint
+from pab.checkpoint import CheckpointError, Published, checkpoint_digest, find_checkpoint, pin
 
 WEIGHT_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 """Hub patterns of one part's files."""
@@ -49,7 +49,8 @@ class HubPart:
 class PublishedParts:
     """A model's parts. `local` is the layout of a local folder; on the hub every part has its own place.
 
-    A hub id given as weights names the transformer's repository; parts published elsewhere come from there.
+    A hub id given as weights names the transformer's repository; parts published elsewhere come from there. Their
+    revisions may follow it, after commas: `organisation/model@v2,organisation/vae@v1`.
     """
 
     local: Published
@@ -80,16 +81,37 @@ class PublishedParts:
         """Names the weights in a clip's digest: 16 hex digits over a local folder, or over the commits of all parts."""
         if weights is not None and Path(weights).expanduser().is_dir():
             return checkpoint_digest(weights, self.local)
-        parts = self._parts().items()
-        named = [f"{name}={part.folder}@{_commit(part, self._named(part, weights))}" for name, part in parts]
+        pinned = self.pin(weights)
+        named = [
+            f"{name}={part.folder}@{checkpoint_digest(self._named(part, pinned), part.published)}"
+            for name, part in self._parts().items()
+        ]
         return hashlib.sha256("\n".join(named).encode()).hexdigest()[:16]
+
+    def pin(self, weights: str | None) -> str:
+        """Returns weights that mean the same tomorrow: every repository with its commit, each asked for once.
+
+        A local folder is returned as it is given. Raises CheckpointError.
+        """
+        if weights is not None and Path(weights).expanduser().is_dir():
+            return weights
+        repositories = {part.published.hub_id: part for part in self._parts().values()}
+        others = [name.partition("@")[0] for name in (weights or "").split(",")[1:]]
+        if surplus := [name for name in others if name not in repositories]:
+            raise CheckpointError(
+                f"weights={weights!r}: {', '.join(surplus)} holds no part of this model, allowed after the first: "
+                f"{', '.join(repositories)}"
+            )
+        return ",".join(pin(self._named(part, weights), part.published) for part in repositories.values())
 
     def _parts(self) -> dict[str, HubPart]:
         return {name: getattr(self, name) for name in ("transformer", "vae", "text_encoder", "tokenizer")}
 
     def _named(self, part: HubPart, weights: str | None) -> str | None:
-        return weights if part.published.hub_id == self.transformer.published.hub_id else None
-
-
-def _commit(part: HubPart, weights: str | None) -> str:
-    return checkpoint_digest(weights, part.published)
+        if weights is None:
+            return None
+        first, *others = weights.split(",")
+        hub_id = part.published.hub_id
+        if hub_id == self.transformer.published.hub_id:
+            return first
+        return next((name for name in others if name.partition("@")[0] == hub_id), None)

@@ -37,7 +37,7 @@ def job_scripts(settings: RunSettings, work: PlannedWork) -> list[str]:
     machines, shards = settings.machines, work.shards.shards
     if machines.cluster == "local" or not shards:
         return []
-    job_settings = settings.job_settings(run_id="dry-run", mesh=work.mesh, broadcast_rules=None)
+    job_settings = settings.job_settings(run_id="dry-run", mesh=work.mesh, broadcast_rules=None, pinned_weights={})
     by_limit: dict[int, list[float]] = {}
     for shard in shards:
         by_limit.setdefault(limit_min(machines, shard.seconds), []).append(shard.seconds)

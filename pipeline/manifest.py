@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
             "num_clips": accepted.num_rows,
             "digest": accepted.digest,
             "warnings": list(accepted.warnings),
-            "families": sorted(rules.rows),
+            "families": {name: str(weights) for name, weights in sorted(rules.weights.items())},
             "families_left_out": dict(rules.left_out),
         },
         f"{arguments.manifest}: {counted(accepted.num_rows, 'clip')}, no problem",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from manifests.rules import FamilyRules
@@ -14,18 +15,19 @@ from pab.foresight import ForesightRules
 from pab.plan import Rules, rules_from_dict
 from pipeline.exits import UsageError
 from pipeline.settings import RenderSettings
+from pipeline.weights import RunWeights, WeightsLookup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRules:
     """Families by name, the rules of their rows, and the user's own broadcast rules.
 
-    `left_out`: families that rows of this run cannot name, with the reason.
+    `weights`: of the families that rows have named so far. `left_out`: families that rows cannot name, with the reason.
     """
 
     families: Mapping[str, Family]
     rows: Mapping[str, FamilyRules]
-    weights_digests: Mapping[str, str]
+    weights: Mapping[str, RunWeights]
     own_broadcasts: Mapping[str, Rules]
     left_out: Mapping[str, str]
 
@@ -34,36 +36,52 @@ class RunRules:
         presets = self.families[model].presets
         return presets[name] if name in presets else self.own_broadcasts[name]
 
+    def pinned_weights(self) -> dict[str, str]:
+        """Returns by family what jobs load, for JobSettings. A family that loads its own files is not there."""
+        return {name: weights.pinned for name, weights in self.weights.items() if weights.pinned is not None}
+
     def job_broadcasts(self) -> dict[str, dict[str, object]] | None:
         """Returns the user's own rules as plain values, for JobSettings."""
         return {name: rules.to_dict() for name, rules in self.own_broadcasts.items()} or None
 
 
-def run_rules(render: RenderSettings, families: Mapping[str, Family] = FAMILIES) -> RunRules:
-    """Makes the rules of a run.
+def run_rules(
+    render: RenderSettings, families: Mapping[str, Family] = FAMILIES, *, begun: Mapping[str, RunWeights] | None = None
+) -> RunRules:
+    """Makes the rules of a run. `begun`: the weights of the run that goes on, by family.
 
-    `--weights` belong to `--model`, so with them that is the only family; without them each family's own are used, and
-    one whose weights are not there is left out. Raises UsageError for an unknown model, weights, precision or broadcast.
+    `--weights` belong to `--model`, so with them that is the only family; without them each family's own are used, looked
+    up when a row names it. Raises UsageError for an unknown model, weights, precision or broadcast.
     """
-    own, default = _broadcast(render, _family(render.model, families))
-    wanted = {render.model: families[render.model]} if render.weights else dict(families)
-    digests, left_out = _weights_digests(render, wanted)
-    left_out |= {name: f"--weights belong to --model {render.model}" for name in families if name not in wanted}
-    known = {name: family for name, family in wanted.items() if name in digests}
+    family = _family(render.model, families)
+    own, default = _broadcast(render, family)
+    left_out = _left_out(render, families)
+    lookup = WeightsLookup(render.model, render.weights, begun or {})
+    try:
+        if render.model in left_out:
+            raise ValueError(left_out[render.model])
+        lookup.find(family)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {render.model}: {error}") from error
+    known = {name: family for name, family in families.items() if name not in left_out}
     rows = {
         name: family_rules(
             family,
-            identity=f"weights {digests[name]} precision {render.precision}{render.execution(family).identity}",
+            identity=partial(_identity, lookup, family, render),
             own_broadcasts=_usable(own, family),
             default_broadcast=default if default in (*family.presets, *_usable(own, family)) else None,
         )
         for name, family in known.items()
     }
-    return RunRules(families=known, rows=rows, weights_digests=digests, own_broadcasts=own, left_out=left_out)
+    return RunRules(families=known, rows=rows, weights=lookup.found, own_broadcasts=own, left_out=left_out)
 
 
 def family_rules(
-    family: Family, *, identity: str, own_broadcasts: Mapping[str, Rules], default_broadcast: str | None
+    family: Family,
+    *,
+    identity: Callable[[], str],
+    own_broadcasts: Mapping[str, Rules],
+    default_broadcast: str | None,
 ) -> FamilyRules:
     """Returns one family's limits and defaults as plain ranges."""
     limits = family.limits
@@ -95,19 +113,18 @@ def _family(name: str, families: Mapping[str, Family]) -> Family:
     return families[name]
 
 
-def _weights_digests(render: RenderSettings, families: Mapping[str, Family]) -> tuple[dict[str, str], dict[str, str]]:
-    digests, left_out = {}, {}
-    for name, family in families.items():
-        if render.precision not in family.precisions:
-            left_out[name] = f"precision {render.precision!r}, {name} runs in {', '.join(family.precisions)}"
-            continue
-        try:
-            digests[name] = family.weights_digest(render.weights if name == render.model else None)
-        except (OSError, ValueError) as error:
-            left_out[name] = str(error)
-    if render.model in left_out:
-        raise UsageError(f"--model {render.model}: {left_out[render.model]}")
-    return digests, left_out
+def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings) -> str:
+    return f"weights {lookup.find(family).digest} precision {render.precision}{render.execution(family).identity}"
+
+
+def _left_out(render: RenderSettings, families: Mapping[str, Family]) -> dict[str, str]:
+    left_out = {
+        name: f"precision {render.precision!r}, {name} runs in {', '.join(family.precisions)}"
+        for name, family in families.items()
+        if render.precision not in family.precisions
+    }
+    others = [name for name in families if render.weights and name != render.model]
+    return left_out | dict.fromkeys(others, f"--weights belong to --model {render.model}")
 
 
 def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules], str | None]:

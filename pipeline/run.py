@@ -16,6 +16,7 @@ from jobs.patience import Patience
 from pipeline.exits import UsageError
 from pipeline.rules import RunRules
 from pipeline.settings import RunSettings, absolute
+from pipeline.weights import RunWeights
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "pyarrow", "submitit", "dask", "distributed", "fsspec", "s3fs", "imageio-ffmpeg")
@@ -27,12 +28,16 @@ PATIENCE = Patience(total_s=20.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The parts of run.json that decide something. `pixels`: setting -> value of all that changes pixels."""
+    """The parts of run.json that decide something. `pixels`: setting -> value of all that changes pixels.
+
+    `weights`: of the families that rows name; a later submit renders with these, whatever the hub has by then.
+    """
 
     run_id: str
     manifest_digest: str
     num_clips: int
     pixels: Mapping[str, str]
+    weights: Mapping[str, RunWeights]
 
 
 def open_bucket(output: str) -> Bucket:
@@ -45,9 +50,11 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     render = settings.render
     family, execution = rules.rows[render.model], render.execution(rules.families[render.model])
     broadcast = str(family.defaults["broadcast"])
+    others = {f"weights of {name}": str(found) for name, found in rules.weights.items() if name != render.model}
     return {
         "--model": render.model,
-        "--weights": rules.weights_digests[render.model],
+        "--weights": str(rules.weights[render.model]),
+        **others,
         "--precision": render.precision,
         "--broadcast": f"{broadcast} ({family.broadcasts[broadcast]})",
         "--compile": "on" if execution.compiled else "off",
@@ -55,11 +62,18 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     }
 
 
-def start_run(
-    bucket: Bucket, settings: RunSettings, *, manifest_digest: str, num_clips: int, pixels: Mapping[str, str]
-) -> Run:
-    """Creates run.json, or takes the run that is there, of the same pixels. Raises UsageError naming what differs."""
-    run = Run(run_id=uuid.uuid4().hex[:12], manifest_digest=manifest_digest, num_clips=num_clips, pixels=dict(pixels))
+def start_run(bucket: Bucket, settings: RunSettings, *, manifest_digest: str, num_clips: int, rules: RunRules) -> Run:
+    """Creates run.json, or takes the run that is there, of the same pixels. Raises UsageError naming what differs.
+
+    `rules` have seen all rows.
+    """
+    run = Run(
+        run_id=uuid.uuid4().hex[:12],
+        manifest_digest=manifest_digest,
+        num_clips=num_clips,
+        pixels=pixel_settings(settings, rules),
+        weights=dict(rules.weights),
+    )
     document = asdict(run) | {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -96,7 +110,10 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
             f"{url}/run.json has format={document.get('format')!r}, this version reads {FORMAT}; "
             "use the version that wrote it, or another --output"
         )
-    return Run(**{name: document[name] for name in ("run_id", "manifest_digest", "num_clips", "pixels")})
+    weights = {name: RunWeights(**values) for name, values in document.get("weights", {}).items()}
+    return Run(
+        **{name: document[name] for name in ("run_id", "manifest_digest", "num_clips", "pixels")}, weights=weights
+    )
 
 
 def check_same(found: Run, asked: Run, url: str) -> None:

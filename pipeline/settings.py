@@ -76,7 +76,12 @@ class RunSettings:
         return asdict(self)
 
     def job_settings(
-        self, *, run_id: str, mesh: Mesh, broadcast_rules: dict[str, dict[str, object]] | None
+        self,
+        *,
+        run_id: str,
+        mesh: Mesh,
+        broadcast_rules: dict[str, dict[str, object]] | None,
+        pinned_weights: dict[str, str],
     ) -> JobSettings:
         """Returns the part that travels into the jobs."""
         return JobSettings(
@@ -88,6 +93,7 @@ class RunSettings:
             mesh=mesh,
             baseline=self.render.baseline,
             broadcast_rules=broadcast_rules,
+            pinned_weights=pinned_weights,
             compile=self.render.compile,
             attention=self.render.attention,
             compile_cache=self.render.compile_cache,

@@ -57,13 +57,15 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     settings = build_settings(arguments.manifest, choose(vars(arguments), environment_settings(), arguments.config))
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
-    rules = run_rules(settings.render)
     bucket = open_bucket(settings.output)
+    found = find_run(bucket)
+    rules = run_rules(settings.render, begun=found.weights if found else None)
     with accepted_manifest(arguments.manifest, rules, model=settings.render.model) as (accepted, path):
         tell_warnings(accepted.warnings, screen)
+        _tell_weights(rules, found, screen)
         if arguments.dry_run:
-            return _dry_run(settings, rules, bucket, accepted=accepted, path=path, screen=screen)
-        run_ = _start(settings, rules, bucket, accepted)
+            return _dry_run(settings, rules, bucket, found=found, accepted=accepted, path=path, screen=screen)
+        run_ = start_run(bucket, settings, manifest_digest=accepted.digest, num_clips=accepted.num_rows, rules=rules)
         if not bucket.exists(layout.MANIFEST):
             bucket.upload(path, layout.MANIFEST)
         progress = read_progress(bucket)
@@ -77,14 +79,12 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     return _render(submission, work, numbers, detach=arguments.detach)
 
 
-def _start(settings: RunSettings, rules: RunRules, bucket: Bucket, accepted: AcceptedManifest) -> Run:
-    return start_run(
-        bucket,
-        settings,
-        manifest_digest=accepted.digest,
-        num_clips=accepted.num_rows,
-        pixels=pixel_settings(settings, rules),
-    )
+def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
+    begun = found.weights if found else {}
+    for name, weights in rules.weights.items():
+        if weights.pinned != weights.asked:
+            as_before = ", as when this run began" if begun.get(name) == weights else ""
+            screen.note(f"weights of {name}: {weights.pinned}{as_before}")
 
 
 def _plan(settings: RunSettings, rules: RunRules, accepted: Path, progress: Progress) -> PlannedWork:
@@ -101,16 +101,17 @@ def _dry_run(
     rules: RunRules,
     bucket: Bucket,
     *,
+    found: Run | None,
     accepted: AcceptedManifest,
     path: Path,
     screen: Screen,
 ) -> int:
-    found = find_run(bucket)
     asked = Run(
         run_id="dry-run",
         manifest_digest=accepted.digest,
         num_clips=accepted.num_rows,
         pixels=pixel_settings(settings, rules),
+        weights=rules.weights,
     )
     if found:
         check_same(found, asked, bucket.url)
@@ -156,7 +157,10 @@ def _shard_jobs(
     submission: Submission, work: PlannedWork, numbers: dict[int, int], progress: ClipProgress
 ) -> list[ShardJob]:
     settings = submission.settings.job_settings(
-        run_id=submission.run.run_id, mesh=work.mesh, broadcast_rules=submission.rules.job_broadcasts()
+        run_id=submission.run.run_id,
+        mesh=work.mesh,
+        broadcast_rules=submission.rules.job_broadcasts(),
+        pinned_weights=submission.rules.pinned_weights(),
     )
     return [
         ShardJob(

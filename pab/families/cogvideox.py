@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pab.checkpoint import checkpoint_digest, find_checkpoint
+from pab.checkpoint import checkpoint_digest, find_checkpoint, pin
 from pab.cogvideox.levels import trailing_timesteps
 from pab.cogvideox.weights import cogvideox_weights
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
@@ -88,6 +88,7 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         cost=model.cost,
         load=load,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
+        pin=lambda weights: pin(weights, published),
         sequence_parallel=False,
     )
 

@@ -96,6 +96,7 @@ LATTE = Family(
     ),
     load=load_latte,
     weights_digest=PARTS.digest,
+    pin=PARTS.pin,
     compiles=True,
     prefers_cudnn=True,
 )

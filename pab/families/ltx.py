@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pab.checkpoint import checkpoint_digest, find_checkpoint
+from pab.checkpoint import checkpoint_digest, find_checkpoint, pin
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.ltx.levels import MIN_STEPS, NUM_TRAIN_TIMESTEPS, moved_timesteps
 from pab.ltx.weights import LTX_WEIGHTS
@@ -84,6 +84,7 @@ def ltx_family(model: LtxModel) -> Family:
         cost=_COST,
         load=load,
         weights_digest=lambda weights: checkpoint_digest(weights, LTX_WEIGHTS),
+        pin=lambda weights: pin(weights, LTX_WEIGHTS),
         sequence_parallel=False,
     )
 

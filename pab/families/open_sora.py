@@ -8,7 +8,7 @@ from pab.family import ClipDefaults, ClipLimits, CostFigures, Family, LoadReques
 from pab.foresight import FORESIGHT_PRESETS
 from pab.open_sora.clips import seen_levels
 from pab.open_sora.sizes import CHUNK_FRAMES, LATENT_STRIDE, LENGTHS, SIZES, image_size, num_tokens, rendered_size
-from pab.open_sora.weights import digest, find_weights
+from pab.open_sora.weights import PARTS, digest, find_weights
 from pab.plan import NO_BROADCAST, MlpRule, pyramid
 from pab.sites import stdit3_sites
 
@@ -89,6 +89,7 @@ OPEN_SORA = Family(
     ),
     load=load_open_sora,
     weights_digest=digest,
+    pin=PARTS.pin,
     compiles=True,
     prefers_cudnn=True,
 )

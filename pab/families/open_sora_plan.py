@@ -140,6 +140,7 @@ def _v110(name: str, checkpoint: Checkpoint) -> Family:
         cost=_COST_V110,
         load=load,
         weights_digest=parts.digest,
+        pin=parts.pin,
         compiles=True,
         prefers_cudnn=True,
     )
@@ -166,6 +167,7 @@ def _v120(name: str, checkpoint: Checkpoint) -> Family:
         cost=_COST_V120,
         load=load,
         weights_digest=parts.digest,
+        pin=parts.pin,
         compiles=True,
     )
 

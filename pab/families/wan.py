@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pab.checkpoint import checkpoint_digest, find_checkpoint
+from pab.checkpoint import checkpoint_digest, find_checkpoint, pin
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.plan import NO_BROADCAST, pyramid
 from pab.sites import wan_sites
@@ -106,6 +106,7 @@ def wan_family(model: WanModel) -> Family:
         cost=model.cost,
         load=load,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
+        pin=lambda weights: pin(weights, published),
         sequence_parallel=False,
     )
 

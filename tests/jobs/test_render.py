@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,20 @@ def test_the_record_tells_plan_counts_seconds_and_warnings(tmp_path):
     assert record["job"]["run_id"] == "run-1"
     assert record["kept_bytes_peak"] > 0
     assert record["versions"]["torch"] == torch.__version__
+
+
+def test_a_family_is_loaded_from_what_submit_pinned_and_the_record_says_so(tmp_path):
+    pinned, loaded = f"some/model@{'1' * 40}", []
+
+    def load(request):
+        loaded.append(request.weights)
+        return TINY.load(request)
+
+    bucket = write_shard(str(tmp_path), [clip(0)])
+    job = render_job(str(tmp_path), baseline=False, pinned_weights={"tiny": pinned, "other": "elsewhere"})
+    replace(job, find_family=lambda _: replace(TINY, load=load))()
+    assert loaded == [pinned]
+    assert bucket.read_json(layout.record(clip(0).key))["weights"] == pinned
 
 
 def test_a_second_start_leaves_recorded_clips_out(tmp_path):

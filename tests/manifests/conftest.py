@@ -33,7 +33,7 @@ def family(name: str = "wan", *, identity: str = "weights-1", **defaults: int | 
         max_tokens=40_000,
         max_prompt_chars=200,
         broadcasts={"none": "0000", "pab": "abcd"},
-        identity=identity,
+        identity=lambda: identity,
         num_tokens=lambda num_frames, height, width: ((num_frames - 1) // 4 + 1) * (height // 16) * (width // 16),
         defaults={**DEFAULTS, **defaults},
     )

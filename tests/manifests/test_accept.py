@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import json
 from collections.abc import Callable
@@ -51,6 +52,29 @@ def test_each_family_has_its_own_defaults_and_limits(manifest: Write, tmp_path: 
     rules = {"wan": family(), "small": family("small", height=64, width=64)}
     url = manifest({"prompt": ["a", "b"], "model": ["small", None]})
     assert [row["height"] for row in accepted_rows(url, rules)] == [64, 480]
+
+
+def test_only_families_that_rows_name_are_asked_for_their_identity_and_once(manifest: Write, tmp_path: Path) -> None:
+    asked = []
+
+    def identity(name: str) -> str:
+        asked.append(name)
+        if name == "gone":
+            raise OSError("its hub is away\ncall again")
+        return f"weights of {name}"
+
+    rules = {
+        name: dataclasses.replace(family(name), identity=functools.partial(identity, name))
+        for name in ("gone", "small", "unnamed", "wan")
+    }
+    url = manifest({"prompt": ["a"] * 40, "model": ["small", None] * 20}, row_group_size=10)
+    accepted_rows(url, rules)
+    assert sorted(asked) == ["small", "wan"]
+    error = refused(manifest({"prompt": ["a", "b", "c"], "model": ["wan", "gone", "gone"]}), rules, tmp_path)
+    assert [str(problem) for problem in error.problems] == [
+        f"row {row}: model='gone', it cannot be used: its hub is away; fix the manifest" for row in (1, 2)
+    ]
+    assert asked.count("gone") == 1
 
 
 def test_extra_columns_are_kept_with_their_types(manifest: Write, rules: Rules) -> None:

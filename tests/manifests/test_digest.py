@@ -49,7 +49,7 @@ def expected_digest(row: dict[str, Any], family_rules: FamilyRules) -> str:
     lines = [
         "clip/1",
         family_rules.name,
-        family_rules.identity,
+        family_rules.identity(),
         family_rules.broadcasts[row["broadcast"]],
         *(str(row[name]) for name in ("num_frames", "height", "width", "fps", "num_steps")),
         str(bits),

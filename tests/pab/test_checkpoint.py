@@ -1,6 +1,7 @@
 """Published checkpoints: found locally or in the hub's cache, read from shards, loaded whole or not at all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pab.checkpoint import (
     read_config,
     read_tensors,
 )
+from pab.weight_folders import HubPart, PublishedParts
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PUBLISHED = Published(
@@ -82,6 +84,49 @@ def test_offline_cache_answers_and_pins_the_commit(hub_cache):
     assert find_checkpoint(None, PUBLISHED) == folder
     assert pin(None, PUBLISHED) == f"nobody/nothing@{COMMIT}"
     assert checkpoint_digest(None, PUBLISHED) == checkpoint_digest(f"nobody/nothing@{COMMIT}", PUBLISHED)
+
+
+def publish(hub_cache: Path, hub_id: str, commit: str) -> Path:
+    """Lays a commit into the hub's cache and has the branch stand at it."""
+    repository = hub_cache / f"models--{hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text(commit)
+    return lay_out(repository / "snapshots" / commit)
+
+
+def test_pinned_weights_stay_what_they_were_when_the_branch_moves(hub_cache):
+    first = publish(hub_cache, "nobody/nothing", COMMIT)
+    pinned = pin(None, PUBLISHED)
+    second = publish(hub_cache, "nobody/nothing", "f" * 40)
+    assert find_checkpoint(None, PUBLISHED) == second
+    assert find_checkpoint(pinned, PUBLISHED) == first
+    assert checkpoint_digest(pinned, PUBLISHED) != checkpoint_digest(None, PUBLISHED)
+
+
+def test_every_repository_of_a_model_is_pinned(hub_cache):
+    other = replace(PUBLISHED, hub_id="nobody/text")
+    parts = PublishedParts(
+        local=PUBLISHED,
+        transformer=HubPart(published=PUBLISHED, folder="transformer"),
+        vae=HubPart(published=PUBLISHED, folder="vae"),
+        text_encoder=HubPart(published=other, folder="transformer"),
+        tokenizer=HubPart(published=other, folder="vae"),
+    )
+    first = publish(hub_cache, "nobody/nothing", COMMIT)
+    text = publish(hub_cache, "nobody/text", "a" * 40)
+    pinned, digest = parts.pin(None), parts.digest(None)
+    assert pinned == f"nobody/nothing@{COMMIT},nobody/text@{'a' * 40}"
+    assert parts.pin(f"my/tuned@{'c' * 40}") == f"my/tuned@{'c' * 40},nobody/text@{'a' * 40}"
+    for hub_id in ("nobody/nothing", "nobody/text"):
+        publish(hub_cache, hub_id, "f" * 40)
+    folders = parts.find(pinned)
+    assert (folders.transformer, folders.vae) == (first / "transformer", first / "vae")
+    assert (folders.text_encoder, folders.tokenizer) == (text / "transformer", text / "vae")
+    assert parts.digest(pinned) == digest != parts.digest(None)
+    with pytest.raises(
+        CheckpointError, match="nobody/else holds no part of this model, allowed after the first: nobody"
+    ):
+        parts.pin("nobody/nothing,nobody/else@v1")
 
 
 def test_digest_of_a_folder_changes_with_its_weights(tmp_path):

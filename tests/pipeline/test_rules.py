@@ -31,7 +31,7 @@ ONE = {"demo": family()}
 
 def test_identity_names_weights_and_precision() -> None:
     identities = {
-        run_rules(render, {"demo": family(digest=digest)}).rows["demo"].identity
+        run_rules(render, {"demo": family(digest=digest)}).rows["demo"].identity()
         for digest in ("d1", "d2")
         for render in (RENDER, replace(RENDER, precision="bfloat16"), replace(RENDER, weights="elsewhere"))
     }
@@ -85,10 +85,14 @@ def test_weights_belong_to_one_model() -> None:
     assert rules.left_out == {"other": "--weights belong to --model demo"}
 
 
-def test_a_family_without_its_weights_is_left_out_unless_it_is_the_one_asked_for() -> None:
+def test_a_family_without_its_weights_troubles_only_those_who_name_it() -> None:
     other = replace(DEMO, name="other", weights_digest=missing_weights)
     families = {"demo": family(), "other": other}
-    assert run_rules(RENDER, families).left_out == {"other": "no file other.safetensors"}
+    rules = run_rules(RENDER, families)
+    assert rules.left_out == {}
+    with pytest.raises(FileNotFoundError, match=r"no file other\.safetensors"):
+        rules.rows["other"].identity()
+    assert set(rules.weights) == {"demo"}
     with pytest.raises(UsageError, match=r"--model other: no file other.safetensors"):
         run_rules(replace(RENDER, model="other"), families)
 
@@ -145,10 +149,10 @@ def test_what_foresight_will_reuse_is_planned_as_nothing() -> None:
 
 
 def test_compiled_blocks_are_another_identity_and_the_plain_way_is_none() -> None:
-    plain = run_rules(RENDER, ONE).rows["demo"].identity
+    plain = run_rules(RENDER, ONE).rows["demo"].identity()
     assert plain == "weights d1 of None precision float32"
-    assert run_rules(replace(RENDER, compile=True), ONE).rows["demo"].identity == f"{plain} compiled"
+    assert run_rules(replace(RENDER, compile=True), ONE).rows["demo"].identity() == f"{plain} compiled"
     cudnn = replace(RENDER, compile=True, device="cuda", attention="cudnn")
-    assert run_rules(cudnn, ONE).rows["demo"].identity == f"{plain} compiled attention cudnn"
+    assert run_rules(cudnn, ONE).rows["demo"].identity() == f"{plain} compiled attention cudnn"
     library = {"demo": replace(family(), compiles=False)}
-    assert run_rules(replace(RENDER, compile=True), library).rows["demo"].identity == plain
+    assert run_rules(replace(RENDER, compile=True), library).rows["demo"].identity() == plain

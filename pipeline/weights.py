@@ -1,0 +1,52 @@
+"""What the weights of a run's families mean: asked for when the first row names a family, kept as long as the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pab.family import Family
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunWeights:
+    """One family's weights.
+
+    `asked`: as the user says it, None for the family's own. `pinned`: what jobs load, on the hub a certain commit.
+    `digest` names them in the digests of clips.
+    """
+
+    asked: str | None
+    pinned: str | None
+    digest: str
+
+    def __str__(self) -> str:
+        return self.digest if self.pinned == self.asked else f"{self.digest} ({self.pinned})"
+
+
+class WeightsLookup:
+    """Finds each family's weights once: a hub may take long to answer, so only families that rows name are looked up.
+
+    `begun`: those of the run that goes on; a branch of the hub that has moved since changes nothing in it.
+    """
+
+    def __init__(self, model: str, weights: str | None, begun: Mapping[str, RunWeights]) -> None:
+        self._model, self._weights, self._begun = model, weights, begun
+        self._found: dict[str, RunWeights] = {}
+
+    @property
+    def found(self) -> Mapping[str, RunWeights]:
+        """What has been looked up so far, by family."""
+        return self._found
+
+    def find(self, family: Family) -> RunWeights:
+        """Returns a family's weights. Raises ValueError or OSError saying why they cannot be used."""
+        if family.name not in self._found:
+            self._found[family.name] = self._look_up(family)
+        return self._found[family.name]
+
+    def _look_up(self, family: Family) -> RunWeights:
+        asked = self._weights if family.name == self._model else None
+        begun = self._begun.get(family.name)
+        pinned = begun.pinned if begun and begun.asked == asked else family.pin(asked)
+        return RunWeights(asked=asked, pinned=pinned, digest=family.weights_digest(pinned))

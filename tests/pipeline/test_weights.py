@@ -1,0 +1,144 @@
+"""Weights on the hub: asked for only when a row names the family, and one commit from the first submit to the last."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from jobs.bucket import Bucket
+from manifests.accept import validate
+from pab.families import FAMILIES
+from pab.families.demo import DEMO
+from pipeline.exits import UsageError
+from pipeline.options import OPTIONS, Chosen
+from pipeline.rules import RunRules, run_rules
+from pipeline.run import Run, find_run, start_run
+from pipeline.settings import RunSettings, build_settings
+from tests.pipeline.command import Command
+
+Manifest = Callable[..., Path]
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+@dataclass(slots=True, kw_only=True)
+class Hub:
+    """What a branch stands at, and which repositories were asked for."""
+
+    commit: str = FIRST
+    asked: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def serve(hub: Hub) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            _, models, path = self.path.partition("/api/models/")
+            if not models:  # the client also asks for things of its own
+                self.send_error(404)
+                return
+            name = path.split("/revision/")[0]
+            hub.asked.append(name)
+            body = json.dumps({"id": name, "sha": hub.commit, "siblings": []}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub on loopback, for the processes that a test starts."""
+    found = Hub()
+    with serve(found) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        yield found
+
+
+def test_the_hub_is_asked_once_for_each_repository_of_the_families_that_rows_name(
+    command: Command, manifest: Manifest, hub: Hub
+) -> None:
+    code, document = command.json("manifest", "validate", manifest())
+    assert (code, list(document["families"]), hub.asked) == (0, ["demo"], [])
+    sizes = {"num_frames": [8, 16, 16], "height": [32, 512, 512], "width": [32, 512, 512], "num_steps": [4, 50, 50]}
+    named = manifest(name="named", model=["demo", "latte", "latte"], **sizes)
+    code, document = command.json("manifest", "validate", named)
+    assert (code, hub.asked) == (0, ["maxin-cn/Latte-1"])
+    assert f"maxin-cn/Latte-1@{FIRST}" in document["families"]["latte"]
+
+
+def test_rows_of_a_family_whose_weights_are_nowhere_are_told_so(
+    command: Command, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    sizes = {"num_frames": [8, 81, 8], "height": [32, 480, 32], "width": [32, 832, 32], "num_steps": [4, 50, 4]}
+    code, document = command.json("manifest", "validate", manifest(model=["demo", "wan", None], **sizes))
+    assert code == 4
+    assert "row 1: model='wan', it cannot be used: weights='Wan-AI/" in document["error"]["message"]
+    assert "cannot be fetched" in document["error"]["message"]
+
+
+def test_every_family_of_the_hub_pins_its_weights() -> None:
+    for family in FAMILIES.values():
+        if family.name != "demo":
+            with pytest.raises(ValueError, match="neither a folder on this machine nor a hub id"):
+                family.pin("nowhere")
+
+
+def settings_of(url: Path, output: Path) -> RunSettings:
+    chosen = {option.name: Chosen(value=option.default, source=option.name) for option in OPTIONS}
+    for name, value in {"cluster": "local", "device": "cpu", "output": str(output)}.items():
+        chosen[name] = Chosen(value=value, source=name)
+    return build_settings(str(url), chosen)
+
+
+def submitted(url: Path, output: Path, hub: Hub, *, keep: bool = True) -> tuple[Run, RunRules]:
+    """Takes a manifest into a run as `submit` does, with a second family of the hub."""
+    other = replace(
+        DEMO,
+        name="other",
+        pin=lambda weights: weights or f"some/model@{hub.commit}",
+        weights_digest=lambda weights: str(weights)[-16:],
+    )
+    bucket, settings = Bucket(str(output)), settings_of(url, output)
+    found = find_run(bucket)
+    rules = run_rules(settings.render, {"demo": DEMO, "other": other}, begun=found.weights if found and keep else None)
+    accepted = validate(str(url), rules.rows, default_model="demo")
+    run = start_run(bucket, settings, manifest_digest=accepted.digest, num_clips=accepted.num_rows, rules=rules)
+    return run, rules
+
+
+def test_a_run_goes_on_with_the_commit_it_began_with_when_the_branch_has_moved(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    hub, output = Hub(), tmp_path / "out"
+    url = manifest(model=["demo", "other", "other"])
+    run, rules = submitted(url, output, hub)
+    assert rules.pinned_weights() == {"other": f"some/model@{FIRST}"}
+    assert json.loads((output / "run.json").read_text())["weights"]["other"]["pinned"] == f"some/model@{FIRST}"
+    hub.commit = SECOND
+    again, rules = submitted(url, output, hub)
+    assert (again.run_id, rules.pinned_weights()) == (run.run_id, {"other": f"some/model@{FIRST}"})
+    told = rf"weights of other was .*some/model@{FIRST}\), now .*some/model@{SECOND}"
+    with pytest.raises(UsageError, match=told):
+        submitted(url, output, hub, keep=False)
+    assert submitted(url, tmp_path / "new", hub)[1].pinned_weights() == {"other": f"some/model@{SECOND}"}
