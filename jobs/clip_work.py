@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from typing import cast
 
 import torch
 
 from jobs.frames import ClipOnDevice, ComingFrames, Frames
+from jobs.references import ClipReferences
 from jobs.settings import JobSettings
 from manifests.clip import Clip
 from pab.compiled import Compiled, Graphs, compile_blocks
@@ -18,6 +20,7 @@ from pab.denoise import Denoised, denoise, initial_noise, plan_for
 from pab.device_clock import DeviceClock
 from pab.execution import Execution, execution_of
 from pab.family import ClipRequest, Family, LoadRequest
+from pab.given_frames import GivenFrames, TakesReferences
 from pab.model import EncodedPrompt, VideoModel
 from pab.parallel import Axis, NodeGroup
 from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, rules_from_dict
@@ -84,6 +87,7 @@ class ClipFrames:
     decode: DeviceClock
     compiled: Compiled
     warnings: tuple[str, ...]
+    given: GivenFrames | None = None
 
     @property
     def frames(self) -> Frames | None:
@@ -166,7 +170,14 @@ def encode_prompts(loaded: LoadedFamily, clips: Sequence[Clip]) -> float:
 
 
 @torch.inference_mode()
-def render_frames(loaded: LoadedFamily, begun: Begun, *, settings: JobSettings, group: NodeGroup) -> ClipFrames:
+def render_frames(
+    loaded: LoadedFamily,
+    begun: Begun,
+    *,
+    settings: JobSettings,
+    group: NodeGroup,
+    references: ClipReferences | None = None,
+) -> ClipFrames:
     """Renders one clip to frames; its stages are timed in `begun`. Collective over the clip's ranks."""
     clip, stages = begun.clip, begun.stages
     request = clip_request(clip)
@@ -174,18 +185,29 @@ def render_frames(loaded: LoadedFamily, begun: Begun, *, settings: JobSettings, 
         plan = plan_for(loaded.family, request, clip_rules(clip, loaded.family, settings), settings.precision)
     with stages.time("encode_prompt"):
         prompt = loaded.prompts.get(clip.key) or loaded.model.encode_prompts([request])[0]
-    return _frames(loaded, request, prompt=prompt, plan=plan, group=group, stages=stages)
+    given = None
+    if references is not None:
+        with stages.time("encode_references"):
+            taker = cast(TakesReferences, loaded.model)  # its family says that it takes them
+            given = taker.encode_references(request, references.pixels, references.mask)
+    return _frames(loaded, request, prompt=prompt, plan=plan, group=group, stages=stages, given=given)
 
 
 @torch.inference_mode()
 def render_baseline(
-    loaded: LoadedFamily, clip: Clip, *, settings: JobSettings, group: NodeGroup, stages: Stages
+    loaded: LoadedFamily,
+    clip: Clip,
+    *,
+    settings: JobSettings,
+    group: NodeGroup,
+    stages: Stages,
+    given: GivenFrames | None = None,
 ) -> ClipFrames:
-    """Renders the clip with every site computed at every step: same prompt, seed and steps. Collective."""
+    """Renders the clip with every site computed at every step: same prompt, seed, steps and given frames. Collective."""
     request = clip_request(clip)
     plan = plan_for(loaded.family, request, NO_BROADCAST, settings.precision)
     prompt = loaded.prompts.get(clip.key) or loaded.model.encode_prompts([request])[0]
-    return _frames(loaded, request, prompt=prompt, plan=plan, group=group, stages=stages)
+    return _frames(loaded, request, prompt=prompt, plan=plan, group=group, stages=stages, given=given)
 
 
 def _frames(
@@ -196,6 +218,7 @@ def _frames(
     plan: BroadcastPlan,
     group: NodeGroup,
     stages: Stages,
+    given: GivenFrames | None,
 ) -> ClipFrames:
     model, graphs = loaded.model, loaded.graphs
     if graphs is not None:
@@ -208,7 +231,7 @@ def _frames(
         if group.device.type == "cuda":
             torch.cuda.current_stream(group.device).synchronize()
     with stages.time("denoise"):
-        denoised = denoise(model, request, prompt=prompt, noise=noise, plan=plan, group=group)
+        denoised = denoise(model, request, prompt=prompt, noise=noise, plan=plan, group=group, given=given)
     decode = DeviceClock(group.device)
     with stages.time("decode"):
         decode.mark()
@@ -226,6 +249,7 @@ def _frames(
         decode=decode,
         compiled=graphs.so_far().since(before) if graphs else Compiled(),
         warnings=tuple(warnings),
+        given=given,
     )
 
 

@@ -50,7 +50,9 @@ class Measures:
     def measure_baseline(self, loaded: LoadedFamily, clip: Clip, rendered: ClipFrames, context: JobContext) -> None:
         """Renders a clip without broadcast and compares it with how it came out with it. Collective over its ranks."""
         start, node = time.perf_counter(), context.ranks.node
-        baseline = render_baseline(loaded, clip, settings=context.settings, group=node, stages=Stages())
+        baseline = render_baseline(
+            loaded, clip, settings=context.settings, group=node, stages=Stages(), given=rendered.given
+        )
         if node.is_clip_root:
             self.baseline, self.strip_png = compare(clip, rendered, baseline)
         self.baseline_s = time.perf_counter() - start

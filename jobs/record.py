@@ -26,6 +26,9 @@ def clip_record(
         "clip": asdict(clip),
         "seed": clip.seed,
         "weights": context.settings.weights_of(clip.model),
+        "references": [
+            {"url": url, "sha256": sha256} for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
+        ],
         "attempt": begun.attempt,
         "plan": plan_facts(rendered.plan, clip.broadcast),
         "planned": planned_counts(rendered, context.ranks.node),

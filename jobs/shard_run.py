@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from jobs import layout
 from jobs.announce import Announcer
@@ -33,6 +33,7 @@ from jobs.log import log_event, open_log
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome, skipped
 from jobs.pace import Pace
 from jobs.patience import Patience
+from jobs.references import ClipReferences, take_references
 from jobs.todo import Todo, sort_shard
 from manifests.clip import Clip
 from pab.compile_cache import compile_cache
@@ -235,7 +236,10 @@ class _ShardRun:
 
     def _render(self, loaded: LoadedFamily, begun: Begun) -> None:
         node = self._ranks.node
-        work = partial(render_frames, loaded, begun, settings=self._context.settings, group=node)
+        references = self._references(loaded.family, begun)
+        if isinstance(references, Failed):
+            return self._tell(begun, references)
+        work = partial(render_frames, loaded, begun, settings=self._context.settings, group=node, references=references)
         rendered = contain(begun, self._context, work, collective=True)
         if isinstance(rendered, Failed):
             return self._tell(begun, rendered)
@@ -244,6 +248,21 @@ class _ShardRun:
         if self._wants_baseline and node.dp.rank == 0 and len(rendered.plan.full_steps) < rendered.plan.num_steps:
             self._wants_baseline, self._compared = False, (begun, rendered)
         return self._hand_over(begun, rendered)
+
+    def _references(self, family: Family, begun: Begun) -> ClipReferences | Failed | None:
+        """Returns what the clip's root has read of its references, or how that failed: one bad file is one clip's failure."""
+        if not begun.clip.references:
+            return None
+        read: ClipReferences | Failed | None = None
+        if self._ranks.node.is_clip_root:
+            read = contain(begun, self._context, partial(self._read_references, family, begun), collective=False)
+        return cast(ClipReferences | Failed, self._ranks.agree(read))
+
+    def _read_references(self, family: Family, begun: Begun) -> ClipReferences:
+        with begun.stages.time("read_references"):
+            if family.references is None:
+                raise ValueError(f"{family.name} takes no references; leave the column empty")
+            return take_references(begun.clip, family.references, self._context.bucket.patience)
 
     def _measure_baseline(self, loaded: LoadedFamily) -> None:
         """Renders one clip that used broadcast again without it, if the job's time is enough; all its ranks alike."""

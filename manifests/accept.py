@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from manifests.digest import as_lines, clip_heads, content_hashes, default_seeds
 from manifests.errors import ManifestError, Problem, ProblemLog, shown
 from manifests.limits import SIZE_COLUMNS, Limits, Settings
 from manifests.read import ManifestFile, open_manifest
+from manifests.references import ReadReferences, ReferenceCheck, SeenReference
 from manifests.rows import Rows, clip_ids, read_rows
 from manifests.rules import FamilyRules
 from manifests.schema import accepted_schema, check_schema, extra_fields, misspelled_columns
@@ -47,6 +48,7 @@ def accept(
     sink: BinaryIO | str | os.PathLike[str],
     errors_path: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    read_references: ReadReferences | None = None,
 ) -> AcceptedManifest:
     """Validates the manifest at `url` and writes its accepted rows as Parquet to `sink`.
 
@@ -54,16 +56,18 @@ def accept(
     file appears only after success, or an open binary file, whose content is to be thrown away after an error. Rows
     keep their order and have the columns of CLIP_SCHEMA, then the extra ones. `errors_path`: where all problems are
     listed as JSON lines if there are any, by default `<name of the manifest>.errors.jsonl` in the current folder.
-    Raises ManifestError with every problem, ValueError if the rules do not hold together.
+    `read_references`: how references are read, by their URLs; without it rows may name none. Raises ManifestError with every
+    problem, ValueError if the rules do not hold together.
     """
     limits = Limits(rules, default_model)
+    references = ReferenceCheck(manifest=url, limits=limits, read=read_references or _unread)
     with (
         _checked(url, storage_options) as manifest,
         _log(url, errors_path) as log,
         _opened(sink) as stream,
         BatchWriter(stream, accepted_schema(manifest.schema)) as writer,
     ):
-        return _pass(manifest, limits, log, writer)
+        return _pass(manifest, references, log, writer)
 
 
 def validate(
@@ -73,11 +77,17 @@ def validate(
     default_model: str,
     errors_path: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    read_references: ReadReferences | None = None,
 ) -> AcceptedManifest:
     """Does what `accept` does and writes no rows. Same values, same errors."""
     limits = Limits(rules, default_model)
+    references = ReferenceCheck(manifest=url, limits=limits, read=read_references or _unread)
     with _checked(url, storage_options) as manifest, _log(url, errors_path) as log:
-        return _pass(manifest, limits, log, None)
+        return _pass(manifest, references, log, None)
+
+
+def _unread(urls: Sequence[str]) -> Mapping[str, SeenReference | str]:
+    return dict.fromkeys(urls, "references are not read here")
 
 
 @contextlib.contextmanager
@@ -110,7 +120,10 @@ def _opened(sink: BinaryIO | str | os.PathLike[str]) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def _pass(manifest: ManifestFile, limits: Limits, log: ProblemLog, writer: BatchWriter | None) -> AcceptedManifest:
+def _pass(
+    manifest: ManifestFile, references: ReferenceCheck, log: ProblemLog, writer: BatchWriter | None
+) -> AcceptedManifest:
+    limits = references.limits
     repetitions, contents, names = Repetitions(), hashlib.sha256(), hashlib.sha256()
     seen: list[Words] = []
     schema = accepted_schema(manifest.schema)
@@ -118,16 +131,23 @@ def _pass(manifest: ManifestFile, limits: Limits, log: ProblemLog, writer: Batch
     with contextlib.closing(_rows(manifest, limits)) as checked:
         for rows, batch in checked:
             settings, findings = limits.check(rows.settings())
-            log.extend(sorted([*rows.problems, *rows.of_findings(findings)], key=lambda problem: problem.row or 0))
+            given = None
+            if rows.references is not None:
+                given = references.check(rows.references, settings, rows.codes, first_row=rows.first_row)
+            problems = [*rows.problems, *rows.of_findings(findings), *(given.problems if given else ())]
+            log.extend(sorted(problems, key=lambda problem: problem.row or 0))
             ids = clip_ids(rows, repetitions)
             if "clip_id" in batch.schema.names:  # generated ids are distinct among themselves
                 seen.append(string_hashes(ids))
             seeds = _seeds(rows, ids)
             hashes = _digests(rows, settings, seeds)
+            if given is not None:
+                given.add_to_digests(hashes)
             contents.update(hashes.tobytes())
             names.update(as_lines(ids))
             if writer is not None and not log:
                 made = {"clip_id": ids, "seed": seeds, "digest": hex_strings(hashes)}
+                made |= given.columns(len(rows)) if given is not None else {}
                 writer.write(_accepted(rows, settings, made, batch, schema))
     if seen and len(suspects := repeated(np.concatenate(seen))):
         log.extend(_duplicates(manifest, limits, suspects))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from manifests.convert import Cells, cell_problems, column_type, converted
 from manifests.errors import ManifestError, Problem, ProblemLog
 from manifests.read import open_source
-from manifests.schema import VERSION, VERSION_KEY, misspelled_columns
+from manifests.schema import VERSION_KEY, misspelled_columns, version
 
 KINDS: Mapping[str, str] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text"}
 """Which kind of source a file name's ending means."""
@@ -73,7 +73,8 @@ def build(
     if not num_rows:
         raise ManifestError(source, [Problem(allowed="the file has no prompts", action="add at least one")])
     fields = [pa.field(name, pa.string() if pa.types.is_null(type_) else type_) for name, type_ in types.items()]
-    schema = pa.schema(fields, metadata={VERSION_KEY: str(VERSION).encode()})
+    schema = pa.schema(fields)
+    schema = schema.with_metadata({VERSION_KEY: version(schema).encode()})
     _write(Path(destination), schema, _lines(source, kind, storage_options))
     return BuiltManifest(num_rows=num_rows, columns=tuple(schema.names), warnings=misspelled_columns(schema))
 

@@ -10,7 +10,7 @@ class Clip:
     """One row of a manifest as accepted. Sizes in pixels, `fps` in frames per second.
 
     `digest` covers everything that changes the pixels (prompts, seed, sizes, steps, guidance, family, weights,
-    broadcast plan, precision): the same digest is never rendered twice.
+    broadcast plan, precision, references): the same digest is never rendered twice.
     """
 
     clip_id: str
@@ -26,6 +26,12 @@ class Clip:
     num_steps: int
     guidance_scale: float
     broadcast: str
+    references: tuple[str, ...] = ()
+    """URLs of reference images and videos; none for a clip made of its prompt alone."""
+    reference_digests: tuple[str, ...] = ()
+    """SHA-256 in hex of each reference's bytes, taken when the manifest was accepted."""
+    mask_strategy: str | None = None
+    """Which frames of the clip the references give; None where there are none."""
 
     @property
     def key(self) -> str:

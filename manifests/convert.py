@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 import pyarrow as pa
 
 from manifests.errors import Problem, shown
-from manifests.schema import FLOAT_COLUMNS, INTEGER_COLUMNS, STRING_COLUMNS
+from manifests.references import split_references
+from manifests.schema import FLOAT_COLUMNS, INTEGER_COLUMNS, LIST_COLUMNS, STRING_COLUMNS
 
 Cell = object
 """A string (CSV, text) or any JSON value; None where there is none."""
@@ -42,6 +43,8 @@ def column_type(column: str, value: Cell, before: pa.DataType | None) -> pa.Data
         return pa.int64()
     if column in FLOAT_COLUMNS:
         return pa.float64()
+    if column in LIST_COLUMNS:
+        return pa.list_(pa.string())
     found = _extra_type(value)
     if before is None or before == found or pa.types.is_null(before):
         return found
@@ -50,12 +53,14 @@ def column_type(column: str, value: Cell, before: pa.DataType | None) -> pa.Data
     return pa.float64() if {before, found} == {pa.int64(), pa.float64()} else pa.string()
 
 
-def converted(value: Cell, field: pa.Field) -> str | int | float | bool | None:
+def converted(value: Cell, field: pa.Field) -> str | int | float | bool | list[str] | None:
     """Returns a cell that has no problem as a value of its column's type."""
     if value is None:
         return None
     if field.name in INTEGER_COLUMNS:
         return _integer(value)
+    if field.name in LIST_COLUMNS:
+        return list(split_references(value))  # type: ignore[arg-type]
     if field.name in FLOAT_COLUMNS or pa.types.is_floating(field.type):
         return float(value)  # type: ignore[arg-type]
     if pa.types.is_string(field.type):
@@ -71,6 +76,9 @@ def _refused(column: str, value: Cell) -> str | None:
         return None if _integer(value) is not None else "an integer within int64 is needed"
     if column in FLOAT_COLUMNS:
         return None if _is_finite(value) else "a finite number is needed"
+    if column in LIST_COLUMNS:
+        listed = isinstance(value, list) and all(isinstance(part, str) for part in value)
+        return None if listed or isinstance(value, str) else "a string or a list of strings is needed"
     return None
 
 

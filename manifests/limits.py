@@ -54,6 +54,15 @@ class Limits:
         self.min_prompt_chars = min(family.max_prompt_chars for family in self._rules)
         """A prompt up to this length is short enough for every family."""
 
+    def family(self, name: str) -> FamilyRules | None:
+        """Returns the rules of a family, or None if no family has that name."""
+        return next((family for family in self._rules if family.name == name), None)
+
+    @property
+    def take_references(self) -> tuple[str, ...]:
+        """The families whose rows may name references."""
+        return tuple(family.name for family in self._rules if family.check_mask is not None)
+
     def max_prompt_chars(self, models: pa.Array) -> npt.NDArray[np.int64]:
         """Returns the longest allowed prompt per model name (null: the default model); unknown ones have no limit."""
         filled = pc.fill_null(models, self._default_model)

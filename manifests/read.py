@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from manifests.clip import Clip
 from manifests.errors import ManifestError, Problem
-from manifests.schema import CLIP_SCHEMA, check_schema
+from manifests.schema import CLIP_SCHEMA, check_schema, clip_columns
 
 BATCH_ROWS = 131_072
 BATCH_BYTES = 64 << 20
@@ -140,8 +140,14 @@ def read_clips(file: BinaryIO | str) -> list[Clip]:
         ]
         if problems:
             raise ManifestError(name, problems)
-        batches = manifest.iter_batches(CLIP_SCHEMA.names)
-        return [Clip(**row) for batch in batches for row in batch.to_pylist()]
+        batches = manifest.iter_batches(clip_columns(manifest.schema))
+        return [_clip(row) for batch in batches for row in batch.to_pylist()]
+
+
+def _clip(row: dict[str, Any]) -> Clip:
+    for name in ("references", "reference_digests"):
+        row[name] = tuple(row.get(name) or ())
+    return Clip(**row)
 
 
 def _unreadable(url: str, what: str, action: str) -> ManifestError:

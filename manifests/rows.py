@@ -13,7 +13,17 @@ from manifests.digest import content_hashes, hex_strings, row_heads
 from manifests.distinct import Indices, distinct_rows, rows_of
 from manifests.errors import Problem, shown
 from manifests.limits import SETTING_COLUMNS, SIZE, SIZE_COLUMNS, Finding, Limits
-from manifests.schema import FLOAT_COLUMNS, INTEGER_COLUMNS, STRING_COLUMNS, BadRow, as_floats, as_integers, as_strings
+from manifests.references import RowReferences, read_row_references
+from manifests.schema import (
+    FLOAT_COLUMNS,
+    INTEGER_COLUMNS,
+    STRING_COLUMNS,
+    BadRow,
+    as_floats,
+    as_integers,
+    as_strings,
+    has_references,
+)
 from manifests.unique import Repetitions
 
 _CLIP_ID = r"\A[A-Za-z0-9._-]{1,128}\z"
@@ -34,6 +44,8 @@ class Rows:
     codes: Indices
     first_row: int
     problems: tuple[Problem, ...]
+    references: RowReferences | None
+    """Of the rows that name some; None in a manifest without the columns."""
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -75,8 +87,19 @@ def read_rows(batch: pa.RecordBatch, first_row: int, limits: Limits) -> Rows:
     problems += _bad_clip_ids(columns["clip_id"], first_row)
     problems += _long_prompts(columns, first_row, limits)
     columns["prompt"] = pc.fill_null(columns["prompt"], "")
+    references = None
+    if has_references(batch.schema):
+        references, unnamed = read_row_references(batch, columns["mask_strategy"], first_row)
+        problems += unnamed
     distinct, codes = distinct_rows([columns[name] for name in SETTING_COLUMNS])
-    return Rows(columns=columns, distinct=distinct, codes=codes, first_row=first_row, problems=tuple(problems))
+    return Rows(
+        columns=columns,
+        distinct=distinct,
+        codes=codes,
+        first_row=first_row,
+        problems=tuple(problems),
+        references=references,
+    )
 
 
 def clip_ids(rows: Rows, repetitions: Repetitions) -> pa.Array:
@@ -92,9 +115,11 @@ def clip_ids(rows: Rows, repetitions: Repetitions) -> pa.Array:
     sizes = [settings[name] for name in SIZE_COLUMNS]
     heads = row_heads([settings["model"], settings["broadcast"]], sizes, settings["guidance_scale"])
     parts = [heads.take(pa.array(rows.codes)), *(rows.columns[name] for name in ("seed", "negative_prompt", "prompt"))]
-    if given.null_count < len(given):
-        parts = [part.filter(missing) for part in parts]
     hashes = content_hashes(*parts)
+    if rows.references is not None:
+        rows.references.add_to_ids(hashes)
+    if given.null_count < len(given):
+        hashes = hashes[missing.to_numpy(zero_copy_only=False)]
     ids = hex_strings(hashes)
     earlier = repetitions.count(hashes.view(np.uint64).reshape(-1))
     if earlier.any():

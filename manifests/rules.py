@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -33,3 +33,6 @@ class FamilyRules:
     defaults: Mapping[str, int | float | str]
     """Values for num_frames, height, width, fps, num_steps, guidance_scale and broadcast where a row has none."""
     images: bool = False
+    check_mask: Callable[[str, Sequence[int], int], object] | None = None
+    """Checks a row's references: mask strategy, frames of each reference, num_frames of the clip. Raises ValueError saying
+    what does not fit. None for a family that takes no references."""

@@ -12,13 +12,16 @@ import pyarrow.compute as pc
 from manifests.errors import Problem, shown
 
 VERSION = 1
-"""Raised when a reader of an older version would misread what we write."""
+REFERENCES_VERSION = 2
+"""Written for a manifest with references, which a reader of version 1 would leave out. Both are read."""
 VERSION_KEY = b"pab_pipeline.manifest_version"
 
-STRING_COLUMNS = ("clip_id", "prompt", "negative_prompt", "model", "broadcast")
+STRING_COLUMNS = ("clip_id", "prompt", "negative_prompt", "model", "broadcast", "mask_strategy")
 INTEGER_COLUMNS = ("seed", "num_frames", "height", "width", "fps", "num_steps")
 FLOAT_COLUMNS = ("guidance_scale",)
-ROW_COLUMNS = (*STRING_COLUMNS, *INTEGER_COLUMNS, *FLOAT_COLUMNS)
+LIST_COLUMNS = ("references",)
+"""Lists of strings, or strings with `;` between the parts."""
+ROW_COLUMNS = (*STRING_COLUMNS, *INTEGER_COLUMNS, *FLOAT_COLUMNS, *LIST_COLUMNS)
 """What a user's manifest may hold; only `prompt` is required. Any other column is kept as it is."""
 
 CLIP_SCHEMA = pa.schema(
@@ -40,17 +43,44 @@ CLIP_SCHEMA = pa.schema(
 )
 """An accepted row: the fields of `Clip`, in their order. Extra columns follow it."""
 
+REFERENCE_SCHEMA = pa.schema(
+    [
+        pa.field("references", pa.list_(pa.string())),
+        pa.field("reference_digests", pa.list_(pa.string())),
+        pa.field("mask_strategy", pa.string()),
+    ]
+)
+"""Further fields of `Clip`, in a manifest whose rows may name references; they follow CLIP_SCHEMA."""
+
 _INT64_LIMIT = 2.0**63
+
+
+def clip_columns(schema: pa.Schema) -> tuple[str, ...]:
+    """Returns which columns of an accepted manifest are fields of `Clip`."""
+    return tuple(name for name in (*CLIP_SCHEMA.names, *REFERENCE_SCHEMA.names) if name in schema.names)
+
+
+def has_references(schema: pa.Schema) -> bool:
+    """Whether rows of a manifest may name references."""
+    return any(name in schema.names for name in ("references", "mask_strategy"))
+
+
+def version(schema: pa.Schema) -> str:
+    """Returns the version that a manifest of these columns is written as."""
+    return str(REFERENCES_VERSION if has_references(schema) else VERSION)
 
 
 def extra_fields(schema: pa.Schema) -> list[pa.Field]:
     """Returns the columns of a user's manifest that are not ours, in their order."""
-    return [field for field in schema if field.name not in CLIP_SCHEMA.names]
+    ours = (*CLIP_SCHEMA.names, *REFERENCE_SCHEMA.names)
+    return [field for field in schema if field.name not in ours]
 
 
 def accepted_schema(schema: pa.Schema) -> pa.Schema:
     """Returns the schema of what is written for a user's manifest of `schema`: ours, then its extra columns."""
-    return pa.schema([*CLIP_SCHEMA, *extra_fields(schema)], metadata={VERSION_KEY: str(VERSION).encode()})
+    references = REFERENCE_SCHEMA if has_references(schema) else ()
+    fields = [*CLIP_SCHEMA, *references, *extra_fields(schema)]
+    return pa.schema(fields, metadata={VERSION_KEY: version(schema).encode()})
 
 
 def check_schema(schema: pa.Schema) -> list[Problem]:
@@ -80,18 +110,18 @@ def misspelled_columns(schema: pa.Schema) -> tuple[str, ...]:
 def _meant(name: str) -> str | None:
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
     close = difflib.get_close_matches(plain, ROW_COLUMNS, n=1, cutoff=0.7)
-    return close[0] if close and name not in CLIP_SCHEMA.names else None
+    return close[0] if close and name not in (*CLIP_SCHEMA.names, *REFERENCE_SCHEMA.names) else None
 
 
 def _version_problems(schema: pa.Schema) -> list[Problem]:
     found = (schema.metadata or {}).get(VERSION_KEY)
-    if found is None or found == str(VERSION).encode():
+    if found is None or found in (str(VERSION).encode(), str(REFERENCES_VERSION).encode()):
         return []
     return [
         Problem(
             column="manifest version",
             value=found.decode(errors="replace"),
-            allowed=f"this program reads version {VERSION}",
+            allowed=f"this program reads versions {VERSION} and {REFERENCES_VERSION}",
             action="use the program that wrote the file, or build the manifest again",
         )
     ]
@@ -103,8 +133,11 @@ def _type_problem(field: pa.Field) -> Problem | None:
         return None
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if field.name in STRING_COLUMNS and not text:
         allowed = "strings are needed"
+    elif field.name in LIST_COLUMNS and not (text or (listed and pa.types.is_string(kind.value_type))):
+        allowed = "lists of strings are needed (or strings with ; between the parts)"
     elif field.name in INTEGER_COLUMNS and not number:
         allowed = "integers are needed (or floats that hold whole numbers)"
     elif field.name in FLOAT_COLUMNS and not number:

@@ -12,6 +12,7 @@ from pab.device_clock import DeviceClock
 from pab.family import ClipRequest, Family
 from pab.foresight import ForesightRules
 from pab.foresight_state import ForesightState
+from pab.given_frames import GivenFrames
 from pab.model import EncodedPrompt, StepInput, VideoModel
 from pab.parallel import NodeGroup, Traffic
 from pab.plan import BroadcastPlan, Rules, make_plan
@@ -94,13 +95,15 @@ def denoise(
     noise: Tensor,
     plan: BroadcastPlan,
     group: NodeGroup,
+    given: GivenFrames | None = None,
 ) -> Denoised:
     """Renders one clip's latents. Collective over the clip's ranks.
 
-    `noise`: whole [B, C, T, H, W] on the CPU. Nothing in the loop waits for the device, but for Foresight's one decision
-    before a step that may reuse. Raises NotFiniteError when the result is not finite (after the loop, on every rank).
+    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give. Nothing in the loop waits for the device,
+    but for Foresight's one decision before a step that may reuse. Raises NotFiniteError when the result is not finite
+    (after the loop, on every rank).
     """
-    scheduler = model.scheduler(request, group.sp)
+    scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
     mine = branches(request, prompt, group)
     texts = {branch: prompt.states(branch) for branch in mine}
@@ -108,7 +111,8 @@ def denoise(
     before = group.sp.axis.traffic.snapshot()
     clock = DeviceClock(group.device)
     kept_bytes_peak = 0
-    latents = model.split(noise.to(group.device) * scheduler.init_noise_sigma, group.sp)
+    latents = noise.to(group.device) * scheduler.init_noise_sigma
+    latents = model.split(latents if given is None else given.put_into(latents), group.sp)
     clock.mark()
     for step in range(plan.num_steps):
         state.begin(step)

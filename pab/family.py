@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pab.plan import Rules, Site
+from pab.references import ReferenceRules
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -108,6 +109,9 @@ class Family:
     """Whether the transformer's blocks trace into whole graphs (`VideoModel.block_stacks`), so that jobs may compile them."""
     prefers_cudnn: bool = False
     """Whether its heads are of 72 channels, for which cuDNN's attention is faster than torch's first choice."""
+    references: ReferenceRules | None = None
+    """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
+    `pab.given_frames.TakesReferences` describes."""
     fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps, told like `timesteps`, at which nothing kept before is reused: another transformer takes over there."""
 

@@ -13,6 +13,7 @@ from manifests.build import build
 from pipeline.environment import environment_settings
 from pipeline.exits import Exit
 from pipeline.options import choose
+from pipeline.references import ReferenceReader
 from pipeline.rules import RunRules, run_rules
 from pipeline.screen import Screen, counted
 from pipeline.settings import build_settings
@@ -25,7 +26,11 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     settings = build_settings(arguments.manifest, choose(vars(arguments), environment_settings()))
     rules = run_rules(settings.render)
     accepted = validate(
-        arguments.manifest, rules.rows, default_model=settings.render.model, errors_path=errors_path(arguments.manifest)
+        arguments.manifest,
+        rules.rows,
+        default_model=settings.render.model,
+        errors_path=errors_path(arguments.manifest),
+        read_references=ReferenceReader(),
     )
     tell_warnings(accepted.warnings, screen)
     screen.result(
@@ -60,7 +65,15 @@ def accepted_manifest(url: str, rules: RunRules, *, model: str) -> Iterator[tupl
     """
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
         path = Path(folder) / "manifest.parquet"
-        yield accept(url, rules.rows, default_model=model, sink=path, errors_path=errors_path(url)), path
+        accepted = accept(
+            url,
+            rules.rows,
+            default_model=model,
+            sink=path,
+            errors_path=errors_path(url),
+            read_references=ReferenceReader(),
+        )
+        yield accepted, path
 
 
 def tell_warnings(warnings: Sequence[str], screen: Screen) -> None:

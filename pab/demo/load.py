@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pab.demo.autoencoder import Autoencoder
+from pab.demo.autoencoder import FRAMES_PER_LATENT, Autoencoder
 from pab.demo.frame_position import frame_positions
 from pab.demo.text import TextEncoder
 from pab.demo.weights import load_demo
+from pab.families.demo import DEMO_REFERENCES
 from pab.family import ClipRequest, LoadRequest
 from pab.models.stdit3_video import STDiT3Video, TextStates
 from pab.parallel import NodeGroup
@@ -36,6 +37,7 @@ def load_video_model(path: Path, request: LoadRequest) -> STDiT3Video:
         timesteps=lambda clip: timesteps(clip.num_steps),
         model_fps=lambda clip: float(clip.fps),
         frame_channels=frame_positions,
+        references=DEMO_REFERENCES,
     )
 
 
@@ -64,6 +66,12 @@ class DemoCodec:
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         """Returns (C, T, H, W) of a clip of this pixel size."""
         return self.autoencoder.latent_shape(num_frames, height, width)
+
+    def encode_frames(self, pixels_BCTHW: Tensor, noise: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Returns float32 latents [B, C, T/2, H/4, W/4]; an odd last frame, or an image, fills its latent frame twice."""
+        odd = pixels_BCTHW.shape[2] % FRAMES_PER_LATENT
+        whole = torch.cat([pixels_BCTHW, pixels_BCTHW[:, :, -1:]], dim=2) if odd else pixels_BCTHW
+        return self.autoencoder.encode(whole.to(self.autoencoder.latents_mean)).float()
 
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
         """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root."""

@@ -12,6 +12,7 @@ from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Famil
 from pab.foresight import FORESIGHT_PRESETS
 from pab.plan import NO_BROADCAST, MlpRule, Site, pyramid
 from pab.rectified_flow import round_to, timesteps
+from pab.references import ReferenceRules
 from pab.sites import stdit3_sites
 from pab.weights import weights_digest
 
@@ -63,6 +64,13 @@ _MLP = tuple(
 )
 _WINDOW = (450, 930)
 
+DEMO_REFERENCES = ReferenceRules(
+    chunk_frames=LATENT_STRIDE[0],
+    chunk_latents=1,
+    latent_frames=lambda num_frames: -(-num_frames // LATENT_STRIDE[0]),
+    align=None,
+)
+
 DEMO = Family(
     name="demo",
     summary="coloured shapes in motion, 64x64, a small model that ships with the project",
@@ -99,6 +107,7 @@ DEMO = Family(
         decode_s_per_pixel=5e-6,
     ),
     load=load_demo_model,
+    references=DEMO_REFERENCES,
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
     precisions=("float32", "bfloat16"),
     compiles=True,

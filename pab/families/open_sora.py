@@ -7,9 +7,21 @@ from typing import TYPE_CHECKING
 from pab.family import ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest
 from pab.foresight import FORESIGHT_PRESETS
 from pab.open_sora.clips import seen_levels
-from pab.open_sora.sizes import CHUNK_FRAMES, LATENT_STRIDE, LENGTHS, SIZES, image_size, num_tokens, rendered_size
+from pab.open_sora.sizes import (
+    CHUNK_FRAMES,
+    CHUNK_LATENTS,
+    LATENT_STRIDE,
+    LENGTHS,
+    SIZES,
+    image_size,
+    latent_frames,
+    nominal_size,
+    num_tokens,
+    rendered_size,
+)
 from pab.open_sora.weights import PARTS, digest, find_weights
 from pab.plan import NO_BROADCAST, MlpRule, pyramid
+from pab.references import ReferenceRules
 from pab.sites import stdit3_sites
 
 if TYPE_CHECKING:
@@ -88,6 +100,14 @@ OPEN_SORA = Family(
         decode_s_per_pixel=5.7e-8,
     ),
     load=load_open_sora,
+    references=ReferenceRules(
+        chunk_frames=CHUNK_FRAMES,
+        chunk_latents=CHUNK_LATENTS,
+        latent_frames=latent_frames,
+        align=CHUNK_LATENTS,
+        # The published pipeline brings references to nominal sizes; the VAE drops what is beyond whole latents.
+        pixel_size=nominal_size,
+    ),
     weights_digest=digest,
     pin=PARTS.pin,
     compiles=True,

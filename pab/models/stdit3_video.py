@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from pab.family import ClipRequest
+from pab.given_frames import GivenFrames, assemble, reference_noise
 from pab.model import EncodedPrompt, StepInput
+from pab.models.noise_video import StepNoise
 from pab.models.stdit3 import ClipShape, STDiT3, Text
-from pab.models.video import LatentCodec, TextStates, encode_pairs, guided_prompt
+from pab.models.video import LatentCodec, ReferenceCodec, TextStates, encode_pairs, guided_prompt
+from pab.open_sora.frame_masks import FrameMask
 from pab.parallel import NodeGroup, SequenceParallel
 from pab.rectified_flow import RectifiedFlow
+from pab.reference_pixels import ReferencePixels
+from pab.references import ReferenceRules
 from pab.state import BOTH, Visit
 
 __all__ = ["LatentCodec", "STDiT3Video", "TextStates"]
@@ -36,6 +41,8 @@ class STDiT3Video:
     """Height and width in pixels as the transformer is told them."""
     prepare: Callable[[ClipRequest], ClipRequest] = lambda request: request
     """Returns the clip with the texts that the encoder reads."""
+    references: ReferenceRules | None = None
+    """How clips take references; the codec is then a `ReferenceCodec`."""
 
     @property
     def block_stacks(self) -> Sequence[nn.ModuleList]:
@@ -62,6 +69,38 @@ class STDiT3Video:
     def scheduler(self, request: ClipRequest, sp: SequenceParallel) -> RectifiedFlow:
         """Returns rectified flow over the clip's noise levels."""
         return RectifiedFlow(timesteps=self.timesteps(request))
+
+    @torch.inference_mode()
+    def encode_references(
+        self, request: ClipRequest, references: Sequence[ReferencePixels | None], mask: FrameMask
+    ) -> GivenFrames:
+        """Encodes the references' frames with noise from the clip's seed, on every rank alike."""
+        assert self.references is not None, "only clips of a family that takes references have any"
+        assert isinstance(self.codec, ReferenceCodec), "a family that takes references can encode them"
+        noise, rules, codec = reference_noise(request.seed), self.references, self.codec
+
+        def encode(held: ReferencePixels) -> tuple[Tensor, int]:
+            first = held.start // rules.chunk_frames * rules.chunk_latents
+            return codec.encode_frames(held.pixels_13THW, noise), first
+
+        encoded = [None if held is None else encode(held) for held in references]
+        return GivenFrames(
+            latents_BCTHW=assemble(self.latent_shape(request), mask, encoded),
+            mask=mask,
+            scheduler=lambda sp: self._masked_scheduler(request, mask, sp),
+        )
+
+    def _masked_scheduler(self, request: ClipRequest, mask: FrameMask, sp: SequenceParallel) -> RectifiedFlow:
+        device = self.transformer.final_layer.linear.weight.device
+        levels_BT = torch.tensor([mask.levels], device=device)
+        frames_BT = sp.split(levels_BT, 1, multiple=self.transformer.config.patch_size[0])
+        if all(level in (0, 1) for level in mask.levels):
+            # No frame begins on the way: what would be mixed in is never looked at.
+            return replace(
+                self.scheduler(request, sp), frame_mask_BT=frames_BT, noise=lambda _: levels_BT.new_zeros(())
+            )
+        noise = StepNoise(request.seed, self.latent_shape(request), lambda noise: self.split(noise, sp).to(device))
+        return replace(self.scheduler(request, sp), frame_mask_BT=frames_BT, noise=noise)
 
     def split(self, latents: Tensor, sp: SequenceParallel) -> Tensor:
         """Returns this rank's frames."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,17 @@ class LatentCodec(Protocol):
 
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
         """Returns uint8 frames [B, T, H, W, 3], on the device or the CPU, on the clip's root rank at least. Collective."""
+
+
+@runtime_checkable
+class ReferenceCodec(LatentCodec, Protocol):
+    """Also the way back, for families that take references."""
+
+    def encode_frames(self, pixels_BCTHW: Tensor, noise: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+        """Returns float32 latents [B, C, t, h, w] of frames in -1..1 that begin with a chunk, on the model's device.
+
+        `noise(shape)` draws what the codec samples its latents with.
+        """
 
 
 def encode_pairs(

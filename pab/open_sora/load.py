@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pab.checkpoint import CheckpointError, load_module, read_config, read_tensors
-from pab.families.open_sora import DEPTH
+from pab.families.open_sora import DEPTH, OPEN_SORA
 from pab.family import ClipRequest, LoadRequest
 from pab.models.image_vae import ImageVAEConfig
-from pab.models.open_sora_vae import SCALE, SHIFT, OpenSoraVAE, OpenSoraVAEConfig
+from pab.models.open_sora_vae import SCALE, SHIFT, Noise, OpenSoraVAE, OpenSoraVAEConfig
 from pab.models.stdit3 import STDiT3, STDiT3Config
 from pab.models.stdit3_video import STDiT3Video
 from pab.models.t5_text import T5Text
@@ -50,6 +50,7 @@ def load_video_model(folders: WeightFolders, request: LoadRequest) -> STDiT3Vide
         model_fps=model_fps,
         model_size=lambda clip: model_size(clip, precision),
         prepare=prepare_texts,
+        references=OPEN_SORA.references,
     )
 
 
@@ -117,6 +118,10 @@ class OpenSoraCodec:
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         """Returns (C, T, H, W) of a clip of this pixel size."""
         return self.vae.latent_shape(num_frames, height, width)
+
+    def encode_frames(self, pixels_BCTHW: Tensor, noise: Noise) -> Tensor:
+        """Returns latents [B, C, t, H/8, W/8] float32 of whole chunks of frames, on the model's device."""
+        return self.vae.encode(pixels_BCTHW.to(self.vae.scale.device), noise).float()
 
     @torch.inference_mode()
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
