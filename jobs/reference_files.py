@@ -125,7 +125,7 @@ def decode_frames(reference: Reference, span: range) -> Iterator[npt.NDArray[np.
         command = ["-i", str(path), "-map", "0:v:0", *choose, *convert, "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
         found = 0
         for frame in _frames_of(command):
-            found += 1  # noqa: SIM113  (counts beyond the loop)
+            found += 1
             yield frame
     if found != len(span):
         raise UnusableReferenceError(f"its frames {span.start} to {span.stop - 1} are wanted, {found} of them decode")

@@ -99,7 +99,7 @@ def family_rules(
         broadcasts={name: rules.digest for name, rules in {**family.presets, **own_broadcasts}.items()},
         identity=identity,
         num_tokens=family.num_tokens,
-        check_mask=family.references and family.references.mask,
+        check_mask=None if family.references is None else family.references.mask,
         defaults=asdict(family.defaults) | ({"broadcast": default_broadcast} if default_broadcast else {}),
     )
 

@@ -284,8 +284,8 @@ def test_a_column_twice_is_refused(manifest: Write, rules: Rules, tmp_path: Path
 
 
 def test_another_version_is_refused(manifest: Write, rules: Rules, tmp_path: Path) -> None:
-    table = pa.table({"prompt": ["a"]}).replace_schema_metadata({VERSION_KEY: b"2"})
-    with pytest.raises(ManifestError, match="manifest version=2, this program reads version 1"):
+    table = pa.table({"prompt": ["a"]}).replace_schema_metadata({VERSION_KEY: b"3"})
+    with pytest.raises(ManifestError, match="manifest version=3, this program reads versions 1 and 2"):
         raise refused(manifest(table), rules, tmp_path)
 
 
