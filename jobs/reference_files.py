@@ -24,6 +24,8 @@ from jobs.patience import Patience, is_of_store, is_transient, persist, within
 
 _LOG = logging.getLogger(__name__)
 MAX_BYTES = 1 << 30
+_UNKNOWN_BYTES = 64 << 20
+"""What a file whose size nobody tells is given time for."""
 _DEADLINE_S = 600.0
 _S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2}}}
 _IMAGES = (
@@ -66,20 +68,22 @@ def fetch_reference(url: str, patience: Patience) -> Reference:
 def _fetch(url: str, patience: Patience) -> bytes:
     if "@" in url.partition("://")[2].partition("/")[0]:
         raise UnusableReferenceError("a URL may not hold credentials; set them in the environment")
-    options = _S3_OPTIONS if get_protocol(url) in ("s3", "s3a") else {}
+    protocol = get_protocol(url)
+    options, web = _S3_OPTIONS if protocol in ("s3", "s3a") else {}, protocol in ("http", "https")
     try:
         fs, path = fsspec.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise UnusableReferenceError(f"its file system cannot be opened ({error})") from error
 
     def get() -> bytes:
-        info = within(patience.operation_s, lambda: fs.info(path))
+        # Over HTTP fsspec tells every error of `info` as a missing file.
+        info = {} if web else within(patience.operation_s, lambda: fs.info(path))
         if info.get("type") == "directory":
             raise IsADirectoryError("it is a folder")
         size_bytes = info.get("size") or 0
         if size_bytes > MAX_BYTES:
             raise UnusableReferenceError(f"it has {size_bytes / 1e9:.1f} GB, at most {MAX_BYTES / 1e9:.1f} GB are read")
-        return within(patience.deadline_s(size_bytes or MAX_BYTES), lambda: bytes(fs.cat_file(path)))
+        return within(patience.deadline_s(size_bytes or _UNKNOWN_BYTES), lambda: bytes(fs.cat_file(path)))
 
     try:
         return persist(get, patience, lambda error, wait_s: _tell_retry(url, error, wait_s))

@@ -126,7 +126,11 @@ def check_same(found: Run, asked: Run, url: str) -> None:
         if found.pixels.get(name, _BEFORE.get(name)) != value
     ]
     if not changed:
-        rows = f"{found.num_clips} rows, now {asked.num_clips}" if found.num_clips != asked.num_clips else "other rows"
+        rows = (
+            f"{found.num_clips} rows, now {asked.num_clips}"
+            if found.num_clips != asked.num_clips
+            else "other rows, or other bytes in a reference"
+        )
         changed = [f"the manifest had {rows}" if found.num_clips != asked.num_clips else f"the manifest has {rows}"]
     raise UsageError(
         f"{url} holds another run: {'; '.join(changed)}. Give this one another --output, or submit the manifest and "

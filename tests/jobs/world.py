@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from jobs.bucket import Bucket
 from jobs.render import RenderShard
 from jobs.settings import JobSettings, Mesh
 from manifests.clip import Clip
-from manifests.schema import CLIP_SCHEMA, accepted_schema
+from manifests.schema import CLIP_SCHEMA, REFERENCE_SCHEMA, accepted_schema
 from pab.families.demo import DEMO, demo_sites
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.models.stdit3 import STDiT3, STDiT3Config
@@ -45,6 +45,11 @@ class StretchCodec:
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         return (4, -(-num_frames // 2), -(-height // STRIDE), -(-width // STRIDE))
+
+    def encode_frames(self, pixels: Tensor, noise) -> Tensor:
+        size = self.latent_shape(*pixels.shape[2:])[1:]
+        colours = F.interpolate(pixels * 0.5 / 0.15, size=size, mode="area")
+        return F.pad(colours, [0, 0, 0, 0, 0, 0, 0, 1])
 
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
         size = (request.num_frames, request.height, request.width)
@@ -104,6 +109,7 @@ def load_tiny(request: LoadRequest) -> Trouble:
             codec=StretchCodec(),
             timesteps=lambda request: timesteps(request.num_steps),
             model_fps=lambda request: float(request.fps),
+            references=DEMO.references,
         )
     )
 
@@ -135,8 +141,9 @@ def clip(number: int = 0, **changes) -> Clip:
 
 def write_shard(output: str, clips: list[Clip], shard: int = 7) -> Bucket:
     bucket = Bucket(output)
-    rows = [{name: getattr(item, name) for name in CLIP_SCHEMA.names} for item in clips]
-    table = pa.Table.from_pylist(rows, schema=accepted_schema(CLIP_SCHEMA))
+    rows = [asdict(item) for item in clips]
+    named = REFERENCE_SCHEMA if any(item.references for item in clips) else []
+    table = pa.Table.from_pylist(rows, schema=accepted_schema(pa.schema([*CLIP_SCHEMA, *named])))
     with bucket.open_output(layout.shard(shard)) as stream:
         pq.write_table(table, stream)
     return bucket

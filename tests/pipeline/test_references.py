@@ -1,0 +1,128 @@
+"""References from the manifest to the video, through the real command line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jobs.encode import encode
+from jobs.patience import Patience
+from jobs.picture import png
+from jobs.references import take_references
+from manifests.clip import Clip
+from manifests.references import SeenReference
+from pab.families.open_sora import OPEN_SORA
+from pab.family import LoadRequest
+from pab.parallel import NodeGroup
+from pab.tiny_weights import main as write_tiny
+from pipeline.references import MOST_TIMES_AWAY, ReferenceReader
+from tests.jobs.videos import read_video
+from tests.pab.open_sora_ranks import CLIP
+from tests.pipeline.command import Command, records
+
+Manifest = Callable[..., Path]
+SIZE = {"num_frames": [34, 34], "height": [112, 112], "width": [128, 128], "num_steps": [2, 2]}
+
+
+def write_waves(path: Path, phase: float = 0.0) -> None:
+    t, y, x = np.meshgrid(np.arange(20) / 6 + phase, np.linspace(0, 6, 120), np.linspace(0, 6, 160), indexing="ij")
+    waves = np.stack([np.sin(x + t), np.sin(y - t), np.sin(x + y)], axis=-1)
+    encode((waves * 100 + 128).astype(np.uint8), path, fps=24, crf=10, tags={})
+
+
+def first_chunk(weights: Path, values: dict) -> np.ndarray:
+    """The first 17 frames that the VAE makes of a recorded clip's reference, with noise from the clip's seed."""
+    lists = {name: tuple(values[name]) for name in ("references", "reference_digests")}
+    clip = Clip(**(values | lists))
+    model = OPEN_SORA.load(LoadRequest(weights=str(weights), precision="float32", device="cpu"))
+    taken = take_references(clip, OPEN_SORA.references, Patience())
+    request = replace(CLIP, seed=clip.seed)
+    given = model.encode_references(request, taken.pixels, taken.mask)
+    return model.decode(given.latents_BCTHW, request, NodeGroup())[0, :17].numpy()
+
+
+def coarse(frames: np.ndarray) -> np.ndarray:
+    """Means over 8 x 8 pixels: random weights make fine colour patterns, of which H.264 keeps a quarter."""
+    return frames.reshape(len(frames), 14, 8, 16, 8, 3).mean(axis=(2, 4))
+
+
+@torch.inference_mode()
+def test_a_clip_begins_with_its_reference_and_a_changed_reference_is_told(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    assert write_tiny(["open_sora", str(tmp_path / "weights")]) == 0
+    sora = replace(command, weights=tmp_path / "weights")
+    write_waves(tmp_path / "waves.mp4")
+    columns = {"references": [["waves.mp4"], None], "mask_strategy": ["0,0,0,0,5", None], "seed": [4, 4]}
+    url = manifest(2, **SIZE, **columns)
+    output = tmp_path / "out"
+    code, document = sora.submit(url, output, "--model", "open_sora")
+    assert (code, document["rendered"]) == (0, 2), document
+    given, free = (records(output)[name] for name in ("c0", "c1"))
+    sha256 = hashlib.sha256((tmp_path / "waves.mp4").read_bytes()).hexdigest()
+    assert given["references"] == [{"url": str(tmp_path / "waves.mp4"), "sha256": sha256}]
+    assert (free["references"], free["clip"]["mask_strategy"]) == ([], None)
+    expected = first_chunk(sora.weights, given["clip"]).astype(float)
+    frames, others = (read_video(output / f"videos/{name}.mp4", 128, 112).astype(float) for name in ("c0", "c1"))
+    error = np.abs(coarse(frames[:17]) - coarse(expected)).mean()
+    assert error < 3
+    assert np.abs(coarse(others[:17]) - coarse(expected)).mean() > 4 * error
+
+    code, document = sora.submit(url, output, "--model", "open_sora")
+    assert (code, document["rendered_now"]) == (0, 0)
+    write_waves(tmp_path / "waves.mp4", phase=1.0)
+    code, document = sora.submit(url, output, "--model", "open_sora")
+    assert code == 2
+    assert "other bytes in a reference" in document["error"]["message"]
+
+
+def test_rows_whose_references_cannot_be_rendered_are_refused_with_all_other_bad_rows(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    (tmp_path / "text.png").write_text("no picture")
+    columns = {
+        "num_frames": [8, 8, 8, 9, 8],
+        "references": ["a.png", "gone.png", "text.png", None, "a.png"],
+        "mask_strategy": [None, None, None, None, "0,0,0,4"],
+    }
+    code, document = command.submit(manifest(5, **columns), tmp_path / "out")
+    assert code == 4
+    told = document["error"]["message"]
+    assert "4 problems" in told
+    assert f"row 1: references={tmp_path}/gone.png, it cannot be read (the file does not exist)" in told
+    assert f"row 2: references={tmp_path}/text.png, it is neither an image" in told
+    assert "row 3: num_frames=9" in told
+    assert "row 4: mask_strategy='0,0,0,4', it starts at latent frame 4 of the clip, which has 4" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_that_takes_no_references_says_so(command: Command, manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "wan").mkdir()
+    (tmp_path / "wan" / "weights").write_text("planning reads no weights")
+    wan = replace(command, weights=tmp_path / "wan")
+    url = manifest(1, num_frames=[5], references=["a.png"])
+    code, document = wan.submit(url, tmp_path / "out", "--model", "wan", "--dry-run")
+    assert code == 4
+    assert "row 0: references='a.png', wan takes no references; leave the column empty" in document["error"]["message"]
+
+
+def test_a_reference_is_read_once_and_a_store_that_is_away_is_not_asked_for_ever(tmp_path: Path) -> None:
+    image = png(np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "a.png").write_bytes(image)
+    reader = ReferenceReader(Patience(total_s=0.05, operation_s=2, first_wait_s=0.02))
+    here = str(tmp_path / "a.png")
+    seen = SeenReference(sha256=hashlib.sha256(image).hexdigest(), num_frames=1)
+    assert reader([here]) == {here: seen}
+    (tmp_path / "a.png").unlink()
+    assert reader([here]) == {here: seen}
+    for number in range(MOST_TIMES_AWAY):
+        url = f"http://127.0.0.1:9/{number}.png"
+        assert "cannot be read" in str(reader([url])[url])
+    url = "http://127.0.0.1:9/last.png"
+    assert "http://127.0.0.1:9 gave no answer 3 times, so this one was not tried" in str(reader([url])[url])
