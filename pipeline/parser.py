@@ -28,6 +28,14 @@ SUBMIT = """examples:
 """
 
 
+COLUMNS = """columns of a manifest:
+  prompt; if wanted clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale,
+  broadcast, references (paths or URLs of images and videos, with ; between them) and mask_strategy (which frames they
+  give; empty: the first one begins the clip). Any other column is kept.
+
+"""
+
+
 class Parser(argparse.ArgumentParser):
     """Tells wrong usage by an error that carries the exit code, so that --json can tell it too."""
 
@@ -113,13 +121,15 @@ def _run_command(commands: _Commands[Parser], name: str, summary: str) -> Parser
 def _add_manifest(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "manifest", "check or make manifests")
     inner = parser.add_subparsers(dest="manifest_command", metavar="COMMAND", required=True)
-    validate = _command(inner, "validate", "check every row of a manifest")
+    validate = _command(inner, "validate", "check every row of a manifest", COLUMNS)
     validate.add_argument("manifest", metavar="MANIFEST", help="Parquet file or fsspec URL")
     for option in OPTIONS:
         if option.name in ("model", "weights", "broadcast", "precision"):
             add_option(validate, option)
     _add_json(validate)
-    build = _command(inner, "build", "make a Parquet manifest from CSV, JSON lines, or text with one prompt a line")
+    build = _command(
+        inner, "build", "make a Parquet manifest from CSV, JSON lines, or text with one prompt a line", COLUMNS
+    )
     build.add_argument("source", metavar="SOURCE", help="a .csv, .jsonl or .txt file")
     build.add_argument("manifest", metavar="MANIFEST", help="the Parquet file to write")
     _add_json(build)
