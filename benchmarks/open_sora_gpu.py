@@ -1,6 +1,7 @@
 """Times Open-Sora 1.2 at full size on one GPU: random weights, bf16, denoising only (480x848, 51 frames, 30 steps, scale 7).
 
-Every variant runs in this process; medians over --repeat clips after one warm-up clip. Prints a table and writes JSON.
+Every variant runs in this process; medians over --repeat clips after one warm-up clip. Lines go to DIR/lines.jsonl as they
+come. A variant that fails says so in its line, and one that --seconds leaves no time for says that.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pab.compiled import compile_blocks, graphs_compiled, many_graphs
+from benchmarks import kernels_gpu
+from pab.compiled import compile_blocks, executing, graphs_compiled
 from pab.denoise import Denoised, denoise, initial_noise
+from pab.execution import Execution
 from pab.family import ClipRequest
+from pab.kernels.choice import MEASURED_FASTER, PLAIN
 from pab.models.stdit3 import STDiT3, STDiT3Config, stdit3_sites
 from pab.models.stdit3_video import STDiT3Video, TextStates
 from pab.parallel import NodeGroup
@@ -35,6 +39,17 @@ RULES = {
     "pab357": pyramid(3, 5, 7, window=(450, 930), mlp=MLP),
     "pab579": pyramid(5, 7, 9, window=(450, 930), mlp=MLP),
 }
+
+KERNELS = {
+    "plain": PLAIN,
+    "fused": MEASURED_FASTER,
+    "spatial": replace(MEASURED_FASTER, spatial=not MEASURED_FASTER.spatial),
+    "nonorm": replace(MEASURED_FASTER, norm=False),
+    "nogelu": replace(MEASURED_FASTER, gelu=False),
+    "notemporal": replace(MEASURED_FASTER, temporal=False),
+    "nocross": replace(MEASURED_FASTER, cross=False),
+}
+"""Of a variant's third word; `spatial` is `fused` with the other way of spatial attention, the rest leave one out."""
 
 
 class Latents480p:
@@ -85,13 +100,18 @@ def render(model: STDiT3Video, request: ClipRequest, rules: BroadcastRules, grou
 
 
 def measure(run: Callable[[], Denoised], repeat: int) -> dict[str, object]:
-    """Returns seconds of the loop (device time between its first and last step), warm-up apart, and peak memory."""
+    """Returns seconds of the loop (device time between its first and last step), warm-up apart, and peak memory.
+
+    With a `repeat` of 0 the warm-up clip is the result.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     first = run()
     warm_up_s = time.perf_counter() - began
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and repeat:
         torch.cuda.reset_peak_memory_stats()
-    results = [run() for _ in range(repeat)]
+    results = [run() for _ in range(repeat)] or [first]
     seconds = [sum(result.step_seconds) for result in results]
     by_pattern: dict[str, list[float]] = {}
     for pattern, step_s in zip(results[-1].plan.patterns, results[-1].step_seconds, strict=True):
@@ -107,55 +127,132 @@ def measure(run: Callable[[], Denoised], repeat: int) -> dict[str, object]:
     }
 
 
-def profile(run: Callable[[], Denoised], file: Path) -> None:
-    """Writes the kernels of one short clip, by total device time."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
-        run()
-    file.write_text(prof.key_averages().table(sort_by="self_cuda_time_total", row_limit=45, max_name_column_width=110))
+class Lines:
+    """Writes each line of results as soon as it is known."""
+
+    def __init__(self, folder: Path, seconds: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file, self.ends = folder / "lines.jsonl", time.monotonic() + seconds
+        self.file.write_text("")
+
+    def add(self, line: dict[str, object]) -> None:
+        """Prints a line and appends it to the file."""
+        text = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()})
+        print(text, flush=True)  # noqa: T201
+        with self.file.open("a") as file:
+            file.write(text + "\n")
+
+    def attempt(self, name: str, run: Callable[[], dict[str, object]]) -> None:
+        """Adds what a measurement returns, or why it returned nothing."""
+        left = self.ends - time.monotonic()
+        if left < 0:
+            self.add({"name": name, "skipped": "no time left"})
+            return
+        try:
+            self.add({"name": name, **run()})
+        except Exception as error:  # one variant that fails must not lose the others
+            self.add({"name": name, "failed": f"{type(error).__name__}: {error}"[:1500]})
+            torch.cuda.empty_cache()
+
+
+def check_kernels(lines: Lines, *, tiles: bool) -> None:
+    """Adds the lines of every fused operation."""
+    for operation in kernels_gpu.operations(tiles=tiles):
+        try:
+            for line in kernels_gpu.measure(operation):
+                lines.add(line)
+        except Exception as error:  # as above
+            lines.add({"operation": operation.name, "failed": f"{type(error).__name__}: {error}"[:1500]})
+        torch.cuda.empty_cache()
+
+
+@dataclass(slots=True)
+class Bench:
+    """The model and the clips of one process, and the latents to compare with."""
+
+    model: STDiT3Video
+    group: NodeGroup
+    repeat: int
+    latents: dict[str, torch.Tensor] = field(default_factory=dict)
+    compiled: bool = False
+
+    def run(self, variant: str, request: ClipRequest) -> dict[str, object]:
+        """Measures `eager|compiled PRESET KERNELS`. Eager variants come first: compiled blocks stay so."""
+        mode, preset, kernels = variant.split()
+        if mode == "eager" and self.compiled:
+            raise ValueError(f"{variant}: eager variants come before compiled ones")
+        if mode == "compiled" and not self.compiled:
+            compile_blocks(self.model.block_stacks)
+            self.compiled = True
+        self.model.transformer.choose_kernels = lambda **_: KERNELS[kernels]
+        # Eager clips need no warm-up worth the time: the first is the result.
+        repeat = self.repeat if mode == "compiled" else 0
+        row = measure(lambda: render(self.model, request, RULES[preset], self.group), repeat)
+        latents = row.pop("latents")
+        assert isinstance(latents, torch.Tensor), "the loop returns latents"
+        first = self.latents.setdefault(f"{request.height} {preset}", latents)
+        if first is not latents:
+            difference = (latents - first).abs()
+            row |= {
+                "rms_difference_to_first": difference.square().mean().sqrt().item(),
+                "max_difference_to_first": difference.max().item(),
+                "rms_of_first": first.square().mean().sqrt().item(),
+            }
+        return {"graphs": graphs_compiled(), **row}
+
+    def profile(self, request: ClipRequest, file: Path) -> dict[str, object]:
+        """Writes the kernels of one short clip without reuse, by device time. Returns how much of the loop they fill."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
+            result = render(self.model, request, NO_BROADCAST, self.group)
+        averages = prof.key_averages()
+        file.write_text(averages.table(sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=120))
+        kernels_s = sum(event.self_device_time_total for event in averages) / 1e6
+        return {"profile": file.name, "loop_s": sum(result.step_seconds), "kernels_s": kernels_s}
+
+
+VARIANTS = (
+    "eager none plain,compiled none fused,compiled pab246 fused,compiled none spatial,compiled pab579 fused,"
+    "compiled none plain,compiled pab246 spatial,compiled none nonorm,compiled none nogelu,compiled none notemporal,"
+    "compiled none nocross"
+)
 
 
 def main() -> None:
-    """Runs the variants."""
+    """Runs kernels and variants."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--tiny", action="store_true", help="a tiny model and clip, to try the script on a CPU")
-    parser.add_argument("--variants", default="eager none,compiled none,compiled pab246,compiled pab579")
+    parser.add_argument("--variants", default=VARIANTS, help="of: eager|compiled PRESET " + "|".join(KERNELS))
     parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--cudnn", action="store_true", help="prefer cuDNN attention, which is faster at head size 72")
+    parser.add_argument("--no-kernels", action="store_true", help="leave out the lines of single operations")
+    parser.add_argument("--tiles", action="store_true", help="try every tile of every kernel")
+    parser.add_argument("--small", action="store_true", help="144p clips of 17 frames as well")
+    parser.add_argument("--seconds", type=float, default=3600, help="start no further variant after this long")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = STDiT3Config(depth=2, hidden_size=32, num_heads=2) if options.tiny else STDiT3Config()
     size = (64, 96, 17) if options.tiny else (480, 848, 51)
-    model = make_model(device, config, text_tokens=120)
+    lines = Lines(options.out, options.seconds)
     request = ClipRequest(
         prompt="-", negative_prompt=None, seed=1, num_frames=size[2], height=size[0], width=size[1], fps=24,
         num_steps=options.steps, guidance_scale=7.0,
     )  # fmt: skip
-    group = NodeGroup(device=device)
-    rows, latents = [], {}
-    compiled = False
-    order = [SDPBackend.CUDNN_ATTENTION] if options.cudnn else []
-    order += [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with many_graphs(), torch.inference_mode(), sdpa_kernel(order, set_priority=True):
-        for variant in options.variants.split(","):
-            mode, preset = variant.split()
-            if mode == "compiled" and not compiled:
-                compile_blocks([model.transformer.spatial_blocks, model.transformer.temporal_blocks])
-                compiled = True
-            row = measure(lambda preset=preset: render(model, request, RULES[preset], group), options.repeat)
-            latents[variant] = row.pop("latents")
-            reference = latents.get(f"eager {preset}")
-            if reference is not None and mode != "eager":
-                row["max_abs_difference_to_eager"] = (latents[variant] - reference).abs().max().item()
-                row["latent_abs_max"] = reference.abs().max().item()
-            rows.append({"variant": variant, "graphs": graphs_compiled(), **row})
-            print(json.dumps(rows[-1]), flush=True)  # noqa: T201
-            (options.out / "open_sora_gpu.json").write_text(json.dumps(rows, indent=1))
-        if options.profile:
-            short = ClipRequest(**{**{f: getattr(request, f) for f in request.__dataclass_fields__}, "num_steps": 4})
-            profile(lambda: render(model, short, NO_BROADCAST, group), options.out / "profile.txt")
+    with executing(Execution(compiled=True, attention="cudnn")), torch.inference_mode():
+        if device.type == "cuda" and not options.no_kernels:
+            check_kernels(lines, tiles=options.tiles)
+        model = make_model(device, config, text_tokens=120)
+        bench = Bench(model=model, group=NodeGroup(device=device), repeat=options.repeat)
+        short = replace(request, num_steps=3)
+        for number, variant in enumerate(options.variants.split(",")):
+            lines.attempt(variant, lambda variant=variant: bench.run(variant, request))
+            if options.profile and number == 1:
+                lines.attempt(f"profile of {variant}", lambda: bench.profile(short, options.out / "profile.txt"))
+        if options.small:
+            small = replace(request, num_frames=17, height=144, width=256)
+            lines.attempt("144p compiled none fused", lambda: bench.run("compiled none fused", small))
+            lines.attempt("144p compiled pab246 fused", lambda: bench.run("compiled pab246 fused", small))
 
 
 if __name__ == "__main__":

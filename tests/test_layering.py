@@ -56,6 +56,7 @@ TORCH_FREE = (
 """What planning and the command line import: torch may stand in a function there, never at the top."""
 ROOMS = {
     "torch": TORCH_ROOMS,
+    "triton": ("pab/kernels/gpu/*",),
     "safetensors": ("pab/*",),
     "diffusers": ("pab/*",),
     "transformers": ("pab/*",),

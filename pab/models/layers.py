@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pab.kernels import linear_gelu
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dim, computed in float32, with a learned weight."""
@@ -47,9 +49,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(in_dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, out_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps the last dim from `in_dim` to `out_dim`."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+    def forward(self, x: Tensor, *, fused: bool = False) -> Tensor:
+        """Maps the last dim from `in_dim` to `out_dim`. `fused`: GELU in the first matrix product's epilogue."""
+        widen = linear_gelu.fused if fused else linear_gelu.plain
+        return self.fc2(widen(x, self.fc1.weight, self.fc1.bias))
 
 
 class ScalarEmbedder(nn.Module):

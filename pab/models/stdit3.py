@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.compiled import any_length
+from pab.kernels import attention, modulated_norm, temporal_attention
+from pab.kernels.choice import PLAIN, ChooseKernels, Kernels, plain
 from pab.models.layers import (
     Mlp,
     PatchEmbed3D,
@@ -82,7 +84,7 @@ class BlockContext:
     """What every block of one pass shares.
 
     `modulation` [B, 6, D]; `modulation0` the same at timestep 0 for frames that are not generated (`active_BT` False);
-    `num_frames` counts all ranks' frames.
+    `num_frames` counts all ranks' frames. `kernels`: the fused operations that the pass uses.
     """
 
     modulation: Tensor
@@ -91,6 +93,7 @@ class BlockContext:
     rotation: tuple[Tensor, Tensor]
     num_frames: int
     sp: SequenceParallel
+    kernels: Kernels = PLAIN
 
 
 class SelfAttention(nn.Module):
@@ -105,13 +108,30 @@ class SelfAttention(nn.Module):
         self.k_norm: nn.Module = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_NLD: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Attends over L within each of N sequences."""
-        q, k, v = self.qkv(x_NLD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate_pairs(q, rotation), rotate_pairs(k, rotation)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    def over_space(self, x_BTSD: Tensor, kernels: Kernels) -> Tensor:
+        """Attends over the S patches of each frame."""
+        qkv = self.qkv(x_BTSD)
+        if kernels.spatial:
+            out = attention.fused_self(qkv.flatten(0, 1), self.num_heads, self._norm_weights()).view_as(x_BTSD)
+            return self.proj(out)
+        q, k, v = qkv.flatten(0, 1).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        return self.proj(out.transpose(1, 2).reshape(x_BTSD.shape))
+
+    def over_time(self, x_BTSD: Tensor, rotation: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
+        """Attends over the T frames of each patch, with rotary positions."""
+        qkv = self.qkv(x_BTSD)
+        if kernels.temporal:
+            return self.proj(temporal_attention.fused(qkv, self.num_heads, self._norm_weights(), rotation))
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 2, 4, 1, 5)
+        q, k = rotate_pairs(self.q_norm(q), rotation), rotate_pairs(self.k_norm(k), rotation)
+        out_BSHTC = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out_BSHTC.permute(0, 3, 1, 2, 4).flatten(3))
+
+    def _norm_weights(self) -> tuple[Tensor, Tensor] | None:
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            return self.q_norm.weight, self.k_norm.weight
+        return None
 
 
 class CrossAttention(nn.Module):
@@ -129,11 +149,10 @@ class CrossAttention(nn.Module):
         """Returns [B, 2, heads, L, head_dim]; they do not depend on the step."""
         return self.kv_linear(text_BLD).unflatten(-1, (2, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
 
-    def forward(self, x_BND: Tensor, keys_values: Tensor, mask_B11L: Tensor | None) -> Tensor:
+    def forward(self, x_BND: Tensor, keys_values: Tensor, mask_B11L: Tensor | None, kernels: Kernels = PLAIN) -> Tensor:
         """Returns [B, N, D]."""
-        q = self.q_linear(x_BND).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = keys_values.unbind(1)
-        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11L).transpose(1, 2).flatten(2))
+        attend = attention.fused_cross if kernels.cross else attention.plain_cross
+        return self.proj(attend(self.q_linear(x_BND), keys_values, mask_B11L))
 
 
 class STDiT3Block(nn.Module):
@@ -162,16 +181,25 @@ class STDiT3Block(nn.Module):
 
         `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and mask.
         """
-        table = self._modulation(context)
+        table, kernels = self._modulation(context), context.kernels
+        normed = modulated_norm.fused if kernels.norm else modulated_norm.plain
         attended, crossed, mixed = reuse
         if attended is None:
-            attended = self._gated(self._attend(self._normed(x_BTSD, table, 0), context), table, 2)
-        x_BTSD = x_BTSD + attended
+            _, x = normed(x_BTSD, (), table[0], table[1])
+            attended = table[2] * self._attend(x, context)
+        addends: tuple[Tensor, ...] = (attended,)
         if crossed is None:
-            crossed = self.cross_attn(x_BTSD.flatten(1, 2), *text).view_as(x_BTSD)
-        x_BTSD = x_BTSD + crossed
+            x_BTSD = x_BTSD + attended
+            crossed = self.cross_attn(x_BTSD.flatten(1, 2), *text, kernels).view_as(x_BTSD)
+            addends = ()
+        addends = (*addends, crossed)
         if mixed is None:
-            mixed = self._gated(self.mlp(self._normed(x_BTSD, table, 3)), table, 5)
+            # A norm takes the sums before it into its own pass over the tokens.
+            x_BTSD, x = normed(x_BTSD, addends, table[3], table[4])
+            mixed = table[5] * self.mlp(x, fused=kernels.gelu)
+        else:
+            for addend in addends:
+                x_BTSD = x_BTSD + addend
         x_BTSD = x_BTSD + mixed
         outputs = zip((attended, crossed, mixed), wanted, strict=True)
         return x_BTSD, tuple(output if want else None for output, want in outputs)
@@ -184,21 +212,12 @@ class STDiT3Block(nn.Module):
         still = (self.scale_shift_table + context.modulation0).transpose(0, 1)[:, :, None, None]
         return torch.where(context.active_BT[:, :, None, None], table, still)
 
-    @staticmethod
-    def _normed(x: Tensor, table: Tensor, row: int) -> Tensor:
-        return modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), table[row], table[row + 1])
-
-    @staticmethod
-    def _gated(x: Tensor, table: Tensor, row: int) -> Tensor:
-        return table[row] * x
-
     def _attend(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
         if not self.temporal:
-            return self.attn(x_BTSD.flatten(0, 1)).view_as(x_BTSD)
+            return self.attn.over_space(x_BTSD, context.kernels)
         patches = x_BTSD.shape[2]
         x_BTSD = context.sp.switch(x_BTSD, whole_dim=1, split_dim=2, size=context.num_frames)
-        x_BSTD = x_BTSD.transpose(1, 2)
-        x_BTSD = self.attn(x_BSTD.flatten(0, 1), context.rotation).view_as(x_BSTD).transpose(1, 2)
+        x_BTSD = self.attn.over_time(x_BTSD, context.rotation, context.kernels)
         return context.sp.switch(x_BTSD, whole_dim=2, split_dim=1, size=patches)
 
 
@@ -257,6 +276,8 @@ class STDiT3(nn.Module):
         self.spatial_blocks = nn.ModuleList(STDiT3Block(config, temporal=False, index=i) for i in range(config.depth))
         self.temporal_blocks = nn.ModuleList(STDiT3Block(config, temporal=True, index=i) for i in range(config.depth))
         self.final_layer = FinalLayer(config)
+        self.choose_kernels: ChooseKernels = plain
+        """Says which fused operations a pass uses."""
 
     @property
     def blocks(self) -> list[STDiT3Block]:
@@ -310,7 +331,8 @@ class STDiT3(nn.Module):
         sp = sp or SequenceParallel()
         x = self.x_embedder(x_BCTHW.to(weight.dtype))
         _, _, height, width, dim = x.shape
-        x = x.flatten(2, 3) + self._positions(height, width, clip).to(x)
+        # A convolution leaves channels outermost; every block would carry that layout on and copy it for each product.
+        x = (x.flatten(2, 3) + self._positions(height, width, clip).to(x)).contiguous()
         if not isinstance(timestep, Tensor):
             timestep = torch.full((rows,), timestep, device=weight.device)
         fps = self.fps_embedder(clip.fps.to(weight.device)).repeat(rows // clip.fps.shape[0], 1)
@@ -324,6 +346,9 @@ class STDiT3(nn.Module):
             rotation=self.rope(num_frames),
             num_frames=num_frames,
             sp=sp,
+            kernels=self.choose_kernels(
+                device=x.device, dtype=x.dtype, head_dim=self.config.head_dim, num_frames=num_frames
+            ),
         )
         own = sp.own_size(x.shape[1], num_frames)
         for block, keys_values in zip(self.blocks, text.keys_values, strict=True):

@@ -63,9 +63,13 @@ def clip(**changes) -> ClipRequest:
 
 
 def render(
-    model: STDiT3Video, request: ClipRequest, rules: BroadcastRules = PAB246, group: NodeGroup | None = None
+    model: STDiT3Video,
+    request: ClipRequest,
+    rules: BroadcastRules = PAB246,
+    group: NodeGroup | None = None,
+    depth: int = CONFIG.depth,
 ) -> Denoised:
-    plan = make_plan(rules, timesteps(request.num_steps), stdit3_sites(CONFIG.depth))
+    plan = make_plan(rules, timesteps(request.num_steps), stdit3_sites(depth))
     return denoise(
         model,
         request,

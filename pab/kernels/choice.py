@@ -1,0 +1,76 @@
+"""Which fused operations a pass uses: decided by device, precision and size before the blocks run, told once in the log.
+
+The decision is a frozen value of booleans that the blocks take as constants, so it costs no graph and no test inside one.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from pab.kernels import attention, temporal_attention
+
+LOG = logging.getLogger(__name__)
+NARROW = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """The fused operations of one pass; all False is plain torch.
+
+    `temporal`: attention over frames. `cross`: attention to text. `spatial`: self attention within a frame; without it
+    torch's own is used. `norm`: residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product.
+    """
+
+    temporal: bool = False
+    cross: bool = False
+    spatial: bool = False
+    norm: bool = False
+    gelu: bool = False
+
+
+PLAIN = Kernels()
+MEASURED_FASTER = Kernels(temporal=True, cross=True, norm=True, gelu=True)
+"""What is faster than torch's compiled own on an H200 (docs/performance.md)."""
+
+
+class ChooseKernels(Protocol):
+    """Says which kernels a pass uses. `num_frames`: what a temporal attention spans, all ranks' together."""
+
+    def __call__(self, *, device: torch.device, dtype: torch.dtype, head_dim: int, num_frames: int) -> Kernels:
+        """Returns the kernels of a pass."""
+
+
+def plain(*, device: torch.device, dtype: torch.dtype, head_dim: int, num_frames: int) -> Kernels:
+    """Chooses torch's own."""
+    return PLAIN
+
+
+def fastest(*, device: torch.device, dtype: torch.dtype, head_dim: int, num_frames: int) -> Kernels:
+    """Chooses what was measured to be faster; what a GPU cannot use is logged once, with the reason.
+
+    Training, float32 and other devices are plain.
+    """
+    if device.type != "cuda" or dtype not in NARROW or torch.is_grad_enabled():
+        return PLAIN
+    if importlib.util.find_spec("triton") is None:
+        _tell("triton is not installed: attention and norms run unfused and slower; pip install triton")
+        return replace(PLAIN, gelu=True)
+    wanted = MEASURED_FASTER
+    if not 16 <= head_dim <= attention.MAX_HEAD_DIM or head_dim % 8:
+        _tell(f"head size {head_dim}: the fused attentions take multiples of 8 from 16 to {attention.MAX_HEAD_DIM}")
+        wanted = replace(wanted, temporal=False, cross=False, spatial=False)
+    if num_frames > temporal_attention.MAX_FRAMES:
+        _tell(f"{num_frames} latent frames: the fused temporal attention takes up to {temporal_attention.MAX_FRAMES}")
+        wanted = replace(wanted, temporal=False)
+    return wanted
+
+
+@functools.lru_cache(maxsize=64)
+def _tell(message: str) -> None:
+    LOG.warning("%s", message)

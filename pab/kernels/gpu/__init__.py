@@ -1,0 +1,1 @@
+"""Triton kernels. Only imported where one is launched, so that a machine without triton can import everything else."""

@@ -1,0 +1,97 @@
+"""Layer norm with modulation, and the residual sums before it, in one pass over the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _summed(x, first, second, at, inside, ADDENDS: tl.constexpr):
+    total = tl.load(x + at, mask=inside, other=0.0)
+    kind = total.dtype
+    total = total.to(tl.float32)
+    # Rounded after every sum, as the sums one by one are.
+    if ADDENDS > 0:
+        total = (total + tl.load(first + at, mask=inside, other=0.0).to(tl.float32)).to(kind).to(tl.float32)
+    if ADDENDS > 1:
+        total = (total + tl.load(second + at, mask=inside, other=0.0).to(tl.float32)).to(kind).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _modulated(normed, shift, scale, at, channel, inside):
+    shift = tl.load(shift + at + channel, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(scale + at + channel, mask=inside, other=0.0).to(tl.float32)
+    return normed * (1.0 + scale) + shift
+
+
+@triton.jit
+def _kernel(x, first, second, total, out, out_scale, shift, scale, num_tokens, per_group,
+            D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, ADDENDS: tl.constexpr,
+            QUANTISE: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    seen = (token < num_tokens)[:, None]
+    at = (token.to(tl.int64) * D)[:, None]
+    group = ((token // per_group) * D)[:, None]
+    # A width that is no power of two is read as two parts: 1152 as 1024 + 128.
+    a = tl.arange(0, D0)[None, :]
+    b = D0 + tl.arange(0, D1)[None, :]
+    inside_a = seen & (a < D)
+    inside_b = seen & (b < D)
+    part_a = _summed(x, first, second, at + a, inside_a, ADDENDS)
+    part_b = _summed(x, first, second, at + b, inside_b, ADDENDS)
+    if ADDENDS > 0:
+        tl.store(total + at + a, part_a.to(total.dtype.element_ty), mask=inside_a)
+        tl.store(total + at + b, part_b.to(total.dtype.element_ty), mask=inside_b)
+    mean = ((tl.sum(part_a, axis=1) + tl.sum(part_b, axis=1)) / D)[:, None]
+    part_a = tl.where(inside_a, part_a - mean, 0.0)
+    part_b = tl.where(inside_b, part_b - mean, 0.0)
+    inverse = tl.rsqrt((tl.sum(part_a * part_a, axis=1) + tl.sum(part_b * part_b, axis=1)) / D + EPS)[:, None]
+    part_a = _modulated(part_a * inverse, shift, scale, group, a, inside_a)
+    part_b = _modulated(part_b * inverse, shift, scale, group, b, inside_b)
+    if QUANTISE:
+        largest = tl.maximum(tl.max(tl.abs(part_a), axis=1), tl.max(tl.abs(part_b), axis=1))
+        step = tl.maximum(largest, 1.0e-12) / 448.0
+        tl.store(out_scale + token, step, mask=token < num_tokens)
+        part_a = part_a / step[:, None]
+        part_b = part_b / step[:, None]
+    tl.store(out + at + a, part_a.to(out.dtype.element_ty), mask=inside_a)
+    tl.store(out + at + b, part_b.to(out.dtype.element_ty), mask=inside_b)
+
+
+def launch(
+    x_BTSD: Tensor,
+    addends: Sequence[Tensor],
+    shift: Tensor,
+    scale: Tensor,
+    *,
+    eps: float,
+    quantise: bool = False,
+    tile: tuple[int, int] = (1, 4),
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns the sum (x itself without addends), its modulated norm, and the norm's scale [tokens, 1] if quantised.
+
+    `shift`, `scale`: [B, T or 1, 1, D]. `tile`: tokens per program, warps.
+    """
+    dim = x_BTSD.shape[-1]
+    x_BTSD, shift, scale = x_BTSD.contiguous(), shift.contiguous(), scale.contiguous()
+    addends = [addend.contiguous() for addend in addends]
+    num_tokens = x_BTSD.numel() // dim
+    rows, num_warps = tile
+    total = torch.empty_like(x_BTSD) if addends else x_BTSD
+    out = torch.empty_like(x_BTSD, dtype=torch.float8_e4m3fn if quantise else x_BTSD.dtype)
+    out_scale = x_BTSD.new_empty(num_tokens, 1, dtype=torch.float32) if quantise else None
+    first, second = (*addends, x_BTSD, x_BTSD)[:2]
+    whole = triton.next_power_of_2(dim)
+    d0, d1 = (whole, 16) if whole == dim else (whole // 2, max(16, triton.next_power_of_2(dim - whole // 2)))
+    _kernel[(triton.cdiv(num_tokens, rows),)](
+        x_BTSD, first, second, total, out, out if out_scale is None else out_scale, shift, scale, num_tokens,
+        num_tokens // (shift.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=rows, ADDENDS=len(addends),
+        QUANTISE=quantise, EPS=eps, num_warps=num_warps,
+    )  # fmt: skip
+    return total, out, out_scale

@@ -1,0 +1,55 @@
+"""The residual sums before a modulated layer norm, and the norm, in one pass over the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-6
+MAX_ADDENDS = 2
+
+
+def plain(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns x plus the addends, one after the other, and its layer norm times (1 + scale) plus shift.
+
+    `shift`, `scale`: [B, T or 1, 1, D].
+    """
+    for addend in addends:
+        x_BTSD = x_BTSD + addend
+    return x_BTSD, F.layer_norm(x_BTSD, x_BTSD.shape[-1:], eps=EPS) * (1 + scale) + shift
+
+
+@torch.library.custom_op("pab::modulated_norm", mutates_args=())
+def _fused(x_BTSD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    from pab.kernels.gpu import modulated_norm as gpu
+
+    return gpu.launch(x_BTSD, (), shift, scale, eps=EPS)[1]
+
+
+@_fused.register_fake
+def _(x_BTSD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x_BTSD.new_empty(x_BTSD.shape)
+
+
+@torch.library.custom_op("pab::add_modulated_norm", mutates_args=())
+def _fused_sum(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    from pab.kernels.gpu import modulated_norm as gpu
+
+    total, normed, _ = gpu.launch(x_BTSD, addends, shift, scale, eps=EPS)
+    return total, normed
+
+
+@_fused_sum.register_fake
+def _(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return x_BTSD.new_empty(x_BTSD.shape), x_BTSD.new_empty(x_BTSD.shape)
+
+
+def fused(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Does what `plain` does in one Triton kernel, for at most `MAX_ADDENDS` addends; no gradients."""
+    assert len(addends) <= MAX_ADDENDS, f"{len(addends)} addends"
+    if not addends:
+        return x_BTSD, _fused(x_BTSD, shift, scale)
+    return _fused_sum(x_BTSD, list(addends), shift, scale)
