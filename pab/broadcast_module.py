@@ -8,31 +8,38 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pab.parallel import SequenceParallel
 from pab.plan import Site
 from pab.state import Visit
 
 
 @dataclass(slots=True)
 class CurrentPass:
-    """Tells the wrappers of one loaded model which pass runs. Owned by that model, empty between passes."""
+    """Tells what is put into one loaded model which pass runs. Owned by that model, empty between passes.
+
+    `sp`: the ranks that share the pass. `lengths`: of its streams of tokens before they were split, by name.
+    """
 
     visit: Visit | None = None
+    sp: SequenceParallel = field(default_factory=SequenceParallel)
+    lengths: dict[str, int] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def running(self, visit: Visit) -> Iterator[None]:
+    def running(self, visit: Visit, sp: SequenceParallel) -> Iterator[None]:
         """Lets the sites see a pass for the length of a `with` block."""
         assert self.visit is None, "one pass at a time"
-        self.visit = visit
+        self.visit, self.sp = visit, sp
         try:
             yield
         finally:
-            self.visit = None
+            self.visit, self.sp = None, SequenceParallel()
+            self.lengths.clear()
 
 
 class BroadcastModule(nn.Module):

@@ -42,7 +42,8 @@ def padded(size: int, parts: int) -> int:
     return -(-size // parts) * parts
 
 
-def _pad_dim(x: Tensor, dim: int, size: int) -> Tensor:
+def pad_dim(x: Tensor, dim: int, size: int) -> Tensor:
+    """Returns x with zeros at the end of `dim`, so that it has `size`."""
     missing = size - x.shape[dim]
     if missing == 0:
         return x
@@ -101,7 +102,7 @@ class SequenceParallel:
         if self.size == 1:
             return x
         part = padded(x.shape[dim], self.size * multiple) // self.size
-        return _pad_dim(x, dim, part * self.size).narrow(dim, self.axis.rank * part, part)
+        return pad_dim(x, dim, part * self.size).narrow(dim, self.axis.rank * part, part)
 
     def own_size(self, part: int, size: int) -> int:
         """Returns how many places of this rank's `part` are not padding, where the whole has `size`."""
@@ -121,7 +122,7 @@ class SequenceParallel:
         if self.size == 1:
             return x
         assert x.dim() > max(whole_dim, split_dim), "dims count from the front"
-        x = _pad_dim(x, split_dim, padded(x.shape[split_dim], self.size))
+        x = pad_dim(x, split_dim, padded(x.shape[split_dim], self.size))
         sent = torch.stack(x.chunk(self.size, dim=split_dim)).contiguous()
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=self.axis.group)

@@ -79,7 +79,13 @@ def ltx_sites(num_layers: int) -> tuple[Site, ...]:
 
 def _block_sites(blocks: str, num_layers: int, kinds: Mapping[str, str]) -> tuple[Site, ...]:
     return tuple(
-        Site(name=f"{blocks}.{i}.{part}", kind=kind, stack="spatial", block=i)
+        Site(
+            name=f"{blocks}.{i}.{part}",
+            kind=kind,
+            stack="spatial",
+            block=i,
+            all_to_alls=_THERE_AND_BACK if kind == "spatial" else 0,
+        )
         for i in range(num_layers)
         for part, kind in kinds.items()
     )

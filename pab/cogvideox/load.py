@@ -13,11 +13,13 @@ from torch import Tensor
 
 from pab.broadcast_module import CurrentPass, install_sites
 from pab.checkpoint import dtype_of
+from pab.cogvideox.attention import COGVIDEOX_PLAN, CogVideoXAttention
 from pab.cogvideox.levels import trailing_timesteps
 from pab.families.cogvideox import MAX_TEXT_TOKENS, CogVideoXModel
 from pab.family import ClipRequest, LoadRequest
 from pab.model import Scheduler, StepInput
 from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_sequence import share_passes
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.t5_text import T5Text
 from pab.parallel import Axis
@@ -43,7 +45,9 @@ def load_cogvideox(root: Path, request: LoadRequest, model: CogVideoXModel) -> D
     dtype, device = dtype_of(request.precision), torch.device(request.device)
     current = CurrentPass()
     transformer = load_transformer(root / "transformer", model, dtype=dtype, device=device)
-    install_sites(transformer, cogvideox_sites(model.num_layers), current)
+    sites, attention = cogvideox_sites(model.num_layers), CogVideoXAttention(current=current)
+    share_passes(transformer, sites, plan=COGVIDEOX_PLAN, attention=attention, current=current)
+    install_sites(transformer, sites, current)
     scheduler = SchedulerSource(
         folder=root / "scheduler",
         config=checked_config(

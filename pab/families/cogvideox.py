@@ -89,7 +89,6 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         load=load,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),
-        sequence_parallel=False,
     )
 
 

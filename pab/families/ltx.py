@@ -85,7 +85,6 @@ def ltx_family(model: LtxModel) -> Family:
         load=load,
         weights_digest=lambda weights: checkpoint_digest(weights, LTX_WEIGHTS),
         pin=lambda weights: pin(weights, LTX_WEIGHTS),
-        sequence_parallel=False,
     )
 
 

@@ -107,7 +107,6 @@ def wan_family(model: WanModel) -> Family:
         load=load,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),
-        sequence_parallel=False,
     )
 
 

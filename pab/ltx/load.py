@@ -17,7 +17,9 @@ from pab.families.ltx import LTX, MAX_TEXT_TOKENS, LtxModel, ltx_timesteps, ltx_
 from pab.family import ClipRequest, LoadRequest
 from pab.ltx.levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_timesteps
 from pab.model import Scheduler, StepInput
+from pab.models.diffusers_attention import SelfAttention
 from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_sequence import library_plan, share_passes
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.t5_text import T5Text
 from pab.parallel import Axis
@@ -58,7 +60,9 @@ def load_ltx(root: Path, request: LoadRequest, model: LtxModel) -> DiffusersVide
     current = CurrentPass()
     needed = {**_TRANSFORMER, "num_layers": model.num_layers}
     transformer = load_part(root / "transformer", needed, dtype=dtype, device=device)
-    install_sites(transformer, ltx_sites(model.num_layers), current)
+    sites, attention = ltx_sites(model.num_layers), SelfAttention(current=current)
+    share_passes(transformer, sites, plan=library_plan(type(transformer)), attention=attention, current=current)
+    install_sites(transformer, sites, current)
     source = SchedulerSource(
         folder=root / "scheduler",
         config=checked_config(root / "scheduler", _SCHEDULER, "scheduler_config.json"),

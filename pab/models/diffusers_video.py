@@ -22,7 +22,7 @@ class DiffusersVideo:
 
     `denoise(rows, step_input, text)` runs the transformer on latents [rows, C, T, H, W] with what `prepare_text` made for as
     many rows. `guided_passes` is what the published pipeline does: both rows in one pass, or a pass for each, whose kept
-    outputs then are apart as well. A pass is not split over ranks.
+    outputs then are apart as well. Ranks that share a pass hold the whole latents and split them within the transformer.
     """
 
     denoise: Callable[[Tensor, StepInput, Any], Tensor]
@@ -63,9 +63,7 @@ class DiffusersVideo:
         return self.sampler(request)
 
     def split(self, latents: Tensor, sp: SequenceParallel) -> Tensor:
-        """Returns the latents whole. Raises ValueError on several ranks."""
-        if sp.size > 1:
-            raise ValueError(f"mesh sp={sp.size}: this model renders each pass on one rank; use cfg=2 or dp")
+        """Returns the latents whole: they are split within each pass."""
         return latents
 
     def gather(self, latents: Tensor, request: ClipRequest, sp: SequenceParallel) -> Tensor:
@@ -75,7 +73,7 @@ class DiffusersVideo:
     def predict(self, latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup) -> Tensor:
         """Returns the prediction for the branch's rows, in the transformer's precision."""
         rows = latents.repeat(2, 1, 1, 1, 1) if visit.branch == BOTH else latents
-        with self.current.running(visit):
+        with self.current.running(visit, group.sp):
             return self.denoise(rows, step_input, text)
 
     def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:

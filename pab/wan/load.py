@@ -16,7 +16,9 @@ from pab.checkpoint import CheckpointError, dtype_of
 from pab.families.wan import MAX_TEXT_TOKENS, WanModel
 from pab.family import ClipRequest, LoadRequest
 from pab.model import Scheduler, StepInput
+from pab.models.diffusers_attention import SelfAttention
 from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_sequence import library_plan, share_passes
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.t5_text import T5Text
 from pab.parallel import Axis
@@ -44,8 +46,10 @@ def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVide
     experts = [load_transformer(root / "transformer", model.num_layers, dtype=dtype, device=device)]
     if model.boundary is not None:
         experts.append(load_transformer(root / "transformer_2", model.num_layers, dtype=dtype, device=device))
+    sites, attention = wan_sites(model.num_layers), SelfAttention(current=current)
     for expert in experts:
-        install_sites(expert, wan_sites(model.num_layers), current)
+        share_passes(expert, sites, plan=library_plan(type(expert)), attention=attention, current=current)
+        install_sites(expert, sites, current)
     return DiffusersVideo(
         denoise=WanDenoiser(experts=tuple(experts), boundary=model.boundary or 0.0, dtype=dtype, device=device),
         current=current,

@@ -18,6 +18,7 @@ from pab.families.ltx import LTX_MODEL, LtxModel, ltx_family
 from pab.families.wan import WAN22_A14B_MODEL, WAN_MODEL, wan_family
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.ltx.tiny import write_small_ltx
+from pab.model import EncodedPrompt
 from pab.models.diffusers_parts import library_class
 from pab.models.diffusers_video import DiffusersVideo
 from pab.parallel import NodeGroup
@@ -70,12 +71,17 @@ class LibraryWorld:
         return model
 
     def render(
-        self, model: DiffusersVideo, request: ClipRequest, rules: BroadcastRules, group: NodeGroup | None = None
+        self,
+        model: DiffusersVideo,
+        request: ClipRequest,
+        rules: BroadcastRules,
+        group: NodeGroup | None = None,
+        prompt: EncodedPrompt | None = None,
     ) -> Denoised:
         return denoise(
             model,
             request,
-            prompt=model.encode_prompts([request])[0],
+            prompt=prompt or model.encode_prompts([request])[0],
             noise=initial_noise(request, model.latent_shape(request)),
             plan=plan_for(self.family, request, rules, "float32"),
             group=group or NodeGroup(),

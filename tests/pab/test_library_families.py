@@ -137,13 +137,6 @@ def render_branch(folder: Path, name: str) -> tuple[Tensor, int, dict[str, int]]
     return done.latents, done.passes, done.computed
 
 
-def test_a_pass_is_not_shared_by_ranks(weights):
-    world = WORLDS["wan"]
-    with pytest.raises(ValueError, match=r"mesh sp=2: this model renders each pass on one rank; use cfg=2 or dp"):
-        world.load(weights).split(torch.zeros(1), SequenceParallel(axis=Axis(size=2)))
-    assert not world.family.sequence_parallel
-
-
 def passes(world: LibraryWorld, folder: Path, rules: BroadcastRules, steps: int) -> tuple[BroadcastState, list[Tensor]]:
     """Runs both branches of the first steps; returns the state, and |cond - uncond| of the last step."""
     model, request = world.load(folder), world.clip()
@@ -222,7 +215,7 @@ def test_a_site_keeps_every_stream_that_its_module_returns():
     state = BroadcastState(make_plan(EVERY_OTHER, (900.0, 800.0, 700.0), [site]))
     seen = []
     for step, value in enumerate((1.0, 5.0, 7.0)):
-        with current.running(state.visit(step, COND)):
+        with current.running(state.visit(step, COND), SequenceParallel()):
             seen.append([stream.item() for stream in model["attn"](torch.tensor(value), torch.tensor(value))])
         if step == 0:
             assert state.kept_bytes == 2 * 4
@@ -317,10 +310,7 @@ def test_wan_s_prompts_are_cleaned():
     assert clean_text("  a &amp;amp; b\n\tc  schÃ¶n ") == "a & b c schön"
 
 
-LIBRARY_FAMILIES = [family for family in FAMILIES.values() if not family.sequence_parallel]
-
-
-@pytest.mark.parametrize("family", LIBRARY_FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 def test_defaults_lie_within_the_limits_and_name_a_preset(family):
     defaults, limits = family.defaults, family.limits
     for name in ("num_frames", "height", "width", "fps", "num_steps"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from pab.wan.tiny import write_tiny_wan
 from tests.pipeline.command import Command, assert_whole, records
 
 Manifest = Callable[..., Path]
@@ -127,20 +128,21 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest:
     assert list(command.folder.iterdir()) == []
 
 
-def test_sequence_parallel_is_refused_at_submit_for_a_family_that_renders_each_pass_on_one_rank(
+def test_ranks_share_the_passes_of_a_family_over_diffusers(
     command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
-    (tmp_path / "wan").mkdir()
-    (tmp_path / "wan" / "weights").write_text("planning reads no weights")
+    write_tiny_wan(tmp_path / "wan", seed=0)
     wan = replace(command, weights=tmp_path / "wan")
-    flags = ("--model", "wan", "--dry-run", "--gpus-per-node", "2")
-    url = manifest(num_frames=[5, 5, 5])
-    code, document = wan.submit(url, tmp_path / "out", *flags, "--mesh", "sp=2")
-    assert (code, document["error"]["kind"]) == (2, "UsageError")
-    told = "--mesh sp=2: family wan renders each pass on one rank; use cfg=2 or dp"
-    assert told in document["error"]["message"]
-    code, document = wan.submit(url, tmp_path / "out", *flags)
-    assert (code, document["mesh"]) == (0, "dp=1,cfg=2,sp=1")
+    flags = ("--model", "wan", "--precision", "float32", "--gpus-per-node", "2", "--mesh", "sp=2")
+    code, _ = wan.submit(manifest(1, num_frames=[5], num_steps=[2]), tmp_path / "out", *flags)
+    assert code == 0
+    assert_whole(tmp_path / "out", ["c0"])
+    report = json.loads((tmp_path / "out/reports/job-00000.json").read_text())["all_to_alls"]
+    # two for each of 30 attentions, in two passes; the second of two steps reuses
+    assert (report["planned"], report["counted"], report["without_broadcast"]) == (120, 120, 240)
+    # a rank of two has 4 of 8 tokens, 24 channels: half of q, k, v and output goes to the other
+    assert report["bytes"] == 60 * 4 * (4 * 24 // 2) * 4
+    assert report["bytes_without_broadcast"] == 2 * report["bytes"]
 
 
 def test_two_ranks_share_a_clip_by_sequence_or_by_guidance(

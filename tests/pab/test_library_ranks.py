@@ -1,0 +1,105 @@
+"""Families of the diffusers library with passes shared by ranks: the numbers of one rank, and the planned traffic."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from pab.denoise import Denoised
+from pab.parallel import padded
+from tests.pab.library_ranks import TINY, Case, render
+from tests.pab.library_worlds import WORLDS, relative
+from tests.ranks import run_on_ranks
+
+BOUND = 1e-5
+"""Largest difference of float32 latents of several ranks from one rank's, over the largest latent."""
+IMAGE = (1, 16, 16)
+"""One token: only the first rank has any, the others have padding."""
+THREE, FOUR, BRANCHES_TOO, CLIPS_TOO = (1, 1, 3), (1, 1, 4), (1, 2, 2), (2, 1, 2)
+"""dp, cfg, sp."""
+PAIRS = ("wan", "cogvideox_5b", "ltx")
+CASES = {
+    3: [
+        *(Case(name=name, mesh=THREE) for name in ("wan", "cogvideox_2b", "ltx")),
+        Case(name="wan", mesh=THREE, rules="none", size=IMAGE),
+        Case(name="cogvideox_5b", mesh=THREE, guidance_scale=1.0),
+    ],
+    4: [
+        *(Case(name=name, mesh=FOUR, rules=rules) for name in PAIRS for rules in ("none", "every_other")),
+        Case(name="cogvideox_2b", mesh=FOUR, rules="none"),
+        *(Case(name=name, mesh=BRANCHES_TOO) for name in PAIRS),
+        *(Case(name=name, mesh=CLIPS_TOO) for name in (*PAIRS, "cogvideox_2b")),
+        Case(name="wan22_a14b", mesh=CLIPS_TOO, num_steps=4),
+    ],
+}
+"""By number of ranks. The small models have two heads: three and four ranks get padded ones."""
+Ranks = list[dict[Case, Denoised]]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    for name in WORLDS:
+        WORLDS[name].write(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(weights) -> dict[Case, Denoised]:
+    return render(weights, list(dict.fromkeys(case.alone for cases in CASES.values() for case in cases)))
+
+
+@pytest.fixture(scope="module")
+def ranks_of(weights) -> Callable[[int], Ranks]:
+    """What the ranks of a group of so many rendered."""
+    return cache(lambda num_ranks: run_on_ranks(num_ranks, render, weights, CASES[num_ranks]))
+
+
+@pytest.mark.parametrize("num_ranks", CASES)
+def test_ranks_that_share_passes_agree_with_one_rank(one_rank, ranks_of, num_ranks):
+    ranks = ranks_of(num_ranks)
+    for rank in ranks:
+        for case, done in rank.items():
+            alone = one_rank[case.alone].latents
+            assert alone.std() > 0.1
+            assert relative(done.latents, alone) < BOUND, case
+            assert torch.equal(done.latents, ranks[0][case].latents), f"{case}: ranks end with different latents"
+
+
+@pytest.mark.parametrize("num_ranks", CASES)
+def test_a_reused_attention_skips_its_all_to_alls(ranks_of, num_ranks):
+    for case, done in ranks_of(num_ranks)[0].items():
+        one_pass = TINY[case.name].both_rows_at_once or case.mesh[1] == 2 or case.guidance_scale == 1.0
+        assert done.passes == (1 if one_pass else 2)
+        assert done.traffic.all_to_alls == done.plan.all_to_alls * done.passes == 2 * done.computed["spatial"]
+        assert (done.plan.all_to_alls < done.plan.all_to_alls_without_broadcast) == (case.rules == "every_other")
+
+
+@pytest.mark.parametrize("num_ranks", CASES)
+def test_bytes_on_the_wire_are_those_of_the_arithmetic(ranks_of, num_ranks):
+    for case, done in ranks_of(num_ranks)[0].items():
+        (_, cfg, sp), tiny = case.mesh, TINY[case.name]
+        request = case.request
+        tokens = WORLDS[case.name].family.num_tokens(request.num_frames, request.height, request.width)
+        mine = padded(tokens, sp) // sp
+        with_text = mine + (padded(tiny.text_tokens, sp) // sp if tiny.text_is_split else 0)
+        rows = 2 if tiny.both_rows_at_once and cfg == 1 and case.guidance_scale > 1 else 1
+        # queries, keys, values and output of this rank's tokens, 4 bytes each: an equal share goes to each other rank
+        site = 4 * rows * with_text * (padded(2, sp) // sp) * tiny.head_dim * 4 * (sp - 1)
+        assert done.traffic.all_to_all_bytes == done.computed["spatial"] * site
+        assert done.traffic.gathers == done.passes * done.plan.num_steps
+        assert done.traffic.gather_bytes == done.traffic.gathers * rows * mine * tiny.token_channels * 4 * (sp - 1)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_broadcast_takes_its_share_off_the_wire_and_ranks_keep_their_own_tokens(one_rank, ranks_of, name):
+    case = Case(name=name, mesh=FOUR)
+    rank = ranks_of(4)[0]
+    exact, broadcast = rank[Case(name=name, mesh=FOUR, rules="none")], rank[case]
+    assert broadcast.plan.computed("spatial") * 2 == broadcast.plan.total("spatial")
+    assert broadcast.traffic.all_to_all_bytes * 2 == exact.traffic.all_to_all_bytes > 0
+    assert broadcast.traffic.gather_bytes == exact.traffic.gather_bytes
+    whole = one_rank[case.alone].kept_bytes_peak
+    assert whole / 4 <= broadcast.kept_bytes_peak < 1.2 * whole / 4
