@@ -29,14 +29,17 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Measures:
-    """What one rank measured of this start, filled in as it goes. `strip_png`: frames without broadcast over those with."""
+    """What one rank measured of this start, filled in as it goes.
+
+    `strip_png`: of the first baseline, frames without broadcast over those with.
+    """
 
     load_s: dict[str, float] = field(default_factory=dict)
     prompts_s: float = 0.0
     compiled: Compiled = field(default_factory=Compiled)
     device_use: DeviceUse = field(default_factory=DeviceUse)
     baseline_s: float = 0.0
-    baseline: Json | None = None
+    baselines: list[Json] = field(default_factory=list)
     strip_png: bytes | None = None
     peak_rss_bytes: int = 0
     peak_cuda_bytes: int = 0
@@ -54,8 +57,10 @@ class Measures:
             loaded, clip, settings=context.settings, group=node, stages=Stages(), given=rendered.given
         )
         if node.is_clip_root:
-            self.baseline, self.strip_png = compare(clip, rendered, baseline)
-        self.baseline_s = time.perf_counter() - start
+            compared, picture = compare(clip, rendered, baseline)
+            self.baselines.append(compared)
+            self.strip_png = self.strip_png or picture
+        self.baseline_s += time.perf_counter() - start
 
 
 def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames) -> tuple[Json, bytes]:
@@ -84,9 +89,9 @@ def _steps(rendered: ClipFrames) -> Json:
     return {"pattern": list(rendered.plan.patterns), "seconds": [round(s, 6) for s in rendered.denoised.step_seconds]}
 
 
-def has_baseline(context: JobContext) -> bool:
-    """Whether an earlier start of this job measured the baseline already."""
-    return _earlier(context).get("baseline") is not None
+def measured_broadcasts(context: JobContext) -> set[str]:
+    """Returns the broadcasts that earlier starts of this job compared with a baseline already."""
+    return {baseline["clip"]["broadcast"] for baseline in _earlier_baselines(_earlier(context))}
 
 
 def leave_report(
@@ -97,9 +102,10 @@ def leave_report(
     earlier = _earlier(context)
     records = bucket.records(clip.key for clip in todo.order)
     own = _own_records(context, records)
-    baseline, picture = earlier.get("baseline"), None
-    if measures[0].baseline is not None:
-        baseline, picture = _settled(measures[0].baseline, own), measures[0].strip_png
+    before = _earlier_baselines(earlier)
+    baselines = [*before, *(_settled(baseline, own) for baseline in measures[0].baselines)]
+    # The strip shows the first of them.
+    picture = None if before else measures[0].strip_png
     starts = list(earlier.get("starts", ()))
     if measures[0].load_s:
         starts.append(_start_facts(context, outcome, measures, wall_s=wall_s, warm_up=warm_up_s(own)))
@@ -118,12 +124,12 @@ def leave_report(
                 if isinstance(clip, Failed)
             },
             starts=starts,
-            baseline=baseline,
+            baselines=baselines,
         )
     )
     if picture is not None:
         bucket.write(layout.job_report(shard, "png"), picture)
-    elif baseline is not None and bucket.exists(layout.job_report(shard, "png")):
+    elif baselines and bucket.exists(layout.job_report(shard, "png")):
         picture = bucket.read(layout.job_report(shard, "png"))
     bucket.write_json(layout.job_report(shard), report)
     bucket.write(layout.job_report(shard, "html"), report_page(report, picture).encode())
@@ -135,6 +141,11 @@ def _earlier(context: JobContext) -> Json:
         return context.bucket.read_json(layout.job_report(context.shard))
     except FileNotFoundError:
         return {}
+
+
+def _earlier_baselines(report: Json) -> list[Json]:
+    first = report.get("baseline")
+    return list(report.get("baselines", [] if first is None else [first]))
 
 
 def _own_records(context: JobContext, records: Mapping[str, Json]) -> list[Json]:

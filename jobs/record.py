@@ -10,6 +10,7 @@ from jobs import layout
 from jobs.clip_work import Begun, ClipFrames, traffic_counts
 from jobs.context import SCHEMA, JobContext, versions
 from jobs.encode import Video
+from pab.foresight import ForesightRules
 from pab.parallel import NodeGroup
 from pab.plan import KINDS, BroadcastPlan
 
@@ -65,8 +66,8 @@ def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:
 
 
 def plan_facts(plan: BroadcastPlan, broadcast: str) -> dict[str, object]:
-    """Returns a plan's names and counts over all steps and sites, for one pass."""
-    return {
+    """Returns a plan's names and counts over all steps and sites, for one pass; what Foresight decided, block by block."""
+    facts: dict[str, object] = {
         "broadcast": broadcast,
         "digest": plan.digest,
         "rules_digest": plan.rules.digest,
@@ -76,6 +77,9 @@ def plan_facts(plan: BroadcastPlan, broadcast: str) -> dict[str, object]:
         "computed": {kind: plan.computed(kind) for kind in KINDS},
         "total": {kind: plan.total(kind) for kind in KINDS},
     }
+    if isinstance(plan.rules, ForesightRules):
+        facts["blocks"] = plan.block_decisions()
+    return facts
 
 
 def planned_counts(rendered: ClipFrames, group: NodeGroup) -> dict[str, object]:

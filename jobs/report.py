@@ -1,7 +1,7 @@
 """The speedup report of a job: what its clips took, by step pattern, with and without broadcast, planned and counted.
 
 It is made from the records of all clips of the shard, whichever start rendered them, from what each start measured of
-itself, and from one clip rendered a second time without broadcast. Seconds are wall time, medians are over clips.
+itself, and from one clip of each broadcast rendered a second time without. Seconds are wall time, medians are over clips.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from statistics import median
 from typing import Any
 
 from jobs.layout import job_name
+from jobs.report_broadcast import by_broadcast, distinct_plans
 from manifests.clip import Clip
 from pab.plan import KINDS
 
 SCHEMA = 1
 Json = dict[str, Any]
+_TIMED = ("settled_s", "broadcast_settled_s", "denoise_s", "broadcast_denoise_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
-    """What a report is made from. `starts`: oldest first, as `start_facts` gives them. `baseline`: the measured one."""
+    """What a report is made from. `starts`: oldest first, as `start_facts` gives them. `baselines`: the measured ones."""
 
     shard: int
     run_id: str
@@ -33,7 +35,7 @@ class JobFacts:
     records: Mapping[str, Json]
     failed: Mapping[str, str]
     starts: Sequence[Json]
-    baseline: Json | None
+    baselines: Sequence[Json]
 
 
 def build_report(facts: JobFacts) -> Json:
@@ -56,12 +58,14 @@ def build_report(facts: JobFacts) -> Json:
         },
         "seconds_by_stage": _stages(records),
         "step_seconds": _step_seconds(records),
-        "speedup": _speedup(records, facts.baseline),
-        "baseline": facts.baseline,
+        "speedup": _speedup(records, facts.baselines),
+        "baseline": facts.baselines[0] if facts.baselines else None,
+        "baselines": list(facts.baselines),
         "throughput": _throughput(records, facts),
         "calls": _calls(records),
         "all_to_alls": _all_to_alls(records),
-        "plans": _plans(records),
+        "plans": distinct_plans(records),
+        "broadcasts": by_broadcast(records, facts.baselines, derived_baseline_s),
         "kept_bytes_peak": max((record["kept_bytes_peak"] for record in records), default=0),
         "warm_up_s": _rounded(sum(start["warm_up_s"] for start in facts.starts)),
         "compiled_graphs": sum(start["compiled"]["graphs"] for start in facts.starts if start.get("compiled")),
@@ -158,7 +162,7 @@ def _spread(seconds: Sequence[float]) -> Json:
     }
 
 
-def _speedup(records: Sequence[Json], baseline: Json | None) -> Json:
+def _speedup(records: Sequence[Json], baselines: Sequence[Json]) -> Json:
     broadcast = [record for record in records if reuses(record)]
     derivable = [(record, base) for record in broadcast if (base := derived_baseline_s(record)) is not None]
     derived = None
@@ -172,14 +176,16 @@ def _speedup(records: Sequence[Json], baseline: Json | None) -> Json:
             "how": "median seconds of each clip's own fully computed steps, times its number of steps",
         }
     measured = None
-    if baseline is not None:
+    if baselines:
+        total = {name: sum(baseline[name] for baseline in baselines) for name in _TIMED}
         measured = {
-            "pab_factor": _rounded(baseline["settled_s"] / baseline["broadcast_settled_s"]),
-            "pab_factor_as_timed": _rounded(baseline["denoise_s"] / baseline["broadcast_denoise_s"]),
-            "clips": 1,
-            "denoise_s": baseline["broadcast_settled_s"],
-            "baseline_denoise_s": baseline["settled_s"],
-            "how": "one clip rendered a second time with every site computed; each step at the median of its pattern",
+            "pab_factor": _rounded(total["settled_s"] / total["broadcast_settled_s"]),
+            "pab_factor_as_timed": _rounded(total["denoise_s"] / total["broadcast_denoise_s"]),
+            "clips": len(baselines),
+            "denoise_s": _rounded(total["broadcast_settled_s"]),
+            "baseline_denoise_s": _rounded(total["settled_s"]),
+            "how": "one clip of each broadcast rendered a second time with every site computed; each step at the median of "
+            "its pattern",
         }
     return {"broadcast_clips": len(broadcast), "measured": measured, "derived": derived}
 
@@ -236,25 +242,6 @@ def _all_to_alls(records: Sequence[Json]) -> Json:
         "bytes_without_broadcast": round(without),
         "how": "of one rank per clip; bytes without broadcast: the counted bytes per all-to-all, times all of them",
     }
-
-
-def _plans(records: Sequence[Json]) -> list[Json]:
-    """Returns each distinct plan once, the most used first, with each step's pattern and median seconds."""
-    by_digest: dict[str, list[Json]] = {}
-    for record in records:
-        by_digest.setdefault(record["plan"]["digest"], []).append(record)
-    return [
-        {
-            **same[0]["plan"],
-            "clips": len(same),
-            "patterns": same[0]["steps"]["pattern"],
-            "step_median_s": [
-                _rounded(median(step)) for step in zip(*(r["steps"]["seconds"] for r in same), strict=True)
-            ],
-            "kinds": [kind for kind in KINDS if same[0]["plan"]["total"][kind]],
-        }
-        for same in sorted(by_digest.values(), key=len, reverse=True)
-    ]
 
 
 def _clip_row(clip: Clip, facts: JobFacts) -> Json:

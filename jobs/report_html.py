@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from jobs.report_svg import bar_chart, plan_picture
+from jobs.report_svg import bar_chart, block_picture, plan_picture
 
 Json = dict[str, Any]
 _MAX_ROWS = 500
@@ -17,7 +17,14 @@ _MAX_ROWS = 500
 def report_page(report: Json, strip_png: bytes | None) -> str:
     """Returns the page of a report as `build_report` gives it. `strip_png`: frames without broadcast over those with."""
     style = (files("jobs") / "report.css").read_text()
-    sections = [_head(report), *_plans(report), _baseline(report, strip_png), _counts(report), _times(report)]
+    sections = [
+        _head(report),
+        _broadcasts(report),
+        *_plans(report),
+        _baseline(report, strip_png),
+        _counts(report),
+        _times(report),
+    ]
     sections += [_clips(report), _starts(report)]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
@@ -40,7 +47,7 @@ def _head(report: Json) -> str:
     tiles = {
         "clips per GPU-hour": "-" if per_hour is None else _number(per_hour),
         "device busy, clip to clip": "-" if busy is None else f"{busy:.1%}",
-        "PAB speedup of denoising": factor,
+        "speedup of denoising": factor,
         "clips rendered": f"{counts['rendered']} of {counts['clips']}",
         "failed": str(counts["failed"]),
         "warm-up": _seconds(report["warm_up_s"]),
@@ -53,9 +60,38 @@ def _head(report: Json) -> str:
 
 def _plans(report: Json) -> Iterable[str]:
     for plan in report["plans"]:
-        title = f"Plan {plan['broadcast']} ({plan['digest']}), {_many(plan['clips'], 'clip')}"
         chart = bar_chart(plan["patterns"], plan["step_median_s"])
-        yield f"<h2>{escape(title)}</h2>{plan_picture(plan['kinds'], plan['patterns'])}{chart}"
+        if "blocks" in plan:
+            title = f"{plan['broadcast']}, {_many(plan['clips'], 'clip')}"
+            told = (
+                f"Decided while rendering, {_many(plan['different'], 'different plan')}; drawn is what was computed of clip "
+                f"{plan['clip_id']}."
+            )
+            yield f"<h2>{escape(title)}</h2><p>{escape(told)}</p>{block_picture(plan['blocks'])}{chart}"
+        else:
+            title = f"Plan {plan['broadcast']} ({plan['digest']}), {_many(plan['clips'], 'clip')}"
+            yield f"<h2>{escape(title)}</h2>{plan_picture(plan['kinds'], plan['patterns'])}{chart}"
+
+
+def _broadcasts(report: Json) -> str:
+    rows = [
+        (row["broadcast"], row["decided"], str(row["clips"]), f"{row['computed_share']:.1%}",
+         _times_as_fast(row["factor_derived"]), _times_as_fast(row["factor_measured"]), _noise(row),
+         "-" if row["ssim"] is None else f"{row['ssim']:.4f}")
+        for row in report["broadcasts"]
+    ]  # fmt: skip
+    head = ("broadcast", "decided", "clips", "calls computed", "derived", "measured", "PSNR", "SSIM")
+    return "<h2>Ways of broadcasting</h2>" + _table(head, rows, numbers=range(2, 8))
+
+
+def _times_as_fast(factor: float | None) -> str:
+    return "-" if factor is None else f"{factor:.2f}x"
+
+
+def _noise(compared: Json) -> str:
+    if compared["ssim"] is None:
+        return "-"
+    return "the same frames" if compared["identical"] else f"{compared['psnr_db']:.2f} dB"
 
 
 def _baseline(report: Json, strip_png: bytes | None) -> str:
@@ -71,18 +107,17 @@ def _baseline(report: Json, strip_png: bytes | None) -> str:
     html = "<h2>Without broadcast</h2>" + _table(
         ("baseline", "PAB factor", "denoise without", "denoise with", "clips", "how"), rows, numbers=range(1, 5)
     )
-    baseline = report["baseline"]
-    if baseline is not None:
-        noise = "the same frames" if baseline["identical"] else f"{baseline['psnr_db']:.2f} dB PSNR"
+    for baseline in report["baselines"]:
+        noise = _noise(baseline) + ("" if baseline["identical"] else " PSNR")
         html += (
-            f"<p>Clip {escape(baseline['clip_id'])} against itself without broadcast, same seed: "
-            f"{noise}, SSIM {baseline['ssim']:.4f}.</p>"
+            f"<p>Clip {escape(baseline['clip_id'])} ({escape(baseline['clip']['broadcast'])}) against itself without "
+            f"broadcast, same seed: {noise}, SSIM {baseline['ssim']:.4f}.</p>"
         )
     if strip_png is not None:
         data = base64.b64encode(strip_png).decode()
         html += (
             f"<figure><img alt='frames without broadcast (above) and with it (below)' src='data:image/png;base64,{data}'/>"
-            "<figcaption>Above without broadcast, below with it.</figcaption></figure>"
+            "<figcaption>The first of these clips: above without broadcast, below with it.</figcaption></figure>"
         )
     return html
 

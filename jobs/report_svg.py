@@ -7,6 +7,7 @@ from html import escape
 
 _LEFT, _CELL, _HEIGHT = 76, 22, 150
 _MAX_CELLS_WIDTH = 1000
+_ROW = 10
 _LETTER_WORDS = {"computed": "computed", "partly": "some blocks computed", "reused": "reused"}
 
 
@@ -35,6 +36,28 @@ def plan_picture(kinds: Sequence[str], patterns: Sequence[str]) -> str:
     width = max(_LEFT + len(patterns) * cell, _LEFT + 3 * 200)
     label = "plan: steps from left to right, a row per kind of site"
     return _svg(width, bottom + 48, label, parts + legend)
+
+
+def block_picture(blocks: Sequence[tuple[str, str]]) -> str:
+    """Returns a grid, a thin row per block and a column per step: filled computes, empty reuses. Rows in running order."""
+    num_steps = max((len(letters) for _, letters in blocks), default=0)
+    cell = _cell(num_steps)
+    parts = []
+    for row, (name, letters) in enumerate(blocks):
+        y = row * _ROW
+        for step, letter in enumerate(letters):
+            state = "reused" if letter == "B" else "computed"
+            parts.append(
+                f"<rect class='{state}' x='{_LEFT + step * cell}' y='{y}' width='{cell - 2}' height='{_ROW - 2}'>"
+                f"<title>step {step}: {escape(name)} {state}</title></rect>"
+            )
+        if row % 4 == 0:
+            short = name.replace("transformer_blocks", "blocks").replace("_blocks", "")
+            parts.append(f"<text class='small' x='{_LEFT - 8}' y='{y + 8}' text-anchor='end'>{escape(short)}</text>")
+    bottom = len(blocks) * _ROW
+    parts += _step_numbers(num_steps, cell, bottom + 14)
+    label = "what was computed: steps from left to right, a row per block; an empty cell reuses"
+    return _svg(_LEFT + num_steps * cell, bottom + 20, label, parts)
 
 
 def bar_chart(patterns: Sequence[str], seconds: Sequence[float]) -> str:

@@ -28,7 +28,7 @@ from jobs.clip_work import (
 from jobs.context import JobContext, contain
 from jobs.finish import Finisher
 from jobs.group import JobRanks, open_job
-from jobs.job_report import Measures, has_baseline, leave_report
+from jobs.job_report import Measures, leave_report, measured_broadcasts
 from jobs.log import log_event, open_log
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome, skipped
 from jobs.pace import Pace
@@ -102,14 +102,16 @@ class _ShardRun:
         self._finisher: Finisher | None = None
         self._started = started
         self._measures = Measures()
-        self._wants_baseline = False
-        self._compared: tuple[Begun, ClipFrames] | None = None
+        self._wants_baselines = False
+        self._has_baseline: set[str] = set()
+        self._compared: list[tuple[Begun, ClipFrames]] = []
 
     def run(self) -> ShardOutcome:
         """Renders, then joins what all replicas did."""
         ranks = self._ranks
         log_event(_LOG, "job_started", **self._context.facts())
-        todo, self._wants_baseline = ranks.share(self._look() if ranks.place.rank == 0 else None)
+        self._wants_baselines = self._context.settings.baseline
+        todo, self._has_baseline = ranks.share(self._look() if ranks.place.rank == 0 else None)
         log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.clips), ended=len(todo.ended))
         mine = todo.clips[ranks.node.dp.rank :: ranks.node.dp.size]
         with ExitStack() as stack:
@@ -128,8 +130,8 @@ class _ShardRun:
             )  # fmt: skip
         return outcome
 
-    def _look(self) -> tuple[Todo, bool]:
-        return sort_shard(self._context), self._context.settings.baseline and not has_baseline(self._context)
+    def _look(self) -> tuple[Todo, set[str]]:
+        return sort_shard(self._context), measured_broadcasts(self._context)
 
     def _report(self, todo: Todo, outcome: ShardOutcome) -> None:
         self._measures.take_peaks()
@@ -198,10 +200,12 @@ class _ShardRun:
             begun = self._begin(clip, attempt, units)
             if begun is not None:
                 self._render(loaded, begun)
-            if self._compared is None or self._compared[0].clip != clip:
+            if not any(compared.clip == clip for compared, _ in self._compared):
                 loaded.prompts.pop(clip.key, None)
         self._measures.device_use.close_window()
-        self._measure_baseline(loaded)
+        compared, self._compared = self._compared, []
+        for begun, rendered in compared:
+            self._measure_baseline(loaded, begun, rendered)
 
     def _encode_prompts(self, loaded: LoadedFamily, clips: Sequence[Clip]) -> float:
         try:
@@ -245,8 +249,9 @@ class _ShardRun:
             return self._tell(begun, rendered)
         self._pace.measured(begun.units, begun.elapsed_s)
         self._measures.device_use.clips.append(rendered.on_device)
-        if self._wants_baseline and node.dp.rank == 0 and len(rendered.plan.full_steps) < rendered.plan.num_steps:
-            self._wants_baseline, self._compared = False, (begun, rendered)
+        if self._wants_baselines and node.dp.rank == 0 and self._is_first_of_its_broadcast(begun.clip, rendered):
+            self._has_baseline.add(begun.clip.broadcast)
+            self._compared.append((begun, rendered))
         return self._hand_over(begun, rendered)
 
     def _references(self, family: Family, begun: Begun) -> ClipReferences | Failed | None:
@@ -264,11 +269,12 @@ class _ShardRun:
                 raise ValueError(f"{family.name} takes no references; leave the column empty")
             return take_references(begun.clip, family.references, self._context.bucket.patience)
 
-    def _measure_baseline(self, loaded: LoadedFamily) -> None:
-        """Renders one clip that used broadcast again without it, if the job's time is enough; all its ranks alike."""
-        if self._compared is None:
-            return
-        (begun, rendered), self._compared = self._compared, None
+    def _is_first_of_its_broadcast(self, clip: Clip, rendered: ClipFrames) -> bool:
+        reuses = len(rendered.plan.full_steps) < rendered.plan.num_steps
+        return reuses and clip.broadcast not in self._has_baseline
+
+    def _measure_baseline(self, loaded: LoadedFamily, begun: Begun, rendered: ClipFrames) -> None:
+        """Renders a clip that used broadcast again without it, if the job's time is enough; all its ranks alike."""
         if self._finisher is not None:
             # An encoder beside it would make the baseline slower than what it is compared with.
             self._finisher.wait()

@@ -293,6 +293,11 @@ class BroadcastPlan:
         content = [[site.name for site in self.sites], list(self.timesteps), [list(row) for row in self.sources]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
+    def block_decisions(self) -> tuple[tuple[str, str], ...]:
+        """Returns, per block in running order, its name and the letters of its first site; for blocks that decide whole."""
+        names = [self.sites[members[0]].name.rpartition(".")[0] for members in self.blocks]
+        return tuple((name, self.decisions(members[0])) for name, members in zip(names, self.blocks, strict=True))
+
     @cached_property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
         """The sites of each block, blocks and sites in running order."""

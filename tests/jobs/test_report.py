@@ -12,6 +12,7 @@ import pytest
 from jobs import layout
 from jobs.picture import png, strip
 from jobs.report import derived_baseline_s, settled_s, warm_up_s
+from jobs.report_broadcast import distinct_plans
 from jobs.settings import Mesh
 from tests.jobs.machines import run_with_submitit
 from tests.jobs.world import clip, render_job, write_shard
@@ -192,3 +193,68 @@ def test_a_strip_shows_every_clip_in_a_row(size):
     assert picture[0, 0].tolist() == [10] * 3
     assert picture[-1, -1].tolist() == [200] * 3
     assert picture.shape[1] <= 6 * 320
+
+
+def test_foresight_is_told_beside_pab_with_factor_and_quality_of_each(tmp_path):
+    items = [clip(0), clip(1, broadcast="foresight"), clip(2, broadcast="foresight"), clip(3, broadcast="none")]
+    bucket = write_shard(str(tmp_path), items)
+    render_job(str(tmp_path))()
+    report, records = bucket.read_json(layout.job_report(7)), bucket.records(item.key for item in items)
+    rows = {row["broadcast"]: row for row in report["broadcasts"]}
+    assert {name: (row["clips"], row["decided"], row["clip_id"]) for name, row in rows.items()} == {
+        "pab": (1, "before", "clip.0"),
+        "foresight": (2, "while rendering", "clip.1"),
+        "none": (1, "before", None),
+    }
+    assert report["counts"]["rendered"] == 4
+    assert rows["none"]["computed_share"] == 1.0
+    blocks = [
+        record["plan"]["blocks"]
+        for key, record in sorted(records.items())
+        if record["clip"]["broadcast"] == "foresight"
+    ]
+    computed = [letters.count("C") + letters.count("S") for own in blocks for _, letters in own]
+    assert 0.75 <= rows["foresight"]["computed_share"] < 1, "4 of 8 steps warm up, every second one after them computes"
+    assert [name for name, _ in blocks[0]] == [
+        "spatial_blocks.0",
+        "temporal_blocks.0",
+        "spatial_blocks.1",
+        "temporal_blocks.1",
+    ]
+    assert rows["foresight"]["computed_share"] == pytest.approx(sum(computed) / (2 * 4 * 8))
+    assert report["calls"]["agree"] is True
+    measured = {baseline["clip"]["broadcast"]: baseline for baseline in report["baselines"]}
+    assert list(measured) == ["pab", "foresight"]
+    for name, baseline in measured.items():
+        assert rows[name]["psnr_db"] == baseline["psnr_db"] > 20
+        assert rows[name]["ssim"] == baseline["ssim"] < 1
+        factor = baseline["settled_s"] / baseline["broadcast_settled_s"]
+        assert rows[name]["factor_measured"] == pytest.approx(factor, abs=1e-4)
+    assert report["speedup"]["measured"]["clips"] == 2
+    page = bucket.read(layout.job_report(7, "html")).decode()
+    root = ET.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
+    titles = [title.text for title in root.iter("title")]
+    (told,) = [plan for plan in report["plans"] if plan["broadcast"] == "foresight"]
+    assert told["clips"] == 2
+    assert told["clip_id"] == "clip.1"
+    for name, letters in told["blocks"]:
+        for step, letter in enumerate(letters):
+            assert f"step {step}: {name} {'reused' if letter == 'B' else 'computed'}" in titles
+
+
+def test_clips_that_decided_differently_are_told_once_with_how_many_ways():
+    def record(name: str, digest: str, letters: str) -> dict:
+        plan = {
+            "digest": digest, "rules_digest": "r", "rules": {"foresight": {}}, "num_steps": 2, "total": {"spatial": 2},
+            "broadcast": "foresight", "blocks": [["spatial_blocks.0", letters]],
+        }  # fmt: skip
+        plan["total"] = dict.fromkeys(("spatial", "temporal", "cross", "mlp"), 2)
+        return {
+            "clip_id": name,
+            "plan": plan,
+            "steps": {"pattern": ["stcm", "...."], "seconds": [1.0, float(len(name))]},
+        }
+
+    (told,) = distinct_plans([record("a", "d1", "CB"), record("bcd", "d2", "CC"), record("ef", "d1", "CB")])
+    assert (told["clips"], told["different"], told["clip_id"]) == (3, 2, "a")
+    assert told["step_median_s"] == [1.0, 2.0]

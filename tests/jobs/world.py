@@ -23,6 +23,7 @@ from manifests.clip import Clip
 from manifests.schema import CLIP_SCHEMA, REFERENCE_SCHEMA, accepted_schema
 from pab.families.demo import DEMO, demo_sites
 from pab.family import ClipRequest, Family, LoadRequest
+from pab.foresight import ForesightRules
 from pab.models.stdit3 import STDiT3, STDiT3Config
 from pab.models.stdit3_video import STDiT3Video, TextStates
 from pab.parallel import NodeGroup
@@ -118,7 +119,7 @@ TINY: Family = replace(
     DEMO,
     name="tiny",
     sites=demo_sites(CONFIG.depth),
-    presets={"none": NO_BROADCAST, "pab": TINY_PAB},
+    presets={"none": NO_BROADCAST, "pab": TINY_PAB, "foresight": ForesightRules(gamma=4.0)},
     timesteps=lambda request, _precision: timesteps(request.num_steps),
     num_tokens=lambda num_frames, height, width: -(-num_frames // 2) * -(-height // 8) * -(-width // 8),
     load=load_tiny,
