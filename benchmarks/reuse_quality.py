@@ -47,7 +47,9 @@ def computed_share(done: Denoised) -> float:
 def compare(model: VideoModel, requests: list[ClipRequest], broadcasts: list[str]) -> list[dict[str, object]]:
     """Returns a row per broadcast."""
     shares: dict[str, list[float]] = {name: [] for name in broadcasts}
-    seconds, noises_db, alike = ({name: [] for name in broadcasts} for _ in range(3))
+    seconds: dict[str, list[float]] = {name: [] for name in broadcasts}
+    noises_db: dict[str, list[float]] = {name: [] for name in broadcasts}
+    alike: dict[str, list[float]] = {name: [] for name in broadcasts}
     render(model, requests[0], "none")  # what comes first takes longer
     for request in requests:
         reference, _ = render(model, request, "none")

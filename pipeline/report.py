@@ -84,7 +84,7 @@ def report_document(
 
 
 def _measured(reports: Iterable[Json]) -> Json | None:
-    # Each job renders one clip twice; over the run these pairs are summed, so long clips weigh more.
+    # Each job renders one clip of each broadcast twice; over the run these pairs are summed, so long clips weigh more.
     pairs = [report["speedup"]["measured"] for report in reports if report["speedup"]["measured"]]
     with_broadcast = sum(pair["denoise_s"] for pair in pairs)
     without = sum(pair["baseline_denoise_s"] for pair in pairs)

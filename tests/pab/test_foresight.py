@@ -14,6 +14,7 @@ from pab.parallel import NodeGroup, open_group
 from pab.plan import NO_BROADCAST, Site, make_plan, rules_from_dict
 from pab.state import BOTH, run_block
 from tests.pab import noise_worlds
+from tests.pab.loop_waits import WatchedLoop
 from tests.pab.test_denoise import OneBranchAtATime
 from tests.pab.worlds import clip, render, tiny_model
 from tests.ranks import run_on_ranks
@@ -135,6 +136,12 @@ def test_a_clip_reuses_some_blocks_and_is_counted_as_decided(alone):
     assert alone.kept_bytes_peak == 4 * 2 * 5 * 6 * 32 * 4, "one output per block: rows, frames, patches, channels"
     difference = (alone.latents - render(tiny_model(), clip(num_steps=14), NO_BROADCAST).latents).abs().max()
     assert 1e-6 < difference < 1.0
+
+
+def test_the_host_waits_for_the_device_nowhere_but_before_steps_that_may_reuse(alone):
+    watched = WatchedLoop(tiny_model(), torch.device("cpu"))
+    assert torch.equal(render(watched, clip(num_steps=14), SOME).latents, alone.latents)
+    assert watched.steps == 14
 
 
 def test_rules_that_never_reuse_give_the_latents_without_broadcast_bit_by_bit():
