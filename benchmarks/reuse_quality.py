@@ -1,20 +1,22 @@
 """What ways of broadcasting compute, and how far they move the videos of the demo model from those without any reuse.
 
-Every clip is rendered once per broadcast with the same seed; the report that it prints compares with `none`. Seconds are of
-denoising, and only their ratio means something: clips take turns, so that what else the machine does hits all alike.
+Every clip is rendered once per broadcast with the same seed, and once without. Times are this process' own CPU seconds of
+denoising on one thread, told as ratios to those without broadcast, so that what else the machine does hardly counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
+import time
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from jobs.quality import psnr, ssim
 from pab.demo.check import held_out_prompts
@@ -25,9 +27,12 @@ from pab.model import VideoModel
 from pab.parallel import NodeGroup
 from pab.plan import KINDS
 
+Frames = npt.NDArray[np.uint8]
 
-def render(model: VideoModel, request: ClipRequest, broadcast: str) -> tuple[npt.NDArray[np.uint8], Denoised]:
-    """Returns the frames [T, H, W, 3] of a clip, and what denoising it took."""
+
+def render(model: VideoModel, request: ClipRequest, broadcast: str) -> tuple[Frames, Denoised, float]:
+    """Returns the frames [T, H, W, 3] of a clip, what denoising it did, and the CPU seconds it took."""
+    start = time.process_time()
     done = denoise(
         model,
         request,
@@ -36,7 +41,11 @@ def render(model: VideoModel, request: ClipRequest, broadcast: str) -> tuple[npt
         plan=plan_for(DEMO, request, DEMO.presets[broadcast], "float32"),
         group=NodeGroup(),
     )
-    return model.decode(done.latents, request, NodeGroup())[0].numpy(), done
+    cpu_s = time.process_time() - start
+    return model.decode(done.latents, request, NodeGroup())[0].numpy(), done, cpu_s
+
+
+MEASURES = ("computed_share", "relative_time", "psnr_db", "ssim")
 
 
 def computed_share(done: Denoised) -> float:
@@ -44,58 +53,41 @@ def computed_share(done: Denoised) -> float:
     return sum(map(done.plan.computed, KINDS)) / sum(map(done.plan.total, KINDS))
 
 
-def compare(model: VideoModel, requests: list[ClipRequest], broadcasts: list[str]) -> list[dict[str, object]]:
+def compare(model: VideoModel, requests: list[ClipRequest], broadcasts: list[str]) -> list[dict[str, Any]]:
     """Returns a row per broadcast."""
-    shares: dict[str, list[float]] = {name: [] for name in broadcasts}
-    seconds: dict[str, list[float]] = {name: [] for name in broadcasts}
-    noises_db: dict[str, list[float]] = {name: [] for name in broadcasts}
-    alike: dict[str, list[float]] = {name: [] for name in broadcasts}
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in broadcasts}
     render(model, requests[0], "none")  # what comes first takes longer
     for request in requests:
-        reference, _ = render(model, request, "none")
+        reference, _, base_s = render(model, request, "none")
         for name in broadcasts:
-            frames, done = render(model, request, name)
-            shares[name].append(computed_share(done))
-            seconds[name].append(sum(done.step_seconds))
-            noises_db[name].append(psnr(reference, frames))
-            alike[name].append(ssim(reference, frames))
+            frames, done, cpu_s = render(model, request, name)
+            found[name].append((computed_share(done), cpu_s / base_s, psnr(reference, frames), ssim(reference, frames)))
     return [
-        {
-            "broadcast": name,
-            "computed_share": [
-                round(value, 4) for value in (fmean(shares[name]), min(shares[name]), max(shares[name]))
-            ],
-            "relative_time": round(
-                median(own / base for own, base in zip(seconds[name], seconds["none"], strict=True)), 3
-            ),
-            "psnr_db": [None if math.isinf(value) else round(value, 2) for value in _spread(noises_db[name])],
-            "ssim": [round(value, 5) for value in _spread(alike[name])],
-        }
-        for name in broadcasts
+        {"broadcast": name, **dict(zip(MEASURES, map(_spread, zip(*rows, strict=True)), strict=True))}
+        for name, rows in found.items()
     ]
 
 
-def _spread(values: list[float]) -> tuple[float, float, float]:
+def _spread(values: tuple[float, ...]) -> tuple[float, float, float]:
     return median(values), min(values), max(values)
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Returns the rows as a table in Markdown."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns the rows as a table in Markdown: medians over clips, least to most in brackets."""
+    formats = ("{:.1%}", "{:.2f}", "{:.1f}", "{:.4f}")
     lines = [
-        "| broadcast | calls computed | time | PSNR, dB: median (least to most) | SSIM: median (least to most) |",
+        "| broadcast | calls computed | time | PSNR, dB | SSIM |",
         "|---|---|---|---|---|",
+        "| `none` | 100.0% | 1 | - | - |",
     ]
     for row in rows:
-        share, noise, like = row["computed_share"], row["psnr_db"], row["ssim"]
-        assert isinstance(share, list)
-        assert isinstance(noise, list)
-        assert isinstance(like, list)
-        told = "the same frames" if noise[1] is None else f"{noise[0]} ({noise[1]} to {noise[2]})"
-        spread = f"{share[0]:.1%}" + (f" ({share[1]:.1%} to {share[2]:.1%})" if share[1] < share[2] else "")
-        lines.append(
-            f"| `{row['broadcast']}` | {spread} | {row['relative_time']:.2f} | {told} | "
-            f"{like[0]:.4f} ({like[1]:.4f} to {like[2]:.4f}) |"
-        )
+        cells = [
+            f"{form.format(middle)} ({form.format(least)} to {form.format(most)})"
+            if least < most
+            else form.format(most)
+            for form, (middle, least, most) in zip(formats, (row[name] for name in MEASURES), strict=True)
+        ]
+        lines.append(f"| `{row['broadcast']}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -104,9 +96,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reuse_quality", description=__doc__)
     parser.add_argument("--clips", type=int, default=8, help="prompts that training left out")
     parser.add_argument("--steps", type=int, default=DEMO.defaults.num_steps)
-    parser.add_argument("--broadcasts", default="none,pab246,pab357,foresight,foresight-n2r3")
+    parser.add_argument("--broadcasts", default="pab246,pab357,foresight,foresight-n2r3")
     parser.add_argument("--out", type=Path, help="a JSON file for the rows")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     model = DEMO.load(LoadRequest(weights=None, precision="float32", device="cpu"))
     size = DEMO.defaults
     requests = [

@@ -84,7 +84,7 @@ def _speedup_note(document: Mapping[str, Any]) -> str:
     parts = []
     if measured:
         parts.append(
-            f"Measured: {measured['clips']} clips (one of each broadcast of a job) rendered with and without it, on denoising."
+            f"Measured: {measured['clips']} clips (one of each broadcast of a job) with and without it, on denoising."
         )
     if derived:
         parts.append(f"Derived: {derived['clips']:,} clips against their own steps that compute everything.")
