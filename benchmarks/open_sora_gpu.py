@@ -7,6 +7,7 @@ come. A variant that fails says so in its line, and one that --seconds leaves no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import time
@@ -47,6 +48,7 @@ KERNELS = {
     "nonorm": replace(MEASURED_FASTER, norm=False),
     "nogelu": replace(MEASURED_FASTER, gelu=False),
     "notemporal": replace(MEASURED_FASTER, temporal=False),
+    "noheadnorm": replace(MEASURED_FASTER, head_norm=False),
     "nocross": replace(MEASURED_FASTER, cross=False),
 }
 """Of a variant's third word; `spatial` is `fused` with the other way of spatial attention, the rest leave one out."""
@@ -152,7 +154,13 @@ class Lines:
             self.add({"name": name, **run()})
         except Exception as error:  # one variant that fails must not lose the others
             self.add({"name": name, "failed": f"{type(error).__name__}: {error}"[:1500]})
-            torch.cuda.empty_cache()
+            empty_cache()
+
+
+def empty_cache() -> None:
+    """Lets go of cached memory. After a fault of the device even that fails, and says so once more: nothing to add."""
+    with contextlib.suppress(RuntimeError):
+        torch.cuda.empty_cache()
 
 
 def check_kernels(lines: Lines, *, tiles: bool) -> None:
@@ -163,7 +171,7 @@ def check_kernels(lines: Lines, *, tiles: bool) -> None:
                 lines.add(line)
         except Exception as error:  # as above
             lines.add({"operation": operation.name, "failed": f"{type(error).__name__}: {error}"[:1500]})
-        torch.cuda.empty_cache()
+        empty_cache()
 
 
 @dataclass(slots=True)

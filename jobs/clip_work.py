@@ -139,9 +139,19 @@ def load_family(
     `clip_axis`: the ranks that share this one's clips, and so its prompts.
     """
     start = time.perf_counter()
-    execution = execution_of(family, compiled=settings.compile, attention=settings.attention, device=settings.device)
+    execution = execution_of(
+        family,
+        compiled=settings.compile,
+        attention=settings.attention,
+        device=settings.device,
+        precision=settings.precision,
+    )
     request = LoadRequest(
-        weights=settings.weights_of(family.name), precision=settings.precision, device=str(device), clip_axis=clip_axis
+        weights=settings.weights_of(family.name),
+        precision=settings.precision,
+        device=str(device),
+        clip_axis=clip_axis,
+        kernels=execution.kernels,
     )
     model = family.load(request)
     if execution.compiled:

@@ -187,7 +187,7 @@ class _ShardRun:
         self._measures.load_s[family.name] = loaded.load_s
         log_event(
             _LOG, "model_loaded", model=family.name, load_s=loaded.load_s, compiled=loaded.execution.compiled,
-            attention=loaded.execution.attention,
+            attention=loaded.execution.attention, kernels=loaded.execution.kernels,
         )  # fmt: skip
         return loaded
 

@@ -53,7 +53,8 @@ OPTIONS = (
            help="auto is cuda under SLURM and where this machine has an NVIDIA GPU, else cpu"),
     Option(name="compile", kind=str, default="auto", choices=("auto", "on", "off"),
            help="compile the model's blocks, a graph per step pattern; rounds otherwise than eager blocks do, so it is part "
-           "of a clip's digest. auto is on for GPUs, for the families whose blocks can be compiled"),
+           "of a clip's digest, as are the fused kernels that Open-Sora's blocks then use on GPUs in bfloat16. auto is on "
+           "for GPUs, for the families whose blocks can be compiled"),
     Option(name="attention", kind=str, default="auto", choices=ATTENTION_CHOICES,
            help="attention kernel: torch's own choice (default) or cuDNN first; auto is cuDNN where compiled blocks on a "
            "GPU have heads of 72 channels. Part of a clip's digest where it is cuDNN"),

@@ -50,6 +50,7 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     render = settings.render
     family, execution = rules.rows[render.model], render.execution(rules.families[render.model])
     broadcast = str(family.defaults["broadcast"])
+    compiled = "on with fused kernels" if execution.kernels else "on"
     others = {f"weights of {name}": str(found) for name, found in rules.weights.items() if name != render.model}
     return {
         "--model": render.model,
@@ -57,7 +58,7 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
         **others,
         "--precision": render.precision,
         "--broadcast": f"{broadcast} ({family.broadcasts[broadcast]})",
-        "--compile": "on" if execution.compiled else "off",
+        "--compile": compiled if execution.compiled else "off",
         "--attention": execution.attention,
     }
 

@@ -36,7 +36,9 @@ class RenderSettings:
 
     def execution(self, family: Family) -> Execution:
         """Returns how these settings run a family."""
-        return execution_of(family, compiled=self.compile, attention=self.attention, device=self.device)
+        return execution_of(
+            family, compiled=self.compile, attention=self.attention, device=self.device, precision=self.precision
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -112,4 +112,5 @@ OPEN_SORA = Family(
     pin=PARTS.pin,
     compiles=True,
     prefers_cudnn=True,
+    fused_kernels=True,
 )

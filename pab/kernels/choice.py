@@ -23,19 +23,21 @@ NARROW = (torch.bfloat16, torch.float16)
 class Kernels:
     """The fused operations of one pass; all False is plain torch.
 
-    `temporal`: attention over frames. `cross`: attention to text. `spatial`: self attention within a frame; without it
-    torch's own is used. `norm`: residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product.
+    `temporal`: attention over frames. `cross`: attention to text whose rows differ in length (without a mask torch's own is
+    faster). `spatial`: self attention within a frame; without it torch's own is used. `head_norm`: query and key norm before
+    the latter. `norm`: residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product.
     """
 
     temporal: bool = False
     cross: bool = False
     spatial: bool = False
+    head_norm: bool = False
     norm: bool = False
     gelu: bool = False
 
 
 PLAIN = Kernels()
-MEASURED_FASTER = Kernels(temporal=True, cross=True, norm=True, gelu=True)
+MEASURED_FASTER = Kernels(temporal=True, cross=True, head_norm=True, norm=True, gelu=True)
 """What is faster than torch's compiled own on an H200 (docs/performance.md)."""
 
 
@@ -64,7 +66,7 @@ def fastest(*, device: torch.device, dtype: torch.dtype, head_dim: int, num_fram
     wanted = MEASURED_FASTER
     if not 16 <= head_dim <= attention.MAX_HEAD_DIM or head_dim % 8:
         _tell(f"head size {head_dim}: the fused attentions take multiples of 8 from 16 to {attention.MAX_HEAD_DIM}")
-        wanted = replace(wanted, temporal=False, cross=False, spatial=False)
+        wanted = replace(wanted, temporal=False, cross=False, spatial=False, head_norm=False)
     if num_frames > temporal_attention.MAX_FRAMES:
         _tell(f"{num_frames} latent frames: the fused temporal attention takes up to {temporal_attention.MAX_FRAMES}")
         wanted = replace(wanted, temporal=False)

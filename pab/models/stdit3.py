@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.compiled import any_length
-from pab.kernels import attention, modulated_norm, temporal_attention
+from pab.kernels import attention, head_norm, modulated_norm, temporal_attention
 from pab.kernels.choice import PLAIN, ChooseKernels, Kernels, plain
 from pab.models.layers import (
     Mlp,
@@ -115,7 +115,12 @@ class SelfAttention(nn.Module):
             out = attention.fused_self(qkv.flatten(0, 1), self.num_heads, self._norm_weights()).view_as(x_BTSD)
             return self.proj(out)
         q, k, v = qkv.flatten(0, 1).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        weights = self._norm_weights()
+        if kernels.head_norm and weights is not None:
+            q, k = (each.transpose(1, 2) for each in head_norm.fused(qkv.flatten(0, 1), self.num_heads, weights))
+        else:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(x_BTSD.shape))
 
     def over_time(self, x_BTSD: Tensor, rotation: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
@@ -151,7 +156,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x_BND: Tensor, keys_values: Tensor, mask_B11L: Tensor | None, kernels: Kernels = PLAIN) -> Tensor:
         """Returns [B, N, D]."""
-        attend = attention.fused_cross if kernels.cross else attention.plain_cross
+        attend = attention.fused_cross if kernels.cross and mask_B11L is not None else attention.plain_cross
         return self.proj(attend(self.q_linear(x_BND), keys_values, mask_B11L))
 
 

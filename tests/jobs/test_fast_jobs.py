@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from jobs import layout
+from jobs.clip_work import load_family
 from jobs.frames import ClipOnDevice, ComingFrames, DeviceUse
 from jobs.outcome import Failed, Rendered
+from jobs.settings import JobSettings, Mesh
 from pab.device_clock import DeviceClock
-from tests.jobs.world import clip, render_job, write_shard
+from pab.family import LoadRequest
+from tests.jobs.world import TINY, clip, load_tiny, render_job, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -124,10 +127,32 @@ def test_settings_of_a_job_choose_cudnn_only_for_compiled_blocks_on_a_gpu():
     from pab.families import FAMILIES
 
     open_sora, wan, demo = (FAMILIES[name] for name in ("open_sora", "wan", "demo"))
-    auto = {"compiled": True, "attention": "auto"}
-    assert execution_of(open_sora, **auto, device="cuda") == Execution(compiled=True, attention="cudnn")
+    auto = {"compiled": True, "attention": "auto", "precision": "bfloat16"}
+    fused = Execution(compiled=True, attention="cudnn", kernels=True)
+    assert execution_of(open_sora, **auto, device="cuda") == fused
+    assert execution_of(open_sora, **(auto | {"precision": "float32"}), device="cuda") == replace(fused, kernels=False)
     assert execution_of(open_sora, **auto, device="cpu") == Execution(compiled=True)
     assert execution_of(demo, **auto, device="cuda") == Execution(compiled=True)
     assert execution_of(wan, **auto, device="cuda") == Execution()
     assert execution_of(open_sora, **(auto | {"compiled": False}), device="cuda") == Execution()
     assert replace(Execution(), attention="cudnn").identity == " attention cudnn"
+    assert fused.identity == " compiled attention cudnn kernels"
+    assert Execution().identity == ""
+
+
+def test_a_job_tells_its_model_to_use_the_kernels_where_its_execution_has_them():
+    told: list[bool] = []
+
+    def load(request: LoadRequest) -> object:
+        told.append(request.kernels)
+        return load_tiny(request)
+
+    family = replace(TINY, load=load, fused_kernels=True)
+    settings = JobSettings(
+        output="unused", run_id="run-1", weights=None, precision="bfloat16", device="cpu", mesh=Mesh(), compile=True,
+        compile_backend="eager",
+    )  # fmt: skip
+    for changes in ({"device": "cuda"}, {"device": "cpu"}, {"device": "cuda", "compile": False}):
+        loaded = load_family(family, replace(settings, **changes), torch.device("cpu"))
+        assert loaded.execution.kernels == told[-1]
+    assert told == [True, False, False]

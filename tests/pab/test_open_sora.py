@@ -13,6 +13,7 @@ from pab.denoise import plan_for
 from pab.families import find_family
 from pab.families.open_sora import OPEN_SORA
 from pab.family import LoadRequest
+from pab.kernels import choice
 from pab.open_sora.clips import levels, model_fps, model_size
 from pab.open_sora.frame_masks import frame_mask, read_strategy
 from pab.open_sora.load import load_vae, prepare_texts
@@ -244,4 +245,7 @@ def test_tiny_weights_are_named_by_what_they_hold(weights: Path, tmp_path: Path,
 def test_plan_knows_every_site_of_the_model(weights: Path) -> None:
     model = OPEN_SORA.load(load_request(weights))
     assert model.transformer.sites == OPEN_SORA.sites
+    assert model.transformer.choose_kernels is choice.plain
+    kernels = OPEN_SORA.load(replace(load_request(weights), kernels=True)).transformer.choose_kernels
+    assert kernels is choice.fastest
     assert make_plan(OPEN_SORA.presets["pab246"], [500.0], OPEN_SORA.sites).sites == OPEN_SORA.sites

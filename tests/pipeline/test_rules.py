@@ -154,5 +154,8 @@ def test_compiled_blocks_are_another_identity_and_the_plain_way_is_none() -> Non
     assert run_rules(replace(RENDER, compile=True), ONE).rows["demo"].identity() == f"{plain} compiled"
     cudnn = replace(RENDER, compile=True, device="cuda", attention="cudnn")
     assert run_rules(cudnn, ONE).rows["demo"].identity() == f"{plain} compiled attention cudnn"
+    kernels = replace(RENDER, compile=True, device="cuda", precision="bfloat16")
+    fused = run_rules(kernels, {"demo": replace(family(), fused_kernels=True)}).rows["demo"].identity()
+    assert fused == run_rules(kernels, ONE).rows["demo"].identity() + " kernels"
     library = {"demo": replace(family(), compiles=False)}
     assert run_rules(replace(RENDER, compile=True), library).rows["demo"].identity() == plain
