@@ -141,7 +141,7 @@ def test_mesh_refuses_a_third_guidance_branch() -> None:
 def test_blocks_are_compiled_on_gpus_unless_told_otherwise(flags: tuple[str, ...], compiled: bool) -> None:
     settings = settings_of("--cluster", "local", *flags)
     assert settings.render.compile is compiled
-    job = settings.job_settings(run_id="r", mesh=Mesh(), broadcast_rules=None)
+    job = settings.job_settings(run_id="r", mesh=Mesh(), broadcast_rules=None, pinned_weights={})
     assert (job.compile, job.attention, job.compile_cache) == (compiled, "auto", None)
 
 
