@@ -61,9 +61,14 @@ def initial_noise(request: ClipRequest, shape: Sequence[int]) -> Tensor:
     return torch.randn(1, *shape, generator=generator)
 
 
+def branch_guidance(request: ClipRequest, prompt: EncodedPrompt) -> float:
+    """Returns the scale that drives the two branches apart: 1.0, which needs but one, where the model is told the scale."""
+    return 1.0 if prompt.guided_passes == (COND,) else request.guidance_scale
+
+
 def branches(request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup) -> tuple[str, ...]:
     """Returns the guidance branches this rank runs in a step, a pass for each."""
-    if request.guidance_scale == 1.0:
+    if branch_guidance(request, prompt) == 1.0:
         return (COND,)
     if group.cfg.size == 1:
         return prompt.guided_passes
@@ -106,6 +111,7 @@ def denoise(
     scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
     mine = branches(request, prompt, group)
+    guidance_scale = branch_guidance(request, prompt)
     texts = {branch: prompt.states(branch) for branch in mine}
     state = _state(plan, group)
     before = group.sp.axis.traffic.snapshot()
@@ -123,7 +129,7 @@ def denoise(
         outputs = [
             model.predict(model_input, step_input, texts[branch], state.visit(step, branch), group) for branch in mine
         ]
-        prediction = guide(outputs, request.guidance_scale, group)
+        prediction = guide(outputs, guidance_scale, group)
         latents = scheduler.advance(latents, model_input, prediction, step)
         kept_bytes_peak = max(kept_bytes_peak, state.kept_bytes)
         clock.mark()

@@ -116,6 +116,8 @@ class Family:
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
     `pab.given_frames.TakesReferences` describes."""
+    embedded_guidance: bool = False
+    """Whether the transformer is told `guidance_scale` and makes one pass a step: nothing to share over mesh axis `cfg`."""
     fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps, told like `timesteps`, at which nothing kept before is reused: another transformer takes over there."""
 

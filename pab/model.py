@@ -20,8 +20,9 @@ class EncodedPrompt:
 
     `states`: per guidance branch ("both", "cond", "uncond") what `VideoModel.predict` wants; made on demand, so only the
     branches a rank runs cost memory. `warnings` are told on the clip's record, e.g. words the model does not know.
-    `guided_passes`: the branches of a guided step on a rank that runs all of it: one pass over both rows, or
-    ("cond", "uncond") for a model that is published with a pass for each.
+    `guided_passes`: the branches of a guided step on a rank that runs all of it: one pass over both rows,
+    ("cond", "uncond") for a model that is published with a pass for each, or ("cond",) for one whose transformer is
+    told the guidance scale.
     """
 
     states: Callable[[str], object]

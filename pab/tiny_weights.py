@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pab.cogvideox.tiny import write_tiny_2b, write_tiny_5b
+from pab.hunyuan_video.tiny import write_tiny_hunyuan_video, write_tiny_skyreels_v1
 from pab.latte.tiny import write_tiny_latte
 from pab.ltx.tiny import write_tiny_ltx
 from pab.open_sora.tiny import write_tiny_open_sora
@@ -27,6 +28,8 @@ WRITERS: Mapping[str, Callable[[Path, int], None]] = {
     "cogvideox_2b": write_tiny_2b,
     "cogvideox_5b": write_tiny_5b,
     "ltx": write_tiny_ltx,
+    "hunyuan_video": write_tiny_hunyuan_video,
+    "skyreels_v1": write_tiny_skyreels_v1,
 }
 
 

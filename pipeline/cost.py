@@ -28,6 +28,10 @@ class ClipCosts:
         """Returns whether several ranks can share one pass of a family."""
         return self._rules.families[model].sequence_parallel
 
+    def two_branches(self, group: ClipGroup) -> bool:
+        """Returns whether a clip has an unconditional branch, which another rank can render."""
+        return group.guided and not self._rules.families[group.model].embedded_guidance
+
     def _plan(self, group: ClipGroup) -> BroadcastPlan:
         return self._plan_with(group, self._rules.broadcast(group.model, group.broadcast))
 
@@ -63,7 +67,8 @@ def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float
     """Returns the planned seconds of one clip on one rank.
 
     Every step costs `fixed_step_s`, and what a full step costs less the shares of the kinds of site that it reuses. A
-    clip without guidance runs one of the two branches, so half of that. Decoding goes by pixels.
+    clip without guidance runs one of the two branches, so half of that, unless the family has only one. Decoding goes by
+    pixels.
 
     What Foresight will reuse is not known before a clip is rendered: its plan computes everything, so its seconds are
     those without broadcast, a bound that holds whatever it decides.
@@ -74,7 +79,7 @@ def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float
     reused = sum(
         share * (1 - plan.computed(kind) / totals[kind]) for kind, share in cost.kind_shares.items() if totals[kind]
     )
-    branches = 1.0 if group.guided else 0.5
+    branches = 1.0 if group.guided or family.embedded_guidance else 0.5
     pixels = group.num_frames * group.height * group.width
     step_s = cost.fixed_step_s + branches * full_step * (1 - reused)
     return plan.num_steps * step_s + cost.decode_s_per_pixel * pixels

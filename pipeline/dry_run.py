@@ -81,7 +81,7 @@ def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> di
     document: dict[str, object] = {
         **asdict(group),
         "num_clips": work.groups[group],
-        "seconds_per_clip": round(on_mesh(costs.seconds(group), group, work.mesh), 3),
+        "seconds_per_clip": round(on_mesh(costs, costs.seconds(group), group, work.mesh), 3),
         "attention_calls": sum(total for _, total in attention),
         "attention_calls_computed": sum(computed for computed, _ in attention),
         "plan": plan.digest,

@@ -61,7 +61,7 @@ class WorkPlanner:
         found = self._pass(accepted, done, mesh=Mesh(sp=ranks), minutes=float("inf"), overhead_s={})
         mesh = choose_mesh(
             self.machines,
-            guided=any(group.guided for group in found.clip_groups),
+            guided=any(self.costs.two_branches(group) for group in found.clip_groups),
             unshared={group.model for group in found.clip_groups if not self.costs.shares_passes(group.model)},
         )
         overhead_s = self._overhead_s(found, mesh)
@@ -78,7 +78,7 @@ class WorkPlanner:
         self, accepted: Path, done: Set[str], *, mesh: Mesh, minutes: float, overhead_s: Mapping[str, float]
     ) -> ShardPlan:
         def cost(group: ClipGroup) -> float:
-            return on_mesh(self.costs.seconds(group), group, mesh)
+            return on_mesh(self.costs, self.costs.seconds(group), group, mesh)
 
         with open_manifest(str(accepted)) as manifest:
             models = _Overheads(overhead_s)
@@ -91,15 +91,14 @@ class WorkPlanner:
 
     def _total_s(self, plan: ShardPlan, mesh: Mesh, *, with_broadcast: bool) -> float:
         price = self.costs.seconds if with_broadcast else self.costs.seconds_without_broadcast
-        return sum(count * on_mesh(price(group), group, mesh) for group, count in plan.clip_groups.items())
+        return sum(count * on_mesh(self.costs, price(group), group, mesh) for group, count in plan.clip_groups.items())
 
     def _overhead_s(self, plan: ShardPlan, mesh: Mesh) -> dict[str, float]:
         # What a job does besides its clips: it loads the family, and renders one clip again as a baseline.
         overheads: dict[str, float] = {}
         for group in plan.clip_groups:
-            again = (
-                on_mesh(self.costs.seconds_without_broadcast(group), group, mesh) * mesh.dp if self.baseline else 0.0
-            )
+            without = self.costs.seconds_without_broadcast(group)
+            again = on_mesh(self.costs, without, group, mesh) * mesh.dp if self.baseline else 0.0
             total = self.costs.load_s(group.model) + again
             overheads[group.model] = max(overheads.get(group.model, 0.0), total)
         limit = 60 * self.machines.job_minutes * MAX_OVERHEAD
@@ -111,9 +110,9 @@ class WorkPlanner:
         return min(float(self.machines.job_minutes), fair * (1 + 1e-6) / 60)
 
 
-def on_mesh(seconds: float, group: ClipGroup, mesh: Mesh) -> float:
-    """Returns a job's seconds per clip from one rank's: an unguided clip has no second branch for a cfg axis."""
-    return seconds / (mesh.dp * mesh.sp * (mesh.cfg if group.guided else 1))
+def on_mesh(costs: ClipCosts, seconds: float, group: ClipGroup, mesh: Mesh) -> float:
+    """Returns a job's seconds per clip from one rank's: a clip of one branch leaves nothing to share over a cfg axis."""
+    return seconds / (mesh.dp * mesh.sp * (mesh.cfg if costs.two_branches(group) else 1))
 
 
 class _Overheads(dict[str, float]):

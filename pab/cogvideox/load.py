@@ -70,7 +70,7 @@ def load_cogvideox(root: Path, request: LoadRequest, model: CogVideoXModel) -> D
             axis=request.clip_axis or Axis(),
             reads_padding=True,
         ),
-        prepare_text=lambda states, _mask: states.to(device=device, dtype=dtype),
+        prepare_text=lambda text: text.y_BLC.to(device=device, dtype=dtype),
         codec=load_codec(root / "vae", dtype, device),
         sampler=lambda clip: open_sampler(scheduler, clip),
         guided_passes=(BOTH,),

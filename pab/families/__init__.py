@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pab.families.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
 from pab.families.demo import DEMO
+from pab.families.hunyuan_video import HUNYUAN_VIDEO, SKYREELS_V1
 from pab.families.latte import LATTE
 from pab.families.ltx import LTX
 from pab.families.open_sora import OPEN_SORA
@@ -36,6 +37,8 @@ FAMILIES: Mapping[str, Family] = {
         COGVIDEOX_2B,
         COGVIDEOX_5B,
         LTX,
+        HUNYUAN_VIDEO,
+        SKYREELS_V1,
     )
 }
 

@@ -83,7 +83,7 @@ def load_ltx(root: Path, request: LoadRequest, model: LtxModel) -> DiffusersVide
             axis=request.clip_axis or Axis(),
             reads_padding=True,
         ),
-        prepare_text=lambda states, mask: (states.to(device=device, dtype=dtype), mask.to(device)),
+        prepare_text=lambda text: (text.y_BLC.to(device=device, dtype=dtype), text.mask_BL.to(device)),
         codec=load_codec(root / "vae", dtype, device),
         sampler=lambda clip: open_sampler(source, clip),
         guided_passes=(BOTH,),

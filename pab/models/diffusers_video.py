@@ -13,7 +13,9 @@ from pab.family import ClipRequest
 from pab.model import EncodedPrompt, Scheduler, StepInput
 from pab.models.video import LatentCodec, TextStates, encode_pairs, guided_prompt
 from pab.parallel import NodeGroup, SequenceParallel
-from pab.state import BOTH, Visit
+from pab.state import BOTH, COND, Visit
+
+UNREAD_NEGATIVE = "the negative prompt is not read: this model takes guidance_scale as an input, in one pass"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,14 +24,15 @@ class DiffusersVideo:
 
     `denoise(rows, step_input, text)` runs the transformer on latents [rows, C, T, H, W] with what `prepare_text` made for as
     many rows. `guided_passes` is what the published pipeline does: both rows in one pass, or a pass for each, whose kept
-    outputs then are apart as well. Ranks that share a pass hold the whole latents and split them within the transformer.
+    outputs then are apart as well, or the conditional pass alone. Ranks that share a pass hold the whole latents and split
+    them within the transformer.
     """
 
     denoise: Callable[[Tensor, StepInput, Any], Tensor]
     current: CurrentPass
     encode_text: Callable[[Sequence[str]], TextStates]
-    prepare_text: Callable[[Tensor, Tensor], object]
-    """From states [B, L, C] and mask [B, L] to what the transformer is given."""
+    prepare_text: Callable[[TextStates], object]
+    """From the states of a pass's rows to what the transformer is given."""
     codec: LatentCodec
     sampler: Callable[[ClipRequest], Scheduler]
     guided_passes: tuple[str, ...]
@@ -41,18 +44,23 @@ class DiffusersVideo:
         return ()
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
-        """Encodes prompts and negative prompts; the empty text stands for an absent one."""
-        pairs = encode_pairs([self._cleaned(request) for request in requests], self.encode_text, absent="")
-        return [self._prompt(*pair) for pair in pairs]
+        """Encodes prompts and negative prompts; the empty text stands for an absent one, where there is a branch for it."""
+        absent = "" if self._two_branches else None
+        pairs = encode_pairs([self._cleaned(request) for request in requests], self.encode_text, absent=absent)
+        return [self._prompt(request, *pair) for request, pair in zip(requests, pairs, strict=True)]
+
+    @property
+    def _two_branches(self) -> bool:
+        return self.guided_passes != (COND,)
 
     def _cleaned(self, request: ClipRequest) -> ClipRequest:
-        return replace(
-            request, prompt=self.clean(request.prompt), negative_prompt=self.clean(request.negative_prompt or "")
-        )
+        negative = self.clean(request.negative_prompt or "") if self._two_branches else None
+        return replace(request, prompt=self.clean(request.prompt), negative_prompt=negative)
 
-    def _prompt(self, cond: TextStates, uncond: TextStates | None) -> EncodedPrompt:
-        assert uncond is not None, "the empty text stands for an absent negative prompt"
-        return replace(guided_prompt(cond, uncond, self.prepare_text), guided_passes=self.guided_passes)
+    def _prompt(self, request: ClipRequest, cond: TextStates, uncond: TextStates | None) -> EncodedPrompt:
+        prompt = guided_prompt(cond, uncond, self.prepare_text)
+        unread = (UNREAD_NEGATIVE,) if request.negative_prompt and not self._two_branches else ()
+        return replace(prompt, guided_passes=self.guided_passes, warnings=prompt.warnings + unread)
 
     def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
         """Returns (C, T, H, W) of the clip's latents."""

@@ -99,7 +99,7 @@ class NoiseVideo:
             uncond = TextStates(y_BLC=uncond.y_BLC, mask_BL=cond.mask_BL, warnings=uncond.warnings)
         size = self._size(request)
         return guided_prompt(
-            cond, uncond, lambda text, mask: self.transformer.prepare(text, size=size, text_mask_BL=mask)
+            cond, uncond, lambda text: self.transformer.prepare(text.y_BLC, size=size, text_mask_BL=text.mask_BL)
         )
 
     def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:

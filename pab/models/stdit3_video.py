@@ -53,9 +53,10 @@ class STDiT3Video:
         """Encodes prompts, and negative prompts where given; the null text stands for an absent one."""
         requests = [self.prepare(request) for request in requests]
         pairs = encode_pairs(requests, self.encode_text, absent=None)
-        return [
-            guided_prompt(cond, uncond or self._null(cond), self.transformer.prepare_text) for cond, uncond in pairs
-        ]
+        return [guided_prompt(cond, uncond or self._null(cond), self._prepare_text) for cond, uncond in pairs]
+
+    def _prepare_text(self, text: TextStates) -> object:
+        return self.transformer.prepare_text(text.y_BLC, text.mask_BL)
 
     def _null(self, cond: TextStates) -> TextStates:
         # The published model cuts the null text by the prompt's own mask.

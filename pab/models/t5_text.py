@@ -1,13 +1,10 @@
 """The T5 text encoder of published models: loaded when prompts are to be encoded, let go before the denoising.
 
-Every batch has the same number of rows, each padded to the same length, so a prompt's numbers do not depend on the prompts
-it is encoded with. Shape letters: B prompts, L tokens, C channels.
+Shape letters: B prompts, L tokens, C channels.
 """
 
 from __future__ import annotations
 
-import gc
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pab.checkpoint import CheckpointError, load_module, read_tensors
-from pab.dealing import deal
+from pab.checkpoint import load_module, read_tensors
+from pab.models.text_encoders import (
+    encode_batches,
+    length_warnings,
+    load_tokenizer,
+    read_encoder_config,
+    tokenize,
+    transformers_library,
+)
 from pab.models.video import TextStates
 from pab.parallel import Axis
 
@@ -50,49 +54,30 @@ class T5Text:
     def __call__(self, texts: Sequence[str]) -> TextStates:
         """Returns the states of all texts on the CPU, [B, max_length, C]. Collective over `axis`."""
         tokenizer = load_tokenizer(self.tokenizer_folder)
-        tokens, mask = self._tokens(tokenizer, texts)
-        rows = math.ceil(len(texts) / self.rows_per_batch) * self.rows_per_batch
-        states = self._encode(_fill(tokens, rows), _fill(mask, rows))
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        tokens, mask = tokenize(tokenizer, texts, self.max_length)
+        states = encode_batches(
+            tokens,
+            mask,
+            load=self._load,
+            encode=self._states,
+            row_shape=(self.max_length, int(self._config().d_model)),
+            like=torch.empty(0, dtype=self.dtype, device=self.device),
+            rows_per_batch=self.rows_per_batch,
+            axis=self.axis,
+        )
         return TextStates(
-            y_BLC=states[: len(texts)],
+            y_BLC=states,
             mask_BL=mask,
-            warnings=tuple(self._warnings(tokenizer, text) for text in texts),
+            warnings=tuple(length_warnings(tokenizer, text, self.max_length) for text in texts),
         )
 
-    def _tokens(self, tokenizer: Any, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        encoded = tokenizer(
-            list(texts),
-            max_length=self.max_length,
-            padding="max_length",
-            truncation=True,
-            return_attention_mask=True,
-            add_special_tokens=True,
-            return_tensors="pt",
-        )
-        return encoded.input_ids, encoded.attention_mask
-
-    def _encode(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        batches = list(zip(tokens_BL.split(self.rows_per_batch), mask_BL.split(self.rows_per_batch), strict=True))
-        channels = int(self._config().d_model)
-        encoder = self._load() if self.axis.rank < len(batches) else None
-
-        @torch.inference_mode()
-        def compute(index: int) -> Tensor:
-            assert encoder is not None, "this rank has a batch"
-            tokens, mask = (part.to(self.device) for part in batches[index])
-            seen = torch.ones_like(mask) if self.reads_padding else mask
-            return encoder(input_ids=tokens, attention_mask=seen).last_hidden_state
-
-        shapes = [(self.rows_per_batch, self.max_length, channels)] * len(batches)
-        like = torch.empty(0, dtype=self.dtype, device=self.device)
-        return torch.cat([piece.cpu() for piece in deal(compute, shapes, like=like, axis=self.axis)])
+    def _states(self, encoder: Any, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        seen = torch.ones_like(mask_BL) if self.reads_padding else mask_BL
+        return encoder(input_ids=tokens_BL, attention_mask=seen).last_hidden_state
 
     def _load(self) -> nn.Module:
-        encoder_class, config = getattr(_transformers(), f"{self.architecture}EncoderModel"), self._config()
-        tensors = read_tensors(self.folder)
+        encoder_class = getattr(transformers_library(), f"{self.architecture}EncoderModel")
+        config, tensors = self._config(), read_tensors(self.folder)
         # One table under two names; files keep one of them or both.
         for name, other in ((_SHARED, _EMBEDDED), (_EMBEDDED, _SHARED)):
             if name not in tensors and other in tensors:
@@ -107,38 +92,4 @@ class T5Text:
         )
 
     def _config(self) -> Any:
-        path = self.folder / "config.json"
-        if not path.is_file():
-            raise CheckpointError(f"{path} does not exist; it must lie beside the weights of the text encoder")
-        return getattr(_transformers(), f"{self.architecture}Config").from_json_file(path)
-
-    def _warnings(self, tokenizer: Any, text: str) -> tuple[str, ...]:
-        length = len(tokenizer(text, verbose=False).input_ids)
-        if length <= self.max_length:
-            return ()
-        return (f"the prompt has {length} tokens, the text encoder reads the first {self.max_length}",)
-
-
-def _fill(rows: Tensor, count: int) -> Tensor:
-    """Repeats the last row until there are `count`."""
-    return torch.cat([rows, rows[-1:].expand(count - len(rows), *rows.shape[1:])])
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Returns the tokenizer in a folder. Raises CheckpointError naming the folder."""
-    try:
-        return _transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except ImportError as error:
-        raise CheckpointError(f"{folder}: {error}; install the extra 'models'") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} holds no tokenizer ({error}); needs spiece.model, or tokenizer.json with tokenizer_config.json"
-        ) from error
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise CheckpointError("the T5 text encoder needs transformers; install the extra 'models'") from error
-    return transformers
+        return read_encoder_config(self.folder, f"{self.architecture}Config")

@@ -17,16 +17,35 @@ from pab.state import BOTH, COND, UNCOND
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextStates:
-    """Text states of several prompts: `y_BLC`, `mask_BL` (1 for tokens that count), and per prompt what to warn about."""
+    """Text states of several prompts: `y_BLC`, `mask_BL` (1 for tokens that count), and per prompt what to warn about.
+
+    `pooled_BD`: a second encoder's summary of each prompt, for models that read one.
+    """
 
     y_BLC: Tensor
     mask_BL: Tensor
     warnings: tuple[tuple[str, ...], ...]
+    pooled_BD: Tensor | None = None
 
     def row(self, index: int) -> TextStates:
         """Returns one prompt's states."""
         rows = slice(index, index + 1)
-        return TextStates(y_BLC=self.y_BLC[rows], mask_BL=self.mask_BL[rows], warnings=self.warnings[rows])
+        return TextStates(
+            y_BLC=self.y_BLC[rows],
+            mask_BL=self.mask_BL[rows],
+            warnings=self.warnings[rows],
+            pooled_BD=None if self.pooled_BD is None else self.pooled_BD[rows],
+        )
+
+
+def _joined(rows: Sequence[TextStates]) -> TextStates:
+    pooled = [row.pooled_BD for row in rows if row.pooled_BD is not None]
+    return TextStates(
+        y_BLC=torch.cat([row.y_BLC for row in rows]),
+        mask_BL=torch.cat([row.mask_BL for row in rows]),
+        warnings=tuple(warning for row in rows for warning in row.warnings),
+        pooled_BD=torch.cat(pooled) if pooled else None,
+    )
 
 
 class LatentCodec(Protocol):
@@ -65,13 +84,18 @@ def encode_pairs(
     return [(rows[prompt], None if negative is None else rows[negative]) for prompt, negative in pairs]
 
 
-def guided_prompt(cond: TextStates, uncond: TextStates, prepare: Callable[[Tensor, Tensor], object]) -> EncodedPrompt:
-    """Returns a prompt whose states `prepare(states_BLC, mask_BL)` makes for the rows of a guidance branch, on demand."""
+def guided_prompt(
+    cond: TextStates, uncond: TextStates | None, prepare: Callable[[TextStates], object]
+) -> EncodedPrompt:
+    """Returns a prompt whose states `prepare` makes for the rows of a guidance branch, on demand.
+
+    `uncond` is None for a model that has the conditional branch alone.
+    """
+    rows = {COND: (cond,)} if uncond is None else {BOTH: (cond, uncond), COND: (cond,), UNCOND: (uncond,)}
 
     @torch.inference_mode()
     def states(branch: str) -> object:
-        rows = {BOTH: (cond, uncond), COND: (cond,), UNCOND: (uncond,)}[branch]
-        return prepare(torch.cat([row.y_BLC for row in rows]), torch.cat([row.mask_BL for row in rows]))
+        return prepare(_joined(rows[branch]))
 
-    warned = tuple(f"negative prompt: {warning}" for warning in uncond.warnings[0])
+    warned = () if uncond is None else tuple(f"negative prompt: {warning}" for warning in uncond.warnings[0])
     return EncodedPrompt(states=states, warnings=cond.warnings[0] + warned)

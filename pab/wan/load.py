@@ -63,7 +63,7 @@ def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVide
             architecture="UMT5",
         ),
         # Words beyond the prompt count as zeros, which the transformer attends to.
-        prepare_text=lambda states, mask: (states * mask[..., None]).to(device=device, dtype=dtype),
+        prepare_text=lambda text: (text.y_BLC * text.mask_BL[..., None]).to(device=device, dtype=dtype),
         codec=load_codec(root / "vae", device),
         sampler=WanSampler(
             model=model,

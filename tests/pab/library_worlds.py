@@ -1,7 +1,7 @@
 """Families of the diffusers library, two layers deep, beside the library's own pipelines over the same weights."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from pab.checkpoint import read_config
 from pab.cogvideox.tiny import write_small_cogvideox
 from pab.denoise import Denoised, denoise, initial_noise, plan_for
 from pab.families.cogvideox import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, CogVideoXModel, cogvideox_family
+from pab.families.hunyuan_video import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel, hunyuan_video_family
 from pab.families.ltx import LTX_MODEL, LtxModel, ltx_family
 from pab.families.wan import WAN22_A14B_MODEL, WAN_MODEL, wan_family
 from pab.family import ClipRequest, Family, LoadRequest
+from pab.hunyuan_video.tiny import write_small_hunyuan_video
 from pab.ltx.tiny import write_small_ltx
 from pab.model import EncodedPrompt
 from pab.models.diffusers_parts import library_class
@@ -27,12 +29,26 @@ from pab.state import COND, UNCOND
 from pab.wan.tiny import write_small_wan
 
 
+def t5_parts(folder: Path) -> dict[str, Any]:
+    """Tokenizer and encoder as the library's pipeline has them."""
+    import transformers
+
+    name = json.loads((folder / "text_encoder" / "config.json").read_text())["model_type"].upper()
+    encoder_class = getattr(transformers, f"{name}EncoderModel")
+    encoder = encoder_class(getattr(transformers, f"{name}Config").from_json_file(folder / "text_encoder/config.json"))
+    tensors = load_file(folder / "text_encoder" / "model.safetensors")
+    encoder.load_state_dict(tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"]})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
+    return {"tokenizer": tokenizer, "text_encoder": encoder.eval()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LibraryWorld:
     """One family in small.
 
     `pack`: from our latents to the library pipeline's, and `unpack` back, given ours for their shape. `texts`: what that
-    pipeline takes for the texts of both branches. `encode`: what it makes of a clip's texts, per branch.
+    pipeline takes for the texts, given ours by branch. `encode`: what it makes of a clip's texts, per branch, and
+    `text_parts` what it needs for that.
     """
 
     family: Family
@@ -43,12 +59,13 @@ class LibraryWorld:
     library_frames: Callable[[Any, Tensor, ClipRequest], Tensor]
     pack: Callable[[Tensor], Tensor] = lambda latents: latents
     unpack: Callable[[Tensor, Tensor], Tensor] = lambda latents, _like: latents
-    texts: Callable[[Any, Any], dict[str, Any]] = lambda cond, uncond: {
-        "prompt_embeds": cond, "negative_prompt_embeds": uncond
+    texts: Callable[[Callable[[str], Any]], dict[str, Any]] = lambda text: {
+        "prompt_embeds": text(COND), "negative_prompt_embeds": text(UNCOND)
     }  # fmt: skip
-    encode: Callable[[Any, ClipRequest, int], tuple[Any, Any]] = lambda pipeline, request, length: (
-        pipeline.encode_prompt(request.prompt, max_sequence_length=length)
+    encode: Callable[[Any, ClipRequest, int], Sequence[Any]] = lambda pipeline, request, length: pipeline.encode_prompt(
+        request.prompt, max_sequence_length=length
     )
+    text_parts: Callable[[Path], dict[str, Any]] = t5_parts
     options: Callable[[ClipRequest], dict[str, Any]] = lambda _request: {}
     tolerance: float = 1e-12
     """Of latents of two ranks against one: a pass over one row multiplies matrices of another size."""
@@ -94,10 +111,9 @@ class LibraryWorld:
         pipeline = self.pipeline(folder / self.family.name, request)
         pipeline.set_progress_bar_config(disable=True)
         latents = pipeline(
-            **self.texts(text(COND), text(UNCOND)), height=request.height, width=request.width,
-            num_frames=request.num_frames, num_inference_steps=request.num_steps,
-            guidance_scale=request.guidance_scale, output_type="latent", return_dict=False,
-            latents=self.pack(noise), **self.options(request),
+            **self.texts(text), height=request.height, width=request.width, num_frames=request.num_frames,
+            num_inference_steps=request.num_steps, output_type="latent", return_dict=False, latents=self.pack(noise),
+            **{"guidance_scale": request.guidance_scale} | self.options(request),
         )[0]  # fmt: skip
         return self.unpack(latents, noise)
 
@@ -111,18 +127,6 @@ def library_module(folder: Path) -> Any:
     module = library_class(str(config["_class_name"])).from_config(config)
     module.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
     return module.eval()
-
-
-def text_parts(folder: Path) -> tuple[Any, Any]:
-    """Tokenizer and encoder as the library's pipeline has them."""
-    import transformers
-
-    name = json.loads((folder / "text_encoder" / "config.json").read_text())["model_type"].upper()
-    encoder_class = getattr(transformers, f"{name}EncoderModel")
-    encoder = encoder_class(getattr(transformers, f"{name}Config").from_json_file(folder / "text_encoder/config.json"))
-    tensors = load_file(folder / "text_encoder" / "model.safetensors")
-    encoder.load_state_dict(tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"]})
-    return transformers.AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder.eval()
 
 
 def scheduler(folder: Path, **changes) -> Any:
@@ -182,6 +186,11 @@ def cogvideox_world(model: CogVideoXModel) -> LibraryWorld:
     )
 
 
+def named(names: Sequence[str], prompt: str, values: Sequence[Tensor]) -> dict[str, Any]:
+    """Arguments of a pipeline: each name with the kind of prompt put in."""
+    return {name.format(prompt): value for name, value in zip(names, values, strict=True)}
+
+
 def ltx_pipeline(folder: Path, request: ClipRequest) -> Any:
     return library_class("LTXPipeline")(
         tokenizer=None,
@@ -205,11 +214,9 @@ def ltx_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
 
 
 def ltx_world(model: LtxModel) -> LibraryWorld:
-    def texts(cond, uncond) -> dict[str, Any]:
-        names = ("embeds", "attention_mask")
-        return {f"prompt_{name}": part for name, part in zip(names, cond, strict=True)} | {
-            f"negative_prompt_{name}": part for name, part in zip(names, uncond, strict=True)
-        }
+    def texts(text) -> dict[str, Any]:
+        names = ("{}_embeds", "{}_attention_mask")
+        return named(names, "prompt", text(COND)) | named(names, "negative_prompt", text(UNCOND))
 
     def encode(pipeline, request, length) -> tuple[Any, Any]:
         parts = pipeline.encode_prompt(request.prompt, max_sequence_length=length)
@@ -228,6 +235,68 @@ def ltx_world(model: LtxModel) -> LibraryWorld:
         encode=encode,
         options=lambda request: {"frame_rate": request.fps},
         tolerance=1e-5,
+    )
+
+
+def hunyuan_pipeline(folder: Path, request: ClipRequest) -> Any:
+    vae = library_module(folder / "vae")
+    vae.enable_tiling()
+    return library_class("HunyuanVideoPipeline")(
+        tokenizer=None,
+        text_encoder=None,
+        tokenizer_2=None,
+        text_encoder_2=None,
+        vae=vae,
+        scheduler=scheduler(folder),
+        transformer=library_module(folder / "transformer"),
+    )
+
+
+def hunyuan_text_parts(folder: Path) -> dict[str, Any]:
+    """Tokenizers and encoders as the library's pipeline has them, read by transformers' own loader."""
+    import transformers
+
+    return {
+        "tokenizer": transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+        "text_encoder": transformers.LlamaModel.from_pretrained(folder / "text_encoder").eval(),
+        "tokenizer_2": transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        "text_encoder_2": transformers.CLIPTextModel.from_pretrained(folder / "text_encoder_2").eval(),
+    }
+
+
+def hunyuan_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
+    vae.enable_tiling()
+    return displayed(vae.decode(latents / vae.config.scaling_factor).sample)
+
+
+def hunyuan_world(model: HunyuanModel) -> LibraryWorld:
+    names = ("{}prompt_embeds", "{}prompt_attention_mask", "{}pooled_prompt_embeds")
+    guided = model.told_guidance is not None
+
+    def texts(text) -> dict[str, Any]:
+        return named(names, "", text(COND)) | (named(names, "negative_", text(UNCOND)) if guided else {})
+
+    def encode(pipeline, request, length) -> Sequence[Any]:
+        def branch(prompt):
+            states, pooled, mask = pipeline.encode_prompt(prompt, max_sequence_length=length)
+            return states, mask, pooled
+
+        return [branch(prompt) for prompt in ((request.prompt, "") if guided else (request.prompt,))]
+
+    def options(request) -> dict[str, Any]:
+        return {"true_cfg_scale": request.guidance_scale, "guidance_scale": model.told_guidance} if guided else {}
+
+    return LibraryWorld(
+        family=hunyuan_video_family(model),
+        write=lambda folder: write_small_hunyuan_video(folder, 0, model),
+        frames=5,
+        side=32,
+        pipeline=hunyuan_pipeline,
+        library_frames=hunyuan_frames,
+        texts=texts,
+        encode=encode,
+        text_parts=hunyuan_text_parts,
+        options=options,
     )
 
 
@@ -253,6 +322,8 @@ WORLDS: Mapping[str, LibraryWorld] = {
     "cogvideox_2b": cogvideox_world(replace(COGVIDEOX_2B_MODEL, num_layers=2)),
     "cogvideox_5b": cogvideox_world(replace(COGVIDEOX_5B_MODEL, num_layers=2)),
     "ltx": ltx_world(replace(LTX_MODEL, num_layers=2)),
+    "hunyuan_video": hunyuan_world(replace(HUNYUAN_VIDEO_MODEL, num_layers=2, num_single_layers=2)),
+    "skyreels_v1": hunyuan_world(replace(SKYREELS_V1_MODEL, num_layers=2, num_single_layers=2)),
 }
 
 

@@ -16,7 +16,7 @@ from pab.ltx.levels import moved_timesteps
 from pab.ltx.tiny import write_small_ltx
 from pab.parallel import NodeGroup
 from pab.plan import NO_BROADCAST
-from tests.pab.library_worlds import WORLDS, displayed, edited, library_module, relative, scheduler, text_parts
+from tests.pab.library_worlds import WORLDS, displayed, edited, library_module, relative, scheduler
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_whole_ltx_run_is_the_library_s_from_the_seed_alone(weights):
     world = WORLDS["ltx"]
     model, request = world.load(weights), world.clip(num_steps=2)
     pipeline = world.pipeline(weights / "ltx", request)
-    pipeline.tokenizer, pipeline.text_encoder = text_parts(weights / "ltx")
+    pipeline.register_modules(**world.text_parts(weights / "ltx"))
     pipeline.set_progress_bar_config(disable=True)
     torch.manual_seed(request.seed)
     theirs = pipeline(

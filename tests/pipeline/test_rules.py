@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.families.demo import DEMO
 from pab.family import Family
@@ -14,6 +15,7 @@ from pipeline.cost import ClipCosts
 from pipeline.exits import UsageError
 from pipeline.rules import run_rules
 from pipeline.settings import RenderSettings
+from pipeline.sharding import on_mesh
 
 RENDER = RenderSettings(model="demo", weights=None, broadcast=None, precision="float32", device="cpu", baseline=True)
 
@@ -159,3 +161,13 @@ def test_compiled_blocks_are_another_identity_and_the_plain_way_is_none() -> Non
     assert fused == run_rules(kernels, ONE).rows["demo"].identity() + " kernels"
     library = {"demo": replace(family(), compiles=False)}
     assert run_rules(replace(RENDER, compile=True), library).rows["demo"].identity() == plain
+
+
+def test_a_family_that_is_told_its_guidance_costs_one_pass_and_shares_none() -> None:
+    told = {"demo": replace(DEMO, embedded_guidance=True, weights_digest=lambda _weights: "0" * 16)}
+    one, two = ClipCosts(run_rules(RENDER, told), "float32"), ClipCosts(run_rules(RENDER, ONE), "float32")
+    kind = ClipGroup(model="demo", num_frames=16, height=64, width=64, num_steps=30, guided=True, broadcast="none")
+    assert one.seconds(kind) == one.seconds(replace(kind, guided=False)) == two.seconds(kind)
+    assert (one.two_branches(kind), two.two_branches(kind)) == (False, True)
+    mesh = Mesh(dp=2, cfg=2)
+    assert on_mesh(one, 8.0, kind, mesh) == 2 * on_mesh(two, 8.0, kind, mesh) == 4.0
