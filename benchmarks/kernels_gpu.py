@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pab.kernels import attention, head_norm, linear_gelu, modulated_norm, temporal_attention
+from pab.kernels import attention, head_norm, kept_int8, linear_gelu, modulated_norm, temporal_attention
 
 ROWS, FRAMES, PATCHES, HEADS, HEAD_DIM, TEXT = 2, 15, 1590, 16, 72, 120
 DIM = HEADS * HEAD_DIM
@@ -144,6 +144,15 @@ def operations(*, tiles: bool) -> Iterator[Operation]:
         fused={"default": linear_gelu.fused},
         units=5,
         others={"without GELU": torch.nn.functional.linear},
+    )
+    packed = kept_int8.plain_pack(x)
+    yield Operation(
+        name="kept as int8",
+        arguments=(x,),
+        plain=lambda x: x * 1,
+        fused={},
+        units=1.5,
+        others={"pack": kept_int8.fused_pack, "unpack": lambda _: kept_int8.fused_unpack(packed)},
     )
     wide = random(ROWS, FRAMES, PATCHES, 4 * DIM, seed=13)
     for name, given, outputs in (("qkv", x, 3 * DIM), ("fc2", wide, DIM), ("proj", x, DIM)):

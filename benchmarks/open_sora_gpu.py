@@ -88,7 +88,9 @@ def make_model(device: torch.device, config: STDiT3Config, text_tokens: int) -> 
     )
 
 
-def render(model: STDiT3Video, request: ClipRequest, rules: BroadcastRules, group: NodeGroup) -> Denoised:
+def render(
+    model: STDiT3Video, request: ClipRequest, rules: BroadcastRules, group: NodeGroup, keep: str = "full"
+) -> Denoised:
     """Denoises one clip under a plan."""
     levels = [round_to("bfloat16", level) for level in model.timesteps(request)]
     return denoise(
@@ -98,6 +100,7 @@ def render(model: STDiT3Video, request: ClipRequest, rules: BroadcastRules, grou
         noise=initial_noise(request, model.latent_shape(request)),
         plan=make_plan(rules, levels, stdit3_sites(model.transformer.config.depth)),
         group=group,
+        keep=keep,
     )
 
 
@@ -163,9 +166,11 @@ def empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
-def check_kernels(lines: Lines, *, tiles: bool) -> None:
-    """Adds the lines of every fused operation."""
+def check_kernels(lines: Lines, *, tiles: bool, only: str) -> None:
+    """Adds the lines of the fused operations whose names hold one of the texts in `only`."""
     for operation in kernels_gpu.operations(tiles=tiles):
+        if not any(text in operation.name for text in only.split(",")):
+            continue
         try:
             for line in kernels_gpu.measure(operation):
                 lines.add(line)
@@ -185,8 +190,9 @@ class Bench:
     compiled: bool = False
 
     def run(self, variant: str, request: ClipRequest) -> dict[str, object]:
-        """Measures `eager|compiled PRESET KERNELS`. Eager variants come first: compiled blocks stay so."""
-        mode, preset, kernels = variant.split()
+        """Measures `eager|compiled PRESET KERNELS [int8]`. Eager variants come first: compiled blocks stay so."""
+        mode, preset, kernels, *others = variant.split()
+        keep = others[0] if others else "full"
         if mode == "eager" and self.compiled:
             raise ValueError(f"{variant}: eager variants come before compiled ones")
         if mode == "compiled" and not self.compiled:
@@ -195,7 +201,7 @@ class Bench:
         self.model.transformer.choose_kernels = lambda **_: KERNELS[kernels]
         # Eager clips need no warm-up worth the time: the first is the result.
         repeat = self.repeat if mode == "compiled" else 0
-        row = measure(lambda: render(self.model, request, RULES[preset], self.group), repeat)
+        row = measure(lambda: render(self.model, request, RULES[preset], self.group, keep), repeat)
         latents = row.pop("latents")
         assert isinstance(latents, torch.Tensor), "the loop returns latents"
         first = self.latents.setdefault(f"{request.height} {preset}", latents)
@@ -232,9 +238,14 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--tiny", action="store_true", help="a tiny model and clip, to try the script on a CPU")
-    parser.add_argument("--variants", default=VARIANTS, help="of: eager|compiled PRESET " + "|".join(KERNELS))
+    parser.add_argument(
+        "--variants", default=VARIANTS, help="of: eager|compiled PRESET " + "|".join(KERNELS) + " [int8]"
+    )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the lines of single operations")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT,...", help="of single operations those whose names hold one of these"
+    )
     parser.add_argument("--tiles", action="store_true", help="try every tile of every kernel")
     parser.add_argument("--small", action="store_true", help="144p clips of 17 frames as well")
     parser.add_argument("--seconds", type=float, default=3600, help="start no further variant after this long")
@@ -249,7 +260,7 @@ def main() -> None:
     )  # fmt: skip
     with executing(Execution(compiled=True, attention="cudnn")), torch.inference_mode():
         if device.type == "cuda" and not options.no_kernels:
-            check_kernels(lines, tiles=options.tiles)
+            check_kernels(lines, tiles=options.tiles, only=options.only)
         model = make_model(device, config, text_tokens=120)
         bench = Bench(model=model, group=NodeGroup(device=device), repeat=options.repeat)
         short = replace(request, num_steps=3)

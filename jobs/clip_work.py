@@ -145,6 +145,7 @@ def load_family(
         attention=settings.attention,
         device=settings.device,
         precision=settings.precision,
+        keep=settings.keep,
     )
     request = LoadRequest(
         weights=settings.weights_of(family.name),
@@ -241,7 +242,9 @@ def _frames(
         if group.device.type == "cuda":
             torch.cuda.current_stream(group.device).synchronize()
     with stages.time("denoise"):
-        denoised = denoise(model, request, prompt=prompt, noise=noise, plan=plan, group=group, given=given)
+        denoised = denoise(
+            model, request, prompt=prompt, noise=noise, plan=plan, group=group, given=given, keep=loaded.execution.keep
+        )
     decode = DeviceClock(group.device)
     with stages.time("decode"):
         decode.mark()

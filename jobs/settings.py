@@ -38,8 +38,8 @@ class JobSettings:
     that is away. `pinned_weights`: by family, what `submit` found its weights to mean, on the hub a certain commit; it is
     what jobs load. `crf`: quality of the H.264 video, 0 (lossless) to 51. `collective_timeout_s`: how long a rank waits for
     another inside the model before it gives the group up. `compile`: whether families that can be compiled are, with
-    `compile_backend`. `attention`: "auto", "default" or "cudnn" (`pab.execution`). `compile_cache`: folder for compiled
-    kernels, None for the node's own.
+    `compile_backend`. `attention`: "auto", "default" or "cudnn", `keep`: "full" or "int8"
+    (`pab.execution`). `compile_cache`: folder for compiled kernels, None for the node's own.
     """
 
     output: str
@@ -59,6 +59,7 @@ class JobSettings:
     compile: bool = False
     compile_backend: str = "inductor"
     attention: str = "auto"
+    keep: str = "full"
     compile_cache: str | None = None
 
     def weights_of(self, model: str) -> str | None:

@@ -85,10 +85,10 @@ def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) ->
     return uncond + guidance_scale * (cond - uncond)
 
 
-def _state(plan: BroadcastPlan, group: NodeGroup) -> ClipState:
+def _state(plan: BroadcastPlan, group: NodeGroup, keep: str) -> ClipState:
     if isinstance(plan.rules, ForesightRules):
         return ForesightState(plan=plan, rules=plan.rules, group=group)
-    return BroadcastState(plan)
+    return BroadcastState(plan, keep)
 
 
 @torch.inference_mode()
@@ -101,10 +101,12 @@ def denoise(
     plan: BroadcastPlan,
     group: NodeGroup,
     given: GivenFrames | None = None,
+    keep: str = "full",
 ) -> Denoised:
     """Renders one clip's latents. Collective over the clip's ranks.
 
-    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give. Nothing in the loop waits for the device,
+    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give. `keep`: how outputs
+    wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`). Nothing in the loop waits for the device,
     but for Foresight's one decision before a step that may reuse. Raises NotFiniteError when the result is not finite
     (after the loop, on every rank).
     """
@@ -113,7 +115,7 @@ def denoise(
     mine = branches(request, prompt, group)
     guidance_scale = branch_guidance(request, prompt)
     texts = {branch: prompt.states(branch) for branch in mine}
-    state = _state(plan, group)
+    state = _state(plan, group, keep)
     before = group.sp.axis.traffic.snapshot()
     clock = DeviceClock(group.device)
     kept_bytes_peak = 0

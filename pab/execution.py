@@ -1,4 +1,4 @@
-"""How a family's passes are run: blocks compiled or not, which attention is preferred, fused kernels. Free of torch.
+"""How a family's passes are run: compiled blocks, preferred attention, fused kernels, kept outputs. Free of torch.
 
 None changes what is computed, but all change how it is rounded, in bfloat16 visibly so: what is not the plain way
 (eager blocks, torch's own kernels) is part of what a clip's digest covers.
@@ -11,27 +11,34 @@ from dataclasses import dataclass
 from pab.family import Family
 
 ATTENTION_CHOICES = ("auto", "default", "cudnn")
+KEEP_CHOICES = ("full", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """`compiled`: every block is a compiled graph per step pattern. `attention`: "default" (torch's choice) or "cudnn".
 
-    `kernels`: fused operations where they were measured to be faster (`pab.kernels.choice.fastest`).
+    `kernels`: fused operations where they were measured to be faster (`pab.kernels.choice.fastest`). `keep`: how outputs of
+    sites lie in memory between steps: "full", or "int8" with a scale per token, in half of bfloat16's memory.
     """
 
     compiled: bool = False
     attention: str = "default"
     kernels: bool = False
+    keep: str = "full"
 
     @property
     def identity(self) -> str:
         """What a clip's digest holds of it, after weights and precision; empty for the plain way."""
         attention = f" attention {self.attention}" if self.attention != "default" else ""
-        return f"{' compiled' if self.compiled else ''}{attention}{' kernels' if self.kernels else ''}"
+        kernels = " kernels" if self.kernels else ""
+        keep = f" keep {self.keep}" if self.keep != "full" else ""
+        return f"{' compiled' if self.compiled else ''}{attention}{kernels}{keep}"
 
 
-def execution_of(family: Family, *, compiled: bool, attention: str, device: str, precision: str) -> Execution:
+def execution_of(
+    family: Family, *, compiled: bool, attention: str, device: str, precision: str, keep: str = "full"
+) -> Execution:
     """Returns how a run's settings run one family.
 
     `compiled` counts for families whose blocks are whole graphs. `attention` "auto" prefers cuDNN where compiled blocks
@@ -42,4 +49,4 @@ def execution_of(family: Family, *, compiled: bool, attention: str, device: str,
     if attention == "auto":
         attention = "cudnn" if compiles and device == "cuda" and family.prefers_cudnn else "default"
     kernels = compiles and device == "cuda" and precision == "bfloat16" and family.fused_kernels
-    return Execution(compiled=compiles, attention=attention, kernels=kernels)
+    return Execution(compiled=compiles, attention=attention, kernels=kernels, keep=keep)

@@ -9,17 +9,20 @@ that works on several streams at once hands over all of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from pab.kernels.kept_int8 import Packed, pack, unpack
 from pab.plan import BroadcastPlan
 
 BOTH, COND, UNCOND = "both", "cond", "uncond"
 """Guidance branches: one pass over both rows, or a pass of its own for each."""
 
+Kept = tuple[Tensor | Packed, ...]
+"""All streams of a site's output as they lie in memory between two steps."""
 Reuse = tuple[Tensor | None, ...]
 RunBlock = Callable[[Reuse, tuple[bool, ...]], tuple[Tensor, tuple[Tensor | None, ...]]]
 """Runs a block, given per site the output to reuse and whether its own is wanted: its tokens, and the wanted outputs."""
@@ -49,9 +52,12 @@ class Visit(Protocol):
 class ClipState(Protocol):
     """What one clip keeps and decides, as the denoising loop sees it."""
 
-    kept: dict[tuple[str, str], tuple[Tensor, ...]]
     computed: Counter[str]
     reused: Counter[str]
+
+    @property
+    def kept(self) -> Mapping[tuple[str, str], Kept]:
+        """Kept outputs by site and guidance branch."""
 
     def begin(self, step: int) -> None:
         """Comes before the passes of every step, on all ranks of the clip."""
@@ -88,17 +94,21 @@ def run_block(block: Block, x: Tensor, *shared: Any, visit: Visit | None, own: i
     return visit.run_block(block.sites, x, lambda reuse, wanted: block(x, *shared, reuse, wanted), own=own)
 
 
-def kept_bytes(kept: dict[tuple[str, str], tuple[Tensor, ...]]) -> int:
+def kept_bytes(kept: Mapping[tuple[str, str], Kept]) -> int:
     """Returns the memory that kept outputs hold."""
-    return sum(stream.numel() * stream.element_size() for output in kept.values() for stream in output)
+    return sum(stream.nbytes for output in kept.values() for stream in output)
 
 
 @dataclass(slots=True)
 class BroadcastState:
-    """Kept outputs of one clip, and how often each kind of site was computed and reused (the counted calls)."""
+    """Kept outputs of one clip, and how often each kind of site was computed and reused (the counted calls).
+
+    `keep`: "full" or "int8" (`pab.kernels.kept_int8`).
+    """
 
     plan: BroadcastPlan
-    kept: dict[tuple[str, str], tuple[Tensor, ...]] = field(default_factory=dict)
+    keep: str = "full"
+    kept: dict[tuple[str, str], Kept] = field(default_factory=dict)
     computed: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
 
@@ -146,7 +156,10 @@ class PlannedVisit:
     def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
         """Returns all streams of a site's kept output, or None where it computes."""
         reuses = self.state.plan.reuses(self.step, self.state.plan.index[site])
-        return self.state.kept[site, self.branch] if reuses else None
+        if not reuses:
+            return None
+        kept = self.state.kept[site, self.branch]
+        return tuple(unpack(stream) if isinstance(stream, Packed) else stream for stream in kept)
 
     def wants(self, sites: Sequence[str]) -> tuple[bool, ...]:
         """Returns, per site, whether what it computes at this step is reused later and must be handed to `keep`."""
@@ -173,4 +186,4 @@ class PlannedVisit:
         state.computed[kind] += 1
         if plan.keeps(self.step, index):
             assert streams is not None, f"site {site} computed at step {self.step} but handed over nothing"
-            state.kept[site, self.branch] = streams
+            state.kept[site, self.branch] = tuple(map(pack, streams)) if state.keep == "int8" else streams

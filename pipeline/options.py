@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pab.execution import ATTENTION_CHOICES
+from pab.execution import ATTENTION_CHOICES, KEEP_CHOICES
 from pipeline.environment import PREFIX
 from pipeline.exits import UsageError
 
@@ -58,6 +58,9 @@ OPTIONS = (
     Option(name="attention", kind=str, default="auto", choices=ATTENTION_CHOICES,
            help="attention kernel: torch's own choice (default) or cuDNN first; auto is cuDNN where compiled blocks on a "
            "GPU have heads of 72 channels. Part of a clip's digest where it is cuDNN"),
+    Option(name="keep", kind=str, default="full", choices=KEEP_CHOICES,
+           help="how outputs of sites wait to be reused: as they are, or as 8-bit integers with a scale per token, in half "
+           "of bfloat16's memory; part of a clip's digest where it is int8. Foresight keeps whole blocks, and always full"),
     Option(name="compile_cache", kind=str, metavar="DIR",
            help="where jobs keep compiled kernels for the next one (default: a folder of yours in each node's temporary "
            "folder)"),

@@ -32,12 +32,18 @@ class RenderSettings:
     baseline: bool
     compile: bool = False
     attention: str = "auto"
+    keep: str = "full"
     compile_cache: str | None = None
 
     def execution(self, family: Family) -> Execution:
         """Returns how these settings run a family."""
         return execution_of(
-            family, compiled=self.compile, attention=self.attention, device=self.device, precision=self.precision
+            family,
+            compiled=self.compile,
+            attention=self.attention,
+            device=self.device,
+            precision=self.precision,
+            keep=self.keep,
         )
 
 
@@ -98,6 +104,7 @@ class RunSettings:
             pinned_weights=pinned_weights,
             compile=self.render.compile,
             attention=self.render.attention,
+            keep=self.render.keep,
             compile_cache=self.render.compile_cache,
         )
 
@@ -127,6 +134,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
             baseline=bool(value["baseline"]),
             compile=value["compile"] == "on" or (value["compile"] == "auto" and device == "cuda"),
             attention=str(value["attention"]),
+            keep=str(value["keep"]),
             compile_cache=_folder(cast(str | None, value["compile_cache"])),
         ),
         machines=MachineSettings(

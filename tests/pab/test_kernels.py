@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pab.compiled import compile_blocks, graphs_compiled, many_graphs
-from pab.kernels import attention, choice, head_norm, linear_gelu, modulated_norm, temporal_attention
+from pab.kernels import attention, choice, head_norm, kept_int8, linear_gelu, modulated_norm, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
 from pab.models.stdit3 import STDiT3
 from pab.models.stdit3_video import STDiT3Video
@@ -99,6 +99,46 @@ def test_self_attention_equals_its_twin(
     qkv = random(1, tokens, 3 * heads * head_dim, dtype=dtype)
     norm = norm_weights(head_dim, dtype) if normed else None
     close(attention.fused_self(qkv, heads, norm), attention.plain_self(qkv, heads, norm), bound)
+
+
+@pytest.mark.parametrize("width", [24, 64, 72])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("way", ["plain", "fused"])
+def test_tokens_kept_as_int8_are_off_by_half_a_step_at_most(width: int, dtype: torch.dtype, way: str) -> None:
+    x = random(2, 3, 5, width, dtype=dtype)
+    x[0, 0, 0] = 0
+    x[0, 0, 1] *= 1000
+    x[0, 0, 2, 3:] = 0
+    packed = getattr(kept_int8, f"{way}_pack")(x)
+    found = getattr(kept_int8, f"{way}_unpack")(packed)
+    assert (found.dtype, found.shape) == (x.dtype, x.shape)
+    assert packed.nbytes == 2 * 3 * 5 * (width + 4)
+    largest = x.float().abs().amax(-1, keepdim=True)
+    # Half a step, and the rounding of what comes back to the precision.
+    bound = largest * (1 / 254 + torch.finfo(dtype).eps)
+    assert ((found.float() - x.float()).abs() <= bound).all()
+    assert (found.float().abs().amax(-1, keepdim=True) - largest).abs().max() <= bound.max() / 100
+    assert found[0, 0, 0].abs().max() == 0
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("way", ["plain", "fused"])
+def test_what_is_not_finite_is_not_hidden_by_int8(broken: float, way: str) -> None:
+    x = random(1, 2, 2, 24, dtype=torch.float32)
+    x[0, 1, 0, 7] = broken
+    found = getattr(kept_int8, f"{way}_unpack")(getattr(kept_int8, f"{way}_pack")(x))
+    assert found[0, 1, 0].isnan().all()
+    assert found[0, 0].isfinite().all()
+    assert found[0, 1, 1].isfinite().all()
+
+
+def test_a_clip_that_keeps_int8_holds_a_quarter_and_stays_near() -> None:
+    full = render(model_with(PLAIN), SHORT, REUSING, depth=1)
+    small = render(model_with(PLAIN), SHORT, REUSING, depth=1, keep="int8")
+    width = 48
+    assert small.kept_bytes_peak == full.kept_bytes_peak * (width + 4) / (4 * width)
+    off = (small.latents - full.latents).abs().max()
+    assert 0 < off < 0.02 * full.latents.abs().max()
 
 
 def test_gelu_in_the_epilogue_is_the_tanh_one() -> None:

@@ -68,6 +68,7 @@ def render(
     rules: BroadcastRules = PAB246,
     group: NodeGroup | None = None,
     depth: int = CONFIG.depth,
+    keep: str = "full",
 ) -> Denoised:
     plan = make_plan(rules, timesteps(request.num_steps), stdit3_sites(depth))
     return denoise(
@@ -77,4 +78,5 @@ def render(
         noise=initial_noise(request, model.latent_shape(request)),
         plan=plan,
         group=group or NodeGroup(),
+        keep=keep,
     )

@@ -159,6 +159,7 @@ def test_compiled_blocks_are_another_identity_and_the_plain_way_is_none() -> Non
     kernels = replace(RENDER, compile=True, device="cuda", precision="bfloat16")
     fused = run_rules(kernels, {"demo": replace(family(), fused_kernels=True)}).rows["demo"].identity()
     assert fused == run_rules(kernels, ONE).rows["demo"].identity() + " kernels"
+    assert run_rules(replace(RENDER, keep="int8"), ONE).rows["demo"].identity() == f"{plain} keep int8"
     library = {"demo": replace(family(), compiles=False)}
     assert run_rules(replace(RENDER, compile=True), library).rows["demo"].identity() == plain
 
