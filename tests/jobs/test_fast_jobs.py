@@ -14,7 +14,7 @@ from jobs.outcome import Failed, Rendered
 from jobs.settings import JobSettings, Mesh
 from pab.device_clock import DeviceClock
 from pab.family import LoadRequest
-from tests.jobs.world import TINY, clip, load_tiny, render_job, write_shard
+from tests.jobs.world import CONFIG, TINY, clip, load_tiny, render_job, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,16 @@ def test_a_job_compiles_in_its_first_clip_only_and_clips_after_a_failed_one_comp
     assert [each["graphs"] for each in told[1:]] == [0, 0]
     for item in done:
         assert bucket.read(layout.video(item.clip_id)) == plain.read(layout.video(item.clip_id))
+
+
+def test_a_job_that_keeps_int8_says_so_and_holds_less(compiled_job, tmp_path):
+    items, _, plain, _ = compiled_job
+    bucket = write_shard(str(tmp_path), items[:1])
+    render_job(str(tmp_path), baseline=False, keep="int8")()
+    small, full = (each.read_json(layout.record(items[0].key)) for each in (bucket, plain))
+    assert [each["execution"]["keep"] for each in (small, full)] == ["int8", "full"]
+    width = CONFIG.hidden_size
+    assert small["kept_bytes_peak"] == full["kept_bytes_peak"] * (width + 4) / (4 * width)
 
 
 def test_the_report_tells_graphs_their_seconds_and_how_busy_the_device_was(compiled_job):

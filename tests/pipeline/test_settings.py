@@ -142,7 +142,13 @@ def test_blocks_are_compiled_on_gpus_unless_told_otherwise(flags: tuple[str, ...
     settings = settings_of("--cluster", "local", *flags)
     assert settings.render.compile is compiled
     job = settings.job_settings(run_id="r", mesh=Mesh(), broadcast_rules=None, pinned_weights={})
-    assert (job.compile, job.attention, job.compile_cache) == (compiled, "auto", None)
+    assert (job.compile, job.attention, job.keep, job.compile_cache) == (compiled, "auto", "full", None)
+
+
+def test_how_outputs_wait_to_be_reused_travels_into_jobs() -> None:
+    settings = settings_of("--cluster", "local", "--keep", "int8")
+    job = settings.job_settings(run_id="r", mesh=Mesh(), broadcast_rules=None, pinned_weights={})
+    assert (settings.render.keep, job.keep) == ("int8", "int8")
 
 
 def test_what_cannot_be_compiled_or_has_no_gpu_is_refused() -> None:
