@@ -14,9 +14,10 @@ from typing import Self
 
 from cluster.job import ClusterError
 from cluster.job_files import error_tail, private_folder
+from cluster.run_state import RunState, write_state
 from cluster.scheduler_file import SCHEDULER_FILE, SchedulerPlace, read_place
 
-_START_S = 30.0
+_START_S = 90.0
 _STOP_S = 5.0
 
 
@@ -49,6 +50,15 @@ class Dashboard:
         """The dashboard's page, for a browser on the driver's machine."""
         assert self._place, "the dashboard is not started"
         return self._place.dashboard_url
+
+    @property
+    def run_url(self) -> str:
+        """The page of the run, which `show` fills."""
+        return self.url.removesuffix("status") + "run"
+
+    def show(self, state: RunState) -> None:
+        """Puts how far the run is on its page. Raises OSError."""
+        write_state(self._folder, state)
 
     @property
     def ssh_hint(self) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import dask
 from distributed import Scheduler
 
+from cluster.run_page import FOLDER
 from cluster.scheduler_file import SCHEDULER_FILE, SchedulerPlace, make_keys, read_place, security, write_place
 
 _LOOPBACK = "127.0.0.1"
@@ -25,6 +26,8 @@ async def serve(folder: Path, *, host: str) -> None:
     previous = read_place(folder / SCHEDULER_FILE)
     port = _port(host, previous.host_and_port[1] if previous else 0)
     dashboard_port = _port(_LOOPBACK, previous.dashboard_port if previous else _DASHBOARD_PORT)
+    routes = [*dask.config.get("distributed.scheduler.http.routes"), "cluster.run_page"]
+    dask.config.set({"distributed.scheduler.http.routes": routes, FOLDER: str(folder)})
     async with Scheduler(
         host=host,
         port=port,

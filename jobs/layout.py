@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+SCHEMA = 1
+"""Version of records, failures and job reports; raised when a reader of an older one would misread them."""
 RUN = "run.json"
 MANIFEST = "manifest.parquet"
 RUN_REPORT = "reports/run.json"
@@ -41,6 +43,11 @@ def attempt(key: str, number: int) -> str:
 def job_name(shard_index: int) -> str:
     """Returns the name of the job of a shard, e.g. `job-00007`."""
     return f"job-{shard_index:05d}"
+
+
+def shard_of(name: str) -> int:
+    """Returns the shard of a job's name."""
+    return int(name.removeprefix("job-"))
 
 
 def job_report(shard_index: int, suffix: str = "json") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -11,6 +12,7 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from cluster.run_state import JobLine
 from pipeline.screen import duration
 
 _LINE_EVERY_S = 15.0
@@ -20,7 +22,7 @@ _LINE_EVERY_S = 15.0
 class Snapshot:
     """How far the run is. `new` clips were rendered since `elapsed_s` ago.
 
-    Only a driver knows the jobs, and what was planned for the whole.
+    Only a driver knows the jobs, what was planned for the whole, and for how long its jobs have held GPUs (`gpu_s`).
     """
 
     num_clips: int
@@ -32,11 +34,18 @@ class Snapshot:
     jobs_running: int | None = None
     jobs_waiting: int | None = None
     planned_s: float | None = None
+    gpu_s: float = 0.0
+    jobs: Sequence[JobLine] = ()
 
     @property
     def clips_per_hour(self) -> float | None:
         """The measured rate, once a clip is rendered."""
         return 3600 * self.new / self.elapsed_s if self.new and self.elapsed_s > 0 else None
+
+    @property
+    def clips_per_gpu_hour(self) -> float | None:
+        """Clips by the time that jobs held GPUs, loading included, once a clip is rendered."""
+        return 3600 * self.new / self.gpu_s if self.new and self.gpu_s > 0 else None
 
     @property
     def eta_s(self) -> float | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.dashboard import Dashboard
 from cluster.dask_progress import DaskProgress
 from cluster.job import ClusterError
+from cluster.run_state import RunState
 from jobs.progress import ClipProgress, NoProgress
 from pipeline.screen import Screen
 
@@ -33,7 +34,13 @@ class View:
     @property
     def url(self) -> str | None:
         """The dashboard's page, or None."""
-        return self.dashboard.url if self.dashboard else None
+        return self.dashboard.run_url if self.dashboard else None
+
+    def show(self, state: RunState) -> None:
+        """Shows the run on the dashboard's own page for it. A disk that is full costs the view only."""
+        if self.dashboard is not None:
+            with suppress(OSError):
+                self.dashboard.show(state)
 
     def keep_alive(self) -> None:
         """Starts a scheduler again that has died; the jobs come back to it by themselves."""
@@ -47,7 +54,7 @@ class View:
             return
         if revived:
             self.revivals += 1
-            self.screen.note(f"the dashboard had died and is started again: {self.dashboard.url}")
+            self.screen.note(f"the dashboard had died and is started again: {self.dashboard.run_url}")
 
 
 @contextmanager
@@ -61,7 +68,7 @@ def open_view(folder: Path, *, host: str, screen: Screen, wanted: bool) -> Itera
             screen.note(f"no dashboard: {error}")
             dashboard = None
         else:
-            screen.note(f"dashboard: {dashboard.url}   (from elsewhere: {dashboard.ssh_hint})")
+            screen.note(f"dashboard: {dashboard.run_url}   (from elsewhere: {dashboard.ssh_hint})")
     try:
         yield View(screen=screen, dashboard=dashboard)
     finally:

@@ -12,8 +12,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from cluster.clip_board import ClipBoard
 from cluster.dashboard import Dashboard
 from cluster.dask_progress import DaskProgress
 from cluster.job import ClusterError
+from cluster.run_state import JobLine, RunState
 from cluster.scheduler_file import SchedulerPlace, make_keys, read_place, security
 from tests.cluster.waiting import is_alive, wait_until
 
@@ -220,6 +223,22 @@ def test_the_dashboard_pages_answer(dashboard: Dashboard) -> None:
             assert b"Dask" in answer.read()
     port = dashboard.url.split(":")[2].split("/")[0]
     assert f"-L {port}:127.0.0.1:{port} " in dashboard.ssh_hint
+
+
+def test_the_run_page_shows_what_the_driver_said_last(dashboard: Dashboard) -> None:
+    document = dashboard.run_url + ".json"
+    with urllib.request.urlopen(dashboard.run_url, timeout=20) as answer:
+        assert b'fetch("run.json")' in answer.read()
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(document, timeout=20)
+    line = JobLine(name="job-00003", state="running", done=3, failed=1, running=1, queued=5)
+    for rendered in ("3 of 10", "4 of 10"):
+        dashboard.show(RunState(title="s3://videos/run1", facts=[("rendered", rendered)], jobs=[line]))
+        with urllib.request.urlopen(document, timeout=20) as answer:
+            told = json.load(answer)
+        assert (told["title"], told["facts"]) == ("s3://videos/run1", [["rendered", rendered]])
+        assert told["jobs"] == [asdict(line)]
+        assert time.time() - told["written_at"] < 60
 
 
 def test_the_key_is_private_and_in_no_pickle_and_strangers_are_refused(dashboard: Dashboard, tmp_path: Path) -> None:
