@@ -29,6 +29,7 @@ from jobs.layout import KINDS
 from jobs.log import log_event
 from jobs.outgoing import Outgoing
 from jobs.patience import Patience, advice, error_code, is_of_store, persist, within
+from jobs.s3_listing import list_names
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -309,9 +310,8 @@ class Bucket:
     def _list(self, fs: Any, full: str) -> list[str]:
         if self._local(fs):
             return local_files.names(Path(full))
-        if fs.async_impl and hasattr(fs, "_iterdir"):
-            # Page by page, keeping only names: `ls` would hold about a kilobyte for each of a million files.
-            return sync(fs.loop, _stream_names, fs, full)
+        if "s3" in fs.protocol:
+            return sync(fs.loop, list_names, fs, full)
         try:
             return [name.rsplit("/", 1)[-1] for name in fs.ls(full, detail=False)]
         except FileNotFoundError:
@@ -343,11 +343,6 @@ def _await(fs: Any, make: Callable[[], Any], deadline_s: float) -> None:
         await asyncio.wait_for(make(), deadline_s)
 
     sync(fs.loop, go)
-
-
-async def _stream_names(fs: Any, full: str) -> list[str]:
-    bucket, key, _ = fs.split_path(full)
-    return [info["name"].rsplit("/", 1)[-1] async for info in fs._iterdir(bucket, prefix=key + "/")]
 
 
 def _json(value: Mapping[str, object]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import s3fs
 
+from jobs.bucket import Bucket
 from tests.cluster.daemons.ceph import S3Server
 
 pytestmark = pytest.mark.cluster
@@ -31,3 +32,22 @@ def test_objects_come_back_and_strangers_are_refused(s3_server: S3Server) -> Non
     assert files.cat_file("round-trip/a/clip.mp4") == b"frames"
     with pytest.raises(PermissionError):
         connect(s3_server, secret="wrong").ls("round-trip")
+
+
+def test_a_folder_of_several_pages_is_listed_by_name_and_other_listings_keep_their_facts(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in s3_server.environment.items():
+        monkeypatch.setenv(variable, value)
+    files = connect(s3_server)
+    files.call_s3("create_bucket", Bucket="pages")
+    names = {f"clip-{index:04d}.0a.json" for index in range(2_100)} | {"a b&c+%.json"}
+    files.pipe({f"pages/run/records/{name}": b"{}" for name in names} | {"pages/run/records/deeper/x.json": b"{}"})
+    bucket = Bucket("s3://pages/run")
+    listed = list(bucket.names("records"))
+    assert (len(listed), set(listed)) == (len(names), names)
+    assert list(bucket.names("failures")) == []
+    # The same client still tells sizes.
+    assert bucket.exists("records/clip-0007.0a.json")
+    fs, root = bucket._fs()
+    assert {info["size"] for info in fs.ls(f"{root}/records", detail=True) if info["type"] == "file"} == {2}
