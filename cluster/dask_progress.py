@@ -20,7 +20,7 @@ from cluster.clip_board import ClipBoard
 from cluster.scheduler_file import read_place
 
 _LOG = logging.getLogger(__name__)
-_RETRY_S = 2.0
+_RETRY_S, _LONGEST_RETRY_S = 2.0, 60.0
 _CONNECT_S = 3.0
 _EXIT_S = 5.0
 
@@ -72,14 +72,17 @@ class OpenDaskProgress:
 
     async def _stay_connected(self) -> None:
         asyncio.get_running_loop().set_exception_handler(_log_quietly)
+        retry_s = _RETRY_S
         while not self._board.closed:
             try:
                 await self._stay_once()
+                retry_s = _RETRY_S
                 self._tell_absence("it went away")
             except Exception as error:  # as above
-                self._tell_absence(error)
-            # Jobs of one run must not all come back in the same moment.
-            await self._board.wait_closed(_RETRY_S * random.uniform(0.75, 1.25))
+                self._tell_absence(str(error) or repr(error))
+            # Jobs of one run must not all come back in the same moment, nor wear down a scheduler that is busy.
+            await self._board.wait_closed(retry_s * random.uniform(0.75, 1.25))
+            retry_s = min(1.5 * retry_s, _LONGEST_RETRY_S)
 
     async def _stay_once(self) -> None:
         place = read_place(self._scheduler_file)

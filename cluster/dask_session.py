@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 _AHEAD = 2
 _AT_ONCE = 16  # one clip per replica of the job, their uploads beside the next clips, and those ahead
 _KEPT = 20
-_CONNECT_S = 3.0
+_JOIN_S = 30.0  # the scheduler of a thousand jobs that start together has its hands full
 _CLOSE_S = 1.0
 
 _LIGHT = {
@@ -30,7 +30,7 @@ _LIGHT = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.admin.system-monitor.disk": False,
-    "distributed.comm.timeouts.connect": f"{_CONNECT_S}s",
+    "distributed.comm.timeouts.connect": f"{_JOIN_S}s",
     "distributed.comm.retry.count": 0,
 }
 
@@ -45,7 +45,7 @@ async def run_session(
     _silence_distributed()
     keys = security(place.folder)
     turns = _ClipExecutor(board)
-    with tempfile.TemporaryDirectory(prefix="dask-") as scratch, dask.config.set(_LIGHT):
+    with dask.config.set(_LIGHT):
         worker = Worker(
             place.address,
             name=worker_name,
@@ -56,10 +56,10 @@ async def run_session(
             protocol="tls://",
             host=own_host,
             dashboard_address="127.0.0.1:0",
-            local_directory=scratch,
-            death_timeout=_CONNECT_S,
+            local_directory=tempfile.gettempdir(),  # Dask removes there what its workers that were killed have left
+            death_timeout=_JOIN_S,
         )
-        client = Client(place.address, asynchronous=True, security=keys, timeout=_CONNECT_S, set_as_default=False)
+        client = Client(place.address, asynchronous=True, security=keys, timeout=_JOIN_S, set_as_default=False)
         try:
             await worker
             await client
