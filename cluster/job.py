@@ -26,7 +26,10 @@ class JobState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """One job: `call` runs once on every rank (`num_nodes * ranks_per_node` processes); rank 0's value is the result."""
+    """One job: `call` runs once on every rank (`num_nodes * ranks_per_node` processes); rank 0's value is the result.
+
+    `avoid_nodes`: nodes that the job is not to run on, if the cluster can do without them.
+    """
 
     name: str
     call: Callable[[], object]
@@ -34,6 +37,7 @@ class JobRequest:
     ranks_per_node: int
     gpus_per_node: int
     timeout_min: int
+    avoid_nodes: frozenset[str] = frozenset()
 
 
 class Job(Protocol):

@@ -15,7 +15,8 @@ import re
 import shlex
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ _LOG = logging.getLogger(__name__)
 _RECORD = "submitted.json"
 _AFTER_FIRST_EXIT_S = 300
 _CANCEL_AT_ONCE = 200
+_MAX_RELEASES = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class _Shape:
     ranks_per_node: int
     gpus_per_node: int
     timeout_min: int
+    avoid_nodes: frozenset[str]
 
 
 class SlurmCluster:
@@ -66,6 +69,7 @@ class SlurmCluster:
         self._asked_at_s = float("-inf")
         self._queue_fails = False
         self._told_stuck: set[str] = set()
+        self._releases: Counter[str] = Counter()
 
     def submit(self, requests: Sequence[JobRequest]) -> list[Job]:
         """Hands jobs over as arrays, all or none. Raises ClusterError with sbatch's words when refused.
@@ -111,9 +115,24 @@ class SlurmCluster:
         for job in open_jobs:
             row = rows.get(job.id)
             job.see(row, now_s=now_s, grace_s=self._result_grace_s)
+            if row and row.is_held_by_failed_launch and self._release(job):
+                continue
             if row and row.is_stuck and job.id not in self._told_stuck:
                 self._told_stuck.add(job.id)
                 _LOG.warning("%s (%s) will not start by itself: %s", job.name, job.id, row.reason)
+
+    def _release(self, job: SlurmJob) -> bool:
+        """Lets a job go that SLURM holds because its node could not start it: whose fault that was, its user is not."""
+        if self._releases[job.id] >= _MAX_RELEASES:
+            return False
+        self._releases[job.id] += 1
+        try:
+            ask_slurm("scontrol", "release", job.id)
+        except ClusterError as error:
+            _LOG.warning("%s (%s) is held after a failed launch and cannot be released: %s", job.name, job.id, error)
+            return False
+        _LOG.warning("%s (%s): its node could not start it, so SLURM held it; released", job.name, job.id)
+        return True
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Ends jobs through scancel. Their processes go on for up to SLURM's KillWait, which poll shows as running."""
@@ -193,7 +212,7 @@ class SlurmCluster:
             srun_args=srun_args,
             setup=_setup(settings.cpus_per_task),
             wckey=None,
-            additional_parameters={"requeue": True, **settings.named_options(), **extra},
+            additional_parameters={"requeue": True, **settings.named_options(), **extra, **_exclude(shape, extra)},
         )
         return executor
 
@@ -205,12 +224,20 @@ class SlurmCluster:
 _GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
 
 
+def _exclude(shape: _Shape, extra: Mapping[str, str | bool]) -> dict[str, str]:
+    if not shape.avoid_nodes:
+        return {}
+    theirs = extra.get("exclude")
+    return {"exclude": ",".join([*([str(theirs)] if theirs else []), *sorted(shape.avoid_nodes)])}
+
+
 def _shape(request: JobRequest) -> _Shape:
     return _Shape(
         num_nodes=request.num_nodes,
         ranks_per_node=request.ranks_per_node,
         gpus_per_node=request.gpus_per_node,
         timeout_min=request.timeout_min,
+        avoid_nodes=request.avoid_nodes,
     )
 
 

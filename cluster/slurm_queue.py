@@ -14,6 +14,7 @@ _LEFT = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLI
 # SLURM shows these for a while for a job that it then starts again.
 _MAYBE_LEFT = {"NODE_FAIL", "BOOT_FAIL", "PREEMPTED"}
 
+_LAUNCH_FAILED = "launch failed requeued held"
 _STUCK = (
     "held",
     "JobHeld",
@@ -52,6 +53,11 @@ class QueueRow:
     def may_come_back(self) -> bool:
         """Whether SLURM may be about to start it again."""
         return self.state in _MAYBE_LEFT
+
+    @property
+    def is_held_by_failed_launch(self) -> bool:
+        """Whether SLURM holds it only because a node could not start it."""
+        return self.live_state is JobState.WAITING and _LAUNCH_FAILED in self.reason
 
     @property
     def is_stuck(self) -> bool:

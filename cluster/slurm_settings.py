@@ -32,6 +32,13 @@ _OURS = {
 }
 
 
+_AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused")
+
+
+class UnreachableError(ClusterError):
+    """SLURM's controller does not answer."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmSettings:
     """How jobs are asked of SLURM.
@@ -93,13 +100,20 @@ def sbatch_options() -> set[str]:
 
 
 def ask_slurm(*command: str, timeout_s: float = 60) -> str:
-    """Runs a SLURM client command and returns its stdout. Raises ClusterError with what it said on stderr."""
+    """Runs a SLURM client command and returns its stdout.
+
+    Raises ClusterError with what it said on stderr, UnreachableError if the controller is away.
+    """
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s)
     except FileNotFoundError as error:
         raise ClusterError(f"{command[0]} is not installed here; use --cluster local, or go to a login node") from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"`{' '.join(command)}` gave no answer in {timeout_s:.0f} s; is slurmctld up?") from error
+        raise UnreachableError(
+            f"`{' '.join(command)}` gave no answer in {timeout_s:.0f} s; is slurmctld up?"
+        ) from error
     if done.returncode:
-        raise ClusterError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")
+        said = (done.stderr or done.stdout).strip()
+        kind = UnreachableError if any(words in said for words in _AWAY) else ClusterError
+        raise kind(f"`{' '.join(command)}` failed: {said}")
     return done.stdout

@@ -26,8 +26,6 @@ from jobs.settings import JobSettings
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
-SCHEMA = 1
-"""Version of records, failures and job reports; raised when a reader of an older one would misread them."""
 
 
 class GroupLostError(Exception):
@@ -36,7 +34,10 @@ class GroupLostError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobContext:
-    """One running job on one rank. `scratch`: a local folder that goes with the job."""
+    """One running job on one rank.
+
+    `scratch`: a local folder that goes with the job. `again`: whether this start tries clips again that failed before.
+    """
 
     settings: JobSettings
     shard: int
@@ -44,6 +45,7 @@ class JobContext:
     ranks: JobRanks
     attempts: OpenAttempts
     scratch: Path
+    again: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Returns where this runs, for records, failures and reports."""
@@ -57,6 +59,7 @@ class JobContext:
             "ranks": place.world,
             "mesh": str(self.settings.mesh),
             "host": self.ranks.host,
+            "node": place.node,
             "device": device_name(self.ranks.node.device),
             "precision": self.settings.precision,
             "weights": self.settings.weights,
@@ -109,8 +112,15 @@ def contain(begun: Begun, context: JobContext, work: Callable[[], T], *, collect
     return failed
 
 
-def write_failure(begun: Begun, context: JobContext, error: BaseException) -> Failed:
-    """Writes what tells how a clip failed and returns it as a value. Of several ranks the first one tells it."""
+def write_failure(begun: Begun, context: JobContext, error: BaseException, *, number: int | None = None) -> Failed:
+    """Writes what tells how a clip failed and returns it as a value. Of several ranks the first one tells it.
+
+    `number`: of the failure; None for the attempt's, or, where the error is in the row itself and every node would find it
+    so, one that says that the clip is not tried again.
+    """
+    if number is None:
+        final = isinstance(error, ValueError)
+        number = max(begun.attempt, context.settings.max_attempts) if final else begun.attempt
     failed = Failed(
         clip_id=begun.clip.clip_id,
         digest=begun.clip.digest,
@@ -119,7 +129,7 @@ def write_failure(begun: Begun, context: JobContext, error: BaseException) -> Fa
         message=str(error) or repr(error),
     )
     failure = {
-        "schema": SCHEMA,
+        "schema": layout.SCHEMA,
         "clip_id": failed.clip_id,
         "digest": failed.digest,
         "attempt": begun.attempt,
@@ -132,7 +142,7 @@ def write_failure(begun: Begun, context: JobContext, error: BaseException) -> Fa
         "job": context.facts(),
         "versions": versions(),
     }
-    context.bucket.create_json(layout.failure(begun.clip.key, begun.attempt), failure)
+    context.bucket.create_json(layout.failure(begun.clip.key, number), failure)
     context.attempts.end(begun.clip.key, begun.attempt)
     log_event(
         _LOG, "clip_failed", level=logging.ERROR, clip=failed.clip_id, stage=failed.stage, error=failed.error,

@@ -54,7 +54,7 @@ def _to_cpu(frames: Tensor, clock: DeviceClock) -> Frames:
         clock.wait()
         with torch.cuda.stream(stream):
             here.copy_(frames, non_blocking=True)
-        # Before the frames' memory may be taken for something else.
+        frames.record_stream(stream)
         stream.synchronize()
     return here.numpy()
 

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -38,7 +38,10 @@ class GroupError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where this process stands in its job. `start`: how often SLURM had restarted the job. `folder`: submitit's own."""
+    """Where this process stands in its job. `start`: how often SLURM had restarted the job. `folder`: submitit's own.
+
+    `node`: the name by which SLURM knows this machine; without SLURM its host name.
+    """
 
     rank: int
     world: int
@@ -48,6 +51,7 @@ class Place:
     start: int
     master: str
     folder: Path | None
+    node: str = field(default_factory=socket.gethostname)
 
     @property
     def name(self) -> str:
@@ -73,6 +77,7 @@ def find_place() -> Place:
         start=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
         master=environment.hostnames[0] if num_nodes > 1 else "127.0.0.1",
         folder=environment.paths.folder,
+        node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
     )
 
 

@@ -52,7 +52,8 @@ class ShardOutcome:
     """What one job did. `attempt` is how often SLURM had restarted it (stale results of an earlier start are told by it).
 
     `clips`: in the shard's order, also those that an earlier start ended. `left`: ids of clips that were not begun
-    because the job's time would not have been enough; submitting again renders them.
+    because the job's time would not have been enough, or because they failed once and are for another node; submitting
+    again renders them.
     """
 
     shard: int

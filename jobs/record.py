@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from jobs import layout
 from jobs.clip_work import Begun, ClipFrames, traffic_counts
-from jobs.context import SCHEMA, JobContext, versions
+from jobs.context import JobContext, versions
 from jobs.encode import Video
 from pab.foresight import ForesightRules
 from pab.parallel import NodeGroup
@@ -21,7 +21,7 @@ def clip_record(
     """Returns the record as JSON values. Seconds are wall time; counts are of the clip's root rank."""
     clip, denoised, compile_s = begun.clip, rendered.denoised, round(rendered.compiled.seconds, 3)
     return {
-        "schema": SCHEMA,
+        "schema": layout.SCHEMA,
         "clip_id": clip.clip_id,
         "digest": clip.digest,
         "clip": asdict(clip),

@@ -16,12 +16,14 @@ from pab.family import Family
 class RenderShard:
     """The job of one shard, called once on every rank; the value of rank 0 counts.
 
-    `find_family`: a module-level function from a family's name to the family, so that it pickles by reference.
+    `again`: clips that failed in an earlier start and are not given up are tried again; else they are left for a start
+    that is. `find_family`: a module-level function from a family's name to the family, so that it pickles by reference.
     """
 
     settings: JobSettings
     shard: int
     progress: ClipProgress = field(default_factory=NoProgress)
+    again: bool = False
     find_family: Callable[[str], Family] = find_family
 
     def __call__(self) -> ShardOutcome:

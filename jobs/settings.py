@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_ATTEMPTS = 2
-"""A clip that has killed its group so often is failed, not tried once more."""
+"""A clip that has failed or killed its group so often is given up, not tried once more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +31,16 @@ class JobSettings:
 
     `output`: the run's fsspec URL. `weights`: local folder, hub id, or None for the family's own. `precision`:
     "float32" or "bfloat16". `device`: "cpu" or "cuda". `baseline`: render one PAB clip of the job a second time without PAB,
-    so that the speedup is measured. `max_attempts`: starts of a clip that ended with neither record nor failure, after
-    which it is failed instead of tried again. `broadcast_rules`: name -> rules (as `pab.plan.BroadcastRules.to_dict`)
+    so that the speedup is measured. `max_attempts`: attempts at a clip, failed or ended with their group, after which
+    it is given up instead of tried again. `broadcast_rules`: name -> rules (as `pab.plan.BroadcastRules.to_dict`)
     of user-made plans that rows or the command line name. `deadline_s`: seconds that the job may run; a clip that would not
     end before it is left for the next start; None for no limit. `upload_timeout_s`: how long the job waits for a bucket
     that is away. `pinned_weights`: by family, what `submit` found its weights to mean, on the hub a certain commit; it is
     what jobs load. `crf`: quality of the H.264 video, 0 (lossless) to 51. `collective_timeout_s`: how long a rank waits for
     another inside the model before it gives the group up. `compile`: whether families that can be compiled are, with
     `compile_backend`. `attention`: "auto", "default" or "cudnn", `keep`: "full" or "int8"
-    (`pab.execution`). `compile_cache`: folder for compiled kernels, None for the node's own.
+    (`pab.execution`). `compile_cache`: folder for compiled kernels, None for the node's own. `hang_s`: how long one clip may
+    take from its mark to its frames before it is taken to hang and the process ends itself.
     """
 
     output: str
@@ -56,6 +57,7 @@ class JobSettings:
     deadline_s: float | None = None
     crf: int = 18
     collective_timeout_s: float = 900.0
+    hang_s: float = 3600.0
     compile: bool = False
     compile_backend: str = "inductor"
     attention: str = "auto"
@@ -69,5 +71,7 @@ class JobSettings:
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts={self.max_attempts}, needs 1 or more")
+        if self.hang_s <= 0:
+            raise ValueError(f"hang_s={self.hang_s}, needs more than 0")
         if not 0 <= self.crf <= 51:
             raise ValueError(f"crf={self.crf}, allowed 0 (lossless) to 51")

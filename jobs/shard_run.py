@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from jobs import layout
@@ -28,12 +27,14 @@ from jobs.clip_work import (
 from jobs.context import JobContext, contain
 from jobs.finish import Finisher
 from jobs.group import JobRanks, open_job
+from jobs.hang import HangWatch
 from jobs.job_report import Measures, leave_report, measured_broadcasts
 from jobs.log import log_event, open_log
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome, skipped
 from jobs.pace import Pace
 from jobs.patience import Patience
 from jobs.references import ClipReferences, take_references
+from jobs.scratch import open_scratch, remove_left_over
 from jobs.todo import Todo, sort_shard
 from manifests.clip import Clip
 from pab.compile_cache import compile_cache
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _LAST_UPLOADS_S = 20.0
+_LAST_LOG_S = 10.0
+_LOG_FILE = "job.log"
 _NO_TIME, _RECORDED = 0, -1
 """Instead of an attempt's number: why a clip is not begun."""
 _BASELINE_UNITS = 3.0
@@ -56,7 +59,7 @@ def run_shard(job: RenderShard) -> ShardOutcome:
     started = time.monotonic()
     with ExitStack() as stack:
         ranks = stack.enter_context(open_job(job.settings))
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pab-job-")))
+        scratch = stack.enter_context(open_scratch())
         bucket = Bucket(job.settings.output, patience=Patience(total_s=job.settings.upload_timeout_s))
         context = JobContext(
             settings=job.settings,
@@ -65,6 +68,7 @@ def run_shard(job: RenderShard) -> ShardOutcome:
             ranks=ranks,
             attempts=OpenAttempts(bucket, job_id=ranks.place.job_id, start=ranks.place.start),
             scratch=scratch,
+            again=job.again,
         )
         stack.enter_context(_kept_log(context))
         return _ShardRun(job, context, started).run()
@@ -73,7 +77,7 @@ def run_shard(job: RenderShard) -> ShardOutcome:
 @contextmanager
 def _kept_log(context: JobContext) -> Iterator[None]:
     place = context.ranks.place
-    file = context.scratch / "job.log"
+    file = context.scratch / _LOG_FILE
     with open_log(file, run=context.settings.run_id, job=layout.job_name(context.shard), rank=place.rank):
         try:
             yield
@@ -81,10 +85,15 @@ def _kept_log(context: JobContext) -> Iterator[None]:
             _LOG.exception("job_broken")
             raise
         finally:
-            try:
-                context.bucket.upload(file, layout.job_log(context.shard, place.name, place.rank))
-            except BucketError as error:
-                log_event(_LOG, "log_not_kept", level=logging.ERROR, error=str(error))
+            _keep_log(context)
+
+
+def _keep_log(context: JobContext) -> None:
+    place = context.ranks.place
+    try:
+        context.bucket.upload(context.scratch / _LOG_FILE, layout.job_log(context.shard, place.name, place.rank))
+    except BucketError as error:
+        log_event(_LOG, "log_not_kept", level=logging.ERROR, error=str(error))
 
 
 class _ShardRun:
@@ -105,11 +114,13 @@ class _ShardRun:
         self._wants_baselines = False
         self._has_baseline: set[str] = set()
         self._compared: list[tuple[Begun, ClipFrames]] = []
+        self._watch = HangWatch(job.settings.hang_s, last_words=self._last_words)
 
     def run(self) -> ShardOutcome:
         """Renders, then joins what all replicas did."""
         ranks = self._ranks
         log_event(_LOG, "job_started", **self._context.facts())
+        remove_left_over()
         self._wants_baselines = self._context.settings.baseline
         todo, self._has_baseline = ranks.share(self._look() if ranks.place.rank == 0 else None)
         log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.clips), ended=len(todo.ended))
@@ -159,6 +170,14 @@ class _ShardRun:
             marks = self._context.attempts.withdraw()
             log_event(_LOG, "attempts_taken_back", attempts=len(marks))
 
+    def _last_words(self) -> None:
+        # The rank hangs in a clip; the one before it may still be on its way.
+        self._save_last_uploads()
+        log = threading.Thread(target=_keep_log, args=(self._context,), daemon=True)
+        log.start()
+        log.join(_LAST_LOG_S)
+        shutil.rmtree(self._context.scratch, ignore_errors=True)
+
     def _save_last_uploads(self) -> None:
         try:
             self._close_finisher(_LAST_UPLOADS_S)
@@ -197,6 +216,9 @@ class _ShardRun:
         log_event(_LOG, "prompts_encoded", prompts=len(loaded.prompts), seconds=seconds)
         for clip, attempt in clips:
             units = _units(loaded.family, clip)
+            if attempt > 1 and self._finisher is not None:
+                # An earlier attempt may have killed the group: no other clip is in hand should it do so again.
+                self._finisher.wait()
             begun = self._begin(clip, attempt, units)
             if begun is not None:
                 self._render(loaded, begun)
@@ -244,7 +266,8 @@ class _ShardRun:
         if isinstance(references, Failed):
             return self._tell(begun, references)
         work = partial(render_frames, loaded, begun, settings=self._context.settings, group=node, references=references)
-        rendered = contain(begun, self._context, work, collective=True)
+        with self._watch.over(begun.clip.clip_id):
+            rendered = contain(begun, self._context, work, collective=True)
         if isinstance(rendered, Failed):
             return self._tell(begun, rendered)
         self._pace.measured(begun.units, begun.elapsed_s)
@@ -283,7 +306,8 @@ class _ShardRun:
             return
         log_event(_LOG, "baseline_started", clip=begun.clip.clip_id)
         try:
-            self._measures.measure_baseline(loaded, begun.clip, rendered, self._context)
+            with self._watch.over(begun.clip.clip_id):
+                self._measures.measure_baseline(loaded, begun.clip, rendered, self._context)
         except (RuntimeError, ArithmeticError, ValueError) as error:
             # Every clip is safe by now: only where ranks wait for each other must the job end.
             if self._ranks.shares_clips:
@@ -308,7 +332,7 @@ class _ShardRun:
         joined = self._ranks.join((self._outcomes, self._left if self._ranks.node.is_clip_root else []))
         by_id = {clip.clip_id: clip for outcomes, _ in joined for clip in outcomes}
         by_id |= {clip.clip_id: clip for clip in todo.ended}
-        left = {clip_id for _, ids in joined for clip_id in ids}
+        left = {clip_id for _, ids in joined for clip_id in ids} | {clip.clip_id for clip in todo.put_off}
         ids = [clip.clip_id for clip in todo.order]
         return ShardOutcome(
             shard=self._context.shard,

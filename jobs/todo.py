@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jobs import layout
 from jobs.clip_work import Begun
 from jobs.context import JobContext, write_failure
-from jobs.history import ClipHistory
+from jobs.history import ClipHistory, is_given_up
 from jobs.log import log_event
 from jobs.outcome import ClipOutcome, Failed, skipped
 from manifests.clip import Clip
@@ -24,15 +24,19 @@ class GroupKilledError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Todo:
-    """A shard sorted: `clips` to render with the number of their next attempt, and what has ended before this start."""
+    """A shard sorted: `clips` to render with the number of their next attempt, and what has ended before this start.
+
+    `put_off`: clips that failed and have an attempt left, which is for a start on another node.
+    """
 
     order: tuple[Clip, ...]
     clips: tuple[tuple[Clip, int], ...]
     ended: tuple[ClipOutcome, ...]
+    put_off: tuple[Clip, ...] = ()
 
 
 def sort_shard(context: JobContext) -> Todo:
-    """Reads the shard and what the bucket knows of its clips. Writes a failure for clips to be quarantined.
+    """Reads the shard and what the bucket knows of its clips. Writes a failure for clips whose last attempt left none.
 
     Raises BucketError, also when there is no such shard.
     """
@@ -40,13 +44,19 @@ def sort_shard(context: JobContext) -> Todo:
     histories = context.bucket.histories(clip.key for clip in clips)
     todo: list[tuple[Clip, int]] = []
     ended: list[ClipOutcome] = []
+    put_off: list[Clip] = []
     for clip in clips:
-        outcome = _ended(clip, histories[clip.key], context)
-        if outcome is None:
-            todo.append((clip, histories[clip.key].next_attempt))
-        else:
+        history = histories[clip.key]
+        outcome = _ended(clip, history, context)
+        if outcome is not None:
             ended.append(outcome)
-    return Todo(order=tuple(clips), clips=tuple(todo), ended=tuple(ended))
+        elif history.failures and not context.again:
+            put_off.append(clip)
+        else:
+            todo.append((clip, history.next_attempt))
+    # Those that failed or killed their group come last: if they do it again, the others are rendered by then.
+    todo.sort(key=lambda item: item[1] > 1)
+    return Todo(order=tuple(clips), clips=tuple(todo), ended=tuple(ended), put_off=tuple(put_off))
 
 
 def read_shard(context: JobContext) -> list[Clip]:
@@ -57,13 +67,14 @@ def read_shard(context: JobContext) -> list[Clip]:
 def _ended(clip: Clip, history: ClipHistory, context: JobContext) -> ClipOutcome | None:
     if history.recorded:
         return skipped(clip)
-    if history.failures:
+    max_attempts = context.settings.max_attempts
+    if is_given_up(history.failures, max_attempts):
         return _earlier_failure(clip, history.failures[-1], context)
-    if history.killed >= context.settings.max_attempts:
-        begun = Begun(clip=clip, attempt=history.attempts[-1])
+    if history.is_given_up(max_attempts):
+        begun = Begun(clip=clip, attempt=history.next_attempt - 1)
         begun.stages.current = "quarantine"
         log_event(_LOG, "clip_quarantined", level=logging.ERROR, clip=clip.clip_id, killed=history.killed)
-        return write_failure(begun, context, GroupKilledError(f"killed its group {history.killed} times"))
+        return write_failure(begun, context, GroupKilledError(history.killed_text), number=history.next_attempt)
     return None
 
 

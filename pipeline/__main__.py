@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
+from jobs.log import LogfmtFormatter
 from pipeline.exits import CommandError, Exit
 from pipeline.parser import build_parser
 from pipeline.screen import Screen
@@ -31,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     screen = Screen(as_json="--json" in words)
+    _log_to_stderr()
     try:
         parsed = build_parser().parse_args(words)
         return int(importlib.import_module(COMMANDS[parsed.command]).run(parsed, screen))
@@ -48,6 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exit_code = Exit.ERROR
         screen.error(type(error).__name__, str(error) or repr(error), exit_code)
         return exit_code
+
+
+def _log_to_stderr() -> None:
+    # Without a handler a warning is printed without its fields: "bucket_retry", and not of what.
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setLevel(logging.WARNING)
+        handler.setFormatter(LogfmtFormatter({}))
+        root.addHandler(handler)
 
 
 def _exit_code(error: Exception) -> Exit | None:

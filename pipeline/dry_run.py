@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
+from cluster.slurm_settings import UnreachableError
 from manifests.shards import ClipGroup
 from pab.foresight import ForesightRules
 from pab.plan import ATTENTION_KINDS, BroadcastPlan
@@ -28,25 +30,34 @@ def show_dry_run(
 ) -> None:
     """Shows the plan of a submit; nothing is written or started."""
     document = dry_run_document(settings, work, costs, progress=progress, num_clips=num_clips)
-    scripts = job_scripts(settings, work)
-    screen.result(document | {"scripts": scripts}, _text(settings, work, costs, document, scripts))
+    scripts, start = slurm_answers(settings, work)
+    document |= {"scripts": scripts, "expected_start": start.isoformat() if start else None}
+    screen.result(document, _text(settings, work, costs, document, scripts))
 
 
-def job_scripts(settings: RunSettings, work: PlannedWork) -> list[str]:
-    """Returns the sbatch scripts of the jobs, one for each time limit; none for jobs on this machine. Raises ClusterError."""
+def slurm_answers(settings: RunSettings, work: PlannedWork) -> tuple[list[str], datetime | None]:
+    """Returns the sbatch scripts of the jobs, one for each time limit, and when SLURM would start the first of them.
+
+    Nothing for jobs on this machine; no time where SLURM says none or is away. Raises ClusterError for what sbatch refuses.
+    """
     machines, shards = settings.machines, work.shards.shards
     if machines.cluster == "local" or not shards:
-        return []
+        return [], None
     job_settings = settings.job_settings(run_id="dry-run", mesh=work.mesh, broadcast_rules=None, pinned_weights={})
     by_limit: dict[int, list[float]] = {}
     for shard in shards:
         by_limit.setdefault(limit_min(machines, shard.seconds), []).append(shard.seconds)
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
         slurm = open_slurm(machines, Path(folder))
-        return [
-            slurm.script(job_request(job_settings, machines, shard=0, planned_s=seconds[0]), num_jobs=len(seconds))
+        requests = [
+            (job_request(job_settings, machines, shard=0, planned_s=seconds[0]), len(seconds))
             for _, seconds in sorted(by_limit.items())
         ]
+        scripts = [slurm.script(request, num_jobs=count) for request, count in requests]
+        try:
+            return scripts, slurm.expected_start(requests[0][0])
+        except UnreachableError:
+            return scripts, None
 
 
 def dry_run_document(
@@ -70,7 +81,7 @@ def dry_run_document(
         "longest_job_minutes": round(longest_s / 60, 2),
         "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
         "gpu_hours": round(job_s * ranks / 3600, 3),
-        "planned_speedup": round(work.seconds_without_broadcast / work.seconds, 3) if work.seconds else None,
+        "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
         "groups": [_group_document(work, costs, group) for group in sorted(work.groups)],
     }
 
@@ -127,6 +138,8 @@ def _text(
             _saving(_group_document(work, costs, group)),
             _plan_text(costs.plan(group)),
         ]
+    if document["expected_start"]:
+        lines += ["", f"SLURM expects to start the first job at {document['expected_start']}"]
     for script in scripts:
         lines += ["", script]
     return "\n".join([*lines, "", "nothing was started or written"])

@@ -92,14 +92,15 @@ def job_request(
     shard: int,
     planned_s: float,
     progress: ClipProgress | None = None,
+    again: bool = False,
 ) -> JobRequest:
-    """Returns what is asked for one shard."""
+    """Returns what is asked for one shard. `again`: the job also tries clips that failed before."""
     minutes = limit_min(machines, planned_s)
     if machines.cluster == "slurm":
         settings = replace(settings, deadline_s=60 * minutes - DEADLINE_S)
     return JobRequest(
         name=layout.job_name(shard),
-        call=RenderShard(settings=settings, shard=shard, progress=progress or NoProgress()),
+        call=RenderShard(settings=settings, shard=shard, progress=progress or NoProgress(), again=again),
         num_nodes=machines.nodes_per_job,
         ranks_per_node=machines.gpus_per_node,
         gpus_per_node=machines.gpus_per_node if settings.device == "cuda" else 0,

@@ -76,6 +76,9 @@ OPTIONS = (
            "takes cfg=2 when the ranks are even and guidance is used, and sp for the rest"),
     Option(name="job_minutes", kind=int, default=60, metavar="M", group="machines",
            help="how much work a job is given; SLURM's time limit leaves room above it"),
+    Option(name="hang_seconds", kind=int, default=3600, metavar="S", group="machines",
+           help="a clip that takes longer hangs: its job ends and is started again. Never less than four times what the "
+           "longest clip of the run is planned to take"),
     Option(name="max_parallel_jobs", kind=int, metavar="N", group="machines",
            help="jobs at once (default: 16 under SLURM; here as many as the GPUs allow, 1 without GPUs)"),
     Option(name="partition", kind=str, metavar="P", group="machines", help="SLURM partition"),

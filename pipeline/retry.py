@@ -17,7 +17,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `retry`."""
     bucket = open_bucket(arguments.output)
     load_run(bucket)
-    keys = set(read_progress(bucket).not_rendered)
+    progress = read_progress(bucket)
+    keys = set(progress.not_rendered | progress.again)
     if arguments.clip:
         failed = {clip_id(key) for key in keys}
         for name in arguments.clip:

@@ -18,6 +18,8 @@ from pipeline.exits import UsageError
 from pipeline.options import Chosen
 
 SLURM_PARALLEL_JOBS = 16
+HANG_OVER_PLAN = 4.0
+"""A plan is an estimate: a clip is taken to hang only when it takes this many times as long, however short the limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class MachineSettings:
     gpus_per_node: int
     mesh: str
     job_minutes: int
+    hang_seconds: int
     max_parallel_jobs: int
     partition: str | None
     account: str | None
@@ -90,8 +93,9 @@ class RunSettings:
         mesh: Mesh,
         broadcast_rules: dict[str, dict[str, object]] | None,
         pinned_weights: dict[str, str],
+        longest_clip_s: float = 0.0,
     ) -> JobSettings:
-        """Returns the part that travels into the jobs."""
+        """Returns the part that travels into the jobs. `longest_clip_s`: what the longest clip is planned to take."""
         return JobSettings(
             output=self.output,
             run_id=run_id,
@@ -106,6 +110,7 @@ class RunSettings:
             attention=self.render.attention,
             keep=self.render.keep,
             compile_cache=self.render.compile_cache,
+            hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
         )
 
 
@@ -143,6 +148,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
             gpus_per_node=cast(int, value["gpus_per_node"]),
             mesh=str(value["mesh"]),
             job_minutes=cast(int, value["job_minutes"]),
+            hang_seconds=cast(int, value["hang_seconds"]),
             max_parallel_jobs=cast(int | None, value["max_parallel_jobs"]) or _parallel_jobs(cluster, len(gpus), ranks),
             partition=cast(str | None, value["partition"]),
             account=cast(str | None, value["account"]),

@@ -21,17 +21,26 @@ MAX_OVERHEAD = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedWork:
-    """The clips to render as shards, and the mesh of every job. Seconds are of rendering alone, on a job's ranks."""
+    """The clips to render as shards, and the mesh of every job. Seconds are of rendering alone, on a job's ranks.
+
+    `longest_clip_s`: of one clip on its own ranks, without broadcast.
+    """
 
     shards: ShardPlan
     mesh: Mesh
     seconds: float
     seconds_without_broadcast: float
+    longest_clip_s: float
 
     @property
     def num_clips(self) -> int:
         """Clips to render."""
         return len(self.shards.order)
+
+    @property
+    def speedup(self) -> float | None:
+        """How many times as fast as without broadcast the whole is planned to be; None if there is nothing to render."""
+        return self.seconds_without_broadcast / self.seconds if self.seconds else None
 
     @property
     def groups(self) -> Mapping[ClipGroup, int]:
@@ -72,6 +81,10 @@ class WorkPlanner:
             mesh=mesh,
             seconds=seconds,
             seconds_without_broadcast=self._total_s(found, mesh, with_broadcast=False),
+            longest_clip_s=max(
+                (on_mesh(self.costs.seconds_without_broadcast(g), g, mesh) * mesh.dp for g in found.clip_groups),
+                default=0.0,
+            ),
         )
 
     def _pass(

@@ -8,6 +8,7 @@ from itertools import islice
 
 from jobs import layout
 from jobs.bucket import Bucket
+from jobs.history import is_given_up
 from jobs.settings import MAX_ATTEMPTS
 from pipeline.exits import Exit
 
@@ -18,13 +19,15 @@ SHOWN_FAILURES = 20
 class Progress:
     """The clips of a run by where they stand; keys are `<clip_id>.<digest>`.
 
-    `failed` ended with an error; `quarantined` killed their group as often as a clip may, so they are not started
-    again; `started` have a mark and no end yet: they run, or their job was killed.
+    `failed` ended with an error as often as a clip may; `quarantined` killed their group so often: neither is started
+    again. `again`: failed, and will be tried once more on another node. `started` have a mark and no end yet: they run, or
+    their job was killed.
     """
 
     recorded: frozenset[str]
     failed: frozenset[str]
     quarantined: frozenset[str]
+    again: frozenset[str]
     started: frozenset[str]
 
     @property
@@ -33,7 +36,8 @@ class Progress:
         return self.failed | self.quarantined
 
 
-NOTHING_KNOWN = Progress(recorded=frozenset(), failed=frozenset(), quarantined=frozenset(), started=frozenset())
+_NONE: frozenset[str] = frozenset()
+NOTHING_KNOWN = Progress(recorded=_NONE, failed=_NONE, quarantined=_NONE, again=_NONE, started=_NONE)
 
 
 def read_progress(bucket: Bucket) -> Progress:
@@ -41,11 +45,15 @@ def read_progress(bucket: Bucket) -> Progress:
     attempts, failures = bucket.attempts(), bucket.failures()
     # Last, so that a clip which ends meanwhile counts as ended.
     recorded = frozenset(bucket.recorded_keys())
-    killed = {key: len(set(numbers) - set(failures.get(key, ()))) for key, numbers in attempts.items()}
-    failed = frozenset(failures) - recorded
-    quarantined = frozenset(key for key, count in killed.items() if count >= MAX_ATTEMPTS) - recorded - failed
-    started = frozenset(key for key, count in killed.items() if count) - recorded - failed - quarantined
-    return Progress(recorded=recorded, failed=failed, quarantined=quarantined, started=started)
+    killed = {
+        key: len(set(numbers) - set(failures.get(key, ()))) for key, numbers in attempts.items() if key not in recorded
+    }
+    quarantined = frozenset(key for key, count in killed.items() if count >= MAX_ATTEMPTS)
+    unrecorded = {key: numbers for key, numbers in failures.items() if key not in recorded and key not in quarantined}
+    failed = frozenset(key for key, numbers in unrecorded.items() if is_given_up(numbers, MAX_ATTEMPTS))
+    again = frozenset(unrecorded) - failed
+    started = frozenset(key for key, count in killed.items() if count) - failed - quarantined
+    return Progress(recorded=recorded, failed=failed, quarantined=quarantined, again=again, started=started)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +74,22 @@ def failed_clips(bucket: Bucket, progress: Progress, limit: int = SHOWN_FAILURES
     """Reads why clips have no video: the latest failure of each, at most `limit` of them."""
     failures = bucket.failures()
     told = [_failed_clip(bucket, key, max(failures[key])) for key in islice(sorted(progress.failed), limit)]
+    # Without a failure its job may still be at it, or there was nobody left to write one.
     killed = [
-        FailedClip(
-            clip_id=clip_id(key),
-            stage="job",
-            error="GroupLost",
-            message=f"killed its job {MAX_ATTEMPTS} times; `retry` starts it again",
-            attempt=MAX_ATTEMPTS,
-        )
+        _failed_clip(bucket, key, max(failures[key])) if key in failures else _killed_clip(key)
         for key in islice(sorted(progress.quarantined), max(0, limit - len(told)))
     ]
     return told + killed
+
+
+def _killed_clip(key: str) -> FailedClip:
+    return FailedClip(
+        clip_id=clip_id(key),
+        stage="quarantine",
+        error="GroupKilledError",
+        message=f"killed its group, or is in its last attempt of {MAX_ATTEMPTS}; `retry` starts it again",
+        attempt=MAX_ATTEMPTS,
+    )
 
 
 def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:
@@ -89,7 +102,7 @@ def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:
         stage=str(document.get("stage", "?")),
         error=str(document.get("error", "?")),
         message=str(document.get("message", "its failure file is gone")),
-        attempt=attempt,
+        attempt=int(document.get("attempt", attempt)),
     )
 
 

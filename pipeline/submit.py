@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cluster.job import Cluster
+from cluster.job import Cluster, JobRequest
 from jobs import layout
 from jobs.bucket import Bucket
 from jobs.progress import ClipProgress
 from manifests.accept import AcceptedManifest
 from pipeline.cost import ClipCosts
-from pipeline.display import open_display
+from pipeline.display import Display, open_display
 from pipeline.driver import Driver, ShardJob
 from pipeline.dry_run import show_dry_run
 from pipeline.environment import environment_settings
@@ -26,6 +26,7 @@ from pipeline.jobs_file import new_submit
 from pipeline.machines import driver_host, job_request, open_cluster, work_folder
 from pipeline.manifest import accepted_manifest, tell_warnings
 from pipeline.options import choose
+from pipeline.panel import PanelDisplay
 from pipeline.report import write_report
 from pipeline.rules import RunRules, run_rules
 from pipeline.run import Run, check_same, find_run, open_bucket, pixel_settings, start_run
@@ -42,13 +43,17 @@ SECOND_CTRL_C_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """One submit of a run: what was asked for, and where it goes. `left_out` clips were recorded before it began."""
+    """One submit of a run: what was asked for, and where it goes. `left_out` clips were recorded before it began.
+
+    `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more.
+    """
 
     settings: RunSettings
     rules: RunRules
     bucket: Bucket
     run: Run
     left_out: int
+    again: bool
     screen: Screen
 
 
@@ -72,7 +77,13 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         work = _plan(settings, rules, path, progress)
         numbers = create_shards(bucket, work.shards, path)
     submission = Submission(
-        settings=settings, rules=rules, bucket=bucket, run=run_, left_out=len(progress.recorded), screen=screen
+        settings=settings,
+        rules=rules,
+        bucket=bucket,
+        run=run_,
+        left_out=len(progress.recorded),
+        again=bool(progress.again),
+        screen=screen,
     )
     if not numbers:
         return show_summary(bucket, run_, left_out=submission.left_out, screen=screen)
@@ -143,7 +154,10 @@ def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], 
             if detach:
                 return _detached(submission, driver)
             planned_s = max(sum(s.seconds for s in work.shards.shards) / machines.max_parallel_jobs, 0.0)
-            driver.run(open_display(), planned_s=planned_s, keep_alive=view.keep_alive)
+            display: Display = open_display()
+            if view.dashboard is not None:
+                display = PanelDisplay(display, view, bucket=bucket, planned_speedup=work.speedup)
+            driver.run(display, planned_s=planned_s, keep_alive=view.keep_alive)
         except KeyboardInterrupt:
             return _interrupted(submission, cluster, driver)
         finally:
@@ -161,18 +175,25 @@ def _shard_jobs(
         mesh=work.mesh,
         broadcast_rules=submission.rules.job_broadcasts(),
         pinned_weights=submission.rules.pinned_weights(),
+        longest_clip_s=work.longest_clip_s,
     )
+
+    def request(index: int, number: int, *, again: bool) -> JobRequest:
+        return job_request(
+            settings,
+            submission.settings.machines,
+            shard=number,
+            planned_s=work.shards.shards[index].seconds,
+            progress=progress,
+            again=again,
+        )
+
     return [
         ShardJob(
             shard=number,
             num_clips=work.shards.shards[index].num_clips,
-            request=job_request(
-                settings,
-                submission.settings.machines,
-                shard=number,
-                planned_s=work.shards.shards[index].seconds,
-                progress=progress,
-            ),
+            request=request(index, number, again=submission.again),
+            again=request(index, number, again=True),
         )
         for index, number in numbers.items()
     ]

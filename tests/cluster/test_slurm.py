@@ -300,3 +300,24 @@ def test_slurm_is_found_where_it_is_configured(slurm: Slurm, tmp_path: Path, mon
     assert not slurm_is_configured()
     with pytest.raises(ClusterError, match="`sbatch --help` failed: "):
         SlurmCluster(tmp_path, SlurmSettings())
+
+
+def test_a_job_that_its_node_could_not_start_is_let_go_again(
+    slurm: Slurm, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = slurm_cluster(tmp_path, extra={"begin": "now+3"})
+    (job,) = cluster.submit([request(Say(folder=tmp_path, value="ran"), nodes=1, ranks=1)])
+    # A file lies where the node makes the job's folder: SLURM calls that a failed launch, and holds the job.
+    in_the_way = [spool / f"job{int(job.id):05d}" for spool in (slurm.root / "spool").iterdir()]
+    for path in in_the_way:
+        path.touch()
+    try:
+        wait_until(lambda: cluster.poll() or "released" in caplog.text, 60)
+    finally:
+        for path in in_the_way:
+            path.unlink(missing_ok=True)
+        for spool in (slurm.root / "spool").iterdir():
+            # Only the node that tried is drained.
+            slurm.daemons.run("scontrol", "update", f"nodename={spool.name}", "state=resume", check=False)
+    wait_over(cluster, [job], 90)
+    assert (job.state, job.result()) == (JobState.ENDED, ("ran", 0))

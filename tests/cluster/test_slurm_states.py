@@ -105,6 +105,12 @@ def test_a_job_that_waits_for_a_person_is_told_from_one_that_waits_for_a_place(r
     assert row("PENDING", reason=reason).is_stuck is stuck
 
 
+def test_a_job_held_after_a_failed_launch_is_told_from_one_that_a_person_holds() -> None:
+    assert row("PENDING", reason="launch failed requeued held").is_held_by_failed_launch
+    assert not row("PENDING", reason="JobHeldUser").is_held_by_failed_launch
+    assert not row("RUNNING", reason="launch failed requeued held").is_held_by_failed_launch
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ClusterError, match="max_parallel_jobs=0: must be at least 1"):
         SlurmSettings(max_parallel_jobs=0)

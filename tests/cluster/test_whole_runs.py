@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import s3fs
 
 from tests.cluster.daemons.ceph import S3Server
 from tests.cluster.daemons.slurm import Slurm
+from tests.faults.world import POISON, poisoned_weights
 from tests.pipeline.command import Command, wait_until
 from tests.pipeline.conftest import command, manifest, weights  # noqa: F401  (fixtures)
 
@@ -51,6 +53,7 @@ def test_a_manifest_becomes_videos_in_s3_through_groups_of_two_nodes(
     dry = command.run(*words, "--dry-run")
     assert "#SBATCH --nodes=2" in dry.stdout
     assert "#SBATCH --ntasks-per-node=2" in dry.stdout
+    assert "SLURM expects to start the first job at 20" in dry.stdout
     code, document = command.json(*words)
     assert (code, document["rendered_now"]) == (0, 4)
     assert names(fs, url, "videos") == [f"c{i}.mp4" for i in range(4)]
@@ -60,6 +63,11 @@ def test_a_manifest_becomes_videos_in_s3_through_groups_of_two_nodes(
     assert all(record["counted"]["all_to_alls"] > 0 for record in records)
     assert "reports/index.parquet" in {f"reports/{name}" for name in names(fs, url, "reports")}
     assert command.json("status", url)[0] == 0
+    code, document = command.json("logs", url, "--clip", "c2")
+    events = [re.search(r"rank=(\d) event=(\w+)", line["line"]) for line in document["lines"]]
+    assert {event.groups() for event in events if event} >= {(str(rank), "clip_started") for rank in range(4)}
+    assert ("0", "clip_rendered") in {event.groups() for event in events if event}
+    assert all("clip=c2" in line["line"] and "run=" in line["line"] for line in document["lines"])
 
 
 def test_a_detached_run_is_cancelled_by_another_process_and_finished_by_the_next_submit(
@@ -82,6 +90,28 @@ def test_a_detached_run_is_cancelled_by_another_process_and_finished_by_the_next
     assert (code, document["rendered"]) == (0, 4)
 
 
+def test_a_clip_that_fails_is_tried_on_another_node_before_it_is_given_up(
+    command: Command,  # noqa: F811
+    manifest: Manifest,  # noqa: F811
+    slurm: Slurm,
+    bucket: tuple[str, s3fs.S3FileSystem],
+    tmp_path: Path,
+) -> None:
+    url, fs = bucket
+    bad = manifest(2, prompt=["a red circle", f"a red circle {POISON}"])
+    poisoned = poisoned_weights(tmp_path / "poisoned")
+    code, document = command.json("submit", bad, "--output", url, "--weights", poisoned, *SLURM)
+    assert (code, document["rendered"], document["failed"], document["remaining"]) == (3, 1, 1, 0)
+    failures = [json.loads(fs.cat_file(f"{url}/failures/{name}")) for name in names(fs, url, "failures")]
+    assert [(failure["clip_id"], failure["attempt"]) for failure in failures] == [("c1", 1), ("c1", 2)]
+    assert len({failure["job"]["node"] for failure in failures}) == 2
+    assert command.json("status", url)[1]["failures"][0]["error"] == "NotFiniteError"
+    # What it said is kept, and it may be tried again.
+    assert command.json("retry", url)[1]["clips"] == ["c1"]
+    assert len(names(fs, url, "history")) == 2
+    assert command.json("status", url)[1]["remaining"] == 1
+
+
 def test_what_the_bucket_and_sbatch_refuse_ends_with_5(
     command: Command,  # noqa: F811
     manifest: Manifest,  # noqa: F811
@@ -93,6 +123,10 @@ def test_what_the_bucket_and_sbatch_refuse_ends_with_5(
     words = ["submit", manifest(1), "--weights", command.weights, *SLURM]
     code, document = command.json(*words, "--output", url, "--partition", "nowhere")
     assert (code, "invalid partition" in document["error"]["message"]) == (5, True)
+    code, document = command.json(*words, "--output", url, "--partition", "nowhere", "--dry-run")
+    assert (code, "invalid partition" in document["error"]["message"]) == (5, True)
+    code, document = command.json(*words, "--output", url, "--slurm", "constrant=a100")
+    assert (code, "did you mean 'constraint'?" in document["error"]["message"]) == (5, True)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     code, document = command.json(*words, "--output", url)
     assert (code, "check credentials" in document["error"]["message"]) == (5, True)

@@ -13,6 +13,7 @@ import pytest
 from jobs import layout
 from jobs.bucket import Bucket, BucketError
 from jobs.finish import write_record
+from jobs.hang import HUNG_EXIT
 from jobs.outcome import Failed, Rendered, Skipped
 from tests.jobs.machines import outcome_of, start_process
 from tests.jobs.stores import FlakyFileSystem
@@ -63,23 +64,52 @@ def test_after_a_kill_the_next_start_renders_each_clip_exactly_once(tmp_path, af
     assert bucket.attempts()[items[after_records].key] == [1, 2]
 
 
-def test_a_clip_that_killed_its_group_twice_is_failed_not_tried_again(tmp_path):
+def test_a_clip_that_killed_its_group_twice_is_failed_and_the_others_do_not_wait_for_it(tmp_path):
     gate = tmp_path / "gate"
     gate.touch()
     items = [clip(0, prompt=f"kill {gate}"), clip(1)]
     bucket = write_shard(str(tmp_path / "out"), items)
     job = render_job(str(tmp_path / "out"), baseline=False)
+    recorded = []
     for _ in range(2):
         assert start_process(job, tmp_path / "job").wait(WAIT_S) == -signal.SIGKILL
+        recorded.append(bucket.recorded_keys())
+    # In the second start it came last, and when no other clip was in hand.
+    assert recorded == [set(), {items[1].key}]
     assert start_process(job, tmp_path / "job").wait(WAIT_S) == 0
     failed, rendered = outcome_of(tmp_path / "job").clips
     assert isinstance(failed, Failed)
     assert (failed.stage, failed.error, failed.message) == (
         "quarantine", "GroupKilledError", "killed its group 2 times"
     )  # fmt: skip
-    assert isinstance(rendered, Rendered)
-    assert bucket.failures() == {items[0].key: [2]}
-    assert bucket.attempts()[items[0].key] == [1, 2]
+    assert isinstance(rendered, Skipped)
+    assert bucket.failures() == {items[0].key: [3]}
+    assert bucket.attempts() == {items[0].key: [1, 2], items[1].key: [1]}
+
+
+def test_a_clip_that_hangs_ends_its_process_and_the_next_start_removes_what_killed_ones_left(tmp_path, monkeypatch):
+    scratch, gate = tmp_path / "scratch", tmp_path / "gate"
+    scratch.mkdir()
+    gate.touch()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    items = [clip(0), clip(1, prompt=f"pause {gate}"), clip(2)]
+    bucket = write_shard(str(tmp_path / "out"), items)
+    process = start_process(render_job(str(tmp_path / "out"), baseline=False), tmp_path / "killed")
+    wait_for(gate.with_suffix(".reached").exists)
+    (kept,) = scratch.iterdir()
+    process.kill()
+    process.wait()
+    assert kept.is_dir()
+    job = render_job(str(tmp_path / "out"), baseline=False, hang_s=2.0)
+    assert start_process(job, tmp_path / "hung").wait(WAIT_S) == HUNG_EXIT
+    assert list(scratch.iterdir()) == []
+    # What was rendered before and beside it is brought home, and the log of the hung process too.
+    assert bucket.recorded_keys() == {items[0].key, items[2].key}
+    assert bucket.attempts()[items[1].key] == [1, 2]
+    (log,) = bucket.names("logs")
+    assert "event=left_over_removed folders=1" in bucket.read(f"logs/{log}").decode()
+    assert "event=clip_hung clip=clip.1 limit_s=2.000" in bucket.read(f"logs/{log}").decode()
+    assert "world.py" in (tmp_path / "hung/stderr").read_text()  # where it hung
 
 
 def test_a_clip_that_another_job_records_meanwhile_is_not_rendered_again(tmp_path):

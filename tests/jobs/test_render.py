@@ -114,18 +114,36 @@ def test_a_clip_that_raises_is_failed_and_the_next_one_comes_out_as_if_alone(tmp
     assert np.array_equal(fresh_frames(clips[1], str(tmp_path)), fresh_frames(clips[1], str(tmp_path)))
 
 
-def test_a_failed_clip_stays_failed_until_it_is_forgotten(tmp_path):
+def test_a_failed_clip_is_left_for_a_start_that_tries_again_and_then_stays_failed_until_it_is_forgotten(tmp_path):
     item = clip(0, prompt="fail now")
     bucket = write_shard(str(tmp_path), [item])
-    render_job(str(tmp_path))()
-    (again,) = render_job(str(tmp_path))().clips
-    assert isinstance(again, Failed)
-    assert again.message == "this prompt always fails"
+    job = render_job(str(tmp_path))
+    job()
+    outcome = job()
+    assert (outcome.clips, outcome.left) == ((), (item.clip_id,))
     assert bucket.attempts() == {item.key: [1]}
+    for _ in range(2):
+        (failed,) = replace(job, again=True)().clips
+        assert isinstance(failed, Failed)
+        assert failed.message == "this prompt always fails"
+    assert bucket.attempts() == bucket.failures() == {item.key: [1, 2]}
+    assert bucket.read_json(layout.failure(item.key, 2))["job"]["node"]
     assert bucket.forget_failures() == [item.key]
     assert bucket.attempts() == bucket.failures() == {}
-    render_job(str(tmp_path))()
+    job()
     assert bucket.failures() == {item.key: [1]}
+
+
+def test_a_clip_whose_row_is_wrong_is_not_tried_again(tmp_path):
+    item = clip(0, prompt="unreadable words")
+    bucket = write_shard(str(tmp_path), [item])
+    render_job(str(tmp_path))()
+    (failed,) = replace(render_job(str(tmp_path)), again=True)().clips
+    assert isinstance(failed, Failed)
+    assert failed.error == "ValueError"
+    assert bucket.attempts() == {item.key: [1]}
+    assert bucket.failures() == {item.key: [2]}
+    assert bucket.read_json(layout.failure(item.key, 2))["attempt"] == 1
 
 
 def test_an_unknown_broadcast_fails_its_clip_and_names_what_there_is(tmp_path):

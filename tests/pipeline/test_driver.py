@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.job import Job, JobRequest, JobState
+from cluster.job import ClusterError, Job, JobRequest, JobState
+from jobs import layout
 from jobs.bucket import Bucket, BucketError
 from jobs.patience import Patience
 from manifests.schema import CLIP_SCHEMA, accepted_schema
@@ -19,6 +20,7 @@ from pipeline.display import open_display
 from pipeline.driver import Driver, ShardJob, shard_keys
 from pipeline.jobs_file import new_submit, read_submits
 from pipeline.screen import Screen
+from pipeline.state import read_progress
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,7 +62,7 @@ def shard_job() -> ShardJob:
     request = JobRequest(
         name="job-00000", call=int, num_nodes=1, ranks_per_node=1, gpus_per_node=0, timeout_min=1
     )  # fmt: skip
-    return ShardJob(shard=0, num_clips=1, request=request)
+    return ShardJob(shard=0, num_clips=1, request=request, again=replace(request, call=float))
 
 
 def driver_of(folder: Path, machines: Machines) -> Driver:
@@ -110,7 +112,89 @@ def test_a_shard_that_cannot_be_read_is_an_error_of_the_bucket(tmp_path: Path) -
         shard_keys(Bucket(str(tmp_path)), 0)
 
 
-def a_shard() -> bytes:
+def a_shard(*clips: dict[str, object]) -> bytes:
     stream = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([], schema=accepted_schema(CLIP_SCHEMA)), stream)
+    pq.write_table(pa.Table.from_pylist(list(clips), schema=accepted_schema(CLIP_SCHEMA)), stream)
     return stream.getvalue()
+
+
+@dataclass(slots=True, kw_only=True)
+class Refusing:
+    """Jobs that end at once; `refusals` of those that start again are refused. `avoidable`: there are other nodes."""
+
+    refusals: int
+    avoidable: bool = True
+    asked: list[JobRequest] = field(default_factory=list)
+    on_start: Callable[[int], object] = int
+
+    def submit(self, requests: Sequence[JobRequest]) -> list[Job]:
+        for request in requests:
+            if request.avoid_nodes and not self.avoidable:
+                raise ClusterError("Requested node configuration is not available")
+            if self.asked and self.refusals:
+                self.refusals -= 1
+                raise ClusterError("Unable to contact slurm controller")
+            self.asked.append(request)
+            self.on_start(len(self.asked))
+        return [OneJob(name=request.name, state=JobState.LOST) for request in requests]
+
+    def poll(self) -> None:
+        return
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        assert not jobs, "nothing is to be cancelled here"
+
+
+def drive(folder: Path, machines: Refusing, *, patience: Patience) -> Driver:
+    (folder / "shards").mkdir()
+    (folder / "shards/00000.parquet").write_bytes(a_shard(CLIP))
+    submit = new_submit("slurm", "work")
+    bucket = Bucket(str(folder))
+    driver = Driver(machines, bucket, screen=Screen(), submit=submit, num_clips=1, restarts=patience)
+    driver.start([shard_job()])
+    driver.run(open_display(), planned_s=0.0, keep_alive=lambda: None)
+    return driver
+
+
+CLIP = {
+    "clip_id": "c0", "digest": "0a", "prompt": "a circle", "seed": 1, "model": "demo", "num_frames": 8, "height": 32,
+    "width": 32, "fps": 8, "num_steps": 4, "guidance_scale": 1.0, "broadcast": "none",
+}  # fmt: skip
+
+
+def test_a_job_that_is_refused_when_it_must_start_again_is_asked_for_until_it_is_had(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket = Bucket(str(tmp_path))
+    machines = Refusing(refusals=2, on_start=lambda start: start == 2 and bucket.write_json(layout.record("c0.0a"), {}))
+    driver = drive(tmp_path, machines, patience=Patience(total_s=60, first_wait_s=0.05))
+    assert [request.call for request in machines.asked] == [int, float]
+    said = capsys.readouterr().err
+    assert said.count("job-00000: refused, asked for again in ") == 2
+    assert "Unable to contact slurm controller" in said
+    assert len(driver.jobs) == 2
+
+
+def test_a_job_that_is_refused_for_too_long_is_given_up_and_said_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machines = Refusing(refusals=1000)
+    drive(tmp_path, machines, patience=Patience(total_s=0.3, first_wait_s=0.05, longest_wait_s=0.1))
+    assert len(machines.asked) == 1
+    assert "job-00000: given up, refused for 0 minutes: Unable to contact" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("avoidable", "avoided"), [(True, {"node7"}), (False, set())])
+def test_a_clip_that_failed_is_tried_again_on_another_node_if_there_is_one(
+    tmp_path: Path, avoidable: bool, avoided: set[str]
+) -> None:
+    bucket = Bucket(str(tmp_path))
+
+    def fail(start: int) -> None:
+        bucket.write(layout.attempt("c0.0a", start), b"{}")
+        bucket.write_json(layout.failure("c0.0a", start), {"job": {"node": "node7"}})
+
+    machines = Refusing(refusals=0, avoidable=avoidable, on_start=fail)
+    drive(tmp_path, machines, patience=Patience())
+    assert [request.avoid_nodes for request in machines.asked] == [set(), avoided]
+    assert read_progress(bucket).failed == {"c0.0a"}

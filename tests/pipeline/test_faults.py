@@ -126,6 +126,10 @@ def test_a_clip_that_kills_its_job_twice_is_quarantined_and_the_others_are_rende
         (output / "attempts" / f"{key}.{attempt}").write_text("{}")
     code, document = command.submit(url, output)
     assert (code, document["rendered"], document["quarantined"], document["rendered_now"]) == (3, 1, 1, 0)
+    code, status = command.json("status", output)
+    assert (code, status["quarantined"], status["failures"]) == (3, 1, document["failures"])
+    (told,) = status["failures"]
+    assert (told["clip_id"], told["stage"], told["error"]) == ("c1", "quarantine", "GroupKilledError")
     assert command.run("retry", output).returncode == 0
     code, document = command.submit(url, output)
     assert (code, document["rendered_now"]) == (0, 1)

@@ -94,6 +94,11 @@ class Slurm:
         for pid in (self.daemons.pid(f"slurmd.{name}"), *self._step_daemons(name)):
             _kill_tree(pid)
 
+    def kill_daemon(self, name: str) -> None:
+        """Ends a node's daemon with SIGKILL; its step daemons and what they run go on."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.daemons.pid(f"slurmd.{name}"), signal.SIGKILL)
+
     def wait_idle(self, *, timeout_s: float = 30) -> None:
         """Waits until every node is idle."""
 

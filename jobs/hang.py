@@ -1,0 +1,48 @@
+"""A clip that hangs: the process ends itself, so that the group ends, and the next start goes on from the records."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from jobs.log import log_event
+
+_LOG = logging.getLogger(__name__)
+HUNG_EXIT = 75
+
+
+class HangWatch:
+    """Ends this process with `HUNG_EXIT` when one clip takes longer than `limit_s`.
+
+    A thread that hangs in a kernel or a collective cannot be interrupted, so nothing is raised in it. The clip's attempt mark
+    stays: a clip that hangs again and again is quarantined like one that crashes. `last_words` is called first, for what
+    is to be saved; it must come back within a bounded time.
+    """
+
+    def __init__(self, limit_s: float, *, last_words: Callable[[], object]) -> None:
+        self._limit_s = limit_s
+        self._last_words = last_words
+
+    @contextmanager
+    def over(self, clip_id: str) -> Iterator[None]:
+        """Watches over the work on one clip that is done inside."""
+        timer = threading.Timer(self._limit_s, self._end, [clip_id])
+        timer.name, timer.daemon = "hang-watch", True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end(self, clip_id: str) -> None:
+        log_event(_LOG, "clip_hung", level=logging.ERROR, clip=clip_id, limit_s=self._limit_s)
+        faulthandler.dump_traceback(sys.stderr)
+        try:
+            self._last_words()
+        finally:
+            os._exit(HUNG_EXIT)

@@ -1,0 +1,54 @@
+"""How far a run is, from the files in its bucket alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs import layout
+from jobs.bucket import Bucket
+from pipeline.quarantine import write_quarantined
+from pipeline.state import failed_clips, read_progress
+
+
+def leave(bucket: Bucket, clip_id: str, *, marks: tuple[int, ...] = (), failures: tuple[int, ...] = ()) -> str:
+    key = f"{clip_id}.0a"
+    for number in marks:
+        bucket.write(layout.attempt(key, number), b"{}")
+    for number in failures:
+        bucket.write_json(layout.failure(key, number), {"stage": "denoise", "error": "RuntimeError", "message": "no"})
+    return key
+
+
+def test_a_clip_is_given_up_after_two_attempts_however_they_ended(tmp_path: Path) -> None:
+    bucket = Bucket(str(tmp_path))
+    done = leave(bucket, "done", marks=(1, 2), failures=(1,))
+    bucket.write_json(layout.record(done), {})
+    runs, once = leave(bucket, "runs", marks=(1,)), leave(bucket, "once", marks=(1,), failures=(1,))
+    twice = leave(bucket, "twice", marks=(1, 2), failures=(1, 2))
+    final = leave(bucket, "final", marks=(1,), failures=(2,))
+    killed_then_failed = leave(bucket, "kf", marks=(1, 2), failures=(2,))
+    second = leave(bucket, "second", marks=(1, 2), failures=(1,))
+    killed = leave(bucket, "killed", marks=(1, 2))
+    told = leave(bucket, "told", marks=(1, 2), failures=(3,))
+    progress = read_progress(bucket)
+    assert progress.recorded == {done}
+    assert progress.failed == {twice, final, killed_then_failed}
+    assert progress.quarantined == {killed, told}
+    assert progress.again == {once, second}
+    assert progress.started == {runs, second}
+    assert [clip.clip_id for clip in failed_clips(bucket, progress)] == ["final", "kf", "twice", "killed", "told"]
+
+
+def test_clips_whose_last_attempt_left_nothing_are_told_as_failed_and_no_others(tmp_path: Path) -> None:
+    bucket = Bucket(str(tmp_path))
+    killed, second = leave(bucket, "killed", marks=(1, 2)), leave(bucket, "second", marks=(1, 2), failures=(1,))
+    others = [leave(bucket, "once", marks=(1,), failures=(1,)), leave(bucket, "runs", marks=(1,))]
+    others += [leave(bucket, "told", marks=(1, 2), failures=(3,)), leave(bucket, "final", marks=(1,), failures=(2,))]
+    before = bucket.failures()
+    write_quarantined(bucket, [killed, second, *others])
+    assert bucket.failures() == {**before, killed: [3], second: [1, 3]}
+    failure = bucket.read_json(layout.failure(killed, 3))
+    assert (failure["attempt"], failure["stage"], failure["message"]) == (2, "quarantine", "killed its group 2 times")
+    assert bucket.read_json(layout.failure(second, 3))["message"] == "killed its group 1 time"
+    progress = read_progress(bucket)
+    assert (killed in progress.quarantined, second in progress.failed) == (True, True)
