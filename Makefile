@@ -12,6 +12,7 @@ DEMO_OUTPUT ?= runs/demo
 TESTS ?=
 FAULTS ?= 60
 SEED ?= 1
+WORLDS ?= 1
 # Threads that spin at barriers slow each other down tenfold where tests start several processes.
 export OMP_WAIT_POLICY ?= passive
 
@@ -34,8 +35,8 @@ test-cluster: $(BIN)/.installed-for-tests ## tests on a real SLURM and a real S3
 test-gpu: $(BIN)/.installed-for-tests ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-faults: $(BIN)/.installed-for-tests ## FAULTS=60 SEED=1: random faults in runs on a real SLURM and S3, then the books of every run
-	$(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED)
+faults: $(BIN)/.installed-for-tests ## FAULTS=60 SEED=1 WORLDS=1: random faults in runs on a real SLURM and S3, then the books of every run
+	$(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED) --worlds $(WORLDS)
 
 lint: $(BIN)/.installed-for-tests ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -21,8 +21,7 @@ class DeviceClock:
     def mark(self) -> None:
         """Notes that everything queued so far belongs to what came before."""
         if self.device.type == "cuda":
-            # A thread that waits for it sleeps: one that spins would take a core from the encoder.
-            event = torch.cuda.Event(enable_timing=True, blocking=True)
+            event = torch.cuda.Event(enable_timing=True)
             event.record()
             self.marks.append(event)
         else:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import random
+import pickle
 import signal
+import subprocess
 import sys
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from tests.cluster.daemons.processes import DaemonError
-from tests.faults.books import Books
-from tests.faults.kinds import EVERYWHERE, ON_SCRATCH, ON_SLURM, POISONED, Fault
-from tests.faults.one_run import Run, StuckError, start_run
-from tests.faults.world import World, open_world
+from tests.faults.rounds import make_faults
+from tests.faults.totals import Totals
+from tests.faults.world import open_world
+from tests.pipeline.command import ROOT
 
-_PER_RUN = 6
-_POISON_SHARE = 0.15
+_STOP_S = 60.0
 
 
 def main() -> int:
@@ -27,16 +27,25 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many to make (default: 60)")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="same seed, same order of faults (default: 1)")
     parser.add_argument("--cluster", choices=["slurm", "local"], default="slurm")
+    parser.add_argument(
+        "--worlds", type=int, default=1, metavar="W", help="worlds side by side, with seeds S, S+1, ..."
+    )
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no run after this long (default: 120)")
+    parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(signum, _stop)
+    began = time.monotonic()
     try:
-        with open_world(cluster=arguments.cluster) as world:
-            return _make_faults(world, arguments)
+        totals = _in_one_world(arguments) if arguments.worlds == 1 else _in_many_worlds(arguments)
     except DaemonError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    if arguments.part:
+        arguments.part.write_bytes(pickle.dumps(totals))
+    else:
+        sys.stdout.write(totals.table(time.monotonic() - began))
+    return 0 if totals.is_clean else 1
 
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
@@ -44,85 +53,45 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _make_faults(world: World, arguments: argparse.Namespace) -> int:
-    rng = random.Random(arguments.seed)
-    faults: Counter[str] = Counter()
-    total, stuck, number, began = Books(), [], 0, time.monotonic()
-    while faults.total() < arguments.faults and time.monotonic() - began < 60 * arguments.minutes:
-        number += 1
-        planned = _plan(rng, world, min(_PER_RUN, arguments.faults - faults.total()))
-        run = start_run(world, rng, number=number, cluster=arguments.cluster, with_poison=POISONED in planned)
+def _in_one_world(arguments: argparse.Namespace) -> Totals:
+    with open_world(cluster=arguments.cluster) as world:
+        return make_faults(
+            world,
+            cluster=arguments.cluster,
+            seed=arguments.seed,
+            count=arguments.faults,
+            minutes=arguments.minutes,
+        )
+
+
+def _in_many_worlds(arguments: argparse.Namespace) -> Totals:
+    # Much of a run is waiting (for SLURM, for a bucket that is away), which worlds can do side by side.
+    totals = Totals()
+    with tempfile.TemporaryDirectory(prefix="pab-") as name:
+        parts = [Path(name) / str(index) for index in range(arguments.worlds)]
+        children: list[subprocess.Popen[bytes]] = []
         try:
-            _make(run, planned, faults)
-            books = run.finish()
-        except StuckError as error:
-            stuck.append(str(error))
-            sys.stdout.write(f"{error}\n")
-            books = Books()
+            for index, part in enumerate(parts):
+                count = len(range(index, arguments.faults, arguments.worlds))
+                children.append(_start_part(arguments, part, seed=arguments.seed + index, count=count))
+            for child in children:
+                child.wait()
         finally:
-            run.end()
-        total.add(books)
-        _tell(number, run, books, faults.total(), time.monotonic() - began)
-    return _close(total, faults, stuck, runs=number, elapsed_s=time.monotonic() - began)
+            for child in children:
+                child.terminate()
+            for child in children:
+                child.wait(_STOP_S)
+        for part in parts:
+            if not part.exists():
+                raise DaemonError(f"the world of seed {arguments.seed + int(part.name)} ended without its totals")
+            totals.add(pickle.loads(part.read_bytes()))
+    return totals
 
 
-def _kinds(world: World) -> dict[str, Fault]:
-    kinds: Mapping[str, Fault] = EVERYWHERE
-    return {**kinds, **(ON_SLURM if world.slurm else {}), **(ON_SCRATCH if world.scratch else {})}
-
-
-def _plan(rng: random.Random, world: World, count: int) -> list[str]:
-    planned = [rng.choice(sorted(_kinds(world))) for _ in range(count)]
-    if rng.random() < _POISON_SHARE:
-        planned[0] = POISONED
-    return planned
-
-
-def _make(run: Run, planned: list[str], faults: Counter[str]) -> None:
-    kinds = _kinds(run.world)
-    for name in planned:
-        if name == POISONED:
-            faults[name] += 1
-            continue
-        run.wait(run.rng.uniform(0.0, 4.0))
-        if run.is_complete:
-            return
-        if not run.running_drivers():
-            run.submit()
-        if kinds[name](run):
-            faults[name] += 1
-
-
-def _tell(number: int, run: Run, books: Books, num_faults: int, elapsed_s: float) -> None:
-    wrong = [*books.lost, *books.half_written, *books.changed]
-    sys.stdout.write(
-        f"run {number}: {books.recorded} of {books.clips} clips recorded, {books.failed} failed, {books.again} attempts "
-        f"again, {run.submits} submits; {num_faults} faults in {elapsed_s:.0f} s\n"
-    )
-    for line in wrong:
-        sys.stdout.write(f"  WRONG: {line}\n")
-    if wrong:
-        sys.stdout.write(run.said() + "\n")
-    sys.stdout.flush()
-
-
-def _close(total: Books, faults: Counter[str], stuck: list[str], *, runs: int, elapsed_s: float) -> int:
-    rows = [
-        *((f"fault: {name}", count) for name, count in sorted(faults.items())),
-        ("faults in all", faults.total()),
-        ("runs", runs),
-        ("clips", total.clips),
-        ("recorded", total.recorded),
-        ("failed, as they must", total.failed),
-        ("clips lost", len(total.lost)),
-        ("half-written", len(total.half_written)),
-        ("records changed", len(total.changed)),
-        ("clips begun again (attempts beyond one per record)", total.again),
-        ("runs that did not end in time", len(stuck)),
-        ("seconds", round(elapsed_s)),
-    ]
-    sys.stdout.write("".join(f"{name:<52}{value:>6}\n" for name, value in rows))
-    return 0 if total.is_clean and not stuck else 1
+def _start_part(arguments: argparse.Namespace, part: Path, *, seed: int, count: int) -> subprocess.Popen[bytes]:
+    words = {"faults": count, "seed": seed, "cluster": arguments.cluster, "minutes": arguments.minutes, "part": part}
+    flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    return subprocess.Popen([sys.executable, "-m", "tests.faults", *flags], cwd=ROOT, start_new_session=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -23,7 +24,7 @@ class Books:
     """What was found, in words where something is wrong.
 
     A clip is recorded by exactly one record, failed with none and a failure, else lost. `again`: attempt marks
-    beyond one per recorded clip.
+    beyond one per recorded clip, also those that were removed again.
     """
 
     clips: int = 0
@@ -44,11 +45,12 @@ class Books:
 
 
 class Ledger:
-    """Remembers every record of a run as it was first seen."""
+    """Remembers every record of a run as it was first seen, and every mark: `retry` removes marks."""
 
     def __init__(self, server: S3Server, url: str) -> None:
         self._url = url
         self._seen: dict[str, str] = {}
+        self._marks: set[tuple[str, str]] = set()
         self._fs = s3fs.S3FileSystem(
             key=server.access_key,
             secret=server.secret_key,
@@ -64,9 +66,19 @@ class Ledger:
             for name in self._names("records"):
                 if name not in self._seen:
                     self._seen[name] = _sha256(self._read(f"records/{name}"))
+            self._see_marks()
         except (OSError, BotoCoreError, aiohttp.ClientError):
             return len(self._seen)
         return len(self._seen)
+
+    def _see_marks(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            files = self._fs.ls(f"{self._url}/attempts", detail=True)
+            self._marks |= {(file["name"].rsplit("/", 1)[-1], file["ETag"]) for file in files}
+
+    def failed(self) -> set[str]:
+        """Returns the clips that have a failure. Raises OSError if the server is away."""
+        return {name.split(".")[0] for name in self._names("failures")}
 
     def close(self, clip_ids: list[str]) -> Books:
         """Checks everything that the run has left. Raises OSError if the server is away."""
@@ -78,7 +90,8 @@ class Ledger:
             if name not in records or _sha256(records[name]) != digest
         ]
         failed = Counter(name.split(".")[0] for name in self._names("failures"))
-        marks = Counter(name.split(".")[0] for name in self._names("attempts"))
+        self._see_marks()
+        marks = Counter(name.split(".")[0] for name, _ in self._marks)
         recorded = Counter(name.split(".")[0] for name in records)
         for clip_id in clip_ids:
             if recorded[clip_id] == 1:

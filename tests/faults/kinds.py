@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from tests.cluster.daemons.processes import DaemonError
 from tests.faults.one_run import Run
 
 Fault = Callable[[Run], bool]
@@ -114,6 +115,76 @@ def drain_node(run: Run) -> bool:
     return True
 
 
+def kill_slurmd(run: Run) -> bool:
+    """Ends a node's daemon alone, as an upgrade of the node does: what it had started goes on."""
+    assert run.world.slurm
+    if not run.wait_for(lambda: _busy_node(run), timeout_s=_TARGET_S) or (node := _busy_node(run)) is None:
+        return False
+    run.world.slurm.kill_daemon(node)
+    run.wait(run.rng.uniform(*_AWAY_S))
+    run.world.slurm.start_node(node)
+    return True
+
+
+def down_node(run: Run) -> bool:
+    """Takes a node out of the cluster as its operator would: SLURM ends its jobs and puts them back into the queue."""
+    assert run.world.slurm
+    if not run.wait_for(lambda: _busy_node(run), timeout_s=_TARGET_S) or (node := _busy_node(run)) is None:
+        return False
+    run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=fault")
+    run.wait(run.rng.uniform(*_AWAY_S))
+    # A node whose daemon answers may be back by itself.
+    with contextlib.suppress(DaemonError):
+        run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    return True
+
+
+def _starts(run: Run) -> dict[str, int]:
+    assert run.world.slurm
+    answer = run.world.slurm.run("squeue", "--noheader", "--array", "--states=all", "--Format=JobArrayID:|,RestartCnt:")
+    return {job: int(count) for job, count in (line.split("|") for line in answer.split())}
+
+
+def preempt_jobs(run: Run) -> bool:
+    """Asks for the whole cluster with more right to it."""
+    slurm = run.world.slurm
+    assert slurm
+    if not run.wait_for(lambda: _jobs(run), timeout_s=_TARGET_S):
+        return False
+    before = _starts(run)
+    urgent = slurm.run(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
+    ).strip()
+    hit = run.wait_for(lambda: any(_starts(run).get(job, 0) > count for job, count in before.items()), timeout_s=30)
+    slurm.run("scancel", "--quiet", urgent)
+    return hit
+
+
+def end_time(run: Run) -> bool:
+    """Shortens a job's time limit to a minute, so that SLURM tells it of its end at once (it looks every half minute)."""
+    slurm = run.world.slurm
+    assert slurm
+    if not run.wait_for(lambda: _jobs(run), timeout_s=_TARGET_S) or not (jobs := _jobs(run)):
+        return False
+    job, before = run.rng.choice(jobs), _starts(run)
+
+    def limit(minutes: str) -> bool:
+        # The job may have ended meanwhile.
+        with contextlib.suppress(DaemonError):
+            slurm.run("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
+            return True
+        return False
+
+    def over() -> bool:
+        return _starts(run).get(job, 0) > before[job] or job not in _jobs(run)
+
+    if job not in before or not limit("1"):
+        return False
+    run.wait_for(over, timeout_s=40)
+    limit("60")
+    return _starts(run).get(job, 0) > before[job]
+
+
 def kill_s3(run: Run) -> bool:
     run.world.ceph.kill_gateway()
     run.wait(run.rng.uniform(*_AWAY_S))
@@ -159,8 +230,10 @@ ON_SLURM: Mapping[str, Fault] = MappingProxyType({
     "job cancelled": cancel_job,
     "job requeued": requeue_job,
     "node killed": kill_node,
+    "slurmd killed": kill_slurmd,
     "node drained": drain_node,
+    "node set down": down_node,
+    "jobs preempted": preempt_jobs,
+    "time limit": end_time,
 })  # fmt: skip
 ON_SCRATCH: Mapping[str, Fault] = MappingProxyType({"scratch disk full": fill_scratch})
-POISONED = "clip yields NaN"
-"""Comes with a run's manifest, so it is not among the functions."""

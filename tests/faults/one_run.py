@@ -8,19 +8,31 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.faults import poison
 from tests.faults.books import Books, Ledger
 from tests.faults.world import BUCKET, POISON, World
 
-FINISH_S = 240.0
+FINISH_S = 900.0
 """How long a run may take to its end after its last fault."""
 _QUIET_S = 60.0
+_HANG_S = "60"
+_CLIPS = (14, 20)
+YIELDS_NAN = "clip yields NaN"
+POISONS: Mapping[str, int | None] = MappingProxyType({
+    YIELDS_NAN: None,  # by a word of its prompt
+    "clip crashes its rank": poison.CRASHES,
+    "clip hangs": poison.HANGS,
+    "clip exhausts memory": poison.EXHAUSTS_MEMORY,
+})  # fmt: skip
+"""What a clip of the manifest can be made to do, and by which seed."""
 _MESHES = (("1", "1", "auto"), ("1", "2", "cfg=2"), ("2", "1", "sp=2"), ("1", "2", "dp=2"))
 
 
@@ -30,14 +42,14 @@ class StuckError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A run that is under way. `poisoned`: its clips that can never be rendered."""
+    """A run that is under way. `poisoned`: its clips that can never be rendered, and what each does instead."""
 
     world: World
     rng: random.Random
     number: int
     cluster: str
     clip_ids: list[str]
-    poisoned: set[str]
+    poisoned: dict[str, str]
     manifest: Path
     flags: tuple[str, ...]
     ledger: Ledger
@@ -95,10 +107,12 @@ class Run:
             code = self.drivers[-1].returncode
             if self.is_complete and code in (0, 3):
                 break
+            if code in (2, 4):
+                raise StuckError(f"{self.url}: submit ended with {code}\n{self.said()}")
             if time.monotonic() > end:
                 raise StuckError(f"{self.url}: not complete {FINISH_S:.0f} s after the last fault\n{self.said()}")
             if code == 3:
-                self._command("retry", self.url)
+                self._retry()
             self.submit()
         self._await_quiet()
         return self.ledger.close(self.clip_ids)
@@ -129,6 +143,12 @@ class Run:
         if not self.wait_for(quiet, timeout_s=_QUIET_S):
             raise StuckError(f"{self.url}: jobs still run {_QUIET_S:.0f} s after the last driver ended\n{self.said()}")
 
+    def _retry(self) -> None:
+        # Not the poisoned ones: each would be tried as often as before, and end as before.
+        failed = self.ledger.failed() - set(self.poisoned)
+        if failed:
+            self._command("retry", self.url, *(word for name in sorted(failed) for word in ("--clip", name)))
+
     def _command(self, *words: str) -> None:
         log = self.world.folder / f"run{self.number}-{words[0]}.json"
         self.world.pipeline(*words, log=log).wait(60)
@@ -144,25 +164,29 @@ class Run:
         return sorted(found)
 
 
-def start_run(world: World, rng: random.Random, *, number: int, cluster: str, with_poison: bool) -> Run:
-    """Writes a manifest of a few clips of a second or two each and submits it."""
-    num_clips = rng.randint(6, 10)
+def start_run(world: World, rng: random.Random, *, number: int, cluster: str, poisons: Sequence[str]) -> Run:
+    """Writes a manifest of a few clips of a second or two each and submits it. `poisons`: names in `POISONS`."""
+    num_clips = rng.randint(*_CLIPS)
     clip_ids = [f"c{index}" for index in range(num_clips)]
-    poisoned = {rng.choice(clip_ids)} if with_poison else set()
+    poisoned = dict(zip(rng.sample(clip_ids, len(poisons)), poisons, strict=True))
     manifest = world.folder / f"run{number}.parquet"
     rows = {
         "clip_id": clip_ids,
-        "prompt": [f"a red circle {POISON if name in poisoned else 'moving left'}" for name in clip_ids],
-        "seed": [rng.randrange(1 << 31) for _ in clip_ids],
+        "prompt": [
+            f"a red circle {POISON if poisoned.get(name) == YIELDS_NAN else 'moving left'}" for name in clip_ids
+        ],
+        "seed": [POISONS.get(poisoned.get(name, "")) or rng.randrange(1 << 24) for name in clip_ids],
         "num_frames": [8] * num_clips,
         "height": [32] * num_clips,
         "width": [32] * num_clips,
-        "num_steps": [rng.randint(20, 80) for _ in clip_ids],
+        "num_steps": [rng.randint(40, 100) for _ in clip_ids],
     }
     pq.write_table(pa.table(rows), manifest)
     nodes, gpus, mesh = rng.choice(_MESHES)
-    flags = ("--cluster", cluster, "--device", "cpu", "--no-baseline", "--job-minutes", "5", "--json",
-             "--nodes-per-job", nodes, "--gpus-per-node", gpus, "--mesh", mesh)  # fmt: skip
+    flags = (
+        "--cluster", cluster, "--device", "cpu", "--no-baseline", "--json", "--job-minutes", "5", "--hang-seconds", _HANG_S,
+        "--max-parallel-jobs", "2", "--nodes-per-job", nodes, "--gpus-per-node", gpus, "--mesh", mesh,
+    )  # fmt: skip
     run = Run(
         world=world, rng=rng, number=number, cluster=cluster, clip_ids=clip_ids, poisoned=poisoned, manifest=manifest,
         flags=flags, ledger=Ledger(world.s3, f"s3://{BUCKET}/run{number}"),

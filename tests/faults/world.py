@@ -20,6 +20,7 @@ from pab.demo.weights import build_parts, demo_config, save_demo
 from pab.families.demo import DEPTH
 from tests.cluster.daemons.ceph import Ceph, S3Server
 from tests.cluster.daemons.slurm import Slurm
+from tests.faults import poison
 from tests.faults.proxy import Proxy, open_proxy
 from tests.pipeline.command import ROOT, environment
 
@@ -85,13 +86,13 @@ def open_world(*, cluster: str) -> Iterator[World]:
         yield World(
             folder=folder,
             work=folder / "work",
-            weights=_weights(folder / "weights"),
+            weights=poisoned_weights(folder / "weights"),
             environment={
                 **environment(),
                 **seen.environment,
                 **({"SLURM_CONF": slurm.environment["SLURM_CONF"]} if slurm else {}),
                 **({"TMPDIR": str(scratch)} if scratch else {}),
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": f"{ROOT}{os.pathsep}{poison.install(folder / 'plugins')}",
             },
             ceph=ceph,
             s3=server,
@@ -121,7 +122,8 @@ def _make_bucket(server: S3Server) -> None:
     fs.call_s3("create_bucket", Bucket=BUCKET)
 
 
-def _weights(folder: Path) -> Path:
+def poisoned_weights(folder: Path) -> Path:
+    """Leaves weights of the demo model, random and with `POISON` in them."""
     torch.manual_seed(5)
     config = demo_config(small=True)
     parts = build_parts(replace(config, transformer=replace(config.transformer, depth=DEPTH)))
