@@ -26,11 +26,13 @@ class Dashboard:
 
     `folder` must be seen by the jobs; it is made private (0700), for the scheduler's TLS key lies in it. `host`: where the
     scheduler listens for jobs; loopback unless jobs run on other machines. The dashboard itself is on loopback always.
+    `prefix`: path under which a proxy shows it, such as `/user/me/proxy/8787`.
     """
 
-    def __init__(self, folder: Path, *, host: str = "127.0.0.1") -> None:
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", prefix: str = "") -> None:
         self._folder = private_folder(folder)
         self._host = host
+        self._prefix = prefix
         self._process: subprocess.Popen[bytes] | None = None
         self._place: SchedulerPlace | None = None
 
@@ -74,7 +76,7 @@ class Dashboard:
         root = str(Path(__file__).parent.parent)
         with log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.dask_scheduler", self._folder, self._host],
+                [sys.executable, "-m", "cluster.dask_scheduler", self._folder, self._host, self._prefix],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
                 stdin=subprocess.PIPE,
                 stdout=log,

@@ -1,4 +1,4 @@
-"""The Dask scheduler's process, `python -m cluster.dask_scheduler FOLDER HOST`; it ends with its stdin, so with its driver.
+"""The Dask scheduler's process: python -m cluster.dask_scheduler FOLDER HOST PREFIX. Ends with its stdin, so with its driver.
 
 A restart in the same folder takes the same key and, where they are free, the same ports, so jobs find it again.
 """
@@ -20,8 +20,8 @@ _LOOPBACK = "127.0.0.1"
 _DASHBOARD_PORT = 8787
 
 
-async def serve(folder: Path, *, host: str) -> None:
-    """Runs a scheduler, its dashboard on loopback only, until stdin closes."""
+async def serve(folder: Path, *, host: str, prefix: str) -> None:
+    """Runs a scheduler until stdin closes; its dashboard on loopback only, under `prefix` (as `/proxy/8787`, or empty)."""
     make_keys(folder)
     previous = read_place(folder / SCHEDULER_FILE)
     port = _port(host, previous.host_and_port[1] if previous else 0)
@@ -34,9 +34,10 @@ async def serve(folder: Path, *, host: str) -> None:
         protocol="tls://",
         security=security(folder),
         dashboard_address=f"{_LOOPBACK}:{dashboard_port}",
+        http_prefix=prefix or "/",
     ) as scheduler:
         dashboard_port = scheduler.http_server.port
-        dashboard_url = f"http://{_LOOPBACK}:{dashboard_port}/status"
+        dashboard_url = f"http://{_LOOPBACK}:{dashboard_port}{prefix}/status"
         write_place(SchedulerPlace(folder=folder, address=scheduler.address, dashboard_url=dashboard_url))
         await _stdin_closed()
 
@@ -61,6 +62,6 @@ if __name__ == "__main__":
     # A job whose process dies is marked by SLURM and the bucket; Dask need not count it.
     dask.config.set({"distributed.scheduler.allowed-failures": 1_000_000, "distributed.scheduler.work-stealing": False})
     try:
-        asyncio.run(serve(Path(sys.argv[1]), host=sys.argv[2]))
+        asyncio.run(serve(Path(sys.argv[1]), host=sys.argv[2], prefix=sys.argv[3]))
     except (OSError, RuntimeError) as error:
         sys.exit(str(error.__cause__ or error))

@@ -91,6 +91,8 @@ OPTIONS = (
            help="address of this machine at which jobs reach Dask, over TLS (default: loopback for local jobs, under SLURM "
            "what this host's name stands for); a host with several networks needs the one that the nodes see. The page "
            "itself is on loopback always"),
+    Option(name="dashboard_prefix", kind=str, metavar="PATH", group="machines",
+           help="path under which a proxy shows the dashboard, e.g. /user/me/proxy/8787"),
 )  # fmt: skip
 
 

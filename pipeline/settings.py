@@ -65,6 +65,7 @@ class MachineSettings:
     qos: str | None
     slurm: Mapping[str, str | bool]
     dashboard_host: str | None = None
+    dashboard_prefix: str = ""
 
     @property
     def ranks_per_job(self) -> int:
@@ -155,6 +156,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
             qos=cast(str | None, value["qos"]),
             slurm=cast(Mapping[str, str | bool], value["slurm"]),
             dashboard_host=cast(str | None, value["dashboard_host"]),
+            dashboard_prefix=_prefix(cast(str | None, value["dashboard_prefix"])),
         ),
         dask=bool(value["dask"]),
     )
@@ -233,6 +235,10 @@ def absolute(url: str) -> str:
 
 def _folder(folder: str | None) -> str | None:
     return absolute(folder) if folder else None
+
+
+def _prefix(path: str | None) -> str:
+    return "/" + path.strip("/") if path and path.strip("/") else ""
 
 
 def _weights(weights: str | None) -> str | None:

@@ -147,7 +147,8 @@ def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], 
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         host, wanted = driver_host(machines), settings.dask and not detach
-        view = stack.enter_context(open_view(folder / "dask", host=host, screen=screen, wanted=wanted))
+        prefix = machines.dashboard_prefix
+        view = stack.enter_context(open_view(folder / "dask", host=host, prefix=prefix, screen=screen, wanted=wanted))
         asked = _shard_jobs(submission, work, numbers, view.progress)
         try:
             driver.start(asked)

@@ -58,9 +58,9 @@ class View:
 
 
 @contextmanager
-def open_view(folder: Path, *, host: str, screen: Screen, wanted: bool) -> Iterator[View]:
+def open_view(folder: Path, *, host: str, prefix: str, screen: Screen, wanted: bool) -> Iterator[View]:
     """Starts the dashboard if it is `wanted`; when it cannot start, says why and yields a view without one."""
-    dashboard = Dashboard(folder, host=host) if wanted else None
+    dashboard = Dashboard(folder, host=host, prefix=prefix) if wanted else None
     if dashboard is not None:
         try:
             dashboard.start()

@@ -241,6 +241,18 @@ def test_the_run_page_shows_what_the_driver_said_last(dashboard: Dashboard) -> N
         assert time.time() - told["written_at"] < 60
 
 
+def test_a_proxy_may_show_the_pages_under_a_path_of_its_own(tmp_path: Path) -> None:
+    with Dashboard(tmp_path / "dask", prefix="/user/me/proxy") as dashboard:
+        assert dashboard.url.endswith("/user/me/proxy/status")
+        dashboard.show(RunState(title="s3://videos/run1", facts=[], jobs=[]))
+        for page, word in (("status", b"Dask"), ("run", b"run.json"), ("run.json", b"s3://videos/run1")):
+            with urllib.request.urlopen(dashboard.url.replace("status", page), timeout=60) as answer:
+                assert word in answer.read()
+        port = dashboard.url.split(":")[2].split("/")[0]
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/run", timeout=20)
+
+
 def test_the_key_is_private_and_in_no_pickle_and_strangers_are_refused(dashboard: Dashboard, tmp_path: Path) -> None:
     folder = dashboard.scheduler_file.parent
     assert folder.stat().st_mode & 0o777 == 0o700
