@@ -22,7 +22,7 @@ from tests.faults.world import BUCKET, POISON, World
 
 FINISH_S = 900.0
 """How long a run may take to its end after its last fault."""
-_QUIET_S = 60.0
+_QUIET_S = 240.0
 _HANG_S = "60"
 _CLIPS = (14, 20)
 YIELDS_NAN = "clip yields NaN"

@@ -150,7 +150,7 @@ def test_an_unknown_broadcast_fails_its_clip_and_names_what_there_is(tmp_path):
     write_shard(str(tmp_path), [clip(0, broadcast="pab999")])
     (failed,) = render_job(str(tmp_path), broadcast_rules={"mine": {}})().clips
     assert isinstance(failed, Failed)
-    assert failed.message == "clip clip.0: broadcast='pab999', model tiny has mine, none, pab"
+    assert failed.message == "clip clip.0: broadcast='pab999', model tiny has mine, none, pab, foresight"
 
 
 def test_rules_of_the_run_are_used_by_name(tmp_path):
