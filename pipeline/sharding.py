@@ -81,11 +81,11 @@ class WorkPlanner:
             mesh=mesh,
             seconds=seconds,
             seconds_without_broadcast=self._total_s(found, mesh, with_broadcast=False),
-            longest_clip_s=max(
-                (on_mesh(self.costs.seconds_without_broadcast(g), g, mesh) * mesh.dp for g in found.clip_groups),
-                default=0.0,
-            ),
+            longest_clip_s=max((self._alone_s(group, mesh) for group in found.clip_groups), default=0.0),
         )
+
+    def _alone_s(self, group: ClipGroup, mesh: Mesh) -> float:
+        return on_mesh(self.costs, self.costs.seconds_without_broadcast(group), group, mesh) * mesh.dp
 
     def _pass(
         self, accepted: Path, done: Set[str], *, mesh: Mesh, minutes: float, overhead_s: Mapping[str, float]
