@@ -81,15 +81,17 @@ def hunyuan_video_sites(num_layers: int, num_single_layers: int) -> tuple[Site, 
     """Returns the sites of a HunyuanVideo transformer in running order; its joint attention is of kind spatial.
 
     The blocks of one stream come after those of two and are counted on. Their MLP shares its last product with the
-    attention, so it is no site. Ranks do not share a pass, so nothing is exchanged.
+    attention, so it is no site.
     """
-    two_streams = tuple(
-        Site(name=f"transformer_blocks.{i}.{part}", kind=kind, stack="spatial", block=i)
-        for i in range(num_layers)
-        for part, kind in (("attn", "spatial"), ("ff", "mlp"), ("ff_context", "mlp"))
-    )
+    two_streams = _block_sites("transformer_blocks", num_layers, {"attn": "spatial", "ff": "mlp", "ff_context": "mlp"})
     one_stream = tuple(
-        Site(name=f"single_transformer_blocks.{i}.attn", kind="spatial", stack="spatial", block=num_layers + i)
+        Site(
+            name=f"single_transformer_blocks.{i}.attn",
+            kind="spatial",
+            stack="spatial",
+            block=num_layers + i,
+            all_to_alls=_THERE_AND_BACK,
+        )
         for i in range(num_single_layers)
     )
     return two_streams + one_stream

@@ -97,7 +97,6 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
         load=load,
         weights_digest=model.weights.digest,
         pin=model.weights.pin,
-        sequence_parallel=False,
         embedded_guidance=model.told_guidance is None,
     )
 

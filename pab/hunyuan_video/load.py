@@ -13,10 +13,12 @@ from pab.broadcast_module import CurrentPass, install_sites
 from pab.checkpoint import dtype_of
 from pab.families.hunyuan_video import HunyuanModel
 from pab.family import ClipRequest, LoadRequest
+from pab.hunyuan_video.attention import HUNYUAN_VIDEO_PLAN, HunyuanAttention
 from pab.hunyuan_video.levels import SHIFT, even_levels, moved_timesteps
 from pab.hunyuan_video.text import HunyuanText
 from pab.model import Scheduler, StepInput
 from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_sequence import share_passes
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.video import TextStates
 from pab.parallel import Axis
@@ -47,7 +49,10 @@ def load_hunyuan_video(transformer: Path, root: Path, request: LoadRequest, mode
     dtype, device = dtype_of(request.precision), torch.device(request.device)
     current = CurrentPass()
     module = load_transformer(transformer, model, dtype=dtype, device=device)
-    install_sites(module, hunyuan_video_sites(model.num_layers, model.num_single_layers), current)
+    sites = hunyuan_video_sites(model.num_layers, model.num_single_layers)
+    attention = HunyuanAttention(current=current)
+    share_passes(module, sites, plan=HUNYUAN_VIDEO_PLAN, attention=attention, current=current)
+    install_sites(module, sites, current)
     source = SchedulerSource(
         folder=root / "scheduler",
         config=checked_config(root / "scheduler", _SCHEDULER, "scheduler_config.json"),

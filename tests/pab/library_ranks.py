@@ -33,6 +33,7 @@ class Tiny:
     text_tokens: int
     text_is_split: bool = False
     both_rows_at_once: bool
+    is_told_guidance: bool = False
     head_dim: int
     token_channels: int = 64
     uneven: tuple[int, int, int] = (17, 80, 16)
@@ -40,11 +41,14 @@ class Tiny:
 
 _WAN = Tiny(text_tokens=512, both_rows_at_once=False, head_dim=12)
 _COGVIDEOX = Tiny(text_tokens=226, text_is_split=True, both_rows_at_once=True, head_dim=16)
+_HUNYUAN = Tiny(text_tokens=256, text_is_split=True, both_rows_at_once=False, head_dim=16)
 TINY: Mapping[str, Tiny] = {
     "wan": _WAN,
     "wan22_a14b": _WAN,
     "cogvideox_2b": _COGVIDEOX,
     "cogvideox_5b": _COGVIDEOX,
+    "hunyuan_video": replace(_HUNYUAN, is_told_guidance=True),
+    "skyreels_v1": _HUNYUAN,
     "ltx": Tiny(text_tokens=128, both_rows_at_once=True, head_dim=16, token_channels=128, uneven=(33, 160, 32)),
 }
 
@@ -97,6 +101,7 @@ def prompt(model: DiffusersVideo, name: str) -> EncodedPrompt:
             y_BLC=torch.randn(1, length, 32, generator=generator),
             mask_BL=(torch.arange(length) < words)[None].long(),
             warnings=((),),
+            pooled_BD=torch.randn(1, 16, generator=generator),
         )
         for words in (40, 9)
     )

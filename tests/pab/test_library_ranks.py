@@ -19,17 +19,17 @@ IMAGE = (1, 16, 16)
 """One token: only the first rank has any, the others have padding."""
 THREE, FOUR, BRANCHES_TOO, CLIPS_TOO = (1, 1, 3), (1, 1, 4), (1, 2, 2), (2, 1, 2)
 """dp, cfg, sp."""
-PAIRS = ("wan", "cogvideox_5b", "ltx")
+PAIRS = ("wan", "cogvideox_5b", "ltx", "hunyuan_video")
 CASES = {
     3: [
-        *(Case(name=name, mesh=THREE) for name in ("wan", "cogvideox_2b", "ltx")),
+        *(Case(name=name, mesh=THREE) for name in ("wan", "cogvideox_2b", "ltx", "hunyuan_video")),
         Case(name="wan", mesh=THREE, rules="none", size=IMAGE),
         Case(name="cogvideox_5b", mesh=THREE, guidance_scale=1.0),
     ],
     4: [
         *(Case(name=name, mesh=FOUR, rules=rules) for name in PAIRS for rules in ("none", "every_other")),
         Case(name="cogvideox_2b", mesh=FOUR, rules="none"),
-        *(Case(name=name, mesh=BRANCHES_TOO) for name in PAIRS),
+        *(Case(name=name, mesh=BRANCHES_TOO) for name in ("wan", "cogvideox_5b", "ltx", "skyreels_v1")),
         *(Case(name=name, mesh=CLIPS_TOO) for name in (*PAIRS, "cogvideox_2b")),
         Case(name="wan22_a14b", mesh=CLIPS_TOO, num_steps=4),
     ],
@@ -71,7 +71,8 @@ def test_ranks_that_share_passes_agree_with_one_rank(one_rank, ranks_of, num_ran
 @pytest.mark.parametrize("num_ranks", CASES)
 def test_a_reused_attention_skips_its_all_to_alls(ranks_of, num_ranks):
     for case, done in ranks_of(num_ranks)[0].items():
-        one_pass = TINY[case.name].both_rows_at_once or case.mesh[1] == 2 or case.guidance_scale == 1.0
+        tiny = TINY[case.name]
+        one_pass = tiny.both_rows_at_once or tiny.is_told_guidance or case.mesh[1] == 2 or case.guidance_scale == 1.0
         assert done.passes == (1 if one_pass else 2)
         assert done.traffic.all_to_alls == done.plan.all_to_alls * done.passes == 2 * done.computed["spatial"]
         assert (done.plan.all_to_alls < done.plan.all_to_alls_without_broadcast) == (case.rules == "every_other")
