@@ -105,8 +105,6 @@ class Family:
     precisions: tuple[str, ...] = ("bfloat16", "float32")
     keeps_blocks: bool = False
     """Whether the model hands out outputs of whole blocks, which Foresight needs."""
-    sequence_parallel: bool = True
-    """Whether several ranks can share one pass (mesh axis `sp`)."""
     compiles: bool = False
     """Whether the transformer's blocks trace into whole graphs (`VideoModel.block_stacks`), so that jobs may compile them."""
     prefers_cudnn: bool = False

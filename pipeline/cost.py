@@ -24,10 +24,6 @@ class ClipCosts:
         """Returns the planned seconds to load a family."""
         return self._rules.families[model].cost.load_s
 
-    def shares_passes(self, model: str) -> bool:
-        """Returns whether several ranks can share one pass of a family."""
-        return self._rules.families[model].sequence_parallel
-
     def two_branches(self, group: ClipGroup) -> bool:
         """Returns whether a clip has an unconditional branch, which another rank can render."""
         return group.guided and not self._rules.families[group.model].embedded_guidance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast
@@ -205,22 +205,12 @@ def parse_mesh(text: str, source: str = "--mesh") -> Mesh:
     return Mesh(**axes)
 
 
-def choose_mesh(machines: MachineSettings, *, guided: bool, unshared: Collection[str] = ()) -> Mesh:
-    """Returns the mesh asked for, or chooses one: cfg=2 first, which needs no all-to-all, then sp.
-
-    `unshared`: families in the run that render each pass on one rank; with any of them clips go side by side (dp)
-    instead of sp. Raises UsageError for a mesh with sp above 1 then.
-    """
+def choose_mesh(machines: MachineSettings, *, guided: bool) -> Mesh:
+    """Returns the mesh asked for, or chooses one: cfg=2 first, which needs no all-to-all, then sp."""
     if machines.mesh != "auto":
-        mesh = parse_mesh(machines.mesh)
-        if unshared and mesh.sp > 1:
-            raise UsageError(
-                f"--mesh sp={mesh.sp}: family {', '.join(sorted(unshared))} renders each pass on one rank; use cfg=2 or dp"
-            )
-        return mesh
+        return parse_mesh(machines.mesh)
     cfg = 2 if guided and machines.ranks_per_job % 2 == 0 else 1
-    rest = machines.ranks_per_job // cfg
-    return Mesh(dp=rest, cfg=cfg) if unshared else Mesh(cfg=cfg, sp=rest)
+    return Mesh(cfg=cfg, sp=machines.ranks_per_job // cfg)
 
 
 def default_output(manifest: str) -> str:

@@ -71,7 +71,6 @@ class WorkPlanner:
         mesh = choose_mesh(
             self.machines,
             guided=any(self.costs.two_branches(group) for group in found.clip_groups),
-            unshared={group.model for group in found.clip_groups if not self.costs.shares_passes(group.model)},
         )
         overhead_s = self._overhead_s(found, mesh)
         seconds = self._total_s(found, mesh, with_broadcast=True)

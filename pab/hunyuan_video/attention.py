@@ -53,9 +53,7 @@ class HunyuanAttention:
         else:
             q, k, v = _projected(attn, torch.cat([hidden_states, encoder_hidden_states], dim=1), "to_{}", "norm_{}")
         cosines, sines = (part[:, None] for part in image_rotary_emb)
-        q, k = (
-            torch.cat([rotate_pairs(x[:, :num_video], (cosines, sines)), x[:, num_video:]], dim=1) for x in (q, k)
-        )
+        q, k = (torch.cat([rotate_pairs(x[:, :num_video], (cosines, sines)), x[:, num_video:]], dim=1) for x in (q, k))
         lengths = [self.current.lengths[stream] for stream in (LATENTS, TEXT)]
         out = ulysses_attention(q, k, v, lengths=lengths, sp=self.current.sp, mask=attention_mask).flatten(2)
         video_out, text_out = out[:, :num_video], out[:, num_video:]

@@ -113,17 +113,6 @@ def test_auto_mesh_takes_guidance_first_then_sequence() -> None:
     assert mesh("--gpus-per-node", "4", "--mesh", "dp=2,sp=2", guided=True) == Mesh(dp=2, sp=2)
 
 
-def test_a_family_whose_passes_are_not_shared_gets_no_sequence_axis() -> None:
-    def mesh(*flags: str) -> Mesh:
-        machines = settings_of("--cluster", "local", "--gpus-per-node", "4", *flags).machines
-        return choose_mesh(machines, guided=True, unshared={"wan"})
-
-    assert mesh() == Mesh(dp=2, cfg=2)
-    assert mesh("--mesh", "dp=4") == Mesh(dp=4)
-    with pytest.raises(UsageError, match=r"--mesh sp=2: family wan renders each pass on one rank; use cfg=2 or dp"):
-        mesh("--mesh", "cfg=2,sp=2")
-
-
 def test_mesh_refuses_a_third_guidance_branch() -> None:
     with pytest.raises(UsageError, match=r"cfg=3, allowed 1 or 2"):
         parse_mesh("cfg=3")
