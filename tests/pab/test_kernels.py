@@ -58,7 +58,7 @@ def test_temporal_attention_equals_its_twin(
 @precisions
 @pytest.mark.parametrize(("width", "frames"), [(32, 1), (72, 3), (1152, 1)])
 def test_modulated_norm_equals_its_twin(width: int, frames: int, dtype: torch.dtype, bound: float) -> None:
-    x, a, c = (random(2, 3, 2, width, dtype=dtype, seed=seed) for seed in range(3))
+    x, a, c = (random(2, 3, 1, width, dtype=dtype, seed=seed) for seed in range(3))
     shift, scale = (random(2, frames, 1, width, dtype=dtype, seed=seed) for seed in (3, 4))
     for addends in ((), (a,), (a, c)):
         fused, plain = (f(x, addends, shift, scale) for f in (modulated_norm.fused, modulated_norm.plain))
@@ -101,18 +101,17 @@ def test_self_attention_equals_its_twin(
     close(attention.fused_self(qkv, heads, norm), attention.plain_self(qkv, heads, norm), bound)
 
 
-@pytest.mark.parametrize("width", [24, 64, 72])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("width", "dtype"), [(64, torch.float32), (24, torch.float16), (72, torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("way", ["plain", "fused"])
 def test_tokens_kept_as_int8_are_off_by_half_a_step_at_most(width: int, dtype: torch.dtype, way: str) -> None:
-    x = random(2, 3, 5, width, dtype=dtype)
+    x = random(1, 2, 3, width, dtype=dtype)
     x[0, 0, 0] = 0
     x[0, 0, 1] *= 1000
     x[0, 0, 2, 3:] = 0
     packed = getattr(kept_int8, f"{way}_pack")(x)
     found = getattr(kept_int8, f"{way}_unpack")(packed)
     assert (found.dtype, found.shape) == (x.dtype, x.shape)
-    assert packed.nbytes == 2 * 3 * 5 * (width + 4)
+    assert packed.nbytes == 2 * 3 * (width + 4)
     largest = x.float().abs().amax(-1, keepdim=True)
     # Half a step, and the rounding of what comes back to the precision.
     bound = largest * (1 / 254 + torch.finfo(dtype).eps)
