@@ -38,7 +38,7 @@ class Kernels:
 
 PLAIN = Kernels()
 MEASURED_FASTER = Kernels(temporal=True, cross=True, head_norm=True, norm=True, gelu=True)
-"""What is faster than torch's compiled own on an H200 (docs/performance.md)."""
+"""What is faster than torch's compiled own on an H200 (docs/performance.md); query and key norm was timed in clips only."""
 
 
 class ChooseKernels(Protocol):
