@@ -55,12 +55,22 @@ def full_attention_sites(depth: int) -> tuple[Site, ...]:
     return tuple(Site(name=f"blocks.{i}.attn1", kind="spatial", stack="spatial", block=i) for i in range(depth))
 
 
+def three_attentions_sites(depth: int) -> tuple[Site, ...]:
+    """Spatial, temporal and cross attention in every block, as Vchitect 2.0 has."""
+    return tuple(
+        Site(name=f"blocks.{i}.{kind}", kind=kind, stack="spatial", block=i)
+        for i in range(depth)
+        for kind in ATTENTION_KINDS
+    )
+
+
 SITES = {
     "open_sora": stdit3_sites,
     "latte": latte_sites,
     "open_sora_plan_v110": latte_sites,
     "open_sora_plan_v120": open_sora_plan_sites,
     "cogvideox": full_attention_sites,
+    "vchitect": three_attentions_sites,
 }
 TIMESTEPS = {
     "latte": ddim_timesteps,
@@ -81,6 +91,26 @@ def check_trace(trace: dict, sites: tuple[Site, ...]) -> None:
     for kind, count in stated["n_compute"].items():
         assert plan.computed(kind) == count * sum(site.kind == kind for site in plan.sites)
     assert make_plan(rules, trace["timesteps_int"], sites).sources == plan.sources
+
+
+def check_with_wrapping_counters(case: Case) -> None:
+    """A reference that calls the transformer oftener than its counters run: where they start again, so does the plan.
+
+    Two passes a step with one set of counters and one cache: of the calls, told in their order, every `counted` ones decide
+    like a plan of their own, and nothing is reused across the border.
+    """
+    for trace in case.facts["cases"].values():
+        counted, stated = trace["steps_given_to_manager"], trace["first_generation"]
+        levels = [level for level in trace["timesteps_int"] for _ in range(2)]
+        assert len(levels) == trace["n_transformer_calls"]
+        rules, sites = rules_from_reference(trace["pab_config"]), SITES[case.path.stem](trace["depth"])
+        for start in range(0, len(levels), counted):
+            calls = slice(start, start + counted)
+            plan = make_plan(rules, levels[calls], sites)
+            check_decisions(plan, {kind: stated[kind][calls] for kind in ATTENTION_KINDS})
+        for kind, count in stated["n_compute"].items():
+            assert stated[kind].count("C") == count
+        assert trace["second_generation"] == "same decisions as the first"
 
 
 def check_mlp_sources(plan: BroadcastPlan, group: dict, stack: str) -> None:

@@ -36,4 +36,5 @@ CHECKS: Mapping[str, Callable[[Case], None]] = {
     "pab/open_sora_plan_v110": broadcast_traces.check,
     "pab/open_sora_plan_v120": broadcast_traces.check,
     "pab/cogvideox": broadcast_traces.check,
+    "pab/vchitect": broadcast_traces.check_with_wrapping_counters,
 }
