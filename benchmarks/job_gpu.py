@@ -29,7 +29,6 @@ from manifests.clip import Clip
 from manifests.schema import CLIP_SCHEMA, accepted_schema
 from pab.families.open_sora import OPEN_SORA
 from pab.family import Family, LoadRequest
-from pab.kernels.choice import fastest, plain
 from pab.models.open_sora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from pab.models.stdit3 import STDiT3Config
 from pab.models.stdit3_video import STDiT3Video
@@ -49,7 +48,6 @@ def _random_model(request: LoadRequest, config: STDiT3Config, vae_config: OpenSo
     device = torch.device(request.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[request.precision]
     model = make_model(device, config, text_tokens=120)
-    model.transformer.choose_kernels = fastest if request.kernels else plain
     with device:
         vae = OpenSoraVAE(vae_config)
     return replace(

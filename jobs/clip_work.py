@@ -21,7 +21,7 @@ from pab.device_clock import DeviceClock
 from pab.execution import Execution, execution_of
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.given_frames import GivenFrames, TakesReferences
-from pab.model import EncodedPrompt, VideoModel
+from pab.model import EncodedPrompt, UsesKernels, VideoModel
 from pab.parallel import Axis, NodeGroup
 from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, rules_from_dict
 
@@ -152,9 +152,10 @@ def load_family(
         precision=settings.precision,
         device=str(device),
         clip_axis=clip_axis,
-        kernels=execution.kernels,
     )
     model = family.load(request)
+    if execution.kernels:
+        cast(UsesKernels, model).use_kernels()  # its family says that it can
     if execution.compiled:
         compile_blocks(model.block_stacks, backend=settings.compile_backend)
     return LoadedFamily(

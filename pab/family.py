@@ -68,15 +68,13 @@ class LoadRequest:
 
     `weights`: a local folder, a hub id, or None for the family's own default. `precision`: "float32" or "bfloat16".
     `device`: a torch device string such as "cpu" or "cuda:1". `clip_axis`: the ranks that render each clip together
-    and so are given the same prompts; they share out encoding them. None: this rank works alone. `kernels`: passes use fused
-    operations where they are faster, for a family that has them (`Family.fused_kernels`).
+    and so are given the same prompts; they share out encoding them. None: this rank works alone.
     """
 
     weights: str | None
     precision: str
     device: str
     clip_axis: Axis | None = None
-    kernels: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +108,7 @@ class Family:
     prefers_cudnn: bool = False
     """Whether its heads are of 72 channels, for which cuDNN's attention is faster than torch's first choice."""
     fused_kernels: bool = False
-    """Whether its transformer has fused GPU operations (`pab.kernels`), which `load` turns on where it is asked to."""
+    """Whether its transformer has fused GPU operations (`pab.kernels`); its model is then a `pab.model.UsesKernels`."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
     `pab.given_frames.TakesReferences` describes."""

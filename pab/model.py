@@ -85,6 +85,13 @@ class VideoModel(Protocol):
         """
 
 
+class UsesKernels(Protocol):
+    """A `VideoModel` with fused GPU operations; its family has `fused_kernels`."""
+
+    def use_kernels(self) -> None:
+        """Has passes use fused operations from now on, where they are faster."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInput:
     """What one pass is told besides latents and text."""

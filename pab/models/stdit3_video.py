@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pab.family import ClipRequest
 from pab.given_frames import GivenFrames, assemble, reference_noise
+from pab.kernels.choice import fastest
 from pab.model import EncodedPrompt, StepInput
 from pab.models.noise_video import StepNoise
 from pab.models.stdit3 import ClipShape, STDiT3, Text
@@ -48,6 +49,10 @@ class STDiT3Video:
     def block_stacks(self) -> Sequence[nn.ModuleList]:
         """The spatial and the temporal blocks."""
         return self.transformer.spatial_blocks, self.transformer.temporal_blocks
+
+    def use_kernels(self) -> None:
+        """Has the transformer use fused operations where they are faster."""
+        self.transformer.choose_kernels = fastest
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts, and negative prompts where given; the null text stands for an absent one."""

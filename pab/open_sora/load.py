@@ -13,7 +13,6 @@ from torch import Tensor
 from pab.checkpoint import CheckpointError, load_module, read_config, read_tensors
 from pab.families.open_sora import DEPTH, OPEN_SORA
 from pab.family import ClipRequest, LoadRequest
-from pab.kernels.choice import fastest
 from pab.models.image_vae import ImageVAEConfig
 from pab.models.open_sora_vae import SCALE, SHIFT, Noise, OpenSoraVAE, OpenSoraVAEConfig
 from pab.models.stdit3 import STDiT3, STDiT3Config
@@ -34,8 +33,6 @@ def load_video_model(folders: WeightFolders, request: LoadRequest) -> STDiT3Vide
         raise ValueError(f"precision={request.precision!r}, open_sora runs in {', '.join(DTYPES)}")
     dtype, device, precision = DTYPES[request.precision], torch.device(request.device), request.precision
     transformer = load_transformer(folders.transformer, dtype, device)
-    if request.kernels:
-        transformer.choose_kernels = fastest
     vae = load_vae(folders.vae, dtype, device)
     text = T5Text(
         folder=folders.text_encoder,

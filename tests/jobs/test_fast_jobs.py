@@ -13,8 +13,8 @@ from jobs.frames import ClipOnDevice, ComingFrames, DeviceUse
 from jobs.outcome import Failed, Rendered
 from jobs.settings import JobSettings, Mesh
 from pab.device_clock import DeviceClock
-from pab.family import LoadRequest
-from tests.jobs.world import CONFIG, TINY, clip, load_tiny, render_job, write_shard
+from pab.kernels import choice
+from tests.jobs.world import CONFIG, TINY, clip, render_job, write_shard
 
 
 @pytest.fixture(scope="module")
@@ -152,17 +152,13 @@ def test_settings_of_a_job_choose_cudnn_only_for_compiled_blocks_on_a_gpu():
 
 def test_a_job_tells_its_model_to_use_the_kernels_where_its_execution_has_them():
     told: list[bool] = []
-
-    def load(request: LoadRequest) -> object:
-        told.append(request.kernels)
-        return load_tiny(request)
-
-    family = replace(TINY, load=load, fused_kernels=True)
+    family = replace(TINY, fused_kernels=True)
     settings = JobSettings(
         output="unused", run_id="run-1", weights=None, precision="bfloat16", device="cpu", mesh=Mesh(), compile=True,
         compile_backend="eager",
     )  # fmt: skip
     for changes in ({"device": "cuda"}, {"device": "cpu"}, {"device": "cuda", "compile": False}):
         loaded = load_family(family, replace(settings, **changes), torch.device("cpu"))
+        told.append(loaded.model.transformer.choose_kernels is choice.fastest)
         assert loaded.execution.kernels == told[-1]
     assert told == [True, False, False]

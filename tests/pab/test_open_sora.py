@@ -246,6 +246,6 @@ def test_plan_knows_every_site_of_the_model(weights: Path) -> None:
     model = OPEN_SORA.load(load_request(weights))
     assert model.transformer.sites == OPEN_SORA.sites
     assert model.transformer.choose_kernels is choice.plain
-    kernels = OPEN_SORA.load(replace(load_request(weights), kernels=True)).transformer.choose_kernels
-    assert kernels is choice.fastest
+    model.use_kernels()
+    assert model.transformer.choose_kernels is choice.fastest
     assert make_plan(OPEN_SORA.presets["pab246"], [500.0], OPEN_SORA.sites).sites == OPEN_SORA.sites
