@@ -194,7 +194,7 @@ def _head_norm(launch: Callable[..., Tensor], cut: object, *arguments: object) -
 
 
 def _norm(launch: Callable[..., tuple[Tensor, ...]], cut: object, *arguments: object) -> tuple[Tensor, ...]:
-    return launch(*arguments, eps=1e-6, tile=cut)[:2]
+    return launch(*arguments, eps=1e-6, tile=cut)
 
 
 def _cross(launch: Callable[..., Tensor], cut: object, q: Tensor, keys_values: Tensor, _: object) -> Tensor:

@@ -31,9 +31,9 @@ def _modulated(normed, shift, scale, at, channel, inside):
 
 
 @triton.jit
-def _kernel(x, first, second, total, out, out_scale, shift, scale, num_tokens, per_group,
+def _kernel(x, first, second, total, out, shift, scale, num_tokens, per_group,
             D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, ADDENDS: tl.constexpr,
-            QUANTISE: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
+            EPS: tl.constexpr):  # fmt: skip
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     seen = (token < num_tokens)[:, None]
     at = (token.to(tl.int64) * D)[:, None]
@@ -54,12 +54,6 @@ def _kernel(x, first, second, total, out, out_scale, shift, scale, num_tokens, p
     inverse = tl.rsqrt((tl.sum(part_a * part_a, axis=1) + tl.sum(part_b * part_b, axis=1)) / D + EPS)[:, None]
     part_a = _modulated(part_a * inverse, shift, scale, group, a, inside_a)
     part_b = _modulated(part_b * inverse, shift, scale, group, b, inside_b)
-    if QUANTISE:
-        largest = tl.maximum(tl.max(tl.abs(part_a), axis=1), tl.max(tl.abs(part_b), axis=1))
-        step = tl.maximum(largest, 1.0e-12) / 448.0
-        tl.store(out_scale + token, step, mask=token < num_tokens)
-        part_a = part_a / step[:, None]
-        part_b = part_b / step[:, None]
     tl.store(out + at + a, part_a.to(out.dtype.element_ty), mask=inside_a)
     tl.store(out + at + b, part_b.to(out.dtype.element_ty), mask=inside_b)
 
@@ -71,10 +65,9 @@ def launch(
     scale: Tensor,
     *,
     eps: float,
-    quantise: bool = False,
     tile: tuple[int, int] = (1, 4),
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Returns the sum (x itself without addends), its modulated norm, and the norm's scale [tokens, 1] if quantised.
+) -> tuple[Tensor, Tensor]:
+    """Returns the sum (x itself without addends) and its modulated norm.
 
     `shift`, `scale`: [B, T or 1, 1, D]. `tile`: tokens per program, warps.
     """
@@ -84,14 +77,13 @@ def launch(
     num_tokens = x_BTSD.numel() // dim
     rows, num_warps = tile
     total = torch.empty_like(x_BTSD) if addends else x_BTSD
-    out = torch.empty_like(x_BTSD, dtype=torch.float8_e4m3fn if quantise else x_BTSD.dtype)
-    out_scale = x_BTSD.new_empty(num_tokens, 1, dtype=torch.float32) if quantise else None
+    out = torch.empty_like(x_BTSD)
     first, second = (*addends, x_BTSD, x_BTSD)[:2]
     whole = triton.next_power_of_2(dim)
     d0, d1 = (whole, 16) if whole == dim else (whole // 2, max(16, triton.next_power_of_2(dim - whole // 2)))
     _kernel[(triton.cdiv(num_tokens, rows),)](
-        x_BTSD, first, second, total, out, out if out_scale is None else out_scale, shift, scale, num_tokens,
+        x_BTSD, first, second, total, out, shift, scale, num_tokens,
         num_tokens // (shift.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=rows, ADDENDS=len(addends),
-        QUANTISE=quantise, EPS=eps, num_warps=num_warps,
+        EPS=eps, num_warps=num_warps,
     )  # fmt: skip
-    return total, out, out_scale
+    return total, out
