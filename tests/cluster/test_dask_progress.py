@@ -127,10 +127,12 @@ def test_two_jobs_show_their_clips_as_running_tasks_of_their_own_workers(dashboa
     seen = view.tasks()
     assert {state for state, _ in seen.values()} <= {"processing", "memory"}
     assert {clip: worker for clip, (_, worker) in seen.items()} == {clip: clip[:9] for clip in seen}
-    assert all(
-        sum(state == "processing" for clip, (state, _) in seen.items() if name in clip) <= 3
-        for name in ("00000", "00001")
-    )
+    wait_until(
+        lambda: all(
+            sum(state == "processing" for clip, (state, _) in view.tasks().items() if name in clip) <= 3
+            for name in ("00000", "00001")
+        )
+    )  # ended clips are told a moment after they end
     wait_until(lambda: len(view.spans()) >= 8)
     ended = [end(job) for job in jobs]
     assert [stderr for _, stderr in ended] == ["", ""]

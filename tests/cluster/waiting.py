@@ -13,7 +13,7 @@ _OVER = (JobState.ENDED, JobState.LOST, JobState.CANCELLED)
 _T = TypeVar("_T")
 
 
-def wait_until(condition: Callable[[], _T], timeout_s: float = 20) -> _T:
+def wait_until(condition: Callable[[], _T], timeout_s: float = 60) -> _T:
     end = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < end, f"did not happen in {timeout_s} s"
@@ -21,7 +21,7 @@ def wait_until(condition: Callable[[], _T], timeout_s: float = 20) -> _T:
     return value
 
 
-def wait_over(cluster: Cluster, jobs: Sequence[Job], timeout_s: float = 30) -> None:
+def wait_over(cluster: Cluster, jobs: Sequence[Job], timeout_s: float = 90) -> None:
     def over() -> bool:
         cluster.poll()
         return all(job.state in _OVER for job in jobs)
