@@ -248,6 +248,7 @@ def _clip_row(clip: Clip, facts: JobFacts) -> Json:
     row: Json = {
         "clip_id": clip.clip_id,
         "digest": clip.digest,
+        "model": clip.model,
         "broadcast": clip.broadcast,
         "size": f"{clip.num_frames}x{clip.height}x{clip.width}",
         "num_steps": clip.num_steps,

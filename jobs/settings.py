@@ -29,7 +29,8 @@ class Mesh:
 class JobSettings:
     """What every job of a run is told.
 
-    `output`: the run's fsspec URL. `weights`: local folder, hub id, or None for the family's own. `precision`:
+    `output`: the run's fsspec URL. `weights`: local folder, hub id, or None for the family's own; loaded where
+    `pinned_weights` is None. `precision`:
     "float32" or "bfloat16". `device`: "cpu" or "cuda". `baseline`: render one PAB clip of the job a second time without PAB,
     so that the speedup is measured. `max_attempts`: attempts at a clip, failed or ended with their group, after which
     it is given up instead of tried again. `broadcast_rules`: name -> rules (as `pab.plan.BroadcastRules.to_dict`)
@@ -66,7 +67,7 @@ class JobSettings:
 
     def weights_of(self, model: str) -> str | None:
         """Returns what is loaded as the weights of a family; None for its own."""
-        return (self.pinned_weights or {}).get(model, self.weights)
+        return self.weights if self.pinned_weights is None else self.pinned_weights.get(model)
 
     def __post_init__(self) -> None:
         if self.max_attempts < 1:

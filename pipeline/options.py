@@ -18,7 +18,11 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One setting. `kind` is str, int, bool, or dict for `KEY=VALUE` pairs; a bool's flag is its opposite: `--no-dask`."""
+    """One setting.
+
+    `kind` is str, int, bool, list for text that may be given again (a table in a file gives `KEY=VALUE`), or dict for
+    `KEY=VALUE` pairs; a bool's flag is its opposite: `--no-dask`.
+    """
 
     name: str
     kind: type
@@ -43,8 +47,8 @@ OPTIONS = (
     Option(name="output", kind=str, metavar="URL", help="where the run lives: a folder or any fsspec URL such as "
            "s3://bucket/prefix (default: runs/<manifest name>); submitting there again resumes"),
     Option(name="model", kind=str, default="demo", metavar="FAMILY", help="family of rows that name none"),
-    Option(name="weights", kind=str, metavar="DIR_OR_HUB_ID", help="weights of --model: a folder, a file or a hub id "
-           "(default: the family's own)"),
+    Option(name="weights", kind=list, metavar="[FAMILY=]DIR_OR_HUB_ID", help="weights of --model, or of the family that is "
+           "named: a folder, a file or a hub id (default: each family's own); may be repeated, a --config file has a table"),
     Option(name="broadcast", kind=str, metavar="PRESET_OR_FILE", help="broadcast of rows that name none: a preset of "
            "the family (`none` never reuses), or a JSON file of rules, whose name without .json rows may use too"),
     Option(name="precision", kind=str, choices=("float32", "bfloat16"),
@@ -109,6 +113,8 @@ def add_option(group: argparse._ActionsContainer, option: Option) -> None:
     text = option.help + shown
     if option.kind is bool:
         group.add_argument(option.flag, dest=option.name, action="store_const", const=False, help=text)
+    elif option.kind is list:
+        group.add_argument(option.flag, dest=option.name, action="append", metavar=option.metavar, help=text)
     elif option.kind is dict:
         group.add_argument(option.flag, dest=option.name, nargs="+", action="extend", metavar=option.metavar, help=text)
     else:
@@ -167,7 +173,9 @@ def _refuse_unknown(environment: Mapping[str, str], file: Mapping[str, object], 
 
 def _typed(option: Option, value: object, source: str) -> object:
     if value is None:
-        return {} if option.kind is dict else None
+        return {} if option.kind is dict else () if option.kind is list else None
+    if option.kind is list:
+        return _texts(value, source)
     if option.kind is dict:
         return _pairs(value, source)
     if option.kind is bool:
@@ -196,6 +204,16 @@ def _truth(value: object, source: str) -> bool:
     if word not in _TRUE + _FALSE:
         raise UsageError(f"{source}={value!r}, allowed: {', '.join(_TRUE + _FALSE)}")
     return word in _TRUE
+
+
+def _texts(value: object, source: str) -> tuple[str, ...]:
+    if isinstance(value, Mapping):
+        value = [f"{key}={entry}" if isinstance(entry, str) and entry else entry for key, entry in value.items()]
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise UsageError(f"{source}={text!r}, needs text")
+    return tuple(texts)
 
 
 def _pairs(value: object, source: str) -> dict[str, str | bool]:

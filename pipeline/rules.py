@@ -50,13 +50,14 @@ def run_rules(
 ) -> RunRules:
     """Makes the rules of a run. `begun`: the weights of the run that goes on, by family.
 
-    `--weights` belong to `--model`, so with them that is the only family; without them each family's own are used, looked
-    up when a row names it. Raises UsageError for an unknown model, weights, precision or broadcast.
+    `--weights` without a family's name belong to `--model`: with them only it and the families that are named there may
+    render. Otherwise a family that is not named there has its own, looked up when a row names it. Raises UsageError for an
+    unknown model, weights, precision or broadcast.
     """
     family = _family(render.model, families)
     own, default = _broadcast(render, family)
     left_out = _left_out(render, families)
-    lookup = WeightsLookup(render.model, render.weights, begun or {})
+    lookup = WeightsLookup(render.weights_of, begun or {})
     try:
         if render.model in left_out:
             raise ValueError(left_out[render.model])
@@ -124,8 +125,10 @@ def _left_out(render: RenderSettings, families: Mapping[str, Family]) -> dict[st
         for name, family in families.items()
         if render.precision not in family.precisions
     }
-    others = [name for name in families if render.weights and name != render.model]
-    return left_out | dict.fromkeys(others, f"--weights belong to --model {render.model}")
+    others = [name for name in families if render.weights and render.weights_of(name) is None]
+    return left_out | {
+        name: f"--weights belong to --model {render.model}; add --weights {name}=DIR_OR_HUB_ID" for name in others
+    }
 
 
 def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules], str | None]:

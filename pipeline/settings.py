@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import cast
 
@@ -24,7 +24,10 @@ HANG_OVER_PLAN = 4.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderSettings:
-    """What clips are rendered with. All but `device`, `baseline` and `compile_cache` change pixels."""
+    """What clips are rendered with. All but `device`, `baseline` and `compile_cache` change pixels.
+
+    `weights`: given for `model` without its name. `family_weights`: those given with a family's name.
+    """
 
     model: str
     weights: str | None
@@ -32,10 +35,15 @@ class RenderSettings:
     precision: str
     device: str
     baseline: bool
+    family_weights: Mapping[str, str] = field(default_factory=dict)
     compile: bool = False
     attention: str = "auto"
     keep: str = "full"
     compile_cache: str | None = None
+
+    def weights_of(self, model: str) -> str | None:
+        """Returns the weights that the user gives a family; None for its own."""
+        return self.family_weights.get(model, self.weights if model == self.model else None)
 
     def execution(self, family: Family) -> Execution:
         """Returns how these settings run a family."""
@@ -100,7 +108,7 @@ class RunSettings:
         return JobSettings(
             output=self.output,
             run_id=run_id,
-            weights=self.render.weights,
+            weights=self.render.weights_of(self.render.model),
             precision=self.render.precision,
             device=self.render.device,
             mesh=mesh,
@@ -128,12 +136,17 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
     if device == "auto":
         device = "cuda" if cluster == "slurm" or gpus else "cpu"
     ranks = cast(int, value["nodes_per_job"]) * cast(int, value["gpus_per_node"])
+    model = str(value["model"])
+    weights, family_weights = _weights(
+        model, cast(tuple[str, ...] | None, value["weights"]) or (), chosen["weights"].source
+    )
     settings = RunSettings(
         manifest=manifest,
         output=absolute(cast(str | None, value["output"]) or default_output(manifest)),
         render=RenderSettings(
-            model=str(value["model"]),
-            weights=_weights(cast(str | None, value["weights"])),
+            model=model,
+            weights=weights,
+            family_weights=family_weights,
             broadcast=cast(str | None, value["broadcast"]),
             precision=cast(str | None, value["precision"]) or ("float32" if device == "cpu" else "bfloat16"),
             device=device,
@@ -231,6 +244,28 @@ def _prefix(path: str | None) -> str:
     return "/" + path.strip("/") if path and path.strip("/") else ""
 
 
-def _weights(weights: str | None) -> str | None:
+def _weights(model: str, given: tuple[str, ...], source: str) -> tuple[str | None, dict[str, str]]:
+    # Returns what is given without a family's name, and the others by family.
+    plain: list[str] = []
+    named: dict[str, str] = {}
+    for text in given:
+        family, equals, weights = text.partition("=")
+        if not equals or Path(text).expanduser().exists():
+            plain.append(_place(text))
+            continue
+        if family not in FAMILIES or not weights:
+            raise UsageError(f"{source}={text!r}, needs FAMILY=DIR_OR_HUB_ID of a family: {', '.join(FAMILIES)}")
+        if family in named:
+            raise UsageError(f"{source}={text!r}, {family} has {named[family]!r} already; give it once")
+        named[family] = _place(weights)
+    if len(plain) + (model in named) > 1:
+        twice = ", ".join([*plain, *(f"{model}={named[model]}" for _ in range(model in named))])
+        raise UsageError(
+            f"{source}: {twice} are all for --model {model}; write FAMILY=... before those of other families"
+        )
+    return (plain[0] if plain else None), named
+
+
+def _place(weights: str) -> str:
     # A hub id looks like a relative path: it is one only if nothing of that name lies here.
-    return absolute(weights) if weights and Path(weights).expanduser().exists() else weights
+    return absolute(weights) if Path(weights).expanduser().exists() else weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pab.family import Family
@@ -27,11 +27,12 @@ class RunWeights:
 class WeightsLookup:
     """Finds each family's weights once: a hub may take long to answer, so only families that rows name are looked up.
 
-    `begun`: those of the run that goes on; a branch of the hub that has moved since changes nothing in it.
+    `asked`: what the user gives a family by name, None for its own. `begun`: those of the run that goes on; a branch of the
+    hub that has moved since changes nothing in it.
     """
 
-    def __init__(self, model: str, weights: str | None, begun: Mapping[str, RunWeights]) -> None:
-        self._model, self._weights, self._begun = model, weights, begun
+    def __init__(self, asked: Callable[[str], str | None], begun: Mapping[str, RunWeights]) -> None:
+        self._asked, self._begun = asked, begun
         self._found: dict[str, RunWeights] = {}
 
     @property
@@ -46,7 +47,7 @@ class WeightsLookup:
         return self._found[family.name]
 
     def _look_up(self, family: Family) -> RunWeights:
-        asked = self._weights if family.name == self._model else None
+        asked = self._asked(family.name)
         begun = self._begun.get(family.name)
         pinned = begun.pinned if begun and begun.asked == asked else family.pin(asked)
         return RunWeights(asked=asked, pinned=pinned, digest=family.weights_digest(pinned))

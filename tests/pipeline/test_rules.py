@@ -84,7 +84,12 @@ def test_weights_belong_to_one_model() -> None:
     assert set(run_rules(RENDER, two).rows) == {"demo", "other"}
     rules = run_rules(replace(RENDER, weights="mine"), two)
     assert set(rules.rows) == {"demo"}
-    assert rules.left_out == {"other": "--weights belong to --model demo"}
+    assert rules.left_out == {"other": "--weights belong to --model demo; add --weights other=DIR_OR_HUB_ID"}
+    both = run_rules(replace(RENDER, weights="mine", family_weights={"other": "theirs"}), two)
+    assert both.left_out == {}
+    identities = {name: row.identity() for name, row in both.rows.items()}
+    assert [" of mine " in identities["demo"], " of theirs " in identities["other"]] == [True, True]
+    assert both.pinned_weights() == {"demo": "mine", "other": "theirs"}
 
 
 def test_a_family_without_its_weights_troubles_only_those_who_name_it() -> None:

@@ -32,6 +32,30 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
     assert (flag.machines.job_minutes, flag.render.precision, flag.render.baseline) == (9, "bfloat16", False)
 
 
+def test_weights_are_given_by_family_in_flags_and_files(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    config = tmp_path / "run.toml"
+    config.write_text('weights = {wan = "some/model", latte = "other/model"}\n')
+    local = ("--cluster", "local", "--device", "cpu")
+    for flags, file, plain, named in (
+        ((), None, None, {}),
+        ((), config, None, {"wan": "some/model", "latte": "other/model"}),
+        (("--weights", "mine", "--weights", f"wan={tmp_path}"), config, "mine", {"wan": str(tmp_path)}),
+        (("--weights", str(tmp_path / "a=b")), None, str(tmp_path / "a=b"), {}),
+    ):
+        render = settings_of(*local, *flags, config=file).render
+        assert (render.weights, render.family_weights) == (plain, named)
+        assert render.weights_of("demo") == plain
+    for given, told in (
+        (("sora=x",), "--weights='sora=x', needs FAMILY=DIR_OR_HUB_ID of a family: demo"),
+        (("wan=",), "--weights='wan=', needs FAMILY"),
+        (("wan=a", "wan=b"), "--weights='wan=b', wan has 'a' already"),
+        (("a", "demo=b"), "--weights: a, demo=b are all for --model demo"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            settings_of(*local, *(word for text in given for word in ("--weights", text)))
+
+
 def test_every_setting_is_a_flag_a_variable_and_a_key() -> None:
     text = build_parser().parse_args(["submit", "m.parquet"])
     assert {option.name for option in OPTIONS} <= set(vars(text))

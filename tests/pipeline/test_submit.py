@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
+from pab.denoise import plan_for
+from pab.families import FAMILIES
+from pab.family import ClipRequest
+from pab.plan import KINDS
+from pab.tiny_weights import write_tiny_weights
 from pab.wan.tiny import write_tiny_wan
-from tests.pipeline.command import Command, assert_whole, records
+from tests.pipeline.command import FAST, Command, assert_whole, records
 
 Manifest = Callable[..., Path]
 TOO_MANY_WORDS = "a red circle moving left on a black background " * 6
@@ -143,6 +149,45 @@ def test_ranks_share_the_passes_of_a_family_over_diffusers(
     # a rank of two has 4 of 8 tokens, 24 channels: half of q, k, v and output goes to the other
     assert report["bytes"] == 60 * 4 * (4 * 24 // 2) * 4
     assert report["bytes_without_broadcast"] == 2 * report["bytes"]
+
+
+def clip_request(clip: dict[str, Any]) -> ClipRequest:
+    return ClipRequest(**{field.name: clip[field.name] for field in fields(ClipRequest)})
+
+
+def test_one_manifest_mixes_families_and_sizes_each_with_its_own_weights(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    folders = {"demo": command.weights, "wan": tmp_path / "wan", "open_sora": tmp_path / "open_sora"}
+    for name in ("wan", "open_sora"):
+        write_tiny_weights(name, folders[name])
+    shapes = [("demo", 8, 32, 32), ("wan", 5, 32, 48), ("open_sora", 34, 112, 128), ("demo", 16, 32, 64)]
+    columns = dict(zip(("model", "num_frames", "height", "width"), map(list, zip(*shapes, strict=True)), strict=True))
+    url, output = manifest(4, **columns, num_steps=[10, 4, 10, 8]), tmp_path / "out"
+    given = [word for name, folder in folders.items() for word in ("--weights", f"{name}={folder}")]
+    code, document = command.json("submit", url, "--output", output, *FAST, *given)
+    assert (code, document["rendered"]) == (0, 4), document
+    assert_whole(output, ["c0", "c1", "c2", "c3"])
+    run = json.loads((output / "run.json").read_text())
+    assert {name: weights["asked"] for name, weights in run["weights"].items()} == {
+        name: str(folder) for name, folder in folders.items()
+    }
+    found = records(output)
+    reports = [json.loads(path.read_text()) for path in (output / "reports").glob("job-*.json")]
+    assert len(reports) == 4, "jobs share neither a model nor a shape of latents with others"
+    for report in reports:
+        (row,) = report["clips"]
+        record, (name, *size) = found[row["clip_id"]], shapes[int(row["clip_id"][1:])]
+        assert (row["model"], record["weights"]) == (name, str(folders[name]))
+        assert [record["clip"][field] for field in ("num_frames", "height", "width")] == size
+        (start,), (plan,), (broadcast,) = report["starts"], report["plans"], report["broadcasts"]
+        assert list(start["load_s"]) == [name]
+        rules = FAMILIES[name].presets[FAMILIES[name].defaults.broadcast]
+        planned = plan_for(FAMILIES[name], clip_request(record["clip"]), rules, "float32")
+        assert plan["computed"] == {kind: planned.computed(kind) for kind in plan["computed"]}
+        totals = [sum(planned.total(kind) for kind in KINDS), sum(planned.computed(kind) for kind in KINDS)]
+        assert broadcast["computed_share"] == round(totals[1] / totals[0], 5) < 1
+        assert broadcast["factor_derived"] > 0
 
 
 def test_two_ranks_share_a_clip_by_sequence_or_by_guidance(
