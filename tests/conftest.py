@@ -21,7 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    """Says how many reference cases were checked, also where other processes ran the tests."""
+    """Says how many reference cases were checked and how far they differ, also where other processes ran the tests."""
     done = [
         report
         for outcome in ("passed", "failed")
@@ -40,3 +40,8 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
         f"golden: {len(done)} of {known} known cases checked in {config.getoption('--golden')}; "
         + (f"not known: {', '.join(unknown)}" if unknown else "none unknown")
     )
+    largest: dict[str, float] = {}
+    for name, difference in (each for report in done for each in report.user_properties):
+        largest[name] = max(largest.get(name, 0.0), difference)
+    for name, difference in sorted(largest.items()):
+        terminalreporter.write_line(f"golden: {name} differs by at most {difference:.2g}")

@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+differences: dict[str, float] = {}
+"""Largest difference of the case in work, by precision; of bfloat16 as a part of the norm where that is compared."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -61,6 +64,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, bound: float, what: str)
     """Fails when the largest difference exceeds the bound; the message says where and by how much."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     difference = (actual.double() - expected.double()).abs().max().item()
+    _note(difference, what)
     assert difference <= bound, f"{what}: largest difference {difference:.3g}, bound {bound:.3g}"
 
 
@@ -68,4 +72,10 @@ def close_in_norm(actual: torch.Tensor, expected: torch.Tensor, bound: float, wh
     """Fails when the difference's norm exceeds the bound times the expected norm."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     difference = ((actual.double() - expected.double()).norm() / expected.double().norm()).item()
+    _note(difference, what)
     assert difference <= bound, f"{what}: off by {difference:.3g} of the norm, bound {bound:.3g}"
+
+
+def _note(difference: float, what: str) -> None:
+    precision = "bfloat16" if "bfloat16" in what else "float32"
+    differences[precision] = max(differences.get(precision, 0.0), difference)
