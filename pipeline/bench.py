@@ -34,19 +34,19 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     if arguments.join:
         document = joined([_read(path) for path in arguments.join])
     else:
-        rows = _rows(arguments.rows)
         if arguments.list:
+            rows = _rows(arguments.rows)
             screen.result({"rows": [row.name for row in rows]}, _listed(rows))
             return Exit.OK
-        document = _measure(arguments, rows, folder, screen)
+        document = _measure(arguments, folder, screen)
     _write(folder, document)
     screen.result(document, f"{summary(document)}\n{folder / PAGE}\n{folder / DOCUMENT}")
     return Exit.ERROR if any(line["status"] == "failed" for line in document["rows"]) else Exit.OK
 
 
-def _rows(text: str | None) -> list[Row]:
+def _rows(text: str | None, *, tiny: bool = False) -> list[Row]:
     try:
-        return chosen_rows([part.strip() for part in text.split(",")] if text else [])
+        return chosen_rows([part.strip() for part in text.split(",")] if text else [], tiny=tiny)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -56,7 +56,8 @@ def _listed(rows: Sequence[Row]) -> str:
     return "\n".join([*told, "", *(row.name for row in rows)])
 
 
-def _measure(arguments: argparse.Namespace, rows: Sequence[Row], folder: Path, screen: Screen) -> Json:
+def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Json:
+    _rows(arguments.rows)  # wrong ones are told before torch is loaded
     # Torch comes in here, and only here: `--list`, `--join` and every other command do without.
     from jobs.bench.run import environment, run_rows, usual_settings
 
@@ -67,6 +68,7 @@ def _measure(arguments: argparse.Namespace, rows: Sequence[Row], folder: Path, s
         repeat=arguments.repeat,
         backend=arguments.backend,
     )
+    rows = _rows(arguments.rows, tiny=settings.size == "tiny")
     here = environment(settings) | {"command": "python -m pipeline " + " ".join(sys.argv[1:])}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LINES).write_text("")

@@ -166,7 +166,10 @@ def _add_bench(commands: _Commands[Parser]) -> None:
         "--row-seconds", type=_seconds, default=300, metavar="S", help="what a single row may take (default: 300)"
     )
     parser.add_argument(
-        "--backend", default="auto", metavar="NAME", help="torch.compile's; auto: inductor on a GPU, else aot_eager"
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="torch.compile's; auto: inductor on a GPU; on a CPU eager: graphs alone",
     )
     _add_json(parser)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from jobs.bench.rows import OURS, TAKEN_AWAY, Row
+from jobs.bench.rows import TAKEN_AWAY, Row
 from jobs.settings import Mesh
 
 Json = dict[str, Any]
@@ -18,11 +18,11 @@ def factors(rows: Iterable[tuple[Row, Mapping[str, Any]]]) -> list[Json]:
 
     `factor`: how many times as fast the word makes it. `share_of_ideal`: of a mesh, the factor over the number of ranks.
     """
-    seconds = {row.name: float(line["seconds"]) for row, line in rows if line["status"] == MEASURED}
-    known = [row for row, _ in rows if row.name in seconds]
+    measured = {row.name: (row, line) for row, line in rows if line["status"] == MEASURED}
+    seconds = {name: float(line["seconds"]) for name, (_, line) in measured.items()}
     found = []
-    for row in known:
-        for word, slower, faster in _fellows(row):
+    for row, row_line in measured.values():
+        for word, slower, faster in _fellows(row, fused="kernels" in row_line.get("execution", "").split()):
             if slower.name in seconds and faster.name in seconds:
                 factor = seconds[slower.name] / seconds[faster.name]
                 line: Json = {
@@ -35,12 +35,11 @@ def factors(rows: Iterable[tuple[Row, Mapping[str, Any]]]) -> list[Json]:
     return found
 
 
-def _fellows(row: Row) -> Iterable[tuple[str, Row, Row]]:
+def _fellows(row: Row, *, fused: bool) -> Iterable[tuple[str, Row, Row]]:
     """Yields the word, the row that should be slower, and the faster one."""
     if row.mode == "compiled":
         eager = replace(row, mode="eager", options=tuple(word for word in row.options if word not in TAKEN_AWAY))
-        kernels = row.side == OURS and row.family.fused_kernels and "nokernels" not in row.options
-        yield "compiling and fused kernels" if kernels else "compiling", eager, row
+        yield "compiling and fused kernels" if fused else "compiling", eager, row
     if row.broadcast != "none":
         yield row.broadcast, replace(row, broadcast="none"), row
     for word in row.options:

@@ -43,7 +43,9 @@ class LattePeer:
 
     def __init__(self, subject: Subject, row: Row, backend: str) -> None:
         from diffusers import DDIMScheduler, LattePipeline
+        from diffusers.utils import logging
 
+        logging.set_verbosity_error()  # it warns of every cast of a module
         assert isinstance(subject.model, NoiseVideo), "the subject is Latte"
         ours = subject.model.transformer
         assert isinstance(ours, Latte), "the subject is Latte"
@@ -57,9 +59,7 @@ class LattePeer:
         )
         self._pipe.set_progress_bar_config(disable=True)
         if row.side == CACHE_DIT:
-            import cache_dit
-
-            cache_dit.enable_cache(self._pipe)
+            self._cache_blocks()
         if row.broadcast != "none":
             self._broadcast(row)
         if row.mode == "compiled":
@@ -101,6 +101,14 @@ class LattePeer:
         states = self._subject.model.encode_text([request.prompt, request.negative_prompt or ""])
         tokens = int(states.mask_BL[0].sum())
         return states.y_BLC[:1, :tokens], states.y_BLC[1:, :tokens]
+
+    def _cache_blocks(self) -> None:
+        import cache_dit
+
+        try:
+            cache_dit.enable_cache(self._pipe)
+        except ValueError as error:
+            raise NotHereError(f"cache-dit says: {error}") from error
 
     def _broadcast(self, row: Row) -> None:
         """Turns diffusers' own PAB on, with the ranges and the window of our preset; it has no MLP broadcast."""

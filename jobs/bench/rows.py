@@ -31,13 +31,17 @@ PEER_OPTIONS = ("whole", "host")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The rows of one model and clip. `minutes`: what all of them take at full size on a data centre GPU, about."""
+    """The rows of one model and clip. `minutes`: what all of them take at full size on a data centre GPU, about.
+
+    `tiny`: the rows that are enough to see on a CPU, with tiny models, that all of it works.
+    """
 
     name: str
     family: str
     what: str
     minutes: float
     rows: tuple[str, ...]
+    tiny: tuple[str, ...]
 
 
 GROUPS = (
@@ -58,6 +62,14 @@ GROUPS = (
             "compiled nokernels none",
             "eager cudnn none",
             "eager pab246",
+        ),
+        tiny=(
+            "eager none",
+            "compiled none",
+            "compiled pab246",
+            "compiled pab246 int8",
+            "eager pab246",
+            "eager pab246 cfg2",
         ),
     ),
     Group(
@@ -80,6 +92,7 @@ GROUPS = (
             "diffusers: eager pab236 host",
             "diffusers: compiled none whole",
         ),
+        tiny=("eager none", "eager pab236", "diffusers: eager none", "diffusers: eager pab236", "cache-dit: eager"),
     ),
     Group(
         name="open_sora_plan",
@@ -87,6 +100,7 @@ GROUPS = (
         what="Open-Sora-Plan 1.1.0, 512x512, 65 frames, 150 steps, guidance 7.5",
         minutes=7,
         rows=("eager pab246", "compiled none", "compiled pab246", "eager none", "compiled pab579"),
+        tiny=("eager none", "eager pab246"),
     ),
     Group(
         name="open_sora_small",
@@ -94,6 +108,7 @@ GROUPS = (
         what="Open-Sora 1.2, 144x256, 17 frames, 30 steps, guidance 7",
         minutes=2,
         rows=("eager none", "compiled none", "compiled pab246", "eager pab246"),
+        tiny=(),
     ),
     Group(
         name="demo",
@@ -101,6 +116,7 @@ GROUPS = (
         what="the trained demo model, 64x64, 16 frames, 30 steps, guidance 4: its videos tell the quality",
         minutes=1,
         rows=("eager none", "eager pab246", "eager pab357", "eager pab579", "eager foresight"),
+        tiny=("eager none", "eager pab246"),
     ),
 )
 """In order of importance, rows within a group too. Rows of one execution stand together: they share a compiled model."""
@@ -141,6 +157,15 @@ class Row:
         changed = {name: value for word in self.options for name, value in OPTIONS.get(word, {}).items()}
         return replace(usual, **changed)
 
+    def changes_nothing(self, device: str, precision: str) -> str | None:
+        """Returns the word without which the row would be the same on this machine; None where all say something."""
+        whole = self.execution(device, precision)
+        for word in self.options:
+            less = replace(self, options=tuple(other for other in self.options if other != word))
+            if word in OPTIONS and (less.execution(device, precision) == whole or (word, device) == ("cudnn", "cpu")):
+                return word
+        return None
+
     @property
     def without_reuse(self) -> tuple[str, str, str, tuple[str, ...]]:
         """Names the clip it is compared with: the same way of running on one device, where nothing is kept."""
@@ -172,18 +197,18 @@ def parse_row(group: Group, text: str) -> Row:
     return row
 
 
-def all_rows() -> list[Row]:
-    """Returns the whole table, in order of importance."""
-    return [parse_row(group, text) for group in GROUPS for text in group.rows]
+def all_rows(*, tiny: bool = False) -> list[Row]:
+    """Returns the whole table, or what of it is enough with tiny models, in order of importance."""
+    return [parse_row(group, text) for group in GROUPS for text in (group.tiny if tiny else group.rows)]
 
 
-def chosen_rows(texts: Sequence[str]) -> list[Row]:
+def chosen_rows(texts: Sequence[str], *, tiny: bool = False) -> list[Row]:
     """Returns the rows that the texts name: a group, a part of a row's name, or `GROUP [SIDE]: WORDS` for any other row.
 
-    All of them without texts. Raises ValueError naming a text that names nothing.
+    Without texts the whole table, or with `tiny` what is enough. Raises ValueError naming a text that names nothing.
     """
     if not texts:
-        return all_rows()
+        return all_rows(tiny=tiny)
     found: dict[str, Row] = {}
     for text in texts:
         for row in _named(text):

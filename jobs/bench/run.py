@@ -29,7 +29,7 @@ from pab.execution import Execution
 from pab.parallel import NodeGroup
 
 _LIBRARIES = ("torch", "triton", "diffusers", "cache-dit")
-_MAX_WHY = 600
+_MAX_WHY = 400
 
 
 class TooLongError(Exception):
@@ -49,9 +49,12 @@ class BenchSettings:
 
 
 def usual_settings(*, size: str, seconds: float, row_seconds: float, repeat: int, backend: str) -> BenchSettings:
-    """Returns settings for this machine; "auto" is full size and inductor on a GPU, tiny and aot_eager on a CPU."""
+    """Returns settings for this machine. "auto" is on a GPU full size and inductor.
+
+    On a CPU it is tiny models and the backend "eager", which captures graphs and generates no code.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    usual = (FULL, "inductor") if device == "cuda" else (TINY, "aot_eager")
+    usual = (FULL, "inductor") if device == "cuda" else (TINY, "eager")
     return BenchSettings(
         size=usual[0] if size == "auto" else size,
         device=device,
@@ -109,14 +112,17 @@ class _Bench:
         }  # fmt: skip
         if left_s <= 0:
             return head | {"status": "not run", "why": f"no time left of {self.settings.seconds:.0f} s (--seconds)"}
-        began = time.perf_counter()
+        began, limit_s = time.perf_counter(), min(left_s, self.settings.row_seconds)
         try:
-            with time_limit(min(left_s, self.settings.row_seconds)):
+            with time_limit(limit_s):
                 return head | {"status": "measured"} | self._measured(row) | {"row_s": time.perf_counter() - began}
         except NotHereError as error:
             return head | {"status": "not run", "why": str(error)}
         except Exception as error:  # one row that fails must not lose the others
-            why = f"{type(error).__name__}: {error}".strip()[:_MAX_WHY]
+            why = _why(error)
+        if time.perf_counter() - began >= limit_s:
+            # Whatever a compiler has made of the interruption.
+            why = f"stopped after {limit_s:.0f} s, all that this row may take (--row-seconds, --seconds)"
         # Outside of `except`, so that the traceback no longer holds tensors.
         self._drop()
         return head | {"status": "failed", "why": why, "row_s": time.perf_counter() - began}
@@ -168,6 +174,9 @@ class _Bench:
         if self.subject is None or self.loaded is None or self.loaded[0] != name:
             self._drop()
             self.subject, self.loaded = make_subject(name, settings.size, self.device), (name, None)
+        idle = row.changes_nothing(settings.device, self.subject.precision)
+        if idle:
+            raise NotHereError(f"{idle!r} changes nothing on this machine: the row without it says the same")
         execution = row.execution(settings.device, self.subject.precision)
         if self.loaded[1] is None:
             run_as(self.subject, execution, settings.backend)
@@ -201,6 +210,11 @@ class _Bench:
         return line
 
 
+def _why(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:_MAX_WHY]
+
+
 def _of_model(execution: Execution) -> Execution:
     """Returns what of an execution a loaded model has taken on: all but how outputs are kept between steps."""
     return replace(execution, keep="full")
@@ -229,7 +243,7 @@ def time_limit(seconds: float) -> Iterator[None]:
     """Raises TooLongError inside when it takes longer. For the main thread alone, as signals are."""
 
     def too_long(*_: Any) -> None:
-        raise TooLongError(f"stopped after {seconds:.0f} s, all that this row may take")
+        raise TooLongError(f"stopped after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, seconds)

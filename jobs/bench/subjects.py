@@ -207,7 +207,10 @@ def _demo(size: str, device: torch.device) -> Subject:
         family=family,
         model=family.load(LoadRequest(weights=None, precision=precision, device=str(device))),
         sites=family.sites,
-        requests=tuple(request_of(family, prompt=text, seed=seed) for seed, (text, _) in enumerate(prompts)),
+        requests=tuple(
+            request_of(family, prompt=text, seed=seed, num_steps=family.defaults.num_steps if size == FULL else 10)
+            for seed, (text, _) in enumerate(prompts)
+        ),
         precision=precision,
         device=device,
         decodes=True,
