@@ -21,7 +21,7 @@ from pab.device_clock import DeviceClock
 from pab.execution import Execution, execution_of
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.given_frames import GivenFrames, TakesReferences
-from pab.model import EncodedPrompt, UsesKernels, VideoModel
+from pab.model import EncodedPrompt, UsesFloat8, UsesKernels, VideoModel
 from pab.parallel import Axis, NodeGroup
 from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, rules_from_dict
 
@@ -146,6 +146,7 @@ def load_family(
         device=settings.device,
         precision=settings.precision,
         keep=settings.keep,
+        linears=settings.linears,
     )
     request = LoadRequest(
         weights=settings.weights_of(family.name),
@@ -156,6 +157,8 @@ def load_family(
     model = family.load(request)
     if execution.kernels:
         cast(UsesKernels, model).use_kernels()  # its family says that it can
+    if execution.linears == "float8":
+        cast(UsesFloat8, model).use_float8()
     if execution.compiled:
         compile_blocks(model.block_stacks, backend=settings.compile_backend)
     return LoadedFamily(

@@ -92,6 +92,13 @@ class UsesKernels(Protocol):
         """Has passes use fused operations from now on, where they are faster."""
 
 
+class UsesFloat8(Protocol):
+    """A `VideoModel` whose blocks can multiply by 8-bit floats; its family has `float8`."""
+
+    def use_float8(self) -> None:
+        """Has the blocks do so from now on. Comes before they are compiled."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInput:
     """What one pass is told besides latents and text."""

@@ -113,4 +113,5 @@ OPEN_SORA = Family(
     compiles=True,
     prefers_cudnn=True,
     fused_kernels=True,
+    float8=True,
 )
