@@ -22,6 +22,7 @@ class Execution:
     `kernels`: fused operations where they were measured to be faster (`pab.kernels.choice.fastest`). `keep`: how outputs of
     sites lie in memory between steps: "full", or "int8" with a scale per token, in half of bfloat16's memory. `linears`: the
     blocks' matrix products are of the model's precision ("full"), or of 8-bit floats with a scale per row.
+    `records`: the loops of small clips are CUDA graphs; goes with `kernels`, and is told with them.
     """
 
     compiled: bool = False
@@ -29,6 +30,7 @@ class Execution:
     kernels: bool = False
     keep: str = "full"
     linears: str = "full"
+    records: bool = False
 
     @property
     def identity(self) -> str:
@@ -62,4 +64,11 @@ def execution_of(
     if attention == "auto":
         attention = "cudnn" if compiles and device == "cuda" and family.prefers_cudnn else "default"
     kernels = compiles and device == "cuda" and precision == "bfloat16" and family.fused_kernels
-    return Execution(compiled=compiles, attention=attention, kernels=kernels, keep=keep, linears=linears)
+    return Execution(
+        compiled=compiles,
+        attention=attention,
+        kernels=kernels,
+        keep=keep,
+        linears=linears,
+        records=kernels and family.records_loops,
+    )

@@ -111,6 +111,8 @@ class Family:
     """Whether its transformer has fused GPU operations (`pab.kernels`); its model is then a `pab.model.UsesKernels`."""
     float8: bool = False
     """Whether its blocks can multiply by 8-bit floats; its model is then a `pab.model.UsesFloat8`."""
+    records_loops: bool = False
+    """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
     `pab.given_frames.TakesReferences` describes."""

@@ -114,4 +114,5 @@ OPEN_SORA = Family(
     prefers_cudnn=True,
     fused_kernels=True,
     float8=True,
+    records_loops=True,
 )

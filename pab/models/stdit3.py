@@ -81,6 +81,17 @@ class Text:
     keys_values: tuple[Tensor, ...]
     mask_B11L: Tensor | None
 
+    def filled(self, length: int) -> Text:
+        """Returns the same text with `length` tokens, and a mask that leaves out those that are added."""
+        missing = length - self.keys_values[0].shape[3]
+        mask = self.mask_B11L
+        if mask is None:
+            first = self.keys_values[0]
+            mask = first.new_ones(first.shape[0], 1, 1, first.shape[3], dtype=torch.bool)
+        # Padding the tokens' dim, the last but one.
+        filled = (F.pad(each, (0, 0, 0, missing)) for each in self.keys_values)
+        return Text(keys_values=tuple(filled), mask_B11L=F.pad(mask, (0, missing)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockContext:
