@@ -16,14 +16,15 @@ from jobs.references import ClipReferences
 from jobs.settings import JobSettings
 from manifests.clip import Clip
 from pab.compiled import Compiled, Graphs, compile_blocks
-from pab.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.denoise import Denoised, LoopSettings, denoise, initial_noise, plan_for, records_loop
 from pab.device_clock import DeviceClock
 from pab.execution import Execution, execution_of
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.given_frames import GivenFrames, TakesReferences
-from pab.model import EncodedPrompt, UsesKernels, VideoModel
+from pab.model import EncodedPrompt, UsesFloat8, UsesKernels, VideoModel
 from pab.parallel import Axis, NodeGroup
 from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, rules_from_dict
+from pab.recorded_loop import LoopRecorder
 
 
 @dataclass(slots=True)
@@ -65,7 +66,8 @@ class Begun:
 class LoadedFamily:
     """A family whose weights are on this rank's device, and the prompts that are encoded so far, by clip key.
 
-    `graphs` counts what was compiled since it was loaded; None where blocks run eagerly.
+    `graphs` counts what was compiled since it was loaded; None where blocks run eagerly. `recorder` replays the loops of
+    small clips; None where they are not recorded.
     """
 
     family: Family
@@ -73,6 +75,7 @@ class LoadedFamily:
     load_s: float
     execution: Execution
     graphs: Graphs | None = None
+    recorder: LoopRecorder | None = None
     prompts: dict[str, EncodedPrompt] = field(default_factory=dict)
 
 
@@ -146,6 +149,7 @@ def load_family(
         device=settings.device,
         precision=settings.precision,
         keep=settings.keep,
+        linears=settings.linears,
     )
     request = LoadRequest(
         weights=settings.weights_of(family.name),
@@ -156,6 +160,8 @@ def load_family(
     model = family.load(request)
     if execution.kernels:
         cast(UsesKernels, model).use_kernels()  # its family says that it can
+    if execution.linears == "float8":
+        cast(UsesFloat8, model).use_float8()
     if execution.compiled:
         compile_blocks(model.block_stacks, backend=settings.compile_backend)
     return LoadedFamily(
@@ -164,6 +170,7 @@ def load_family(
         load_s=time.perf_counter() - start,
         execution=execution,
         graphs=Graphs() if execution.compiled else None,
+        recorder=LoopRecorder() if execution.records else None,
     )
 
 
@@ -233,9 +240,11 @@ def _frames(
     given: GivenFrames | None,
 ) -> ClipFrames:
     model, graphs = loaded.model, loaded.graphs
-    if graphs is not None:
-        graphs.make_room()
+    if graphs is not None and graphs.make_room() and loaded.recorder is not None:
+        loaded.recorder.forget()
     before = graphs.so_far() if graphs else Compiled()
+    records = given is None and records_loop(request, loaded.family, plan, group)
+    loop = LoopSettings(keep=loaded.execution.keep, recorder=loaded.recorder if records else None)
     with stages.time("denoise"):
         noise = initial_noise(request, model.latent_shape(request))
     with stages.time("wait"):
@@ -244,7 +253,14 @@ def _frames(
             torch.cuda.current_stream(group.device).synchronize()
     with stages.time("denoise"):
         denoised = denoise(
-            model, request, prompt=prompt, noise=noise, plan=plan, group=group, given=given, keep=loaded.execution.keep
+            model,
+            request,
+            prompt=prompt,
+            noise=noise,
+            plan=plan,
+            group=group,
+            given=given,
+            loop=loop,
         )
     decode = DeviceClock(group.device)
     with stages.time("decode"):
