@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.bench.rows import Row
 from jobs.bench.subjects import Subject
-from pab.compiled import graphs_compiled
-from pab.denoise import Denoised, denoise, initial_noise
+from pab.compiled import executing, graphs_compiled
+from pab.denoise import Denoised, LoopSettings, denoise, initial_noise, records_loop
+from pab.execution import Execution
 from pab.family import ClipRequest
 from pab.parallel import NodeGroup
 from pab.plan import KINDS
+from pab.recorded_loop import LoopRecorder
 
 Json = dict[str, Any]
 ENOUGH_S = 25.0
@@ -48,32 +51,64 @@ class Measured:
     pictures: tuple[Tensor, ...]
 
 
-def render(subject: Subject, request: ClipRequest, broadcast: str, group: NodeGroup, *, keep: str = "full") -> Denoised:
-    """Denoises one clip as a job does."""
-    model = subject.model
-    return denoise(
-        model,
-        request,
-        prompt=model.encode_prompts([request])[0],
-        noise=initial_noise(request, model.latent_shape(request)),
-        plan=subject.plan(request, broadcast),
-        group=group,
-        keep=keep,
-    )
+def measure_ours(
+    subject: Subject, row: Row, execution: Execution, group: NodeGroup, *, repeat: int, enough_s: float = ENOUGH_S
+) -> Measured:
+    """Measures a row of our own on a model that runs as `execution` says already. Collective over the group."""
+    recorder = LoopRecorder() if execution.records else None
+    clips = OurClips(subject=subject, broadcast=row.broadcast, group=group, keep=execution.keep, recorder=recorder)
+    with executing(execution), torch.inference_mode():
+        measured = measure(
+            clips.clip,
+            subject.requests,
+            warm_up=subject.requests[0] if execution.compiled else subject.short,
+            # Loops are recorded in the second clip of their kind.
+            warm_ups=2 if recorder is not None else 1,
+            repeat=repeat,
+            enough_s=enough_s,
+        )
+    recorded = recorder is not None and recorder.recordings > 0
+    measured.line["execution"] = execution.identity.strip() + (" recorded" if recorded else "") or "eager"
+    return measured
 
 
-def timed(subject: Subject, request: ClipRequest, broadcast: str, group: NodeGroup, *, keep: str = "full") -> Timed:
-    """Denoises one clip and returns what is told of it."""
-    done = render(subject, request, broadcast, group, keep=keep)
-    latents = done.latents
-    return Timed(
-        step_seconds=done.step_seconds,
-        pictures=(subject.model.decode(latents, request, group) if subject.decodes else latents)[0].cpu(),
-        patterns=done.plan.patterns,
-        computed_share=sum(map(done.plan.computed, KINDS)) / sum(map(done.plan.total, KINDS)),
-        kept_bytes=done.kept_bytes_peak,
-        plan_digest=done.plan.digest,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OurClips:
+    """Denoises clips as a job does. `recorder` replays the loops of those that are small."""
+
+    subject: Subject
+    broadcast: str
+    group: NodeGroup
+    keep: str = "full"
+    recorder: LoopRecorder | None = None
+
+    def denoise(self, request: ClipRequest) -> Denoised:
+        """Denoises one clip."""
+        subject, model, group = self.subject, self.subject.model, self.group
+        plan = subject.plan(request, self.broadcast)
+        records = self.recorder is not None and records_loop(request, subject.family, plan, group)
+        return denoise(
+            model,
+            request,
+            prompt=model.encode_prompts([request])[0],
+            noise=initial_noise(request, model.latent_shape(request)),
+            plan=plan,
+            group=group,
+            loop=LoopSettings(keep=self.keep, recorder=self.recorder if records else None),
+        )
+
+    def clip(self, request: ClipRequest) -> Timed:
+        """Denoises one clip and returns what is told of it."""
+        done, subject = self.denoise(request), self.subject
+        shown = subject.model.decode(done.latents, request, self.group) if subject.decodes else done.latents
+        return Timed(
+            step_seconds=done.step_seconds,
+            pictures=shown[0].cpu(),
+            patterns=done.plan.patterns,
+            computed_share=sum(map(done.plan.computed, KINDS)) / sum(map(done.plan.total, KINDS)),
+            kept_bytes=done.kept_bytes_peak,
+            plan_digest=done.plan.digest,
+        )
 
 
 def measure(
@@ -81,13 +116,15 @@ def measure(
     requests: Sequence[ClipRequest],
     *,
     warm_up: ClipRequest,
+    warm_ups: int = 1,
     repeat: int,
     enough_s: float = ENOUGH_S,
 ) -> Measured:
     """Times every request `repeat` times after the warm-up clip, or fewer times once the timed ones took `enough_s`."""
     before = graphs_compiled()
     began = time.perf_counter()
-    clip(warm_up)
+    for _ in range(warm_ups):
+        clip(warm_up)
     warm_up_s = time.perf_counter() - began
     warm = graphs_compiled()
     if torch.cuda.is_available():
@@ -99,7 +136,7 @@ def measure(
             break
     line = summary(clips) | {
         "warm_up_s": warm_up_s,
-        "warm_up_steps": warm_up.num_steps,
+        "warm_up_steps": warm_ups * warm_up.num_steps,
         "graphs": warm - before,
         "graphs_after_warm_up": graphs_compiled() - warm,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,

@@ -11,11 +11,10 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from jobs.bench.measure import Measured, measure, timed
+from jobs.bench.measure import Measured, measure_ours
 from jobs.bench.peers import NotHereError
 from jobs.bench.rows import Row
 from jobs.bench.subjects import make_subject, run_as
-from pab.compiled import executing
 from pab.parallel import open_group
 
 _PATIENCE = timedelta(minutes=10)
@@ -74,14 +73,8 @@ def _one_rank(rank: int, work: RankWork) -> None:
     subject = make_subject(row.group.name, work.size, device)
     execution = row.execution(device.type, subject.precision)
     run_as(subject, execution, work.backend)
-    with executing(execution), torch.inference_mode():
-        measured = measure(
-            lambda request: timed(subject, request, row.broadcast, group, keep=execution.keep),
-            subject.requests,
-            warm_up=subject.requests[0] if execution.compiled else subject.short,
-            repeat=work.repeat,
-            enough_s=float("inf"),  # ranks must agree how many clips they render
-        )
+    # Ranks must agree how many clips they render, so no clock decides it.
+    measured = measure_ours(subject, row, execution, group, repeat=work.repeat, enough_s=float("inf"))
     if rank == 0:
         torch.save({"line": measured.line, "pictures": measured.pictures}, Path(work.found))
     dist.destroy_process_group()

@@ -17,12 +17,14 @@ from pab.family import Family
 OURS, DIFFUSERS, CACHE_DIT = SIDES = ("ours", "diffusers", "cache-dit")
 MODES = {"eager": False, "compiled": True}
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "nokernels": {"kernels": False},
+    "nokernels": {"kernels": False, "records": False},
+    "norecording": {"records": False},
     "cudnn": {"attention": "cudnn"},
     "int8": {"keep": "int8"},
+    "float8": {"linears": "float8"},
 }
 """Word -> fields of `Execution` that differ from what a job does by itself. A new option is a line here."""
-TAKEN_AWAY = ("nokernels",)
+TAKEN_AWAY = ("nokernels", "norecording")
 """Options that leave something out which a job does by itself: the others add something."""
 MESHES = {"cfg2": Mesh(cfg=2), "sp2": Mesh(sp=2)}
 PEER_OPTIONS = ("whole", "host")
@@ -57,6 +59,8 @@ GROUPS = (
             "compiled pab579",
             "compiled pab246 int8",
             "compiled pab357",
+            "compiled none float8",
+            "compiled pab246 float8",
             "compiled pab246 cfg2",
             "compiled pab246 sp2",
             "compiled nokernels none",
@@ -107,7 +111,7 @@ GROUPS = (
         family="open_sora",
         what="Open-Sora 1.2, 144x256, 17 frames, 30 steps, guidance 7",
         minutes=2,
-        rows=("eager none", "compiled none", "compiled pab246", "eager pab246"),
+        rows=("eager none", "compiled none", "compiled pab246", "compiled none norecording", "eager pab246"),
         tiny=(),
     ),
     Group(
@@ -150,11 +154,19 @@ class Row:
         return FAMILIES[self.group.family]
 
     def execution(self, device: str, precision: str) -> Execution:
-        """Returns how our model is run: as a job does by itself, but for the row's options."""
-        usual = execution_of(
-            self.family, compiled=MODES[self.mode], attention="auto", device=device, precision=precision
-        )
+        """Returns how our model is run: as a job does by itself, but for the row's options.
+
+        Raises ValueError for an option that the family has not.
+        """
         changed = {name: value for word in self.options for name, value in OPTIONS.get(word, {}).items()}
+        usual = execution_of(
+            self.family,
+            compiled=MODES[self.mode],
+            attention="auto",
+            device=device,
+            precision=precision,
+            linears=changed.get("linears", "full"),
+        )
         return replace(usual, **changed)
 
     def changes_nothing(self, device: str, precision: str) -> str | None:

@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.bench.measure import Json, Measured, measure, timed
+from jobs.bench.measure import Json, Measured, measure, measure_ours
 from jobs.bench.peers import LattePeer, NotHereError, require
 from jobs.bench.ranks import measure_on_ranks
 from jobs.bench.rows import OURS, Row
 from jobs.bench.subjects import FULL, TINY, Subject, make_subject, run_as
 from jobs.quality import latents_alike, psnr, ssim
-from pab.compiled import executing
 from pab.execution import Execution
 from pab.parallel import NodeGroup
 
@@ -142,17 +141,8 @@ class _Bench:
 
     def _ours(self, row: Row) -> Measured:
         subject, execution = self._load(row)
-        with executing(execution), torch.inference_mode():
-            measured = measure(
-                lambda request: timed(
-                    subject, request, row.broadcast, NodeGroup(device=self.device), keep=execution.keep
-                ),
-                subject.requests,
-                warm_up=subject.requests[0] if execution.compiled else subject.short,
-                repeat=self.settings.repeat,
-            )
-        measured.line["execution"] = execution.identity.strip() or "eager"
-        return measured
+        group = NodeGroup(device=self.device)
+        return measure_ours(subject, row, execution, group, repeat=self.settings.repeat)
 
     def _theirs(self, row: Row) -> Measured:
         require(row.side)

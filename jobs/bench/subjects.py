@@ -19,7 +19,7 @@ from pab.execution import Execution
 from pab.families import FAMILIES
 from pab.families.open_sora_plan import MAX_TEXT_TOKENS_V110
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.model import UsesKernels, VideoModel
+from pab.model import UsesFloat8, UsesKernels, VideoModel
 from pab.models.latte import Latte
 from pab.models.latte_blocks import LatteConfig
 from pab.models.noise_video import NoiseVideo
@@ -71,6 +71,8 @@ def run_as(subject: Subject, execution: Execution, backend: str) -> None:
     """Has the model run as an execution says, once and for all."""
     if execution.kernels:
         cast(UsesKernels, subject.model).use_kernels()  # its family says that it can
+    if execution.linears == "float8":
+        cast(UsesFloat8, subject.model).use_float8()
     if execution.compiled:
         compile_blocks(subject.model.block_stacks, backend=backend)
 
