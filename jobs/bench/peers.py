@@ -49,7 +49,10 @@ class LattePeer:
         assert isinstance(subject.model, NoiseVideo), "the subject is Latte"
         ours = subject.model.transformer
         assert isinstance(ours, Latte), "the subject is Latte"
-        self._subject, self._timesteps, self._step = subject, subject.family.timesteps(subject.requests[0], ""), 0
+        # Nothing of our transformer is kept, so that its memory is not counted as theirs.
+        self._encode_text, self._latent_shape = subject.model.encode_text, subject.model.codec.latent_shape
+        self._levels, self._device = subject.family.timesteps, subject.device
+        self._timesteps, self._step = self._levels(subject.requests[0], ""), 0
         self._pipe = LattePipeline(
             tokenizer=None,
             text_encoder=None,
@@ -67,11 +70,11 @@ class LattePeer:
 
     def clip(self, request: ClipRequest) -> Timed:
         """Renders one clip; its seconds begin when the pipeline is called, some milliseconds before its first step."""
-        shape, dtype = self._subject.model.latent_shape(request), self._pipe.transformer.dtype
+        shape = self._latent_shape(request.num_frames, request.height, request.width)
         prompt, negative = self._texts(request)
-        noise = initial_noise(request, shape).to(self._subject.device, dtype)
-        self._timesteps, self._step = self._subject.family.timesteps(request, ""), 0
-        clock = DeviceClock(self._subject.device)
+        noise = initial_noise(request, shape).to(self._device, self._pipe.transformer.dtype)
+        self._timesteps, self._step = self._levels(request, ""), 0
+        clock = DeviceClock(self._device)
 
         def after_step(_pipe: object, step: int, _timestep: object, _tensors: object) -> dict[str, Any]:
             self._step = min(step + 1, len(self._timesteps) - 1)
@@ -97,8 +100,7 @@ class LattePeer:
 
     def _texts(self, request: ClipRequest) -> tuple[Tensor, Tensor]:
         # What our model reads too: the text of a prompt, cut to the tokens that count.
-        assert isinstance(self._subject.model, NoiseVideo), "the subject is Latte"
-        states = self._subject.model.encode_text([request.prompt, request.negative_prompt or ""])
+        states = self._encode_text([request.prompt, request.negative_prompt or ""])
         tokens = int(states.mask_BL[0].sum())
         return states.y_BLC[:1, :tokens], states.y_BLC[1:, :tokens]
 
@@ -135,7 +137,8 @@ class LattePeer:
         transformer = self._pipe.transformer
         blocks = [*transformer.transformer_blocks, *transformer.temporal_transformer_blocks]
         for module in [transformer] if whole else blocks:
-            module.compile(backend=backend)
+            # Left to itself torch would make the second shape dynamic, and slower.
+            module.compile(backend=backend, dynamic=False)
 
 
 def _same_transformer(ours: Latte, device: torch.device) -> Any:

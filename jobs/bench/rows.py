@@ -20,11 +20,12 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "nokernels": {"kernels": False, "records": False},
     "norecording": {"records": False},
     "cudnn": {"attention": "cudnn"},
+    "nocudnn": {"attention": "default"},
     "int8": {"keep": "int8"},
     "float8": {"linears": "float8"},
 }
 """Word -> fields of `Execution` that differ from what a job does by itself. A new option is a line here."""
-TAKEN_AWAY = ("nokernels", "norecording")
+TAKEN_AWAY = ("nokernels", "norecording", "nocudnn")
 """Options that leave something out which a job does by itself: the others add something."""
 MESHES = {"cfg2": Mesh(cfg=2), "sp2": Mesh(sp=2)}
 PEER_OPTIONS = ("whole", "host")
@@ -51,7 +52,7 @@ GROUPS = (
         name="open_sora",
         family="open_sora",
         what="Open-Sora 1.2, 480x848, 51 frames, 30 steps, guidance 7",
-        minutes=6,
+        minutes=7,
         rows=(
             "eager none",
             "compiled none",
@@ -63,9 +64,9 @@ GROUPS = (
             "compiled pab246 float8",
             "compiled pab246 cfg2",
             "compiled pab246 sp2",
+            "eager pab246",
             "compiled nokernels none",
             "eager cudnn none",
-            "eager pab246",
         ),
         tiny=(
             "eager none",
@@ -80,19 +81,19 @@ GROUPS = (
         name="latte",
         family="latte",
         what="Latte-1, 512x512, 16 frames, 50 steps, guidance 7.5",
-        minutes=6,
+        minutes=8,
         rows=(
             "eager none",
+            "diffusers: eager none",
+            "diffusers: eager pab236",
             "compiled none",
             "compiled pab236",
-            "diffusers: eager none",
-            "diffusers: compiled none",
-            "diffusers: eager pab236",
             "compiled pab347",
             "compiled pab469",
-            "eager pab236",
-            "cache-dit: eager",
+            "diffusers: compiled none",
             "diffusers: compiled pab236",
+            "cache-dit: eager",
+            "eager pab236",
             "diffusers: eager pab236 host",
             "diffusers: compiled none whole",
         ),
@@ -102,7 +103,7 @@ GROUPS = (
         name="open_sora_plan",
         family="open_sora_plan_v110",
         what="Open-Sora-Plan 1.1.0, 512x512, 65 frames, 150 steps, guidance 7.5",
-        minutes=7,
+        minutes=6,
         rows=("eager pab246", "compiled none", "compiled pab246", "eager none", "compiled pab579"),
         tiny=("eager none", "eager pab246"),
     ),

@@ -98,6 +98,8 @@ class _Bench:
     def __init__(self, settings: BenchSettings) -> None:
         self.settings = settings
         self.device = torch.device(settings.device)
+        self.lost: str | None = None
+        """The row in which the device failed for good."""
         self.subject: Subject | None = None
         self.loaded: tuple[str, Execution | None] | None = None
         self.without_reuse: dict[object, tuple[Tensor, ...]] = {}
@@ -111,6 +113,9 @@ class _Bench:
         }  # fmt: skip
         if left_s <= 0:
             return head | {"status": "not run", "why": f"no time left of {self.settings.seconds:.0f} s (--seconds)"}
+        if self.lost is not None:
+            why = f"the device was lost to this process in {self.lost}; ask for this row by --rows"
+            return head | {"status": "not run", "why": why}
         began, limit_s = time.perf_counter(), min(left_s, self.settings.row_seconds)
         try:
             with time_limit(limit_s):
@@ -123,8 +128,17 @@ class _Bench:
             # Whatever a compiler has made of the interruption.
             why = f"stopped after {limit_s:.0f} s, all that this row may take (--row-seconds, --seconds)"
         # Outside of `except`, so that the traceback no longer holds tensors.
-        self._drop()
+        self._recover(row)
         return head | {"status": "failed", "why": why, "row_s": time.perf_counter() - began}
+
+    def _recover(self, row: Row) -> None:
+        try:
+            self._drop()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+        except RuntimeError:
+            # A fault of the device ends all that this process can do with it.
+            self.lost = row.name
 
     def _measured(self, row: Row) -> Json:
         if row.mesh.num_ranks > 1:
@@ -150,13 +164,10 @@ class _Bench:
         # Of our model only the weights are needed.
         subject = make_subject(row.group.name, self.settings.size, self.device)
         peer = LattePeer(subject, row, self.settings.backend)
+        requests, warm_up = subject.requests, subject.requests[0] if row.mode == "compiled" else subject.short
+        del subject
         with torch.inference_mode():
-            return measure(
-                peer.clip,
-                subject.requests,
-                warm_up=subject.requests[0] if row.mode == "compiled" else subject.short,
-                repeat=self.settings.repeat,
-            )
+            return measure(peer.clip, requests, warm_up=warm_up, repeat=self.settings.repeat)
 
     def _load(self, row: Row) -> tuple[Subject, Execution]:
         """Returns the row's model, the one that is loaded if only what is kept differs."""
@@ -201,8 +212,10 @@ class _Bench:
 
 
 def _why(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"[:_MAX_WHY]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    # What a rank says ends in its traceback's last line.
+    told = lines[-1] if any(line.startswith("Traceback") for line in lines) else " ".join(lines[:3])
+    return f"{type(error).__name__}: {told}"[:_MAX_WHY]
 
 
 def _of_model(execution: Execution) -> Execution:
