@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.open_sora_gpu import make_model
 from jobs import layout
+from jobs.bench.subjects import open_sora_model
 from jobs.bucket import Bucket
 from jobs.render import RenderShard
 from jobs.settings import JobSettings, Mesh
@@ -33,7 +33,6 @@ from pab.models.open_sora_vae import OpenSoraVAE, OpenSoraVAEConfig
 from pab.models.stdit3 import STDiT3Config
 from pab.models.stdit3_video import STDiT3Video
 from pab.models.video import TextStates
-from pab.open_sora.clips import levels, model_fps, model_size
 from pab.open_sora.load import OpenSoraCodec
 
 FULL, TINY = (480, 848, 51), (64, 96, 17)
@@ -47,17 +46,12 @@ def load_random(request: LoadRequest) -> STDiT3Video:
 def _random_model(request: LoadRequest, config: STDiT3Config, vae_config: OpenSoraVAEConfig) -> STDiT3Video:
     device = torch.device(request.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[request.precision]
-    model = make_model(device, config, text_tokens=120)
     with device:
         vae = OpenSoraVAE(vae_config)
     return replace(
-        model,
-        transformer=model.transformer.to(dtype),
+        open_sora_model(config, device, request.precision, text_tokens=120),
         encode_text=lambda prompts: _random_text(prompts, config),
         codec=OpenSoraCodec(vae=vae.to(dtype).eval()),
-        timesteps=lambda clip: levels(clip, request.precision),
-        model_fps=model_fps,
-        model_size=lambda clip: model_size(clip, request.precision),
     )
 
 

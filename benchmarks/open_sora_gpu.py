@@ -1,7 +1,8 @@
-"""Times Open-Sora 1.2 at full size on one GPU: random weights, bf16, denoising only (480x848, 51 frames, 30 steps, scale 7).
+"""Times single operations of Open-Sora 1.2, and its clip with one fused kernel left out at a time; profiles it.
 
-Every variant runs in this process; medians over --repeat clips after one warm-up clip. Lines go to DIR/lines.jsonl as they
-come. A variant that fails says so in its line, and one that --seconds leaves no time for says that.
+The clip is that of `python -m pipeline bench --rows open_sora`, which has the table of whole clips. Every variant runs in
+this process; medians over --repeat clips after one warm-up clip. Lines go to DIR/lines.jsonl as they come. A variant that
+fails says so in its line, and one that --seconds leaves no time for says that.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,28 +18,15 @@ from pathlib import Path
 import torch
 
 from benchmarks import kernels_gpu
-from pab.compiled import compile_blocks, executing, graphs_compiled
-from pab.denoise import Denoised, LoopSettings, denoise, initial_noise
+from jobs.bench.measure import OurClips, measure
+from jobs.bench.subjects import FULL, TINY, Subject, make_subject
+from pab.compiled import compile_blocks, executing
 from pab.execution import Execution
 from pab.family import ClipRequest
 from pab.kernels.choice import MEASURED_FASTER, PLAIN
-from pab.models.stdit3 import STDiT3, STDiT3Config, stdit3_sites
-from pab.models.stdit3_video import STDiT3Video, TextStates
+from pab.models.stdit3 import STDiT3
+from pab.models.stdit3_video import STDiT3Video
 from pab.parallel import NodeGroup
-from pab.plan import NO_BROADCAST, BroadcastRules, MlpRule, make_plan, pyramid
-from pab.rectified_flow import round_to, size_shift, timesteps
-
-MLP = tuple(
-    MlpRule(stack=stack, blocks=(0, 1, 2, 3, 4), skip_count=2, position=step / 30)
-    for stack in ("spatial", "temporal")
-    for step in (13, 17, 21)
-)
-RULES = {
-    "none": NO_BROADCAST,
-    "pab246": pyramid(2, 4, 6, window=(450, 930), mlp=MLP),
-    "pab357": pyramid(3, 5, 7, window=(450, 930), mlp=MLP),
-    "pab579": pyramid(5, 7, 9, window=(450, 930), mlp=MLP),
-}
 
 KERNELS = {
     "plain": PLAIN,
@@ -52,84 +39,6 @@ KERNELS = {
     "nocross": replace(MEASURED_FASTER, cross=False),
 }
 """Of a variant's third word; `spatial` is `fused` with the other way of spatial attention, the rest leave one out."""
-
-
-class Latents480p:
-    """Only knows the size of the latents."""
-
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns (C, T, H, W)."""
-        return (4, num_frames // 17 * 5, height // 8, width // 8)
-
-    def decode_frames(self, *_: object) -> torch.Tensor:
-        """Is not timed here."""
-        raise NotImplementedError
-
-
-def make_model(device: torch.device, config: STDiT3Config, text_tokens: int) -> STDiT3Video:
-    """Returns a model with random weights, in place of a checkpoint, and one prompt of `text_tokens` tokens."""
-    torch.manual_seed(0)
-    with device:
-        transformer = STDiT3(config)
-    for parameter in transformer.parameters():
-        if parameter.dim() > 1 and parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-    transformer = transformer.to(torch.bfloat16).eval()
-    generator = torch.Generator().manual_seed(1)
-    y = torch.randn(1, config.model_max_length, config.caption_channels, generator=generator).to(device, torch.bfloat16)
-    mask = (torch.arange(config.model_max_length) < text_tokens).long()[None].to(device)
-    shift = size_shift(height=480, width=848, num_frames=51, precision="bfloat16")
-    return STDiT3Video(
-        transformer=transformer,
-        encode_text=lambda prompts: TextStates(y_BLC=y, mask_BL=mask, warnings=((),) * len(prompts)),
-        codec=Latents480p(),
-        timesteps=lambda request: timesteps(request.num_steps, shift=shift),
-        model_fps=lambda _: 24.0,
-    )
-
-
-def render(
-    model: STDiT3Video, request: ClipRequest, rules: BroadcastRules, group: NodeGroup, keep: str = "full"
-) -> Denoised:
-    """Denoises one clip under a plan."""
-    levels = [round_to("bfloat16", level) for level in model.timesteps(request)]
-    return denoise(
-        model,
-        request,
-        prompt=model.encode_prompts([request])[0],
-        noise=initial_noise(request, model.latent_shape(request)),
-        plan=make_plan(rules, levels, stdit3_sites(model.transformer.config.depth)),
-        group=group,
-        loop=LoopSettings(keep=keep),
-    )
-
-
-def measure(run: Callable[[], Denoised], repeat: int) -> dict[str, object]:
-    """Returns seconds of the loop (device time between its first and last step), warm-up apart, and peak memory.
-
-    With a `repeat` of 0 the warm-up clip is the result.
-    """
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    first = run()
-    warm_up_s = time.perf_counter() - began
-    if torch.cuda.is_available() and repeat:
-        torch.cuda.reset_peak_memory_stats()
-    results = [run() for _ in range(repeat)] or [first]
-    seconds = [sum(result.step_seconds) for result in results]
-    by_pattern: dict[str, list[float]] = {}
-    for pattern, step_s in zip(results[-1].plan.patterns, results[-1].step_seconds, strict=True):
-        by_pattern.setdefault(pattern, []).append(step_s * 1e3)
-    return {
-        "seconds": statistics.median(seconds),
-        "spread": max(seconds) - min(seconds),
-        "warm_up_s": warm_up_s,
-        "step_ms": {pattern: round(statistics.median(values), 1) for pattern, values in by_pattern.items()},
-        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,
-        "kept_gb": first.kept_bytes_peak / 1e9,
-        "latents": results[-1].latents,
-    }
 
 
 class Lines:
@@ -183,7 +92,8 @@ def check_kernels(lines: Lines, *, tiles: bool, only: str) -> None:
 class Bench:
     """The model and the clips of one process, and the latents to compare with."""
 
-    model: STDiT3Video
+    subject: Subject
+    transformer: STDiT3
     group: NodeGroup
     repeat: int
     latents: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -192,19 +102,19 @@ class Bench:
     def run(self, variant: str, request: ClipRequest) -> dict[str, object]:
         """Measures `eager|compiled PRESET KERNELS [int8]`. Eager variants come first: compiled blocks stay so."""
         mode, preset, kernels, *others = variant.split()
-        keep = others[0] if others else "full"
         if mode == "eager" and self.compiled:
             raise ValueError(f"{variant}: eager variants come before compiled ones")
         if mode == "compiled" and not self.compiled:
-            compile_blocks(self.model.block_stacks)
+            compile_blocks(self.subject.model.block_stacks)
             self.compiled = True
-        self.model.transformer.choose_kernels = lambda **_: KERNELS[kernels]
-        # Eager clips need no warm-up worth the time: the first is the result.
-        repeat = self.repeat if mode == "compiled" else 0
-        row = measure(lambda: render(self.model, request, RULES[preset], self.group, keep), repeat)
-        latents = row.pop("latents")
-        assert isinstance(latents, torch.Tensor), "the loop returns latents"
+        self.transformer.choose_kernels = lambda **_: KERNELS[kernels]
+        clips = OurClips(subject=self.subject, broadcast=preset, group=self.group, keep=others[0] if others else "full")
+        # Eager clips need no warm-up worth the time.
+        warm_up = request if mode == "compiled" else replace(request, num_steps=2)
+        measured = measure(clips.clip, (request,), warm_up=warm_up, repeat=self.repeat)
+        latents = measured.pictures[0]
         first = self.latents.setdefault(f"{request.height} {preset}", latents)
+        row = dict(measured.line)
         if first is not latents:
             difference = (latents - first).abs()
             row |= {
@@ -212,12 +122,13 @@ class Bench:
                 "max_difference_to_first": difference.max().item(),
                 "rms_of_first": first.square().mean().sqrt().item(),
             }
-        return {"graphs": graphs_compiled(), **row}
+        return row
 
     def profile(self, request: ClipRequest, file: Path) -> dict[str, object]:
         """Writes the kernels of one short clip without reuse, by device time. Returns how much of the loop they fill."""
+        clips = OurClips(subject=self.subject, broadcast="none", group=self.group)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as prof:
-            result = render(self.model, request, NO_BROADCAST, self.group)
+            result = clips.denoise(request)
         averages = prof.key_averages()
         file.write_text(averages.table(sort_by="self_cuda_time_total", row_limit=60, max_name_column_width=120))
         kernels_s = sum(event.self_device_time_total for event in averages) / 1e6
@@ -251,18 +162,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600, help="start no further variant after this long")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = STDiT3Config(depth=2, hidden_size=32, num_heads=2) if options.tiny else STDiT3Config()
-    size = (64, 96, 17) if options.tiny else (480, 848, 51)
     lines = Lines(options.out, options.seconds)
-    request = ClipRequest(
-        prompt="-", negative_prompt=None, seed=1, num_frames=size[2], height=size[0], width=size[1], fps=24,
-        num_steps=options.steps, guidance_scale=7.0,
-    )  # fmt: skip
+    subject = make_subject("open_sora", TINY if options.tiny else FULL, device)
+    assert isinstance(subject.model, STDiT3Video), "the subject is Open-Sora"
+    request = replace(subject.requests[0], num_steps=options.steps)
     with executing(Execution(compiled=True, attention="cudnn")), torch.inference_mode():
         if device.type == "cuda" and not options.no_kernels:
             check_kernels(lines, tiles=options.tiles, only=options.only)
-        model = make_model(device, config, text_tokens=120)
-        bench = Bench(model=model, group=NodeGroup(device=device), repeat=options.repeat)
+        bench = Bench(
+            subject=subject,
+            transformer=subject.model.transformer,
+            group=NodeGroup(device=device),
+            repeat=options.repeat,
+        )
         short = replace(request, num_steps=3)
         for number, variant in enumerate(options.variants.split(",")):
             lines.attempt(variant, lambda variant=variant: bench.run(variant, request))
