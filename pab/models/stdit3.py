@@ -23,7 +23,6 @@ from pab.models.layers import (
     RMSNorm,
     RotaryFrequencies,
     ScalarEmbedder,
-    modulate,
     position_embedding_2d,
     rotate_pairs,
     unpatchify,
@@ -88,8 +87,9 @@ class Text:
         if mask is None:
             first = self.keys_values[0]
             mask = first.new_ones(first.shape[0], 1, 1, first.shape[3], dtype=torch.bool)
-        # Padding the tokens' dim, the last but one.
-        filled = (F.pad(each, (0, 0, 0, missing)) for each in self.keys_values)
+        # The heads of a token stay side by side, as the fused attention reads them.
+        by_token = (each.permute(0, 3, 1, 2, 4) for each in self.keys_values)
+        filled = (F.pad(each, (0, 0, 0, 0, 0, 0, 0, missing)).permute(0, 2, 3, 1, 4) for each in by_token)
         return Text(keys_values=tuple(filled), mask_B11L=F.pad(mask, (0, missing)))
 
 
@@ -288,17 +288,20 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(dim, pt * ph * pw * config.out_channels)
         self.scale_shift_table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
 
-    def forward(self, x_BTSD: Tensor, t_BD: Tensor, t0_BD: Tensor | None, active_BT: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BTSD: Tensor, t_BD: Tensor, t0_BD: Tensor | None, active_BT: Tensor | None, kernels: Kernels = PLAIN
+    ) -> Tensor:
         """Returns [B, T, S, pt*ph*pw*C]."""
-        x_BTSD = self._modulated(x_BTSD, t_BD)
+        x_BTSD = self._modulated(x_BTSD, t_BD, kernels)
         if active_BT is not None and t0_BD is not None:
             # The published model modulates given frames a second time, on top of the first.
-            x_BTSD = torch.where(active_BT[:, :, None, None], x_BTSD, self._modulated(x_BTSD, t0_BD))
+            x_BTSD = torch.where(active_BT[:, :, None, None], x_BTSD, self._modulated(x_BTSD, t0_BD, kernels))
         return self.linear(x_BTSD)
 
-    def _modulated(self, x_BTSD: Tensor, t_BD: Tensor) -> Tensor:
+    def _modulated(self, x_BTSD: Tensor, t_BD: Tensor, kernels: Kernels) -> Tensor:
         shift, scale = (self.scale_shift_table + t_BD[:, None]).transpose(0, 1)[:, :, None, None]
-        return modulate(F.layer_norm(x_BTSD, x_BTSD.shape[-1:], eps=1e-6), shift, scale)
+        normed = modulated_norm.fused if kernels.norm else modulated_norm.plain
+        return normed(x_BTSD, (), shift, scale)[1]
 
 
 class STDiT3(nn.Module):
@@ -399,7 +402,7 @@ class STDiT3(nn.Module):
         own = sp.own_size(x.shape[1], num_frames)
         for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
             x = run_block(block, x, context, (keys_values, text.mask_B11L), visit=visit, own=own)
-        x = self.final_layer(x, t_BD, t0_BD, active_BT).unflatten(2, (height, width))
+        x = self.final_layer(x, t_BD, t0_BD, active_BT, context.kernels).unflatten(2, (height, width))
         return unpatchify(x, self.config.patch_size, size).float()
 
     def forward(

@@ -9,10 +9,12 @@ from pab import recorded_loop
 from pab.denoise import LoopSettings, NotFiniteError, plan_for, records_loop
 from pab.families import FAMILIES
 from pab.foresight import FORESIGHT_PRESETS
+from pab.kernels.choice import Kernels
+from pab.models.stdit3 import STDiT3
 from pab.parallel import Axis, NodeGroup
 from pab.plan import NO_BROADCAST
 from pab.recorded_loop import LoopRecorder, run_again
-from tests.pab.worlds import PAB246, clip, render, tiny_model
+from tests.pab.worlds import CONFIG, PAB246, clip, render, tiny_model
 
 CUDA = torch.cuda.is_available()
 GROUP = NodeGroup(device=torch.device("cuda" if CUDA else "cpu"))
@@ -46,6 +48,20 @@ def test_replayed_clips_are_the_clips_whatever_their_prompts_seeds_and_text_leng
     assert torch.equal(recorded[3].latents, recorded[0].latents)
     assert torch.equal(recorded[4].latents, recorded[1].latents)
     assert not torch.equal(recorded[1].latents, recorded[0].latents)
+
+
+def test_texts_of_one_length_lie_as_the_fused_attention_reads_them():
+    config = replace(CONFIG, depth=1, num_heads=2)
+    loaded = replace(tiny_model(), transformer=STDiT3(config).eval().to(GROUP.device))
+    plain = render(loaded, clip(prompt="a b"), group=GROUP, depth=1)
+    text = loaded.encode_prompts([clip(prompt="a b")])[0].states("both")
+    filled = loaded.same_length(text)
+    for each in filled.keys_values:
+        assert each.shape[3] == CONFIG.model_max_length > text.keys_values[0].shape[3]
+        assert each.stride()[2] == config.head_dim
+    loaded.transformer.choose_kernels = lambda **_: Kernels(cross=True)
+    fused = render(loaded, clip(prompt="a b"), group=GROUP, depth=1, loop=LoopSettings(recorder=recorder()))
+    assert torch.allclose(fused.latents, plain.latents, atol=1e-5)
 
 
 def test_a_clip_of_another_kind_is_recorded_apart():

@@ -76,7 +76,7 @@ def launch(
     scale: Tensor,
     *,
     eps: float,
-    tile: tuple[int, int] = (1, 4),
+    tile: tuple[int, int] = (1, 2),
 ) -> tuple[Tensor, Tensor]:
     """Returns the sum (x itself without addends) and its modulated norm.
 
@@ -94,7 +94,7 @@ def launch_rows(
     *,
     eps: float,
     dtype: torch.dtype = FLOAT8,
-    tile: tuple[int, int] = (1, 4),
+    tile: tuple[int, int] = (1, 2),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what `launch` does, the norm as 8-bit values [B, T, S, D] and float32 scales [B, T, S, 1].
 
