@@ -39,9 +39,9 @@ def test_every_row_of_the_tiny_table_is_measured_or_says_why_not(ran: tuple[int,
     rows = rows_of(document)
     assert code == 0
     assert list(rows) == [row.name for row in all_rows(tiny=True)]
-    assert {name: line["why"] for name, line in rows.items() if line["status"] != "measured"} == {
-        "latte cache-dit: eager none": "cache-dit is not installed: pip install cache-dit"
-    }
+    (why,) = [line["why"] for line in rows.values() if line["status"] != "measured"]
+    assert why == rows["latte cache-dit: eager none"]["why"]
+    assert why.startswith(("cache-dit is not installed: pip install cache-dit", "cache-dit says: LattePipeline is not"))
     for line in rows.values():
         if line["status"] == "measured":
             assert 0 < line["seconds"] < 600
@@ -52,7 +52,7 @@ def test_every_row_of_the_tiny_table_is_measured_or_says_why_not(ran: tuple[int,
     assert [json.loads(text) for text in (folder / "lines.jsonl").read_text().splitlines()] == document["rows"]
     page = (folder / "bench.html").read_text()
     assert "Latte-1, 512x512" in page
-    assert "cache-dit is not installed" in page
+    assert why[:30] in page
 
 
 def test_quality_is_told_against_the_same_way_of_running_without_reuse(ran: tuple[int, Json, Path]) -> None:
