@@ -52,7 +52,7 @@ def _rows(text: str | None, *, tiny: bool = False) -> list[Row]:
 
 
 def _listed(rows: Sequence[Row]) -> str:
-    told = [f"{group.name}: {group.what}; about {group.minutes:g} min at full size" for group in GROUPS]
+    told = [f"{group.name}: {group.model}, {group.clip}; about {group.minutes:g} min at full size" for group in GROUPS]
     return "\n".join([*told, "", *(row.name for row in rows)])
 
 
@@ -91,7 +91,7 @@ def document_of(runs: Sequence[Json], lines: Sequence[Json], rows: Sequence[Row]
     return {
         "schema": SCHEMA,
         "runs": list(runs),
-        "groups": {group.name: group.what for group in GROUPS},
+        "groups": {group.name: group.model for group in GROUPS},
         "rows": list(lines),
         "factors": factors([(by_name[line["name"]], line) for line in lines]),
         "not_here": list(NOT_HERE),

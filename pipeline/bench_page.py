@@ -27,7 +27,7 @@ def bench_page(document: Json) -> str:
         lines = [line for line in document["rows"] if line["group"] == name]
         if lines:
             found = [factor for factor in document["factors"] if factor["group"] == name]
-            body += [f"<h2>{escape(what)}</h2>", _rows(lines), _factors(found), _steps(lines)]
+            body += [f"<h2>{escape(what)}</h2>", _clip(lines), _rows(lines), _factors(found), _steps(lines)]
     others = "".join(f"<li>{escape(each['what'])}: {escape(each['why'])}</li>" for each in document["not_here"])
     body.append(f"<h2>Not in the table</h2><ul>{others}</ul>")
     return (
@@ -58,6 +58,16 @@ def _legend() -> str:
         "a picture's); <i>to eager</i>: how far what reuses nothing is from our eager model, root mean squares over those "
         "of the clip. <i>Later</i>: graphs compiled after the warm-up.</p>"
     )
+
+
+def _clip(lines: Sequence[Json]) -> str:
+    told = {
+        "{height}x{width}, {num_frames} frames, {num_steps} steps, guidance {guidance_scale:g}".format(**line["clip"])
+        + f"; {line['block_parameters'] / 1e6:,.1f} million {line['weights']} weights in blocks, {line['precision']}"
+        for line in lines
+        if "clip" in line
+    }
+    return "".join(f"<p>{escape(text)}</p>" for text in sorted(told))
 
 
 def _rows(lines: Sequence[Json]) -> str:

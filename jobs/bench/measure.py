@@ -68,6 +68,7 @@ def measure_ours(
             enough_s=enough_s,
         )
     recorded = recorder is not None and recorder.recordings > 0
+    measured.line.update(subject.facts())
     measured.line["execution"] = execution.identity.strip() + (" recorded" if recorded else "") or "eager"
     return measured
 

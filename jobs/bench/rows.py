@@ -34,14 +34,16 @@ PEER_OPTIONS = ("whole", "host")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """The rows of one model and clip. `minutes`: what all of them take at full size on a data centre GPU, about.
+    """The rows of one model and clip. `clip`: at full size.
 
-    `tiny`: the rows that are enough to see on a CPU, with tiny models, that all of it works.
+    `minutes`: what all of them take at full size on a data centre GPU, about. `tiny`: the rows that are enough to see on a
+    CPU, with tiny models, that all of it works.
     """
 
     name: str
     family: str
-    what: str
+    model: str
+    clip: str
     minutes: float
     rows: tuple[str, ...]
     tiny: tuple[str, ...]
@@ -51,7 +53,8 @@ GROUPS = (
     Group(
         name="open_sora",
         family="open_sora",
-        what="Open-Sora 1.2, 480x848, 51 frames, 30 steps, guidance 7",
+        model="Open-Sora 1.2",
+        clip="480x848, 51 frames, 30 steps, guidance 7",
         minutes=7,
         rows=(
             "eager none",
@@ -80,7 +83,8 @@ GROUPS = (
     Group(
         name="latte",
         family="latte",
-        what="Latte-1, 512x512, 16 frames, 50 steps, guidance 7.5",
+        model="Latte-1",
+        clip="512x512, 16 frames, 50 steps, guidance 7.5",
         minutes=8,
         rows=(
             "eager none",
@@ -102,7 +106,8 @@ GROUPS = (
     Group(
         name="open_sora_plan",
         family="open_sora_plan_v110",
-        what="Open-Sora-Plan 1.1.0, 512x512, 65 frames, 150 steps, guidance 7.5",
+        model="Open-Sora-Plan 1.1.0",
+        clip="512x512, 65 frames, 150 steps, guidance 7.5",
         minutes=6,
         rows=("eager pab246", "compiled none", "compiled pab246", "eager none", "compiled pab579"),
         tiny=("eager none", "eager pab246"),
@@ -110,7 +115,8 @@ GROUPS = (
     Group(
         name="open_sora_small",
         family="open_sora",
-        what="Open-Sora 1.2, 144x256, 17 frames, 30 steps, guidance 7",
+        model="Open-Sora 1.2, small clips",
+        clip="144x256, 17 frames, 30 steps, guidance 7",
         minutes=2,
         rows=("eager none", "compiled none", "compiled pab246", "compiled none norecording", "eager pab246"),
         tiny=(),
@@ -118,7 +124,8 @@ GROUPS = (
     Group(
         name="demo",
         family="demo",
-        what="the trained demo model, 64x64, 16 frames, 30 steps, guidance 4: its videos tell the quality",
+        model="The trained demo model, whose videos tell the quality",
+        clip="64x64, 16 frames, 30 steps, guidance 4",
         minutes=1,
         rows=("eager none", "eager pab246", "eager pab357", "eager pab579", "eager foresight"),
         tiny=("eager none", "eager pab246"),

@@ -163,11 +163,13 @@ class _Bench:
         self._drop()
         # Of our model only the weights are needed.
         subject = make_subject(row.group.name, self.settings.size, self.device)
-        peer = LattePeer(subject, row, self.settings.backend)
-        requests, warm_up = subject.requests, subject.requests[0] if row.mode == "compiled" else subject.short
+        peer, facts, requests = LattePeer(subject, row, self.settings.backend), subject.facts(), subject.requests
+        warm_up = requests[0] if row.mode == "compiled" else subject.short
         del subject
         with torch.inference_mode():
-            return measure(peer.clip, requests, warm_up=warm_up, repeat=self.settings.repeat)
+            measured = measure(peer.clip, requests, warm_up=warm_up, repeat=self.settings.repeat)
+        measured.line.update(facts)
+        return measured
 
     def _load(self, row: Row) -> tuple[Subject, Execution]:
         """Returns the row's model, the one that is loaded if only what is kept differs."""

@@ -52,6 +52,20 @@ class Subject:
     device: torch.device
     decodes: bool = False
 
+    def facts(self) -> dict[str, object]:
+        """Returns what is timed: the clip, and how large the model is that renders it."""
+        clip = self.requests[0]
+        blocks = (block for stack in self.model.block_stacks for block in stack)
+        return {
+            "clip": {
+                "height": clip.height, "width": clip.width, "num_frames": clip.num_frames, "num_steps": clip.num_steps,
+                "guidance_scale": clip.guidance_scale,
+            },
+            "block_parameters": sum(parameter.numel() for block in blocks for parameter in block.parameters()),
+            "weights": "trained" if self.decodes else "random",
+            "precision": self.precision,
+        }  # fmt: skip
+
     def plan(self, request: ClipRequest, broadcast: str) -> BroadcastPlan:
         """Returns the plan of a clip under one of the family's presets."""
         return make_plan(self.family.presets[broadcast], self.family.timesteps(request, self.precision), self.sites)

@@ -51,7 +51,7 @@ def test_every_row_of_the_tiny_table_is_measured_or_says_why_not(ran: tuple[int,
     assert json.loads((folder / "bench.json").read_text()) == document
     assert [json.loads(text) for text in (folder / "lines.jsonl").read_text().splitlines()] == document["rows"]
     page = (folder / "bench.html").read_text()
-    assert "Latte-1, 512x512" in page
+    assert "<h2>Latte-1</h2><p>64x64, 16 frames, 10 steps, guidance 7.5; 0.1 million random weights" in page
     assert why[:30] in page
 
 
