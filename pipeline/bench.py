@@ -88,12 +88,16 @@ def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Jso
 def document_of(runs: Sequence[Json], lines: Sequence[Json], rows: Sequence[Row]) -> Json:
     """Returns the JSON document: where it was measured, the rows, and what each way of running is worth by itself."""
     by_name = {row.name: row for row in rows}
+    of_device: dict[str, list[tuple[Row, Json]]] = {}
+    for line in lines:
+        of_device.setdefault(runs[line.get("run", 0)]["device"], []).append((by_name[line["name"]], line))
     return {
         "schema": SCHEMA,
         "runs": list(runs),
         "groups": {group.name: group.model for group in GROUPS},
         "rows": list(lines),
-        "factors": factors([(by_name[line["name"]], line) for line in lines]),
+        # Rows of different devices are never compared.
+        "factors": [factor for mine in of_device.values() for factor in factors(mine)],
         "not_here": list(NOT_HERE),
     }
 

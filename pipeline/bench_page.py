@@ -9,6 +9,7 @@ from typing import Any
 
 Json = Mapping[str, Any]
 _STYLE = """
+main { max-width: 1500px; } td:nth-child(1), td:nth-child(2) { white-space: nowrap; }
 td.bar { min-width: 160px; } td.bar div { height: 12px; background: var(--c0); border-radius: 2px; }
 tr.peer td.bar div { background: var(--c1); } td.why { color: var(--quiet); white-space: normal; min-width: 220px; }
 """
@@ -44,9 +45,10 @@ def _run(run: Json) -> str:
         if run["gpus"]
         else f"{run['device']}, {run['cores']} cores, load {run['load']:.1f}"
     )
-    return (
-        f"<p>{escape(where)}; {escape(versions)}, Python {escape(run['python'])}; {escape(run['size'])} size, compiled by "
-        f"{escape(run['backend'])}; begun {escape(run['began'])}<br/><code>{escape(run['command'])}</code></p>"
+    tiny = "<p class='bad'>Tiny models: they show that all of it works; their times say nothing of full size.</p>"
+    return (tiny if run["size"] == "tiny" else "") + (
+        f"<p>{escape(where)}; {escape(versions)}, Python {escape(run['python'])}; {escape(run['size'])} size, "
+        f"torch.compile's backend {escape(run['backend'])}; begun {escape(run['began'])}<br/><code>{escape(run['command'])}</code></p>"
     )
 
 

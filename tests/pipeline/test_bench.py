@@ -156,24 +156,31 @@ def test_a_row_that_takes_too_long_and_rows_after_the_time_say_so(command: Comma
     assert latte["why"] == "no time left of 0 s (--seconds)"
 
 
+def document(device: str, *lines: Json) -> Json:
+    return {"schema": 1, "runs": [{"device": device}], "rows": list(lines), "factors": []}
+
+
+def line(words: str, **others: Any) -> Json:
+    return {"name": f"open_sora ours: {words}", "side": "ours", "words": words} | others
+
+
 def test_runs_are_joined_and_a_measured_row_wins() -> None:
-    def document(*lines: Json) -> Json:
-        return {"schema": 1, "runs": [{"device": "d"}], "rows": list(lines), "factors": []}
-
-    def line(words: str, **others: Any) -> Json:
-        return {"name": f"open_sora ours: {words}", "side": "ours", "words": words} | others
-
-    first = document(
-        line("compiled none", status="measured", seconds=8.0), line("compiled pab246", status="measured", seconds=5.0)
-    )
+    fast = line("compiled pab246", status="measured", seconds=5.0)
+    first = document("a", line("compiled none", status="measured", seconds=8.0), fast)
     second = document(
-        line("compiled none", status="not run", why="no time"), line("eager none", status="failed", why="x")
+        "a", line("compiled none", status="not run", why="no time"), line("eager none", status="failed", why="x")
     )
     found = joined([first, second])
     assert [(each["words"], each["status"], each["run"]) for each in found["rows"]] == [
         ("eager none", "failed", 1), ("compiled none", "measured", 0), ("compiled pab246", "measured", 0),
     ]  # fmt: skip
     assert [each["factor"] for each in found["factors"]] == [1.6]
+    assert len(found["runs"]) == 2
+
+
+def test_rows_of_different_devices_are_not_compared() -> None:
+    slow = document("a", line("compiled none", status="measured", seconds=8.0))
+    assert joined([slow, document("b", line("compiled pab246", status="measured", seconds=5.0))])["factors"] == []
 
 
 def test_wrong_rows_are_wrong_usage(command: Command) -> None:
