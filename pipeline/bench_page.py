@@ -48,7 +48,8 @@ def _run(run: Json) -> str:
     tiny = "<p class='bad'>Tiny models: they show that all of it works; their times say nothing of full size.</p>"
     return (tiny if run["size"] == "tiny" else "") + (
         f"<p>{escape(where)}; {escape(versions)}, Python {escape(run['python'])}; {escape(run['size'])} size, "
-        f"torch.compile's backend {escape(run['backend'])}; begun {escape(run['began'])}<br/><code>{escape(run['command'])}</code></p>"
+        f"torch.compile's backend {escape(run['backend'])}; begun {escape(run['began'])}<br/>"
+        f"<code>{escape(run['command'])}</code></p>"
     )
 
 
