@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import cast
@@ -347,8 +347,3 @@ class _Rendering:
         if size is not None and size != asked:
             warnings.append(f"the model gave frames {size}, asked for was {asked}")
         return tuple(warnings)
-
-
-def traffic_counts(denoised: Denoised) -> dict[str, int]:
-    """Returns what one clip's denoising sent from this rank, by name."""
-    return asdict(denoised.traffic)

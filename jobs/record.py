@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from jobs import layout
-from jobs.clip_work import Begun, ClipFrames, traffic_counts
+from jobs.clip_work import Begun, ClipFrames
 from jobs.context import JobContext, versions
 from jobs.encode import Video
 from pab.foresight import ForesightRules
@@ -120,7 +120,7 @@ def counted(rendered: ClipFrames) -> dict[str, object]:
     return {
         "computed": _by_kind(rendered.denoised.computed),
         "reused": _by_kind(rendered.denoised.reused),
-        **traffic_counts(rendered.denoised),
+        **asdict(rendered.denoised.traffic),
     }
 
 

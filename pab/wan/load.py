@@ -17,8 +17,9 @@ from pab.families.wan import MAX_TEXT_TOKENS, WanModel
 from pab.family import ClipRequest, LoadRequest
 from pab.model import Scheduler, StepInput
 from pab.models.diffusers_attention import SelfAttention
-from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, checked_config, load_part
 from pab.models.diffusers_sequence import library_plan, share_passes
+from pab.models.diffusers_vae import TiledCodec, open_codec
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.t5_text import T5Text
 from pab.parallel import Axis
@@ -89,19 +90,36 @@ def load_transformer(folder: Path, num_layers: int, *, dtype: torch.dtype, devic
     return load_part(folder, needed, dtype=dtype, device=device, compute_buffers=positions)
 
 
-def load_codec(folder: Path, device: torch.device) -> WholeClipCodec:
+def load_codec(folder: Path, device: torch.device) -> TiledCodec:
     """Loads the VAE, in float32 as published."""
     vae = load_part(folder, _VAE, dtype=torch.float32, device=device)
     mean, std = (
         torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
-    return WholeClipCodec(
-        decode=lambda latents, _request: vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0],
+    return open_codec(
+        vae,
+        strides=(vae.config.scale_factor_temporal, vae.config.scale_factor_spatial),
         channels=vae.config.z_dim,
-        frame_stride=vae.config.scale_factor_temporal,
-        pixel_stride=vae.config.scale_factor_spatial,
+        unscale=lambda latents, _request: latents / (1.0 / std) + mean,
+        decode=lambda _index, tile, _request: decode_tile(vae, tile),
     )
+
+
+def decode_tile(vae: Any, tile_BCTHW: Tensor) -> Tensor:
+    """Decodes latent frames one by one, each with what the ones before left in the VAE.
+
+    As the library's own `decode` does, but for cutting off what is beyond the range of pixels, which comes after fading.
+    """
+    vae.clear_cache()
+    latents = vae.post_quant_conv(tile_BCTHW)
+    frames = []
+    for at in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        frame = latents[:, :, at : at + 1]
+        frames.append(vae.decoder(frame, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=at == 0))
+    vae.clear_cache()
+    return torch.cat(frames, dim=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
