@@ -18,6 +18,7 @@ from pab.models.adaln_single import Attention, FeedForward, modulated_norm, modu
 from pab.models.layers import rotate_halves
 from pab.parallel import SequenceParallel
 from pab.sites import LATTE_PARTS, LATTE_STACKS
+from pab.state import handed_over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,8 +147,7 @@ class SpatialBlock(nn.Module):
         if mixed is None:
             mixed = table[5] * self.ff(modulated_norm(x_BTSD, table[3], table[4]))
         x_BTSD = x_BTSD + mixed
-        outputs = zip((attended, crossed, mixed), wanted, strict=True)
-        return x_BTSD, tuple(output if want else None for output, want in outputs)
+        return x_BTSD, handed_over((attended, crossed, mixed), wanted)
 
 
 class TemporalBlock(nn.Module):
@@ -178,8 +178,7 @@ class TemporalBlock(nn.Module):
         if mixed is None:
             mixed = table[5] * self.ff(modulated_norm(x_BTSD, table[3], table[4]))
         x_BTSD = x_BTSD + mixed
-        outputs = zip((attended, mixed), wanted, strict=True)
-        return x_BTSD, tuple(output if want else None for output, want in outputs)
+        return x_BTSD, handed_over((attended, mixed), wanted)
 
     def _attend(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
         patches, frames = x_BTSD.shape[2], context.num_frames
