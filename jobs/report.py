@@ -250,7 +250,7 @@ def _clip_row(clip: Clip, facts: JobFacts) -> Json:
         "digest": clip.digest,
         "model": clip.model,
         "broadcast": clip.broadcast,
-        "size": f"{clip.num_frames}x{clip.height}x{clip.width}",
+        "size": f"{clip.num_frames}x{clip.height}x{clip.width}" + (f", {clip.loops} loops" if clip.loops > 1 else ""),
         "num_steps": clip.num_steps,
     }
     record = facts.records.get(clip.key)

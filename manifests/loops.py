@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.digest import DIGEST_BYTES
-from manifests.errors import Problem
+from manifests.errors import Problem, shown
 from manifests.limits import Limits, Settings
 from manifests.rules import ClipLoops
 
@@ -113,16 +113,16 @@ def _loops(prompt: str, stated: Stated, settings: Settings, code: int, limits: L
     if family is None:
         return None
     count, length, edit = stated
-    says = "an |0| prompt" if count is None else str(count)
+    column, says = ("prompt", shown(prompt)) if count is None else ("loops", str(count))
     if family.clip_loops is None:
         if (count or 1) == 1 and length is None and edit is None and not prompt.startswith(FIRST_SCENE):
             return None
         takers = ", ".join(limits.take_loops)
         allowed = f"{model} renders clips of one loop" + (f" ({takers} of several)" if takers else "")
-        return Problem(column="loops", value=says, allowed=allowed, action="leave it out, or name another model")
+        return Problem(column=column, value=says, allowed=allowed, action="leave that out, or name another model")
     if settings.broken[code]:
         return None
     try:
         return family.clip_loops(prompt, int(settings.columns["num_frames"][code].as_py()), count, length, edit)
     except ValueError as error:
-        return Problem(column="loops", value=says, allowed=str(error))
+        return Problem(column=column, value=says, allowed=str(error))

@@ -90,7 +90,8 @@ class ReferenceRules:
         kept = self.condition_frame_length if length is None else length
         most = (self.latent_frames(num_frames) - 1) // self.chunk_latents * self.chunk_latents
         if kept not in range(self.chunk_latents, most + 1, self.chunk_latents):
-            allowed = f"a multiple of {self.chunk_latents} from {self.chunk_latents} to {most}"
+            multiple = f"a multiple of {self.chunk_latents} from " if self.chunk_latents > 1 else ""
+            allowed = f"{multiple}{self.chunk_latents} to {most}"
             at = f"of {num_frames} frames a loop"
             fits = f"{at} it can be {allowed}" if most else f"{at} there is none: a loop must be longer than that"
             raise ValueError(f"condition_frame_length={kept} (latent frames), {fits}")

@@ -252,4 +252,5 @@ def test_a_clip_of_loops_is_one_video_and_record_and_report_count_all_of_them(tm
     (plan,) = report["plans"]
     assert (plan["clips"], len(plan["patterns"]), len(plan["step_median_s"])) == (2, 8, 8)
     assert report["calls"]["agree"]
+    assert [row["size"] for row in report["clips"]] == ["8x32x48, 3 loops", "8x32x48"]
     assert len(report["baseline"]["steps"]["seconds"]) == 3 * 8

@@ -124,10 +124,10 @@ def test_every_row_that_cannot_have_its_loops_is_told(
         )
     lines = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
     assert [(line["row"], line["column"]) for line in lines] == [
-        (1, "loops"), (2, "loops"), (3, "loops"), (6, "mask_strategy"),
+        (1, "loops"), (2, "loops"), (3, "prompt"), (6, "mask_strategy"),
     ]  # fmt: skip
     told = str(caught.value)
     assert "row 1: loops=9, 1 to 4 loops of 81 frames are rendered, not 9; fix the manifest" in told
-    assert "row 2: loops=2, plain renders clips of one loop (wan of several); leave it out, or name another" in told
-    assert "row 3: loops=an |0| prompt, plain renders clips of one loop" in told
+    assert "row 2: loops=2, plain renders clips of one loop (wan of several); leave that out, or name another" in told
+    assert "row 3: prompt='|0| no taker', plain renders clips of one loop" in told
     assert "row 6: mask_strategy='2', it names loop 2 of 2" in told
