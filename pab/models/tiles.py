@@ -76,23 +76,24 @@ def tiled_decode(
     axis: Axis,
     tiled: bool = True,
     to_cpu: bool = True,
+    channels: int = 3,
 ) -> Tensor | None:
-    """Returns pixels [B, 3, T, H, W] on the axis' rank 0, on its CPU or its device; None on the others. Collective.
+    """Returns pixels [B, channels, T, H, W] on the axis' rank 0, on its CPU or its device; None on the others. Collective.
 
     `decode(index, latents)` decodes the tile of an index, which may be the whole, to the dtype of `z_BCTHW`. Latents that fit
     into one tile are decoded whole, and with `tiled` false all are.
     """
-    tiles = [Tile(place=(0, 0, 0), latents=z_BCTHW)]
-    if tiled and not grid.covers(z_BCTHW):
-        tiles = _cut(z_BCTHW, grid)
-    shapes = [_pixel_shape(tile.latents, grid.strides) for tile in tiles]
+    if not tiled or grid.covers(z_BCTHW):
+        # Nothing to share: the others need not send the root empty pieces.
+        whole = decode(0, z_BCTHW) if axis.rank == 0 else None
+        return whole.cpu() if whole is not None and to_cpu else whole
+    tiles = _cut(z_BCTHW, grid)
+    shapes = [_pixel_shape(tile.latents, grid.strides, channels) for tile in tiles]
     pieces = deal_to_root(
         lambda index: decode(index, tiles[index].latents), shapes, like=z_BCTHW, axis=axis, to_cpu=to_cpu
     )
     if pieces is None:
         return None
-    if len(tiles) == 1:
-        return pieces[0]
     return _join({tile.place: piece for tile, piece in zip(tiles, pieces, strict=True)}, grid)
 
 
@@ -105,10 +106,10 @@ def _cut(z_BCTHW: Tensor, grid: TileGrid) -> list[Tile]:
     ]
 
 
-def _pixel_shape(z_BCTHW: Tensor, strides: tuple[int, int]) -> tuple[int, ...]:
+def _pixel_shape(z_BCTHW: Tensor, strides: tuple[int, int], channels: int) -> tuple[int, ...]:
     batch, _, frames, height, width = z_BCTHW.shape
     time, space = strides
-    return batch, 3, (frames - 1) * time + 1, height * space, width * space
+    return batch, channels, (frames - 1) * time + 1, height * space, width * space
 
 
 def _join(pieces: dict[tuple[int, int, int], Tensor], grid: TileGrid) -> Tensor:

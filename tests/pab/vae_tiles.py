@@ -20,6 +20,10 @@ TILES: Mapping[str, Mapping[str, float]] = {
         "tile_sample_min_height": 64, "tile_sample_min_width": 48,
         "tile_sample_stride_height": 48, "tile_sample_stride_width": 32,
     },
+    "wan22_5b": {
+        "tile_sample_min_height": 128, "tile_sample_min_width": 96,
+        "tile_sample_stride_height": 96, "tile_sample_stride_width": 64,
+    },
     "cogvideox_5b": {
         "tile_sample_min_height": 48, "tile_sample_min_width": 64,
         "tile_overlap_factor_height": 1 / 3, "tile_overlap_factor_width": 1 / 4,
@@ -34,7 +38,13 @@ TILES: Mapping[str, Mapping[str, float]] = {
     },
 }  # fmt: skip
 """Tiles far smaller than the published ones: what is asked of the library's `enable_tiling`."""
-SIZES = {"wan": (9, 96, 80), "cogvideox_5b": (9, 80, 112), "ltx": (9, 192, 160), "hunyuan_video": (17, 48, 80)}
+SIZES = {
+    "wan": (9, 96, 80),
+    "wan22_5b": (5, 192, 160),
+    "cogvideox_5b": (9, 80, 112),
+    "ltx": (9, 192, 160),
+    "hunyuan_video": (17, 48, 80),
+}
 """Frames, height and width of a clip of several tiles, the last ones cut short."""
 
 
@@ -49,7 +59,7 @@ def small_codec(folder: Path, name: str) -> TiledCodec:
     """Our codec of the same VAE, with as small tiles."""
     codec = WORLDS[name].load(folder).codec
     assert isinstance(codec, TiledCodec)
-    return replace(codec, grid=library_grid(tiling_vae(folder, name), codec.grid.strides))
+    return replace(codec, grid=library_grid(tiling_vae(folder, name), codec.grid.strides, codec.patch))
 
 
 def latents_of(codec: TiledCodec, name: str) -> Tensor:
