@@ -104,7 +104,7 @@ def render_start(options: argparse.Namespace) -> None:
     bucket = Bucket(str(output))
     table = pa.Table.from_pylist(
         [
-            {name: getattr(clip, name) for name in CLIP_SCHEMA.names}
+            {name: getattr(clip, name) for name in accepted_schema(CLIP_SCHEMA).names}
             for clip in clips(count, size, options.num_steps, 1)
         ],
         schema=accepted_schema(CLIP_SCHEMA),

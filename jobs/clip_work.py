@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from jobs.frames import ClipOnDevice, ComingFrames, Frames
+from jobs.loops import clip_loops, clip_requests, joined
 from jobs.references import ClipReferences
 from jobs.settings import JobSettings
 from manifests.clip import Clip
@@ -20,8 +23,9 @@ from pab.denoise import Denoised, LoopSettings, denoise, initial_noise, plan_for
 from pab.device_clock import DeviceClock
 from pab.execution import Execution, execution_of
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.given_frames import GivenFrames, TakesReferences
+from pab.given_frames import EncodedReference, GivenFrames, TakesReferences
 from pab.model import EncodedPrompt, UsesFloat8, UsesKernels, VideoModel
+from pab.open_sora.frame_masks import FrameMask
 from pab.parallel import Axis, NodeGroup
 from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, rules_from_dict
 from pab.recorded_loop import LoopRecorder
@@ -64,7 +68,7 @@ class Begun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedFamily:
-    """A family whose weights are on this rank's device, and the prompts that are encoded so far, by clip key.
+    """A family whose weights are on this rank's device, and by clip key the prompts that are encoded so far, one per loop.
 
     `graphs` counts what was compiled since it was loaded; None where blocks run eagerly. `recorder` replays the loops of
     small clips; None where they are not recorded.
@@ -76,21 +80,32 @@ class LoadedFamily:
     execution: Execution
     graphs: Graphs | None = None
     recorder: LoopRecorder | None = None
-    prompts: dict[str, EncodedPrompt] = field(default_factory=dict)
+    prompts: dict[str, tuple[EncodedPrompt, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """What gives frames to a clip's loops: per loop a mask, or None, and what of the references is encoded."""
+
+    masks: tuple[FrameMask | None, ...]
+    encoded: tuple[EncodedReference | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipFrames:
-    """What a rendered clip left on this rank. `coming`: its frames, None on ranks that do not write."""
+    """What a rendered clip left on this rank. `coming`: its frames, None on ranks that do not write.
+
+    `loops`: what denoising each loop left.
+    """
 
     coming: ComingFrames | None
-    request: ClipRequest
+    requests: tuple[ClipRequest, ...]
     execution: Execution
-    denoised: Denoised
+    loops: tuple[Denoised, ...]
     decode: DeviceClock
     compiled: Compiled
     warnings: tuple[str, ...]
-    given: GivenFrames | None = None
+    conditioning: Conditioning
 
     @property
     def frames(self) -> Frames | None:
@@ -103,24 +118,19 @@ class ClipFrames:
         return ClipOnDevice(denoise=self.denoised.clock, decode=self.decode, compile_s=self.compiled.seconds)
 
     @property
+    def denoised(self) -> Denoised:
+        """What was measured and counted over all loops."""
+        return joined(self.loops)
+
+    @property
     def plan(self) -> BroadcastPlan:
-        """The clip's plan."""
-        return self.denoised.plan
+        """The plan of the first loop: of all, unless they were decided while they were rendered."""
+        return self.loops[0].plan
 
-
-def clip_request(clip: Clip) -> ClipRequest:
-    """Returns what the model is asked for."""
-    return ClipRequest(
-        prompt=clip.prompt,
-        negative_prompt=clip.negative_prompt,
-        seed=clip.seed,
-        num_frames=clip.num_frames,
-        height=clip.height,
-        width=clip.width,
-        fps=clip.fps,
-        num_steps=clip.num_steps,
-        guidance_scale=clip.guidance_scale,
-    )
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """What each step of all loops computed and reused."""
+        return tuple(pattern for loop in self.loops for pattern in loop.plan.patterns)
 
 
 def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
@@ -183,8 +193,9 @@ def encode_prompts(loaded: LoadedFamily, clips: Sequence[Clip]) -> float:
     """
     start = time.perf_counter()
     if clips:
-        prompts = loaded.model.encode_prompts([clip_request(clip) for clip in clips])
-        loaded.prompts.update(zip((clip.key for clip in clips), prompts, strict=True))
+        requests = {clip.key: clip_requests(clip) for clip in clips}
+        prompts = iter(loaded.model.encode_prompts([request for of_clip in requests.values() for request in of_clip]))
+        loaded.prompts.update({key: tuple(islice(prompts, len(of_clip))) for key, of_clip in requests.items()})
     return time.perf_counter() - start
 
 
@@ -199,17 +210,19 @@ def render_frames(
 ) -> ClipFrames:
     """Renders one clip to frames; its stages are timed in `begun`. Collective over the clip's ranks."""
     clip, stages = begun.clip, begun.stages
-    request = clip_request(clip)
+    requests = clip_requests(clip)
     with stages.time("plan"):
-        plan = plan_for(loaded.family, request, clip_rules(clip, loaded.family, settings), settings.precision)
+        plan = plan_for(loaded.family, requests[0], clip_rules(clip, loaded.family, settings), settings.precision)
     with stages.time("encode_prompt"):
-        prompt = loaded.prompts.get(clip.key) or loaded.model.encode_prompts([request])[0]
-    given = None
+        prompts = _prompts(loaded, clip, requests)
     if references is not None:
         with stages.time("encode_references"):
-            taker = cast(TakesReferences, loaded.model)  # its family says that it takes them
-            given = taker.encode_references(request, references.pixels, references.mask)
-    return _frames(loaded, request, prompt=prompt, plan=plan, group=group, stages=stages, given=given)
+            encoded = _taker(loaded).encode_references(requests[0], references.pixels)
+            conditioning = Conditioning(masks=references.masks, encoded=tuple(encoded))
+    else:
+        conditioning = Conditioning(masks=_masks(clip, loaded.family))
+    rendering = _Rendering(loaded=loaded, clip=clip, requests=requests, prompts=prompts, conditioning=conditioning)
+    return rendering.frames(plan, group, stages)
 
 
 @torch.inference_mode()
@@ -220,73 +233,127 @@ def render_baseline(
     settings: JobSettings,
     group: NodeGroup,
     stages: Stages,
-    given: GivenFrames | None = None,
+    conditioning: Conditioning,
 ) -> ClipFrames:
-    """Renders the clip with every site computed at every step: same prompt, seed, steps and given frames. Collective."""
-    request = clip_request(clip)
-    plan = plan_for(loaded.family, request, NO_BROADCAST, settings.precision)
-    prompt = loaded.prompts.get(clip.key) or loaded.model.encode_prompts([request])[0]
-    return _frames(loaded, request, prompt=prompt, plan=plan, group=group, stages=stages, given=given)
+    """Renders the clip with every site computed at every step: same prompt, seed, steps and references. Collective."""
+    requests = clip_requests(clip)
+    plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.precision)
+    prompts = _prompts(loaded, clip, requests)
+    rendering = _Rendering(loaded=loaded, clip=clip, requests=requests, prompts=prompts, conditioning=conditioning)
+    return rendering.frames(plan, group, stages)
 
 
-def _frames(
-    loaded: LoadedFamily,
-    request: ClipRequest,
-    *,
-    prompt: EncodedPrompt,
-    plan: BroadcastPlan,
-    group: NodeGroup,
-    stages: Stages,
-    given: GivenFrames | None,
-) -> ClipFrames:
-    model, graphs = loaded.model, loaded.graphs
-    if graphs is not None and graphs.make_room() and loaded.recorder is not None:
-        loaded.recorder.forget()
-    before = graphs.so_far() if graphs else Compiled()
-    records = given is None and records_loop(request, loaded.family, plan, group)
-    loop = LoopSettings(keep=loaded.execution.keep, recorder=loaded.recorder if records else None)
-    with stages.time("denoise"):
-        noise = initial_noise(request, model.latent_shape(request))
-    with stages.time("wait"):
-        # The device may still be decoding the clip before: that is not this one's time.
-        if group.device.type == "cuda":
-            torch.cuda.current_stream(group.device).synchronize()
-    with stages.time("denoise"):
-        denoised = denoise(
-            model,
-            request,
-            prompt=prompt,
-            noise=noise,
-            plan=plan,
-            group=group,
-            given=given,
-            loop=loop,
+def _prompts(loaded: LoadedFamily, clip: Clip, requests: Sequence[ClipRequest]) -> tuple[EncodedPrompt, ...]:
+    return loaded.prompts.get(clip.key) or tuple(loaded.model.encode_prompts(requests))
+
+
+def _taker(loaded: LoadedFamily) -> TakesReferences:
+    return cast(TakesReferences, loaded.model)  # its family says that it takes them
+
+
+def _masks(clip: Clip, family: Family) -> tuple[FrameMask | None, ...]:
+    if family.references is not None:
+        return family.references.masks(None, (), clip.num_frames, clip_loops(clip))
+    if clip.loops > 1:
+        raise ValueError(f"clip {clip.clip_id}: loops={clip.loops}, {family.name} renders clips of one loop")
+    return (None,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rendering:
+    """A clip about to be rendered, loop by loop."""
+
+    loaded: LoadedFamily
+    clip: Clip
+    requests: tuple[ClipRequest, ...]
+    prompts: tuple[EncodedPrompt, ...]
+    conditioning: Conditioning
+
+    def frames(self, plan: BroadcastPlan, group: NodeGroup, stages: Stages) -> ClipFrames:
+        """Renders all loops and joins their frames. Collective."""
+        graphs = self.loaded.graphs
+        if graphs is not None and graphs.make_room() and self.loaded.recorder is not None:
+            self.loaded.recorder.forget()
+        before = graphs.so_far() if graphs else Compiled()
+        loops: list[Denoised] = []
+        for loop in range(len(self.requests)):
+            given = self._given(loop, loops, group, stages)
+            loops.append(self._denoise(loop, plan, group, stages, given))
+        decode = DeviceClock(group.device)
+        with stages.time("decode"):
+            decode.mark()
+            frames_THWC = self._decode(loops, group)
+            coming = ComingFrames(frames_THWC.contiguous(), decode) if group.is_clip_root else None
+            decode.mark()
+        return ClipFrames(
+            coming=coming,
+            requests=self.requests,
+            execution=self.loaded.execution,
+            loops=tuple(loops),
+            decode=decode,
+            compiled=graphs.so_far().since(before) if graphs else Compiled(),
+            warnings=self._warnings(tuple(frames_THWC.shape[:3]) if group.is_clip_root else None),
+            conditioning=self.conditioning,
         )
-    decode = DeviceClock(group.device)
-    with stages.time("decode"):
-        decode.mark()
-        frames_BTHWC = model.decode(denoised.latents, request, group)
-        coming = ComingFrames(frames_BTHWC[0].contiguous(), decode) if group.is_clip_root else None
-        decode.mark()
-    warnings = list(prompt.warnings)
-    if group.is_clip_root and (size := tuple(frames_BTHWC.shape[1:4])) != _size(request):
-        warnings.append(f"the model gave frames {size}, asked for was {_size(request)}")
-    return ClipFrames(
-        coming=coming,
-        request=request,
-        execution=loaded.execution,
-        denoised=denoised,
-        decode=decode,
-        compiled=graphs.so_far().since(before) if graphs else Compiled(),
-        warnings=tuple(warnings),
-        given=given,
-    )
 
+    def _given(
+        self, loop: int, before: Sequence[Denoised], group: NodeGroup, stages: Stages
+    ) -> GivenFrames | None:  # fmt: skip
+        mask, encoded = self.conditioning.masks[loop], list(self.conditioning.encoded)
+        if mask is None:
+            return None
+        with stages.time("condition_frames"):
+            if before:
+                length = clip_loops(self.clip).condition_frame_length
+                last, request = before[-1].latents, self.requests[loop - 1]
+                encoded.append(_taker(self.loaded).encode_end(last, request, latent_frames=length, group=group))
+            return _taker(self.loaded).given_frames(self.requests[loop], encoded, mask)
 
-def _size(request: ClipRequest) -> tuple[int, int, int]:
-    return request.num_frames, request.height, request.width
+    def _denoise(
+        self, loop: int, plan: BroadcastPlan, group: NodeGroup, stages: Stages, given: GivenFrames | None
+    ) -> Denoised:
+        request, loaded = self.requests[loop], self.loaded
+        model = loaded.model
+        records = given is None and records_loop(request, loaded.family, plan, group)
+        settings = LoopSettings(keep=loaded.execution.keep, recorder=loaded.recorder if records else None)
+        with stages.time("denoise"):
+            noise = initial_noise(request, model.latent_shape(request))
+        with stages.time("wait"):
+            # The device may still be decoding the clip before: that is not this one's time.
+            if group.device.type == "cuda":
+                torch.cuda.current_stream(group.device).synchronize()
+        with stages.time("denoise"):
+            return denoise(
+                model,
+                request,
+                prompt=self.prompts[loop],
+                noise=noise,
+                plan=plan,
+                group=group,
+                given=given,
+                loop=settings,
+            )
 
+    def _decode(self, loops: Sequence[Denoised], group: NodeGroup) -> Tensor:
+        """Returns the frames [T, H, W, 3] of all loops; what one repeats of the loop before is left out."""
+        rules = self.loaded.family.references
+        repeated = 0 if rules is None else rules.repeated_frames(clip_loops(self.clip))
+        parts = []
+        for loop, (denoised, request) in enumerate(zip(loops, self.requests, strict=True)):
+            frames_THWC = self.loaded.model.decode(denoised.latents, request, group)[
+                0 if group.is_clip_root else slice(0)
+            ]
+            if group.is_clip_root:
+                frames_THWC = frames_THWC[repeated if loop else 0 :]
+            # A device has room for one loop's frames, not for those of all.
+            parts.append(frames_THWC.cpu() if len(loops) > 1 else frames_THWC)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-def traffic_counts(denoised: Denoised) -> dict[str, int]:
-    """Returns what one clip's denoising sent from this rank, by name."""
-    return asdict(denoised.traffic)
+    def _warnings(self, size: tuple[int, ...] | None) -> tuple[str, ...]:
+        warnings = list(dict.fromkeys(warning for prompt in self.prompts for warning in prompt.warnings))
+        rules, clip = self.loaded.family.references, self.clip
+        num_frames = clip.num_frames if rules is None else rules.video_frames(clip.num_frames, clip_loops(clip))
+        asked = (num_frames, clip.height, clip.width)
+        if size is not None and size != asked:
+            warnings.append(f"the model gave frames {size}, asked for was {asked}")
+        return tuple(warnings)

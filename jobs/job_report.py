@@ -54,7 +54,7 @@ class Measures:
         """Renders a clip without broadcast and compares it with how it came out with it. Collective over its ranks."""
         start, node = time.perf_counter(), context.ranks.node
         baseline = render_baseline(
-            loaded, clip, settings=context.settings, group=node, stages=Stages(), given=rendered.given
+            loaded, clip, settings=context.settings, group=node, stages=Stages(), conditioning=rendered.conditioning
         )
         if node.is_clip_root:
             compared, picture = compare(clip, rendered, baseline)
@@ -86,7 +86,7 @@ def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames) -> tuple[Jso
 
 
 def _steps(rendered: ClipFrames) -> Json:
-    return {"pattern": list(rendered.plan.patterns), "seconds": [round(s, 6) for s in rendered.denoised.step_seconds]}
+    return {"pattern": list(rendered.patterns), "seconds": [round(s, 6) for s in rendered.denoised.step_seconds]}
 
 
 def measured_broadcasts(context: JobContext) -> set[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 from jobs import layout
-from jobs.clip_work import Begun, ClipFrames, traffic_counts
+from jobs.clip_work import Begun, ClipFrames
 from jobs.context import JobContext, versions
 from jobs.encode import Video
 from pab.foresight import ForesightRules
@@ -31,13 +31,14 @@ def clip_record(
             {"url": url, "sha256": sha256} for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
         ],
         "attempt": begun.attempt,
-        "plan": plan_facts(rendered.plan, clip.broadcast),
+        "plan": plan_facts([loop.plan for loop in rendered.loops], clip.broadcast),
+        "loops": loop_facts(rendered),
         "planned": planned_counts(rendered, context.ranks.node),
         "counted": counted(rendered),
         "kept_bytes_peak": denoised.kept_bytes_peak,
         "execution": {**asdict(rendered.execution), "graphs": rendered.compiled.graphs, "compile_s": compile_s},
         "seconds": {stage: round(seconds, 6) for stage, seconds in begun.stages.seconds.items()},
-        "steps": {"pattern": list(rendered.plan.patterns), "seconds": [round(s, 6) for s in denoised.step_seconds]},
+        "steps": {"pattern": list(rendered.patterns), "seconds": [round(s, 6) for s in denoised.step_seconds]},
         "elapsed_s": round(begun.elapsed_s, 6),
         "started_at": begun.started_at,
         "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -65,8 +66,28 @@ def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:
     }
 
 
-def plan_facts(plan: BroadcastPlan, broadcast: str) -> dict[str, object]:
-    """Returns a plan's names and counts over all steps and sites, for one pass; what Foresight decided, block by block."""
+def loop_facts(rendered: ClipFrames) -> list[dict[str, object]]:
+    """Returns each loop's text, seed and plan, with what was measured of it."""
+    return [
+        {
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "plan": loop.plan.digest,
+            "computed": _by_kind(loop.computed),
+            "denoise_s": round(sum(loop.step_seconds), 6),
+            "given_latent_frames": 0 if mask is None else sum(source is not None for source in mask.sources),
+        }
+        for request, loop, mask in zip(rendered.requests, rendered.loops, rendered.conditioning.masks, strict=True)
+    ]
+
+
+def plan_facts(plans: Sequence[BroadcastPlan], broadcast: str) -> dict[str, object]:
+    """Returns names of a clip's plan, and counts over all steps and sites of all loops, for one pass.
+
+    `plans`: of each loop, all the same but under Foresight, which decided them block by block; names and blocks are those of
+    the first.
+    """
+    plan = plans[0]
     facts: dict[str, object] = {
         "broadcast": broadcast,
         "digest": plan.digest,
@@ -74,8 +95,8 @@ def plan_facts(plan: BroadcastPlan, broadcast: str) -> dict[str, object]:
         "rules": plan.rules.to_dict(),
         "num_steps": plan.num_steps,
         "full_steps": len(plan.full_steps),
-        "computed": {kind: plan.computed(kind) for kind in KINDS},
-        "total": {kind: plan.total(kind) for kind in KINDS},
+        "computed": {kind: sum(each.computed(kind) for each in plans) for kind in KINDS},
+        "total": {kind: sum(each.total(kind) for each in plans) for kind in KINDS},
     }
     if isinstance(plan.rules, ForesightRules):
         facts["blocks"] = plan.block_decisions()
@@ -84,13 +105,13 @@ def plan_facts(plan: BroadcastPlan, broadcast: str) -> dict[str, object]:
 
 def planned_counts(rendered: ClipFrames, group: NodeGroup) -> dict[str, object]:
     """Returns what the plan foretells of one rank: site calls by kind, and all-to-alls."""
-    plan, passes = rendered.plan, rendered.denoised.passes
+    plans, passes = [loop.plan for loop in rendered.loops], rendered.denoised.passes
     exchanging = passes if group.sp.size > 1 else 0
     return {
-        "computed": {kind: plan.computed(kind) * passes for kind in KINDS},
-        "reused": {kind: (plan.total(kind) - plan.computed(kind)) * passes for kind in KINDS},
-        "all_to_alls": exchanging * plan.all_to_alls,
-        "all_to_alls_without_broadcast": exchanging * plan.all_to_alls_without_broadcast,
+        "computed": {kind: sum(plan.computed(kind) for plan in plans) * passes for kind in KINDS},
+        "reused": {kind: sum(plan.total(kind) - plan.computed(kind) for plan in plans) * passes for kind in KINDS},
+        "all_to_alls": exchanging * sum(plan.all_to_alls for plan in plans),
+        "all_to_alls_without_broadcast": exchanging * sum(plan.all_to_alls_without_broadcast for plan in plans),
     }
 
 
@@ -99,7 +120,7 @@ def counted(rendered: ClipFrames) -> dict[str, object]:
     return {
         "computed": _by_kind(rendered.denoised.computed),
         "reused": _by_kind(rendered.denoised.reused),
-        **traffic_counts(rendered.denoised),
+        **asdict(rendered.denoised.traffic),
     }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
 from jobs.log import log_event
+from jobs.loops import clip_loops
 from jobs.patience import Patience
 from jobs.reference_files import Reference, UnusableReferenceError, decode_frames, fetch_reference
 from manifests.clip import Clip
@@ -23,9 +24,9 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipReferences:
-    """What a clip takes from its references: their frames that the mask needs (None where it takes nothing of one)."""
+    """What a clip takes from its references: their frames that the masks of its loops need (None where they take nothing)."""
 
-    mask: FrameMask
+    masks: tuple[FrameMask | None, ...]
     pixels: tuple[ReferencePixels | None, ...]
     num_frames: tuple[int, ...]
 
@@ -41,10 +42,10 @@ def take_references(clip: Clip, rules: ReferenceRules, patience: Patience) -> Cl
     ]
     num_frames = tuple(reference.num_frames for reference in fetched)
     assert clip.mask_strategy is not None, "a clip with references has a mask strategy"
-    mask = rules.mask(clip.mask_strategy, num_frames, clip.num_frames)
-    pixels = tuple(_pixels(clip, at, fetched[at], mask, rules) for at in range(len(fetched)))
+    masks = rules.masks(clip.mask_strategy, num_frames, clip.num_frames, clip_loops(clip))
+    pixels = tuple(_pixels(clip, at, fetched[at], masks, rules) for at in range(len(fetched)))
     log_event(_LOG, "references_read", clip=clip.clip_id, references=len(fetched), frames=num_frames)
-    return ClipReferences(mask=mask, pixels=pixels, num_frames=num_frames)
+    return ClipReferences(masks=masks, pixels=pixels, num_frames=num_frames)
 
 
 def _fetched(url: str, sha256: str, patience: Patience) -> Reference:
@@ -58,9 +59,10 @@ def _fetched(url: str, sha256: str, patience: Patience) -> Reference:
 
 
 def _pixels(
-    clip: Clip, at: int, reference: Reference, mask: FrameMask, rules: ReferenceRules
+    clip: Clip, at: int, reference: Reference, masks: Sequence[FrameMask | None], rules: ReferenceRules
 ) -> ReferencePixels | None:
-    taken = [source[1] for source in mask.sources if source is not None and source[0] == at]
+    sources = [source for mask in masks if mask is not None for source in mask.sources]
+    taken = [source[1] for source in sources if source is not None and source[0] == at]
     if not taken:
         return None
     span = rules.chunk_span(taken, reference.num_frames)

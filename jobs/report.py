@@ -88,7 +88,7 @@ def full_step_s(record: Json) -> float | None:
 def derived_baseline_s(record: Json) -> float | None:
     """Returns what all steps would take if each took as long as the clip's own fully computed ones."""
     step_s = full_step_s(record)
-    return None if step_s is None else step_s * record["plan"]["num_steps"]
+    return None if step_s is None else step_s * len(record["steps"]["seconds"])
 
 
 def warm_up_s(records: Iterable[Json]) -> float:
@@ -250,7 +250,7 @@ def _clip_row(clip: Clip, facts: JobFacts) -> Json:
         "digest": clip.digest,
         "model": clip.model,
         "broadcast": clip.broadcast,
-        "size": f"{clip.num_frames}x{clip.height}x{clip.width}",
+        "size": f"{clip.num_frames}x{clip.height}x{clip.width}" + (f", {clip.loops} loops" if clip.loops > 1 else ""),
         "num_steps": clip.num_steps,
     }
     record = facts.records.get(clip.key)

@@ -34,14 +34,20 @@ def distinct_plans(records: Iterable[Json]) -> list[Json]:
             "clips": len(same),
             "clip_id": same[0]["clip_id"],
             "different": len({record["plan"]["digest"] for record in same}),
-            "patterns": same[0]["steps"]["pattern"],
+            "patterns": same[0]["steps"]["pattern"][: same[0]["plan"]["num_steps"]],
             "step_median_s": [
-                round(median(step), 5) for step in zip(*(r["steps"]["seconds"] for r in same), strict=True)
+                round(median(step), 5) for step in zip(*(s for r in same for s in _loop_seconds(r)), strict=True)
             ],
             "kinds": [kind for kind in KINDS if same[0]["plan"]["total"][kind]],
         }
         for same in sorted(alike.values(), key=len, reverse=True)
     ]
+
+
+def _loop_seconds(record: Json) -> list[list[float]]:
+    """Returns the seconds of each step, loop by loop: all loops of a clip have as many steps as its plan."""
+    seconds, num_steps = record["steps"]["seconds"], record["plan"]["num_steps"]
+    return [seconds[start : start + num_steps] for start in range(0, len(seconds), num_steps)]
 
 
 def by_broadcast(

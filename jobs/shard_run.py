@@ -344,4 +344,4 @@ class _ShardRun:
 
 def _units(family: Family, clip: Clip) -> float:
     # A family may round a very short clip down to no token at all.
-    return float(max(1, family.num_tokens(clip.num_frames, clip.height, clip.width)) * clip.num_steps)
+    return float(max(1, family.num_tokens(clip.num_frames, clip.height, clip.width)) * clip.num_steps * clip.loops)

@@ -19,6 +19,7 @@ from manifests.ahead import BatchWriter, read_ahead
 from manifests.digest import as_lines, clip_heads, content_hashes, default_seeds, hex_strings
 from manifests.errors import ManifestError, Problem, ProblemLog, shown
 from manifests.limits import SIZE_COLUMNS, Limits, Settings
+from manifests.loops import check_loops
 from manifests.read import ManifestFile, open_manifest
 from manifests.references import ReadReferences, ReferenceCheck, SeenReference
 from manifests.rows import Rows, clip_ids, read_rows
@@ -54,7 +55,7 @@ def accept(
 
     `rules`: the families of the run by name; `default_model` is for rows without one. `sink`: a local path, where a
     file appears only after success, or an open binary file, whose content is to be thrown away after an error. Rows
-    keep their order and have the columns of CLIP_SCHEMA, then the extra ones. `errors_path`: where all problems are
+    keep their order and have the columns of `accepted_schema`. `errors_path`: where all problems are
     listed as JSON lines if there are any, by default `<name of the manifest>.errors.jsonl` in the current folder.
     `read_references`: how references are read, by their URLs; without it rows may name none. Raises ManifestError with every
     problem, ValueError if the rules do not hold together.
@@ -131,22 +132,28 @@ def _pass(
     with contextlib.closing(_rows(manifest, limits)) as checked:
         for rows, batch in checked:
             settings, findings = limits.check(rows.settings())
+            loops = check_loops(rows.loops, settings, rows.codes, limits=limits, first_row=rows.first_row)
             given = None
             if rows.references is not None:
-                given = references.check(rows.references, settings, rows.codes, first_row=rows.first_row)
-            problems = [*rows.problems, *rows.of_findings(findings), *(given.problems if given else ())]
+                given = references.check(
+                    rows.references, settings, rows.codes, loops=loops.of_rows(), first_row=rows.first_row
+                )
+            problems = [
+                *rows.problems, *rows.of_findings(findings), *loops.problems, *(given.problems if given else ())
+            ]  # fmt: skip
             log.extend(sorted(problems, key=lambda problem: problem.row or 0))
             ids = clip_ids(rows, repetitions)
             if "clip_id" in batch.schema.names:  # generated ids are distinct among themselves
                 seen.append(string_hashes(ids))
             seeds = _seeds(rows, ids)
             hashes = _digests(rows, settings, seeds)
+            loops.add_to_digests(hashes)
             if given is not None:
                 given.add_to_digests(hashes)
             contents.update(hashes.tobytes())
             names.update(as_lines(ids))
             if writer is not None and not log:
-                made = {"clip_id": ids, "seed": seeds, "digest": hex_strings(hashes)}
+                made = {"clip_id": ids, "seed": seeds, "digest": hex_strings(hashes), **loops.columns(len(rows))}
                 made |= given.columns(len(rows)) if given is not None else {}
                 writer.write(_accepted(rows, settings, made, batch, schema))
     if seen and len(suspects := repeated(np.concatenate(seen))):

@@ -10,7 +10,7 @@ class Clip:
     """One row of a manifest as accepted. Sizes in pixels, `fps` in frames per second.
 
     `digest` covers everything that changes the pixels (prompts, seed, sizes, steps, guidance, family, weights,
-    broadcast plan, precision, references): the same digest is never rendered twice.
+    broadcast plan, precision, loops, references): the same digest is never rendered twice.
     """
 
     clip_id: str
@@ -26,6 +26,12 @@ class Clip:
     num_steps: int
     guidance_scale: float
     broadcast: str
+    loops: int = 1
+    """Loops of `num_frames` each, every one going on from the last frames of the one before."""
+    condition_frame_length: int | None = None
+    """Latent frames of the loop before that a loop begins with; None for a clip of one loop."""
+    condition_frame_edit: float | None = None
+    """0 keeps those frames, 1 draws them anew; None for a clip of one loop."""
     references: tuple[str, ...] = ()
     """URLs of reference images and videos; none for a clip made of its prompt alone."""
     reference_digests: tuple[str, ...] = ()

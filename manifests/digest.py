@@ -19,7 +19,11 @@ does not rename files: the same over "row/1", model, broadcast, the five sizes, 
 as above, with "-" for every null. The default seed is the first 8 bytes of SHA-256("seed/1\\n" + clip_id), big-endian,
 without the top bit.
 
-References add to both in the same way (`manifests/references.py`): the hash of a row with references is the first bytes of
+Several loops add to both (`manifests/loops.py`): the hash of a clip with more than one is the first bytes of the SHA-256 of
+the JSON text of a list: "clip/1 loops", the 16 digits of the row as it were with one, loops, condition_frame_length,
+condition_frame_edit; for a clip_id "row/1 loops" and the three as given, null where a row leaves one out.
+
+References add to both after that (`manifests/references.py`): the hash of a row with references is the first bytes of
 the SHA-256 of the JSON text of a list: "clip/1 references", the 16 digits of the row as it were without them, the mask
 strategy, then the SHA-256 of each reference's bytes; for a clip_id "row/1 references", strategy and names as given.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -26,6 +26,10 @@ class Problem:
     value: str | None = None
     allowed: str
     action: str = "fix the manifest"
+
+    def of_row(self, row: int) -> Problem:
+        """Returns the same in a row."""
+        return replace(self, row=row)
 
     def __str__(self) -> str:
         """Says it in one line: `row 17: num_frames=80, wan needs 4n+1 (77, 81, 85); fix the manifest`."""

@@ -63,6 +63,11 @@ class Limits:
         """The families whose rows may name references."""
         return tuple(family.name for family in self._rules if family.check_mask is not None)
 
+    @property
+    def take_loops(self) -> tuple[str, ...]:
+        """The families whose clips may have several loops."""
+        return tuple(family.name for family in self._rules if family.clip_loops is not None)
+
     def max_prompt_chars(self, models: pa.Array) -> npt.NDArray[np.int64]:
         """Returns the longest allowed prompt per model name (null: the default model); unknown ones have no limit."""
         filled = pc.fill_null(models, self._default_model)

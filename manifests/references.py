@@ -18,6 +18,7 @@ import pyarrow as pa
 from manifests.digest import DIGEST_BYTES
 from manifests.errors import Problem, shown
 from manifests.limits import Limits, Settings
+from manifests.rules import ClipLoops
 
 DEFAULT_STRATEGY = "0"
 """What references without a mask strategy mean: the first latent frame of the first one begins the clip."""
@@ -138,9 +139,18 @@ class ReferenceCheck:
     read: ReadReferences
 
     def check(
-        self, given: RowReferences, settings: Settings, codes: npt.NDArray[np.int64], *, first_row: int
+        self,
+        given: RowReferences,
+        settings: Settings,
+        codes: npt.NDArray[np.int64],
+        *,
+        loops: Mapping[int, ClipLoops],
+        first_row: int,
     ) -> CheckedReferences:
-        """Reads and checks the references of a batch; a row has at most one problem. `codes`: the settings of each row."""
+        """Reads and checks the references of a batch; a row has at most one problem.
+
+        `codes`: the settings of each row. `loops`: of the rows that have several.
+        """
         urls = {at: tuple(resolved(name, self.manifest) for name in names) for at, names in _pairs(given)}
         refused = {at: self._refused(settings, int(codes[at]), names) for at, names in _pairs(given)}
         wanted = [url for at, found in urls.items() if refused[at] is None for url in found]
@@ -150,11 +160,14 @@ class ReferenceCheck:
         for at, strategy in zip(urls, given.strategies, strict=True):
             text = strategy or DEFAULT_STRATEGY
             facts = [seen[url] for url in urls[at]] if refused[at] is None else []
+            count = loops[at][0] if at in loops else 1
             problem = (
-                refused[at] or self._unusable(urls[at], facts) or self._misfit(text, facts, settings, int(codes[at]))
+                refused[at]
+                or self._unusable(urls[at], facts)
+                or self._misfit(text, facts, settings, int(codes[at]), count)
             )
             if problem is not None:
-                problems.append(_of_row(problem, first_row + at))
+                problems.append(problem.of_row(first_row + at))
             else:
                 kept.append((at, urls[at], tuple(f.sha256 for f in facts if not isinstance(f, str)), text))
         return CheckedReferences(
@@ -183,14 +196,14 @@ class ReferenceCheck:
         return None
 
     def _misfit(
-        self, strategy: str, facts: Sequence[SeenReference | str], settings: Settings, code: int
+        self, strategy: str, facts: Sequence[SeenReference | str], settings: Settings, code: int, loops: int
     ) -> Problem | None:
         family = self.limits.family(settings.columns["model"][code].as_py())
         if family is None or family.check_mask is None or settings.broken[code]:
             return None
         frames = [fact.num_frames for fact in facts if not isinstance(fact, str)]
         try:
-            family.check_mask(strategy, frames, int(settings.columns["num_frames"][code].as_py()))
+            family.check_mask(strategy, frames, int(settings.columns["num_frames"][code].as_py()), loops)
         except ValueError as error:
             return Problem(column="mask_strategy", value=shown(strategy), allowed=str(error))
         return None
@@ -198,9 +211,3 @@ class ReferenceCheck:
 
 def _pairs(given: RowReferences) -> Iterator[tuple[int, tuple[str, ...]]]:
     return zip((int(at) for at in given.at), given.names, strict=True)
-
-
-def _of_row(problem: Problem, row: int) -> Problem:
-    return Problem(
-        row=row, column=problem.column, value=problem.value, allowed=problem.allowed, action=problem.action
-    )  # fmt: skip

@@ -13,6 +13,7 @@ from manifests.digest import content_hashes, hex_strings, row_heads
 from manifests.distinct import Indices, distinct_rows, rows_of
 from manifests.errors import Problem, shown
 from manifests.limits import SETTING_COLUMNS, SIZE, SIZE_COLUMNS, Finding, Limits
+from manifests.loops import RowLoops, read_row_loops
 from manifests.references import RowReferences, read_row_references
 from manifests.schema import (
     FLOAT_COLUMNS,
@@ -44,6 +45,7 @@ class Rows:
     codes: Indices
     first_row: int
     problems: tuple[Problem, ...]
+    loops: RowLoops
     references: RowReferences | None
     """Of the rows that name some; None in a manifest without the columns."""
 
@@ -98,6 +100,7 @@ def read_rows(batch: pa.RecordBatch, first_row: int, limits: Limits) -> Rows:
         codes=codes,
         first_row=first_row,
         problems=tuple(problems),
+        loops=read_row_loops(columns),
         references=references,
     )
 
@@ -116,6 +119,7 @@ def clip_ids(rows: Rows, repetitions: Repetitions) -> pa.Array:
     heads = row_heads([settings["model"], settings["broadcast"]], sizes, settings["guidance_scale"])
     parts = [heads.take(pa.array(rows.codes)), *(rows.columns[name] for name in ("seed", "negative_prompt", "prompt"))]
     hashes = content_hashes(*parts)
+    rows.loops.add_to_ids(hashes)
     if rows.references is not None:
         rows.references.add_to_ids(hashes)
     if given.null_count < len(given):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+ClipLoops = tuple[int, int | None, float | None]
+"""A clip's loops, condition_frame_length and condition_frame_edit; the last two are None for a clip of one loop."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyRules:
@@ -33,6 +36,9 @@ class FamilyRules:
     defaults: Mapping[str, int | float | str]
     """Values for num_frames, height, width, fps, num_steps, guidance_scale and broadcast where a row has none."""
     images: bool = False
-    check_mask: Callable[[str, Sequence[int], int], object] | None = None
-    """Checks a row's references: mask strategy, frames of each reference, num_frames of the clip. Raises ValueError saying
-    what does not fit. None for a family that takes no references."""
+    check_mask: Callable[[str, Sequence[int], int, int], object] | None = None
+    """Checks a row's references: mask strategy, frames of each reference, num_frames and loops of the clip. Raises
+    ValueError saying what does not fit. None for a family that takes no references."""
+    clip_loops: Callable[[str, int, int | None, int | None, float | None], ClipLoops] | None = None
+    """Returns a row's loops from prompt, num_frames, loops, condition_frame_length and condition_frame_edit, the last three
+    as the row says, None where it does not. Raises ValueError saying what does not fit. None for a family of one loop."""

@@ -13,12 +13,14 @@ from manifests.errors import Problem, shown
 
 VERSION = 1
 REFERENCES_VERSION = 2
-"""Written for a manifest with references, which a reader of version 1 would leave out. Both are read."""
+"""Written for a manifest with references, which a reader of version 1 would leave out."""
+LOOPS_VERSION = 3
+"""Written for a manifest with loops, as every accepted one has. All versions are read."""
 VERSION_KEY = b"pab_pipeline.manifest_version"
 
 STRING_COLUMNS = ("clip_id", "prompt", "negative_prompt", "model", "broadcast", "mask_strategy")
-INTEGER_COLUMNS = ("seed", "num_frames", "height", "width", "fps", "num_steps")
-FLOAT_COLUMNS = ("guidance_scale",)
+INTEGER_COLUMNS = ("seed", "num_frames", "height", "width", "fps", "num_steps", "loops", "condition_frame_length")
+FLOAT_COLUMNS = ("guidance_scale", "condition_frame_edit")
 LIST_COLUMNS = ("references",)
 """Lists of strings, or strings with `;` between the parts."""
 ROW_COLUMNS = (*STRING_COLUMNS, *INTEGER_COLUMNS, *FLOAT_COLUMNS, *LIST_COLUMNS)
@@ -41,7 +43,16 @@ CLIP_SCHEMA = pa.schema(
         pa.field("broadcast", pa.string(), nullable=False),
     ]
 )
-"""An accepted row: the fields of `Clip`, in their order. Extra columns follow it."""
+"""An accepted row: the fields of `Clip`, in their order. Those of loops, then of references, and extra columns follow it."""
+
+LOOP_SCHEMA = pa.schema(
+    [
+        pa.field("loops", pa.int64(), nullable=False),
+        pa.field("condition_frame_length", pa.int64()),
+        pa.field("condition_frame_edit", pa.float64()),
+    ]
+)
+"""Further fields of `Clip`; manifests that were accepted before version 3 have none, and clips of one loop."""
 
 REFERENCE_SCHEMA = pa.schema(
     [
@@ -50,14 +61,15 @@ REFERENCE_SCHEMA = pa.schema(
         pa.field("mask_strategy", pa.string()),
     ]
 )
-"""Further fields of `Clip`, in a manifest whose rows may name references; they follow CLIP_SCHEMA."""
+"""Further fields of `Clip`, in a manifest whose rows may name references."""
+_OURS = (*CLIP_SCHEMA.names, *LOOP_SCHEMA.names, *REFERENCE_SCHEMA.names)
 
 _INT64_LIMIT = 2.0**63
 
 
 def clip_columns(schema: pa.Schema) -> tuple[str, ...]:
     """Returns which columns of an accepted manifest are fields of `Clip`."""
-    return tuple(name for name in (*CLIP_SCHEMA.names, *REFERENCE_SCHEMA.names) if name in schema.names)
+    return tuple(name for name in _OURS if name in schema.names)
 
 
 def has_references(schema: pa.Schema) -> bool:
@@ -67,20 +79,21 @@ def has_references(schema: pa.Schema) -> bool:
 
 def version(schema: pa.Schema) -> str:
     """Returns the version that a manifest of these columns is written as."""
+    if any(name in schema.names for name in LOOP_SCHEMA.names):
+        return str(LOOPS_VERSION)
     return str(REFERENCES_VERSION if has_references(schema) else VERSION)
 
 
 def extra_fields(schema: pa.Schema) -> list[pa.Field]:
     """Returns the columns of a user's manifest that are not ours, in their order."""
-    ours = (*CLIP_SCHEMA.names, *REFERENCE_SCHEMA.names)
-    return [field for field in schema if field.name not in ours]
+    return [field for field in schema if field.name not in _OURS]
 
 
 def accepted_schema(schema: pa.Schema) -> pa.Schema:
     """Returns the schema of what is written for a user's manifest of `schema`: ours, then its extra columns."""
     references = REFERENCE_SCHEMA if has_references(schema) else ()
-    fields = [*CLIP_SCHEMA, *references, *extra_fields(schema)]
-    return pa.schema(fields, metadata={VERSION_KEY: version(schema).encode()})
+    fields = [*CLIP_SCHEMA, *LOOP_SCHEMA, *references, *extra_fields(schema)]
+    return pa.schema(fields, metadata={VERSION_KEY: str(LOOPS_VERSION).encode()})
 
 
 def check_schema(schema: pa.Schema) -> list[Problem]:
@@ -110,18 +123,18 @@ def misspelled_columns(schema: pa.Schema) -> tuple[str, ...]:
 def _meant(name: str) -> str | None:
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
     close = difflib.get_close_matches(plain, ROW_COLUMNS, n=1, cutoff=0.7)
-    return close[0] if close and name not in (*CLIP_SCHEMA.names, *REFERENCE_SCHEMA.names) else None
+    return close[0] if close and name not in _OURS else None
 
 
 def _version_problems(schema: pa.Schema) -> list[Problem]:
     found = (schema.metadata or {}).get(VERSION_KEY)
-    if found is None or found in (str(VERSION).encode(), str(REFERENCES_VERSION).encode()):
+    if found is None or found in [str(number).encode() for number in range(VERSION, LOOPS_VERSION + 1)]:
         return []
     return [
         Problem(
             column="manifest version",
             value=found.decode(errors="replace"),
-            allowed=f"this program reads versions {VERSION} and {REFERENCES_VERSION}",
+            allowed=f"this program reads versions {VERSION} to {LOOPS_VERSION}",
             action="use the program that wrote the file, or build the manifest again",
         )
     ]

@@ -17,8 +17,8 @@ from manifests.distinct import distinct_rows
 from manifests.unique import KeySet
 
 COST_COLUMNS = ("model", "height", "width", "num_frames", "num_steps", "broadcast", "guidance_scale")
-PLAN_COLUMNS = ("clip_id", "digest", *COST_COLUMNS)
-"""The columns of an accepted manifest that planning reads."""
+PLAN_COLUMNS = ("clip_id", "digest", *COST_COLUMNS, "loops")
+"""The columns of an accepted manifest that planning reads; before version 3 it had no `loops`."""
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -45,6 +45,7 @@ class ClipGroup:
     num_steps: int
     broadcast: str
     guided: bool
+    loops: int = 1
 
     @property
     def shard_group(self) -> ShardGroup:
@@ -155,6 +156,8 @@ def _clip_groups(batches: Iterable[pa.RecordBatch], done: KeySet) -> tuple[npt.N
     for batch in read_ahead(iter(batches)):
         guided = pc.not_equal(batch.column("guidance_scale"), 1.0)
         columns = {name: batch.column(name) for name in COST_COLUMNS[:-1]} | {"guided": guided}
+        if "loops" in batch.schema.names:
+            columns["loops"] = batch.column("loops")
         distinct, codes = distinct_rows(list(columns.values()))
         rows = pa.table(columns).take(pa.array(distinct)).to_pylist()
         known = np.array([numbers.setdefault(ClipGroup(**row), len(numbers)) for row in rows], np.int32)[codes]

@@ -13,7 +13,7 @@ from torch import Tensor
 from pab.family import ClipRequest
 from pab.model import Scheduler
 from pab.open_sora.frame_masks import FrameMask
-from pab.parallel import SequenceParallel
+from pab.parallel import NodeGroup, SequenceParallel
 from pab.reference_pixels import ReferencePixels
 
 
@@ -35,13 +35,30 @@ class GivenFrames:
         return torch.where(given[None, None, :, None, None], self.latents_BCTHW.to(noise_BCTHW), noise_BCTHW)
 
 
+EncodedReference = tuple[Tensor, int]
+"""Latents [1, C, t, H, W] float32 of a reference, and which of its latent frames is the first of them."""
+
+
 class TakesReferences(Protocol):
-    """A `VideoModel` whose clips may have references; its family has `references`."""
+    """A `VideoModel` whose clips may have references and several loops; its family has `references`."""
 
     def encode_references(
-        self, request: ClipRequest, references: Sequence[ReferencePixels | None], mask: FrameMask
+        self, request: ClipRequest, references: Sequence[ReferencePixels | None]
+    ) -> list[EncodedReference | None]:
+        """Encodes what a clip takes of each reference. `references`: None for one that it takes nothing of."""
+
+    def encode_end(
+        self, latents: Tensor, request: ClipRequest, *, latent_frames: int, group: NodeGroup
+    ) -> EncodedReference:
+        """Decodes a rendered loop and encodes the last frames of its video again: what the next loop begins with.
+
+        `latents`: whole [1, C, T, H, W]. Collective over the clip's ranks, which all get the same.
+        """
+
+    def given_frames(
+        self, request: ClipRequest, encoded: Sequence[EncodedReference | None], mask: FrameMask
     ) -> GivenFrames:
-        """Encodes what the mask takes of each reference. `references`: None for one that it takes nothing of."""
+        """Puts encoded references where the mask says."""
 
 
 def reference_noise(seed: int) -> Callable[[tuple[int, ...]], Tensor]:
@@ -57,7 +74,7 @@ def reference_noise(seed: int) -> Callable[[tuple[int, ...]], Tensor]:
 def assemble(
     shape: Sequence[int],
     mask: FrameMask,
-    encoded: Sequence[tuple[Tensor, int] | None],
+    encoded: Sequence[EncodedReference | None],
 ) -> Tensor:
     """Returns whole latents [1, C, T, H, W] float32, zero but for the mask's frames.
 

@@ -16,7 +16,7 @@ from pab.latte.tiny import write_tiny_latte
 from pab.ltx.tiny import write_tiny_ltx
 from pab.open_sora.tiny import write_tiny_open_sora
 from pab.open_sora_plan.tiny import write_tiny_v110, write_tiny_v120
-from pab.wan.tiny import write_tiny_wan, write_tiny_wan22
+from pab.wan.tiny import write_tiny_wan, write_tiny_wan22, write_tiny_wan22_5b
 
 WRITERS: Mapping[str, Callable[[Path, int], None]] = {
     "open_sora": write_tiny_open_sora,
@@ -25,6 +25,7 @@ WRITERS: Mapping[str, Callable[[Path, int], None]] = {
     "open_sora_plan_v120": write_tiny_v120,
     "wan": write_tiny_wan,
     "wan22_a14b": write_tiny_wan22,
+    "wan22_5b": write_tiny_wan22_5b,
     "cogvideox_2b": write_tiny_2b,
     "cogvideox_5b": write_tiny_5b,
     "ltx": write_tiny_ltx,

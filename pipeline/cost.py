@@ -64,7 +64,7 @@ def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float
 
     Every step costs `fixed_step_s`, and what a full step costs less the shares of the kinds of site that it reuses. A
     clip without guidance runs one of the two branches, so half of that, unless the family has only one. Decoding goes by
-    pixels.
+    pixels. Every loop costs as much as the first.
 
     What Foresight will reuse is not known before a clip is rendered: its plan computes everything, so its seconds are
     those without broadcast, a bound that holds whatever it decides.
@@ -78,4 +78,4 @@ def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float
     branches = 1.0 if group.guided or family.embedded_guidance else 0.5
     pixels = group.num_frames * group.height * group.width
     step_s = cost.fixed_step_s + branches * full_step * (1 - reused)
-    return plan.num_steps * step_s + cost.decode_s_per_pixel * pixels
+    return group.loops * (plan.num_steps * step_s + cost.decode_s_per_pixel * pixels)

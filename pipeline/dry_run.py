@@ -88,7 +88,7 @@ def dry_run_document(
 
 def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> dict[str, object]:
     plan = costs.plan(group)
-    attention = [(plan.computed(kind), plan.total(kind)) for kind in ATTENTION_KINDS]
+    attention = [(plan.computed(kind) * group.loops, plan.total(kind) * group.loops) for kind in ATTENTION_KINDS]
     document: dict[str, object] = {
         **asdict(group),
         "num_clips": work.groups[group],
@@ -101,8 +101,8 @@ def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> di
         document["least_share"] = round(plan.rules.least_share(plan.num_steps), 4)
     if work.mesh.sp > 1:
         document |= {
-            "all_to_alls": plan.all_to_alls,
-            "all_to_alls_without_broadcast": plan.all_to_alls_without_broadcast,
+            "all_to_alls": plan.all_to_alls * group.loops,
+            "all_to_alls_without_broadcast": plan.all_to_alls_without_broadcast * group.loops,
         }
     return document
 
@@ -133,7 +133,7 @@ def _text(
             "",
             (
                 f"plan of {counted(work.groups[group], 'clip')}: {group.model} {group.width}x{group.height}, "
-                f"{group.num_frames} frames, {group.num_steps} steps, broadcast {group.broadcast}"
+                f"{group.num_frames} frames{_loops(group)}, {group.num_steps} steps, broadcast {group.broadcast}"
             ),
             _saving(_group_document(work, costs, group)),
             _plan_text(costs.plan(group)),
@@ -143,6 +143,10 @@ def _text(
     for script in scripts:
         lines += ["", script]
     return "\n".join([*lines, "", "nothing was started or written"])
+
+
+def _loops(group: ClipGroup) -> str:
+    return f" in each of {group.loops} loops" if group.loops > 1 else ""
 
 
 def _over_bound(document: dict[str, object]) -> list[str]:

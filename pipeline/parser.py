@@ -31,7 +31,9 @@ SUBMIT = """examples:
 COLUMNS = """columns of a manifest:
   prompt; if wanted clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale,
   broadcast, references (paths or URLs of images and videos, with ; between them) and mask_strategy (which frames they
-  give; empty: the first one begins the clip). Any other column is kept.
+  give; empty: the first one begins the clip), loops (how many times num_frames are rendered, each time going on from the
+  frames before; empty: as many as the prompt has texts, |0| a calm shore |2| a storm), condition_frame_length (latent
+  frames gone on from) and condition_frame_edit. Any other column is kept.
 
 """
 

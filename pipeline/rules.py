@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from manifests.rules import FamilyRules
+from manifests.rules import ClipLoops, FamilyRules
 from pab.families import FAMILIES
 from pab.family import Family
 from pab.foresight import ForesightRules
+from pab.loops import Loops
 from pab.plan import Rules, rules_from_dict
+from pab.references import ReferenceRules
 from pipeline.exits import UsageError
 from pipeline.settings import RenderSettings
 from pipeline.weights import RunWeights, WeightsLookup
@@ -100,8 +102,27 @@ def family_rules(
         broadcasts={name: rules.digest for name, rules in {**family.presets, **own_broadcasts}.items()},
         identity=identity,
         num_tokens=family.num_tokens,
-        check_mask=None if family.references is None else family.references.mask,
+        check_mask=None if family.references is None else partial(_check_mask, family.references),
+        clip_loops=None if family.references is None else partial(_clip_loops, family.references),
         defaults=asdict(family.defaults) | ({"broadcast": default_broadcast} if default_broadcast else {}),
+    )
+
+
+def _check_mask(
+    rules: ReferenceRules, strategy: str, reference_frames: Sequence[int], num_frames: int, loops: int
+) -> None:
+    rules.masks(strategy, reference_frames, num_frames, Loops(count=loops))
+
+
+def _clip_loops(
+    rules: ReferenceRules, prompt: str, num_frames: int, count: int | None, length: int | None, edit: float | None
+) -> ClipLoops:
+    loops = rules.loops(prompt, num_frames, count=count, length=length, edit=edit)
+    several = loops.count > 1
+    return (
+        loops.count,
+        loops.condition_frame_length if several else None,
+        loops.condition_frame_edit if several else None,
     )
 
 

@@ -18,8 +18,9 @@ from pab.cogvideox.levels import trailing_timesteps
 from pab.families.cogvideox import MAX_TEXT_TOKENS, CogVideoXModel
 from pab.family import ClipRequest, LoadRequest
 from pab.model import Scheduler, StepInput
-from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, checked_config, load_part
 from pab.models.diffusers_sequence import share_passes
+from pab.models.diffusers_vae import TiledCodec, open_codec
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.t5_text import T5Text
 from pab.parallel import Axis
@@ -102,14 +103,14 @@ def load_transformer(folder: Path, model: CogVideoXModel, *, dtype: torch.dtype,
     return load_part(folder, needed, dtype=dtype, device=device, compute_buffers=positions)
 
 
-def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> WholeClipCodec:
+def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
     """Loads the VAE, in the transformer's precision as published."""
     vae = load_part(folder, _VAE, dtype=dtype, device=device)
-    return WholeClipCodec(
-        decode=lambda latents, _request: vae.decode(1 / vae.config.scaling_factor * latents.to(dtype)).sample,
+    return open_codec(
+        vae,
+        strides=(vae.config.temporal_compression_ratio, 2 ** (len(vae.config.block_out_channels) - 1)),
         channels=LATENT_CHANNELS,
-        frame_stride=vae.config.temporal_compression_ratio,
-        pixel_stride=2 ** (len(vae.config.block_out_channels) - 1),
+        unscale=lambda latents, _request: 1 / vae.config.scaling_factor * latents.to(dtype),
     )
 
 

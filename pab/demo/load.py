@@ -73,6 +73,13 @@ class DemoCodec:
         whole = torch.cat([pixels_BCTHW, pixels_BCTHW[:, :, -1:]], dim=2) if odd else pixels_BCTHW
         return self.autoencoder.encode(whole.to(self.autoencoder.latents_mean)).float()
 
+    def encode_end(
+        self, latents: Tensor, latent_frames: int, noise: Callable[[tuple[int, ...]], Tensor]
+    ) -> Tensor:  # fmt: skip
+        """Encodes the whole decoded clip, whose frames all reach into their neighbours, and keeps the end."""
+        video_BCTHW = self.autoencoder.decode(latents.to(self.dtype))
+        return self.encode_frames(video_BCTHW, noise)[:, :, -latent_frames:]
+
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
         """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root."""
         if not group.is_clip_root:

@@ -17,7 +17,7 @@ from pab.families.open_sora_plan import (
     OPEN_SORA_PLAN_V120_29,
     OPEN_SORA_PLAN_V120_720P,
 )
-from pab.families.wan import WAN, WAN22_A14B, WAN_14B
+from pab.families.wan import WAN, WAN22_5B, WAN22_A14B, WAN_14B
 from pab.family import Family
 
 FAMILIES: Mapping[str, Family] = {
@@ -34,6 +34,7 @@ FAMILIES: Mapping[str, Family] = {
         WAN,
         WAN_14B,
         WAN22_A14B,
+        WAN22_5B,
         COGVIDEOX_2B,
         COGVIDEOX_5B,
         LTX,

@@ -69,6 +69,7 @@ DEMO_REFERENCES = ReferenceRules(
     chunk_latents=1,
     latent_frames=lambda num_frames: -(-num_frames // LATENT_STRIDE[0]),
     align=None,
+    condition_frame_length=2,  # two latent frames say which way a shape moves, one does not
 )
 
 DEMO = Family(

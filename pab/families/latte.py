@@ -99,4 +99,5 @@ LATTE = Family(
     pin=PARTS.pin,
     compiles=True,
     prefers_cudnn=True,
+    fused_kernels=True,
 )

@@ -105,6 +105,7 @@ OPEN_SORA = Family(
         chunk_latents=CHUNK_LATENTS,
         latent_frames=latent_frames,
         align=CHUNK_LATENTS,
+        condition_frame_length=CHUNK_LATENTS,
         # The published pipeline brings references to nominal sizes; the VAE drops what is beyond whole latents.
         pixel_size=nominal_size,
     ),

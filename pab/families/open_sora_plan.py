@@ -143,6 +143,7 @@ def _v110(name: str, checkpoint: Checkpoint) -> Family:
         pin=parts.pin,
         compiles=True,
         prefers_cudnn=True,
+        fused_kernels=True,
     )
 
 

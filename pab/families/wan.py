@@ -28,7 +28,8 @@ LARGE_PIXELS = 480 * 832
 class WanModel:
     """What tells the published models apart. `shifts`: of the noise levels, up to 480p and beyond.
 
-    `boundary`: the timestep below which a second transformer takes over, None for a model that has one.
+    `boundary`: the timestep below which a second transformer takes over, None for a model that has one. `pixel_stride`:
+    pixels of a latent's side. `timed_tokens`: whether the transformer is told the timestep of every token.
     """
 
     name: str
@@ -42,6 +43,20 @@ class WanModel:
     guidance_scale: float
     cost: CostFigures
     boundary: float | None = None
+    num_frames: int = 81
+    fps: int = 16
+    latent_channels: int = 16
+    pixel_stride: int = 8
+    timed_tokens: bool = False
+
+    @property
+    def token_side(self) -> int:
+        """Pixels of a token's side."""
+        return 2 * self.pixel_stride
+
+    def num_tokens(self, num_frames: int, height: int, width: int) -> int:
+        """Counts latent tokens after patching: of the first frame and of every four that follow."""
+        return ((num_frames - 1) // 4 + 1) * (height // self.token_side) * (width // self.token_side)
 
     def shift(self, request: ClipRequest) -> float:
         """Returns the shift of a clip's noise levels."""
@@ -57,11 +72,6 @@ class WanModel:
         return (below.index(True),) if True in below[1:] and not below[0] else ()
 
 
-def wan_tokens(num_frames: int, height: int, width: int) -> int:
-    """Counts latent tokens after patching: 16x16 pixels each, of the first frame and of every four that follow."""
-    return ((num_frames - 1) // 4 + 1) * (height // 16) * (width // 16)
-
-
 def wan_family(model: WanModel) -> Family:
     """Returns the family of one published model."""
     published = wan_weights(model.hub_id, two_experts=model.boundary is not None)
@@ -75,22 +85,22 @@ def wan_family(model: WanModel) -> Family:
         name=model.name,
         summary=model.summary,
         defaults=ClipDefaults(
-            num_frames=81,
+            num_frames=model.num_frames,
             height=model.height,
             width=model.width,
-            fps=16,
+            fps=model.fps,
             num_steps=model.num_steps,
             guidance_scale=model.guidance_scale,
             broadcast="pab2-6",
         ),
         limits=ClipLimits(
             num_frames=range(5, 122, 4),
-            height=range(16, 1281, 16),
-            width=range(16, 1281, 16),
+            height=range(model.token_side, 1281, model.token_side),
+            width=range(model.token_side, 1281, model.token_side),
             fps=range(1, 61),
             num_steps=range(1, 1001),
             guidance_scale=(1.0, 30.0),
-            max_tokens=wan_tokens(121, 720, 1280),
+            max_tokens=model.num_tokens(121, 720, 1280),
             max_prompt_chars=4000,
             images=True,
         ),
@@ -102,7 +112,7 @@ def wan_family(model: WanModel) -> Family:
         },
         timesteps=model.timesteps,
         fresh_steps=model.fresh_steps,
-        num_tokens=wan_tokens,
+        num_tokens=model.num_tokens,
         cost=model.cost,
         load=load,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
@@ -125,6 +135,15 @@ _COST_14B = CostFigures(
     quadratic_s=3.3e-7,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.74, "cross": 0.06, "mlp": 0.18},
+    decode_s_per_pixel=3e-7,
+)
+
+_COST_5B = CostFigures(
+    load_s=120.0,
+    linear_s=5e-5,
+    quadratic_s=1.5e-7,
+    fixed_step_s=0.0,
+    kind_shares={"spatial": 0.5, "cross": 0.1, "mlp": 0.35},
     decode_s_per_pixel=3e-7,
 )
 
@@ -165,4 +184,23 @@ WAN22_A14B_MODEL = WanModel(
     cost=_COST_14B,
     boundary=875.0,
 )
-WAN, WAN_14B, WAN22_A14B = (wan_family(model) for model in (WAN_MODEL, WAN_14B_MODEL, WAN22_A14B_MODEL))
+WAN22_5B_MODEL = WanModel(
+    name="wan22_5b",
+    summary="Wan 2.2 TI2V 5B, text to video, 704x1280 at 24 frames per second, 4n+1 frames",
+    hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    num_layers=30,
+    shifts=(5.0, 5.0),
+    height=704,
+    width=1280,
+    num_steps=50,
+    guidance_scale=5.0,
+    cost=_COST_5B,
+    num_frames=121,
+    fps=24,
+    latent_channels=48,
+    pixel_stride=16,
+    timed_tokens=True,
+)
+WAN, WAN_14B, WAN22_A14B, WAN22_5B = (
+    wan_family(model) for model in (WAN_MODEL, WAN_14B_MODEL, WAN22_A14B_MODEL, WAN22_5B_MODEL)
+)

@@ -12,13 +12,14 @@ from torch import Tensor
 from pab.broadcast_module import CurrentPass, install_sites
 from pab.checkpoint import dtype_of
 from pab.families.hunyuan_video import HunyuanModel
-from pab.family import ClipRequest, LoadRequest
+from pab.family import LoadRequest
 from pab.hunyuan_video.attention import HUNYUAN_VIDEO_PLAN, HunyuanAttention
 from pab.hunyuan_video.levels import SHIFT, even_levels, moved_timesteps
 from pab.hunyuan_video.text import HunyuanText
 from pab.model import Scheduler, StepInput
-from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, checked_config, load_part
 from pab.models.diffusers_sequence import share_passes
+from pab.models.diffusers_vae import TiledCodec, open_codec
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.video import TextStates
 from pab.parallel import Axis
@@ -97,19 +98,14 @@ def load_transformer(folder: Path, model: HunyuanModel, *, dtype: torch.dtype, d
     return load_part(folder, needed, dtype=dtype, device=device)
 
 
-def load_codec(folder: Path, device: torch.device) -> WholeClipCodec:
-    """Loads the VAE, in float32 and decoding in tiles, without which a large clip needs more than a GPU's memory."""
+def load_codec(folder: Path, device: torch.device) -> TiledCodec:
+    """Loads the VAE, in float32."""
     vae = load_part(folder, _VAE, dtype=torch.float32, device=device)
-    vae.enable_tiling()
-
-    def decode(latents: Tensor, _request: ClipRequest) -> Tensor:
-        return vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
-
-    return WholeClipCodec(
-        decode=decode,
+    return open_codec(
+        vae,
+        strides=(vae.temporal_compression_ratio, vae.spatial_compression_ratio),
         channels=LATENT_CHANNELS,
-        frame_stride=vae.temporal_compression_ratio,
-        pixel_stride=vae.spatial_compression_ratio,
+        unscale=lambda latents, _request: latents / vae.config.scaling_factor,
     )
 
 

@@ -18,8 +18,9 @@ from pab.family import ClipRequest, LoadRequest
 from pab.ltx.levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_timesteps
 from pab.model import Scheduler, StepInput
 from pab.models.diffusers_attention import SelfAttention
-from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, checked_config, load_part
 from pab.models.diffusers_sequence import library_plan, share_passes
+from pab.models.diffusers_vae import TiledCodec, open_codec
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.t5_text import T5Text
 from pab.parallel import Axis
@@ -127,25 +128,33 @@ class LtxDenoiser:
         return output_BSC.float().transpose(1, 2).unflatten(2, rows.shape[2:])
 
 
-def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> WholeClipCodec:
+def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
     """Loads the VAE, in the transformer's precision as published; its folder says whether it knows the timestep."""
     vae = load_part(folder, _VAE, dtype=dtype, device=device)
     mean, std = (values.float().view(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
 
-    def decode(latents: Tensor, request: ClipRequest) -> Tensor:
-        latents = (latents * std / vae.config.scaling_factor + mean).to(dtype)
-        if not vae.config.timestep_conditioning:
-            return vae.decode(latents, return_dict=False)[0]
-        timestep, share = (torch.tensor([value], dtype=dtype).to(device) for value in (DECODE_TIMESTEP, DECODE_NOISE))
-        latents = (1 - share) * latents + share * decode_noise(request, latents.shape).to(device=device, dtype=dtype)
-        with library_seed(request.seed, device):
-            return vae.decode(latents, timestep, return_dict=False)[0]
+    conditioned = vae.config.timestep_conditioning
 
-    return WholeClipCodec(
-        decode=decode,
+    def unscale(latents: Tensor, request: ClipRequest) -> Tensor:
+        latents = (latents * std / vae.config.scaling_factor + mean).to(dtype)
+        if not conditioned:
+            return latents
+        share = torch.tensor([DECODE_NOISE], dtype=dtype).to(device)
+        return (1 - share) * latents + share * decode_noise(request, latents.shape).to(device=device, dtype=dtype)
+
+    def decode(index: int, tile: Tensor, request: ClipRequest) -> Tensor:
+        timestep = torch.tensor([DECODE_TIMESTEP], dtype=dtype).to(device)
+        # A seed for each tile: whichever rank decodes it draws the same.
+        with library_seed((request.seed + index) % 2**63, device):
+            pixels: Tensor = vae.decode(tile, timestep, return_dict=False)[0]
+        return pixels
+
+    return open_codec(
+        vae,
+        strides=(vae.temporal_compression_ratio, vae.spatial_compression_ratio),
         channels=LATENT_CHANNELS,
-        frame_stride=vae.temporal_compression_ratio,
-        pixel_stride=vae.spatial_compression_ratio,
+        unscale=unscale,
+        decode=decode if conditioned else None,
     )
 
 

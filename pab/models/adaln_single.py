@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.compiled import any_length
+from pab.kernels import linear_gelu
 from pab.models.layers import modulate, sinusoids
 
 MASKED = -10000.0
@@ -148,10 +149,12 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(dim, 4 * dim)}), nn.Identity()])
         self.net.append(nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps the last dim to itself."""
+    def forward(self, x: Tensor, *, fused: bool = False) -> Tensor:
+        """Maps the last dim to itself. `fused`: GELU in the first matrix product's epilogue."""
         first: nn.ModuleDict = self.net[0]  # type: ignore[assignment]
-        return self.net[2](F.gelu(first["proj"](x), approximate="tanh"))
+        proj: nn.Linear = first["proj"]  # type: ignore[assignment]
+        widen = linear_gelu.fused if fused else linear_gelu.plain
+        return self.net[2](widen(x, proj.weight, proj.bias))
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ from pab.models.causal_layers import (
     conv,
     group_norm,
 )
-from pab.models.causal_tiles import Tiling, tiled_decode
+from pab.models.causal_tiles import Tiling
 from pab.models.image_vae import Posterior
+from pab.models.tiles import tiled_decode
 from pab.parallel import Axis
 
 LATENT_SCALE = 0.18215
@@ -237,8 +238,10 @@ class CausalVAE(nn.Module):
         With `tiling`, latents larger than a tile are decoded in overlapping tiles, dealt to the ranks.
         """
         unscaled = z_BCTHW.to(next(self.parameters()).dtype) / LATENT_SCALE
-        time, space = self.config.time_stride, self.config.space_stride
-        pixels = tiled_decode(self._decode, unscaled, tiling=tiling, strides=(time, space), axis=axis or Axis())
+        grid = (tiling or Tiling()).grid((self.config.time_stride, self.config.space_stride))
+        pixels = tiled_decode(
+            lambda _, latents: self._decode(latents), unscaled, grid=grid, axis=axis or Axis(), tiled=tiling is not None
+        )
         return None if pixels is None else pixels.transpose(1, 2)
 
     def _decode(self, z_BCTHW: Tensor) -> Tensor:

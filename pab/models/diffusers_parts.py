@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pab.checkpoint import CheckpointError, load_module, read_config, read_tensors
-from pab.family import ClipRequest
-from pab.models.open_sora_vae import to_bytes
-from pab.parallel import NodeGroup
 
 
 def library_class(name: str) -> Any:
@@ -124,30 +121,3 @@ class SchedulerSource:
             scheduler.set_begin_index(0)
             scheduler.sigmas = scheduler.sigmas.to(self.device)
         return scheduler
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WholeClipCodec:
-    """Decodes a clip on its root rank, with a causal VAE whose first latent frame is one frame.
-
-    `decode`: a clip's latents [B, C, T, H, W] to pixels [B, 3, T', H', W'] of -1..1. `frame_stride` pixel frames make each
-    further latent frame, `pixel_stride` pixels a latent one.
-    """
-
-    decode: Callable[[Tensor, ClipRequest], Tensor]
-    channels: int
-    frame_stride: int
-    pixel_stride: int
-
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
-        """Returns (C, T, H, W)."""
-        frames = (num_frames - 1) // self.frame_stride + 1
-        return self.channels, frames, height // self.pixel_stride, width // self.pixel_stride
-
-    @torch.inference_mode()
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root."""
-        if not group.is_clip_root:
-            return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
-        pixels_BCTHW = self.decode(latents, request)
-        return torch.stack([to_bytes(clip.transpose(0, 1)) for clip in pixels_BCTHW])

@@ -14,16 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.compiled import any_length
+from pab.kernels.choice import ChooseKernels, fastest, plain
 from pab.models.adaln_single import (
     PatchEmbed2D,
     TextProjection,
     TimestepModulation,
-    check_published,
     cut_text,
     masked_bias,
-    modulated_norm,
-    modulation_table,
 )
+from pab.models.adaln_transformer import project_out, published_sizes, step_modulation
 from pab.models.latte_blocks import BlockContext, LatteConfig, SpatialBlock, TemporalBlock
 from pab.models.layers import axial_rotation, position_embedding_1d, position_embedding_2d, unpatchify
 from pab.parallel import SequenceParallel
@@ -37,12 +36,7 @@ Rotation = tuple[Tensor, Tensor]
 
 def latte_config(published: Mapping[str, Any]) -> LatteConfig:
     """Reads a published `config.json` of Latte-1 or Open-Sora-Plan 1.1.0. Raises ValueError naming what is not built."""
-    check_published(published, "Latte")
-    heads, head_dim = int(published["num_attention_heads"]), int(published["attention_head_dim"])
-    if published.get("cross_attention_dim", heads * head_dim) != heads * head_dim:
-        raise ValueError(
-            f"Latte: config cross_attention_dim={published['cross_attention_dim']}, needs {heads * head_dim}"
-        )
+    sizes = published_sizes(published, "Latte")
     size = published["sample_size"]
     sides = list(size) if isinstance(size, list | tuple) else [size, size]
     if sides[0] != sides[1]:
@@ -52,15 +46,9 @@ def latte_config(published: Mapping[str, Any]) -> LatteConfig:
     length = int(published["video_length"])
     scale = published.get("interpolation_scale_1d") or (max((length - length % 2) // 16, 1) if plan else 1)
     return LatteConfig(
-        num_layers=int(published["num_layers"]),
-        num_heads=heads,
-        head_dim=head_dim,
-        in_channels=int(published["in_channels"]),
-        out_channels=int(published["out_channels"]),
-        patch_size=int(published["patch_size"]),
+        **sizes,
         sample_size=int(sides[0]),
         video_length=length,
-        caption_channels=int(published["caption_channels"]),
         temporal_scale=float(scale),
         null_text=plan,
         use_rope=bool(published.get("use_rope", False)),
@@ -102,6 +90,16 @@ class Latte(nn.Module):
         self.caption_projection = TextProjection(
             config.caption_channels, dim, null_tokens=NULL_TOKENS if config.null_text else 0
         )
+
+        self.choose_kernels: ChooseKernels = plain
+        """Says which fused operations a pass uses."""
+
+    def use_kernels(self, choose: ChooseKernels = fastest) -> None:
+        """Has passes use fused operations, and one product for queries, keys and values. Comes after weights are loaded."""
+        self.choose_kernels = choose
+        attentions = [block.attn1 for block in self.spatial_blocks] + [block.attn1 for block in self.temporal_blocks]
+        for attention in attentions:
+            attention.join_products()
 
     @property
     def spatial_blocks(self) -> list[SpatialBlock]:
@@ -191,13 +189,11 @@ class Latte(nn.Module):
         False leaves the temporal blocks out, as the published models do for independent images.
         """
         sp = sp or SequenceParallel()
-        batch, _, *size = x_BCTHW.shape
+        size = x_BCTHW.shape[2:]
         x = self.pos_embed(x_BCTHW)
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2, 3) + conditions.positions_SD
-        if not isinstance(timestep, Tensor):
-            timestep = torch.full((batch,), timestep, device=x.device)
-        modulation, embedded = self.adaln_single(timestep)
+        modulation, embedded = step_modulation(self, timestep, x)
         context = self._context(conditions, modulation, grid, sp)
         own = sp.own_size(x.shape[1], conditions.num_frames)
         for i, (spatial, over_time) in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):
@@ -207,8 +203,7 @@ class Latte(nn.Module):
                 x = x + sp.split(conditions.frame_positions_TD, 0)[:, None]
             if temporal:
                 x = run_block(over_time, x, context, visit=visit, own=own)
-        table = modulation_table(self.scale_shift_table, embedded[:, None], 2)
-        x = self.proj_out(modulated_norm(x, table[0], table[1])).unflatten(2, grid)
+        x = project_out(self, x, embedded).unflatten(2, grid)
         return unpatchify(x, (1, self.config.patch_size, self.config.patch_size), size).float()
 
     def forward(
@@ -242,4 +237,10 @@ class Latte(nn.Module):
             spatial_bias=bias,
             rotations=conditions.rotations,
             sp=sp,
+            kernels=self.choose_kernels(
+                device=modulation.device,
+                dtype=modulation.dtype,
+                head_dim=self.config.head_dim,
+                num_frames=conditions.num_frames,
+            ),
         )

@@ -9,15 +9,21 @@ tokens, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pab.models.adaln_single import Attention, FeedForward, modulated_norm, modulation_table
+from pab.kernels import flash3, modulated_norm, temporal_attention
+from pab.kernels.choice import PLAIN, Kernels
+from pab.models.adaln_single import Attention, FeedForward, modulation_table
 from pab.models.layers import rotate_halves
 from pab.parallel import SequenceParallel
 from pab.sites import LATTE_PARTS, LATTE_STACKS
+from pab.state import handed_over
+
+Norm = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +69,8 @@ class BlockContext:
     """What every block of one pass shares.
 
     `modulation` [B, 6, D]. `grid`: patch rows and columns of a frame. `spatial_bias` [B*T, 1, 1, S] leaves patches out of
-    spatial attention; the published models mask neither temporal nor cross attention by it.
+    spatial attention; the published models mask neither temporal nor cross attention by it. `kernels`: the fused
+    operations that the pass uses.
     """
 
     modulation: Tensor
@@ -72,6 +79,12 @@ class BlockContext:
     spatial_bias: Tensor | None
     rotations: tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]
     sp: SequenceParallel
+    kernels: Kernels = PLAIN
+
+    @property
+    def normed(self) -> Norm:
+        """Returns the tokens plus what is added to them, and their modulated norm."""
+        return modulated_norm.fused if self.kernels.norm else modulated_norm.plain
 
 
 class SelfAttention(Attention):
@@ -85,6 +98,44 @@ class SelfAttention(Attention):
             self.sr = conv(dim, dim, kernel_size=factor, stride=factor, groups=dim)
             self.norm = nn.LayerNorm(dim)
         self.compressed = compressed
+        self.rotates = config.use_rope
+        self.to_qkv: nn.Linear | None = None
+
+    @torch.no_grad()
+    def join_products(self) -> None:
+        """Makes queries, keys and values by one product from now on, where they come from the same tokens as they are."""
+        if self.compressed or self.rotates or self.to_qkv is not None:
+            return
+        parts = (self.to_q, self.to_k, self.to_v)
+        dim = self.to_q.in_features
+        with torch.device("meta"):
+            self.to_qkv = nn.Linear(dim, 3 * dim)
+        self.to_qkv.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+        self.to_qkv.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+        del self.to_q, self.to_k, self.to_v
+
+    def over_space(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
+        """Attends over the patches of each frame."""
+        bias = context.spatial_bias
+        if self.to_qkv is None:
+            x_NLD = x_BTSD.flatten(0, 1)
+            return self(x_NLD, bias=bias, rotation=context.rotations[0], grid=context.grid).view_as(x_BTSD)
+        heads = self.to_qkv(x_BTSD).flatten(0, 1).unflatten(-1, (3, self.num_heads, -1))
+        if bias is None:
+            attend = flash3.fused if context.kernels.flash3 else flash3.plain
+            return self.project(attend(*heads.unbind(2)).flatten(2)).view_as(x_BTSD)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        return self.attend(q, k, v, bias).view_as(x_BTSD)
+
+    def over_time(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
+        """Attends over the frames of each patch; T is all frames."""
+        if self.to_qkv is None:
+            x_BSTD = x_BTSD.transpose(1, 2)
+            grid = (context.num_frames,)
+            out = self(x_BSTD.flatten(0, 1), bias=None, rotation=context.rotations[1], grid=grid)
+            return out.view_as(x_BSTD).transpose(1, 2)
+        attend = temporal_attention.fused if context.kernels.temporal else temporal_attention.plain
+        return self.project(attend(self.to_qkv(x_BTSD), self.num_heads, None, None))
 
     def forward(
         self, x_NLD: Tensor, *, bias: Tensor | None, rotation: tuple[Tensor, Tensor] | None, grid: tuple[int, ...]
@@ -111,6 +162,8 @@ class SelfAttention(Attention):
 class SpatialBlock(nn.Module):
     """Self attention within each frame, cross attention and MLP; each branch is a broadcast site."""
 
+    attn1: SelfAttention
+
     def __init__(self, config: LatteConfig, index: int) -> None:
         super().__init__()
         dim = config.hidden_size
@@ -133,25 +186,23 @@ class SpatialBlock(nn.Module):
 
         `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and bias.
         """
-        table = modulation_table(self.scale_shift_table, context.modulation, 2)
+        table, normed = modulation_table(self.scale_shift_table, context.modulation, 2), context.normed
         attended, crossed, mixed = reuse
         if attended is None:
-            normed = modulated_norm(x_BTSD, table[0], table[1]).flatten(0, 1)
-            out = self.attn1(normed, bias=context.spatial_bias, rotation=context.rotations[0], grid=context.grid)
-            attended = table[2] * out.view_as(x_BTSD)
-        x_BTSD = x_BTSD + attended
+            attended = table[2] * self.attn1.over_space(normed(x_BTSD, (), table[0], table[1])[1], context)
+        addends: tuple[Tensor, ...] = (attended,)
         if crossed is None:
+            x_BTSD = x_BTSD + attended
             crossed = self.attn2.to_text(x_BTSD.flatten(1, 2), *text).view_as(x_BTSD)
-        x_BTSD = x_BTSD + crossed
-        if mixed is None:
-            mixed = table[5] * self.ff(modulated_norm(x_BTSD, table[3], table[4]))
-        x_BTSD = x_BTSD + mixed
-        outputs = zip((attended, crossed, mixed), wanted, strict=True)
-        return x_BTSD, tuple(output if want else None for output, want in outputs)
+            addends = ()
+        x_BTSD, mixed = _mixed(self.ff, x_BTSD, (*addends, crossed), table, mixed, context)
+        return x_BTSD, handed_over((attended, crossed, mixed), wanted)
 
 
 class TemporalBlock(nn.Module):
     """Self attention over the frames of each patch, and MLP; each branch is a broadcast site."""
+
+    attn1: SelfAttention
 
     def __init__(self, config: LatteConfig, index: int) -> None:
         super().__init__()
@@ -170,19 +221,36 @@ class TemporalBlock(nn.Module):
         wanted: tuple[bool, ...] = (False, False),
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Returns the new tokens, and per site the output to be kept where it is wanted."""
-        table = modulation_table(self.scale_shift_table, context.modulation, 2)
+        table, normed = modulation_table(self.scale_shift_table, context.modulation, 2), context.normed
         attended, mixed = reuse
         if attended is None:
-            attended = table[2] * self._attend(modulated_norm(x_BTSD, table[0], table[1]), context)
-        x_BTSD = x_BTSD + attended
-        if mixed is None:
-            mixed = table[5] * self.ff(modulated_norm(x_BTSD, table[3], table[4]))
-        x_BTSD = x_BTSD + mixed
-        outputs = zip((attended, mixed), wanted, strict=True)
-        return x_BTSD, tuple(output if want else None for output, want in outputs)
+            attended = table[2] * self._attend(normed(x_BTSD, (), table[0], table[1])[1], context)
+        x_BTSD, mixed = _mixed(self.ff, x_BTSD, (attended,), table, mixed, context)
+        return x_BTSD, handed_over((attended, mixed), wanted)
 
     def _attend(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
         patches, frames = x_BTSD.shape[2], context.num_frames
-        x_BSTD = context.sp.switch(x_BTSD, whole_dim=1, split_dim=2, size=frames).transpose(1, 2)
-        out = self.attn1(x_BSTD.flatten(0, 1), bias=None, rotation=context.rotations[1], grid=(frames,))
-        return context.sp.switch(out.view_as(x_BSTD).transpose(1, 2), whole_dim=2, split_dim=1, size=patches)
+        x_BTSD = context.sp.switch(x_BTSD, whole_dim=1, split_dim=2, size=frames)
+        x_BTSD = self.attn1.over_time(x_BTSD, context)
+        return context.sp.switch(x_BTSD, whole_dim=2, split_dim=1, size=patches)
+
+
+def _mixed(
+    ff: FeedForward,
+    x_BTSD: Tensor,
+    addends: tuple[Tensor, ...],
+    table: Tensor,
+    mixed: Tensor | None,
+    context: BlockContext,
+) -> tuple[Tensor, Tensor]:
+    """Returns the tokens after a block's last branch, and the branch's output; `mixed` is one to reuse.
+
+    `addends`: what the branches before add to the tokens, which a norm takes into its own pass over them.
+    """
+    if mixed is None:
+        x_BTSD, x = context.normed(x_BTSD, addends, table[3], table[4])
+        mixed = table[5] * ff(x, fused=context.kernels.gelu)
+    else:
+        for addend in addends:
+            x_BTSD = x_BTSD + addend
+    return x_BTSD + mixed, mixed

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from pab.family import ClipRequest
-from pab.model import EncodedPrompt, Scheduler, StepInput
+from pab.model import EncodedPrompt, Scheduler, StepInput, UsesKernels
 from pab.models.video import LatentCodec, TextStates, encode_pairs, guided_prompt
 from pab.open_sora.prompts import clean
 from pab.parallel import NodeGroup, SequenceParallel
@@ -86,6 +86,10 @@ class NoiseVideo:
     def block_stacks(self) -> Sequence[nn.ModuleList]:
         """The transformer's stacks of blocks."""
         return self.transformer.block_stacks
+
+    def use_kernels(self) -> None:
+        """Has the transformer use fused operations where they are faster; of families that have them."""
+        cast(UsesKernels, self.transformer).use_kernels()
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one."""

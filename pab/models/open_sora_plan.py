@@ -25,16 +25,16 @@ from pab.models.adaln_single import (
     PatchEmbed2D,
     TextProjection,
     TimestepModulation,
-    check_published,
     cut_text,
     masked_bias,
     modulated_norm,
     modulation_table,
 )
+from pab.models.adaln_transformer import project_out, published_sizes, step_modulation
 from pab.models.layers import axial_rotation, position_embedding_1d, rotate_halves, unpatchify
 from pab.parallel import SequenceParallel, padded
 from pab.sites import open_sora_plan_sites
-from pab.state import Visit, run_block
+from pab.state import Visit, handed_over, run_block
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +67,7 @@ class OpenSoraPlanConfig:
 
 def open_sora_plan_config(published: Mapping[str, Any]) -> OpenSoraPlanConfig:
     """Reads a published `config.json`. Raises ValueError naming the first option that is not built."""
-    check_published(published, "Open-Sora-Plan 1.2.0")
-    heads, head_dim = int(published["num_attention_heads"]), int(published["attention_head_dim"])
-    if published.get("cross_attention_dim", heads * head_dim) != heads * head_dim:
-        raise ValueError(
-            f"Open-Sora-Plan 1.2.0: config cross_attention_dim={published['cross_attention_dim']}, needs {heads * head_dim}"
-        )
+    sizes = published_sizes(published, "Open-Sora-Plan 1.2.0")
     frames, (height, width) = int(published["sample_size_t"]), published["sample_size"]
     scales = [published.get(f"interpolation_scale_{axis}") for axis in "thw"]
     # What the published class takes where the configuration says null: the size over that of the first training.
@@ -81,15 +76,9 @@ def open_sora_plan_config(published: Mapping[str, Any]) -> OpenSoraPlanConfig:
         float(default if scale is None else scale) for scale, default in zip(scales, usual, strict=True)
     )
     return OpenSoraPlanConfig(
-        num_layers=int(published["num_layers"]),
-        num_heads=heads,
-        head_dim=head_dim,
-        in_channels=int(published["in_channels"]),
-        out_channels=int(published["out_channels"]),
-        patch_size=int(published["patch_size"]),
+        **sizes,
         sample_size=(frames, int(height), int(width)),
         place_scale=(time, row, column),
-        caption_channels=int(published["caption_channels"]),
         use_rope=bool(published.get("use_rope", False)),
     )
 
@@ -185,8 +174,7 @@ class OpenSoraPlanBlock(nn.Module):
         if mixed is None:
             mixed = self.ff(modulated_norm(x_BARD, table[3], table[4]))
         x_BARD = x_BARD + table[5] * mixed
-        outputs = zip((attended, crossed, mixed), wanted, strict=True)
-        return x_BARD, tuple(output if want else None for output, want in outputs)
+        return x_BARD, handed_over((attended, crossed, mixed), wanted)
 
 
 class OpenSoraPlan(nn.Module):
@@ -285,22 +273,19 @@ class OpenSoraPlan(nn.Module):
         `split_axis` names.
         """
         sp = sp or SequenceParallel()
-        batch, _, *size = x_BCTHW.shape
+        size = x_BCTHW.shape[2:]
         axis = split_axis(conditions.grid, sp.size)
         x = self.pos_embed(x_BCTHW)
         local = x.shape[1:4]
         if conditions.positions_THWD is not None:
             x = x + sp.split(conditions.positions_THWD, axis)
-        if not isinstance(timestep, Tensor):
-            timestep = torch.full((batch,), timestep, device=x.device)
-        modulation, embedded = self.adaln_single(timestep)
+        modulation, embedded = step_modulation(self, timestep, x)
         context = self._context(conditions, modulation, axis, sp)
         x = x.movedim(1 + axis, 1).flatten(2, 3)
         own = sp.own_size(x.shape[1], context.length)
         for block, keys_values in zip(self.blocks, conditions.keys_values, strict=True):
             x = run_block(block, x, context, (keys_values, conditions.text_bias), visit=visit, own=own)
-        table = modulation_table(self.scale_shift_table, embedded[:, None], 2)
-        x = self.proj_out(modulated_norm(x, table[0], table[1]))
+        x = project_out(self, x, embedded)
         rest = [n for i, n in enumerate(local) if i != axis]
         x = x.unflatten(2, rest).movedim(1, 1 + axis)
         return unpatchify(x, (1, self.config.patch_size, self.config.patch_size), size).float()

@@ -30,7 +30,7 @@ from pab.models.layers import (
 from pab.parallel import SequenceParallel
 from pab.plan import Site
 from pab.sites import PARTS, stdit3_sites
-from pab.state import Visit, run_block
+from pab.state import Visit, handed_over, run_block
 
 PRODUCTS = ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.proj", "mlp.fc1", "mlp.fc2")
 """Of a block, the linear layers that every step runs over all tokens."""
@@ -240,8 +240,7 @@ class STDiT3Block(nn.Module):
             for addend in addends:
                 x_BTSD = x_BTSD + addend
         x_BTSD = x_BTSD + mixed
-        outputs = zip((attended, crossed, mixed), wanted, strict=True)
-        return x_BTSD, tuple(output if want else None for output, want in outputs)
+        return x_BTSD, handed_over((attended, crossed, mixed), wanted)
 
     def _modulation(self, context: BlockContext) -> Tensor:
         """Returns [6, B, T or 1, 1, D]: shift, scale, gate of attention, then of the MLP."""

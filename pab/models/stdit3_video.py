@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from pab.dealing import deal
 from pab.family import ClipRequest
-from pab.given_frames import GivenFrames, assemble, reference_noise
+from pab.given_frames import EncodedReference, GivenFrames, assemble, reference_noise
 from pab.kernels.choice import fastest
 from pab.model import EncodedPrompt, StepInput
 from pab.models.noise_video import StepNoise
@@ -87,23 +88,52 @@ class STDiT3Video:
 
     @torch.inference_mode()
     def encode_references(
-        self, request: ClipRequest, references: Sequence[ReferencePixels | None], mask: FrameMask
-    ) -> GivenFrames:
+        self, request: ClipRequest, references: Sequence[ReferencePixels | None]
+    ) -> list[EncodedReference | None]:
         """Encodes the references' frames with noise from the clip's seed, on every rank alike."""
-        assert self.references is not None, "only clips of a family that takes references have any"
-        assert isinstance(self.codec, ReferenceCodec), "a family that takes references can encode them"
-        noise, rules, codec = reference_noise(request.seed), self.references, self.codec
+        noise, rules, codec = reference_noise(request.seed), self._rules, self._reference_codec
 
-        def encode(held: ReferencePixels) -> tuple[Tensor, int]:
+        def encode(held: ReferencePixels) -> EncodedReference:
             first = held.start // rules.chunk_frames * rules.chunk_latents
             return codec.encode_frames(held.pixels_13THW, noise), first
 
-        encoded = [None if held is None else encode(held) for held in references]
+        return [None if held is None else encode(held) for held in references]
+
+    @torch.inference_mode()
+    def encode_end(
+        self, latents: Tensor, request: ClipRequest, *, latent_frames: int, group: NodeGroup
+    ) -> EncodedReference:
+        """Encodes the end of a rendered loop with noise from the loop's seed; the clip's root does and tells the others."""
+        noise = reference_noise(request.seed)
+        whole = self.latent_shape(request)[1]
+        shape = (1, latents.shape[1], latent_frames, *latents.shape[3:])
+        (end,) = deal(
+            lambda _: self._reference_codec.encode_end(latents, latent_frames, noise),
+            [shape],
+            like=torch.empty(0, device=latents.device),
+            axis=group.clip,
+        )
+        return end, whole - latent_frames
+
+    def given_frames(
+        self, request: ClipRequest, encoded: Sequence[EncodedReference | None], mask: FrameMask
+    ) -> GivenFrames:
+        """Puts encoded references where the mask says."""
         return GivenFrames(
             latents_BCTHW=assemble(self.latent_shape(request), mask, encoded),
             mask=mask,
             scheduler=lambda sp: self._masked_scheduler(request, mask, sp),
         )
+
+    @property
+    def _rules(self) -> ReferenceRules:
+        assert self.references is not None, "only clips of a family that takes references have any"
+        return self.references
+
+    @property
+    def _reference_codec(self) -> ReferenceCodec:
+        assert isinstance(self.codec, ReferenceCodec), "a family that takes references can encode them"
+        return self.codec
 
     def _masked_scheduler(self, request: ClipRequest, mask: FrameMask, sp: SequenceParallel) -> RectifiedFlow:
         device = self.transformer.final_layer.linear.weight.device

@@ -68,6 +68,11 @@ class ReferenceCodec(LatentCodec, Protocol):
         `noise(shape)` draws what the codec samples its latents with.
         """
 
+    def encode_end(
+        self, latents: Tensor, latent_frames: int, noise: Callable[[tuple[int, ...]], Tensor]
+    ) -> Tensor:  # fmt: skip
+        """Decodes latents [B, C, T, h, w] and encodes the end of the video: the last latent frames of it, float32."""
+
 
 def encode_pairs(
     requests: Sequence[ClipRequest], encode_text: Callable[[Sequence[str]], TextStates], *, absent: str | None

@@ -67,20 +67,24 @@ def _entry(text: str) -> FrameEntry:
 def frame_mask(
     strategy: str, reference_frames: Sequence[int], latent_frames: int, *, loop: int = 0, align: int | None = 5
 ) -> FrameMask:
-    """Applies the entries of one loop to a clip of `latent_frames`.
+    """Applies the entries of one loop to a clip of `latent_frames`; the rest is as in `place_entries`."""
+    entries = [entry for entry in read_strategy(strategy) if entry.loop == loop]
+    return place_entries(entries, reference_frames, latent_frames, align=align)
+
+
+def place_entries(
+    entries: Sequence[FrameEntry], reference_frames: Sequence[int], latent_frames: int, *, align: int | None
+) -> FrameMask:
+    """Applies entries in their order to a clip of `latent_frames`: a later one replaces what it meets.
 
     `reference_frames`: latent frames of each reference. `align`: starts are moved to multiples of it, since the VAE
     decodes so many latent frames together. Raises ValueError for a reference that is not there.
     """
     levels = [1.0] * latent_frames
     sources: list[tuple[int, int] | None] = [None] * latent_frames
-    for entry in read_strategy(strategy):
-        if entry.loop != loop:
-            continue
+    for entry in entries:
         if not 0 <= entry.reference < len(reference_frames):
-            raise ValueError(
-                f"mask strategy {strategy!r} names reference {entry.reference}, the clip has {len(reference_frames)}"
-            )
+            raise ValueError(f"a mask strategy names reference {entry.reference}, the clip has {len(reference_frames)}")
         given = reference_frames[entry.reference]
         source = _start(entry.reference_start, given, align)
         target = _start(entry.target_start, latent_frames, align)

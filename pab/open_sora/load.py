@@ -21,6 +21,7 @@ from pab.models.t5_text import T5Text
 from pab.models.temporal_vae import TemporalVAEConfig
 from pab.open_sora.clips import levels, model_fps, model_size
 from pab.open_sora.prompts import Scores, clean, model_prompt
+from pab.open_sora.sizes import CHUNK_FRAMES, CHUNK_LATENTS
 from pab.open_sora.weights import WeightFolders
 from pab.parallel import Axis, NodeGroup
 
@@ -122,6 +123,12 @@ class OpenSoraCodec:
     def encode_frames(self, pixels_BCTHW: Tensor, noise: Noise) -> Tensor:
         """Returns latents [B, C, t, H/8, W/8] float32 of whole chunks of frames, on the model's device."""
         return self.vae.encode(pixels_BCTHW.to(self.vae.scale.device), noise).float()
+
+    def encode_end(self, latents: Tensor, latent_frames: int, noise: Noise) -> Tensor:
+        """Decodes the last latent frames and encodes them again: whole chunks, which no frame before them changes."""
+        assert latent_frames % CHUNK_LATENTS == 0, f"{latent_frames} latent frames are no whole chunks"
+        num_frames = latent_frames // CHUNK_LATENTS * CHUNK_FRAMES
+        return self.encode_frames(self.vae.decode(latents[:, :, -latent_frames:], num_frames), noise)
 
     @torch.inference_mode()
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:

@@ -1,4 +1,4 @@
-"""What Open-Sora 1.2 makes of a prompt before its text encoder reads it: scenes, quality scores, cleaning.
+"""What Open-Sora 1.2 makes of a prompt before its text encoder reads it: quality scores, cleaning.
 
 The model was trained on captions cleaned by these rules, so a prompt must go through the same ones, in the same order.
 """
@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import unquote_plus
+
+from pab.loops import loop_texts
 
 _DOMAINS = "com|co|ru|net|org|edu|gov|it"
 _IMAGE_SUFFIXES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
@@ -83,7 +85,6 @@ _ENDS = _rules(
     (r"[\'\_,\-\:\-\+]$", ""),
     (r"^\.\S+$", ""),
 )
-_SCENE = re.compile(r"\|(\d+)\|")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,14 +105,6 @@ def with_scores(prompt: str, scores: Scores) -> str:
     )
     added = [f" {name} {value}." for name, value in sentences if value is not None and name not in prompt]
     return prompt + "".join(added)
-
-
-def split_scenes(prompt: str) -> tuple[list[str], list[int] | None]:
-    """Returns the scenes of `|0| a sunny day |2| a rainy day` and the loop each begins at; None for a plain prompt."""
-    if not prompt.startswith("|0|"):
-        return [prompt], None
-    _, *parts = _SCENE.split(prompt)
-    return [text.strip() for text in parts[1::2]], [int(number) for number in parts[::2]]
 
 
 def clean(text: str) -> str:
@@ -145,5 +138,4 @@ def _apply(rules: Iterable[Rule], text: str) -> str:
 
 def model_prompt(prompt: str, scores: Scores) -> str:
     """Returns what the text encoder is given for a clip's prompt: its first scene, scored and cleaned."""
-    scenes, _ = split_scenes(prompt)
-    return clean(with_scores(scenes[0], scores))
+    return clean(with_scores(loop_texts(prompt, 1)[0], scores))

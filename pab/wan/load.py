@@ -17,8 +17,9 @@ from pab.families.wan import MAX_TEXT_TOKENS, WanModel
 from pab.family import ClipRequest, LoadRequest
 from pab.model import Scheduler, StepInput
 from pab.models.diffusers_attention import SelfAttention
-from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, WholeClipCodec, checked_config, load_part
+from pab.models.diffusers_parts import LibrarySampler, SchedulerSource, checked_config, load_part
 from pab.models.diffusers_sequence import library_plan, share_passes
+from pab.models.diffusers_vae import TiledCodec, open_codec
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.t5_text import T5Text
 from pab.parallel import Axis
@@ -26,8 +27,7 @@ from pab.sites import wan_sites
 from pab.state import COND, UNCOND
 from pab.wan.levels import shifted_timesteps
 
-_TRANSFORMER = {"_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2], "in_channels": 16}
-_VAE = {"_class_name": "AutoencoderKLWan", "z_dim": 16}
+_TRANSFORMER = {"_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2]}
 _SCHEDULER = {
     "_class_name": "UniPCMultistepScheduler",
     "prediction_type": "flow_prediction",
@@ -43,15 +43,21 @@ def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVide
     """Loads the whole model for inference. Raises CheckpointError naming files, keys and values."""
     dtype, device = dtype_of(request.precision), torch.device(request.device)
     current = CurrentPass()
-    experts = [load_transformer(root / "transformer", model.num_layers, dtype=dtype, device=device)]
+    experts = [load_transformer(root / "transformer", model, dtype=dtype, device=device)]
     if model.boundary is not None:
-        experts.append(load_transformer(root / "transformer_2", model.num_layers, dtype=dtype, device=device))
+        experts.append(load_transformer(root / "transformer_2", model, dtype=dtype, device=device))
     sites, attention = wan_sites(model.num_layers), SelfAttention(current=current)
     for expert in experts:
         share_passes(expert, sites, plan=library_plan(type(expert)), attention=attention, current=current)
         install_sites(expert, sites, current)
     return DiffusersVideo(
-        denoise=WanDenoiser(experts=tuple(experts), boundary=model.boundary or 0.0, dtype=dtype, device=device),
+        denoise=WanDenoiser(
+            experts=tuple(experts),
+            boundary=model.boundary or 0.0,
+            dtype=dtype,
+            device=device,
+            timed_tokens=model.timed_tokens,
+        ),
         current=current,
         encode_text=T5Text(
             folder=root / "text_encoder",
@@ -64,7 +70,7 @@ def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVide
         ),
         # Words beyond the prompt count as zeros, which the transformer attends to.
         prepare_text=lambda text: (text.y_BLC * text.mask_BL[..., None]).to(device=device, dtype=dtype),
-        codec=load_codec(root / "vae", device),
+        codec=load_codec(root / "vae", device, model),
         sampler=WanSampler(
             model=model,
             source=SchedulerSource(
@@ -78,45 +84,78 @@ def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVide
     )
 
 
-def load_transformer(folder: Path, num_layers: int, *, dtype: torch.dtype, device: torch.device) -> Any:
+def load_transformer(folder: Path, model: WanModel, *, dtype: torch.dtype, device: torch.device) -> Any:
     """Loads one transformer. Norms, modulation and the timestep's embedding stay in float32, as in the library."""
 
     def positions(module: Any) -> None:
         config = module.config
         module.rope = type(module.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
 
-    needed = {**_TRANSFORMER, "num_layers": num_layers, "image_dim": None, "added_kv_proj_dim": None}
+    needed = {
+        **_TRANSFORMER,
+        "in_channels": model.latent_channels,
+        "num_layers": model.num_layers,
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+    }
     return load_part(folder, needed, dtype=dtype, device=device, compute_buffers=positions)
 
 
-def load_codec(folder: Path, device: torch.device) -> WholeClipCodec:
+def load_codec(folder: Path, device: torch.device, model: WanModel) -> TiledCodec:
     """Loads the VAE, in float32 as published."""
-    vae = load_part(folder, _VAE, dtype=torch.float32, device=device)
+    needed = {"_class_name": "AutoencoderKLWan", "z_dim": model.latent_channels}
+    vae = load_part(folder, needed, dtype=torch.float32, device=device)
+    patch = vae.config.patch_size or 1
     mean, std = (
         torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
-    return WholeClipCodec(
-        decode=lambda latents, _request: vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0],
+    return open_codec(
+        vae,
+        strides=(vae.config.scale_factor_temporal, vae.config.scale_factor_spatial // patch),
+        patch=patch,
         channels=vae.config.z_dim,
-        frame_stride=vae.config.scale_factor_temporal,
-        pixel_stride=vae.config.scale_factor_spatial,
+        unscale=lambda latents, _request: latents / (1.0 / std) + mean,
+        decode=lambda _index, tile, _request: decode_tile(vae, tile),
     )
+
+
+def decode_tile(vae: Any, tile_BCTHW: Tensor) -> Tensor:
+    """Decodes latent frames one by one, each with what the ones before left in the VAE.
+
+    As the library's own `decode` does, but for cutting off what is beyond the range of pixels, which comes after fading.
+    """
+    vae.clear_cache()
+    latents = vae.post_quant_conv(tile_BCTHW)
+    frames = []
+    for at in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        frame = latents[:, :, at : at + 1]
+        frames.append(vae.decoder(frame, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=at == 0))
+    vae.clear_cache()
+    return torch.cat(frames, dim=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanDenoiser:
-    """Runs the expert of a noise level. `boundary`: the timestep below which the second one takes over."""
+    """Runs the expert of a noise level. `boundary`: the timestep below which the second one takes over.
+
+    `timed_tokens`: every token is told its timestep; without given frames all are told the same.
+    """
 
     experts: tuple[Any, ...]
     boundary: float
     dtype: torch.dtype
     device: torch.device
+    timed_tokens: bool = False
 
     def __call__(self, rows: Tensor, step_input: StepInput, text: Tensor) -> Tensor:
         """Returns the predicted velocity [rows, C, T, H, W] in the transformer's precision."""
         expert = self.experts[0] if step_input.timestep >= self.boundary else self.experts[1]
         timestep = torch.full((len(rows),), int(step_input.timestep), device=self.device)
+        if self.timed_tokens:
+            frames, height, width = rows.shape[2:]
+            timestep = timestep.float()[:, None].expand(-1, frames * (height // 2) * (width // 2))
         return expert(
             hidden_states=rows.to(self.dtype), timestep=timestep, encoder_hidden_states=text, return_dict=False
         )[0]

@@ -2,8 +2,9 @@
 
 import pytest
 
+from pab.loops import split_scenes
 from pab.open_sora.frame_masks import frame_mask
-from pab.open_sora.prompts import Scores, clean, split_scenes, with_scores
+from pab.open_sora.prompts import Scores, clean, with_scores
 from pab.open_sora.sizes import ASPECT_RATIOS, FRAMES_PER_2S, LENGTHS, SIZES, image_size
 from tests.golden.cases import Case
 

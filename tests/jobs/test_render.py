@@ -226,3 +226,31 @@ def test_clips_of_a_prompt_batch_that_does_not_encode_fail_alone(tmp_path):
     assert (second.stage, second.message) == ("encode_prompt", "these words cannot be read")
     assert isinstance(first, Rendered)
     assert isinstance(third, Rendered)
+
+
+def test_a_clip_of_loops_is_one_video_and_record_and_report_count_all_of_them(tmp_path):
+    looped = clip(
+        0, prompt="|0| a red circle |2| a blue square", loops=3, condition_frame_length=2, condition_frame_edit=0.0
+    )
+    bucket = write_shard(str(tmp_path), [looped, clip(1)])
+    outcome = render_job(str(tmp_path), baseline=True)()
+    assert [type(item) for item in outcome.clips] == [Rendered, Rendered]
+    record, plain = (bucket.read_json(layout.record(item.key)) for item in (looped, clip(1)))
+    assert record["video"]["num_frames"] == 3 * 8 - 2 * 4
+    assert record["warnings"] == []
+    first, second, third = record["loops"]
+    assert [loop["prompt"] for loop in record["loops"]] == ["a red circle", "a red circle", "a blue square"]
+    assert [loop["given_latent_frames"] for loop in record["loops"]] == [0, 2, 2]
+    assert first["seed"] == looped.seed != second["seed"] != third["seed"]
+    assert first["plan"] == third["plan"] == record["plan"]["digest"] == plain["plan"]["digest"]
+    for kind, total in plain["plan"]["total"].items():
+        assert record["plan"]["total"][kind] == 3 * total
+        assert record["counted"]["computed"][kind] == record["planned"]["computed"][kind] == 3 * first["computed"][kind]
+    assert len(record["steps"]["seconds"]) == len(record["steps"]["pattern"]) == 3 * 8
+    assert [loop["prompt"] for loop in plain["loops"]] == [clip(1).prompt]
+    report = bucket.read_json(layout.job_report(7))
+    (plan,) = report["plans"]
+    assert (plan["clips"], len(plan["patterns"]), len(plan["step_median_s"])) == (2, 8, 8)
+    assert report["calls"]["agree"]
+    assert [row["size"] for row in report["clips"]] == ["8x32x48, 3 loops", "8x32x48"]
+    assert len(report["baseline"]["steps"]["seconds"]) == 3 * 8

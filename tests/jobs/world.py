@@ -52,6 +52,11 @@ class StretchCodec:
         colours = F.interpolate(pixels * 0.5 / 0.15, size=size, mode="area")
         return F.pad(colours, [0, 0, 0, 0, 0, 0, 0, 1])
 
+    def encode_end(self, latents: Tensor, latent_frames: int, noise) -> Tensor:
+        size = (latents.shape[2] * 2, latents.shape[3] * STRIDE, latents.shape[4] * STRIDE)
+        pixels = F.interpolate(latents[:, :3].float(), size=size, mode="trilinear") * 0.3
+        return self.encode_frames(pixels, noise)[:, :, -latent_frames:]
+
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
         size = (request.num_frames, request.height, request.width)
         pixels = F.interpolate(latents[:, :3].float().cpu(), size=size, mode="trilinear")

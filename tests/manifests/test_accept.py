@@ -284,8 +284,8 @@ def test_a_column_twice_is_refused(manifest: Write, rules: Rules, tmp_path: Path
 
 
 def test_another_version_is_refused(manifest: Write, rules: Rules, tmp_path: Path) -> None:
-    table = pa.table({"prompt": ["a"]}).replace_schema_metadata({VERSION_KEY: b"3"})
-    with pytest.raises(ManifestError, match="manifest version=3, this program reads versions 1 and 2"):
+    table = pa.table({"prompt": ["a"]}).replace_schema_metadata({VERSION_KEY: b"4"})
+    with pytest.raises(ManifestError, match="manifest version=4, this program reads versions 1 to 3"):
         raise refused(manifest(table), rules, tmp_path)
 
 
@@ -297,7 +297,7 @@ def test_an_accepted_manifest_is_accepted_again_with_the_same_digest(
     again = accept(str(tmp_path / "one.parquet"), rules, default_model="wan", sink=tmp_path / "two.parquet")
     assert again.digest == first.digest
     assert pq.read_table(tmp_path / "one.parquet").equals(pq.read_table(tmp_path / "two.parquet"))
-    assert pq.read_schema(tmp_path / "one.parquet").metadata[VERSION_KEY] == b"1"
+    assert pq.read_schema(tmp_path / "one.parquet").metadata[VERSION_KEY] == b"3"
     assert again.warnings == ("column 'digest' is computed anew; the values of the manifest are not kept",)
 
 

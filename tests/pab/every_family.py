@@ -1,22 +1,28 @@
 """Every family in small: its weights, one clip of a few steps, and what ranks are asked to render."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pab.broadcast_module import BroadcastModule
 from pab.demo.weights import build_parts, demo_config, save_demo
 from pab.denoise import Denoised, denoise, initial_noise, plan_for
 from pab.families import find_family
 from pab.families.demo import DEPTH
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.model import VideoModel
+from pab.model import EncodedPrompt, StepInput, VideoModel
+from pab.models.diffusers_video import DiffusersVideo
 from pab.parallel import NodeGroup, open_group
 from pab.plan import Rules, pyramid
+from pab.state import BOTH
 from pab.tiny_weights import write_tiny_weights
-from tests.pab.library_worlds import WORLDS
+from tests.pab.library_worlds import WORLDS, library_module
 
 SMALL: Mapping[str, tuple[int, int, int]] = {
     "demo": (8, 32, 32),
@@ -68,16 +74,104 @@ def render(
     rules: Rules = EVERY_OTHER,
     group: NodeGroup | None = None,
     precision: str = "float32",
+    prompt: EncodedPrompt | None = None,
 ) -> Denoised:
     request = request_of(name)
     return denoise(
         model,
         request,
-        prompt=model.encode_prompts([request])[0],
+        prompt=prompt or model.encode_prompts([request])[0],
         noise=initial_noise(request, model.latent_shape(request)),
         plan=plan_for(family(name), request, rules, precision),
         group=group or NodeGroup(),
     )
+
+
+class Plain:
+    """A transformer that is called without a visit: nothing is kept, asked for or counted."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        self._transformer = transformer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transformer, name)
+
+    def denoise(self, *args: Any, visit: object, **more: Any) -> Tensor:
+        return self._transformer.denoise(*args, visit=None, **more)
+
+
+def plain_predict(name: str, model: VideoModel, folder: Path) -> Callable[[Tensor, StepInput, object, str], Tensor]:
+    """What predicts for one branch with the model as it is published: no wrapper, no state, the library's own modules."""
+    if isinstance(model, DiffusersVideo):
+        parts = [part for part in ("transformer", "transformer_2") if (folder / name / part).is_dir()]
+        plain = replace(model.denoise, experts=tuple(library_module(folder / name / part) for part in parts))
+        return lambda z, given, text, branch: plain(z.repeat(1 + (branch == BOTH), 1, 1, 1, 1), given, text)
+    bare = replace(model, transformer=Plain(model.transformer))
+    return lambda z, given, text, branch: bare.predict(z, given, text, SimpleNamespace(branch=branch), NodeGroup())
+
+
+@torch.inference_mode()
+def plain_latents(name: str, model: VideoModel, folder: Path) -> Tensor:
+    """Final latents of the bare sampling loop over the plain model."""
+    request = request_of(name)
+    predict, prompt = plain_predict(name, model, folder), model.encode_prompts([request])[0]
+    scheduler = model.scheduler(request, NodeGroup().sp)
+    z = initial_noise(request, model.latent_shape(request)) * scheduler.init_noise_sigma
+    for step, timestep in enumerate(family(name).timesteps(request, "float32")):
+        x = scheduler.model_input(z, step)
+        given = StepInput(request=request, step=step, timestep=timestep, active_frames=None)
+        outputs = [predict(x, given, prompt.states(branch), branch) for branch in prompt.guided_passes]
+        rows = outputs if len(outputs) == 2 else outputs[0].chunk(len(outputs[0]))
+        guided = rows[0] if len(rows) == 1 else rows[1] + request.guidance_scale * (rows[0] - rows[1])
+        z = scheduler.advance(z, x, guided, step)
+    return z
+
+
+class Watched:
+    """A model that notes in which passes the modules of a site run: `ran` has (site, step, pass)."""
+
+    def __init__(self, name: str, model: VideoModel) -> None:
+        self._model = model
+        self._passes = 0
+        self._step: int | None = None
+        self.ran: set[tuple[str, int, int]] = set()
+        for site, module in site_modules(name, model):
+            for part in module.modules():
+                part.register_forward_pre_hook(lambda *_, site=site: self._note(site))
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._model, attribute)
+
+    def predict(self, latents: Tensor, given: StepInput, *more: Any) -> Tensor:
+        self._step, self._passes = given.step, self._passes + 1
+        prediction = self._model.predict(latents, given, *more)
+        self._step = None
+        return prediction
+
+    def _note(self, site: str) -> None:
+        # What is made once per clip, such as keys and values of the text, belongs to no pass.
+        if self._step is not None:
+            self.ran.add((site, self._step, self._passes))
+
+
+def traced(name: str, model: VideoModel, rules: Rules) -> tuple[Denoised, dict[str, str]]:
+    """A clip, and per site a letter for each step: C where its module ran in every pass, B where it ran in none."""
+    watched = Watched(name, model)
+    done = render(name, watched, rules)
+    runs = Counter((site, step) for site, step, _ in watched.ran)
+    letters = {0: "B", done.passes: "C"}
+    return done, {
+        site.name: "".join(letters[runs[site.name, step]] for step in range(done.plan.num_steps))
+        for site in done.plan.sites
+    }
+
+
+def site_modules(name: str, model: VideoModel) -> list[tuple[str, nn.Module]]:
+    """The modules behind the sites. Of two experts each has its own, of which one runs at a step."""
+    if isinstance(model, DiffusersVideo):
+        wrappers = [m for expert in model.denoise.experts for m in expert.modules() if isinstance(m, BroadcastModule)]
+        return [(wrapper.site, wrapper.module) for wrapper in wrappers]
+    return [(site.name, model.transformer.get_submodule(site.name)) for site in family(name).sites]
 
 
 def render_on_ranks(folder: Path, meshes: Sequence[Mesh]) -> dict[tuple[Mesh, str], tuple[Tensor, int]]:

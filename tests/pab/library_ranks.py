@@ -45,6 +45,7 @@ _HUNYUAN = Tiny(text_tokens=256, text_is_split=True, both_rows_at_once=False, he
 TINY: Mapping[str, Tiny] = {
     "wan": _WAN,
     "wan22_a14b": _WAN,
+    "wan22_5b": replace(_WAN, token_channels=192, uneven=(17, 160, 32)),
     "cogvideox_2b": _COGVIDEOX,
     "cogvideox_5b": _COGVIDEOX,
     "hunyuan_video": replace(_HUNYUAN, is_told_guidance=True),

@@ -16,7 +16,7 @@ from pab.denoise import Denoised, denoise, initial_noise, plan_for
 from pab.families.cogvideox import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, CogVideoXModel, cogvideox_family
 from pab.families.hunyuan_video import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel, hunyuan_video_family
 from pab.families.ltx import LTX_MODEL, LtxModel, ltx_family
-from pab.families.wan import WAN22_A14B_MODEL, WAN_MODEL, wan_family
+from pab.families.wan import WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_MODEL, wan_family
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.hunyuan_video.tiny import write_small_hunyuan_video
 from pab.ltx.tiny import write_small_ltx
@@ -135,15 +135,16 @@ def scheduler(folder: Path, **changes) -> Any:
 
 
 def wan_pipeline(folder: Path, request: ClipRequest) -> Any:
-    second = folder / "transformer_2"
+    second, timed = folder / "transformer_2", read_config(folder / "vae")["z_dim"] == 48
     return library_class("WanPipeline")(
         tokenizer=None,
         text_encoder=None,
         vae=library_module(folder / "vae"),
-        scheduler=scheduler(folder, flow_shift=12.0 if second.is_dir() else 3.0),
+        scheduler=scheduler(folder, flow_shift=12.0 if second.is_dir() else 5.0 if timed else 3.0),
         transformer=library_module(folder / "transformer"),
         transformer_2=library_module(second) if second.is_dir() else None,
         boundary_ratio=0.875 if second.is_dir() else None,
+        expand_timesteps=timed,
     )
 
 
@@ -302,6 +303,7 @@ def hunyuan_world(model: HunyuanModel) -> LibraryWorld:
 
 SMALL_WAN = replace(WAN_MODEL, num_layers=2)
 SMALL_WAN22 = replace(WAN22_A14B_MODEL, num_layers=2)
+SMALL_WAN22_5B = replace(WAN22_5B_MODEL, num_layers=2)
 WORLDS: Mapping[str, LibraryWorld] = {
     "wan": LibraryWorld(
         family=wan_family(SMALL_WAN),
@@ -316,6 +318,14 @@ WORLDS: Mapping[str, LibraryWorld] = {
         write=lambda folder: write_small_wan(folder, 0, SMALL_WAN22),
         frames=5,
         side=32,
+        pipeline=wan_pipeline,
+        library_frames=wan_frames,
+    ),
+    "wan22_5b": LibraryWorld(
+        family=wan_family(SMALL_WAN22_5B),
+        write=lambda folder: write_small_wan(folder, 0, SMALL_WAN22_5B),
+        frames=5,
+        side=64,
         pipeline=wan_pipeline,
         library_frames=wan_frames,
     ),

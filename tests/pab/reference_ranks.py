@@ -52,4 +52,4 @@ def encoded(model, strategy: str, reference_frames: list[int]) -> GivenFrames:
             span
             and ReferencePixels(pixels_13THW=moving_picture(num_frames)[:, :, span.start : span.stop], start=span.start)
         )
-    return model.encode_references(CLIP, pixels, mask)
+    return model.given_frames(CLIP, model.encode_references(CLIP, pixels), mask)

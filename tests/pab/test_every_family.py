@@ -1,5 +1,6 @@
 """What holds of every family, at its small configuration: one clip from prompt to frames, alone and on several ranks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,26 @@ from pab.families import FAMILIES
 from pab.model import StepInput
 from pab.parallel import NodeGroup
 from pab.plan import NO_BROADCAST
-from tests.pab.every_family import MESHES, SMALL, load, render, render_on_ranks, request_of, write
+from pab.state import BOTH, COND, UNCOND
+from tests.pab.every_family import (
+    EVERY_OTHER,
+    MESHES,
+    SMALL,
+    family,
+    load,
+    plain_latents,
+    render,
+    render_on_ranks,
+    request_of,
+    traced,
+    write,
+)
 from tests.ranks import run_on_ranks
 
 BOUND = 1e-5
 """Largest difference of float32 latents over the largest latent."""
+BRANCHES_BOUND = 1e-5
+"""The same, of a pass for each branch from one pass over both rows."""
 BFLOAT16_BOUND = {"open_sora": 0.08, "latte": 0.08, "open_sora_plan_v110": 0.05, "open_sora_plan_v120": 0.05}
 """Norm of the difference of bfloat16 latents from float32's over the norm of these, at the end of a small clip.
 
@@ -63,6 +79,49 @@ def test_a_clip_of_every_family_is_planned_counted_and_decoded_and_a_failed_one_
     assert frames.shape == (1, request.num_frames, request.height, request.width, 3)
     assert frames.dtype == torch.uint8
     assert frames.float().std() > 0
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_without_a_plan_every_family_is_its_plain_model_bit_for_bit(weights, name):
+    model = load(name, weights)
+    plain = plain_latents(name, model, weights)
+    assert plain.std() > 0.1
+    assert torch.equal(render(name, model, NO_BROADCAST).latents, plain)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_modules_run_when_the_plan_says_so_and_the_plan_is_the_rule(weights, name):
+    model = load(name, weights)
+    done, traces = traced(name, model, EVERY_OTHER)
+    fresh = family(name).fresh_steps(request_of(name), "float32")
+    steps, levels = range(done.plan.num_steps), done.plan.timesteps
+    for index, site in enumerate(done.plan.sites):
+        reused = [
+            site.kind != "mlp" and step % 2 and step not in fresh and 0 < int(levels[step]) < 1001 for step in steps
+        ]
+        rule = "".join("B" if reuse else "C" for reuse in reused)
+        assert traces[site.name] == rule, site.name
+        assert [done.plan.reuses(step, index) for step in steps] == [letter == "B" for letter in rule]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_guidance_branches_keep_their_own_outputs_in_every_family(weights, name):
+    """One pass over both rows gives what a pass for each gives, also where outputs of all attention are reused."""
+    model, request = load(name, weights), request_of(name)
+    prompt = model.encode_prompts([request])[0]
+    if family(name).embedded_guidance:
+        assert prompt.guided_passes == (COND,)
+        assert render(name, model).passes == 1
+        return
+    together, apart = (
+        render(name, model, prompt=replace(prompt, guided_passes=passes)) for passes in ((BOTH,), (COND, UNCOND))
+    )
+    assert (together.passes, apart.passes) == (1, 2)
+    assert apart.reused == {kind: 2 * count for kind, count in together.reused.items()}
+    assert relative(apart.latents, together.latents) < BRANCHES_BOUND
+    swapped = {COND: UNCOND, UNCOND: COND, BOTH: BOTH}
+    crossed = replace(prompt, guided_passes=(COND, UNCOND), states=lambda branch: prompt.states(swapped[branch]))
+    assert relative(render(name, model, prompt=crossed).latents, apart.latents) > 1e-3, "guidance has two branches"
 
 
 class Failing:

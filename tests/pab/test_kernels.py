@@ -23,9 +23,13 @@ from pab.kernels import (
     temporal_attention,
 )
 from pab.kernels.choice import PLAIN, Kernels
+from pab.models.latte import Latte
 from pab.models.stdit3 import STDiT3
 from pab.models.stdit3_video import STDiT3Video
 from pab.plan import pyramid
+from pab.sites import latte_sites
+from tests.pab.noise_worlds import LATTE, WORLDS
+from tests.pab.noise_worlds import clip as noise_clip
 from tests.pab.test_compiled import block_patterns
 from tests.pab.worlds import CONFIG, clip, render, tiny_model
 
@@ -282,6 +286,23 @@ def test_a_family_without_8_bit_products_refuses_them() -> None:
     assert execution_of(FAMILIES["open_sora"], **given).identity == " linears float8"
     with pytest.raises(ValueError, match=r"linears='float8': wan has no 8-bit matrix products, only full"):
         execution_of(FAMILIES["wan"], **given)
+
+
+@pytest.mark.parametrize("name", ["latte", "open_sora_plan_v110"])
+def test_a_clip_of_latte_s_blocks_with_kernels_is_the_plain_clip(name: str) -> None:
+    world = replace(WORLDS[name], build=lambda: Latte(replace(LATTE, num_layers=1, num_heads=2, head_dim=24)),
+                    sites=latte_sites(1))  # fmt: skip
+    request = noise_clip(num_steps=4, height=32, width=32, negative_prompt="a b c d")
+    plain = world.render(world.model(), request, rules=REUSING)
+    model = world.model()
+    before = sorted(model.transformer.state_dict())
+    kernels = Kernels(temporal=True, flash3=True, norm=True, gelu=True)
+    model.transformer.use_kernels(lambda **_: kernels)
+    assert sum("to_qkv.weight" in key for key in model.transformer.state_dict()) == 2
+    assert sum("attn1.to_k.weight" in key for key in before) == 2
+    found = world.render(model, request, rules=REUSING)
+    close(found.latents, plain.latents, 2e-5)
+    assert (found.computed, found.reused) == (plain.computed, plain.reused)
 
 
 def test_kernels_stay_inside_one_graph_per_pattern() -> None:

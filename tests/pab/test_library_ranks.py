@@ -32,6 +32,7 @@ CASES = {
         *(Case(name=name, mesh=BRANCHES_TOO) for name in ("wan", "cogvideox_5b", "ltx", "skyreels_v1")),
         *(Case(name=name, mesh=CLIPS_TOO) for name in (*PAIRS, "cogvideox_2b")),
         Case(name="wan22_a14b", mesh=CLIPS_TOO, num_steps=4),
+        Case(name="wan22_5b", mesh=FOUR),
     ],
 }
 """By number of ranks. The small models have two heads: three and four ranks get padded ones."""

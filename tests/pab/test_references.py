@@ -38,7 +38,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("0,0,0,0,1,0,0", [1], "has 7 parts, needs at most 6"),
         ("0,0,0,0,1,1.5", [1], "edit ratio 1.5, allowed 0 to 1"),
         (" ; ", [1], "a mask strategy needs an entry such as 0"),
-        ("1", [1], "it names loop 1, a clip has one loop, 0"),
+        ("1", [1], "it names loop 1, the clip has one loop, 0"),
         ("0,1", [1], r"it names reference 1, the row has 1 \(0\)"),
         ("0,2", [1, 1], r"it names reference 2, the row has 2 \(0 to 1\)"),
         ("0,0,0,0,0", [1], "it has length 0, at least 1 latent frame is needed"),
@@ -120,7 +120,9 @@ def test_the_demo_model_goes_on_from_an_image() -> None:
     scene = Scene(shape="star", colour="red", background="navy", direction="right", size="large", speed="slow")
     image = draw_clips([scene], ClipSize(num_frames=1, height=64, width=64), seed=3)
     mask = DEMO.references.mask("0", [1], request.num_frames)
-    given = model.encode_references(request, [ReferencePixels(pixels_13THW=image, start=0)], mask)
+    given = model.given_frames(
+        request, model.encode_references(request, [ReferencePixels(pixels_13THW=image, start=0)]), mask
+    )
     done = denoise(
         model,
         request,

@@ -42,7 +42,7 @@ def first_chunk(weights: Path, values: dict) -> np.ndarray:
     model = OPEN_SORA.load(LoadRequest(weights=str(weights), precision="float32", device="cpu"))
     taken = take_references(clip, OPEN_SORA.references, Patience())
     request = replace(CLIP, seed=clip.seed)
-    given = model.encode_references(request, taken.pixels, taken.mask)
+    given = model.given_frames(request, model.encode_references(request, taken.pixels), taken.masks[0])
     return model.decode(given.latents_BCTHW, request, NodeGroup())[0, :17].numpy()
 
 

@@ -1,0 +1,159 @@
+"""Clips of several loops: their texts, and that each goes on from the frames of the one before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from jobs.clip_work import Begun, ClipFrames, LoadedFamily, Stages, clip_rules, render_baseline, render_frames
+from jobs.loops import clip_requests
+from jobs.settings import JobSettings, Mesh
+from manifests.clip import Clip
+from pab.execution import Execution
+from pab.families.demo import DEMO
+from pab.families.open_sora import OPEN_SORA
+from pab.family import LoadRequest
+from pab.given_frames import reference_noise
+from pab.loops import MAX_LOOPS, Loops, count_loops, loop_seed, loop_texts
+from pab.parallel import NodeGroup, open_group
+from pab.plan import KINDS
+from pab.tiny_weights import main as write_tiny
+from tests.ranks import run_on_ranks
+
+RULES = OPEN_SORA.references
+CLIP = Clip(
+    clip_id="shore", digest="0", prompt="|0| A calm shore |2| A storm", negative_prompt=None, seed=3, model="open_sora",
+    num_frames=34, height=112, width=128, fps=24, num_steps=4, guidance_scale=7.0, broadcast="pab246", loops=3,
+    condition_frame_length=5, condition_frame_edit=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "weights"
+    assert write_tiny(["open_sora", str(folder)]) == 0
+    return folder
+
+
+def settings(folder: Path) -> JobSettings:
+    return JobSettings(output="", run_id="r", weights=str(folder), precision="float32", device="cpu", mesh=Mesh())
+
+
+def rendered(folder: Path, clip: Clip, cfg: int) -> ClipFrames:
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    group = open_group(dp=1, cfg=cfg, sp=world // cfg, device=torch.device("cpu")) if world > 1 else NodeGroup()
+    return render_frames(loaded(folder, group), Begun(clip=clip, attempt=1), settings=settings(folder), group=group)
+
+
+def loaded(folder: Path, group: NodeGroup) -> LoadedFamily:
+    request = LoadRequest(weights=str(folder), precision="float32", device="cpu", clip_axis=group.clip)
+    return LoadedFamily(family=OPEN_SORA, model=OPEN_SORA.load(request), load_s=0.0, execution=Execution())
+
+
+def frames_on_ranks(folder: Path, clip: Clip, cfg: int) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    clip_frames = rendered(folder, clip, cfg)
+    frames = None if clip_frames.frames is None else torch.from_numpy(clip_frames.frames)
+    return frames, [loop.latents for loop in clip_frames.loops]
+
+
+def test_each_loop_has_the_text_of_the_last_scene_that_has_begun() -> None:
+    assert loop_texts("|0| a sunny day |2| a rainy day", 4) == (*["a sunny day"] * 2, *["a rainy day"] * 2)
+    assert loop_texts("a plain | 1 | prompt", 2) == ("a plain | 1 | prompt",) * 2
+    assert [count_loops(prompt) for prompt in ("plain", "|0| a", "|0| a |1| b", "|0| a |4| b")] == [1, 1, 2, 5]
+    assert [request.prompt for request in clip_requests(CLIP)] == ["A calm shore", "A calm shore", "A storm"]
+    seeds = [loop_seed(3, loop) for loop in range(4)]
+    assert seeds[0] == 3
+    assert len(set(seeds)) == 4
+
+
+@pytest.mark.parametrize(
+    ("prompt", "asked", "told"),
+    [
+        ("|0| a |2| b |1| c", {}, r"scenes begin at loops 0, 2, 1, they must rise"),
+        ("|0| a |1|  |2| c", {}, r"scene \|1\| has no text"),
+        ("|0| a |16| b", {}, f"1 to {MAX_LOOPS} loops are rendered, not 17"),
+        ("a", {"count": 0}, f"1 to {MAX_LOOPS} loops are rendered, not 0"),
+        ("|0| a |2| b", {"count": 2}, "the prompt has a text for loop 2, the clip has loops 0 to 1"),
+        ("a", {"length": 5}, "a clip of one loop has no condition_frame_length"),
+        ("a", {"count": 2, "length": 4}, r"length=4 .* of 51 frames a loop it can be a multiple of 5 from 5 to 10"),
+        ("a", {"count": 2, "length": 15}, "from 5 to 10"),
+        ("a", {"count": 2, "edit": 1.5}, "condition_frame_edit=1.5, allowed 0 to 1"),
+    ],
+)  # fmt: skip
+def test_loops_that_a_clip_cannot_have_are_refused(prompt: str, asked: dict[str, int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        RULES.loops(prompt, 51, **{"count": None, "length": None, "edit": None} | asked)
+
+
+def test_a_loop_must_be_longer_than_what_it_repeats() -> None:
+    with pytest.raises(ValueError, match="of 17 frames a loop there is none: a loop must be longer than that"):
+        RULES.loops("a", 17, count=2, length=None, edit=None)
+    with pytest.raises(ValueError, match="of 1 frames a loop there is none"):
+        RULES.loops("a", 1, count=2, length=None, edit=None)
+
+
+def test_loops_begin_with_the_last_frames_of_the_one_before_behind_the_rows_own_references() -> None:
+    loops = RULES.loops("|0| a |2| b", 51, count=None, length=None, edit=0.25)
+    assert loops == Loops(count=3, condition_frame_length=5, condition_frame_edit=0.25)
+    first, second, third = RULES.masks("0;2,1,0,-5,5", [1, 34], 51, loops)
+    assert [source for source in first.sources if source] == [(0, 0)]
+    assert second.sources == (*((2, 10 + i) for i in range(5)), *[None] * 10)
+    assert second.levels == (*[0.25] * 5, *[1.0] * 10)
+    assert third.sources == (*((2, 10 + i) for i in range(5)), *[None] * 5, *((1, i) for i in range(5)))
+    assert RULES.masks(None, [], 51, loops)[0] is None
+    assert (RULES.repeated_frames(loops), RULES.video_frames(51, loops)) == (17, 3 * 51 - 2 * 17)
+    assert (DEMO.references.repeated_frames(DEMO.references.loops("a", 16, count=2, length=None, edit=None))) == 4
+
+
+@torch.inference_mode()
+def test_a_clip_of_loops_is_each_loop_going_on_and_what_it_repeats_is_shown_once(weights: Path) -> None:
+    clip_frames = rendered(weights, CLIP, 1)
+    model, requests = loaded(weights, NodeGroup()).model, clip_requests(CLIP)
+    latents = [loop.latents for loop in clip_frames.loops]
+    for loop in (1, 2):
+        before, seed = requests[loop - 1], requests[loop - 1].seed
+        whole = model.codec.vae.decode(latents[loop - 1], before.num_frames)
+        end = model.codec.vae.encode(whole[:, :, 17:], reference_noise(seed))
+        torch.testing.assert_close(latents[loop][:, :, :5], end, rtol=0, atol=1e-5)
+        assert (latents[loop][:, :, 5:] - latents[loop - 1][:, :, 5:]).abs().max() > 0.1
+    parts = [model.decode(latents[loop], requests[loop], NodeGroup())[0, 17 * (loop > 0) :] for loop in range(3)]
+    assert torch.equal(torch.from_numpy(clip_frames.frames), torch.cat(parts))
+    assert clip_frames.warnings == ()
+    assert len(clip_frames.patterns) == len(clip_frames.denoised.step_seconds) == 12
+    one = clip_frames.loops[0]
+    for kind in KINDS:
+        assert clip_frames.denoised.computed.get(kind) == 3 * one.computed[kind], kind
+
+
+@torch.inference_mode()
+def test_the_first_loop_is_the_clip_of_one_loop_and_without_broadcast_loops_go_on_from_their_own(weights: Path) -> None:
+    clip_frames = rendered(weights, CLIP, 1)
+    family = loaded(weights, NodeGroup())
+    alone = clip_requests(CLIP)[0]
+    again = render_baseline(
+        family,
+        CLIP,
+        settings=settings(weights),
+        group=NodeGroup(),
+        stages=Stages(),
+        conditioning=clip_frames.conditioning,
+    )
+    assert not torch.equal(again.loops[1].latents[:, :, :5], clip_frames.loops[1].latents[:, :, :5])
+    assert len(again.frames) == len(clip_frames.frames) == 3 * 34 - 2 * 17
+    single = Clip(**{name: getattr(CLIP, name) for name in Clip.__slots__} | {"loops": 1, "prompt": alone.prompt})
+    assert torch.equal(rendered(weights, single, 1).loops[0].latents, clip_frames.loops[0].latents)
+    assert clip_rules(CLIP, OPEN_SORA, settings(weights)) == OPEN_SORA.presets["pab246"]
+
+
+def test_loops_come_out_the_same_on_any_ranks(weights: Path) -> None:
+    frames, latents = frames_on_ranks(weights, CLIP, 1)
+    for cfg in (2, 1):
+        parts = run_on_ranks(2, frames_on_ranks, weights, CLIP, cfg)
+        assert parts[1][0] is None
+        assert (parts[0][0].int() - frames.int()).abs().max() <= 1
+        for part in parts:
+            for mine, one in zip(part[1], latents, strict=True):
+                torch.testing.assert_close(mine, one, rtol=0, atol=1e-4)
