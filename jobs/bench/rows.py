@@ -97,6 +97,7 @@ GROUPS = (
             "diffusers: compiled none",
             "diffusers: compiled pab236",
             "cache-dit: eager",
+            "compiled none nokernels",
             "eager pab236",
             "diffusers: eager pab236 host",
             "diffusers: compiled none whole",
