@@ -26,8 +26,9 @@ from pab.kernels.choice import MEASURED_FASTER, PLAIN
 from pab.models.stdit3 import STDiT3, STDiT3Config, stdit3_sites
 from pab.models.stdit3_video import STDiT3Video, TextStates
 from pab.parallel import NodeGroup
-from pab.plan import NO_BROADCAST, BroadcastRules, MlpRule, make_plan, pyramid
+from pab.plan import make_plan
 from pab.rectified_flow import round_to, size_shift, timesteps
+from pab.rules import NO_BROADCAST, BroadcastRules, MlpRule, pyramid
 
 MLP = tuple(
     MlpRule(stack=stack, blocks=(0, 1, 2, 3, 4), skip_count=2, position=step / 30)

@@ -25,7 +25,7 @@ from pab.families.demo import DEMO
 from pab.family import ClipRequest, LoadRequest
 from pab.model import VideoModel
 from pab.parallel import NodeGroup
-from pab.plan import KINDS
+from pab.rules import KINDS
 
 Frames = npt.NDArray[np.uint8]
 

@@ -23,7 +23,8 @@ from pab.family import ClipRequest, Family, LoadRequest
 from pab.given_frames import GivenFrames, TakesReferences
 from pab.model import EncodedPrompt, UsesKernels, VideoModel
 from pab.parallel import Axis, NodeGroup
-from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, rules_from_dict
+from pab.plan import BroadcastPlan
+from pab.rules import NO_BROADCAST, Rules, rules_from_dict
 
 
 @dataclass(slots=True)

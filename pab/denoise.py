@@ -15,7 +15,8 @@ from pab.foresight_state import ForesightState
 from pab.given_frames import GivenFrames
 from pab.model import EncodedPrompt, StepInput, VideoModel
 from pab.parallel import NodeGroup, Traffic
-from pab.plan import BroadcastPlan, Rules, make_plan
+from pab.plan import BroadcastPlan, make_plan
+from pab.rules import Rules
 from pab.state import COND, UNCOND, BroadcastState, ClipState
 
 

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from manifests.shards import ClipGroup
 from pab.family import ClipRequest, Family
-from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, make_plan
+from pab.plan import BroadcastPlan, make_plan
+from pab.rules import NO_BROADCAST, Rules
 from pipeline.rules import RunRules
 
 

@@ -12,7 +12,7 @@ from manifests.rules import FamilyRules
 from pab.families import FAMILIES
 from pab.family import Family
 from pab.foresight import ForesightRules
-from pab.plan import Rules, rules_from_dict
+from pab.rules import Rules, rules_from_dict
 from pipeline.exits import UsageError
 from pipeline.settings import RenderSettings
 from pipeline.weights import RunWeights, WeightsLookup

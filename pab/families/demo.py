@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.foresight import FORESIGHT_PRESETS
-from pab.plan import NO_BROADCAST, MlpRule, Site, pyramid
+from pab.plan import Site
 from pab.rectified_flow import round_to, timesteps
 from pab.references import ReferenceRules
+from pab.rules import NO_BROADCAST, MlpRule, pyramid
 from pab.sites import stdit3_sites
 from pab.weights import weights_digest
 

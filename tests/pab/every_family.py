@@ -14,7 +14,7 @@ from pab.families.demo import DEPTH
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.model import VideoModel
 from pab.parallel import NodeGroup, open_group
-from pab.plan import Rules, pyramid
+from pab.rules import Rules, pyramid
 from pab.tiny_weights import write_tiny_weights
 from tests.pab.library_worlds import WORLDS
 

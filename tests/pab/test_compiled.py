@@ -10,7 +10,8 @@ from pab.denoise import NotFiniteError
 from pab.execution import Execution
 from pab.families import FAMILIES
 from pab.models.stdit3 import STDiT3Block
-from pab.plan import NO_BROADCAST, BroadcastPlan
+from pab.plan import BroadcastPlan
+from pab.rules import NO_BROADCAST
 from tests.pab.worlds import PAB246, clip, render, tiny_model
 
 

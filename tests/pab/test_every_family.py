@@ -8,7 +8,7 @@ import torch
 from pab.families import FAMILIES
 from pab.model import StepInput
 from pab.parallel import NodeGroup
-from pab.plan import NO_BROADCAST
+from pab.rules import NO_BROADCAST
 from tests.pab.every_family import MESHES, SMALL, load, render, render_on_ranks, request_of, write
 from tests.ranks import run_on_ranks
 

@@ -12,7 +12,7 @@ from pab.kernels import attention, choice, head_norm, kept_int8, linear_gelu, mo
 from pab.kernels.choice import PLAIN, Kernels
 from pab.models.stdit3 import STDiT3
 from pab.models.stdit3_video import STDiT3Video
-from pab.plan import pyramid
+from pab.rules import pyramid
 from tests.pab.test_compiled import block_patterns
 from tests.pab.worlds import CONFIG, clip, render, tiny_model
 
