@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pab.foresight import ForesightRules
-from pab.rules import KINDS, BroadcastRules, MlpRule, Rules
+from pab.rules import KINDS, MlpRule, Rules
+from pab.step_rules import StepRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +122,7 @@ class BroadcastPlan:
 
     def _pattern(self, step: int) -> str:
         letters = self._letters(step)
-        if isinstance(self.rules, BroadcastRules) or letters == letters.lower():
+        if not isinstance(self.rules, ForesightRules) or letters == letters.lower():
             return letters
         # How many blocks compute differs from step to step, and so does the time that they take.
         share = sum(source == step for source in self.sources[step]) / len(self.sites)
@@ -135,6 +136,17 @@ class BroadcastPlan:
             if members:
                 letters.append(kind[0] if reused == 0 else "." if reused == len(members) else kind[0].upper())
         return "".join(letters)
+
+    @cached_property
+    def graphs(self) -> int:
+        """How many different things its blocks do: compute, keep or reuse at each site. A compiled graph for each."""
+        return len(
+            {
+                (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
+                for step in range(self.num_steps)
+                for members in self.blocks
+            }
+        )
 
     @cached_property
     def full_steps(self) -> tuple[int, ...]:
@@ -166,11 +178,19 @@ class BroadcastPlan:
         for i, site in enumerate(self.sites):
             groups.setdefault((site.kind, site.stack if site.kind == "mlp" else "", self.decisions(i)), []).append(i)
         lines = [f"{'kind':<14}{'sites':>6}  decisions (C compute, S compute and keep, B reuse)"]
-        for (kind, stack, decisions), members in groups.items():
-            lines.append(f"{kind + (' ' + stack if stack else ''):<14}{len(members):>6}  {decisions}")
+        for (kind, _, decisions), members in groups.items():
+            lines.append(f"{self._label(kind, members):<14}{len(members):>6}  {decisions}")
         counts = Counter(self.patterns)
+        if isinstance(self.rules, StepRules) and self.rules.num_steps != self.num_steps:
+            lines.append(f"a plan for {self.rules.num_steps} steps, spread over {self.num_steps}")
         lines.append("patterns      " + ", ".join(f"{name} x{count}" for name, count in counts.most_common()))
         return "\n".join(lines)
+
+    def _label(self, kind: str, members: Sequence[int]) -> str:
+        # A kind that stands in several stacks is told with its stack where they decide otherwise.
+        stacks = {self.sites[i].stack for i in members}
+        several = len({site.stack for site in self.sites if site.kind == kind}) > 1
+        return f"{kind} {stacks.pop()}" if len(stacks) == 1 and (several or kind == "mlp") else kind
 
 
 def make_plan(
@@ -183,8 +203,11 @@ def make_plan(
     window. At `fresh_steps` every site computes as well, and nothing from before them is reused after them.
 
     Under Foresight's rules nothing is decided yet: the plan that is returned computes everything, which is the most that
-    a clip may come to. Raises ValueError where those rules meet fresh steps.
+    a clip may come to. Raises ValueError where those rules meet fresh steps, and for a plan that is not for these sites.
     """
+    if isinstance(rules, StepRules):
+        rows = _step_sources(rules, len(timesteps), sites, fresh_steps)
+        return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules)
     if isinstance(rules, ForesightRules):
         if fresh_steps:
             raise ValueError(f"foresight: another model takes over at step {min(fresh_steps)}; use a broadcast preset")
@@ -206,6 +229,20 @@ def make_plan(
             row.append(sources[step - 1][i] if reuse else step)
         sources.append(tuple(row))
     return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=tuple(sources), rules=rules)
+
+
+def _step_sources(
+    rules: StepRules, num_steps: int, sites: Sequence[Site], fresh_steps: Collection[int]
+) -> tuple[tuple[int, ...], ...]:
+    if problem := rules.misfit(rules.family or "this model", sites):
+        raise ValueError(problem)
+    everywhere = frozenset(range(num_steps))
+    columns = [rules.computing(site, num_steps) for site in sites]
+    computing = [everywhere if column is None else column | {*fresh_steps} for column in columns]
+    sources: list[tuple[int, ...]] = []
+    for step in range(num_steps):
+        sources.append(tuple(step if step in steps else sources[-1][i] for i, steps in enumerate(computing)))
+    return tuple(sources)
 
 
 def _mlp_sources(rules: Iterable[MlpRule], timesteps: Sequence[int]) -> dict[tuple[str, int], dict[int, int]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pab.foresight import ForesightRules, foresight_from_dict
+from pab.step_rules import StepRules, step_rules_from_dict
 
 ATTENTION_KINDS = ("spatial", "temporal", "cross")
 KINDS = (*ATTENTION_KINDS, "mlp")
@@ -98,8 +99,8 @@ class BroadcastRules:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
 
-Rules = BroadcastRules | ForesightRules
-"""How a clip's reuse is decided: before its first step, or while it is rendered."""
+Rules = BroadcastRules | StepRules | ForesightRules
+"""How a clip's reuse is decided: before its first step by rules or step by step, or while it is rendered."""
 
 
 NO_BROADCAST = BroadcastRules()
@@ -124,8 +125,13 @@ def pyramid(
 def rules_from_dict(values: Mapping[str, object]) -> Rules:
     """Reads user-made rules, e.g. `{"spatial": {"range": 2, "window": [450, 930]}}` or `{"foresight": {"gamma": 1.0}}`.
 
-    Raises ValueError naming the key.
+    A plan has its steps under "steps"; what stands beside them under "about" changes nothing. Raises ValueError naming
+    the key.
     """
+    if "steps" in values:
+        if others := sorted(set(values) - {"steps", "about"}):
+            raise ValueError(f"broadcast rules: steps and {', '.join(others)}; steps decide alone, give no other key")
+        return step_rules_from_dict(values["steps"])
     if "foresight" in values:
         if len(values) > 1:
             raise ValueError(
@@ -135,7 +141,8 @@ def rules_from_dict(values: Mapping[str, object]) -> Rules:
     unknown = sorted(set(values) - set(KINDS))
     if unknown:
         raise ValueError(
-            f"broadcast rules: unknown key {unknown[0]!r}, allowed {', '.join(KINDS)}, or foresight instead of them"
+            f"broadcast rules: unknown key {unknown[0]!r}, allowed {', '.join(KINDS)}, or foresight or steps instead of "
+            "them"
         )
     rules: dict[str, AttentionRule] = {}
     for kind in ATTENTION_KINDS:

@@ -35,6 +35,13 @@ COLUMNS = """columns of a manifest:
 
 """
 
+CALIBRATE = """examples:
+  python -m pipeline calibrate prompts.txt --output plans/mine.json --match pab246
+  python -m pipeline calibrate prompts.parquet --model open_sora --weights DIR --output plans/30db.json --min-psnr 30
+  python -m pipeline submit prompts.parquet --broadcast plans/mine.json
+
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """Tells wrong usage by an error that carries the exit code, so that --json can tell it too."""
@@ -57,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_run_commands(commands)
     _add_manifest(commands)
+    _add_calibrate(commands)
     _add_doctor(commands)
     return parser
 
@@ -133,6 +141,38 @@ def _add_manifest(commands: _Commands[Parser]) -> None:
     build.add_argument("source", metavar="SOURCE", help="a .csv, .jsonl or .txt file")
     build.add_argument("manifest", metavar="MANIFEST", help="the Parquet file to write")
     _add_json(build)
+
+
+def _add_calibrate(commands: _Commands[Parser]) -> None:
+    parser = _command(
+        commands, "calibrate", "measure on prompts what may be reused, and search a plan that submit takes", CALIBRATE
+    )
+    parser.add_argument("prompts", metavar="PROMPTS", help="a manifest, or a .txt, .csv or .jsonl file of prompts")
+    parser.add_argument("--output", dest="plan", type=Path, required=True, metavar="FILE.json", help="the plan file")
+    for option in OPTIONS:
+        if option.name in ("model", "weights", "precision", "device"):
+            add_option(parser, option)
+    target = parser.add_argument_group("what is sought (default: --match with the family's default)")
+    one = target.add_mutually_exclusive_group()
+    one.add_argument("--match", metavar="PRESET", help="the best quality for at most what this preset computes")
+    one.add_argument("--computed-share", type=float, metavar="X", help="the same for at most this share, e.g. 0.6")
+    one.add_argument(
+        "--min-psnr", type=float, metavar="DB", help="the least work with at least this median PSNR, in dB"
+    )
+    parser.add_argument("--clips", type=int, default=2, metavar="N", help="prompts to search on (default: 2)")
+    parser.add_argument(
+        "--held-out", type=int, default=4, metavar="N", help="further prompts, to judge the plan by (default: 4)"
+    )
+    parser.add_argument(
+        "--block-ranges", type=int, default=1, metavar="N", help="ranges of blocks that decide apart (default: 1)"
+    )
+    parser.add_argument(
+        "--probe-every", type=int, default=2, metavar="N", help="measure what reuse does at every Nth step (default: 2)"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="the page (default: FILE.html beside the plan)"
+    )
+    _add_json(parser)
 
 
 def _add_doctor(commands: _Commands[Parser]) -> None:

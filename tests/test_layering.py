@@ -25,6 +25,7 @@ TORCH_FREE = (
     "pab/families/*.py",
     "pab/plan.py",
     "pab/rules.py",
+    "pab/step_rules.py",
     "pab/sites.py",
     "pab/checkpoint.py",
     "pab/rectified_flow.py",
