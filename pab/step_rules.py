@@ -39,7 +39,7 @@ class StepGroup:
             raise ValueError(f"plan group {self}: blocks={list(self.blocks)}, needs some, each once; leave out for all")
 
     def __str__(self) -> str:
-        blocks = "" if self.blocks is None else f" blocks {self.blocks[0]}..{self.blocks[-1]}"
+        blocks = f" blocks {self.blocks[0]}..{self.blocks[-1]}" if self.blocks else ""
         return f"{self.kind} in {self.stack}{blocks}"
 
     def holds(self, site: Site) -> bool:

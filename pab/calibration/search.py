@@ -3,12 +3,13 @@
 Reusing step s at step t moves the finished latents by the measured effect of reusing step t - 1 there, made larger by as
 much as the output differs more. Movements add as vectors, so the error of a plan is a quadratic form in what it reuses.
 Least error is sought under a budget: by taking away the computation that costs least error for its price until the budget
-holds, then by exchanging computations as long as the error falls. Plain numbers; nothing is drawn at random.
+holds, then by exchanging computations as long as the error falls, and that again from plans near the best one. Plain numbers;
+what is drawn at random is drawn by a seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,9 +18,12 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.float64]
 Chosen = npt.NDArray[np.bool_]
 """[G, S]: where a group computes."""
-EXCHANGED = 64
-"""Computations of the least worth that are tried against as many reuses of the most worth."""
+Toggle = tuple[int, int]
+"""A group and a step that begins or ceases to compute."""
+RESTARTS = 12
+_SHAKEN = (0.1, 0.7)
 _GAIN = 1e-9
+_STILL = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +59,8 @@ def error_model(effects: Sequence[Matrix], relative: Matrix) -> ErrorModel:
         product = np.einsum("gsn,htn->gsht", clip, clip, optimize=True)
         products.append(product / max(np.einsum("gsgs->", product), np.finfo(np.float64).tiny))
     steps = np.arange(relative.shape[1])
-    neighbours = np.maximum(relative[:, np.maximum(steps - 1, 0), steps], np.finfo(np.float64).tiny)
+    # An output that does not change at all moves nothing, however long it stands in.
+    neighbours = np.maximum(relative[:, np.maximum(steps - 1, 0), steps], _STILL * relative.max(initial=_STILL))
     growth = np.sqrt(relative / neighbours[:, None, :])
     growth[:, :, 0] = 0.0
     return ErrorModel(effects=np.mean(products, axis=0), growth=growth)
@@ -89,20 +94,38 @@ class PlanSearch:
     budget: Budget
     fixed: npt.NDArray[np.bool_]
     longest: int
+    seed: int = 0
     computes: Chosen = field(init=False)
     _reused: Matrix = field(init=False)
     _pull: Matrix = field(init=False)
     """[G, S]: half the slope of the error in how strongly a step is moved."""
 
     def __post_init__(self) -> None:
-        num_groups, num_steps = self.model.growth.shape[:2]
         assert self.fixed[0], "the first step computes"
-        self.computes = np.ones((num_groups, num_steps), dtype=np.bool_)
-        self._reused = np.zeros((num_groups, num_steps))
-        self._pull = np.zeros((num_groups, num_steps))
+        self._set(np.ones(self.model.growth.shape[:2], dtype=np.bool_))
 
     def run(self) -> Chosen:
         """Returns where each group computes. Raises ValueError for a budget that nothing meets."""
+        random = np.random.default_rng(self.seed)
+        self._descend()
+        best, error = self.computes.copy(), self._error()
+        for _ in range(RESTARTS):
+            self._set(self._shaken(best, random))
+            self._descend()
+            if self._error() < error * (1 - _GAIN):
+                best, error = self.computes.copy(), self._error()
+        return best
+
+    def _set(self, computes: Chosen) -> None:
+        self.computes = computes.copy()
+        self._reused = np.stack([self.model.reused(group, row) for group, row in enumerate(computes)])
+        self._pull = np.einsum("gsht,ht->gs", self.model.effects, self._reused)
+
+    def _shaken(self, computes: Chosen, random: np.random.Generator) -> Chosen:
+        # Only begins computing elsewhere: what the budget then drops is up to the error.
+        return computes | (random.random(computes.shape) < random.uniform(*_SHAKEN))
+
+    def _descend(self) -> None:
         while not self.budget.holds(self.budget.cost(self.computes)):
             toggle = self._cheapest_to_drop()
             if toggle is None:
@@ -111,75 +134,100 @@ class PlanSearch:
                     f"no plan computes at most {_percent(self.budget.shares)}; the least that keeps no output for more than "
                     f"{self.longest} steps computes {_percent(least)}"
                 )
-            self._toggle(*toggle)
-        while self._exchange():
-            pass
-        return self.computes
+            self._toggle(toggle)
+        while toggles := self._best_exchange():
+            for toggle in toggles:
+                self._toggle(toggle)
 
-    def _cheapest_to_drop(self) -> tuple[int, int] | None:
+    def _cheapest_to_drop(self) -> Toggle | None:
         over = np.maximum(self.budget.cost(self.computes) - self.budget.shares, 0.0)
-        best: tuple[float, tuple[int, int]] | None = None
-        for group, step in self._toggles(computing=True):
+        worths: list[tuple[float, Toggle]] = []
+        for toggle in self._toggles(computing=True):
             # Only what brings a share that is still too large down counts as saved.
-            saved = float(np.minimum(self.budget.prices[:, group], over).sum())
+            saved = float(np.minimum(self.budget.prices[:, toggle[0]], over).sum())
+            change = self._change(toggle)
             if saved > 0:
-                change = self._change(group, step)
                 # What lowers the error goes first, however little it saves.
-                worth = change / saved if change > 0 else change
-                if best is None or worth < best[0]:
-                    best = worth, (group, step)
-        return None if best is None else best[1]
+                worths.append((change / saved if change > 0 else change, toggle))
+        return min(worths)[1] if worths else None
 
-    def _exchange(self) -> bool:
-        # Does the best of: a computation more where the budget allows it; one computation for another.
-        adds = sorted((self._change(*toggle), toggle) for toggle in self._toggles(computing=False))[:EXCHANGED]
-        cost = self.budget.cost(self.computes)
-        best: tuple[float, tuple[tuple[int, int], ...]] | None = None
-        error = self._error()
-        for change, (group, step) in adds:
-            if change < -_GAIN * error and self.budget.holds(cost + self.budget.prices[:, group]):
-                best = (change, ((group, step),))
-                break
-        for _, added in adds:
-            self._toggle(*added)
-            drops = sorted((self._change(*toggle), toggle) for toggle in self._toggles(computing=True))[:EXCHANGED]
-            for _, dropped in drops:
-                fits = self.budget.holds(cost + self.budget.prices[:, added[0]] - self.budget.prices[:, dropped[0]])
-                change = self._change(*dropped) + self._error() - error
-                if fits and change < -_GAIN * error and (best is None or change < best[0]):
-                    best = change, (added, dropped)
-            self._toggle(*added)
-        if best is None:
-            return False
-        for toggle in best[1]:
-            self._toggle(*toggle)
-        return True
+    def _best_exchange(self) -> tuple[Toggle, ...]:
+        # Returns what lowers the error most: one computation more, where the budget allows it, or one instead of another.
+        adds, drops = list(self._toggles(computing=False)), list(self._toggles(computing=True))
+        cost, prices = self.budget.cost(self.computes), self.budget.prices
+        found = [
+            (self._change(add), (add,)) for add in adds if self.budget.holds(cost + prices[:, add[0]])
+        ] + [*self._within_groups(adds), *self._between_groups(adds, drops)]  # fmt: skip
+        change, toggles = min(found, default=(0.0, ()))
+        return toggles if change < -_GAIN * self._error() else ()
 
-    def _toggles(self, *, computing: bool) -> Iterator[tuple[int, int]]:
-        for group, row in enumerate(self.computes):
+    def _within_groups(self, adds: Sequence[Toggle]) -> Iterator[tuple[float, tuple[Toggle, ...]]]:
+        for add in adds:
+            before = self._error()
+            self._toggle(add)
+            begun = self._error() - before
+            changes = [
+                (begun + self._change(drop), (add, drop))
+                for drop in self._toggles(computing=True, groups=(add[0],))
+                if drop != add
+            ]
+            self._toggle(add)
+            if changes:
+                yield min(changes)
+
+    def _between_groups(
+        self, adds: Sequence[Toggle], drops: Sequence[Toggle]
+    ) -> Iterator[tuple[float, tuple[Toggle, ...]]]:  # fmt: skip
+        if not adds or not drops:
+            return
+        # Toggles of different groups move different steps, so that the error of both is known from their products.
+        effects = self.model.effects.reshape(self.computes.size, -1)
+        added, dropped = (np.stack([self._moved_everywhere(toggle) for toggle in side]) for side in (adds, drops))
+        changes = 2 * added @ effects @ dropped.T
+        changes += np.array([self._change(add) for add in adds])[:, None]
+        changes += np.array([self._change(drop) for drop in drops])
+        add_groups, drop_groups = (np.array([group for group, _ in side]) for side in (adds, drops))
+        cost, prices = self.budget.cost(self.computes), self.budget.prices
+        costs = cost[:, None, None] + prices[:, add_groups][:, :, None] - prices[:, drop_groups][:, None, :]
+        fits = (costs <= self.budget.shares[:, None, None] + _GAIN).all(axis=0)
+        changes[~fits | (add_groups[:, None] == drop_groups)] = np.inf
+        add, drop = np.unravel_index(int(np.argmin(changes)), changes.shape)
+        yield float(changes[add, drop]), (adds[add], drops[drop])
+
+    def _toggles(self, *, computing: bool, groups: Iterable[int] | None = None) -> Iterator[Toggle]:
+        for group in range(len(self.computes)) if groups is None else groups:
+            row = self.computes[group]
             for step in np.flatnonzero((row == computing) & ~self.fixed):
                 if not computing or self._gap_without(row, int(step)) <= self.longest:
                     yield group, int(step)
 
-    def _gap_without(self, row: npt.NDArray[np.bool_], step: int) -> int:
+    @staticmethod
+    def _gap_without(row: npt.NDArray[np.bool_], step: int) -> int:
         # How many steps the output before `step` stands in if `step` does not compute.
         before = step - 1 - int(np.argmax(row[:step][::-1]))
         later = row[step + 1 :]
         after = step + 1 + int(np.argmax(later)) if later.any() else len(row)
         return after - before - 1
 
-    def _moved(self, group: int, step: int) -> Matrix:
+    def _moved(self, toggle: Toggle) -> Matrix:
+        group, step = toggle
         row = self.computes[group].copy()
         row[step] = not row[step]
         return self.model.reused(group, row) - self._reused[group]
 
-    def _change(self, group: int, step: int) -> float:
-        moved = self._moved(group, step)
+    def _moved_everywhere(self, toggle: Toggle) -> Matrix:
+        moved = np.zeros(self.computes.shape)
+        moved[toggle[0]] = self._moved(toggle)
+        return moved.ravel()
+
+    def _change(self, toggle: Toggle) -> float:
+        moved, group = self._moved(toggle), toggle[0]
         own = self.model.effects[group, :, group, :]
         return float(2 * moved @ self._pull[group] + moved @ own @ moved)
 
-    def _toggle(self, group: int, step: int) -> None:
-        moved = self._moved(group, step)
+    def _toggle(self, toggle: Toggle) -> None:
+        group, step = toggle
+        moved = self._moved(toggle)
         self._pull += self.model.effects[:, :, group, :] @ moved
         self._reused[group] += moved
         self.computes[group, step] = not self.computes[group, step]
