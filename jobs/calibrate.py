@@ -15,8 +15,9 @@ import torch
 from jobs.plan_quality import PlanQuality, RenderedClips, call_share, kind_shares, summary, time_share
 from pab.calibration.changes import Changes, Matrix, mean_changes
 from pab.calibration.effects import measure_clip, measure_effect, spread_effects
-from pab.calibration.groups import SiteGroup, site_groups
-from pab.calibration.search import Budget, Chosen, ErrorModel, PlanSearch, error_model
+from pab.calibration.groups import WHOLE_PASS, SiteGroup, site_groups
+from pab.calibration.passes_and_sites import search_passes_and_sites
+from pab.calibration.search import Budget, ErrorModel, Steps, error_model
 from pab.denoise import plan_for
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.foresight import ForesightRules
@@ -66,7 +67,8 @@ class Target:
 class CalibrationRequest:
     """What is calibrated. All requests have one size and number of steps.
 
-    `ranges`: into how many ranges of blocks each group is cut. `probe_every`: at every which step effects are measured.
+    `reuses`: what the plan may reuse, of REUSES. `ranges`: into how many ranges of blocks each group is cut. `probe_every`:
+    at every which step effects are measured.
     """
 
     family: Family
@@ -76,13 +78,17 @@ class CalibrationRequest:
     searched: tuple[ClipRequest, ...]
     held_out: tuple[ClipRequest, ...]
     target: Target
+    reuses: str = "all"
     ranges: int = 1
     probe_every: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was measured on the searched prompts, by group and step. `effects` [G, S]: root mean square movement."""
+    """What was measured on the searched prompts, by group and step. `effects` [G + 1, S]: root mean square movement.
+
+    Behind the groups of sites stands the whole pass.
+    """
 
     groups: tuple[SiteGroup, ...]
     changes: Changes
@@ -175,12 +181,12 @@ class Calibrator:
         steps = [step for step in range(1, plan.num_steps, self.request.probe_every) if not fixed[step]]
         effects = []
         neighbours = clip.changes.neighbours
-        for group, change in zip(groups, neighbours, strict=True):
+        for group, change in zip((*groups, WHOLE_PASS), neighbours, strict=True):
             probed = {step: measure_effect(self.clips.model, clip, group, step, group=self.group) for step in steps}
             effects.append(spread_effects(probed, change))
         return clip.changes, np.stack(effects)
 
-    def _fixed(self, request: ClipRequest, num_steps: int) -> Chosen:
+    def _fixed(self, request: ClipRequest, num_steps: int) -> Steps:
         fixed = np.zeros(num_steps, dtype=np.bool_)
         fixed[[0, *self.request.family.fresh_steps(request, self.request.precision)]] = True
         return fixed
@@ -191,17 +197,20 @@ class Calibrator:
         num_steps = measured.effects.shape[1]
         prices = call_and_time_prices(family, measured.groups, num_steps)
         shares = np.array([1.0, time_share]) if time_share is not None else self._shares()
-        computes = PlanSearch(
-            model=measured.model,
-            budget=Budget(prices=prices, shares=shares),
+        found = search_passes_and_sites(
+            measured.model,
+            Budget(prices=prices, shares=shares),
             fixed=self._fixed(first, num_steps),
             longest=max(1, num_steps // 3),
-        ).run()
-        groups = tuple(
-            group.computing_at([int(step) for step in np.flatnonzero(row)])
-            for group, row in zip(measured.groups, computes, strict=True)
+            reuses=self.request.reuses,
         )
-        return StepRules(num_steps=num_steps, groups=groups, family=family.name)
+        groups = tuple(
+            group.computing_at(np.flatnonzero(row).tolist())
+            for group, row in zip(measured.groups, found.computes, strict=True)
+            if (row != found.passes).any()
+        )
+        passes = None if found.passes.all() else tuple(np.flatnonzero(found.passes).tolist())
+        return StepRules(num_steps=num_steps, groups=groups, passes=passes, family=family.name)
 
     def _shares(self) -> Matrix:
         target, request = self.request.target, self.request

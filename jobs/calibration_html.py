@@ -10,6 +10,7 @@ from jobs.calibrate import Calibration
 from jobs.calibration_svg import curves, plan_grid
 from jobs.html import page, table, tiles
 from jobs.plan_quality import PlanQuality, Summary
+from pab.calibration.groups import WHOLE_PASS
 
 
 def calibration_page(found: Calibration, versions: Mapping[str, str]) -> str:
@@ -63,8 +64,13 @@ def _quality_row(row: PlanQuality) -> tuple[str, ...]:
 
 def _plan(found: Calibration) -> str:
     num_steps = found.plan.num_steps
-    computes = [[step in group.compute for step in range(num_steps)] for group in found.rules.groups]
-    return "<h2>The plan</h2>" + plan_grid(list(_labels(found)), computes)
+    plan = found.plan
+    passes = [step not in plan.skipped for step in range(num_steps)]
+    computes = [
+        [not plan.reuses(step, plan.index[group.names[0]]) for step in range(num_steps)]
+        for group in found.measured.groups
+    ]
+    return "<h2>The plan</h2>" + plan_grid(list(_labels(found)), [*computes, passes])
 
 
 def _changes(found: Calibration) -> str:
@@ -104,7 +110,7 @@ def _how(found: Calibration, versions: Mapping[str, str]) -> str:
 
 
 def _labels(found: Calibration) -> Iterable[str]:
-    return (group.label for group in found.measured.groups)
+    return (group.label for group in (*found.measured.groups, WHOLE_PASS))
 
 
 def _ordinal(every: int) -> str:

@@ -129,10 +129,14 @@ def denoise(
         step_input = StepInput(
             request=request, step=step, timestep=plan.timesteps[step], active_frames=scheduler.active_frames(step)
         )
-        outputs = [
-            model.predict(model_input, step_input, texts[branch], state.visit(step, branch), group) for branch in mine
-        ]
-        prediction = guide(outputs, guidance_scale, group)
+        if step in plan.skipped:
+            state.skip(mine)  # the last prediction stands in
+        else:
+            outputs = [
+                model.predict(model_input, step_input, texts[branch], state.visit(step, branch), group)
+                for branch in mine
+            ]
+            prediction = guide(outputs, guidance_scale, group)
         latents = scheduler.advance(latents, model_input, prediction, step)
         kept_bytes_peak = max(kept_bytes_peak, state.kept_bytes)
         clock.mark()

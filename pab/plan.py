@@ -43,13 +43,15 @@ class BroadcastPlan:
     """For every step and site, the step whose output is used.
 
     `sources[step][i]` is the step at which the output of `sites[i]` that step `step` uses is computed: `step` itself
-    where it computes, an earlier one where it reuses.
+    where it computes, an earlier one where it reuses. At `skipped` steps the model does not run: the last prediction stands
+    in, and no kept output of a site is used.
     """
 
     sites: tuple[Site, ...]
     timesteps: tuple[float, ...]
     sources: tuple[tuple[int, ...], ...]
     rules: Rules
+    skipped: frozenset[int] = frozenset()
 
     @property
     def num_steps(self) -> int:
@@ -67,7 +69,7 @@ class BroadcastPlan:
         uses: list[dict[int, int]] = [{} for _ in self.sites]
         for step, row in enumerate(self.sources):
             for i, source in enumerate(row):
-                if source != step:
+                if source != step and step not in self.skipped:
                     uses[i][source] = step
         return tuple(uses)
 
@@ -108,10 +110,10 @@ class BroadcastPlan:
         return self.num_steps * sum(site.all_to_alls for site in self.sites)
 
     def decisions(self, site: int) -> str:
-        """Returns one letter a step: C computed, S computed and kept for MLP reuse, B broadcast (reused)."""
+        """Returns one letter a step: C computed, S computed and kept for MLP reuse, B broadcast (reused), - no pass."""
         kept = "S" if self.sites[site].kind == "mlp" else "C"
         return "".join(
-            "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C"
+            "-" if step in self.skipped else "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C"
             for step in range(self.num_steps)
         )
 
@@ -143,7 +145,7 @@ class BroadcastPlan:
         return len(
             {
                 (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
-                for step in range(self.num_steps)
+                for step in set(range(self.num_steps)) - self.skipped
                 for members in self.blocks
             }
         )
@@ -157,6 +159,8 @@ class BroadcastPlan:
     def digest(self) -> str:
         """Names the plan in records and reports: 12 hex digits over sites, timesteps and sources."""
         content = [[site.name for site in self.sites], list(self.timesteps), [list(row) for row in self.sources]]
+        if self.skipped:
+            content.append(sorted(self.skipped))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def block_decisions(self) -> tuple[tuple[str, str], ...]:
@@ -177,7 +181,8 @@ class BroadcastPlan:
         groups: dict[tuple[str, str, str], list[int]] = {}
         for i, site in enumerate(self.sites):
             groups.setdefault((site.kind, site.stack if site.kind == "mlp" else "", self.decisions(i)), []).append(i)
-        lines = [f"{'kind':<14}{'sites':>6}  decisions (C compute, S compute and keep, B reuse)"]
+        letters = "C compute, S compute and keep, B reuse" + (", - no pass" if self.skipped else "")
+        lines = [f"{'kind':<14}{'sites':>6}  decisions ({letters})"]
         for (kind, _, decisions), members in groups.items():
             lines.append(f"{self._label(kind, members):<14}{len(members):>6}  {decisions}")
         counts = Counter(self.patterns)
@@ -206,8 +211,9 @@ def make_plan(
     a clip may come to. Raises ValueError where those rules meet fresh steps, and for a plan that is not for these sites.
     """
     if isinstance(rules, StepRules):
-        rows = _step_sources(rules, len(timesteps), sites, fresh_steps)
-        return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules)
+        skipped = rules.skipped(len(timesteps)) - {*fresh_steps}
+        rows = _step_sources(rules, len(timesteps), sites, skipped=skipped, fresh_steps=fresh_steps)
+        return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules, skipped=skipped)
     if isinstance(rules, ForesightRules):
         if fresh_steps:
             raise ValueError(f"foresight: another model takes over at step {min(fresh_steps)}; use a broadcast preset")
@@ -232,7 +238,12 @@ def make_plan(
 
 
 def _step_sources(
-    rules: StepRules, num_steps: int, sites: Sequence[Site], fresh_steps: Collection[int]
+    rules: StepRules,
+    num_steps: int,
+    sites: Sequence[Site],
+    *,
+    skipped: Collection[int],
+    fresh_steps: Collection[int],
 ) -> tuple[tuple[int, ...], ...]:
     if problem := rules.misfit(rules.family or "this model", sites):
         raise ValueError(problem)
@@ -241,7 +252,11 @@ def _step_sources(
     computing = [everywhere if column is None else column | {*fresh_steps} for column in columns]
     sources: list[tuple[int, ...]] = []
     for step in range(num_steps):
-        sources.append(tuple(step if step in steps else sources[-1][i] for i, steps in enumerate(computing)))
+        sources.append(
+            tuple(
+                step if step in steps and step not in skipped else sources[-1][i] for i, steps in enumerate(computing)
+            )
+        )
     return tuple(sources)
 
 

@@ -1,6 +1,7 @@
-"""An explicit plan: per group of sites the steps that compute. What `calibrate` finds and writes; plain values.
+"""An explicit plan: the steps at which the model runs, and per group of sites those that compute. Plain values.
 
-At every other step a site of the group reuses what it computed last. Steps count model calls. Where a clip has another
+What `calibrate` finds and writes. At a step without a pass the last prediction stands in; at one with a pass a site that does
+not compute reuses what it computed last. Steps count model calls. Where a clip has another
 number of them, each of its steps covers a stretch of the plan's and computes if any step of that stretch does: noise levels
 stay where they are, and nothing is reused over a longer way than the plan says.
 """
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from pab.plan import Site
 
 _NEEDED = (
-    "needs {'num_steps': N, 'groups': [{'kind': K, 'stack': S, 'compute': [0, 2, ...]}, ...]}, a group may name its "
-    "'blocks', and the plan its 'family'"
+    "needs {'num_steps': N, 'groups': [{'kind': K, 'stack': S, 'compute': [0, 2, ...]}, ...]}; a group may name its "
+    "'blocks', the plan its 'family' and in 'passes' the steps at which the model runs"
 )
 
 
@@ -33,7 +34,7 @@ class StepGroup:
     blocks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.compute or self.compute[0] != 0 or any(b <= a for a, b in pairwise(self.compute)):
+        if not _rises(self.compute):
             raise ValueError(f"plan group {self}: compute={list(self.compute)}, needs rising steps that begin with 0")
         if self.blocks is not None and (not self.blocks or len(set(self.blocks)) < len(self.blocks)):
             raise ValueError(f"plan group {self}: blocks={list(self.blocks)}, needs some, each once; leave out for all")
@@ -56,19 +57,28 @@ class StepGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRules:
-    """A plan for `num_steps` model calls. Sites that no group holds compute at every step.
+    """A plan for `num_steps` steps. Sites that no group holds compute in every pass.
 
-    `family`: the only one that it is for; None for any with the same sites.
+    `passes`: the steps at which the model runs; None for all. `family`: the only one that the plan is for; None for any with
+    the same sites.
     """
 
     num_steps: int
     groups: tuple[StepGroup, ...]
+    passes: tuple[int, ...] | None = None
     family: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"plan num_steps={self.num_steps}, needs 1 or more")
+        if self.passes is not None and (not _rises(self.passes) or self.passes[-1] >= self.num_steps):
+            raise ValueError(
+                f"plan passes={list(self.passes)}, needs rising steps that begin with 0, up to {self.num_steps - 1}"
+            )
         for group in self.groups:
+            skipped = () if self.passes is None else sorted(set(group.compute) - set(self.passes))
+            if skipped:
+                raise ValueError(f"plan group {group}: computes at step {skipped[0]}, at which passes has no pass")
             if group.compute[-1] >= self.num_steps:
                 raise ValueError(
                     f"plan group {group}: computes at step {group.compute[-1]}, allowed 0 to {self.num_steps - 1}"
@@ -78,7 +88,8 @@ class StepRules:
         """Returns the plan as JSON values; `rules_from_dict` reads it back."""
         family = {} if self.family is None else {"family": self.family}
         groups = [group.to_dict() for group in self.groups]
-        return {"steps": {**family, "num_steps": self.num_steps, "groups": groups}}
+        passes = {} if self.passes is None else {"passes": list(self.passes)}
+        return {"steps": {**family, "num_steps": self.num_steps, **passes, "groups": groups}}
 
     @property
     def digest(self) -> str:
@@ -100,6 +111,12 @@ class StepRules:
             if len(holding) > 1:
                 return f"the plan has {site.name} in {len(holding)} groups: {'; '.join(holding)}"
         return None
+
+    def skipped(self, num_steps: int) -> frozenset[int]:
+        """Returns at which of `num_steps` steps no pass is made."""
+        if self.passes is None:
+            return frozenset()
+        return frozenset(range(num_steps)) - spread_over(self.passes, self.num_steps, num_steps)
 
     def computing(self, site: Site, num_steps: int) -> frozenset[int] | None:
         """Returns at which of `num_steps` steps a site computes; None for all of them."""
@@ -132,7 +149,11 @@ def step_rules_from_dict(values: object) -> StepRules:
     num_steps, family = values.get("num_steps"), values.get("family")
     if not _whole(num_steps) or not isinstance(family, str | None):
         raise ValueError(f"broadcast rules: steps num_steps={num_steps!r}, family={family!r}, {_NEEDED}")
-    return StepRules(num_steps=num_steps, groups=groups, family=family)  # type: ignore[arg-type]  # checked above
+    passes = values.get("passes")
+    if passes is not None and not _all_whole(passes):
+        raise ValueError(f"broadcast rules: steps passes={_short(passes)}, {_NEEDED}")
+    passes = None if passes is None else tuple(passes)
+    return StepRules(num_steps=num_steps, groups=groups, passes=passes, family=family)  # type: ignore[arg-type]  # checked
 
 
 def _group(entry: Any) -> StepGroup:
@@ -144,6 +165,10 @@ def _group(entry: Any) -> StepGroup:
         raise ValueError(f"broadcast rules: steps group {_short(entry)}, blocks are a list of block numbers")
     blocks = {"blocks": tuple(entry["blocks"])} if "blocks" in entry else {}
     return StepGroup(kind=entry["kind"], stack=entry["stack"], compute=tuple(entry["compute"]), **blocks)
+
+
+def _rises(steps: Sequence[int]) -> bool:
+    return bool(steps) and steps[0] == 0 and all(a < b for a, b in pairwise(steps))
 
 
 def _whole(value: object) -> bool:

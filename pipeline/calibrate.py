@@ -101,6 +101,7 @@ def _calibrate(
         searched=tuple(map(clip_request, prompts.searched)),
         held_out=tuple(map(clip_request, prompts.held_out)),
         target=_target(arguments, family),
+        reuses=arguments.reuse,
         ranges=arguments.block_ranges,
         probe_every=arguments.probe_every,
     )
@@ -168,6 +169,7 @@ def _about(found: Calibration) -> dict[str, object]:
         "precision": request.precision,
         "size": {name: getattr(clip, name) for name in ("num_frames", "height", "width", "num_steps")},
         "target": str(request.target),
+        "reuses": request.reuses,
         "searched_clips": len(request.searched),
         "searched_psnr_db": _finite(found.searched_psnr_db),
         "held_out": found.to_rows(),

@@ -63,9 +63,9 @@ def clip_request(family: Family, group: ClipGroup) -> ClipRequest:
 def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float:
     """Returns the planned seconds of one clip on one rank.
 
-    Every step costs `fixed_step_s`, and what a full step costs less the shares of the kinds of site that it reuses. A
-    clip without guidance runs one of the two branches, so half of that, unless the family has only one. Decoding goes by
-    pixels.
+    Every step with a pass costs `fixed_step_s`, and what a full step costs less the shares of the kinds of site that it
+    reuses. A clip without guidance runs one of the two branches, so half of that, unless the family has only one.
+    Decoding goes by pixels.
 
     What Foresight will reuse is not known before a clip is rendered: its plan computes everything, so its seconds are
     those without broadcast, a bound that holds whatever it decides.
@@ -78,5 +78,6 @@ def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float
     )
     branches = 1.0 if group.guided or family.embedded_guidance else 0.5
     pixels = group.num_frames * group.height * group.width
-    step_s = cost.fixed_step_s + branches * full_step * (1 - reused)
-    return plan.num_steps * step_s + cost.decode_s_per_pixel * pixels
+    passes_s = (plan.num_steps - len(plan.skipped)) * cost.fixed_step_s
+    sites_s = plan.num_steps * branches * full_step * (1 - reused)
+    return passes_s + sites_s + cost.decode_s_per_pixel * pixels

@@ -164,6 +164,10 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
         "--held-out", type=int, default=4, metavar="N", help="further prompts, to judge the plan by (default: 4)"
     )
     parser.add_argument(
+        "--reuse", choices=("all", "passes", "sites"), default="all",
+        help="what the plan may reuse: predictions of whole passes, outputs of sites, or both (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
         "--block-ranges", type=int, default=1, metavar="N", help="ranges of blocks that decide apart (default: 1)"
     )
     parser.add_argument(

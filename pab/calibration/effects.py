@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pab.calibration.changes import Changes, ListeningVisit, Sampler, Samples
-from pab.calibration.groups import SiteGroup
+from pab.calibration.groups import WHOLE_PASS, SiteGroup
 from pab.calibration.passes import ModelWithPasses
 from pab.denoise import denoise, initial_noise
 from pab.family import ClipRequest
@@ -50,6 +50,7 @@ def measure_clip(
 ) -> MeasuredClip:
     """Renders a clip by a plan that reuses nothing and keeps what is needed to judge any other.
 
+    Its changes are those of the groups, and last those of whole passes.
     Raises ValueError on several ranks: samples and effects are of whole outputs.
     """
     if group.clip.size > 1:
@@ -60,6 +61,7 @@ def measure_clip(
     def listen(latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup) -> Tensor:
         prediction = model.predict(latents, step_input, text, ListeningVisit(visit=visit, samples=samples), group)
         predictions[visit.step, visit.branch] = prediction
+        samples.take(WHOLE_PASS.names[0], visit.branch, (prediction,))
         return prediction
 
     (prompt,) = model.encode_prompts([request])
@@ -71,7 +73,7 @@ def measure_clip(
         request=request,
         prompt=prompt,
         plan=plan,
-        changes=samples.changes(groups),
+        changes=samples.changes([*groups, WHOLE_PASS]),
         predictions=predictions,
         latents=done.latents,
     )
@@ -80,14 +82,17 @@ def measure_clip(
 def measure_effect(
     model: VideoModel, clip: MeasuredClip, site_group: SiteGroup, step: int, *, group: NodeGroup
 ) -> Tensor:  # fmt: skip
-    """Returns [n] float32 on the CPU: how far the finished latents move when one group at one step reuses the step before.
+    """Returns [n] float32 on the CPU: how far the finished latents move when one group reuses the step before.
 
-    Of large latents a sample of EFFECT_SAMPLE numbers, the same for all effects.
+    The group may be WHOLE_PASS. Of large latents a sample of EFFECT_SAMPLE numbers, the same for all effects.
     """
     assert step > 0, "the first step computes"
     num_steps = clip.plan.num_steps
-    computing = [s for s in range(num_steps) if s != step]
-    rules = StepRules(num_steps=num_steps, groups=(site_group.computing_at(computing),))
+    computing = tuple(s for s in range(num_steps) if s != step)
+    if site_group == WHOLE_PASS:
+        rules = StepRules(num_steps=num_steps, groups=(), passes=computing)
+    else:
+        rules = StepRules(num_steps=num_steps, groups=(site_group.computing_at(computing),))
     plan = make_plan(rules, clip.plan.timesteps, clip.plan.sites)
 
     def replay(latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup) -> Tensor:

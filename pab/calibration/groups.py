@@ -21,12 +21,18 @@ class SiteGroup:
     @property
     def label(self) -> str:
         """Names the group for people: `cross in temporal`, `mlp in spatial 0..13`."""
+        if self == WHOLE_PASS:
+            return "whole pass"
         blocks = "" if self.blocks is None else f" {self.blocks[0]}..{self.blocks[-1]}"
         return f"{self.kind} in {self.stack}{blocks}"
 
     def computing_at(self, steps: Sequence[int]) -> StepGroup:
         """Returns the group with the steps at which it computes."""
         return StepGroup(kind=self.kind, stack=self.stack, compute=tuple(steps), blocks=self.blocks)
+
+
+WHOLE_PASS = SiteGroup(kind="pass", stack="model", names=("pass",))
+"""Stands beside the groups of sites for the prediction of a pass, which may be reused as a whole."""
 
 
 def site_groups(sites: Sequence[Site], *, ranges: int = 1) -> tuple[SiteGroup, ...]:

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 Matrix = npt.NDArray[np.float64]
+Steps = npt.NDArray[np.bool_]
+"""[S]: some of the steps."""
 Chosen = npt.NDArray[np.bool_]
 """[G, S]: where a group computes."""
 Toggle = tuple[int, int]
@@ -37,16 +39,15 @@ class ErrorModel:
     effects: Matrix
     growth: Matrix
 
-    def reused(self, group: int, computes: npt.NDArray[np.bool_]) -> Matrix:
-        """Returns [S]: how strongly each step of a group is moved; 0 where it computes."""
+    def reused(self, group: int, computes: Steps, made: Steps) -> Matrix:
+        """Returns [S]: how strongly each step of a group is moved; 0 where it computes, and where no pass is made."""
         steps = np.arange(len(computes))
         sources = np.maximum.accumulate(np.where(computes, steps, 0))
-        return np.where(computes, 0.0, self.growth[group, sources, steps])
+        return np.where(computes | ~made, 0.0, self.growth[group, sources, steps])
 
-    def error(self, computes: Chosen) -> float:
-        """Returns the predicted squared error of a plan."""
-        reused = np.stack([self.reused(group, row) for group, row in enumerate(computes)])
-        return float(np.einsum("gs,gsht,ht->", reused, self.effects, reused))
+    def of_last(self) -> ErrorModel:
+        """Returns the model of the last group alone."""
+        return ErrorModel(effects=self.effects[-1:, :, -1:, :], growth=self.growth[-1:])
 
 
 def error_model(effects: Sequence[Matrix], relative: Matrix) -> ErrorModel:
@@ -88,12 +89,17 @@ class Budget:
 
 @dataclass(slots=True, kw_only=True)
 class PlanSearch:
-    """One search. `fixed` [S]: steps at which everything computes. `longest`: steps that an output may stand in, at most."""
+    """One search for where the groups of a model compute.
+
+    `fixed`: steps at which everything computes. `longest`: steps that an output may stand in, at most. `passes`: the steps
+    at which the model runs, if they are decided already: they are those of the model's last group, which is then left alone.
+    """
 
     model: ErrorModel
     budget: Budget
-    fixed: npt.NDArray[np.bool_]
+    fixed: Steps
     longest: int
+    passes: Steps | None = None
     seed: int = 0
     computes: Chosen = field(init=False)
     _reused: Matrix = field(init=False)
@@ -102,28 +108,45 @@ class PlanSearch:
 
     def __post_init__(self) -> None:
         assert self.fixed[0], "the first step computes"
-        self._set(np.ones(self.model.growth.shape[:2], dtype=np.bool_))
+        computes = np.ones(self.model.growth.shape[:2], dtype=np.bool_)
+        self._set(computes if self.passes is None else computes & self.passes)
 
     def run(self) -> Chosen:
-        """Returns where each group computes. Raises ValueError for a budget that nothing meets."""
+        """Returns where each group computes; `error` is then its predicted squared error.
+
+        Raises ValueError for a budget that nothing meets.
+        """
         random = np.random.default_rng(self.seed)
         self._descend()
-        best, error = self.computes.copy(), self._error()
+        best, error = self.computes.copy(), self.error
         for _ in range(RESTARTS):
             self._set(self._shaken(best, random))
             self._descend()
-            if self._error() < error * (1 - _GAIN):
-                best, error = self.computes.copy(), self._error()
+            if self.error < error * (1 - _GAIN):
+                best, error = self.computes.copy(), self.error
+        self._set(best)
         return best
 
     def _set(self, computes: Chosen) -> None:
         self.computes = computes.copy()
-        self._reused = np.stack([self.model.reused(group, row) for group, row in enumerate(computes)])
+        self._reused = np.stack([self._reuse(group, row) for group, row in enumerate(computes)])
         self._pull = np.einsum("gsht,ht->gs", self.model.effects, self._reused)
 
     def _shaken(self, computes: Chosen, random: np.random.Generator) -> Chosen:
         # Only begins computing elsewhere: what the budget then drops is up to the error.
-        return computes | (random.random(computes.shape) < random.uniform(*_SHAKEN))
+        added = random.random(computes.shape) < random.uniform(*_SHAKEN)
+        return computes | (added if self.passes is None else added & self.passes & self._free[:, None])
+
+    @property
+    def _free(self) -> npt.NDArray[np.bool_]:
+        # Which groups the search decides for.
+        groups = np.arange(len(self.computes))
+        return groups < len(groups) - (self.passes is not None)
+
+    def _reuse(self, group: int, computes: Steps) -> Matrix:
+        everywhere = self.passes is None or group == len(self.model.growth) - 1
+        made = np.ones_like(computes) if everywhere or self.passes is None else self.passes
+        return self.model.reused(group, computes, made)
 
     def _descend(self) -> None:
         while not self.budget.holds(self.budget.cost(self.computes)):
@@ -159,13 +182,13 @@ class PlanSearch:
             (self._change(add), (add,)) for add in adds if self.budget.holds(cost + prices[:, add[0]])
         ] + [*self._within_groups(adds), *self._between_groups(adds, drops)]  # fmt: skip
         change, toggles = min(found, default=(0.0, ()))
-        return toggles if change < -_GAIN * self._error() else ()
+        return toggles if change < -_GAIN * self.error else ()
 
     def _within_groups(self, adds: Sequence[Toggle]) -> Iterator[tuple[float, tuple[Toggle, ...]]]:
         for add in adds:
-            before = self._error()
+            before = self.error
             self._toggle(add)
-            begun = self._error() - before
+            begun = self.error - before
             changes = [
                 (begun + self._change(drop), (add, drop))
                 for drop in self._toggles(computing=True, groups=(add[0],))
@@ -191,18 +214,19 @@ class PlanSearch:
         costs = cost[:, None, None] + prices[:, add_groups][:, :, None] - prices[:, drop_groups][:, None, :]
         fits = (costs <= self.budget.shares[:, None, None] + _GAIN).all(axis=0)
         changes[~fits | (add_groups[:, None] == drop_groups)] = np.inf
-        add, drop = np.unravel_index(int(np.argmin(changes)), changes.shape)
+        add, drop = divmod(int(np.argmin(changes)), len(drops))
         yield float(changes[add, drop]), (adds[add], drops[drop])
 
     def _toggles(self, *, computing: bool, groups: Iterable[int] | None = None) -> Iterator[Toggle]:
-        for group in range(len(self.computes)) if groups is None else groups:
+        allowed = ~self.fixed if self.passes is None else ~self.fixed & self.passes
+        for group in np.flatnonzero(self._free).tolist() if groups is None else groups:
             row = self.computes[group]
-            for step in np.flatnonzero((row == computing) & ~self.fixed):
+            for step in np.flatnonzero((row == computing) & allowed):
                 if not computing or self._gap_without(row, int(step)) <= self.longest:
                     yield group, int(step)
 
     @staticmethod
-    def _gap_without(row: npt.NDArray[np.bool_], step: int) -> int:
+    def _gap_without(row: Steps, step: int) -> int:
         # How many steps the output before `step` stands in if `step` does not compute.
         before = step - 1 - int(np.argmax(row[:step][::-1]))
         later = row[step + 1 :]
@@ -213,7 +237,7 @@ class PlanSearch:
         group, step = toggle
         row = self.computes[group].copy()
         row[step] = not row[step]
-        return self.model.reused(group, row) - self._reused[group]
+        return self._reuse(group, row) - self._reused[group]
 
     def _moved_everywhere(self, toggle: Toggle) -> Matrix:
         moved = np.zeros(self.computes.shape)
@@ -232,7 +256,9 @@ class PlanSearch:
         self._reused[group] += moved
         self.computes[group, step] = not self.computes[group, step]
 
-    def _error(self) -> float:
+    @property
+    def error(self) -> float:
+        """The predicted squared error of the plan as it stands."""
         return float((self._reused * self._pull).sum())
 
 

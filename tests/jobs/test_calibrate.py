@@ -75,11 +75,19 @@ def test_the_same_prompts_give_the_same_plan(matched):
 def test_the_page_shows_the_curves_the_plan_and_every_preset(matched):
     found, _ = matched
     page = calibration_page(found, {"torch": "2.x"})
-    assert page.count("<polyline") == 2 * len(found.measured.groups) == 12
+    assert page.count("<polyline") == 2 * (len(found.measured.groups) + 1) == 14
     assert page.count("<td>pab246</td>") == 1
     assert found.rules.digest in page
     for request in (*found.request.searched, *found.request.held_out):
         assert request.prompt in page
+
+
+def test_leaving_out_passes_beats_reuse_by_sites_alone_and_both_beat_the_preset(matched):
+    by_sites, _ = calibrate(Target(match="pab246"), reuses="sites")
+    assert not by_sites.plan.skipped
+    assert matched[0].plan.skipped
+    both, sites, preset = matched[0].rows[0], by_sites.rows[0], by_sites.rows[1]
+    assert both.psnr_db.median > sites.psnr_db.median > preset.psnr_db.median
 
 
 def test_a_bound_on_quality_gives_the_least_work_that_holds_it():

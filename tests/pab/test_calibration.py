@@ -9,7 +9,8 @@ import torch
 
 from pab.calibration.changes import Changes, Sampler, Samples, mean_changes
 from pab.calibration.effects import measure_clip, measure_effect, spread_effects
-from pab.calibration.groups import site_groups
+from pab.calibration.groups import WHOLE_PASS, site_groups
+from pab.calibration.passes_and_sites import search_passes_and_sites
 from pab.calibration.search import Budget, ErrorModel, PlanSearch, error_model
 from pab.denoise import plan_for
 from pab.parallel import Axis, NodeGroup
@@ -42,7 +43,7 @@ def test_measuring_changes_nothing_and_a_probe_is_the_clip_with_one_reuse(weight
     model, groups, clip = measured(name, weights)
     exact = render(name, model, NO_BROADCAST)
     assert torch.equal(clip.latents, exact.latents)
-    assert clip.changes.difference.shape == (len(groups), 4, 4)
+    assert clip.changes.difference.shape == (len(groups) + 1, 4, 4)
     assert (np.diagonal(clip.changes.difference, axis1=1, axis2=2) == 0).all()
     assert (clip.changes.neighbours > 0).all()
 
@@ -53,6 +54,13 @@ def test_measuring_changes_nothing_and_a_probe_is_the_clip_with_one_reuse(weight
     assert sum(reusing.reused.values()) == len(group.names) * reusing.passes
     assert effect.abs().max() > 0
     assert torch.equal(effect, (reusing.latents - exact.latents).flatten())
+
+    skipping = render(name, model, StepRules(num_steps=4, groups=(), passes=(0, 1, 3)))
+    assert skipping.computed == {kind: count * 3 // 4 for kind, count in exact.computed.items()}
+    assert skipping.reused == {kind: count // 4 for kind, count in exact.computed.items()}
+    assert skipping.kept_bytes_peak == 0
+    effect = measure_effect(model, clip, WHOLE_PASS, step, group=NodeGroup())
+    assert torch.equal(effect, (skipping.latents - exact.latents).flatten())
 
 
 def test_a_clip_is_measured_on_one_rank(weights):
@@ -122,10 +130,16 @@ def first_only() -> np.ndarray:
     return np.arange(NUM_STEPS) == 0
 
 
+def error_of(model: ErrorModel, computes: np.ndarray) -> float:
+    everywhere = np.ones(computes.shape[1], dtype=bool)
+    reused = np.stack([model.reused(group, row, everywhere) for group, row in enumerate(computes)])
+    return float(np.einsum("gs,gsht,ht->", reused, model.effects, reused))
+
+
 def best_of_all(model: ErrorModel, allowed: Budget) -> float:
     rows = [np.array([True, *rest]) for rest in itertools.product((True, False), repeat=NUM_STEPS - 1)]
     plans = (np.stack(pair) for pair in itertools.product(rows, repeat=NUM_GROUPS))
-    return min(model.error(plan) for plan in plans if allowed.holds(allowed.cost(plan)))
+    return min(error_of(model, plan) for plan in plans if allowed.holds(allowed.cost(plan)))
 
 
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.8])
@@ -133,10 +147,12 @@ def test_the_search_comes_near_the_best_of_all_plans_within_the_budget(share):
     found, best = [], []
     for seed in range(8):
         model, allowed = known_errors(seed), budget(share)
-        plan = PlanSearch(model=model, budget=allowed, fixed=first_only(), longest=NUM_STEPS).run()
+        search = PlanSearch(model=model, budget=allowed, fixed=first_only(), longest=NUM_STEPS)
+        plan = search.run()
         assert plan[:, 0].all()
         assert allowed.holds(allowed.cost(plan))
-        found.append(model.error(plan))
+        assert search.error == pytest.approx(error_of(model, plan))
+        found.append(search.error)
         best.append(best_of_all(model, allowed))
     assert sum(np.isclose(found, best)) >= 5
     assert (np.array(found) <= 2 * np.array(best) + 1e-12).all()
@@ -150,7 +166,7 @@ def test_the_error_of_a_plan_is_the_square_of_what_its_reuses_move_together():
     model = error_model([effects], relative)
 
     def error(letters: str) -> float:
-        return 3 * model.error(np.array([[letter == "C" for letter in letters]]))
+        return 3 * error_of(model, np.array([[letter == "C" for letter in letters]]))
 
     assert error("CCCC") == 0
     assert error("CBCC") == pytest.approx(1.0)
@@ -171,6 +187,36 @@ def test_steps_that_are_fixed_compute_and_no_output_stands_in_too_long():
 def test_a_budget_that_nothing_meets_is_told():
     with pytest.raises(ValueError, match=r"at most 10\.0%; the least that keeps no output for more than 2 steps"):
         PlanSearch(model=known_errors(1), budget=budget(0.1), fixed=first_only(), longest=2).run()
+
+
+def with_passes(seed: int) -> ErrorModel:
+    """Two groups of sites and the whole pass, whose reuse moves less than that of the sites together."""
+    sites = known_errors(seed)
+    rng = np.random.default_rng(seed + 100)
+    effects = np.zeros((3, NUM_STEPS, 3, NUM_STEPS))
+    effects[:2, :, :2, :] = sites.effects
+    single = rng.normal(size=(NUM_STEPS, 3)) * 0.01
+    effects[2, :, 2, :] = single @ single.T
+    return ErrorModel(effects=effects, growth=np.concatenate([sites.growth, sites.growth[:1]]))
+
+
+def test_passes_are_left_out_where_that_moves_less_than_reuse_by_sites():
+    def found(reuses: str):
+        return search_passes_and_sites(
+            with_passes(3), budget(0.5), fixed=first_only(), longest=NUM_STEPS, reuses=reuses
+        )
+
+    allowed = budget(0.5)
+    both, passes, sites = found("all"), found("passes"), found("sites")
+    for steps in (both, passes, sites):
+        assert allowed.holds(allowed.cost(steps.computes))
+        assert not (steps.computes & ~steps.passes).any()
+        assert steps.passes[0]
+    assert sites.passes.all()
+    assert passes.passes.sum() == 3
+    assert (passes.computes == passes.passes).all()
+    assert both.error <= min(passes.error, sites.error)
+    assert passes.error < sites.error
 
 
 def test_changes_of_clips_count_alike_however_large_their_outputs_are():

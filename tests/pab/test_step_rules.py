@@ -33,6 +33,24 @@ def test_a_group_computes_at_its_steps_and_what_no_group_holds_at_all():
     assert [row[plan.index["temporal.0.cross"]] for row in plan.sources] == [0, 1, 1, 1, 4, 4, 4, 4, 8, 8]
 
 
+def test_at_steps_without_a_pass_nothing_is_computed_or_handed_out():
+    group = StepGroup(kind="cross", stack="spatial", compute=(0, 1, 7))
+    rules = StepRules(num_steps=10, groups=(group,), passes=(0, 1, 4, 5, 7, 9))
+    plan = make_plan(rules, LEVELS, SITES)
+    assert sorted(plan.skipped) == [2, 3, 6, 8]
+    assert letters(plan, "spatial.0.cross") == "CC--BB-C-B"
+    assert letters(plan, "spatial.0.spatial") == "CC--CC-C-C"
+    cross, whole = plan.index["spatial.0.cross"], plan.index["spatial.0.spatial"]
+    # What is kept is freed at its last use in a pass; what only steps without a pass would use is not kept.
+    assert plan.last_uses[cross] == {1: 5, 7: 9}
+    assert plan.last_uses[whole] == {}
+    assert plan.computed("spatial") == 6 * 3
+    assert plan.digest != make_plan(StepRules(num_steps=10, groups=(group,)), LEVELS, SITES).digest
+    assert rules_from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
+    assert rules.skipped(20) == {4, 5, 6, 7, 12, 13, 16, 17}
+    assert make_plan(rules, LEVELS, SITES, fresh_steps=(6,)).skipped == {2, 3, 8}
+
+
 def test_nothing_is_reused_across_a_fresh_step():
     plan = plan_of(StepGroup(kind="cross", stack="spatial", compute=(0, 8)), fresh_steps=(5,))
     assert letters(plan, "spatial.0.cross") == "CBBBBCBBCB"
@@ -95,6 +113,10 @@ def entry(**changes):
         ({"steps": {"num_steps": 4, "groups": [entry(compute="all")]}}, "steps group .*'compute': 'all'"),
         ({"steps": {"num_steps": 4, "groups": [entry(blocks=[])]}}, r"blocks=\[\], needs some"),
         ({"steps": {"num_steps": 4, "groups": [entry(blocks="all")]}}, "blocks are a list of block numbers"),
+        ({"steps": {"num_steps": 4, "groups": [], "passes": "all"}}, "steps passes='all'"),
+        ({"steps": {"num_steps": 4, "groups": [], "passes": [1, 2]}}, r"passes=\[1, 2\], needs rising steps"),
+        ({"steps": {"num_steps": 4, "groups": [], "passes": [0, 4]}}, "begin with 0, up to 3"),
+        ({"steps": {"num_steps": 4, "groups": [entry()], "passes": [0, 1]}}, "at step 2, at which passes has no pass"),
         ({"steps": {"num_steps": 4, "groups": []}, "mlp": []}, "steps and mlp; steps decide alone"),
     ],
 )
