@@ -5,8 +5,11 @@ import json
 import pytest
 
 from pab.plan import Site, make_plan
-from pab.rules import rules_from_dict
+from pab.rules import KINDS, rules_from_dict
 from pab.step_rules import StepGroup, StepRules, spread_over
+from tests.pab.plan_ranks import WITHOUT_SOME_PASSES, render_plan
+from tests.pab.worlds import clip, render, tiny_model
+from tests.ranks import run_on_ranks
 
 SITES = [
     Site(name=f"{stack}.{block}.{kind}", kind=kind, stack=stack, block=block)
@@ -150,3 +153,14 @@ def test_a_plan_for_other_sites_says_why(rules, message):
 def test_a_plan_is_not_made_of_sites_that_are_not_there():
     with pytest.raises(ValueError, match="this model has no such sites"):
         plan_of(StepGroup(kind="mlp", stack="spatial", compute=(0,)))
+
+
+@pytest.mark.parametrize(("cfg", "sp"), [(2, 1), (1, 2), (2, 2)])
+def test_ranks_leave_out_the_same_passes_and_their_all_to_alls(cfg, sp):
+    alone = render(tiny_model(), clip(), WITHOUT_SOME_PASSES)
+    for rank in run_on_ranks(cfg * sp, render_plan, cfg, sp):
+        assert (rank.latents - alone.latents).abs().max() < 1e-5
+        assert rank.plan.digest == alone.plan.digest
+        assert rank.traffic.all_to_alls == (rank.plan.all_to_alls * rank.passes if sp > 1 else 0)
+        assert sum(rank.computed.values()) == sum(map(rank.plan.computed, KINDS)) * rank.passes
+        assert sum(rank.reused.values()) == sum(map(rank.plan.total, KINDS)) * rank.passes - sum(rank.computed.values())
