@@ -6,11 +6,12 @@ judged by, beside every preset.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from jobs.plan_quality import PlanQuality, RenderedClips, call_share, kind_shares, summary, time_share
 from pab.calibration.changes import Changes, Matrix, mean_changes
@@ -26,6 +27,10 @@ from pab.plan import BroadcastPlan
 from pab.rules import NO_BROADCAST
 from pab.step_rules import StepRules
 
+FOUND = "found"
+"""What the plan that was found is called among the presets."""
+LONGEST = 3
+"""Steps that an output may always stand in; more of them in clips of more steps, up to a third."""
 HALVINGS = 6
 """Of the interval in which the least share that holds a bound on quality is sought: to 1 or 2 % of the calls."""
 
@@ -143,7 +148,7 @@ class Calibrator:
         rules = self._bisect(measured) if request.target.min_psnr_db is not None else self._search(measured)
         psnr = summary(self.clips.psnr(request.searched, rules)).median
         self.tell(f"plan {rules.digest}: {psnr:.1f} dB on the prompts it was searched on")
-        named = {"searched": rules, **{n: r for n, r in request.family.presets.items() if r != NO_BROADCAST}}
+        named = {FOUND: rules, **{n: r for n, r in request.family.presets.items() if r != NO_BROADCAST}}
         rows = []
         for name, each in named.items():
             rows.append(self.clips.quality(name, request.held_out, each))
@@ -184,6 +189,7 @@ class Calibrator:
         for group, change in zip((*groups, WHOLE_PASS), neighbours, strict=True):
             probed = {step: measure_effect(self.clips.model, clip, group, step, group=self.group) for step in steps}
             effects.append(spread_effects(probed, change))
+            self.tell(f"  {group.label}: one reuse moves latents by {_rms(probed)} (least to most)")
         return clip.changes, np.stack(effects)
 
     def _fixed(self, request: ClipRequest, num_steps: int) -> Steps:
@@ -201,7 +207,7 @@ class Calibrator:
             measured.model,
             Budget(prices=prices, shares=shares),
             fixed=self._fixed(first, num_steps),
-            longest=max(1, num_steps // 3),
+            longest=max(LONGEST, num_steps // 3),
             reuses=self.request.reuses,
         )
         groups = tuple(
@@ -251,3 +257,8 @@ def call_and_time_prices(family: Family, groups: Sequence[SiteGroup], num_steps:
     calls = [len(group.names) / len(family.sites) for group in groups]
     times = [shares.get(group.kind, 0.0) * len(group.names) / of_kind.get(group.kind, 1) for group in groups]
     return np.array([calls, times]) / num_steps
+
+
+def _rms(probed: Mapping[int, Tensor]) -> str:
+    sizes = [float(effect.square().mean().sqrt()) for effect in probed.values()]
+    return f"{min(sizes):.1e} to {max(sizes):.1e}"

@@ -152,10 +152,10 @@ class PlanSearch:
         while not self.budget.holds(self.budget.cost(self.computes)):
             toggle = self._cheapest_to_drop()
             if toggle is None:
-                least = self.budget.cost(self.computes)
+                least, asked = _percent(self.budget.cost(self.computes)), _percent(self.budget.shares)
                 raise ValueError(
-                    f"no plan computes at most {_percent(self.budget.shares)}; the least that keeps no output for more than "
-                    f"{self.longest} steps computes {_percent(least)}"
+                    f"no plan computes at most {asked}; the least that was found to keep no output for more than "
+                    f"{self.longest} steps computes {least}"
                 )
             self._toggle(toggle)
         while toggles := self._best_exchange():

@@ -47,7 +47,7 @@ def matched():
 def test_the_searched_plan_computes_no_more_than_the_preset_and_is_nearer_to_no_reuse(matched):
     found, _ = matched
     searched, preset = found.rows
-    assert (searched.broadcast, preset.broadcast) == ("searched", "pab246")
+    assert (searched.broadcast, preset.broadcast) == ("found", "pab246")
     assert searched.call_share.median <= preset.call_share.median < 1
     assert searched.time_share.median <= preset.time_share.median + 1e-9
     assert searched.psnr_db.median > preset.psnr_db.median + 3

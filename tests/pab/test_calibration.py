@@ -185,7 +185,9 @@ def test_steps_that_are_fixed_compute_and_no_output_stands_in_too_long():
 
 
 def test_a_budget_that_nothing_meets_is_told():
-    with pytest.raises(ValueError, match=r"at most 10\.0%; the least that keeps no output for more than 2 steps"):
+    with pytest.raises(
+        ValueError, match=r"at most 10\.0%; the least that was found to keep no output for more than 2 steps"
+    ):
         PlanSearch(model=known_errors(1), budget=budget(0.1), fixed=first_only(), longest=2).run()
 
 

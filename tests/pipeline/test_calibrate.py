@@ -25,8 +25,8 @@ def test_a_plan_found_on_prompts_is_rendered_and_named_by_records(command: Comma
     assert f"plan {digest} in plans/mine.json, what was measured in plans/mine.html" in found.stdout
     assert digest in (command.folder / "plans/mine.html").read_text()
     judged = {row["broadcast"]: row for row in written["about"]["held_out"]}
-    assert set(judged) == {"searched", "pab246", "pab357", "pab579", "foresight", "foresight-n2r3"}
-    assert judged["searched"]["call_share"]["median"] <= 0.6
+    assert set(judged) == {"found", "pab246", "pab357", "pab579", "foresight", "foresight-n2r3"}
+    assert judged["found"]["call_share"]["median"] <= 0.6
 
     output = command.folder / "out"
     dry = command.run(*command.submit_words(rows, output, "--broadcast", "plans/mine.json", "--dry-run"))
@@ -38,7 +38,7 @@ def test_a_plan_found_on_prompts_is_rendered_and_named_by_records(command: Comma
         plan = record["plan"]
         assert (plan["broadcast"], plan["rules_digest"]) == ("mine", digest)
         share = sum(plan["computed"].values()) / sum(plan["total"].values())
-        assert share == pytest.approx(judged["searched"]["call_share"]["median"], abs=1e-5)
+        assert share == pytest.approx(judged["found"]["call_share"]["median"], abs=1e-5)
         counted = record["counted"]
         assert sum(counted["computed"].values()) == share * sum(
             sum(counted[what].values()) for what in ("computed", "reused")
