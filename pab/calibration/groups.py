@@ -20,11 +20,12 @@ class SiteGroup:
 
     @property
     def label(self) -> str:
-        """Names the group for people: `cross in temporal`, `mlp in spatial 0..13`."""
+        """Names the group for people: `spatial`, `cross in temporal`, `mlp in spatial 0..13`."""
         if self == WHOLE_PASS:
             return "whole pass"
+        place = self.kind if self.kind == self.stack else f"{self.kind} in {self.stack}"
         blocks = "" if self.blocks is None else f" {self.blocks[0]}..{self.blocks[-1]}"
-        return f"{self.kind} in {self.stack}{blocks}"
+        return f"{place}{blocks}"
 
     def computing_at(self, steps: Sequence[int]) -> StepGroup:
         """Returns the group with the steps at which it computes."""

@@ -122,6 +122,18 @@ def test_shares_are_of_calls_and_of_the_planned_time_of_sites():
     )
 
 
+def test_the_calibrated_preset_of_the_demo_model_computes_less_than_pab246():
+    calibrated, preset = (
+        plan_for(DEMO, dataclasses.replace(requests(1, seed=1)[0], num_steps=30), DEMO.presets[name], "float32")
+        for name in ("calibrated", "pab246")
+    )
+    assert DEMO.presets["calibrated"].digest == "566cf8b37037"
+    assert calibrated.rules.misfit("demo", DEMO.sites) is None
+    assert call_share(calibrated) < call_share(preset)
+    assert time_share(DEMO, calibrated) < time_share(DEMO, preset)
+    assert calibrated.graphs < preset.graphs
+
+
 def test_a_summary_tells_median_least_and_most():
     assert dataclasses.astuple(summary([3.0, 1.0, 2.0, 8.0])) == (2.5, 1.0, 8.0)
 

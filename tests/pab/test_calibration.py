@@ -95,7 +95,7 @@ def test_large_outputs_are_sampled_at_the_same_places_every_time():
 
 def test_groups_are_kinds_in_stacks_cut_into_ranges_of_blocks():
     sites = family("demo").sites
-    assert [group.label for group in site_groups(sites)][:2] == ["spatial in spatial", "cross in spatial"]
+    assert [group.label for group in site_groups(sites)][:2] == ["spatial", "cross in spatial"]
     cut = site_groups(sites, ranges=2)
     assert [group.blocks for group in cut[:2]] == [(0, 1), (2, 3, 4)]
     assert sorted(name for group in cut for name in group.names) == sorted(site.name for site in sites)

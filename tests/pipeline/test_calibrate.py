@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pab.families.demo import DEMO
 from pab.rules import rules_from_dict
 from tests.pipeline.command import Command, assert_whole, records
 from tests.pipeline.conftest import Manifest
@@ -25,7 +26,7 @@ def test_a_plan_found_on_prompts_is_rendered_and_named_by_records(command: Comma
     assert f"plan {digest} in plans/mine.json, what was measured in plans/mine.html" in found.stdout
     assert digest in (command.folder / "plans/mine.html").read_text()
     judged = {row["broadcast"]: row for row in written["about"]["held_out"]}
-    assert set(judged) == {"found", "pab246", "pab357", "pab579", "foresight", "foresight-n2r3"}
+    assert set(judged) == {"found", *DEMO.presets} - {"none"}
     assert judged["found"]["call_share"]["median"] <= 0.6
 
     output = command.folder / "out"
