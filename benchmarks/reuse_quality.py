@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from jobs.plan_quality import call_share
 from jobs.quality import psnr, ssim
 from pab.demo.check import held_out_prompts
 from pab.denoise import Denoised, denoise, initial_noise, plan_for
@@ -25,9 +26,16 @@ from pab.families.demo import DEMO
 from pab.family import ClipRequest, LoadRequest
 from pab.model import VideoModel
 from pab.parallel import NodeGroup
-from pab.plan import KINDS
+from pab.rules import Rules, rules_from_dict
 
 Frames = npt.NDArray[np.uint8]
+
+
+def rules_of(broadcast: str) -> Rules:
+    """Returns a preset, or the rules or plan in a JSON file."""
+    if broadcast in DEMO.presets:
+        return DEMO.presets[broadcast]
+    return rules_from_dict(json.loads(Path(broadcast).read_text()))
 
 
 def render(model: VideoModel, request: ClipRequest, broadcast: str) -> tuple[Frames, Denoised, float]:
@@ -38,7 +46,7 @@ def render(model: VideoModel, request: ClipRequest, broadcast: str) -> tuple[Fra
         request,
         prompt=model.encode_prompts([request])[0],
         noise=initial_noise(request, model.latent_shape(request)),
-        plan=plan_for(DEMO, request, DEMO.presets[broadcast], "float32"),
+        plan=plan_for(DEMO, request, rules_of(broadcast), "float32"),
         group=NodeGroup(),
     )
     cpu_s = time.process_time() - start
@@ -46,11 +54,6 @@ def render(model: VideoModel, request: ClipRequest, broadcast: str) -> tuple[Fra
 
 
 MEASURES = ("computed_share", "relative_time", "psnr_db", "ssim")
-
-
-def computed_share(done: Denoised) -> float:
-    """Returns the share of site calls that were computed."""
-    return sum(map(done.plan.computed, KINDS)) / sum(map(done.plan.total, KINDS))
 
 
 def compare(model: VideoModel, requests: list[ClipRequest], broadcasts: list[str]) -> list[dict[str, Any]]:
@@ -61,7 +64,9 @@ def compare(model: VideoModel, requests: list[ClipRequest], broadcasts: list[str
         reference, _, base_s = render(model, request, "none")
         for name in broadcasts:
             frames, done, cpu_s = render(model, request, name)
-            found[name].append((computed_share(done), cpu_s / base_s, psnr(reference, frames), ssim(reference, frames)))
+            found[name].append(
+                (call_share(done.plan), cpu_s / base_s, psnr(reference, frames), ssim(reference, frames))
+            )
     return [
         {"broadcast": name, **dict(zip(MEASURES, map(_spread, zip(*rows, strict=True)), strict=True))}
         for name, rows in found.items()
@@ -96,7 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reuse_quality", description=__doc__)
     parser.add_argument("--clips", type=int, default=8, help="prompts that training left out")
     parser.add_argument("--steps", type=int, default=DEMO.defaults.num_steps)
-    parser.add_argument("--broadcasts", default="pab246,pab357,foresight,foresight-n2r3")
+    parser.add_argument("--broadcasts", default="pab246,pab357,foresight,foresight-n2r3", help="presets and plan files")
     parser.add_argument("--out", type=Path, help="a JSON file for the rows")
     options = parser.parse_args()
     torch.set_num_threads(1)

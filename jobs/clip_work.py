@@ -27,8 +27,9 @@ from pab.given_frames import EncodedReference, GivenFrames, TakesReferences
 from pab.model import EncodedPrompt, UsesFloat8, UsesKernels, VideoModel
 from pab.open_sora.frame_masks import FrameMask
 from pab.parallel import Axis, NodeGroup
-from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, rules_from_dict
+from pab.plan import BroadcastPlan
 from pab.recorded_loop import LoopRecorder
+from pab.rules import NO_BROADCAST, Rules, rules_from_dict
 
 
 @dataclass(slots=True)

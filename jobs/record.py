@@ -12,7 +12,8 @@ from jobs.context import JobContext, versions
 from jobs.encode import Video
 from pab.foresight import ForesightRules
 from pab.parallel import NodeGroup
-from pab.plan import KINDS, BroadcastPlan
+from pab.plan import BroadcastPlan
+from pab.rules import KINDS
 
 
 def clip_record(

@@ -15,7 +15,7 @@ from typing import Any
 from jobs.layout import job_name
 from jobs.report_broadcast import by_broadcast, distinct_plans
 from manifests.clip import Clip
-from pab.plan import KINDS
+from pab.rules import KINDS
 
 SCHEMA = 1
 Json = dict[str, Any]

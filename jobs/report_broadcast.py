@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from pab.plan import KINDS
+from pab.rules import KINDS
 
 Json = dict[str, Any]
 

@@ -1,13 +1,13 @@
-"""A job's report as one page: nothing is loaded from elsewhere, and light and dark are both legible."""
+"""A job's report as one page."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from html import escape
-from importlib.resources import files
 from typing import Any
 
+from jobs.html import page, table, tiles
 from jobs.report_svg import bar_chart, block_picture, plan_picture
 
 Json = dict[str, Any]
@@ -16,7 +16,6 @@ _MAX_ROWS = 500
 
 def report_page(report: Json, strip_png: bytes | None) -> str:
     """Returns the page of a report as `build_report` gives it. `strip_png`: frames without broadcast over those with."""
-    style = (files("jobs") / "report.css").read_text()
     sections = [
         _head(report),
         _broadcasts(report),
@@ -26,12 +25,7 @@ def report_page(report: Json, strip_png: bytes | None) -> str:
         _times(report),
     ]
     sections += [_clips(report), _starts(report)]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>{escape(report['job'])} of {escape(report['run_id'])}</title><style>{style}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return page(f"{report['job']} of {report['run_id']}", sections)
 
 
 def _head(report: Json) -> str:
@@ -44,7 +38,7 @@ def _head(report: Json) -> str:
         factor = f"{measured['pab_factor']:.2f}x measured"
     per_hour = report["throughput"]["clips_per_gpu_hour"]
     busy = report["throughput"]["device_busy_share"]
-    tiles = {
+    figures = {
         "clips per GPU-hour": "-" if per_hour is None else _number(per_hour),
         "device busy, clip to clip": "-" if busy is None else f"{busy:.1%}",
         "speedup of denoising": factor,
@@ -53,9 +47,8 @@ def _head(report: Json) -> str:
         "warm-up": _seconds(report["warm_up_s"]),
         "kept outputs, peak": _bytes(report["kept_bytes_peak"]),
     }
-    shown = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles.items())
     where = f"run {report['run_id']}, mesh {report['mesh']}, {_many(report['ranks'], 'rank')}, made {report['made_at']}"
-    return f"<h1>{escape(report['job'])}</h1><p>{escape(where)}</p><dl class='tiles'>{shown}</dl>"
+    return f"<h1>{escape(report['job'])}</h1><p>{escape(where)}</p>{tiles(figures.items())}"
 
 
 def _plans(report: Json) -> Iterable[str]:
@@ -81,7 +74,7 @@ def _broadcasts(report: Json) -> str:
         for row in report["broadcasts"]
     ]  # fmt: skip
     head = ("broadcast", "decided", "clips", "calls computed", "derived", "measured", "PSNR", "SSIM")
-    return "<h2>Ways of broadcasting</h2>" + _table(head, rows, numbers=range(2, 8))
+    return "<h2>Ways of broadcasting</h2>" + table(head, rows, numbers=range(2, 8))
 
 
 def _times_as_fast(factor: float | None) -> str:
@@ -104,7 +97,7 @@ def _baseline(report: Json, strip_png: bytes | None) -> str:
             )  # fmt: skip
     if not rows:
         return "<h2>Without broadcast</h2><p>Nothing to compare: no clip of this job reuses anything.</p>"
-    html = "<h2>Without broadcast</h2>" + _table(
+    html = "<h2>Without broadcast</h2>" + table(
         ("baseline", "PAB factor", "denoise without", "denoise with", "clips", "how"), rows, numbers=range(1, 5)
     )
     for baseline in report["baselines"]:
@@ -143,7 +136,7 @@ def _counts(report: Json) -> str:
     )
     return (
         "<h2>Planned and counted</h2>"
-        + _table(("", "without broadcast", "planned", "counted", "done"), rows, numbers=range(1, 5))
+        + table(("", "without broadcast", "planned", "counted", "done"), rows, numbers=range(1, 5))
         + f"<p class='{'good' if agree else 'bad'}'>{word}</p>"
     )
 
@@ -152,7 +145,7 @@ def _times(report: Json) -> str:
     head = ("", "median", "least", "most", "sum", "clips")
     stages = [(name, *_spread(spread)) for name, spread in report["seconds_by_stage"].items()]
     steps = [(f"step {pattern}", *_spread(spread)) for pattern, spread in report["step_seconds"].items()]
-    return "<h2>Seconds</h2>" + _table(head, stages + steps, numbers=range(1, 6))
+    return "<h2>Seconds</h2>" + table(head, stages + steps, numbers=range(1, 6))
 
 
 def _clips(report: Json) -> str:
@@ -178,7 +171,7 @@ def _clips(report: Json) -> str:
         "notes",
     )
     tail = f"<p>{more} more clips are in the JSON report.</p>" if more > 0 else ""
-    return "<h2>Clips</h2>" + _table(head, rows, numbers=range(4, 8)) + tail
+    return "<h2>Clips</h2>" + table(head, rows, numbers=range(4, 8)) + tail
 
 
 def _starts(report: Json) -> str:
@@ -202,7 +195,7 @@ def _starts(report: Json) -> str:
         "GPU memory",
         "versions",
     )
-    return "<h2>Starts</h2>" + _table(head, rows, numbers=range(3, 10))
+    return "<h2>Starts</h2>" + table(head, rows, numbers=range(3, 10))
 
 
 def _compiled(compiled: Json | None) -> str:
@@ -210,17 +203,6 @@ def _compiled(compiled: Json | None) -> str:
         return "-"
     found = compiled["cache_hits"], compiled["cache_hits"] + compiled["cache_misses"]
     return f"{_many(compiled['graphs'], 'graph')} in {_seconds(compiled['seconds'])}, {found[0]} of {found[1]} kernels kept"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Iterable[int]) -> str:
-    right = set(numbers)
-
-    def cells(tag: str, row: Sequence[str]) -> str:
-        opens = [f"<{tag} class='n'>" if i in right else f"<{tag}>" for i in range(len(row))]
-        return "".join(f"{start}{escape(str(cell))}</{tag}>" for start, cell in zip(opens, row, strict=True))
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<div class='wide'><table><thead><tr>{cells('th', head)}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _spread(spread: Mapping[str, float]) -> tuple[str, ...]:

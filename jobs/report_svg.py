@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-_LEFT, _CELL, _HEIGHT = 76, 22, 150
-_MAX_CELLS_WIDTH = 1000
+from jobs.svg import CELL, cell_width, mark, step_numbers, svg
+
+_LEFT, _HEIGHT = 76, 150
 _ROW = 10
 _LETTER_WORDS = {"computed": "computed", "partly": "some blocks computed", "reused": "reused"}
 
@@ -18,30 +19,30 @@ def duration(seconds: float) -> str:
 
 def plan_picture(kinds: Sequence[str], patterns: Sequence[str]) -> str:
     """Returns a grid, a row per kind and a column per step: filled computes, ring reuses, half some blocks only."""
-    cell = _cell(len(patterns))
+    cell = cell_width(len(patterns))
     parts = []
     for row, kind in enumerate(kinds):
-        y = row * _CELL
+        y = row * CELL
         parts.append(f"<text x='{_LEFT - 8}' y='{y + 15}' text-anchor='end'>{escape(kind)}</text>")
         for step, pattern in enumerate(patterns):
             state = _state(pattern[row])
             title = f"<title>step {step}: {kind} {_LETTER_WORDS[state]}</title>"
-            parts.append(f"<g>{title}{_mark(_LEFT + step * cell, y + 2, cell - 2, state)}</g>")
-    bottom = len(kinds) * _CELL
-    parts += _step_numbers(len(patterns), cell, bottom + 14)
+            parts.append(f"<g>{title}{mark(_LEFT + step * cell, y + 2, cell - 2, state)}</g>")
+    bottom = len(kinds) * CELL
+    parts += step_numbers(len(patterns), cell, bottom + 14, left=_LEFT)
     legend = []
     for i, (state, words) in enumerate(_LETTER_WORDS.items()):
         x = _LEFT + i * 200
-        legend.append(_mark(x, bottom + 26, 16, state) + f"<text x='{x + 22}' y='{bottom + 39}'>{words}</text>")
+        legend.append(mark(x, bottom + 26, 16, state) + f"<text x='{x + 22}' y='{bottom + 39}'>{words}</text>")
     width = max(_LEFT + len(patterns) * cell, _LEFT + 3 * 200)
     label = "plan: steps from left to right, a row per kind of site"
-    return _svg(width, bottom + 48, label, parts + legend)
+    return svg(width, bottom + 48, label, parts + legend)
 
 
 def block_picture(blocks: Sequence[tuple[str, str]]) -> str:
     """Returns a grid, a thin row per block and a column per step: filled computes, empty reuses. Rows in running order."""
     num_steps = max((len(letters) for _, letters in blocks), default=0)
-    cell = _cell(num_steps)
+    cell = cell_width(num_steps)
     parts = []
     for row, (name, letters) in enumerate(blocks):
         y = row * _ROW
@@ -55,14 +56,14 @@ def block_picture(blocks: Sequence[tuple[str, str]]) -> str:
             short = name.replace("transformer_blocks", "blocks").replace("_blocks", "")
             parts.append(f"<text class='small' x='{_LEFT - 8}' y='{y + 8}' text-anchor='end'>{escape(short)}</text>")
     bottom = len(blocks) * _ROW
-    parts += _step_numbers(num_steps, cell, bottom + 14)
+    parts += step_numbers(num_steps, cell, bottom + 14, left=_LEFT)
     label = "what was computed: steps from left to right, a row per block; an empty cell reuses"
-    return _svg(_LEFT + num_steps * cell, bottom + 20, label, parts)
+    return svg(_LEFT + num_steps * cell, bottom + 20, label, parts)
 
 
 def bar_chart(patterns: Sequence[str], seconds: Sequence[float]) -> str:
     """Returns a bar per step, coloured by its pattern, with the pattern's letters in the legend."""
-    cell = _cell(len(patterns))
+    cell = cell_width(len(patterns))
     top = max(seconds, default=0.0) or 1.0
     colours = {pattern: f"c{i % 8}" for i, pattern in enumerate(dict.fromkeys(patterns))}
     parts = []
@@ -78,7 +79,7 @@ def bar_chart(patterns: Sequence[str], seconds: Sequence[float]) -> str:
             f"<rect class='{colours[pattern]}' x='{_LEFT + step * cell}' y='{_HEIGHT - height:.1f}' "
             f"width='{cell - 2}' height='{max(height, 0.5):.1f}'>{title}</rect>"
         )
-    parts += _step_numbers(len(patterns), cell, _HEIGHT + 14)
+    parts += step_numbers(len(patterns), cell, _HEIGHT + 14, left=_LEFT)
     columns = 5
     for i, (pattern, colour) in enumerate(colours.items()):
         x, y = _LEFT + i % columns * 110, _HEIGHT + 26 + i // columns * 20
@@ -88,38 +89,8 @@ def bar_chart(patterns: Sequence[str], seconds: Sequence[float]) -> str:
         )
     rows = -(-len(colours) // columns)
     width = max(_LEFT + len(patterns) * cell, _LEFT + columns * 110)
-    return _svg(width, _HEIGHT + 30 + rows * 20, "seconds per step, median over clips, coloured by pattern", parts)
-
-
-def _cell(num_steps: int) -> int:
-    return max(4, min(_CELL, _MAX_CELLS_WIDTH // max(1, num_steps)))
+    return svg(width, _HEIGHT + 30 + rows * 20, "seconds per step, median over clips, coloured by pattern", parts)
 
 
 def _state(letter: str) -> str:
     return "reused" if letter == "." else "partly" if letter.isupper() else "computed"
-
-
-def _mark(x: int, y: int, size: int, state: str) -> str:
-    # Told by shape as well as by colour.
-    height = 16
-    outline = f"<rect class='reused' x='{x + 0.5}' y='{y + 0.5}' width='{size - 1}' height='{height - 1}'/>"
-    if state == "reused":
-        return outline
-    if state == "partly":
-        return outline + f"<rect class='computed' x='{x}' y='{y + height // 2}' width='{size}' height='{height // 2}'/>"
-    return f"<rect class='computed' x='{x}' y='{y}' width='{size}' height='{height}'/>"
-
-
-def _step_numbers(num_steps: int, cell: int, y: int) -> list[str]:
-    every = max(1, -(-28 // cell), num_steps // 20)
-    return [
-        f"<text class='small' x='{_LEFT + step * cell + cell / 2 - 1:.1f}' y='{y}' text-anchor='middle'>{step}</text>"
-        for step in range(0, num_steps, every)
-    ]
-
-
-def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
-    return (
-        f"<div class='wide'><svg role='img' aria-label='{escape(label)}' width='{width + 4}' height='{height}' "
-        f"viewBox='0 0 {width + 4} {height}'>{''.join(parts)}</svg></div>"
-    )

@@ -33,7 +33,7 @@ class JobSettings:
     `pinned_weights` is None. `precision`:
     "float32" or "bfloat16". `device`: "cpu" or "cuda". `baseline`: render one PAB clip of the job a second time without PAB,
     so that the speedup is measured. `max_attempts`: attempts at a clip, failed or ended with their group, after which
-    it is given up instead of tried again. `broadcast_rules`: name -> rules (as `pab.plan.BroadcastRules.to_dict`)
+    it is given up instead of tried again. `broadcast_rules`: name -> rules (as `pab.rules.BroadcastRules.to_dict`)
     of user-made plans that rows or the command line name. `deadline_s`: seconds that the job may run; a clip that would not
     end before it is left for the next start; None for no limit. `upload_timeout_s`: how long the job waits for a bucket
     that is away. `pinned_weights`: by family, what `submit` found its weights to mean, on the hub a certain commit; it is

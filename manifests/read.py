@@ -129,6 +129,11 @@ def read_clips(file: BinaryIO | str) -> list[Clip]:
 
     Raises ManifestError if it is not one of ours (another version, missing columns) or damaged.
     """
+    return list(iter_clips(file))
+
+
+def iter_clips(file: BinaryIO | str, *, batch_rows: int | None = None) -> Iterator[Clip]:
+    """Yields the clips of an accepted manifest in order, read as far as they are taken. Raises what `read_clips` does."""
     name = file if isinstance(file, str) else str(getattr(file, "name", "shard"))
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(open_source(file)) if isinstance(file, str) else file
@@ -140,8 +145,8 @@ def read_clips(file: BinaryIO | str) -> list[Clip]:
         ]
         if problems:
             raise ManifestError(name, problems)
-        batches = manifest.iter_batches(clip_columns(manifest.schema))
-        return [_clip(row) for batch in batches for row in batch.to_pylist()]
+        for batch in manifest.iter_batches(clip_columns(manifest.schema), batch_rows=batch_rows):
+            yield from map(_clip, batch.to_pylist())
 
 
 def _clip(row: dict[str, Any]) -> Clip:

@@ -17,8 +17,9 @@ from pab.foresight_state import ForesightState
 from pab.given_frames import GivenFrames
 from pab.model import EncodedPrompt, Recordable, Scheduler, StepInput, VideoModel
 from pab.parallel import NodeGroup, Traffic
-from pab.plan import BroadcastPlan, Rules, make_plan
+from pab.plan import BroadcastPlan, make_plan
 from pab.recorded_loop import MAX_TOKENS, LoopCounts, LoopRecorder, run_steps, shapes_of
+from pab.rules import Rules
 from pab.state import COND, UNCOND, BroadcastState, ClipState
 
 
@@ -118,6 +119,8 @@ class LoopSteps:
     keep: str
     peak: list[int] = field(default_factory=lambda: [0])
     """The most memory that kept outputs have held so far."""
+    last: list[Tensor] = field(default_factory=list)
+    """The last guided prediction."""
 
     @property
     def num_steps(self) -> int:
@@ -139,7 +142,7 @@ class LoopSteps:
 
     def with_texts(self, texts: Mapping[str, object]) -> LoopSteps:
         """Returns the same work over other texts, with nothing kept yet."""
-        return replace(self, texts=texts, state=_state(self.plan, self.group, self.keep), peak=[0])
+        return replace(self, texts=texts, state=_state(self.plan, self.group, self.keep), peak=[0], last=[])
 
     def run(self, latents: Tensor, step: int) -> Tensor:
         """Returns the latents after a step: a pass for every branch of this rank, guidance, the scheduler's update."""
@@ -151,13 +154,16 @@ class LoopSteps:
             timestep=self.plan.timesteps[step],
             active_frames=self.scheduler.active_frames(step),
         )
-        outputs = [
-            self.model.predict(model_input, step_input, text, self.state.visit(step, branch), self.group)
-            for branch, text in self.texts.items()
-        ]
+        if step in self.plan.skipped:
+            self.state.skip(tuple(self.texts))  # the last prediction stands in
+        else:
+            outputs = [
+                self.model.predict(model_input, step_input, text, self.state.visit(step, branch), self.group)
+                for branch, text in self.texts.items()
+            ]
+            self.last[:] = [guide(outputs, self.guidance_scale, self.group)]
         self.peak[0] = max(self.peak[0], self.state.kept_bytes)
-        prediction = guide(outputs, self.guidance_scale, self.group)
-        return self.scheduler.advance(latents, model_input, prediction, step)
+        return self.scheduler.advance(latents, model_input, self.last[0], step)
 
 
 def _state(plan: BroadcastPlan, group: NodeGroup, keep: str) -> ClipState:

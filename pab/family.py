@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pab.plan import Rules, Site
+from pab.plan import Site
 from pab.references import ReferenceRules
+from pab.rules import Rules
 
 if TYPE_CHECKING:
     from pab.model import VideoModel

@@ -73,6 +73,10 @@ class ForesightState:
         """Returns what the model is given for one pass of one step."""
         return ForesightVisit(state=self, step=step, branch=branch)
 
+    def skip(self, branches: Sequence[str]) -> None:
+        """Is never reached: only plans leave passes out."""
+        raise TypeError("foresight decides block by block in every pass")
+
     def measure(self, step: int, block: int, difference: Tensor) -> None:
         """Adds one pass's part of a block's change: the sum of squares over this rank's places."""
         sums = self._sums.setdefault(step, [None] * self.decisions.num_blocks)

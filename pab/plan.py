@@ -1,7 +1,7 @@
 """The broadcast plan: for every step and site, compute, or reuse the output of which earlier step.
 
-Pyramid Attention Broadcast (arXiv 2408.12588, section 3.2) in plain Python: the plan is made from the noise scheduler's own
-timesteps before step 0, so it is equal on every rank, printable before a GPU is asked for, and nothing needs a reset.
+Made in plain Python from the noise scheduler's own timesteps before step 0, so it is equal on every rank, printable before a
+GPU is asked for, and nothing needs a reset.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from pab.foresight import ForesightRules, foresight_from_dict
-
-ATTENTION_KINDS = ("spatial", "temporal", "cross")
-KINDS = (*ATTENTION_KINDS, "mlp")
+from pab.foresight import ForesightRules
+from pab.rules import KINDS, MlpRule, Rules
+from pab.step_rules import StepRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,162 +38,20 @@ class Site:
             raise ValueError(f"site {self.name}: kind={self.kind!r}, allowed {', '.join(KINDS)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionRule:
-    """Compute once, reuse `range_steps - 1` times, where `low < int(timestep) < high` (both strict)."""
-
-    range_steps: int
-    low: int
-    high: int
-
-    def __post_init__(self) -> None:
-        if self.range_steps < 1:
-            raise ValueError(f"broadcast range={self.range_steps}, needs 1 (never reuse) or more")
-        if self.low > self.high:
-            raise ValueError(f"broadcast window {self.low}..{self.high} is empty; write the smaller timestep first")
-
-    def reuses(self, step: int, timestep: float) -> bool:
-        """Whether the output kept from an earlier step stands in at this one. The phase is the absolute step."""
-        return step % self.range_steps != 0 and self.low < int(timestep) < self.high
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MlpRule:
-    """At one key step the listed blocks' MLP outputs are kept for the next `skip_count` steps.
-
-    The key is an exact integer `timestep` (as the published configurations state it), or `position`, a fraction of
-    the steps, which fits every size, length and step count. Exactly one of them is given.
-    """
-
-    stack: str
-    blocks: tuple[int, ...]
-    skip_count: int
-    timestep: int | None = None
-    position: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.timestep is None) == (self.position is None):
-            raise ValueError("an mlp rule needs exactly one of timestep and position")
-        if self.position is not None and not 0 <= self.position < 1:
-            raise ValueError(f"mlp rule position={self.position}, allowed 0 up to but without 1")
-        if self.skip_count < 1:
-            raise ValueError(f"mlp rule skip_count={self.skip_count}, needs 1 or more")
-
-    def key_step(self, timesteps: Sequence[int]) -> int | None:
-        """Returns the step at which the output is computed and kept; None where the key timestep does not occur."""
-        if self.position is not None:
-            return min(round(self.position * len(timesteps)), len(timesteps) - 1)
-        return timesteps.index(self.timestep) if self.timestep in timesteps else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BroadcastRules:
-    """How a plan is made: one rule per attention kind, any number for MLPs. Empty rules never reuse anything."""
-
-    spatial: AttentionRule | None = None
-    temporal: AttentionRule | None = None
-    cross: AttentionRule | None = None
-    mlp: tuple[MlpRule, ...] = ()
-
-    def attention(self, kind: str) -> AttentionRule | None:
-        """Returns the rule of one attention kind."""
-        return {"spatial": self.spatial, "temporal": self.temporal, "cross": self.cross}[kind]
-
-    def to_dict(self) -> dict[str, object]:
-        """Returns the rules as JSON values; `rules_from_dict` reads them back."""
-        rules: dict[str, object] = {}
-        for kind in ATTENTION_KINDS:
-            rule = self.attention(kind)
-            if rule is not None:
-                rules[kind] = {"range": rule.range_steps, "window": [rule.low, rule.high]}
-        if self.mlp:
-            rules["mlp"] = [
-                {"stack": r.stack, "blocks": list(r.blocks), "skip_count": r.skip_count}
-                | ({"timestep": r.timestep} if r.position is None else {"position": r.position})
-                for r in self.mlp
-            ]
-        return rules
-
-    @property
-    def digest(self) -> str:
-        """Names the rules in a clip's digest and in reports: 12 hex digits."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
-
-
-Rules = BroadcastRules | ForesightRules
-"""How a clip's reuse is decided: before its first step, or while it is rendered."""
-
-
-NO_BROADCAST = BroadcastRules()
-
-
-def pyramid(
-    spatial: int | None,
-    temporal: int | None,
-    cross: int | None,
-    *,
-    window: tuple[int, int],
-    mlp: Iterable[MlpRule] = (),
-) -> BroadcastRules:
-    """Returns rules with one window and a range per kind: `pyramid(2, 4, 6, window=(450, 930))` is PAB246."""
-
-    def rule(range_steps: int | None) -> AttentionRule | None:
-        return None if range_steps is None else AttentionRule(range_steps=range_steps, low=window[0], high=window[1])
-
-    return BroadcastRules(spatial=rule(spatial), temporal=rule(temporal), cross=rule(cross), mlp=tuple(mlp))
-
-
-def rules_from_dict(values: Mapping[str, object]) -> Rules:
-    """Reads user-made rules, e.g. `{"spatial": {"range": 2, "window": [450, 930]}}` or `{"foresight": {"gamma": 1.0}}`.
-
-    Raises ValueError naming the key.
-    """
-    if "foresight" in values:
-        if len(values) > 1:
-            raise ValueError(
-                f"broadcast rules: {', '.join(sorted(values))}; foresight decides alone, give no other key"
-            )
-        return foresight_from_dict(values["foresight"])
-    unknown = sorted(set(values) - set(KINDS))
-    if unknown:
-        raise ValueError(
-            f"broadcast rules: unknown key {unknown[0]!r}, allowed {', '.join(KINDS)}, or foresight instead of them"
-        )
-    rules: dict[str, AttentionRule] = {}
-    for kind in ATTENTION_KINDS:
-        if kind in values:
-            entry = values[kind]
-            try:
-                low, high = entry["window"]  # type: ignore[index]
-                rules[kind] = AttentionRule(range_steps=int(entry["range"]), low=int(low), high=int(high))  # type: ignore[index]
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"broadcast rules: {kind}={entry!r}, needs {{'range': R, 'window': [low, high]}} ({error})"
-                ) from error
-    mlp: list[MlpRule] = []
-    for entry in values.get("mlp", ()):  # type: ignore[attr-defined]
-        try:
-            mlp.append(MlpRule(**{**entry, "blocks": tuple(entry["blocks"])}))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"broadcast rules: mlp entry {entry!r}, needs stack, blocks, skip_count and one of timestep, position "
-                f"({error})"
-            ) from error
-    return BroadcastRules(mlp=tuple(mlp), **rules)
-
-
 @dataclass(frozen=True)
 class BroadcastPlan:
     """For every step and site, the step whose output is used.
 
     `sources[step][i]` is the step at which the output of `sites[i]` that step `step` uses is computed: `step` itself
-    where it computes, an earlier one where it reuses.
+    where it computes, an earlier one where it reuses. At `skipped` steps the model does not run: the last prediction stands
+    in, and no kept output of a site is used.
     """
 
     sites: tuple[Site, ...]
     timesteps: tuple[float, ...]
     sources: tuple[tuple[int, ...], ...]
     rules: Rules
+    skipped: frozenset[int] = frozenset()
 
     @property
     def num_steps(self) -> int:
@@ -212,7 +69,7 @@ class BroadcastPlan:
         uses: list[dict[int, int]] = [{} for _ in self.sites]
         for step, row in enumerate(self.sources):
             for i, source in enumerate(row):
-                if source != step:
+                if source != step and step not in self.skipped:
                     uses[i][source] = step
         return tuple(uses)
 
@@ -253,10 +110,10 @@ class BroadcastPlan:
         return self.num_steps * sum(site.all_to_alls for site in self.sites)
 
     def decisions(self, site: int) -> str:
-        """Returns one letter a step: C computed, S computed and kept for MLP reuse, B broadcast (reused)."""
+        """Returns one letter a step: C computed, S computed and kept for MLP reuse, B broadcast (reused), - no pass."""
         kept = "S" if self.sites[site].kind == "mlp" else "C"
         return "".join(
-            "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C"
+            "-" if step in self.skipped else "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C"
             for step in range(self.num_steps)
         )
 
@@ -267,7 +124,7 @@ class BroadcastPlan:
 
     def _pattern(self, step: int) -> str:
         letters = self._letters(step)
-        if isinstance(self.rules, BroadcastRules) or letters == letters.lower():
+        if not isinstance(self.rules, ForesightRules) or letters == letters.lower():
             return letters
         # How many blocks compute differs from step to step, and so does the time that they take.
         share = sum(source == step for source in self.sources[step]) / len(self.sites)
@@ -283,6 +140,17 @@ class BroadcastPlan:
         return "".join(letters)
 
     @cached_property
+    def graphs(self) -> int:
+        """How many different things its blocks do: compute, keep or reuse at each site. A compiled graph for each."""
+        return len(
+            {
+                (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
+                for step in set(range(self.num_steps)) - self.skipped
+                for members in self.blocks
+            }
+        )
+
+    @cached_property
     def full_steps(self) -> tuple[int, ...]:
         """The steps that compute every site."""
         return tuple(step for step, row in enumerate(self.sources) if all(source == step for source in row))
@@ -291,6 +159,8 @@ class BroadcastPlan:
     def digest(self) -> str:
         """Names the plan in records and reports: 12 hex digits over sites, timesteps and sources."""
         content = [[site.name for site in self.sites], list(self.timesteps), [list(row) for row in self.sources]]
+        if self.skipped:
+            content.append(sorted(self.skipped))
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def block_decisions(self) -> tuple[tuple[str, str], ...]:
@@ -311,12 +181,21 @@ class BroadcastPlan:
         groups: dict[tuple[str, str, str], list[int]] = {}
         for i, site in enumerate(self.sites):
             groups.setdefault((site.kind, site.stack if site.kind == "mlp" else "", self.decisions(i)), []).append(i)
-        lines = [f"{'kind':<14}{'sites':>6}  decisions (C compute, S compute and keep, B reuse)"]
-        for (kind, stack, decisions), members in groups.items():
-            lines.append(f"{kind + (' ' + stack if stack else ''):<14}{len(members):>6}  {decisions}")
+        letters = "C compute, S compute and keep, B reuse" + (", - no pass" if self.skipped else "")
+        lines = [f"{'kind':<14}{'sites':>6}  decisions ({letters})"]
+        for (kind, _, decisions), members in groups.items():
+            lines.append(f"{self._label(kind, members):<14}{len(members):>6}  {decisions}")
         counts = Counter(self.patterns)
+        if isinstance(self.rules, StepRules) and self.rules.num_steps != self.num_steps:
+            lines.append(f"a plan for {self.rules.num_steps} steps, spread over {self.num_steps}")
         lines.append("patterns      " + ", ".join(f"{name} x{count}" for name, count in counts.most_common()))
         return "\n".join(lines)
+
+    def _label(self, kind: str, members: Sequence[int]) -> str:
+        # A kind that stands in several stacks is told with its stack where they decide otherwise.
+        stacks = {self.sites[i].stack for i in members}
+        several = len({site.stack for site in self.sites if site.kind == kind}) > 1
+        return f"{kind} {stacks.pop()}" if len(stacks) == 1 and (several or kind == "mlp") else kind
 
 
 def make_plan(
@@ -329,8 +208,12 @@ def make_plan(
     window. At `fresh_steps` every site computes as well, and nothing from before them is reused after them.
 
     Under Foresight's rules nothing is decided yet: the plan that is returned computes everything, which is the most that
-    a clip may come to. Raises ValueError where those rules meet fresh steps.
+    a clip may come to. Raises ValueError where those rules meet fresh steps, and for a plan that is not for these sites.
     """
+    if isinstance(rules, StepRules):
+        skipped = rules.skipped(len(timesteps)) - {*fresh_steps}
+        rows = _step_sources(rules, len(timesteps), sites, skipped=skipped, fresh_steps=fresh_steps)
+        return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules, skipped=skipped)
     if isinstance(rules, ForesightRules):
         if fresh_steps:
             raise ValueError(f"foresight: another model takes over at step {min(fresh_steps)}; use a broadcast preset")
@@ -352,6 +235,29 @@ def make_plan(
             row.append(sources[step - 1][i] if reuse else step)
         sources.append(tuple(row))
     return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=tuple(sources), rules=rules)
+
+
+def _step_sources(
+    rules: StepRules,
+    num_steps: int,
+    sites: Sequence[Site],
+    *,
+    skipped: Collection[int],
+    fresh_steps: Collection[int],
+) -> tuple[tuple[int, ...], ...]:
+    if problem := rules.misfit(rules.family or "this model", sites):
+        raise ValueError(problem)
+    everywhere = frozenset(range(num_steps))
+    columns = [rules.computing(site, num_steps) for site in sites]
+    computing = [everywhere if column is None else column | {*fresh_steps} for column in columns]
+    sources: list[tuple[int, ...]] = []
+    for step in range(num_steps):
+        sources.append(
+            tuple(
+                step if step in steps and step not in skipped else sources[-1][i] for i, steps in enumerate(computing)
+            )
+        )
+    return tuple(sources)
 
 
 def _mlp_sources(rules: Iterable[MlpRule], timesteps: Sequence[int]) -> dict[tuple[str, int], dict[int, int]]:

@@ -65,6 +65,9 @@ class ClipState(Protocol):
     def visit(self, step: int, branch: str) -> Visit:
         """Returns what the model is given for one pass of one step."""
 
+    def skip(self, branches: Sequence[str]) -> None:
+        """Comes instead of the visits of a step without passes; counts every site of these branches as reused."""
+
     @property
     def kept_bytes(self) -> int:
         """Memory held by kept outputs now."""
@@ -128,6 +131,11 @@ class BroadcastState:
     def visit(self, step: int, branch: str) -> PlannedVisit:
         """Returns what the model is given for one pass of one step."""
         return PlannedVisit(state=self, step=step, branch=branch)
+
+    def skip(self, branches: Sequence[str]) -> None:
+        """Counts every site of these branches as reused."""
+        for _ in branches:
+            self.reused.update(site.kind for site in self.plan.sites)
 
     @property
     def kept_bytes(self) -> int:

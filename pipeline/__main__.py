@@ -25,6 +25,7 @@ COMMANDS = {
     "logs": "pipeline.logs",
     "manifest": "pipeline.manifest",
     "bench": "pipeline.bench",
+    "calibrate": "pipeline.calibrate",
     "doctor": "pipeline.doctor",
 }
 """Command -> module whose `run(arguments, screen)` carries it out; imported only when it is asked for."""

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 from manifests.shards import ClipGroup
 from pab.family import ClipRequest, Family
-from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, make_plan
+from pab.plan import BroadcastPlan, make_plan
+from pab.rules import NO_BROADCAST, Rules
 from pipeline.rules import RunRules
 
 
@@ -62,9 +63,9 @@ def clip_request(family: Family, group: ClipGroup) -> ClipRequest:
 def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float:
     """Returns the planned seconds of one clip on one rank.
 
-    Every step costs `fixed_step_s`, and what a full step costs less the shares of the kinds of site that it reuses. A
-    clip without guidance runs one of the two branches, so half of that, unless the family has only one. Decoding goes by
-    pixels. Every loop costs as much as the first.
+    Every step with a pass costs `fixed_step_s`, and what a full step costs less the shares of the kinds of site that it
+    reuses. A clip without guidance runs one of the two branches, so half of that, unless the family has only one. Decoding
+    goes by pixels. Every loop costs as much as the first.
 
     What Foresight will reuse is not known before a clip is rendered: its plan computes everything, so its seconds are
     those without broadcast, a bound that holds whatever it decides.
@@ -77,5 +78,6 @@ def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float
     )
     branches = 1.0 if group.guided or family.embedded_guidance else 0.5
     pixels = group.num_frames * group.height * group.width
-    step_s = cost.fixed_step_s + branches * full_step * (1 - reused)
-    return group.loops * (plan.num_steps * step_s + cost.decode_s_per_pixel * pixels)
+    passes_s = (plan.num_steps - len(plan.skipped)) * cost.fixed_step_s
+    sites_s = plan.num_steps * branches * full_step * (1 - reused)
+    return group.loops * (passes_s + sites_s + cost.decode_s_per_pixel * pixels)

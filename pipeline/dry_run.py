@@ -10,7 +10,8 @@ from pathlib import Path
 from cluster.slurm_settings import UnreachableError
 from manifests.shards import ClipGroup
 from pab.foresight import ForesightRules
-from pab.plan import ATTENTION_KINDS, BroadcastPlan
+from pab.plan import BroadcastPlan
+from pab.rules import ATTENTION_KINDS
 from pipeline.cost import ClipCosts
 from pipeline.machines import job_request, limit_min, open_slurm
 from pipeline.screen import Screen, counted, duration

@@ -46,6 +46,13 @@ BENCH = """examples:
 
 """
 
+CALIBRATE = """examples:
+  python -m pipeline calibrate prompts.txt --output plans/mine.json --match pab246
+  python -m pipeline calibrate prompts.parquet --model open_sora --weights DIR --output plans/30db.json --min-psnr 30
+  python -m pipeline submit prompts.parquet --broadcast plans/mine.json
+
+"""
+
 
 class Parser(argparse.ArgumentParser):
     """Tells wrong usage by an error that carries the exit code, so that --json can tell it too."""
@@ -69,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_manifest(commands)
     _add_bench(commands)
+    _add_calibrate(commands)
     _add_doctor(commands)
     return parser
 
@@ -172,6 +180,42 @@ def _add_bench(commands: _Commands[Parser]) -> None:
         default="auto",
         metavar="NAME",
         help="torch.compile's; auto: inductor on a GPU; on a CPU eager: graphs alone",
+    )
+    _add_json(parser)
+
+
+def _add_calibrate(commands: _Commands[Parser]) -> None:
+    parser = _command(
+        commands, "calibrate", "measure on prompts what may be reused, and search a plan that submit takes", CALIBRATE
+    )
+    parser.add_argument("prompts", metavar="PROMPTS", help="a manifest, or a .txt, .csv or .jsonl file of prompts")
+    parser.add_argument("--output", dest="plan", type=Path, required=True, metavar="FILE.json", help="the plan file")
+    for option in OPTIONS:
+        if option.name in ("model", "weights", "precision", "device"):
+            add_option(parser, option)
+    target = parser.add_argument_group("what is sought (default: --match with the family's default)")
+    one = target.add_mutually_exclusive_group()
+    one.add_argument("--match", metavar="PRESET", help="the best quality for at most what this preset computes")
+    one.add_argument("--computed-share", type=float, metavar="X", help="the same for at most this share, e.g. 0.6")
+    one.add_argument(
+        "--min-psnr", type=float, metavar="DB", help="the least work with at least this median PSNR, in dB"
+    )
+    parser.add_argument("--clips", type=int, default=2, metavar="N", help="prompts to search on (default: 2)")
+    parser.add_argument(
+        "--held-out", type=int, default=4, metavar="N", help="further prompts, to judge the plan by (default: 4)"
+    )
+    parser.add_argument(
+        "--reuse", choices=("all", "passes", "sites"), default="all",
+        help="what the plan may reuse: predictions of whole passes, outputs of sites, or both (default: all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--block-ranges", type=int, default=1, metavar="N", help="ranges of blocks that decide apart (default: 1)"
+    )
+    parser.add_argument(
+        "--probe-every", type=int, default=2, metavar="N", help="measure what reuse does at every Nth step (default: 2)"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE.html", help="the page (default: FILE.html beside the plan)"
     )
     _add_json(parser)
 

@@ -13,8 +13,9 @@ from pab.families import FAMILIES
 from pab.family import Family
 from pab.foresight import ForesightRules
 from pab.loops import Loops
-from pab.plan import Rules, rules_from_dict
 from pab.references import ReferenceRules
+from pab.rules import Rules, rules_from_dict
+from pab.step_rules import StepRules
 from pipeline.exits import UsageError
 from pipeline.settings import RenderSettings
 from pipeline.weights import RunWeights, WeightsLookup
@@ -127,7 +128,13 @@ def _clip_loops(
 
 
 def _usable(own: Mapping[str, Rules], family: Family) -> dict[str, Rules]:
-    return {name: rules for name, rules in own.items() if family.keeps_blocks or not isinstance(rules, ForesightRules)}
+    return {name: rules for name, rules in own.items() if _fits(rules, family)}
+
+
+def _fits(rules: Rules, family: Family) -> bool:
+    if isinstance(rules, StepRules):
+        return rules.misfit(family.name, family.sites) is None
+    return family.keeps_blocks or not isinstance(rules, ForesightRules)
 
 
 def _family(name: str, families: Mapping[str, Family]) -> Family:
@@ -177,6 +184,10 @@ def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules]
                 f"--broadcast {asked}: foresight keeps outputs of whole blocks, {family.name} those of attention and MLP "
                 f"modules; use one of its presets ({', '.join(family.presets)}) or rules by kind of site"
             )
+        return {name: rules}, name
+    if isinstance(rules, StepRules):
+        if problem := rules.misfit(family.name, family.sites):
+            raise UsageError(f"--broadcast {asked}: {problem}")
         return {name: rules}, name
     stacks = {site.stack for site in family.sites}
     for mlp in rules.mlp:

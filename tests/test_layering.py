@@ -24,6 +24,8 @@ TORCH_FREE = (
     "pab/family.py",
     "pab/families/*.py",
     "pab/plan.py",
+    "pab/rules.py",
+    "pab/step_rules.py",
     "pab/sites.py",
     "pab/checkpoint.py",
     "pab/rectified_flow.py",

@@ -18,8 +18,8 @@ from pab.denoise import Denoised, LoopSettings, denoise, initial_noise, records_
 from pab.execution import Execution
 from pab.family import ClipRequest
 from pab.parallel import NodeGroup
-from pab.plan import KINDS
 from pab.recorded_loop import LoopRecorder
+from pab.rules import KINDS
 
 Json = dict[str, Any]
 ENOUGH_S = 25.0

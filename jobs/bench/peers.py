@@ -20,7 +20,7 @@ from pab.family import ClipRequest
 from pab.models.latte import Latte
 from pab.models.latte_blocks import LatteConfig
 from pab.models.noise_video import NoiseVideo
-from pab.plan import BroadcastRules
+from pab.rules import BroadcastRules
 
 
 class NotHereError(Exception):

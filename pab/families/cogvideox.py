@@ -9,7 +9,7 @@ from pab.checkpoint import checkpoint_digest, find_checkpoint, pin
 from pab.cogvideox.levels import trailing_timesteps
 from pab.cogvideox.weights import cogvideox_weights
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
-from pab.plan import NO_BROADCAST, pyramid
+from pab.rules import NO_BROADCAST, pyramid
 from pab.sites import cogvideox_sites
 
 if TYPE_CHECKING:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.foresight import FORESIGHT_PRESETS
-from pab.plan import NO_BROADCAST, MlpRule, Site, pyramid
+from pab.plan import Site
 from pab.rectified_flow import round_to, timesteps
 from pab.references import ReferenceRules
+from pab.rules import NO_BROADCAST, MlpRule, pyramid
 from pab.sites import stdit3_sites
+from pab.step_rules import StepGroup, StepRules
 from pab.weights import weights_digest
 
 if TYPE_CHECKING:
@@ -64,6 +66,25 @@ _MLP = tuple(
 )
 _WINDOW = (450, 930)
 
+_CALIBRATED = StepRules(
+    family="demo",
+    num_steps=30,
+    passes=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 17, 18, 20, 22, 24, 26, 27, 28, 29),
+    groups=(
+        StepGroup(
+            kind="cross",
+            stack="spatial",
+            compute=(0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 17, 20, 22, 24, 26, 28, 29),
+        ),
+        StepGroup(
+            kind="cross",
+            stack="temporal",
+            compute=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 17, 18, 20, 22, 24, 26, 28, 29),
+        ),
+    ),
+)
+"""What `calibrate` found for at most the work of PAB246 (docs/calibrate.md has the command and what it does)."""
+
 DEMO_REFERENCES = ReferenceRules(
     chunk_frames=LATENT_STRIDE[0],
     chunk_latents=1,
@@ -94,6 +115,7 @@ DEMO = Family(
         "pab246": pyramid(2, 4, 6, window=_WINDOW, mlp=_MLP),
         "pab357": pyramid(3, 5, 7, window=_WINDOW, mlp=_MLP),
         "pab579": pyramid(5, 7, 9, window=_WINDOW, mlp=_MLP),
+        "calibrated": _CALIBRATED,
         **FORESIGHT_PRESETS,
     },
     keeps_blocks=True,

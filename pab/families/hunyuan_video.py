@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.hunyuan_video.levels import NUM_TRAIN_TIMESTEPS, moved_timesteps
 from pab.hunyuan_video.weights import HUNYUAN_VIDEO_WEIGHTS, SKYREELS_WEIGHTS, HunyuanWeights
-from pab.plan import NO_BROADCAST, pyramid
+from pab.rules import NO_BROADCAST, pyramid
 from pab.sites import hunyuan_video_sites
 
 if TYPE_CHECKING:

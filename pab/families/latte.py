@@ -8,7 +8,7 @@ from pab.diffusion import ddim_timesteps
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.foresight import FORESIGHT_PRESETS
 from pab.latte.weights import PARTS
-from pab.plan import NO_BROADCAST, BroadcastRules, MlpRule, pyramid
+from pab.rules import NO_BROADCAST, BroadcastRules, MlpRule, pyramid
 from pab.sites import latte_sites
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pab.checkpoint import checkpoint_digest, find_checkpoint, pin
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.ltx.levels import MIN_STEPS, NUM_TRAIN_TIMESTEPS, moved_timesteps
 from pab.ltx.weights import LTX_WEIGHTS
-from pab.plan import NO_BROADCAST, pyramid
+from pab.rules import NO_BROADCAST, pyramid
 from pab.sites import ltx_sites
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from pab.open_sora.sizes import (
     rendered_size,
 )
 from pab.open_sora.weights import PARTS, digest, find_weights
-from pab.plan import NO_BROADCAST, MlpRule, pyramid
 from pab.references import ReferenceRules
+from pab.rules import NO_BROADCAST, MlpRule, pyramid
 from pab.sites import stdit3_sites
 
 if TYPE_CHECKING:

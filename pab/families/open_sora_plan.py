@@ -13,7 +13,7 @@ from pab.diffusion import euler_ancestral_timesteps, pndm_timesteps
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.foresight import FORESIGHT_PRESETS
 from pab.open_sora_plan.weights import MT5_XXL, T5_XXL, published_parts
-from pab.plan import NO_BROADCAST, MlpRule, Rules, pyramid
+from pab.rules import NO_BROADCAST, MlpRule, Rules, pyramid
 from pab.sites import latte_sites, open_sora_plan_sites
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pab.checkpoint import checkpoint_digest, find_checkpoint, pin
 from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
-from pab.plan import NO_BROADCAST, pyramid
+from pab.rules import NO_BROADCAST, pyramid
 from pab.sites import wan_sites
 from pab.wan.levels import shifted_timesteps
 from pab.wan.weights import wan_weights

@@ -1,7 +1,8 @@
 """Broadcast decisions of the reference, call by call, for the families that are known."""
 
 from pab.diffusion import ddim_timesteps, euler_ancestral_timesteps, pndm_timesteps
-from pab.plan import ATTENTION_KINDS, AttentionRule, BroadcastPlan, BroadcastRules, MlpRule, Site, make_plan
+from pab.plan import BroadcastPlan, Site, make_plan
+from pab.rules import ATTENTION_KINDS, AttentionRule, BroadcastRules, MlpRule
 from pab.sites import latte_sites, open_sora_plan_sites, stdit3_sites
 from tests.golden.cases import Case
 

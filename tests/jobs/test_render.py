@@ -17,7 +17,7 @@ from jobs.outcome import Failed, Rendered, Skipped
 from jobs.pace import Pace
 from jobs.settings import Mesh
 from pab.parallel import NodeGroup
-from pab.plan import KINDS
+from pab.rules import KINDS
 from tests.jobs.listening import NotedProgress
 from tests.jobs.videos import read_video
 from tests.jobs.world import TINY, clip, render_job, write_shard

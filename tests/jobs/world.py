@@ -27,8 +27,8 @@ from pab.foresight import ForesightRules
 from pab.models.stdit3 import STDiT3, STDiT3Config
 from pab.models.stdit3_video import STDiT3Video, TextStates
 from pab.parallel import NodeGroup
-from pab.plan import NO_BROADCAST, MlpRule, pyramid
 from pab.rectified_flow import timesteps
+from pab.rules import NO_BROADCAST, MlpRule, pyramid
 
 CONFIG = STDiT3Config(
     depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64

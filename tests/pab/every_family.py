@@ -19,7 +19,7 @@ from pab.family import ClipRequest, Family, LoadRequest
 from pab.model import EncodedPrompt, StepInput, VideoModel
 from pab.models.diffusers_video import DiffusersVideo
 from pab.parallel import NodeGroup, open_group
-from pab.plan import Rules, pyramid
+from pab.rules import Rules, pyramid
 from pab.state import BOTH
 from pab.tiny_weights import write_tiny_weights
 from tests.pab.library_worlds import WORLDS, library_module

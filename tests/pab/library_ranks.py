@@ -13,7 +13,7 @@ from pab.model import EncodedPrompt
 from pab.models.diffusers_video import DiffusersVideo
 from pab.models.video import TextStates, guided_prompt
 from pab.parallel import NodeGroup, open_group
-from pab.plan import NO_BROADCAST, BroadcastRules, pyramid
+from pab.rules import NO_BROADCAST, BroadcastRules, pyramid
 from tests.pab.library_worlds import WORLDS
 
 RULES: Mapping[str, BroadcastRules] = {

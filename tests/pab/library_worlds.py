@@ -24,7 +24,7 @@ from pab.model import EncodedPrompt
 from pab.models.diffusers_parts import library_class
 from pab.models.diffusers_video import DiffusersVideo
 from pab.parallel import NodeGroup
-from pab.plan import BroadcastRules
+from pab.rules import BroadcastRules
 from pab.state import COND, UNCOND
 from pab.wan.tiny import write_small_wan
 

@@ -23,7 +23,8 @@ from pab.models.noise_video import NoiseVideo
 from pab.models.open_sora_plan import OpenSoraPlan, OpenSoraPlanConfig
 from pab.models.video import TextStates
 from pab.parallel import NodeGroup
-from pab.plan import BroadcastPlan, BroadcastRules, MlpRule, Site, make_plan, pyramid
+from pab.plan import BroadcastPlan, Site, make_plan
+from pab.rules import BroadcastRules, MlpRule, pyramid
 from pab.sites import latte_sites, open_sora_plan_sites
 
 TEXT_LENGTH, TEXT_CHANNELS = 6, 12

@@ -11,7 +11,8 @@ from pab.execution import Execution
 from pab.families import FAMILIES
 from pab.models.stdit3 import STDiT3Block
 from pab.parallel import open_group
-from pab.plan import NO_BROADCAST, BroadcastPlan
+from pab.plan import BroadcastPlan
+from pab.rules import NO_BROADCAST
 from tests.pab.test_denoise import RANKS_BOUND
 from tests.pab.worlds import PAB246, clip, render, tiny_model
 from tests.ranks import run_on_ranks

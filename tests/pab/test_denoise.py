@@ -6,7 +6,7 @@ import torch
 from pab.denoise import NotFiniteError, initial_noise
 from pab.models.stdit3 import ClipShape
 from pab.parallel import NodeGroup, open_group
-from pab.plan import NO_BROADCAST
+from pab.rules import NO_BROADCAST
 from pab.state import BOTH, COND, UNCOND, BroadcastState
 from tests.pab.worlds import PAB246, clip, render, tiny_model
 from tests.ranks import run_on_ranks

@@ -9,7 +9,7 @@ import torch
 from pab.families import FAMILIES
 from pab.model import StepInput
 from pab.parallel import NodeGroup
-from pab.plan import NO_BROADCAST
+from pab.rules import NO_BROADCAST
 from pab.state import BOTH, COND, UNCOND
 from tests.pab.every_family import (
     EVERY_OTHER,

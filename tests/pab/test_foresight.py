@@ -11,7 +11,8 @@ from pab.families.demo import DEMO
 from pab.foresight import ForesightDecisions, ForesightRules
 from pab.foresight_state import ForesightState
 from pab.parallel import NodeGroup, open_group
-from pab.plan import NO_BROADCAST, Site, make_plan, rules_from_dict
+from pab.plan import Site, make_plan
+from pab.rules import NO_BROADCAST, rules_from_dict
 from pab.state import BOTH, run_block
 from tests.pab import noise_worlds
 from tests.pab.loop_waits import WatchedLoop

@@ -16,7 +16,7 @@ from pab.hunyuan_video.weights import SKYREELS_WEIGHTS
 from pab.models.diffusers_parts import library_class
 from pab.models.diffusers_video import UNREAD_NEGATIVE
 from pab.parallel import Axis, NodeGroup
-from pab.plan import NO_BROADCAST
+from pab.rules import NO_BROADCAST
 from pab.state import COND, UNCOND
 from tests.pab.library_worlds import WORLDS, displayed, edited, library_module, relative, scheduler
 

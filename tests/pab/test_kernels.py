@@ -26,7 +26,7 @@ from pab.kernels.choice import PLAIN, Kernels
 from pab.models.latte import Latte
 from pab.models.stdit3 import STDiT3
 from pab.models.stdit3_video import STDiT3Video
-from pab.plan import pyramid
+from pab.rules import pyramid
 from pab.sites import latte_sites
 from tests.pab.noise_worlds import LATTE, WORLDS
 from tests.pab.noise_worlds import clip as noise_clip

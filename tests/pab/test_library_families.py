@@ -15,7 +15,8 @@ from pab.model import StepInput
 from pab.models.diffusers_parts import library_class
 from pab.models.diffusers_video import DiffusersVideo
 from pab.parallel import Axis, NodeGroup, SequenceParallel, open_group
-from pab.plan import NO_BROADCAST, BroadcastPlan, BroadcastRules, Site, make_plan, pyramid, rules_from_dict
+from pab.plan import BroadcastPlan, Site, make_plan
+from pab.rules import NO_BROADCAST, BroadcastRules, pyramid, rules_from_dict
 from pab.state import COND, UNCOND, BroadcastState
 from pab.wan.levels import shifted_timesteps
 from pab.wan.load import clean_text

@@ -19,7 +19,7 @@ from pab.family import LoadRequest
 from pab.given_frames import reference_noise
 from pab.loops import MAX_LOOPS, Loops, count_loops, loop_seed, loop_texts
 from pab.parallel import NodeGroup, open_group
-from pab.plan import KINDS
+from pab.rules import KINDS
 from pab.tiny_weights import main as write_tiny
 from tests.ranks import run_on_ranks
 

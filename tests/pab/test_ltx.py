@@ -15,7 +15,7 @@ from pab.families.ltx import LTX_MODEL, ltx_tokens
 from pab.ltx.levels import moved_timesteps
 from pab.ltx.tiny import write_small_ltx
 from pab.parallel import NodeGroup
-from pab.plan import NO_BROADCAST
+from pab.rules import NO_BROADCAST
 from tests.pab.library_worlds import WORLDS, displayed, edited, library_module, relative, scheduler
 
 

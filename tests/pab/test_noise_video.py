@@ -11,7 +11,7 @@ from pab.denoise import initial_noise
 from pab.models.noise_video import StepNoise
 from pab.models.open_sora_plan import split_axis
 from pab.parallel import Axis, SequenceParallel, open_group
-from pab.plan import KINDS, NO_BROADCAST
+from pab.rules import KINDS, NO_BROADCAST
 from pab.state import COND, UNCOND
 from tests.pab.noise_worlds import TEXT_CHANNELS, WORLDS, World, clip
 from tests.ranks import run_on_ranks

@@ -12,8 +12,8 @@ from pab.foresight import FORESIGHT_PRESETS
 from pab.kernels.choice import Kernels
 from pab.models.stdit3 import STDiT3
 from pab.parallel import Axis, NodeGroup
-from pab.plan import NO_BROADCAST
 from pab.recorded_loop import LoopRecorder, run_again
+from pab.rules import NO_BROADCAST
 from tests.pab.worlds import CONFIG, PAB246, clip, render, tiny_model
 
 CUDA = torch.cuda.is_available()

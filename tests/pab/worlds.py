@@ -10,8 +10,9 @@ from pab.family import ClipRequest
 from pab.models.stdit3 import STDiT3, STDiT3Config, stdit3_sites
 from pab.models.stdit3_video import STDiT3Video, TextStates
 from pab.parallel import NodeGroup
-from pab.plan import BroadcastRules, MlpRule, make_plan, pyramid
+from pab.plan import make_plan
 from pab.rectified_flow import timesteps
+from pab.rules import MlpRule, Rules, pyramid
 
 CONFIG = STDiT3Config(
     depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64
@@ -65,7 +66,7 @@ def clip(**changes) -> ClipRequest:
 def render(
     model: STDiT3Video,
     request: ClipRequest,
-    rules: BroadcastRules = PAB246,
+    rules: Rules = PAB246,
     group: NodeGroup | None = None,
     depth: int = CONFIG.depth,
     loop: LoopSettings = PLAIN_LOOP,

@@ -13,7 +13,8 @@ from jobs.bench.factors import factors
 from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows, parse_row
 from pab.execution import Execution
 from pab.families.latte import LATTE
-from pab.plan import KINDS, make_plan
+from pab.plan import make_plan
+from pab.rules import KINDS
 from pab.sites import latte_sites
 from pipeline.bench import joined
 from tests.pipeline.command import Command

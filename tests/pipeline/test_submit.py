@@ -11,7 +11,7 @@ from typing import Any
 from pab.denoise import plan_for
 from pab.families import FAMILIES
 from pab.family import ClipRequest
-from pab.plan import KINDS
+from pab.rules import KINDS
 from pab.tiny_weights import write_tiny_weights
 from pab.wan.tiny import write_tiny_wan
 from tests.pipeline.command import FAST, Command, assert_whole, records

@@ -1,0 +1,154 @@
+"""A plan searched on the demo model's own weights against the presets, on prompts that it was not searched on."""
+
+import dataclasses
+import json
+
+import pytest
+
+from jobs.calibrate import CalibrationRequest, Calibrator, Target
+from jobs.calibration_html import calibration_page
+from jobs.calibration_svg import curves, plan_grid
+from jobs.plan_quality import call_share, summary, time_share
+from pab.demo.check import held_out_prompts
+from pab.denoise import plan_for
+from pab.families.demo import DEMO
+from pab.family import ClipRequest
+from pab.plan import make_plan
+from pab.rules import NO_BROADCAST, rules_from_dict
+
+STEPS = 10
+FAMILY = dataclasses.replace(DEMO, presets={name: DEMO.presets[name] for name in ("none", "pab246")})
+
+
+def requests(count: int, seed: int) -> tuple[ClipRequest, ...]:
+    return tuple(
+        ClipRequest(
+            prompt=prompt, negative_prompt=None, seed=number, num_frames=8, height=32, width=32, fps=8, num_steps=STEPS,
+            guidance_scale=4.0,
+        )
+        for number, (prompt, _) in enumerate(held_out_prompts(count, seed=seed))
+    )  # fmt: skip
+
+
+def calibrate(target: Target, **changes):
+    values = {
+        "family": FAMILY, "weights": None, "precision": "float32", "device": "cpu", "searched": requests(1, seed=1),
+        "held_out": requests(2, seed=2), "target": target, "probe_every": 3,
+    } | changes  # fmt: skip
+    told: list[str] = []
+    return Calibrator(request=CalibrationRequest(**values), tell=told.append).run(), told
+
+
+@pytest.fixture(scope="module")
+def matched():
+    return calibrate(Target(match="pab246"))
+
+
+def test_the_searched_plan_computes_no_more_than_the_preset_and_is_nearer_to_no_reuse(matched):
+    found, _ = matched
+    searched, preset = found.rows
+    assert (searched.broadcast, preset.broadcast) == ("found", "pab246")
+    assert searched.call_share.median <= preset.call_share.median < 1
+    assert searched.time_share.median <= preset.time_share.median + 1e-9
+    assert searched.psnr_db.median > preset.psnr_db.median + 3
+    assert searched.psnr_db.least > preset.psnr_db.least
+    assert searched.ssim.median >= preset.ssim.median
+
+
+def test_a_calibration_ends_in_a_plan_that_its_file_gives_back(matched):
+    found, told = matched
+    rules = rules_from_dict(json.loads(json.dumps(found.rules.to_dict())))
+    assert rules.digest == found.rows[0].digest
+    plan = plan_for(FAMILY, found.request.held_out[0], rules, "float32")
+    assert plan.digest == found.plan.digest
+    assert call_share(plan) == found.rows[0].call_share.median
+    assert found.holds
+    assert told[-2:] == [row.line() for row in found.rows]
+
+
+def test_the_same_prompts_give_the_same_plan(matched):
+    again, _ = calibrate(Target(match="pab246"))
+    assert again.rules == matched[0].rules
+    assert again.rows == matched[0].rows
+
+
+def test_the_page_shows_the_curves_the_plan_and_every_preset(matched):
+    found, _ = matched
+    page = calibration_page(found, {"torch": "2.x"})
+    assert page.count("<polyline") == 2 * (len(found.measured.groups) + 1) == 14
+    assert page.count("<td>pab246</td>") == 1
+    assert found.rules.digest in page
+    for request in (*found.request.searched, *found.request.held_out):
+        assert request.prompt in page
+
+
+def test_leaving_out_passes_beats_reuse_by_sites_alone_and_both_beat_the_preset(matched):
+    by_sites, _ = calibrate(Target(match="pab246"), reuses="sites")
+    assert not by_sites.plan.skipped
+    assert matched[0].plan.skipped
+    both, sites, preset = matched[0].rows[0], by_sites.rows[0], by_sites.rows[1]
+    assert both.psnr_db.median > sites.psnr_db.median > preset.psnr_db.median
+
+
+def test_a_bound_on_quality_gives_the_least_work_that_holds_it():
+    found, told = calibrate(Target(min_psnr_db=30.0))
+    assert found.searched_psnr_db >= 30.0
+    assert found.rows[0].time_share.median < 1
+    assert any("of the planned time" in line for line in told)
+    assert found.holds == (found.rows[0].psnr_db.median >= 30.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "one target, given are 0"),
+        ({"match": "pab246", "min_psnr_db": 30.0}, "one target, given are 2"),
+        ({"computed_share": 1.5}, "computed_share=1.5, allowed above 0 up to 1"),
+        ({"min_psnr_db": 0.0}, "min_psnr_db=0.0, allowed above 0 up to 100 dB"),
+    ],
+)
+def test_a_wrong_target_says_what_is_allowed(values, message):
+    with pytest.raises(ValueError, match=message):
+        Target(**values)
+
+
+def test_shares_are_of_calls_and_of_the_planned_time_of_sites():
+    plan = make_plan(DEMO.presets["pab246"], [1000 - 33 * step for step in range(30)], DEMO.sites)
+    whole = make_plan(NO_BROADCAST, [1000 - 33 * step for step in range(30)], DEMO.sites)
+    assert (call_share(whole), time_share(DEMO, whole)) == (1.0, pytest.approx(1.0))
+    expected = {kind: plan.computed(kind) / plan.total(kind) for kind in ("spatial", "temporal", "cross", "mlp")}
+    assert time_share(DEMO, plan) == pytest.approx(
+        0.2 * expected["spatial"] + 0.2 * expected["temporal"] + 0.2 * expected["cross"] + 0.4 * expected["mlp"]
+    )
+
+
+def test_the_calibrated_preset_of_the_demo_model_computes_less_than_pab246():
+    calibrated, preset = (
+        plan_for(DEMO, dataclasses.replace(requests(1, seed=1)[0], num_steps=30), DEMO.presets[name], "float32")
+        for name in ("calibrated", "pab246")
+    )
+    assert DEMO.presets["calibrated"].digest == "566cf8b37037"
+    assert calibrated.rules.misfit("demo", DEMO.sites) is None
+    assert call_share(calibrated) < call_share(preset)
+    assert time_share(DEMO, calibrated) < time_share(DEMO, preset)
+    assert calibrated.graphs < preset.graphs
+
+
+def test_a_summary_tells_median_least_and_most():
+    assert dataclasses.astuple(summary([3.0, 1.0, 2.0, 8.0])) == (2.5, 1.0, 8.0)
+
+
+def test_curves_lie_between_whole_powers_of_ten_and_leave_out_what_has_no_logarithm():
+    picture = curves(["a", "b"], [[0.01, 1.0], [0.0, 0.1]], first_step=1, what="change")
+    lines = [line.split("points='")[1].split("'")[0].split() for line in picture.split("<polyline")[1:]]
+    assert [len(points) for points in lines] == [2, 1]
+    assert [point.split(",")[1] for point in lines[0]] == ["230.0", "10.0"]
+    assert lines[1][0].split(",")[1] == "120.0"
+    assert "10<tspan dy='-5' font-size='9'>-2</tspan>" in picture
+
+
+def test_the_grid_of_a_plan_has_a_cell_for_every_step():
+    picture = plan_grid(["a in b"], [[True, False, False]])
+    assert picture.count("step 0: a in b computed") == 1
+    assert picture.count("reused</title>") == 2
+    assert "1 of 3" in picture
