@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 _AHEAD = 2
 _AT_ONCE = 16  # one clip per replica of the job, their uploads beside the next clips, and those ahead
-_KEPT = 20
 _JOIN_S = 30.0  # the scheduler of a thousand jobs that start together has its hands full
 _CLOSE_S = 1.0
 
@@ -36,13 +36,22 @@ _LIGHT = {
 
 
 async def run_session(
-    place: SchedulerPlace, *, own_host: str, worker_name: str, board: ClipBoard, joined: Callable[[], None]
+    place: SchedulerPlace,
+    *,
+    own_host: str,
+    worker_name: str,
+    board: ClipBoard,
+    kept_tasks: int,
+    joined: Callable[[], None],
 ) -> None:
     """Joins the scheduler, calls `joined`, and returns when the scheduler or the job has gone.
 
-    `own_host`: this machine's address as the scheduler sees it. Raises OSError or TimeoutError if there is no scheduler.
+    `own_host`: this machine's address as the scheduler sees it. `kept_tasks`: how many clips that have ended it goes on
+    showing. Raises OSError or TimeoutError if there is no scheduler.
     """
     _silence_distributed()
+    # A thousand jobs that start together take longer than a second to make a folder; a job's log need not say so.
+    warnings.filterwarnings("ignore", "Creating scratch directories", UserWarning)
     keys = security(place.folder)
     turns = _ClipExecutor(board)
     with dask.config.set(_LIGHT):
@@ -64,7 +73,7 @@ async def run_session(
             await worker
             await client
             joined()
-            await _mirror_clips(client, worker=worker, board=board)
+            await _mirror_clips(client, worker=worker, board=board, kept_tasks=kept_tasks)
         finally:
             # The client first: it takes back the tasks of clips that never ended, before their thread is let go; and left
             # without a scheduler it complains for half a minute.
@@ -91,7 +100,7 @@ async def _bounded(closing: Awaitable[object]) -> None:
         _LOG.debug("closing: %r", error)
 
 
-async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard) -> None:
+async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard, kept_tasks: int) -> None:
     gone = asyncio.ensure_future(worker.finished())
     changed = board.listen()
     submitted = {clip_id for clip_id in board.due(0) if board.outcome(clip_id)}
@@ -110,7 +119,7 @@ async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard) -> 
                         priority=-len(submitted),
                         pure=False,
                     )
-            _release_oldest(futures)
+            _release_oldest(futures, kept_tasks)
             waiting = asyncio.ensure_future(changed.wait())
             await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
@@ -121,10 +130,10 @@ async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard) -> 
         gone.cancel()
 
 
-def _release_oldest(futures: dict[str, Future]) -> None:
+def _release_oldest(futures: dict[str, Future], kept_tasks: int) -> None:
     # A finished task costs the scheduler 3 KB for as long as its future lives: a few per job make the progress bar.
     done = [clip_id for clip_id, future in futures.items() if future.done()]
-    for clip_id in done[:-_KEPT]:
+    for clip_id in done[: max(0, len(done) - kept_tasks)]:
         futures.pop(clip_id).release()
 
 

@@ -105,6 +105,11 @@ class JobRanks:
         """Returns, on every rank of the job, what rank 0 gave."""
         return _broadcast(value, self.everyone, is_root=self.place.rank == 0)
 
+    def meet(self) -> None:
+        """Waits for the other ranks of this rank's clip."""
+        if self.clip is not None:
+            dist.barrier(group=self.clip)
+
     def join(self, value: T) -> list[T]:
         """Returns every rank's value in rank order, on every rank; so it is also where ranks wait for each other."""
         if self.everyone is None:

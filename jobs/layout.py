@@ -40,6 +40,11 @@ def attempt(key: str, number: int) -> str:
     return f"attempts/{key}.{number}"
 
 
+def encoding(shard_index: int, model: str, replica: int) -> str:
+    """Returns the path of the mark that lies there while a replica of a job encodes its prompts for a model together."""
+    return f"encoding/{job_name(shard_index)}.{model}.{replica}"
+
+
 def job_name(shard_index: int) -> str:
     """Returns the name of the job of a shard, e.g. `job-00007`."""
     return f"job-{shard_index:05d}"

@@ -149,7 +149,8 @@ def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], 
         host, wanted = driver_host(machines), settings.dask and not detach
         prefix = machines.dashboard_prefix
         view = stack.enter_context(open_view(folder / "dask", host=host, prefix=prefix, screen=screen, wanted=wanted))
-        asked = _shard_jobs(submission, work, numbers, view.progress)
+        progress = view.progress(min(len(numbers), machines.max_parallel_jobs))
+        asked = _shard_jobs(submission, work, numbers, progress)
         try:
             driver.start(asked)
             if detach:

@@ -88,8 +88,13 @@ class Trouble:
 def hashed_text(prompts) -> TextStates:
     rows = []
     for prompt in prompts:
-        if prompt.startswith("unreadable"):
+        words = prompt.split()
+        if words[0] == "unreadable":
             raise ValueError("these words cannot be read")
+        if words[0] == "kill-encoding" and Path(words[1]).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if words[0] == "hang-encoding":
+            time.sleep(600)
         generator = torch.Generator().manual_seed(sum(prompt.encode()))
         rows.append(torch.randn(CONFIG.model_max_length, CONFIG.caption_channels, generator=generator))
     lengths = torch.tensor([min(len(prompt.split()), CONFIG.model_max_length) for prompt in prompts])
