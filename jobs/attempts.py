@@ -1,8 +1,9 @@
 """Attempt marks: what tells a clip that killed its group from one that never started.
 
 A mark is written before a clip starts and stays. A mark without record and failure means that the group died with
-the clip. Prompts that are encoded together have a mark of the same kind. So a start that is interrupted from outside (preemption, time limit, Ctrl-C) takes its open marks away again, even
-while the main thread is deep in a kernel or a collective.
+the clip. Prompts that are encoded together have a mark of the same kind. So a start that is interrupted from outside
+(preemption, time limit, Ctrl-C) takes its open marks away again, even while the main thread is deep in a kernel or a
+collective.
 """
 
 from __future__ import annotations

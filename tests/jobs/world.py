@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -60,9 +61,10 @@ class StretchCodec:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Acts on prompts that ask for it, before the model runs: `fail`, `kill-rank-1`, `kill FILE`, `pause FILE`.
+    """Acts on prompts that ask for it, before the model runs.
 
-    FILE: only as long as it exists.
+    `fail`, `kill-rank-1`, `rest SECONDS`; only as long as FILE exists: `kill FILE`, `pause FILE`, and `deaf FILE`, which is a
+    pause without an end, in which no signal reaches Python.
     """
 
     model: STDiT3Video
@@ -82,6 +84,13 @@ class Trouble:
             Path(words[1]).with_suffix(".reached").touch()
             while Path(words[1]).exists():
                 time.sleep(0.02)
+        if words[0] == "deaf" and Path(words[1]).exists():
+            Path(words[1]).with_suffix(".reached").touch()
+            lock = ctypes.create_string_buffer(64)  # a mutex taken twice waits for ever, and no signal wakes it
+            ctypes.CDLL(None).pthread_mutex_lock(lock)
+            ctypes.CDLL(None).pthread_mutex_lock(lock)
+        if words[0] == "rest":
+            time.sleep(float(words[1]))
         return self.model.latent_shape(request)
 
 
