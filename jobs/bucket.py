@@ -84,6 +84,7 @@ class Bucket:
         Exactly one of many racing writers gets True. `data` must be the writer's own (hold a unique id): after a lost
         answer it is read back to learn who wrote it. Raises BucketError.
         """
+        assert len(data) <= _SINGLE_PUT_BYTES, f"{path}: some stores create exclusively in a single request only"
         return self._persist("create", path, lambda fs, full: self._create(fs, full, data))
 
     def upload(self, local: Path, path: str) -> None:
