@@ -35,7 +35,10 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _S3_OPTIONS = {
     # Two layers retry below us (botocore, s3fs); ours is the one that knows how long to wait, so theirs are kept short.
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"}},
+    "config_kwargs": {
+        "connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"},
+        "max_pool_connections": 32,
+    },
 }  # fmt: skip
 _S3_RETRIES = 2
 _PARALLEL_REQUESTS = 16
