@@ -32,6 +32,8 @@ _LIGHT = {
     "distributed.admin.system-monitor.disk": False,
     "distributed.comm.timeouts.connect": f"{_JOIN_S}s",
     "distributed.comm.retry.count": 0,
+    # Clients ask what the scheduler is like every two seconds until it tells them how rarely they may.
+    "distributed.client.scheduler-info-interval": "60s",
 }
 
 
