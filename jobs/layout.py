@@ -8,6 +8,7 @@ SCHEMA = 1
 """Version of records, failures and job reports; raised when a reader of an older one would misread them."""
 RUN = "run.json"
 MANIFEST = "manifest.parquet"
+REFERENCES = "references.json"
 RUN_REPORT = "reports/run.json"
 RUN_PAGE = "reports/run.html"
 INDEX = "reports/index.parquet"
