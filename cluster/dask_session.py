@@ -30,6 +30,9 @@ _LIGHT = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.admin.system-monitor.disk": False,
+    # So would looking at the machine twice a second, and at the event loop's health fifty times.
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.tick.interval": "1s",
     "distributed.comm.timeouts.connect": f"{_JOIN_S}s",
     "distributed.comm.retry.count": 0,
     # Clients ask what the scheduler is like every two seconds until it tells them how rarely they may.
