@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--clips", type=int, default=100, help="of each job")
     parser.add_argument("--seconds", type=float, default=480.0, help="in which all clips pass")
+    parser.add_argument("--ramp", type=float, default=180.0, metavar="SECONDS", help="in which the jobs join")
     parser.add_argument("--processes", type=int, default=10, help="that the jobs share")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
@@ -128,7 +129,7 @@ def announce(scheduler_file: Path, jobs: range, arguments: argparse.Namespace, b
         listeners = {}
         for job, clips in names.items():
             listeners[job] = stack.enter_context(progress.open(f"job-{job:05d}", clips))
-            time.sleep(0.02)
+            time.sleep(arguments.ramp / len(jobs))
         begin.wait()
         first = time.monotonic()
         for clip in range(num_clips):

@@ -21,7 +21,7 @@ from cluster.scheduler_file import read_place
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S, _LONGEST_RETRY_S = 2.0, 60.0
-_CONNECT_S = 3.0
+_CONNECT_S = 10.0
 _EXIT_S = 5.0
 MOST_KEPT_TASKS = 20
 _KEPT_IN_ALL = 2_000

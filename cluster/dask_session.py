@@ -73,16 +73,19 @@ async def run_session(
             local_directory=tempfile.gettempdir(),  # Dask removes there what its workers that were killed have left
             death_timeout=_JOIN_S,
         )
-        client = Client(place.address, asynchronous=True, security=keys, timeout=_JOIN_S, set_as_default=False)
+        client: Client | None = None
         try:
             await worker
+            # Only now: it connects at once, and what knocks in vain again and again wears down a scheduler that is busy.
+            client = Client(place.address, asynchronous=True, security=keys, timeout=_JOIN_S, set_as_default=False)
             await client
             joined()
             await _mirror_clips(client, worker=worker, board=board, kept_tasks=kept_tasks)
         finally:
             # The client first: it takes back the tasks of clips that never ended, before their thread is let go; and left
             # without a scheduler it complains for half a minute.
-            await _bounded(client.close())
+            if client is not None:
+                await _bounded(client.close())
             turns.shutdown()
             await _bounded(worker.close(timeout=_CLOSE_S, executor_wait=False, nanny=False))
 
