@@ -24,7 +24,7 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from cluster.dashboard import Dashboard
-from cluster.dask_progress import DaskProgress
+from cluster.dask_progress import DaskProgress, kept_tasks
 from cluster.job_files import private_folder
 
 PAGES = ("/status", "/json/counts.json", "/info/main/workers.html")
@@ -32,7 +32,7 @@ MOST_PAGE_S = 5.0
 """A person waits so long for a page."""
 MOST_TASK_MB = 200.0
 """Memory that the scheduler may take for tasks beyond what 1,000 workers cost: 100,000 held tasks would take 290 MB."""
-MOST_TASKS_PER_JOB = 40
+MOST_TASKS_PER_JOB = 12
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -51,7 +51,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dask_view", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--clips", type=int, default=100, help="of each job")
-    parser.add_argument("--seconds", type=float, default=120.0, help="in which all clips pass")
+    parser.add_argument("--seconds", type=float, default=480.0, help="in which all clips pass")
+    parser.add_argument("--ramp", type=float, default=180.0, metavar="SECONDS", help="in which the jobs join")
     parser.add_argument("--processes", type=int, default=10, help="that the jobs share")
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
@@ -79,7 +80,7 @@ def load(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
         processes = [
             context.Process(
                 target=announce,
-                args=(dashboard.scheduler_file, share, arguments.clips, arguments.seconds, begin),
+                args=(dashboard.scheduler_file, share, arguments, begin),
             )
             for share in shares
         ]
@@ -119,15 +120,16 @@ def load(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def announce(scheduler_file: Path, jobs: range, num_clips: int, seconds: float, begin: Event) -> None:
-    """Is a process of several jobs: all join, then their clips begin and end, `num_clips` of each within `seconds`."""
-    progress = DaskProgress(scheduler_file=scheduler_file)
+def announce(scheduler_file: Path, jobs: range, arguments: argparse.Namespace, begin: Event) -> None:
+    """Is a process of several jobs: all join, then their clips begin and end, as many as asked for in as many seconds."""
+    num_clips, seconds = arguments.clips, arguments.seconds
+    progress = DaskProgress(scheduler_file=scheduler_file, kept_tasks=kept_tasks(arguments.jobs))
     with ExitStack() as stack:
         names = {job: [f"{job}-{clip}" for clip in range(num_clips)] for job in jobs}
         listeners = {}
         for job, clips in names.items():
             listeners[job] = stack.enter_context(progress.open(f"job-{job:05d}", clips))
-            time.sleep(0.02)
+            time.sleep(arguments.ramp / len(jobs))
         begin.wait()
         first = time.monotonic()
         for clip in range(num_clips):

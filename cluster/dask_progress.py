@@ -21,26 +21,38 @@ from cluster.scheduler_file import read_place
 
 _LOG = logging.getLogger(__name__)
 _RETRY_S, _LONGEST_RETRY_S = 2.0, 60.0
-_CONNECT_S = 3.0
+_CONNECT_S = 10.0
 _EXIT_S = 5.0
+MOST_KEPT_TASKS = 20
+_KEPT_IN_ALL = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaskProgress:
-    """Tells the Dask scheduler named in `scheduler_file` of a job's clips. Picklable; holds a path and no key."""
+    """Tells the Dask scheduler named in `scheduler_file` of a job's clips. Picklable; holds a path and no key.
+
+    `kept_tasks`: how many clips that have ended a job goes on showing; few, where there are many jobs.
+    """
 
     scheduler_file: Path
+    kept_tasks: int = MOST_KEPT_TASKS
 
     def open(self, worker_name: str, clip_ids: Sequence[str]) -> OpenDaskProgress:
         """Begins to connect under this name, in the background, and returns at once."""
-        return OpenDaskProgress(self.scheduler_file, worker_name=worker_name, board=ClipBoard(clip_ids))
+        return OpenDaskProgress(self, worker_name=worker_name, board=ClipBoard(clip_ids))
+
+
+def kept_tasks(num_jobs: int) -> int:
+    """Returns how many ended clips each of so many jobs at once may go on showing, so that the scheduler stays light."""
+    return max(1, min(MOST_KEPT_TASKS, _KEPT_IN_ALL // max(1, num_jobs)))
 
 
 class OpenDaskProgress:
     """A job's presence on the dashboard."""
 
-    def __init__(self, scheduler_file: Path, *, worker_name: str, board: ClipBoard) -> None:
-        self._scheduler_file = scheduler_file
+    def __init__(self, progress: DaskProgress, *, worker_name: str, board: ClipBoard) -> None:
+        self._scheduler_file = progress.scheduler_file
+        self._kept_tasks = progress.kept_tasks
         self._worker_name = worker_name
         self._board = board
         self._absence_told = False
@@ -93,7 +105,12 @@ class OpenDaskProgress:
         from cluster.dask_session import run_session
 
         await run_session(
-            place, own_host=own_host, worker_name=self._worker_name, board=self._board, joined=self._tell_joined
+            place,
+            own_host=own_host,
+            worker_name=self._worker_name,
+            board=self._board,
+            kept_tasks=self._kept_tasks,
+            joined=self._tell_joined,
         )
 
     def _tell_joined(self) -> None:

@@ -20,6 +20,15 @@ _LOOPBACK = "127.0.0.1"
 _DASHBOARD_PORT = 8787
 
 
+_CONFIG = {
+    # A job whose process dies is marked by SLURM and the bucket; Dask need not count it.
+    "distributed.scheduler.allowed-failures": 1_000_000,
+    "distributed.scheduler.work-stealing": False,
+    # Of each bar of the task stream a kilobyte is kept: as many bars as a page can show, not ten times as many.
+    "distributed.scheduler.dashboard.tasks.task-stream-length": 10_000,
+}
+
+
 async def serve(folder: Path, *, host: str, prefix: str) -> None:
     """Runs a scheduler until stdin closes; its dashboard on loopback only, under `prefix` (as `/proxy/8787`, or empty)."""
     make_keys(folder)
@@ -59,8 +68,7 @@ async def _stdin_closed() -> None:
 
 
 if __name__ == "__main__":
-    # A job whose process dies is marked by SLURM and the bucket; Dask need not count it.
-    dask.config.set({"distributed.scheduler.allowed-failures": 1_000_000, "distributed.scheduler.work-stealing": False})
+    dask.config.set(_CONFIG)
     try:
         asyncio.run(serve(Path(sys.argv[1]), host=sys.argv[2], prefix=sys.argv[3]))
     except (OSError, RuntimeError) as error:

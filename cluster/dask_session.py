@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import warnings
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future as ThreadFuture
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 _AHEAD = 2
 _AT_ONCE = 16  # one clip per replica of the job, their uploads beside the next clips, and those ahead
-_KEPT = 20
 _JOIN_S = 30.0  # the scheduler of a thousand jobs that start together has its hands full
 _CLOSE_S = 1.0
 
@@ -30,19 +30,33 @@ _LIGHT = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.system-monitor.gil.enabled": False,
     "distributed.admin.system-monitor.disk": False,
+    # So would looking at the machine twice a second, and at the event loop's health fifty times.
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.tick.interval": "1s",
     "distributed.comm.timeouts.connect": f"{_JOIN_S}s",
     "distributed.comm.retry.count": 0,
+    # Clients ask what the scheduler is like every two seconds until it tells them how rarely they may.
+    "distributed.client.scheduler-info-interval": "60s",
 }
 
 
 async def run_session(
-    place: SchedulerPlace, *, own_host: str, worker_name: str, board: ClipBoard, joined: Callable[[], None]
+    place: SchedulerPlace,
+    *,
+    own_host: str,
+    worker_name: str,
+    board: ClipBoard,
+    kept_tasks: int,
+    joined: Callable[[], None],
 ) -> None:
     """Joins the scheduler, calls `joined`, and returns when the scheduler or the job has gone.
 
-    `own_host`: this machine's address as the scheduler sees it. Raises OSError or TimeoutError if there is no scheduler.
+    `own_host`: this machine's address as the scheduler sees it. `kept_tasks`: how many clips that have ended it goes on
+    showing. Raises OSError or TimeoutError if there is no scheduler.
     """
     _silence_distributed()
+    # A thousand jobs that start together take longer than a second to make a folder; a job's log need not say so.
+    warnings.filterwarnings("ignore", "Creating scratch directories", UserWarning)
     keys = security(place.folder)
     turns = _ClipExecutor(board)
     with dask.config.set(_LIGHT):
@@ -59,16 +73,19 @@ async def run_session(
             local_directory=tempfile.gettempdir(),  # Dask removes there what its workers that were killed have left
             death_timeout=_JOIN_S,
         )
-        client = Client(place.address, asynchronous=True, security=keys, timeout=_JOIN_S, set_as_default=False)
+        client: Client | None = None
         try:
             await worker
+            # Only now: it connects at once, and what knocks in vain again and again wears down a scheduler that is busy.
+            client = Client(place.address, asynchronous=True, security=keys, timeout=_JOIN_S, set_as_default=False)
             await client
             joined()
-            await _mirror_clips(client, worker=worker, board=board)
+            await _mirror_clips(client, worker=worker, board=board, kept_tasks=kept_tasks)
         finally:
             # The client first: it takes back the tasks of clips that never ended, before their thread is let go; and left
             # without a scheduler it complains for half a minute.
-            await _bounded(client.close())
+            if client is not None:
+                await _bounded(client.close())
             turns.shutdown()
             await _bounded(worker.close(timeout=_CLOSE_S, executor_wait=False, nanny=False))
 
@@ -91,7 +108,7 @@ async def _bounded(closing: Awaitable[object]) -> None:
         _LOG.debug("closing: %r", error)
 
 
-async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard) -> None:
+async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard, kept_tasks: int) -> None:
     gone = asyncio.ensure_future(worker.finished())
     changed = board.listen()
     submitted = {clip_id for clip_id in board.due(0) if board.outcome(clip_id)}
@@ -110,7 +127,7 @@ async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard) -> 
                         priority=-len(submitted),
                         pure=False,
                     )
-            _release_oldest(futures)
+            _release_oldest(futures, kept_tasks)
             waiting = asyncio.ensure_future(changed.wait())
             await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
@@ -121,10 +138,10 @@ async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard) -> 
         gone.cancel()
 
 
-def _release_oldest(futures: dict[str, Future]) -> None:
+def _release_oldest(futures: dict[str, Future], kept_tasks: int) -> None:
     # A finished task costs the scheduler 3 KB for as long as its future lives: a few per job make the progress bar.
     done = [clip_id for clip_id, future in futures.items() if future.done()]
-    for clip_id in done[:-_KEPT]:
+    for clip_id in done[: max(0, len(done) - kept_tasks)]:
         futures.pop(clip_id).release()
 
 

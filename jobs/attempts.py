@@ -1,8 +1,9 @@
 """Attempt marks: what tells a clip that killed its group from one that never started.
 
 A mark is written before a clip starts and stays. A mark without record and failure means that the group died with
-the clip. So a start that is interrupted from outside (preemption, time limit, Ctrl-C) takes its open marks away again, even
-while the main thread is deep in a kernel or a collective.
+the clip. Prompts that are encoded together have a mark of the same kind. So a start that is interrupted from outside
+(preemption, time limit, Ctrl-C) takes its open marks away again, even while the main thread is deep in a kernel or a
+collective.
 """
 
 from __future__ import annotations
@@ -39,25 +40,41 @@ class OpenAttempts:
     def begin(self, key: str, attempt: int) -> int:
         """Leaves a clip's mark and returns the attempt's number: `attempt`, or the next that is free. Raises BucketError."""
         while True:
-            path = layout.attempt(key, attempt)
-            mark = {
-                **self._context,
-                "attempt": attempt,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "started_at": datetime.now(UTC).isoformat(),
-            }
-            with self._lock:
-                self._open.add(path)
-            if self._bucket.create_json(path, mark):
+            if self._create(layout.attempt(key, attempt), attempt=attempt):
                 return attempt
-            self.end(key, attempt)
             attempt += 1
+
+    def hold(self, path: str) -> bool:
+        """Leaves a mark for work on several clips, until `release`; False if an earlier start left it. Raises BucketError."""
+        return self._create(path)
+
+    def release(self, path: str) -> None:
+        """Takes a mark of `hold` away: the work has ended. Raises BucketError."""
+        self._close(path)
+        self._bucket.remove(path)
+
+    def _create(self, path: str, **facts: object) -> bool:
+        mark = {
+            **self._context,
+            **facts,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started_at": datetime.now(UTC).isoformat(),
+        }
+        with self._lock:
+            self._open.add(path)
+        if self._bucket.create_json(path, mark):
+            return True
+        self._close(path)
+        return False
 
     def end(self, key: str, attempt: int) -> None:
         """Tells that the clip's record or failure is written: its mark stays."""
+        self._close(layout.attempt(key, attempt))
+
+    def _close(self, path: str) -> None:
         with self._lock:
-            self._open.discard(layout.attempt(key, attempt))
+            self._open.discard(path)
 
     def withdraw(self) -> list[str]:
         """Takes the marks of unfinished clips away, so that this start does not count; returns them. Raises BucketError."""

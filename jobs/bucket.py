@@ -35,7 +35,10 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _S3_OPTIONS = {
     # Two layers retry below us (botocore, s3fs); ours is the one that knows how long to wait, so theirs are kept short.
-    "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"}},
+    "config_kwargs": {
+        "connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"},
+        "max_pool_connections": 32,
+    },
 }  # fmt: skip
 _S3_RETRIES = 2
 _PARALLEL_REQUESTS = 16
@@ -84,6 +87,7 @@ class Bucket:
         Exactly one of many racing writers gets True. `data` must be the writer's own (hold a unique id): after a lost
         answer it is read back to learn who wrote it. Raises BucketError.
         """
+        assert len(data) <= _SINGLE_PUT_BYTES, f"{path}: some stores create exclusively in a single request only"
         return self._persist("create", path, lambda fs, full: self._create(fs, full, data))
 
     def upload(self, local: Path, path: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,6 +105,11 @@ class JobRanks:
     def share(self, value: T | None) -> T:
         """Returns, on every rank of the job, what rank 0 gave."""
         return _broadcast(value, self.everyone, is_root=self.place.rank == 0)
+
+    def meet(self) -> None:
+        """Waits for the other ranks of this rank's clip."""
+        if self.clip is not None:
+            dist.barrier(group=self.clip)
 
     def join(self, value: T) -> list[T]:
         """Returns every rank's value in rank order, on every rank; so it is also where ranks wait for each other."""
@@ -198,8 +204,7 @@ def _meet(place: Place, settings: JobSettings, device: torch.device) -> Store:
     note = place.folder / f"{place.name}.meet"
     try:
         if place.rank == 0:
-            # Port 0: the system gives a free one, so two jobs on a node never share it.
-            store = TCPStore("0.0.0.0", 0, place.world, is_master=True, timeout=limit, wait_for_workers=False)
+            store = open_store(place, limit)
             _publish(note, f"{place.master} {store.port}")
         else:
             host, port = _await_note(note).split()
@@ -218,6 +223,17 @@ def _meet(place: Place, settings: JobSettings, device: torch.device) -> Store:
         if place.rank == 0:
             note.unlink(missing_ok=True)
     return store
+
+
+def open_store(place: Place, limit: timedelta) -> TCPStore:
+    """Returns the store in which the ranks of a job meet: rank 0's, on loopback where all of them are on its machine."""
+    # Port 0: the system gives a free one, so two jobs on a node never share it.
+    store = partial(TCPStore, world_size=place.world, is_master=True, timeout=limit, wait_for_workers=False)
+    if place.num_nodes > 1:
+        return store("0.0.0.0", 0)
+    # The store asks nobody for a password, and left to itself listens at every address of the machine.
+    listener = socket.create_server((place.master, 0), backlog=place.world)
+    return store(place.master, listener.getsockname()[1], master_listen_fd=listener.detach())
 
 
 def _publish(note: Path, text: str) -> None:

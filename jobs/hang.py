@@ -29,8 +29,8 @@ class HangWatch:
         self._last_words = last_words
 
     @contextmanager
-    def over(self, clip_id: str) -> Iterator[None]:
-        """Watches over the work on one clip that is done inside."""
+    def over(self, clip_id: str | None) -> Iterator[None]:
+        """Watches over the work on one clip that is done inside; None for the prompts of all clips."""
         timer = threading.Timer(self._limit_s, self._end, [clip_id])
         timer.name, timer.daemon = "hang-watch", True
         timer.start()
@@ -39,8 +39,11 @@ class HangWatch:
         finally:
             timer.cancel()
 
-    def _end(self, clip_id: str) -> None:
-        log_event(_LOG, "clip_hung", level=logging.ERROR, clip=clip_id, limit_s=self._limit_s)
+    def _end(self, clip_id: str | None) -> None:
+        if clip_id is None:
+            log_event(_LOG, "prompts_hung", level=logging.ERROR, limit_s=self._limit_s)
+        else:
+            log_event(_LOG, "clip_hung", level=logging.ERROR, clip=clip_id, limit_s=self._limit_s)
         faulthandler.dump_traceback(sys.stderr)
         try:
             self._last_words()

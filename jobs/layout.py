@@ -8,6 +8,7 @@ SCHEMA = 1
 """Version of records, failures and job reports; raised when a reader of an older one would misread them."""
 RUN = "run.json"
 MANIFEST = "manifest.parquet"
+REFERENCES = "references.json"
 RUN_REPORT = "reports/run.json"
 RUN_PAGE = "reports/run.html"
 INDEX = "reports/index.parquet"
@@ -38,6 +39,11 @@ def failure(key: str, number: int) -> str:
 def attempt(key: str, number: int) -> str:
     """Returns the path of the mark written before an attempt (1, 2, ...) starts."""
     return f"attempts/{key}.{number}"
+
+
+def encoding(shard_index: int, model: str, replica: int) -> str:
+    """Returns the path of the mark that lies there while a replica of a job encodes its prompts for a model together."""
+    return f"encoding/{job_name(shard_index)}.{model}.{replica}"
 
 
 def job_name(shard_index: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import subprocess
@@ -27,7 +28,10 @@ MAX_BYTES = 1 << 30
 _UNKNOWN_BYTES = 64 << 20
 """What a file whose size nobody tells is given time for."""
 _DEADLINE_S = 600.0
-_S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2}}}
+_S3_OPTIONS = {
+    "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2}},
+    "use_listings_cache": False,
+}
 _IMAGES = (
     # How a file of the kind begins, and what a whole one holds near its end.
     (b"\x89PNG\r\n\x1a\n", b"IEND"),
@@ -36,6 +40,8 @@ _IMAGES = (
     (b"II*\x00", b""),
     (b"MM\x00*", b""),
 )
+_STAMP = ("size", "mtime", "created", "ino", "ETag", "etag", "LastModified", "last_modified", "generation", "md5Hash")
+_TELLS_CHANGES = ("mtime", "ETag", "etag", "generation", "md5Hash")
 _NOT_ONE = "it is neither an image (PNG, JPEG, WebP, BMP, TIFF) nor a video that ffmpeg reads"
 
 
@@ -57,6 +63,25 @@ class Reference:
     num_frames: int
 
 
+def reference_stamp(url: str, patience: Patience) -> str | None:
+    """Returns what the store tells of a file that another content would change, without reading it.
+
+    None where the store does not tell such things (HTTP), does not answer, or has no such file.
+    """
+    if get_protocol(url) in ("http", "https"):
+        return None
+    try:
+        fs, path = _open(url)
+        info = within(patience.operation_s, lambda: fs.info(path))
+    except Exception as error:
+        if not is_of_store(error) and not isinstance(error, UnusableReferenceError):
+            raise
+        return None
+    if not any(name in info for name in _TELLS_CHANGES):
+        return None
+    return json.dumps([str(info.get(name)) for name in _STAMP])
+
+
 def fetch_reference(url: str, patience: Patience) -> Reference:
     """Fetches a reference and counts its frames. Raises UnusableReferenceError."""
     data = _fetch(url, patience)
@@ -65,15 +90,19 @@ def fetch_reference(url: str, patience: Patience) -> Reference:
     return Reference(data=data, sha256=hashlib.sha256(data).hexdigest(), still=still, num_frames=num_frames)
 
 
-def _fetch(url: str, patience: Patience) -> bytes:
+def _open(url: str) -> tuple[Any, str]:
     if "@" in url.partition("://")[2].partition("/")[0]:
         raise UnusableReferenceError("a URL may not hold credentials; set them in the environment")
-    protocol = get_protocol(url)
-    options, web = _S3_OPTIONS if protocol in ("s3", "s3a") else {}, protocol in ("http", "https")
+    options = _S3_OPTIONS if get_protocol(url) in ("s3", "s3a") else {}
     try:
-        fs, path = fsspec.url_to_fs(url, **options)
+        return fsspec.url_to_fs(url, **options)
     except (ImportError, ValueError) as error:
         raise UnusableReferenceError(f"its file system cannot be opened ({error})") from error
+
+
+def _fetch(url: str, patience: Patience) -> bytes:
+    fs, path = _open(url)
+    web = get_protocol(url) in ("http", "https")
 
     def get() -> bytes:
         # Over HTTP fsspec tells every error of `info` as a missing file.

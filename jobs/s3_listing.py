@@ -15,9 +15,10 @@ from urllib.parse import unquote
 
 from jobs.key_ranges import list_keys
 
-_CONTENTS = re.compile(rb"<Contents>.*?</Contents>", re.DOTALL)
-_KEY = re.compile(rb"<Key>([^<]*)</Key>")
-_AT_ONCE = 8  # the library keeps ten connections
+_OBJECTS, _END = b"<Contents>", b"</Contents>"
+_KEY = re.compile(r"<Key>([^<]*)</Key>")
+_EVENT = "before-parse.s3.*"
+_AT_ONCE = 24  # 2,000 pages of a fifth of a second each then take 17 s, one after the other 400
 _KEYS_ONLY: ContextVar[bool] = ContextVar("_KEYS_ONLY", default=False)
 
 
@@ -26,7 +27,7 @@ async def list_names(fs: Any, folder: str) -> list[str]:
     bucket, key, _ = fs.split_path(folder)
     await fs.set_session()
     client = await fs.get_s3(bucket)
-    client.meta.events.register("before-parse.s3.ListObjectsV2", _take_keys, unique_id="keys-only")
+    _read_keys_first(client.meta.events)
     prefix = f"{key}/"
 
     async def page(after: str) -> tuple[list[str], bool]:
@@ -43,10 +44,29 @@ async def list_names(fs: Any, folder: str) -> list[str]:
     return [name for name in names if name and "/" not in name]
 
 
+def _read_keys_first(events: Any) -> None:
+    # The library parses every answer twice, first to see whether it is an error that calls itself a success. Behind ours
+    # that is cheap. What it calls by another name one day stays before ours, and is only slower.
+    from botocore import handlers
+
+    looks_for_errors = getattr(handlers, "_handle_200_error", None)
+    if looks_for_errors is not None:
+        events.unregister(_EVENT, looks_for_errors)
+    events.register_first(_EVENT, _take_keys, unique_id="keys-only")
+    if looks_for_errors is not None:
+        events.register_first(_EVENT, looks_for_errors)
+
+
 def _take_keys(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
     if not _KEYS_ONLY.get() or response_dict["status_code"] != 200:
         return
     body = response_dict["body"]
+    first, end = body.find(_OBJECTS), body.rfind(_END) + len(_END)
+    if first < 0:
+        customized_response_dict["Keys"] = []
+        return
+    # Of the two ways to write a slash the longer one costs a decoding of every key.
+    objects = body[first:end].replace(b"%2F", b"/").decode()
     decode = unquote if b"<EncodingType>url</EncodingType>" in body else html.unescape
-    customized_response_dict["Keys"] = [decode(found.decode()) for found in _KEY.findall(body)]
-    response_dict["body"] = _CONTENTS.sub(b"", body)
+    customized_response_dict["Keys"] = [decode(key) for key in _KEY.findall(objects)]
+    response_dict["body"] = body[:first] + body[end:]

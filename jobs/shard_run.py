@@ -212,12 +212,13 @@ class _ShardRun:
 
     def _render_clips(self, loaded: LoadedFamily, clips: Sequence[tuple[Clip, int]]) -> None:
         seconds = self._encode_prompts(loaded, [clip for clip, _ in clips])
-        self._measures.prompts_s += seconds
+        suspect = seconds is None
+        self._measures.prompts_s += seconds or 0.0
         log_event(_LOG, "prompts_encoded", prompts=len(loaded.prompts), seconds=seconds)
         for clip, attempt in clips:
             units = _units(loaded.family, clip)
-            if attempt > 1 and self._finisher is not None:
-                # An earlier attempt may have killed the group: no other clip is in hand should it do so again.
+            if (attempt > 1 or suspect) and self._finisher is not None:
+                # It may kill the group, as it or its prompt did before: no other clip is in hand should that be so.
                 self._finisher.wait()
             begun = self._begin(clip, attempt, units)
             if begun is not None:
@@ -229,13 +230,29 @@ class _ShardRun:
         for begun, rendered in compared:
             self._measure_baseline(loaded, begun, rendered)
 
-    def _encode_prompts(self, loaded: LoadedFamily, clips: Sequence[Clip]) -> float:
+    def _encode_prompts(self, loaded: LoadedFamily, clips: Sequence[Clip]) -> float | None:
+        """Encodes all prompts in one call; returns the seconds it took, None if an earlier start ended in the midst of it.
+
+        One bad prompt must not take the others along. After that, or after an error, each clip encodes its own, fails
+        alone, and has a mark that counts against it should the group die with it.
+        """
+        root, attempts = self._ranks.node.is_clip_root, self._context.attempts
+        mark = layout.encoding(self._context.shard, loaded.family.name, self._ranks.node.dp.rank)
+        if not self._ranks.agree(attempts.hold(mark) if root else None):
+            log_event(
+                _LOG, "prompts_one_by_one", level=logging.WARNING, error="an earlier start ended in their encoding"
+            )
+            return None
+        seconds = 0.0
         try:
-            return encode_prompts(loaded, clips)
+            with self._watch.over(None):
+                seconds = encode_prompts(loaded, clips)
         except (ValueError, RuntimeError) as error:
-            # One bad prompt must not fail the others: each clip now encodes its own, and fails alone.
             log_event(_LOG, "prompts_one_by_one", level=logging.WARNING, error=repr(error))
-            return 0.0
+        self._ranks.meet()
+        if root:
+            attempts.release(mark)
+        return seconds
 
     def _begin(self, clip: Clip, attempt: int, units: float) -> Begun | None:
         """Leaves the attempt's mark, or None when the clip does not fit into the job's time; all its ranks alike."""

@@ -182,8 +182,8 @@ class Driver:
 
     def _close_or_restart(self, shard: _Driven, progress: Progress) -> None:
         keys = self._shard_keys(shard)
-        write_quarantined(self._bucket, keys & (progress.quarantined | (progress.again & progress.started)))
-        left = keys - progress.recorded - progress.not_rendered
+        quarantined = write_quarantined(self._bucket, keys & progress.started)
+        left = keys - progress.recorded - progress.not_rendered - quarantined
         if not left or shard.job.state is JobState.CANCELLED:
             shard.is_done = True
             return

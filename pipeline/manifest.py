@@ -58,7 +58,9 @@ def _build(arguments: argparse.Namespace, screen: Screen) -> int:
 
 
 @contextmanager
-def accepted_manifest(url: str, rules: RunRules, *, model: str) -> Iterator[tuple[AcceptedManifest, Path]]:
+def accepted_manifest(
+    url: str, rules: RunRules, *, model: str, read_references: ReferenceReader
+) -> Iterator[tuple[AcceptedManifest, Path]]:
     """Validates a manifest and yields what is known of it and its accepted rows, in a file that goes at the end.
 
     Raises ManifestError with every problem.
@@ -71,7 +73,7 @@ def accepted_manifest(url: str, rules: RunRules, *, model: str) -> Iterator[tupl
             default_model=model,
             sink=path,
             errors_path=errors_path(url),
-            read_references=ReferenceReader(),
+            read_references=read_references,
         )
         yield accepted, path
 

@@ -11,8 +11,12 @@ from jobs.history import is_given_up
 from jobs.settings import MAX_ATTEMPTS
 
 
-def write_quarantined(bucket: Bucket, keys: Iterable[str]) -> None:
-    """Writes a failure for clips whose last start died with them, as their job's next start would. Raises BucketError."""
+def write_quarantined(bucket: Bucket, keys: Iterable[str]) -> set[str]:
+    """Writes a failure for clips whose last start died with them, as their job's next start would; returns their keys.
+
+    No job may be at work on them: a clip in its last attempt looks the same. Raises BucketError.
+    """
+    written = set()
     for key, history in bucket.histories(keys).items():
         if history.recorded or is_given_up(history.failures, MAX_ATTEMPTS) or not history.is_given_up(MAX_ATTEMPTS):
             continue
@@ -31,3 +35,5 @@ def write_quarantined(bucket: Bucket, keys: Iterable[str]) -> None:
             "failed_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
         bucket.create_json(layout.failure(key, number), failure)
+        written.add(key)
+    return written

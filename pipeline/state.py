@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 
 from jobs import layout
 from jobs.bucket import Bucket
@@ -19,9 +18,9 @@ SHOWN_FAILURES = 20
 class Progress:
     """The clips of a run by where they stand; keys are `<clip_id>.<digest>`.
 
-    `failed` ended with an error as often as a clip may; `quarantined` killed their group so often: neither is started
-    again. `again`: failed, and will be tried once more on another node. `started` have a mark and no end yet: they run, or
-    their job was killed.
+    `failed` ended with an error as often as a clip may; `quarantined` killed their group so often, and a failure says so:
+    neither is started again. `again`: failed, and will be tried once more on another node. `started` have a mark and no end
+    yet: they run, in whichever attempt, or their job was killed.
     """
 
     recorded: frozenset[str]
@@ -48,7 +47,10 @@ def read_progress(bucket: Bucket) -> Progress:
     killed = {
         key: len(set(numbers) - set(failures.get(key, ()))) for key, numbers in attempts.items() if key not in recorded
     }
-    quarantined = frozenset(key for key, count in killed.items() if count >= MAX_ATTEMPTS)
+    quarantined = frozenset(
+        key for key, count in killed.items()
+        if count >= MAX_ATTEMPTS and is_given_up(failures.get(key, ()), MAX_ATTEMPTS)
+    )  # fmt: skip
     unrecorded = {key: numbers for key, numbers in failures.items() if key not in recorded and key not in quarantined}
     failed = frozenset(key for key, numbers in unrecorded.items() if is_given_up(numbers, MAX_ATTEMPTS))
     again = frozenset(unrecorded) - failed
@@ -73,23 +75,9 @@ class FailedClip:
 def failed_clips(bucket: Bucket, progress: Progress, limit: int = SHOWN_FAILURES) -> list[FailedClip]:
     """Reads why clips have no video: the latest failure of each, at most `limit` of them."""
     failures = bucket.failures()
-    told = [_failed_clip(bucket, key, max(failures[key])) for key in islice(sorted(progress.failed), limit)]
-    # Without a failure its job may still be at it, or there was nobody left to write one.
-    killed = [
-        _failed_clip(bucket, key, max(failures[key])) if key in failures else _killed_clip(key)
-        for key in islice(sorted(progress.quarantined), max(0, limit - len(told)))
-    ]
-    return told + killed
-
-
-def _killed_clip(key: str) -> FailedClip:
-    return FailedClip(
-        clip_id=clip_id(key),
-        stage="quarantine",
-        error="GroupKilledError",
-        message=f"killed its group, or is in its last attempt of {MAX_ATTEMPTS}; `retry` starts it again",
-        attempt=MAX_ATTEMPTS,
-    )
+    keys = [*sorted(progress.failed), *sorted(progress.quarantined)][:limit]
+    # A `retry` meanwhile takes failures away.
+    return [_failed_clip(bucket, key, max(failures.get(key, (MAX_ATTEMPTS,)))) for key in keys]
 
 
 def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:

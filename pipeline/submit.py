@@ -27,6 +27,7 @@ from pipeline.machines import driver_host, job_request, open_cluster, work_folde
 from pipeline.manifest import accepted_manifest, tell_warnings
 from pipeline.options import choose
 from pipeline.panel import PanelDisplay
+from pipeline.references import ReferenceReader, keep_references, known_references
 from pipeline.report import write_report
 from pipeline.rules import RunRules, run_rules
 from pipeline.run import Run, check_same, find_run, open_bucket, pixel_settings, start_run
@@ -65,12 +66,17 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
     rules = run_rules(settings.render, begun=found.weights if found else None)
-    with accepted_manifest(arguments.manifest, rules, model=settings.render.model) as (accepted, path):
+    known = known_references(bucket) if found else {}
+    references = ReferenceReader(known=known)
+    model = settings.render.model
+    with accepted_manifest(arguments.manifest, rules, model=model, read_references=references) as (accepted, path):
         tell_warnings(accepted.warnings, screen)
         _tell_weights(rules, found, screen)
         if arguments.dry_run:
             return _dry_run(settings, rules, bucket, found=found, accepted=accepted, path=path, screen=screen)
         run_ = start_run(bucket, settings, manifest_digest=accepted.digest, num_clips=accepted.num_rows, rules=rules)
+        if references.known != known:
+            keep_references(bucket, references.known)
         if not bucket.exists(layout.MANIFEST):
             bucket.upload(path, layout.MANIFEST)
         progress = read_progress(bucket)
@@ -149,7 +155,8 @@ def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], 
         host, wanted = driver_host(machines), settings.dask and not detach
         prefix = machines.dashboard_prefix
         view = stack.enter_context(open_view(folder / "dask", host=host, prefix=prefix, screen=screen, wanted=wanted))
-        asked = _shard_jobs(submission, work, numbers, view.progress)
+        progress = view.progress(min(len(numbers), machines.max_parallel_jobs))
+        asked = _shard_jobs(submission, work, numbers, progress)
         try:
             driver.start(asked)
             if detach:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.dashboard import Dashboard
-from cluster.dask_progress import DaskProgress
+from cluster.dask_progress import DaskProgress, kept_tasks
 from cluster.job import ClusterError
 from cluster.run_state import RunState
 from jobs.progress import ClipProgress, NoProgress
@@ -26,10 +26,11 @@ class View:
     dashboard: Dashboard | None = None
     revivals: int = 0
 
-    @property
-    def progress(self) -> ClipProgress:
-        """What jobs tell of their clips."""
-        return DaskProgress(scheduler_file=self.dashboard.scheduler_file) if self.dashboard else NoProgress()
+    def progress(self, num_jobs: int) -> ClipProgress:
+        """Returns what jobs, so many at once, tell of their clips."""
+        if self.dashboard is None:
+            return NoProgress()
+        return DaskProgress(scheduler_file=self.dashboard.scheduler_file, kept_tasks=kept_tasks(num_jobs))
 
     @property
     def url(self) -> str | None:

@@ -29,6 +29,7 @@ from cluster.job import ClusterError
 from cluster.run_state import JobLine, RunState
 from cluster.scheduler_file import SchedulerPlace, make_keys, read_place, security
 from tests.cluster.waiting import is_alive, wait_until
+from tests.sockets import listening_elsewhere
 
 
 def run_job(scheduler_file: Path, name: str, *, seconds: float, num_clips: int) -> subprocess.Popen[str]:
@@ -78,6 +79,12 @@ class View:
 
         return set(self._client.run_on_scheduler(look))
 
+    def memory_limits(self) -> set[int]:
+        def look(dask_scheduler: object = None) -> set[int]:
+            return {each.memory_limit for each in dask_scheduler.workers.values()}  # type: ignore[attr-defined]
+
+        return set(self._client.run_on_scheduler(look))
+
     def tasks(self) -> dict[str, tuple[str, str]]:
         """Clip -> (state, name of the worker that has it)."""
 
@@ -124,6 +131,9 @@ def test_two_jobs_show_their_clips_as_running_tasks_of_their_own_workers(dashboa
     jobs = [run_job(dashboard.scheduler_file, f"job-0000{k}", seconds=0.6, num_clips=99) for k in range(2)]
     wait_until(lambda: view.workers() == {"job-00000", "job-00001"})
     wait_until(lambda: len(view.tasks()) >= 8)
+    # Dask would pause a worker above its limit, for ever; a process that holds a model is above any.
+    assert view.memory_limits() == {0}
+    assert [listening_elsewhere(process) for process in (dashboard.pid, *(job.pid for job in jobs))] == [[], [], []]
     seen = view.tasks()
     assert {state for state, _ in seen.values()} <= {"processing", "memory"}
     assert {clip: worker for clip, (_, worker) in seen.items()} == {clip: clip[:9] for clip in seen}

@@ -158,6 +158,23 @@ def test_a_job_whose_node_is_lost_runs_again_on_another(slurm: Slurm, tmp_path: 
     assert node not in slurm.run("scontrol", "show", "hostnames", (tmp_path / "start-1-0").read_text()).split()
 
 
+def test_jobs_outlive_a_killed_controller_and_their_driver_waits_for_the_next(
+    slurm: Slurm, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = slurm_cluster(tmp_path)
+    (job,) = cluster.submit([request(Say(folder=tmp_path, value="done", sleep_s=12))])
+    wait_until(lambda: cluster.poll() or job.state is JobState.RUNNING)
+    time.sleep(6)  # the controller saves what it knows every five seconds
+    slurm.kill_controller()
+    try:
+        wait_until(lambda: cluster.poll() or "the queue cannot be read" in caplog.text)
+        assert job.state is JobState.RUNNING
+    finally:
+        slurm.start_controller()
+    wait_over(cluster, [job])
+    assert (job.state, job.result()) == (JobState.ENDED, ("done", 0))
+
+
 def test_cancelled_jobs_are_cancelled_whether_they_run_or_wait(slurm: Slurm, tmp_path: Path) -> None:
     cluster = slurm_cluster(tmp_path, max_parallel_jobs=1)
     jobs = cluster.submit([request(Fall(folder=tmp_path, how="waits"), f"job-{k}") for k in range(3)])

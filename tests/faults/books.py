@@ -77,8 +77,11 @@ class Ledger:
             self._marks |= {(file["name"].rsplit("/", 1)[-1], file["ETag"]) for file in files}
 
     def failed(self) -> set[str]:
-        """Returns the clips that have a failure. Raises OSError if the server is away."""
-        return {name.split(".")[0] for name in self._names("failures")}
+        """Returns the clips that have a failure and no record. Raises OSError if the server is away."""
+        failed, recorded = (
+            {name.split(".")[0] for name in self._names(kind)} for kind in ("failures", "records")
+        )  # fmt: skip
+        return failed - recorded
 
     def close(self, clip_ids: list[str]) -> Books:
         """Checks everything that the run has left. Raises OSError if the server is away."""

@@ -51,6 +51,11 @@ def test_of_many_creators_one_wins_and_its_data_stays(bucket):
     assert bucket.read("run.json") == b"%d" % won.index(True)
 
 
+def test_what_is_too_large_for_one_request_is_not_created_exclusively(tmp_path):
+    with pytest.raises(AssertionError, match="in a single request only"):
+        Bucket(str(tmp_path)).create("shards/00000.parquet", bytes(65 << 20))
+
+
 def test_listings_read_keys_whose_clip_ids_hold_dots(bucket):
     for key in ("a.b.c.0123", "a.0123"):
         bucket.write(layout.record(key), b"{}")

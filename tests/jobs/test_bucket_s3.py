@@ -2,6 +2,8 @@
 
 import hashlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -16,6 +18,7 @@ from jobs.bucket import Bucket, BucketError
 from jobs.outcome import Rendered
 from jobs.patience import Patience
 from tests.cluster.daemons.ceph import S3Server
+from tests.jobs.machines import ROOT
 from tests.jobs.world import clip, render_job, write_shard
 
 pytestmark = pytest.mark.cluster
@@ -60,6 +63,34 @@ def test_a_listing_reads_more_than_one_page(output):
     assert [histories[key].recorded for key in histories] == [True, False]
 
 
+def test_what_another_process_writes_and_removes_is_seen_at_once(output):
+    here, there = Bucket(output, patience=QUICK), Bucket(output, patience=QUICK)
+    assert (here.exists("records/a.0a.json"), here.recorded_keys()) == (False, set())
+    there.write("records/a.0a.json", b"{}")
+    assert (here.exists("records/a.0a.json"), here.recorded_keys()) == (True, {"a.0a"})
+    there.remove("records/a.0a.json")
+    assert (here.exists("records/a.0a.json"), here.recorded_keys()) == (False, set())
+
+
+FORKED = """
+import os, sys
+from jobs.bucket import Bucket
+
+bucket = Bucket(sys.argv[1])
+bucket.write("logs/parent", b"")
+child = os.fork()
+if child == 0:
+    bucket.write("logs/child", b"")
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_reaches_the_bucket_through_a_client_of_its_own(output):
+    assert subprocess.run([sys.executable, "-c", FORKED, output], cwd=ROOT, timeout=60, check=False).returncode == 0
+    assert sorted(Bucket(output, patience=QUICK).names("logs")) == ["child", "parent"]
+
+
 def test_refusals_are_told_at_once_with_the_servers_own_word(output, monkeypatch):
     start = time.monotonic()
     with pytest.raises(BucketError, match=r"NoSuchBucket.*create the bucket"):
@@ -72,13 +103,14 @@ def test_refusals_are_told_at_once_with_the_servers_own_word(output, monkeypatch
     assert time.monotonic() - start < 10
 
 
-def test_a_server_that_never_answers_is_left_after_the_deadline(output, monkeypatch):
+@pytest.mark.parametrize("size", [1000, 20 << 20])
+def test_a_server_that_never_answers_is_left_after_the_deadline(output, monkeypatch, size):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mute.getsockname()[1]}")
-        bucket = Bucket(output, patience=Patience(total_s=1, operation_s=1, first_wait_s=0.1))
+        bucket = Bucket(output, patience=Patience(total_s=1, operation_s=1, bytes_per_s=1e8, first_wait_s=0.1))
         start = time.monotonic()
         with pytest.raises(BucketError, match="the bucket was away for 1 s; submit again"):
-            bucket.write("a", b"x" * 1000)
+            bucket.write("a", b"x" * size)
         assert time.monotonic() - start < 8
 
 

@@ -87,6 +87,49 @@ def test_a_clip_that_killed_its_group_twice_is_failed_and_the_others_do_not_wait
     assert bucket.attempts() == {items[0].key: [1, 2], items[1].key: [1]}
 
 
+def test_a_prompt_that_kills_its_group_while_all_are_encoded_is_found_and_only_its_clip_is_given_up(tmp_path):
+    gate = tmp_path / "gate"
+    gate.touch()
+    items = [clip(0), clip(1, prompt=f"kill-encoding {gate}"), clip(2)]
+    bucket = write_shard(str(tmp_path / "out"), items)
+    job = render_job(str(tmp_path / "out"), baseline=False)
+    seen = []
+    for _ in range(3):
+        assert start_process(job, tmp_path / "job").wait(WAIT_S) == -signal.SIGKILL
+        seen.append((bucket.recorded_keys(), bucket.attempts().get(items[1].key)))
+    # Nobody could say which prompt it was; then each clip has encoded its own, the suspected one last.
+    assert seen == [(set(), None), ({items[0].key}, [1]), ({items[0].key, items[2].key}, [1, 2])]
+    assert start_process(job, tmp_path / "job").wait(WAIT_S) == 0
+    failed = outcome_of(tmp_path / "job").clips[1]
+    assert isinstance(failed, Failed)
+    assert (failed.stage, failed.message) == ("quarantine", "killed its group 2 times")
+    assert_whole(bucket, tmp_path / "out", [items[0], items[2]])
+
+
+def test_prompts_that_hang_end_the_process_and_the_next_start_encodes_them_one_by_one(tmp_path):
+    items = [clip(0), clip(1, prompt="hang-encoding")]
+    bucket = write_shard(str(tmp_path / "out"), items)
+    job = render_job(str(tmp_path / "out"), baseline=False, hang_s=3.0)
+    assert start_process(job, tmp_path / "first").wait(WAIT_S) == HUNG_EXIT
+    assert bucket.attempts() == {}
+    assert start_process(job, tmp_path / "second").wait(WAIT_S) == HUNG_EXIT
+    assert (bucket.recorded_keys(), bucket.attempts()[items[1].key]) == ({items[0].key}, [1])
+    logs = [bucket.read(f"logs/{name}").decode() for name in bucket.names("logs")]
+    assert [("event=prompts_hung" in log, "event=clip_hung clip=clip.1" in log) for log in logs].count(
+        (True, False)
+    ) == 1
+
+
+def test_an_end_from_outside_while_prompts_are_encoded_does_not_count_against_them(tmp_path):
+    bucket = write_shard(str(tmp_path / "out"), [clip(0), clip(1, prompt="hang-encoding")])
+    process = start_process(render_job(str(tmp_path / "out"), baseline=False), tmp_path / "job")
+    wait_for(lambda: (tmp_path / "out/encoding").exists() and list((tmp_path / "out/encoding").iterdir()))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(WAIT_S) not in (0, -signal.SIGKILL)
+    assert list((tmp_path / "out/encoding").iterdir()) == []
+    assert bucket.attempts() == {}
+
+
 def test_a_clip_that_hangs_ends_its_process_and_the_next_start_removes_what_killed_ones_left(tmp_path, monkeypatch):
     scratch, gate = tmp_path / "scratch", tmp_path / "gate"
     scratch.mkdir()
@@ -217,7 +260,9 @@ def test_a_bucket_that_refuses_ends_the_job_and_fails_no_clip(tmp_path):
     output = f"flaky://{tmp_path.name}"
     bucket = write_shard(output, [clip(0), clip(1)])
     FlakyFileSystem.troubles += [PermissionError("policy changed")] * 50
-    with pytest.raises(BucketError, match=r"attempts/clip.0.* \(PermissionError: policy changed\); check credentials"):
+    with pytest.raises(
+        BucketError, match=r"encoding/job-00007.* \(PermissionError: policy changed\); check credentials"
+    ):
         render_job(output, baseline=False)()
     FlakyFileSystem.troubles.clear()
     assert bucket.failures() == {}

@@ -1,6 +1,8 @@
 """Jobs of two ranks, as submitit runs them: the same pixels, the planned traffic, clips side by side, an end for all."""
 
+import os
 import time
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from cluster.job import Job, JobRequest, JobState
 from cluster.local import LocalCluster
 from jobs import layout
 from jobs.clip_work import Begun, load_family, render_frames
-from jobs.group import open_job
+from jobs.group import Place, open_job, open_store
 from jobs.outcome import Rendered
 from jobs.settings import Mesh
 from pab.parallel import NodeGroup
@@ -19,6 +21,7 @@ from tests.jobs.listening import NotedProgress
 from tests.jobs.machines import run_with_submitit
 from tests.jobs.videos import read_video
 from tests.jobs.world import TINY, clip, render_job, write_shard
+from tests.sockets import listening, listening_elsewhere
 
 BOUND = 1e-5
 """Of latents in float32: what another order of sums may change."""
@@ -30,6 +33,14 @@ def latents_on_this_rank(job, item):
         rendered = render_frames(loaded, Begun(clip=item, attempt=1), settings=job.settings, group=ranks.node)
         told = ranks.join(("rank", ranks.place.rank))
         return rendered.denoised.latents, rendered.denoised.traffic, told, ranks.agree(f"from {ranks.place.rank}")
+
+
+def test_ranks_of_one_machine_meet_on_loopback_only():
+    place = Place(rank=0, world=2, local_rank=0, num_nodes=1, job_id="7", start=0, master="127.0.0.1", folder=None)
+    store = open_store(place, timedelta(seconds=5))
+    store.set("a", "1")
+    assert f"0100007F:{store.port:04X}" in listening(os.getpid())
+    assert listening_elsewhere(os.getpid()) == []
 
 
 @pytest.mark.parametrize("mesh", [Mesh(sp=2), Mesh(cfg=2)], ids=str)

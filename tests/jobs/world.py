@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -65,9 +66,10 @@ class StretchCodec:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Acts on prompts that ask for it, before the model runs: `fail`, `kill-rank-1`, `kill FILE`, `pause FILE`.
+    """Acts on prompts that ask for it, before the model runs.
 
-    FILE: only as long as it exists.
+    `fail`, `kill-rank-1`, `rest SECONDS`; only as long as FILE exists: `kill FILE`, `pause FILE`, and `deaf FILE`, which is a
+    pause without an end, in which no signal reaches Python.
     """
 
     model: STDiT3Video
@@ -87,14 +89,26 @@ class Trouble:
             Path(words[1]).with_suffix(".reached").touch()
             while Path(words[1]).exists():
                 time.sleep(0.02)
+        if words[0] == "deaf" and Path(words[1]).exists():
+            Path(words[1]).with_suffix(".reached").touch()
+            lock = ctypes.create_string_buffer(64)  # a mutex taken twice waits for ever, and no signal wakes it
+            ctypes.CDLL(None).pthread_mutex_lock(lock)
+            ctypes.CDLL(None).pthread_mutex_lock(lock)
+        if words[0] == "rest":
+            time.sleep(float(words[1]))
         return self.model.latent_shape(request)
 
 
 def hashed_text(prompts) -> TextStates:
     rows = []
     for prompt in prompts:
-        if prompt.startswith("unreadable"):
+        words = prompt.split()
+        if words[0] == "unreadable":
             raise ValueError("these words cannot be read")
+        if words[0] == "kill-encoding" and Path(words[1]).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if words[0] == "hang-encoding":
+            time.sleep(600)
         generator = torch.Generator().manual_seed(sum(prompt.encode()))
         rows.append(torch.randn(CONFIG.model_max_length, CONFIG.caption_channels, generator=generator))
     lengths = torch.tensor([min(len(prompt.split()), CONFIG.model_max_length) for prompt in prompts])

@@ -184,6 +184,14 @@ def test_a_job_that_is_refused_for_too_long_is_given_up_and_said_so(
     assert "job-00000: given up, refused for 0 minutes: Unable to contact" in capsys.readouterr().err
 
 
+def test_a_clip_that_killed_its_last_group_is_given_up_without_another_start(tmp_path: Path) -> None:
+    bucket = Bucket(str(tmp_path))
+    machines = Refusing(refusals=0, on_start=lambda start: bucket.write(layout.attempt("c0.0a", start), b"{}"))
+    drive(tmp_path, machines, patience=Patience())
+    assert len(machines.asked) == 2
+    assert read_progress(bucket).quarantined == {"c0.0a"}
+
+
 @pytest.mark.parametrize(("avoidable", "avoided"), [(True, {"node7"}), (False, set())])
 def test_a_clip_that_failed_is_tried_again_on_another_node_if_there_is_one(
     tmp_path: Path, avoidable: bool, avoided: set[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jobs.bucket import Bucket
 from jobs.encode import encode
 from jobs.patience import Patience
 from jobs.picture import png
@@ -20,7 +22,7 @@ from pab.families.open_sora import OPEN_SORA
 from pab.family import LoadRequest
 from pab.parallel import NodeGroup
 from pab.tiny_weights import main as write_tiny
-from pipeline.references import MOST_TIMES_AWAY, ReferenceReader
+from pipeline.references import MOST_TIMES_AWAY, ReferenceReader, keep_references, known_references
 from tests.jobs.videos import read_video
 from tests.pab.open_sora_ranks import CLIP
 from tests.pipeline.command import Command, records
@@ -110,6 +112,27 @@ def test_a_family_that_takes_no_references_says_so(command: Command, manifest: M
     code, document = wan.submit(url, tmp_path / "out", "--model", "wan", "--dry-run")
     assert code == 4
     assert "row 0: references='a.png', wan takes no references; leave the column empty" in document["error"]["message"]
+
+
+def test_a_reference_that_an_earlier_submit_has_read_is_read_again_only_if_its_file_has_changed(tmp_path: Path) -> None:
+    bucket, here = Bucket(str(tmp_path / "out")), str(tmp_path / "a.png")
+    assert known_references(bucket) == {}
+    first, second = (png(np.zeros((8, 8, 3), np.uint8)) + end for end in (b"a", b"b"))
+    Path(here).write_bytes(first)
+    reader = ReferenceReader()
+    assert reader([here])[here] == SeenReference(sha256=hashlib.sha256(first).hexdigest(), num_frames=1)
+    # Another SHA-256 in what is kept shows whether the file was read.
+    keep_references(bucket, {here: replace(reader.known[here], sha256="as kept")})
+    reader = ReferenceReader(known=known_references(bucket))
+    assert reader([here])[here] == SeenReference(sha256="as kept", num_frames=1)
+    times = Path(here).stat()
+    Path(here).write_bytes(second)
+    os.utime(here, ns=(times.st_atime_ns, times.st_mtime_ns))
+    reader = ReferenceReader(known=known_references(bucket))
+    assert reader([here])[here] == SeenReference(sha256=hashlib.sha256(second).hexdigest(), num_frames=1)
+    Path(here).unlink()
+    reader = ReferenceReader(known=known_references(bucket))
+    assert "the file does not exist" in str(reader([here])[here])
 
 
 def test_a_reference_is_read_once_and_a_store_that_is_away_is_not_asked_for_ever(tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ class Slurm:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.daemons.pid(f"slurmd.{name}"), signal.SIGKILL)
 
+    def start_controller(self) -> None:
+        """Starts slurmctld, again after `kill_controller`, and waits until it answers. Raises DaemonError."""
+        self.daemons.spawn("slurmctld", ["slurmctld", "-D", "-i", "-f", str(self.root / "slurm.conf")])
+        log = self.root / "log" / "slurmctld.log"
+        ping = ("scontrol", "ping")
+        wait_for("slurmctld", lambda: "is UP" in self.daemons.run(*ping, check=False), timeout_s=20, log=log)
+
+    def kill_controller(self) -> None:
+        """Takes slurmctld away with SIGKILL: what it knew of the last seconds may be lost."""
+        os.kill(self.daemons.pid("slurmctld"), signal.SIGKILL)
+
     def wait_idle(self, *, timeout_s: float = 30) -> None:
         """Waits until every node is idle."""
 
@@ -159,10 +170,7 @@ class Slurm:
         self.daemons.run("sacctmgr", "-i", "add", "cluster", "virt")
 
     def _start_control(self, plan: SlurmPlan) -> None:
-        self.daemons.spawn("slurmctld", ["slurmctld", "-D", "-i", "-f", str(self.root / "slurm.conf")])
-        log = self.root / "log" / "slurmctld.log"
-        ping = ("scontrol", "ping")
-        wait_for("slurmctld", lambda: "is UP" in self.daemons.run(*ping, check=False), timeout_s=20, log=log)
+        self.start_controller()
         for name in plan.nodes:
             self.start_node(name)
         self.wait_idle()
