@@ -13,7 +13,7 @@ from pab.family import ClipRequest, Family
 from pab.foresight import ForesightRules
 from pab.foresight_state import ForesightState
 from pab.given_frames import GivenFrames
-from pab.model import EncodedPrompt, StepInput, VideoModel
+from pab.model import EncodedPrompt, Scheduler, StepInput, VideoModel
 from pab.parallel import NodeGroup, Traffic
 from pab.plan import BroadcastPlan, Rules, make_plan
 from pab.state import COND, UNCOND, BroadcastState, ClipState
@@ -23,11 +23,18 @@ class NotFiniteError(ArithmeticError):
     """The latents hold NaN or infinity after denoising; the message says how many values."""
 
 
+def not_finite_text(count: int, latents: Tensor) -> str:
+    """Returns what a NotFiniteError says."""
+    return f"{count} of {latents.numel()} latent values are NaN or infinite after denoising"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denoised:
     """What the loop leaves: whole latents [B, C, T, H, W] float32, and what was measured and counted on this rank."""
 
     latents: Tensor
+    not_finite: tuple[int, ...]
+    """Per clip, how many of its latent values are NaN or infinite."""
     plan: BroadcastPlan
     """What was computed and reused: the plan that was given, or what Foresight decided under way."""
     step_seconds: tuple[float, ...]
@@ -85,6 +92,13 @@ def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) ->
     return uncond + guidance_scale * (cond - uncond)
 
 
+def _not_finite(latents: Tensor) -> tuple[int, ...]:
+    counts = tuple((~latents.isfinite()).flatten(1).sum(dim=1).tolist())
+    if all(counts):
+        raise NotFiniteError(not_finite_text(sum(counts), latents))
+    return counts
+
+
 def _state(plan: BroadcastPlan, group: NodeGroup, keep: str) -> ClipState:
     if isinstance(plan.rules, ForesightRules):
         return ForesightState(plan=plan, rules=plan.rules, group=group)
@@ -102,15 +116,17 @@ def denoise(
     group: NodeGroup,
     given: GivenFrames | None = None,
     keep: str = "full",
+    scheduler: Scheduler | None = None,
 ) -> Denoised:
-    """Renders one clip's latents. Collective over the clip's ranks.
+    """Renders one clip's latents, or those of several that differ in prompt and seed alone (`pab.together`). Collective.
 
     `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give. `keep`: how outputs
-    wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`). Nothing in the loop waits for the device,
-    but for Foresight's one decision before a step that may reuse. Raises NotFiniteError when the result is not finite
-    (after the loop, on every rank).
+    wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`). `scheduler`: for this rank's part, None for the model's
+    own. Nothing in the loop waits for the device, but for Foresight's one decision before a step that may reuse. Raises
+    NotFiniteError when no clip's result is finite (after the loop, on every rank).
     """
-    scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
+    if scheduler is None:
+        scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
     mine = branches(request, prompt, group)
     guidance_scale = branch_guidance(request, prompt)
@@ -137,11 +153,9 @@ def denoise(
         clock.mark()
     assert not state.kept, f"outputs outlived their last use: {sorted(state.kept)}"
     latents = model.gather(latents, request, group.sp)
-    not_finite = int((~latents.isfinite()).sum())
-    if not_finite:
-        raise NotFiniteError(f"{not_finite} of {latents.numel()} latent values are NaN or infinite after denoising")
     return Denoised(
         latents=latents,
+        not_finite=_not_finite(latents),
         plan=state.decided,
         step_seconds=tuple(clock.seconds()),
         passes=len(mine),

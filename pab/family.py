@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from pab.plan import Rules, Site
 from pab.references import ReferenceRules
 
+MAX_BATCH = 8
+"""What models that take several clips at once are given at most: beyond it nothing is left to gain, and memory grows."""
+
 if TYPE_CHECKING:
     from pab.model import VideoModel
     from pab.parallel import Axis
@@ -114,6 +117,8 @@ class Family:
     `pab.given_frames.TakesReferences` describes."""
     embedded_guidance: bool = False
     """Whether the transformer is told `guidance_scale` and makes one pass a step: nothing to share over mesh axis `cfg`."""
+    max_batch: int = 1
+    """Clips that its model renders in one pass at most (`pab.model.RendersTogether`)."""
     fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps, told like `timesteps`, at which nothing kept before is reused: another transformer takes over there."""
 

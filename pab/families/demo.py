@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.foresight import FORESIGHT_PRESETS
 from pab.plan import NO_BROADCAST, MlpRule, Site, pyramid
 from pab.rectified_flow import round_to, timesteps
@@ -111,4 +111,5 @@ DEMO = Family(
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
     precisions=("float32", "bfloat16"),
     compiles=True,
+    max_batch=MAX_BATCH,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pab.diffusion import ddim_timesteps
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.foresight import FORESIGHT_PRESETS
 from pab.latte.weights import PARTS
 from pab.plan import NO_BROADCAST, BroadcastRules, MlpRule, pyramid
@@ -98,5 +98,6 @@ LATTE = Family(
     weights_digest=PARTS.digest,
     pin=PARTS.pin,
     compiles=True,
+    max_batch=MAX_BATCH,
     prefers_cudnn=True,
 )

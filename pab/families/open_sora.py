@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pab.family import ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest
 from pab.foresight import FORESIGHT_PRESETS
 from pab.open_sora.clips import seen_levels
 from pab.open_sora.sizes import (
@@ -111,6 +111,7 @@ OPEN_SORA = Family(
     weights_digest=digest,
     pin=PARTS.pin,
     compiles=True,
+    max_batch=MAX_BATCH,
     prefers_cudnn=True,
     fused_kernels=True,
 )

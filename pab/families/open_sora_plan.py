@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pab.diffusion import euler_ancestral_timesteps, pndm_timesteps
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
 from pab.foresight import FORESIGHT_PRESETS
 from pab.open_sora_plan.weights import MT5_XXL, T5_XXL, published_parts
 from pab.plan import NO_BROADCAST, MlpRule, Rules, pyramid
@@ -142,6 +142,7 @@ def _v110(name: str, checkpoint: Checkpoint) -> Family:
         weights_digest=parts.digest,
         pin=parts.pin,
         compiles=True,
+        max_batch=MAX_BATCH,
         prefers_cudnn=True,
     )
 
@@ -169,6 +170,7 @@ def _v120(name: str, checkpoint: Checkpoint) -> Family:
         weights_digest=parts.digest,
         pin=parts.pin,
         compiles=True,
+        max_batch=MAX_BATCH,
     )
 
 
