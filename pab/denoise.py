@@ -12,8 +12,7 @@ from pab.device_clock import DeviceClock
 from pab.family import ClipRequest, Family
 from pab.foresight import ForesightRules
 from pab.foresight_state import ForesightState
-from pab.given_frames import GivenFrames
-from pab.model import EncodedPrompt, Scheduler, StepInput, VideoModel
+from pab.model import Beginning, EncodedPrompt, StepInput, VideoModel
 from pab.parallel import NodeGroup, Traffic
 from pab.plan import BroadcastPlan, Rules, make_plan
 from pab.state import COND, UNCOND, BroadcastState, ClipState
@@ -114,19 +113,17 @@ def denoise(
     noise: Tensor,
     plan: BroadcastPlan,
     group: NodeGroup,
-    given: GivenFrames | None = None,
+    given: Beginning | None = None,
     keep: str = "full",
-    scheduler: Scheduler | None = None,
 ) -> Denoised:
     """Renders one clip's latents, or those of several that differ in prompt and seed alone (`pab.together`). Collective.
 
-    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give. `keep`: how outputs
-    wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`). `scheduler`: for this rank's part, None for the model's
-    own. Nothing in the loop waits for the device, but for Foresight's one decision before a step that may reuse. Raises
-    NotFiniteError when no clip's result is finite (after the loop, on every rank).
+    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give, or what several clips
+    begin from. `keep`: how outputs wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`). Nothing in the loop waits
+    for the device, but for Foresight's one decision before a step that may reuse. Raises NotFiniteError when no clip's
+    result is finite (after the loop, on every rank).
     """
-    if scheduler is None:
-        scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
+    scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
     mine = branches(request, prompt, group)
     guidance_scale = branch_guidance(request, prompt)

@@ -53,6 +53,17 @@ class Scheduler(Protocol):
         """Returns the latents after a step, from the guided prediction."""
 
 
+class Beginning(Protocol):
+    """What clips begin from where it is not noise and the model's scheduler of one clip."""
+
+    @property
+    def scheduler(self) -> Callable[[SequenceParallel], Scheduler]:
+        """Makes the scheduler for a rank's part of the latents."""
+
+    def put_into(self, noise_BCTHW: Tensor) -> Tensor:
+        """Returns whole latents to begin with."""
+
+
 class VideoModel(Protocol):
     """A loaded model. Pixels and latents are batch first; latents are float32 [B, C, T, H, W]."""
 

@@ -6,17 +6,25 @@ choose by the size of their input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pab.denoise import Denoised, NotFiniteError, denoise, initial_noise, not_finite_text
 from pab.family import ClipRequest
-from pab.model import EncodedPrompt, RendersTogether, VideoModel
-from pab.parallel import NodeGroup, Traffic
+from pab.model import EncodedPrompt, RendersTogether, Scheduler, VideoModel
+from pab.parallel import NodeGroup, SequenceParallel, Traffic
 from pab.plan import BroadcastPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SideBySide:
+    scheduler: Callable[[SequenceParallel], Scheduler]
+
+    def put_into(self, noise_BCTHW: Tensor) -> Tensor:
+        return noise_BCTHW
 
 
 def own_choices(request: ClipRequest) -> ClipRequest:
@@ -55,7 +63,7 @@ def denoise_together(
         plan=plan,
         group=group,
         keep=keep,
-        scheduler=model.scheduler_of_several(requests, group.sp),
+        given=_SideBySide(scheduler=lambda sp: model.scheduler_of_several(requests, sp)),
     )
 
 
