@@ -43,14 +43,24 @@ class Stages:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
+    def take(self, shared: Stages, *, share: float) -> None:
+        """Adds a share of the seconds that clips went through together, and stands where they stand."""
+        self.current = shared.current
+        for stage, seconds in shared.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + share * seconds
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A clip that has its attempt mark. `units`: its tokens times steps, the measure of its work."""
+    """A clip that has its attempt mark. `units`: tokens times steps of what is rendered at once, the measure of its work.
+
+    `company`: ids of the clips that are rendered together, its own too; empty for one that is rendered alone.
+    """
 
     clip: Clip
     attempt: int
     units: float = 1.0
+    company: tuple[str, ...] = ()
     stages: Stages = field(default_factory=Stages)
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
@@ -74,6 +84,21 @@ class LoadedFamily:
     execution: Execution
     graphs: Graphs | None = None
     prompts: dict[str, EncodedPrompt] = field(default_factory=dict)
+
+    def make_room(self) -> Compiled:
+        """Makes room for what a clip may need compiled; returns what was compiled so far."""
+        if self.graphs is None:
+            return Compiled()
+        self.graphs.make_room()
+        return self.graphs.so_far()
+
+    def compiled_since(self, before: Compiled) -> Compiled:
+        """Returns what was compiled since `make_room` said `before`."""
+        return Compiled() if self.graphs is None else self.graphs.so_far().since(before)
+
+    def prompt_of(self, clip: Clip) -> EncodedPrompt:
+        """Returns a clip's text, encoded now if its job could not encode all at once."""
+        return self.prompts.get(clip.key) or self.model.encode_prompts([clip_request(clip)])[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +221,7 @@ def render_frames(
     with stages.time("plan"):
         plan = plan_for(loaded.family, request, clip_rules(clip, loaded.family, settings), settings.precision)
     with stages.time("encode_prompt"):
-        prompt = loaded.prompts.get(clip.key) or loaded.model.encode_prompts([request])[0]
+        prompt = loaded.prompt_of(clip)
     given = None
     if references is not None:
         with stages.time("encode_references"):
@@ -218,7 +243,7 @@ def render_baseline(
     """Renders the clip with every site computed at every step: same prompt, seed, steps and given frames. Collective."""
     request = clip_request(clip)
     plan = plan_for(loaded.family, request, NO_BROADCAST, settings.precision)
-    prompt = loaded.prompts.get(clip.key) or loaded.model.encode_prompts([request])[0]
+    prompt = loaded.prompt_of(clip)
     return _frames(loaded, request, prompt=prompt, plan=plan, group=group, stages=stages, given=given)
 
 
@@ -232,24 +257,43 @@ def _frames(
     stages: Stages,
     given: GivenFrames | None,
 ) -> ClipFrames:
-    model, graphs = loaded.model, loaded.graphs
-    if graphs is not None:
-        graphs.make_room()
-    before = graphs.so_far() if graphs else Compiled()
+    model, before = loaded.model, loaded.make_room()
     with stages.time("denoise"):
         noise = initial_noise(request, model.latent_shape(request))
-    with stages.time("wait"):
-        # The device may still be decoding the clip before: that is not this one's time.
-        if group.device.type == "cuda":
-            torch.cuda.current_stream(group.device).synchronize()
+    wait_for_device(stages, group)
     with stages.time("denoise"):
         denoised = denoise(
             model, request, prompt=prompt, noise=noise, plan=plan, group=group, given=given, keep=loaded.execution.keep
         )
+    compiled = loaded.compiled_since(before)
+    return decoded(
+        loaded, request, prompt=prompt, denoised=denoised, compiled=compiled, group=group, stages=stages, given=given
+    )
+
+
+def wait_for_device(stages: Stages, group: NodeGroup) -> None:
+    """Waits until the device has decoded the clip before, so that this is not the next one's time."""
+    with stages.time("wait"):
+        if group.device.type == "cuda":
+            torch.cuda.current_stream(group.device).synchronize()
+
+
+def decoded(
+    loaded: LoadedFamily,
+    request: ClipRequest,
+    *,
+    prompt: EncodedPrompt,
+    denoised: Denoised,
+    compiled: Compiled,
+    group: NodeGroup,
+    stages: Stages,
+    given: GivenFrames | None = None,
+) -> ClipFrames:
+    """Has a clip's latents decoded, without waiting for the device. Collective over the clip's ranks."""
     decode = DeviceClock(group.device)
     with stages.time("decode"):
         decode.mark()
-        frames_BTHWC = model.decode(denoised.latents, request, group)
+        frames_BTHWC = loaded.model.decode(denoised.latents, request, group)
         coming = ComingFrames(frames_BTHWC[0].contiguous(), decode) if group.is_clip_root else None
         decode.mark()
     warnings = list(prompt.warnings)
@@ -261,7 +305,7 @@ def _frames(
         execution=loaded.execution,
         denoised=denoised,
         decode=decode,
-        compiled=graphs.so_far().since(before) if graphs else Compiled(),
+        compiled=compiled,
         warnings=tuple(warnings),
         given=given,
     )

@@ -62,6 +62,7 @@ def build_report(facts: JobFacts) -> Json:
         "baseline": facts.baselines[0] if facts.baselines else None,
         "baselines": list(facts.baselines),
         "throughput": _throughput(records, facts),
+        "batches": _batches(records),
         "calls": _calls(records),
         "all_to_alls": _all_to_alls(records),
         "plans": distinct_plans(records),
@@ -94,20 +95,29 @@ def derived_baseline_s(record: Json) -> float | None:
 def warm_up_s(records: Iterable[Json]) -> float:
     """Returns the seconds by which first times were slower than the median of later ones.
 
-    Of each step pattern, and of what denoising does around its steps. `records`: those that one process rendered, in
-    order. What came once only tells nothing.
+    Of each step pattern, and of what denoising does around its steps, by size of batch. `records`: those that one process
+    rendered, in order; clips that were rendered together count once. What came once only tells nothing.
     """
     seen: dict[str, list[float]] = {}
+    companies: set[tuple[str, ...]] = set()
     for record in records:
+        company, size = tuple(record.get("batch", {}).get("clips", ())), batch_size(record)
+        if company in companies:
+            continue
+        if company:
+            companies.add(company)
         for pattern, seconds in _steps(record):
-            seen.setdefault(_size(record) + pattern, []).append(seconds)
+            seen.setdefault(_size(record) + pattern, []).append(size * seconds)
         # Libraries that load or compile at first use do it before the first step, while the text is prepared.
-        seen.setdefault("around the steps", []).append(record["seconds"]["denoise"] - _loop_s(record))
+        around_s = size * (record["seconds"]["denoise"] - _loop_s(record))
+        seen.setdefault(f"around the steps of {size}", []).append(around_s)
     return sum(max(0.0, first - median(later)) for first, *later in seen.values() if later)
 
 
 def settled_s(record: Json, others: Iterable[Json]) -> float:
-    """Returns the seconds of a clip's steps with each step at the median of its pattern, over all clips of its size.
+    """Returns the seconds of a clip's steps with each step at the median of its pattern, over all clips like it.
+
+    Like it are clips of its size in batches of its size.
 
     So a warm-up in the first clip of a job is not told as the time that its steps take.
     """
@@ -125,7 +135,13 @@ def _steps(record: Json) -> list[tuple[str, float]]:
 
 def _size(record: Json) -> str:
     clip = record["clip"]
-    return f"{clip['num_frames']}x{clip['height']}x{clip['width']}/{clip['guidance_scale'] == 1.0}/"
+    guided = clip["guidance_scale"] == 1.0
+    return f"{clip['num_frames']}x{clip['height']}x{clip['width']}/{guided}/{batch_size(record)}/"
+
+
+def batch_size(record: Json) -> int:
+    """Returns how many clips were rendered together with this one, itself counted; records of old have no batch."""
+    return int(record.get("batch", {}).get("size", 1))
 
 
 def _is_full(pattern: str) -> bool:
@@ -214,6 +230,17 @@ def _throughput(records: Sequence[Json], facts: JobFacts) -> Json:
     }
 
 
+def _batches(records: Sequence[Json]) -> list[Json]:
+    """Returns, by size of batch, how many clips were rendered in such, and the seconds of denoising that each took."""
+    by_size: dict[int, list[float]] = {}
+    for record in records:
+        by_size.setdefault(batch_size(record), []).append(_loop_s(record))
+    return [
+        {"size": size, "clips": len(seconds), "denoise_s_per_clip": _rounded(median(seconds))}
+        for size, seconds in sorted(by_size.items())
+    ]
+
+
 def _calls(records: Sequence[Json]) -> Json:
     kinds = {
         kind: {
@@ -262,6 +289,7 @@ def _clip_row(clip: Clip, facts: JobFacts) -> Json:
         **row,
         "outcome": "rendered",
         "attempt": record["attempt"],
+        "batch": batch_size(record),
         "elapsed_s": record["elapsed_s"],
         "plan": record["plan"]["digest"],
         "denoise_s": _rounded(_loop_s(record)),

@@ -78,6 +78,10 @@ OPTIONS = (
     Option(name="mesh", kind=str, default="auto", metavar="auto|dp=A,cfg=B,sp=C", group="machines",
            help="how a job's ranks are used: dp clips at once, cfg=2 guidance branches apart, sp ranks per pass; auto "
            "takes cfg=2 when the ranks are even and guidance is used, and sp for the rest"),
+    Option(name="batch", kind=str, default="auto", metavar="auto|N", group="machines",
+           help="how many clips of one size and plan are rendered together, where the family can (at most 8): N, or as many "
+           "as the job measures to be faster, beginning with one. On the record, not in the digest: it rounds otherwise, "
+           "no more than another kind of GPU does"),
     Option(name="job_minutes", kind=int, default=60, metavar="M", group="machines",
            help="how much work a job is given; SLURM's time limit leaves room above it"),
     Option(name="hang_seconds", kind=int, default=3600, metavar="S", group="machines",

@@ -9,10 +9,11 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from cluster.devices import visible_gpus
+from jobs.batch_size import AUTO
 from jobs.settings import JobSettings, Mesh
 from pab.execution import Execution, execution_of
 from pab.families import FAMILIES
-from pab.family import Family
+from pab.family import MAX_BATCH, Family
 from pipeline.environment import variables
 from pipeline.exits import UsageError
 from pipeline.options import Chosen
@@ -74,6 +75,8 @@ class MachineSettings:
     slurm: Mapping[str, str | bool]
     dashboard_host: str | None = None
     dashboard_prefix: str = ""
+    batch: int = AUTO
+    """Clips that are rendered together, or `jobs.batch_size.AUTO`."""
 
     @property
     def ranks_per_job(self) -> int:
@@ -119,6 +122,7 @@ class RunSettings:
             attention=self.render.attention,
             keep=self.render.keep,
             compile_cache=self.render.compile_cache,
+            batch=self.machines.batch,
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
         )
 
@@ -170,6 +174,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
             slurm=cast(Mapping[str, str | bool], value["slurm"]),
             dashboard_host=cast(str | None, value["dashboard_host"]),
             dashboard_prefix=_prefix(cast(str | None, value["dashboard_prefix"])),
+            batch=_batch(str(value["batch"]), chosen["batch"].source),
         ),
         dask=bool(value["dask"]),
     )
@@ -195,6 +200,12 @@ def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
             f"{chosen['compile'].source}=on: the blocks of family {family.name} cannot be compiled, those of {can} can; "
             "say auto or off"
         )
+    if settings.machines.batch > 1 and family is not None and family.max_batch == 1:
+        can = ", ".join(name for name, each in FAMILIES.items() if each.max_batch > 1)
+        raise UsageError(
+            f"{chosen['batch'].source}={settings.machines.batch}: family {family.name} renders one clip at a time, {can} "
+            "render several together; say auto or 1"
+        )
     if settings.render.device == "cpu" and settings.render.attention == "cudnn":
         raise UsageError(f"{chosen['attention'].source}=cudnn needs a GPU and --device is cpu; allowed: auto, default")
     for name in ("partition", "account", "qos", "slurm"):
@@ -203,6 +214,14 @@ def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
                 f"{chosen[name].source} is SLURM's and the jobs run on this machine (--cluster "
                 f"{chosen['cluster'].value}); leave it out or say --cluster slurm"
             )
+
+
+def _batch(text: str, source: str) -> int:
+    if text == "auto":
+        return AUTO
+    if not re.fullmatch(r"[1-9]\d?", text) or int(text) > MAX_BATCH:
+        raise UsageError(f"{source}={text!r}, needs auto or a number of clips from 1 to {MAX_BATCH}")
+    return int(text)
 
 
 def parse_mesh(text: str, source: str = "--mesh") -> Mesh:

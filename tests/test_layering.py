@@ -45,6 +45,7 @@ TORCH_FREE = (
     "pab/diffusion.py",
     "pab/checkpoint.py",
     "pab/weights.py",
+    "jobs/batch_size.py",
     "jobs/settings.py",
     "jobs/outcome.py",
     "jobs/progress.py",
