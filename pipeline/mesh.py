@@ -6,12 +6,13 @@ one won.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 from jobs.settings import Mesh
-from manifests.shards import ClipGroup
+from manifests.shards import ClipGroup, ShardGroup
 from pipeline.clip_times import FIGURES, MEASURED, SCALED, ClipTimes
 from pipeline.memory import rank_bytes
 from pipeline.rules import RunRules
@@ -105,16 +106,21 @@ def choose_mesh(question: MeshQuestion, times: ClipTimes, rules: RunRules, *, as
 
 
 def facts_of(mesh: Mesh, question: MeshQuestion, times: ClipTimes, rules: RunRules) -> MeshFacts:
-    """Returns what a mesh would give. Ranks that stand idle because a job has fewer clips than `dp` count."""
-    wall_s = latency_s = clips = 0.0
+    """Returns what a mesh would give. Ranks that stand idle because a job's clips do not divide by `dp` count."""
+    latency_s = 0.0
+    seconds: dict[ShardGroup, float] = defaultdict(float)
+    counts: Counter[ShardGroup] = Counter()
     sources: set[str] = set()
     for group, count in question.groups.items():
-        of_a_job = max(1, ceil(count / question.jobs))
         timed = times.per_clip(group, mesh)
-        wall_s += count / of_a_job * ceil(of_a_job / mesh.dp) * timed.seconds
+        seconds[group.shard_group] += count * timed.seconds
+        counts[group.shard_group] += count
         latency_s += count * times.latency(group, mesh).seconds
-        clips += count
         sources.add(timed.source)
+    # The clips of a job, of any plan, are dealt out one by one.
+    of_jobs = {shared: max(1, ceil(count / question.jobs)) for shared, count in counts.items()}
+    wall_s = sum(seconds[shared] * ceil(clips / mesh.dp) / clips for shared, clips in of_jobs.items())
+    clips = counts.total()
     memory = _memory(mesh, question, times, rules)
     bound = question.memory_bytes
     return MeshFacts(

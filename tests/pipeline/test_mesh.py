@@ -147,6 +147,9 @@ def test_of_equals_the_ranks_that_exchange_least_win_and_idle_ones_count(tmp_pat
     assert {facts.times for facts in many.considered} == {"the family's figures"}
     # A job that has a single clip would leave three of four ranks idle.
     assert chosen(times, question({GROUP: 4}, ranks=4)).mesh == Mesh(cfg=2, sp=2)
+    # Clips of one size share a job, whatever their plans.
+    plans = {replace(GROUP, broadcast=name): 4 for name in ("none", "pab246", "pab357", "pab579")}
+    assert chosen(times, question(plans, ranks=4)).mesh == Mesh(dp=4)
 
 
 def test_a_mesh_that_was_not_measured_is_scaled_from_one_that_was(tmp_path: Path) -> None:
