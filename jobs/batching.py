@@ -101,6 +101,8 @@ class Batching:
             compile_s=frames[0].compiled.seconds * size,
         )
         batch.most = min(batch.most, self._most_in_memory())
+        if size == 1:
+            return
         log_event(
             _LOG, "batch_rendered", clips=size, settled_s_per_clip=round(batch.seconds.get(size, 0.0), 4),
             pays=batch.size, most=batch.most,
