@@ -55,6 +55,9 @@ TORCH_FREE = (
     "jobs/reference_files.py",
     "jobs/render.py",
     "jobs/report.py",
+    "jobs/report_measured.py",
+    "jobs/report_times.py",
+    "pipeline/*.py",
 )
 """What planning and the command line import: torch may stand in a function there, never at the top."""
 ROOMS = {

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.bucket import Bucket
+from jobs.report_measured import measured_times
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.families.demo import DEMO
@@ -17,7 +19,7 @@ from pab.family import Family
 from pipeline.clip_times import ClipTimes
 from pipeline.cost import ClipCosts
 from pipeline.exits import UsageError
-from pipeline.measured import NOTHING_MEASURED, MeasuredTimes, joined_measured, read_measured_file
+from pipeline.measured import NOTHING_MEASURED, MeasuredTimes, joined_measured, read_measured_file, read_measured_jobs
 from pipeline.memory import kept_at_once, rank_bytes
 from pipeline.mesh import MeshChoice, MeshQuestion, candidates, choose_mesh, mesh_table
 from pipeline.rules import RunRules, run_rules
@@ -231,3 +233,46 @@ def run_rules_of(one: Family) -> RunRules:
         model=one.name, weights=None, broadcast=None, precision="bfloat16", device="cpu", baseline=True
     )
     return run_rules(render_settings, {one.name: fake})
+
+
+def record(number: int, steps: list[float], **changes: object) -> dict[str, object]:
+    return {
+        "clip": {
+            "model": "demo", "num_frames": 16, "height": 64, "width": 64, "num_steps": 3, "broadcast": "pab246",
+            "guidance_scale": 4.0,
+        },
+        "steps": {"pattern": ["stcm", "s.cm", "stcm"], "seconds": steps},
+        "seconds": {"decode": 0.5, "denoise": sum(steps)},
+        "job": {"device": "NVIDIA H200", "precision": "float32", "mesh": "dp=2,cfg=2,sp=1"},
+        "batch": {"size": 1, "clips": []},
+    } | changes  # fmt: skip
+
+
+def test_what_a_job_measured_is_what_the_next_submit_plans_with(tmp_path: Path) -> None:
+    records = [record(0, [9.0, 1.0, 2.0]), record(1, [2.0, 1.0, 2.0])]
+    starts = [{"peak_cuda_bytes": 5_000_000_000, "device_bytes": 80_000_000_000}, {"peak_cuda_bytes": 0}]
+    (told,) = measured_times(records, starts)
+    # The warm-up of the first step is left out: two full steps of 2 s, one of 1 s, and 0.5 s of decoding.
+    assert (told["mesh"], told["batch"], told["clips"], told["seconds_per_clip"]) == ("cfg=2,sp=1", 1, 2, 5.5)
+    bucket = Bucket(str(tmp_path))
+    assert read_measured_jobs(bucket, precision="float32") == NOTHING_MEASURED
+    bucket.write_json("reports/job-00003.json", {"job": "job-00003", "starts": starts, "measured": [told]})
+    bucket.write_json(
+        "reports/job-00004.json", {"job": "job-00004", "starts": []}
+    )  # of a version that measured nothing
+    times = read_measured_jobs(bucket, precision="float32")
+    group = replace(GROUP, num_steps=3)
+    assert (times.seconds(group, 2, 1), times.peak_bytes(group, 2, 1)) == (5.5, 5e9)
+    assert (times.device_bytes, times.source) == (8e10, "earlier jobs of this run, NVIDIA H200")
+    assert read_measured_jobs(bucket, precision="bfloat16").clips == ()
+
+
+def test_what_is_measured_of_batches_is_told_by_size_and_without_memory() -> None:
+    pair = {"size": 2, "clips": ["a", "b"]}
+    told = measured_times(
+        [record(0, [2.0, 1.0, 2.0]), record(1, [1.0, 1.0, 1.0], batch=pair), record(2, [1.0, 1.0, 1.0], batch=pair)],
+        [{"peak_cuda_bytes": 7}],
+    )
+    assert [(each["batch"], each["seconds_per_clip"], each["peak_bytes"]) for each in told] == [
+        (1, 5.5, None), (2, 3.5, None),
+    ]  # fmt: skip

@@ -127,8 +127,12 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest:
     assert 0 < group["attention_calls_computed"] < group["attention_calls"]
     assert 0 < group["all_to_alls"] < group["all_to_alls_without_broadcast"]
     assert document["planned_speedup"] > 1
+    assert document["mesh_reason"] == "dp=1,cfg=2,sp=2 was asked for with --mesh"
+    assert [facts["mesh"] for facts in document["meshes"] if facts["picked"]] == [document["mesh"]]
+    assert len(document["meshes"]) == 5
     text = command.run(*command.submit_words(url, tmp_path / "out", *flags)).stdout
     assert "nothing was started or written" in text
+    assert "* dp=1,cfg=2,sp=2" in text
     assert "C compute, S compute and keep, B reuse" in text
     assert not (tmp_path / "out").exists()
     assert list(command.folder.iterdir()) == []
