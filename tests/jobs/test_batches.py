@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from jobs import layout
 from jobs.outcome import Failed, Rendered, Skipped
@@ -187,3 +188,18 @@ def test_the_time_of_a_batch_decides_what_still_fits(tmp_path):
     start = time.monotonic()
     assert render_job(str(tmp_path), baseline=False, batch=4, deadline_s=0.0)().left == tuple(i.clip_id for i in items)
     assert time.monotonic() - start < 60
+
+
+def test_each_size_of_batch_compiles_once_for_prompts_of_any_length(tmp_path):
+    items = clips(7, num_steps=4)
+    items[2], items[3] = replace(items[2], prompt="x y"), replace(items[3], prompt="v w")  # of one length
+    bucket = write_shard(str(tmp_path), items)
+    torch._dynamo.reset()
+    job = render_job(
+        str(tmp_path), baseline=False, batch=2, compile=True, compile_backend="eager", compile_cache=str(tmp_path)
+    )
+    assert [type(each) for each in job().clips] == [Rendered] * 7
+    graphs = [bucket.read_json(layout.record(item.key))["execution"]["graphs"] for item in items]
+    assert graphs[0] == graphs[1] > 0
+    assert graphs[2:6] == [0, 0, 0, 0]
+    assert graphs[6] > 0  # the last one is alone
