@@ -1,4 +1,4 @@
-"""Renders a job of Open-Sora 1.2 clips at 480p with random weights as a real job does, and tells how busy the device was.
+"""Renders a job of Open-Sora 1.2 clips (480p, or --size) with random weights as a real job does; tells how busy a device was.
 
 Transformer and VAE have their full size; text states are random too, since prompts are encoded before the first clip. Every
 start is a process of its own over one compile cache: the first finds it empty, the others as a node's later jobs do.
@@ -98,7 +98,7 @@ def clips(count: int, size: tuple[int, int, int], num_steps: int, first: int) ->
 
 def render_start(options: argparse.Namespace) -> None:
     """Renders one job in this process and writes its report to --out."""
-    size = TINY if options.tiny else FULL
+    size = tuple(options.size or (TINY if options.tiny else FULL))
     count = options.clips if options.start == 0 else options.clips_later
     output = options.out / f"start-{options.start}"
     bucket = Bucket(str(output))
@@ -115,7 +115,7 @@ def render_start(options: argparse.Namespace) -> None:
     settings = JobSettings(
         output=str(output), run_id="benchmark", weights=None, precision="bfloat16", device="cuda" if cuda else "cpu",
         mesh=Mesh(), baseline=False, compile=options.compile == "on", compile_cache=str(options.out / "cache"),
-        compile_backend=options.backend,
+        compile_backend=options.backend, batch=options.batch,
     )  # fmt: skip
     finder = find_tiny if options.tiny else find_random
     RenderShard(settings=settings, shard=0, find_family=finder)()
@@ -134,6 +134,7 @@ def figures(out: Path, start: int) -> dict[str, object]:
         "counts": report["counts"],
         "failed": [clip["reason"] for clip in report["clips"] if clip["outcome"] == "failed"][:3],
         "clips_per_gpu_hour": report["throughput"]["clips_per_gpu_hour"],
+        "batches": report["batches"],
         "device_busy": told["device_busy"],
         "compiled": told["compiled"],
         "warm_up_s": told["warm_up_s"],
@@ -155,6 +156,12 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=30)
     parser.add_argument("--compile", choices=("on", "off"), default="on")
     parser.add_argument("--backend", default="inductor", help="torch.compile's backend")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="clips rendered together; 0 as many as is measured to be faster"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=3, metavar=("H", "W", "T"), help="height, width, frames (default: 480p, 51)"
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny model and clip, to try the script on a CPU")
     parser.add_argument("--start", type=int, help="run this start in this process")
     options = parser.parse_args()

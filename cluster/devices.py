@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,16 @@ def visible_gpus(environment: Mapping[str, str], *, devices: Path = Path("/dev")
         return tuple(name.strip() for name in named.split(",") if name.strip() not in ("", "-1"))
     count = sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in devices.iterdir())
     return tuple(str(index) for index in range(count))
+
+
+def gpu_memory_bytes(*, timeout_s: float = 20.0) -> int | None:
+    """Returns the memory of the smallest GPU of this machine, as its driver tells; None where no driver answers."""
+    ask = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=timeout_s, check=True).stdout
+        return min(int(line) for line in told.split("\n") if line.strip()) << 20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def threads_per_rank(num_ranks: int, *, num_jobs: int) -> int:

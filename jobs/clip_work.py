@@ -49,14 +49,24 @@ class Stages:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
+    def take(self, shared: Stages, *, share: float) -> None:
+        """Adds a share of the seconds that clips went through together, and stands where they stand."""
+        self.current = shared.current
+        for stage, seconds in shared.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + share * seconds
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A clip that has its attempt mark. `units`: its tokens times steps, the measure of its work."""
+    """A clip that has its attempt mark. `units`: tokens times steps of what is rendered at once, the measure of its work.
+
+    `company`: ids of the clips that are rendered together, its own too; empty for one that is rendered alone.
+    """
 
     clip: Clip
     attempt: int
     units: float = 1.0
+    company: tuple[str, ...] = ()
     stages: Stages = field(default_factory=Stages)
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
@@ -82,6 +92,27 @@ class LoadedFamily:
     graphs: Graphs | None = None
     recorder: LoopRecorder | None = None
     prompts: dict[str, tuple[EncodedPrompt, ...]] = field(default_factory=dict)
+
+    def make_room(self) -> Compiled:
+        """Makes room for what a clip may need compiled; returns what was compiled so far."""
+        if self.graphs is None:
+            return Compiled()
+        if self.graphs.make_room() and self.recorder is not None:
+            self.recorder.forget()
+        return self.graphs.so_far()
+
+    def compiled_since(self, before: Compiled) -> Compiled:
+        """Returns what was compiled since `make_room` said `before`."""
+        return Compiled() if self.graphs is None else self.graphs.so_far().since(before)
+
+    def prompts_of(self, clip: Clip, requests: Sequence[ClipRequest]) -> tuple[EncodedPrompt, ...]:
+        """Returns the texts of a clip's loops, encoded now if its job could not encode all at once."""
+        return self.prompts.get(clip.key) or tuple(self.model.encode_prompts(requests))
+
+    def loop_settings(self, request: ClipRequest, plan: BroadcastPlan, group: NodeGroup, *, clips: int) -> LoopSettings:
+        """Returns how the loop of clips that begin from noise is run."""
+        records = records_loop(request, self.family, plan, group, clips=clips)
+        return LoopSettings(keep=self.execution.keep, recorder=self.recorder if records else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,14 +246,14 @@ def render_frames(
     with stages.time("plan"):
         plan = plan_for(loaded.family, requests[0], clip_rules(clip, loaded.family, settings), settings.precision)
     with stages.time("encode_prompt"):
-        prompts = _prompts(loaded, clip, requests)
+        prompts = loaded.prompts_of(clip, requests)
     if references is not None:
         with stages.time("encode_references"):
             encoded = _taker(loaded).encode_references(requests[0], references.pixels)
             conditioning = Conditioning(masks=references.masks, encoded=tuple(encoded))
     else:
         conditioning = Conditioning(masks=_masks(clip, loaded.family))
-    rendering = _Rendering(loaded=loaded, clip=clip, requests=requests, prompts=prompts, conditioning=conditioning)
+    rendering = Rendering(loaded=loaded, clip=clip, requests=requests, prompts=prompts, conditioning=conditioning)
     return rendering.frames(plan, group, stages)
 
 
@@ -239,13 +270,16 @@ def render_baseline(
     """Renders the clip with every site computed at every step: same prompt, seed, steps and references. Collective."""
     requests = clip_requests(clip)
     plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.precision)
-    prompts = _prompts(loaded, clip, requests)
-    rendering = _Rendering(loaded=loaded, clip=clip, requests=requests, prompts=prompts, conditioning=conditioning)
+    prompts = loaded.prompts_of(clip, requests)
+    rendering = Rendering(loaded=loaded, clip=clip, requests=requests, prompts=prompts, conditioning=conditioning)
     return rendering.frames(plan, group, stages)
 
 
-def _prompts(loaded: LoadedFamily, clip: Clip, requests: Sequence[ClipRequest]) -> tuple[EncodedPrompt, ...]:
-    return loaded.prompts.get(clip.key) or tuple(loaded.model.encode_prompts(requests))
+def wait_for_device(stages: Stages, group: NodeGroup) -> None:
+    """Waits until the device has decoded the clip before, so that this is not the next one's time."""
+    with stages.time("wait"):
+        if group.device.type == "cuda":
+            torch.cuda.current_stream(group.device).synchronize()
 
 
 def _taker(loaded: LoadedFamily) -> TakesReferences:
@@ -261,8 +295,8 @@ def _masks(clip: Clip, family: Family) -> tuple[FrameMask | None, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rendering:
-    """A clip about to be rendered, loop by loop."""
+class Rendering:
+    """A clip about to be rendered, loop by loop. `decoded` ends what was denoised elsewhere too."""
 
     loaded: LoadedFamily
     clip: Clip
@@ -272,14 +306,17 @@ class _Rendering:
 
     def frames(self, plan: BroadcastPlan, group: NodeGroup, stages: Stages) -> ClipFrames:
         """Renders all loops and joins their frames. Collective."""
-        graphs = self.loaded.graphs
-        if graphs is not None and graphs.make_room() and self.loaded.recorder is not None:
-            self.loaded.recorder.forget()
-        before = graphs.so_far() if graphs else Compiled()
+        before = self.loaded.make_room()
         loops: list[Denoised] = []
         for loop in range(len(self.requests)):
             given = self._given(loop, loops, group, stages)
             loops.append(self._denoise(loop, plan, group, stages, given))
+        return self.decoded(loops, self.loaded.compiled_since(before), group, stages)
+
+    def decoded(
+        self, loops: Sequence[Denoised], compiled: Compiled, group: NodeGroup, stages: Stages
+    ) -> ClipFrames:  # fmt: skip
+        """Has all loops' latents decoded, one loop's without waiting for the device. Collective."""
         decode = DeviceClock(group.device)
         with stages.time("decode"):
             decode.mark()
@@ -292,7 +329,7 @@ class _Rendering:
             execution=self.loaded.execution,
             loops=tuple(loops),
             decode=decode,
-            compiled=graphs.so_far().since(before) if graphs else Compiled(),
+            compiled=compiled,
             warnings=self._warnings(tuple(frames_THWC.shape[:3]) if group.is_clip_root else None),
             conditioning=self.conditioning,
         )
@@ -315,14 +352,12 @@ class _Rendering:
     ) -> Denoised:
         request, loaded = self.requests[loop], self.loaded
         model = loaded.model
-        records = given is None and records_loop(request, loaded.family, plan, group)
-        settings = LoopSettings(keep=loaded.execution.keep, recorder=loaded.recorder if records else None)
+        settings = LoopSettings(keep=loaded.execution.keep)
+        if given is None:
+            settings = loaded.loop_settings(request, plan, group, clips=1)
         with stages.time("denoise"):
             noise = initial_noise(request, model.latent_shape(request))
-        with stages.time("wait"):
-            # The device may still be decoding the clip before: that is not this one's time.
-            if group.device.type == "cuda":
-                torch.cuda.current_stream(group.device).synchronize()
+        wait_for_device(stages, group)
         with stages.time("denoise"):
             return denoise(
                 model,

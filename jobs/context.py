@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -110,6 +110,26 @@ def contain(begun: Begun, context: JobContext, work: Callable[[], T], *, collect
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return failed
+
+
+def contain_several(begun: Sequence[Begun], context: JobContext, work: Callable[[], T]) -> T | None:
+    """Returns what the work on several clips at once returns, or None after an error, which may be of any of them.
+
+    No failure is written: they are then rendered one by one. Raises GroupLostError where other ranks share the clips;
+    each has its own mark, so the next start renders each alone.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if any(context.attempts.is_withdrawn(each.clip.key, each.attempt) for each in begun):
+            raise
+        clips = ", ".join(each.clip.clip_id for each in begun)
+        if context.ranks.shares_clips:
+            raise GroupLostError(f"clips {clips} together: {error!r}; each is rendered alone next time") from error
+        log_event(_LOG, "batch_broken", level=logging.WARNING, clips=clips, error=repr(error))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def write_failure(begun: Begun, context: JobContext, error: BaseException, *, number: int | None = None) -> Failed:

@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,11 +24,11 @@ from manifests.clip import Clip
 
 _LOG = logging.getLogger(__name__)
 _POLL_S = 0.2
-_WAITING_CLIPS = 1
+_WAITING = 1
 
 
 class Finisher:
-    """Takes frames and leaves videos and records, one clip at a time; a second clip may wait.
+    """Takes frames and leaves videos and records, one clip at a time; what was rendered next may wait.
 
     `tell(begun, outcome)` hears of every clip, in the thread. An error that is not the clip's own (the bucket is gone)
     ends the thread and is raised by the next `submit` or `close`.
@@ -37,14 +37,14 @@ class Finisher:
     def __init__(self, context: JobContext, tell: Callable[[Begun, ClipOutcome], None]) -> None:
         self._context = context
         self._tell = tell
-        self._queue: queue.Queue[tuple[Begun, ClipFrames] | None] = queue.Queue(_WAITING_CLIPS)
+        self._queue: queue.Queue[Sequence[tuple[Begun, ClipFrames]] | None] = queue.Queue(_WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="finisher", daemon=True)
         self._thread.start()
 
-    def submit(self, begun: Begun, rendered: ClipFrames) -> None:
-        """Hands a clip over; waits while two clips are in hand. Raises what ended the thread."""
-        self._put((begun, rendered), math.inf)
+    def submit(self, clips: Sequence[tuple[Begun, ClipFrames]]) -> None:
+        """Hands over what was rendered at once; waits while two such are in hand. Raises what ended the thread."""
+        self._put(clips, math.inf)
 
     def wait(self) -> None:
         """Waits until nothing is in hand. Raises what ended the thread."""
@@ -59,7 +59,7 @@ class Finisher:
         self._thread.join(None if timeout_s is None else max(0.0, end - time.monotonic()))
         self._raise()
 
-    def _put(self, item: tuple[Begun, ClipFrames] | None, end: float) -> None:
+    def _put(self, item: Sequence[tuple[Begun, ClipFrames]] | None, end: float) -> None:
         while self._thread.is_alive() and time.monotonic() < end:
             try:
                 return self._queue.put(item, timeout=_POLL_S)
@@ -74,9 +74,9 @@ class Finisher:
     def _run(self) -> None:
         try:
             while (item := self._queue.get()) is not None:
-                begun, rendered = item
-                work = partial(finish_clip, begun, rendered, self._context)
-                self._tell(begun, contain(begun, self._context, work, collective=False))
+                for begun, rendered in item:
+                    work = partial(finish_clip, begun, rendered, self._context)
+                    self._tell(begun, contain(begun, self._context, work, collective=False))
                 self._queue.task_done()
         except BaseException as error:
             self._error = error

@@ -17,7 +17,7 @@ HUNG_EXIT = 75
 
 
 class HangWatch:
-    """Ends this process with `HUNG_EXIT` when one clip takes longer than `limit_s`.
+    """Ends this process with `HUNG_EXIT` when one clip takes longer than `limit_s`, or several so many times as long.
 
     A thread that hangs in a kernel or a collective cannot be interrupted, so nothing is raised in it. The clip's attempt mark
     stays: a clip that hangs again and again is quarantined like one that crashes. `last_words` is called first, for what
@@ -29,9 +29,9 @@ class HangWatch:
         self._last_words = last_words
 
     @contextmanager
-    def over(self, clip_id: str | None) -> Iterator[None]:
-        """Watches over the work on one clip that is done inside; None for the prompts of all clips."""
-        timer = threading.Timer(self._limit_s, self._end, [clip_id])
+    def over(self, clip_id: str | None, *, clips: int = 1) -> Iterator[None]:
+        """Watches over the work on one clip, or on several at once, that is done inside; None for the prompts of all."""
+        timer = threading.Timer(self._limit_s * clips, self._end, [clip_id])
         timer.name, timer.daemon = "hang-watch", True
         timer.start()
         try:

@@ -18,8 +18,9 @@ from jobs.frames import DeviceUse
 from jobs.outcome import Failed, Rendered, ShardOutcome
 from jobs.picture import png, strip
 from jobs.quality import psnr, ssim
-from jobs.report import JobFacts, build_report, settled_s, warm_up_s
+from jobs.report import JobFacts, build_report
 from jobs.report_html import report_page
+from jobs.report_times import settled_s, warm_up_s
 from jobs.todo import Todo
 from manifests.clip import Clip
 from pab.compiled import Compiled
@@ -183,8 +184,13 @@ def _start_facts(
         "left": len(outcome.left),
         "peak_rss_bytes": max(rank.peak_rss_bytes for rank in measures),
         "peak_cuda_bytes": max(rank.peak_cuda_bytes for rank in measures),
+        "device_bytes": _device_bytes(context.ranks.node.device),
         "versions": versions(),
     }
+
+
+def _device_bytes(device: torch.device) -> int | None:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def _compiled(measures: list[Measures]) -> Json | None:

@@ -36,6 +36,7 @@ def clip_record(
         "loops": loop_facts(rendered),
         "planned": planned_counts(rendered, context.ranks.node),
         "counted": counted(rendered),
+        "batch": {"size": max(1, len(begun.company)), "clips": list(begun.company)},
         "kept_bytes_peak": denoised.kept_bytes_peak,
         "execution": {**asdict(rendered.execution), "graphs": rendered.compiled.graphs, "compile_s": compile_s},
         "seconds": {stage: round(seconds, 6) for stage, seconds in begun.stages.seconds.items()},

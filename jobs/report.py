@@ -14,6 +14,8 @@ from typing import Any
 
 from jobs.layout import job_name
 from jobs.report_broadcast import by_broadcast, distinct_plans
+from jobs.report_measured import measured_times
+from jobs.report_times import batch_size, loop_s, steps_of
 from manifests.clip import Clip
 from pab.rules import KINDS
 
@@ -62,6 +64,8 @@ def build_report(facts: JobFacts) -> Json:
         "baseline": facts.baselines[0] if facts.baselines else None,
         "baselines": list(facts.baselines),
         "throughput": _throughput(records, facts),
+        "batches": _batches(records),
+        "measured": measured_times(records, facts.starts),
         "calls": _calls(records),
         "all_to_alls": _all_to_alls(records),
         "plans": distinct_plans(records),
@@ -81,7 +85,7 @@ def reuses(record: Json) -> bool:
 
 def full_step_s(record: Json) -> float | None:
     """Returns the median seconds of the clip's steps that compute everything; None if it has none."""
-    seconds = [s for pattern, s in _steps(record) if _is_full(pattern)]
+    seconds = [s for pattern, s in steps_of(record) if _is_full(pattern)]
     return median(seconds) if seconds else None
 
 
@@ -89,43 +93,6 @@ def derived_baseline_s(record: Json) -> float | None:
     """Returns what all steps would take if each took as long as the clip's own fully computed ones."""
     step_s = full_step_s(record)
     return None if step_s is None else step_s * len(record["steps"]["seconds"])
-
-
-def warm_up_s(records: Iterable[Json]) -> float:
-    """Returns the seconds by which first times were slower than the median of later ones.
-
-    Of each step pattern, and of what denoising does around its steps. `records`: those that one process rendered, in
-    order. What came once only tells nothing.
-    """
-    seen: dict[str, list[float]] = {}
-    for record in records:
-        for pattern, seconds in _steps(record):
-            seen.setdefault(_size(record) + pattern, []).append(seconds)
-        # Libraries that load or compile at first use do it before the first step, while the text is prepared.
-        seen.setdefault("around the steps", []).append(record["seconds"]["denoise"] - _loop_s(record))
-    return sum(max(0.0, first - median(later)) for first, *later in seen.values() if later)
-
-
-def settled_s(record: Json, others: Iterable[Json]) -> float:
-    """Returns the seconds of a clip's steps with each step at the median of its pattern, over all clips of its size.
-
-    So a warm-up in the first clip of a job is not told as the time that its steps take.
-    """
-    seconds: dict[str, list[float]] = {}
-    for other in (record, *others):
-        if _size(other) == _size(record):
-            for pattern, step_s in _steps(other):
-                seconds.setdefault(pattern, []).append(step_s)
-    return sum(median(seconds[pattern]) for pattern, _ in _steps(record))
-
-
-def _steps(record: Json) -> list[tuple[str, float]]:
-    return list(zip(record["steps"]["pattern"], record["steps"]["seconds"], strict=True))
-
-
-def _size(record: Json) -> str:
-    clip = record["clip"]
-    return f"{clip['num_frames']}x{clip['height']}x{clip['width']}/{clip['guidance_scale'] == 1.0}/"
 
 
 def _is_full(pattern: str) -> bool:
@@ -138,7 +105,7 @@ def _step_seconds(records: Iterable[Json]) -> Json:
     totals: dict[str, float] = {}
     for record in records:
         own: dict[str, list[float]] = {}
-        for pattern, seconds in _steps(record):
+        for pattern, seconds in steps_of(record):
             own.setdefault(pattern, []).append(seconds)
         for pattern, of_clip in own.items():
             medians.setdefault(pattern, []).append(median(of_clip))
@@ -167,7 +134,7 @@ def _speedup(records: Sequence[Json], baselines: Sequence[Json]) -> Json:
     derivable = [(record, base) for record in broadcast if (base := derived_baseline_s(record)) is not None]
     derived = None
     if derivable:
-        without, with_broadcast = sum(base for _, base in derivable), sum(_loop_s(record) for record, _ in derivable)
+        without, with_broadcast = sum(base for _, base in derivable), sum(loop_s(record) for record, _ in derivable)
         derived = {
             "pab_factor": _rounded(without / with_broadcast),
             "clips": len(derivable),
@@ -190,10 +157,6 @@ def _speedup(records: Sequence[Json], baselines: Sequence[Json]) -> Json:
     return {"broadcast_clips": len(broadcast), "measured": measured, "derived": derived}
 
 
-def _loop_s(record: Json) -> float:
-    return float(sum(record["steps"]["seconds"]))
-
-
 def _throughput(records: Sequence[Json], facts: JobFacts) -> Json:
     busy_s = sum(record["seconds"].get(stage, 0.0) for record in records for stage in ("denoise", "decode"))
     gpu_hours = busy_s * facts.ranks_per_clip / 3600
@@ -212,6 +175,17 @@ def _throughput(records: Sequence[Json], facts: JobFacts) -> Json:
         "how": "denoise and decode of all clips on all their ranks; with loading: whole starts that ended, "
         "without the baseline; busy: denoising and decoding, of the time from the first clip's end to the last one's",
     }
+
+
+def _batches(records: Sequence[Json]) -> list[Json]:
+    """Returns, by size of batch, how many clips were rendered in such, and the seconds of denoising that each took."""
+    by_size: dict[int, list[float]] = {}
+    for record in records:
+        by_size.setdefault(batch_size(record), []).append(loop_s(record))
+    return [
+        {"size": size, "clips": len(seconds), "denoise_s_per_clip": _rounded(median(seconds))}
+        for size, seconds in sorted(by_size.items())
+    ]
 
 
 def _calls(records: Sequence[Json]) -> Json:
@@ -262,11 +236,12 @@ def _clip_row(clip: Clip, facts: JobFacts) -> Json:
         **row,
         "outcome": "rendered",
         "attempt": record["attempt"],
+        "batch": batch_size(record),
         "elapsed_s": record["elapsed_s"],
         "plan": record["plan"]["digest"],
-        "denoise_s": _rounded(_loop_s(record)),
+        "denoise_s": _rounded(loop_s(record)),
         "derived_baseline_s": None if base is None else _rounded(base),
-        "pab_factor_derived": None if base is None or not reuses(record) else _rounded(base / _loop_s(record)),
+        "pab_factor_derived": None if base is None or not reuses(record) else _rounded(base / loop_s(record)),
         "video": record["video"]["path"],
         "size_bytes": record["video"]["size_bytes"],
         "warnings": record["warnings"],

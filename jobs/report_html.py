@@ -145,7 +145,19 @@ def _times(report: Json) -> str:
     head = ("", "median", "least", "most", "sum", "clips")
     stages = [(name, *_spread(spread)) for name, spread in report["seconds_by_stage"].items()]
     steps = [(f"step {pattern}", *_spread(spread)) for pattern, spread in report["step_seconds"].items()]
-    return "<h2>Seconds</h2>" + table(head, stages + steps, numbers=range(1, 6))
+    return "<h2>Seconds</h2>" + _batches(report) + table(head, stages + steps, numbers=range(1, 6))
+
+
+def _batches(report: Json) -> str:
+    """Returns a line for reports of jobs that rendered clips together; there, a clip's seconds are its share."""
+    batches = report.get("batches", [])
+    if not any(each["size"] > 1 for each in batches):
+        return ""
+    told = "; ".join(
+        f"{each['size']} at once: {_many(each['clips'], 'clip')}, {_seconds(each['denoise_s_per_clip'])} of denoising each"
+        for each in batches
+    )
+    return f"<p>Of clips rendered together each has its share of the seconds. {escape(told)}.</p>"
 
 
 def _clips(report: Json) -> str:

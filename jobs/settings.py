@@ -41,7 +41,8 @@ class JobSettings:
     another inside the model before it gives the group up. `compile`: whether families that can be compiled are, with
     `compile_backend`. `attention`: "auto", "default" or "cudnn", `keep`: "full" or "int8", `linears`: "full" or "float8"
     (`pab.execution`). `compile_cache`: folder for compiled kernels, None for the node's own. `hang_s`: how long one clip may
-    take from its mark to its frames before it is taken to hang and the process ends itself.
+    take from its mark to its frames before it is taken to hang and the process ends itself. `batch`: how many clips that
+    differ in prompt and seed alone are rendered together; 0: as many as measured times say (`jobs.batch_size`).
     """
 
     output: str
@@ -65,6 +66,7 @@ class JobSettings:
     keep: str = "full"
     linears: str = "full"
     compile_cache: str | None = None
+    batch: int = 1
 
     def weights_of(self, model: str) -> str | None:
         """Returns what is loaded as the weights of a family; None for its own."""
@@ -73,6 +75,8 @@ class JobSettings:
     def __post_init__(self) -> None:
         if self.max_attempts < 1:
             raise ValueError(f"max_attempts={self.max_attempts}, needs 1 or more")
+        if self.batch < 0:
+            raise ValueError(f"batch={self.batch}, needs 1 or more, or 0 to let measured times decide")
         if self.hang_s <= 0:
             raise ValueError(f"hang_s={self.hang_s}, needs more than 0")
         if not 0 <= self.crf <= 51:

@@ -14,8 +14,7 @@ from pab.device_clock import DeviceClock
 from pab.family import ClipRequest, Family
 from pab.foresight import ForesightRules
 from pab.foresight_state import ForesightState
-from pab.given_frames import GivenFrames
-from pab.model import EncodedPrompt, Recordable, Scheduler, StepInput, VideoModel
+from pab.model import Beginning, EncodedPrompt, Recordable, Scheduler, StepInput, VideoModel
 from pab.parallel import NodeGroup, Traffic
 from pab.plan import BroadcastPlan, make_plan
 from pab.recorded_loop import MAX_TOKENS, LoopCounts, LoopRecorder, run_steps, shapes_of
@@ -25,6 +24,11 @@ from pab.state import COND, UNCOND, BroadcastState, ClipState
 
 class NotFiniteError(ArithmeticError):
     """The latents hold NaN or infinity after denoising; the message says how many values."""
+
+
+def not_finite_text(count: int, latents: Tensor) -> str:
+    """Returns what a NotFiniteError says."""
+    return f"{count} of {latents.numel()} latent values are NaN or infinite after denoising"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,8 @@ class Denoised:
     """What the loop leaves: whole latents [B, C, T, H, W] float32, and what was measured and counted on this rank."""
 
     latents: Tensor
+    not_finite: tuple[int, ...]
+    """Per clip, how many of its latent values are NaN or infinite."""
     plan: BroadcastPlan
     """What was computed and reused: the plan that was given, or what Foresight decided under way."""
     step_seconds: tuple[float, ...]
@@ -166,6 +172,13 @@ class LoopSteps:
         return self.scheduler.advance(latents, model_input, self.last[0], step)
 
 
+def _not_finite(latents: Tensor) -> tuple[int, ...]:
+    counts = tuple((~latents.isfinite()).flatten(1).sum(dim=1).tolist())
+    if all(counts):
+        raise NotFiniteError(not_finite_text(sum(counts), latents))
+    return counts
+
+
 def _state(plan: BroadcastPlan, group: NodeGroup, keep: str) -> ClipState:
     if isinstance(plan.rules, ForesightRules):
         return ForesightState(plan=plan, rules=plan.rules, group=group)
@@ -181,14 +194,14 @@ def denoise(
     noise: Tensor,
     plan: BroadcastPlan,
     group: NodeGroup,
-    given: GivenFrames | None = None,
+    given: Beginning | None = None,
     loop: LoopSettings = PLAIN_LOOP,
 ) -> Denoised:
-    """Renders one clip's latents. Collective over the clip's ranks.
+    """Renders one clip's latents, or those of several that differ in prompt and seed alone (`pab.together`). Collective.
 
-    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give. Nothing in the loop waits for the device,
-    but for Foresight's one decision before a step that may reuse. Raises NotFiniteError when the result is not finite (after
-    the loop, on every rank).
+    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give, or what several clips begin from. Nothing
+    in the loop waits for the device, but for Foresight's one decision before a step that may reuse. Raises NotFiniteError
+    when no clip's result is finite (after the loop, on every rank).
     """
     scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
@@ -216,11 +229,9 @@ def denoise(
     latents, counts = (run_steps if loop.recorder is None else loop.recorder.run)(work, latents, clock)
     assert not work.state.kept, f"outputs outlived their last use: {sorted(work.state.kept)}"
     latents = model.gather(latents, request, group.sp)
-    not_finite = int((~latents.isfinite()).sum())
-    if not_finite:
-        raise NotFiniteError(f"{not_finite} of {latents.numel()} latent values are NaN or infinite after denoising")
     return Denoised(
         latents=latents,
+        not_finite=_not_finite(latents),
         plan=work.state.decided,
         step_seconds=tuple(clock.seconds()),
         passes=len(mine),
@@ -232,7 +243,9 @@ def denoise(
     )
 
 
-def records_loop(request: ClipRequest, family: Family, plan: BroadcastPlan, group: NodeGroup) -> bool:
-    """Whether a clip's loop is worth recording, and can be: small, on one rank, decided before its first step."""
-    small = family.num_tokens(request.num_frames, request.height, request.width) <= MAX_TOKENS
+def records_loop(
+    request: ClipRequest, family: Family, plan: BroadcastPlan, group: NodeGroup, *, clips: int = 1
+) -> bool:
+    """Whether the loop of clips is worth recording, and can be: small, on one rank, decided before its first step."""
+    small = clips * family.num_tokens(request.num_frames, request.height, request.width) <= MAX_TOKENS
     return small and group.clip.size == 1 and not isinstance(plan.rules, ForesightRules)

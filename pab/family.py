@@ -13,6 +13,9 @@ from pab.plan import Site
 from pab.references import ReferenceRules
 from pab.rules import Rules
 
+MAX_BATCH = 8
+"""What models that take several clips at once are given at most: beyond it nothing is left to gain, and memory grows."""
+
 if TYPE_CHECKING:
     from pab.model import VideoModel
     from pab.parallel import Axis
@@ -104,6 +107,8 @@ class Family:
     precisions: tuple[str, ...] = ("bfloat16", "float32")
     keeps_blocks: bool = False
     """Whether the model hands out outputs of whole blocks, which Foresight needs."""
+    splits: bool = True
+    """Whether the model shares one pass over the ranks of mesh axis `sp`."""
     compiles: bool = False
     """Whether the transformer's blocks trace into whole graphs (`VideoModel.block_stacks`), so that jobs may compile them."""
     prefers_cudnn: bool = False
@@ -119,6 +124,8 @@ class Family:
     `pab.given_frames.TakesReferences` describes."""
     embedded_guidance: bool = False
     """Whether the transformer is told `guidance_scale` and makes one pass a step: nothing to share over mesh axis `cfg`."""
+    max_batch: int = 1
+    """Clips that its model renders in one pass at most (`pab.model.RendersTogether`)."""
     fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps, told like `timesteps`, at which nothing kept before is reused: another transformer takes over there."""
 
@@ -137,3 +144,20 @@ class CostFigures:
     fixed_step_s: float
     kind_shares: Mapping[str, float]
     decode_s_per_pixel: float
+    memory: MemoryFigures | None = None
+    """None: not known, and so no bound on meshes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryFigures:
+    """What a rank holds, for planning only. What is kept between steps is computed from the plan.
+
+    `parameters`: of the transformers and the decoder. `width`: channels of a token, and so of a kept output.
+    `widths_per_token`: what one pass holds for each token of each row, in tokens' widths. `decode_bytes_per_pixel`: of a
+    frame's pixels, in bfloat16, while frames are decoded; 0 where it is not known.
+    """
+
+    parameters: float
+    width: int
+    widths_per_token: float = 9.0
+    decode_bytes_per_pixel: float = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn import ModuleList
@@ -22,12 +22,14 @@ class EncodedPrompt:
     branches a rank runs cost memory. `warnings` are told on the clip's record, e.g. words the model does not know.
     `guided_passes`: the branches of a guided step on a rank that runs all of it: one pass over both rows,
     ("cond", "uncond") for a model that is published with a pass for each, or ("cond",) for one whose transformer is
-    told the guidance scale.
+    told the guidance scale. `texts`: what `RendersTogether.join_prompts` makes one text of several clips from; None for
+    models that render one clip at a time.
     """
 
     states: Callable[[str], object]
     warnings: tuple[str, ...] = ()
     guided_passes: tuple[str, ...] = (BOTH,)
+    texts: object = None
 
 
 class Scheduler(Protocol):
@@ -49,6 +51,17 @@ class Scheduler(Protocol):
 
     def advance(self, latents: Tensor, model_input: Tensor, prediction: Tensor, step: int) -> Tensor:
         """Returns the latents after a step, from the guided prediction."""
+
+
+class Beginning(Protocol):
+    """What clips begin from where it is not noise and the model's scheduler of one clip."""
+
+    @property
+    def scheduler(self) -> Callable[[SequenceParallel], Scheduler]:
+        """Makes the scheduler for a rank's part of the latents."""
+
+    def put_into(self, noise_BCTHW: Tensor) -> Tensor:
+        """Returns whole latents to begin with."""
 
 
 class VideoModel(Protocol):
@@ -83,6 +96,20 @@ class VideoModel(Protocol):
 
         Need not wait for the device: whoever reads the frames does.
         """
+
+
+@runtime_checkable
+class RendersTogether(Protocol):
+    """A `VideoModel` that takes several clips of one size in one pass; its family has a `max_batch` above 1."""
+
+    def join_prompts(self, prompts: Sequence[EncodedPrompt], request: ClipRequest) -> EncodedPrompt:
+        """Returns the text of several clips as one: for "both" all conditional rows, then all unconditional ones.
+
+        Texts may differ in length; each row attends to its own tokens alone. `request`: one of the clips, for their size.
+        """
+
+    def scheduler_of_several(self, requests: Sequence[ClipRequest], sp: SequenceParallel) -> Scheduler:
+        """Returns what `scheduler` returns, for the clips side by side: each gets the noise that it would get alone."""
 
 
 class UsesKernels(Protocol):

@@ -19,6 +19,7 @@ from pipeline.environment import environment_settings
 from pipeline.exits import Exit, UsageError
 from pipeline.manifest import accepted_manifest, errors_path, tell_warnings
 from pipeline.options import choose
+from pipeline.references import ReferenceReader
 from pipeline.rules import RunRules, run_rules
 from pipeline.run import versions
 from pipeline.screen import Screen
@@ -118,7 +119,10 @@ def _prompts(arguments: argparse.Namespace, settings: RenderSettings, rules: Run
         if not source.endswith(".parquet"):
             source = str(Path(folder) / f"{Path(arguments.prompts).stem}.parquet")
             build(arguments.prompts, source, errors_path=errors_path(arguments.prompts))
-        with accepted_manifest(source, rules, model=settings.model) as (accepted, path):
+        with accepted_manifest(source, rules, model=settings.model, read_references=ReferenceReader()) as (
+            accepted,
+            path,
+        ):
             tell_warnings(accepted.warnings, screen)
             clips = list(_different(path, settings.model, arguments.clips + arguments.held_out))
     needed = arguments.clips + arguments.held_out

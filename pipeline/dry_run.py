@@ -16,7 +16,7 @@ from pipeline.cost import ClipCosts
 from pipeline.machines import job_request, limit_min, open_slurm
 from pipeline.screen import Screen, counted, duration
 from pipeline.settings import RunSettings
-from pipeline.sharding import PlannedWork, on_mesh
+from pipeline.sharding import PlannedWork
 from pipeline.state import Progress
 
 
@@ -79,6 +79,8 @@ def dry_run_document(
         "jobs": len(shards),
         "jobs_over_minutes": len(work.shards.over_bound),
         "mesh": str(work.mesh),
+        "mesh_reason": work.choice.reason,
+        "meshes": [facts.to_dict() for facts in work.choice.considered],
         "longest_job_minutes": round(longest_s / 60, 2),
         "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
         "gpu_hours": round(job_s * ranks / 3600, 3),
@@ -93,7 +95,7 @@ def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> di
     document: dict[str, object] = {
         **asdict(group),
         "num_clips": work.groups[group],
-        "seconds_per_clip": round(on_mesh(costs, costs.seconds(group), group, work.mesh), 3),
+        "seconds_per_clip": round(work.times.per_clip(group, work.mesh).seconds / work.mesh.dp, 3),
         "attention_calls": sum(total for _, total in attention),
         "attention_calls_computed": sum(computed for computed, _ in attention),
         "plan": plan.digest,
@@ -131,6 +133,8 @@ def _text(
                 f"{document['planned_speedup']} x as fast as without broadcast"
             ),
             *_over_bound(document),
+            "",
+            *work.mesh_lines,
             "",
             (
                 f"plan of {counted(work.groups[group], 'clip')}: {group.model} {group.width}x{group.height}, "

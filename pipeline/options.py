@@ -78,9 +78,20 @@ OPTIONS = (
     Option(name="nodes_per_job", kind=int, default=1, metavar="N", group="machines", help="nodes of a job's group"),
     Option(name="gpus_per_node", kind=int, default=1, metavar="N", group="machines",
            help="GPUs, so ranks, on each of them; on CPUs a GPU is a process"),
-    Option(name="mesh", kind=str, default="auto", metavar="auto|dp=A,cfg=B,sp=C", group="machines",
-           help="how a job's ranks are used: dp clips at once, cfg=2 guidance branches apart, sp ranks per pass; auto "
-           "takes cfg=2 when the ranks are even and guidance is used, and sp for the rest"),
+    Option(name="mesh", kind=str, default="auto", metavar="auto|latency|dp=A,cfg=B,sp=C", group="machines",
+           help="how a job's ranks are used: dp clips at once, cfg=2 guidance branches apart, sp ranks per pass. auto takes "
+           "what gives the most clips per GPU-hour, latency what renders one clip fastest, of what fits into memory; "
+           "--dry-run shows all of them and why one was taken"),
+    Option(name="measured", kind=str, metavar="FILE", group="machines",
+           help="measured times for choosing the mesh and planning: a run's reports/run.json or a bench's JSON (default: "
+           "what earlier jobs of the same output measured, else the family's figures)"),
+    Option(name="gpu_memory", kind=int, metavar="GB", group="machines",
+           help="memory of a rank's device, 10^9 bytes each; a mesh that is expected to need more is not taken (default: "
+           "what earlier jobs of the same output had, here what the driver says, else no bound)"),
+    Option(name="batch", kind=str, default="auto", metavar="auto|N", group="machines",
+           help="how many clips of one size and plan are rendered together, where the family can (at most 8): N, or as many "
+           "as the job measures to be faster, beginning with one. On the record, not in the digest: it rounds otherwise, "
+           "no more than another kind of GPU does"),
     Option(name="job_minutes", kind=int, default=60, metavar="M", group="machines",
            help="how much work a job is given; SLURM's time limit leaves room above it"),
     Option(name="hang_seconds", kind=int, default=3600, metavar="S", group="machines",

@@ -13,6 +13,7 @@ from typing import Any
 from jobs import layout
 from jobs.bucket import Bucket
 from pipeline.exits import Exit, UsageError
+from pipeline.measured import joined_measured
 from pipeline.report_html import run_page
 from pipeline.report_index import IndexTotals, write_index
 from pipeline.report_rows import RunRows, errors_by_id, read_job_reports, told_rows
@@ -73,6 +74,7 @@ def report_document(
         "seconds": {"elapsed": round(totals.elapsed_s, 3), "denoise": round(totals.denoise_s, 3)},
         "speedup": {"measured": _measured(reports), "derived": _derived(totals)},
         "throughput": _throughput(reports),
+        "measured": joined_measured(reports),
         "all_to_alls": _summed(reports, "all_to_alls", ("planned", "counted", "without_broadcast", "bytes")),
         "calls_agree": all(report["calls"]["agree"] for report in reports),
         "jobs": [_job_row(report) for report in reports],

@@ -9,15 +9,18 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from cluster.devices import visible_gpus
+from jobs.batch_size import AUTO
 from jobs.settings import JobSettings, Mesh
 from pab.execution import Execution, execution_of
 from pab.families import FAMILIES
-from pab.family import Family
+from pab.family import MAX_BATCH, Family
 from pipeline.environment import variables
 from pipeline.exits import UsageError
 from pipeline.options import Chosen
 
 SLURM_PARALLEL_JOBS = 16
+MESH_GOALS = ("auto", "latency")
+"""Instead of a mesh: what one is chosen for (`pipeline.mesh`)."""
 HANG_OVER_PLAN = 4.0
 """A plan is an estimate: a clip is taken to hang only when it takes this many times as long, however short the limit."""
 
@@ -76,6 +79,10 @@ class MachineSettings:
     slurm: Mapping[str, str | bool]
     dashboard_host: str | None = None
     dashboard_prefix: str = ""
+    batch: int = AUTO
+    """Clips that are rendered together, or `jobs.batch_size.AUTO`."""
+    measured: str | None = None
+    gpu_memory_gb: int | None = None
 
     @property
     def ranks_per_job(self) -> int:
@@ -122,6 +129,7 @@ class RunSettings:
             keep=self.render.keep,
             linears=self.render.linears,
             compile_cache=self.render.compile_cache,
+            batch=self.machines.batch,
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
         )
 
@@ -174,6 +182,9 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
             slurm=cast(Mapping[str, str | bool], value["slurm"]),
             dashboard_host=cast(str | None, value["dashboard_host"]),
             dashboard_prefix=_prefix(cast(str | None, value["dashboard_prefix"])),
+            measured=cast(str | None, value["measured"]),
+            gpu_memory_gb=cast(int | None, value["gpu_memory"]),
+            batch=_batch(str(value["batch"]), chosen["batch"].source),
         ),
         dask=bool(value["dask"]),
     )
@@ -187,7 +198,7 @@ def _parallel_jobs(cluster: str, num_gpus: int, ranks: int) -> int:
 
 def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
     mesh, ranks = settings.machines.mesh, settings.machines.ranks_per_job
-    if mesh != "auto" and (asked := parse_mesh(mesh, chosen["mesh"].source)).num_ranks != ranks:
+    if mesh not in MESH_GOALS and (asked := parse_mesh(mesh, chosen["mesh"].source)).num_ranks != ranks:
         raise UsageError(
             f"{chosen['mesh'].source}={mesh} uses {asked.num_ranks} ranks, a job has {ranks} (--nodes-per-job "
             f"{settings.machines.nodes_per_job} x --gpus-per-node {settings.machines.gpus_per_node}); change one of them"
@@ -199,6 +210,12 @@ def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
             f"{chosen['compile'].source}=on: the blocks of family {family.name} cannot be compiled, those of {can} can; "
             "say auto or off"
         )
+    if settings.machines.batch > 1 and family is not None and family.max_batch == 1:
+        can = ", ".join(name for name, each in FAMILIES.items() if each.max_batch > 1)
+        raise UsageError(
+            f"{chosen['batch'].source}={settings.machines.batch}: family {family.name} renders one clip at a time, {can} "
+            "render several together; say auto or 1"
+        )
     if settings.render.device == "cpu" and settings.render.attention == "cudnn":
         raise UsageError(f"{chosen['attention'].source}=cudnn needs a GPU and --device is cpu; allowed: auto, default")
     for name in ("partition", "account", "qos", "slurm"):
@@ -209,25 +226,27 @@ def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
             )
 
 
+def _batch(text: str, source: str) -> int:
+    if text == "auto":
+        return AUTO
+    if not re.fullmatch(r"[1-9]\d?", text) or int(text) > MAX_BATCH:
+        raise UsageError(f"{source}={text!r}, needs auto or a number of clips from 1 to {MAX_BATCH}")
+    return int(text)
+
+
 def parse_mesh(text: str, source: str = "--mesh") -> Mesh:
     """Reads `dp=2,cfg=2,sp=4`; an axis left out is 1. Raises UsageError."""
     axes: dict[str, int] = {}
     for word in text.split(","):
         found = re.fullmatch(r"(dp|cfg|sp)=([1-9]\d*)", word.strip())
         if not found or found[1] in axes:
-            raise UsageError(f"{source}={text!r}: {word!r}, needs auto, or each of dp, cfg, sp at most once as sp=4")
+            raise UsageError(
+                f"{source}={text!r}: {word!r}, needs auto, latency, or each of dp, cfg, sp at most once as sp=4"
+            )
         axes[found[1]] = int(found[2])
     if axes.get("cfg", 1) > 2:
         raise UsageError(f"{source}={text!r}: cfg={axes['cfg']}, allowed 1 or 2 (there are two guidance branches)")
     return Mesh(**axes)
-
-
-def choose_mesh(machines: MachineSettings, *, guided: bool) -> Mesh:
-    """Returns the mesh asked for, or chooses one: cfg=2 first, which needs no all-to-all, then sp."""
-    if machines.mesh != "auto":
-        return parse_mesh(machines.mesh)
-    cfg = 2 if guided and machines.ranks_per_job % 2 == 0 else 1
-    return Mesh(cfg=cfg, sp=machines.ranks_per_job // cfg)
 
 
 def default_output(manifest: str) -> str:

@@ -27,15 +27,16 @@ from pipeline.machines import driver_host, job_request, open_cluster, work_folde
 from pipeline.manifest import accepted_manifest, tell_warnings
 from pipeline.options import choose
 from pipeline.panel import PanelDisplay
+from pipeline.planning import plan_work
 from pipeline.references import ReferenceReader, keep_references, known_references
 from pipeline.report import write_report
 from pipeline.rules import RunRules, run_rules
 from pipeline.run import Run, check_same, find_run, open_bucket, pixel_settings, start_run
 from pipeline.screen import Screen, counted
 from pipeline.settings import RunSettings, build_settings
-from pipeline.sharding import PlannedWork, WorkPlanner
+from pipeline.sharding import PlannedWork
 from pipeline.shards import create_shards
-from pipeline.state import Progress, read_progress
+from pipeline.state import read_progress
 from pipeline.summary import show_summary
 from pipeline.view import open_view
 
@@ -80,7 +81,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         if not bucket.exists(layout.MANIFEST):
             bucket.upload(path, layout.MANIFEST)
         progress = read_progress(bucket)
-        work = _plan(settings, rules, path, progress)
+        work = plan_work(settings, rules, path, progress, bucket)
+        screen.note(f"mesh: {work.choice.reason}")
         numbers = create_shards(bucket, work.shards, path)
     submission = Submission(
         settings=settings,
@@ -104,15 +106,6 @@ def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
             screen.note(f"weights of {name}: {weights.pinned}{as_before}")
 
 
-def _plan(settings: RunSettings, rules: RunRules, accepted: Path, progress: Progress) -> PlannedWork:
-    planner = WorkPlanner(
-        costs=ClipCosts(rules, settings.render.precision),
-        machines=settings.machines,
-        baseline=settings.render.baseline,
-    )
-    return planner.plan(accepted, progress.recorded | progress.not_rendered)
-
-
 def _dry_run(
     settings: RunSettings,
     rules: RunRules,
@@ -133,7 +126,7 @@ def _dry_run(
     if found:
         check_same(found, asked, bucket.url)
     progress = read_progress(bucket)
-    work = _plan(settings, rules, path, progress)
+    work = plan_work(settings, rules, path, progress, bucket)
     costs = ClipCosts(rules, settings.render.precision)
     show_dry_run(settings, work, costs, progress=progress, num_clips=accepted.num_rows, screen=screen)
     return Exit.OK

@@ -49,6 +49,7 @@ TORCH_FREE = (
     "pab/weights.py",
     "jobs/bench/factors.py",
     "jobs/bench/rows.py",
+    "jobs/batch_size.py",
     "jobs/settings.py",
     "jobs/outcome.py",
     "jobs/progress.py",
@@ -58,6 +59,9 @@ TORCH_FREE = (
     "jobs/reference_files.py",
     "jobs/render.py",
     "jobs/report.py",
+    "jobs/report_measured.py",
+    "jobs/report_times.py",
+    "pipeline/*.py",
 )
 """What planning and the command line import: torch may stand in a function there, never at the top."""
 ROOMS = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pab.checkpoint import checkpoint_digest, find_checkpoint, pin
 from pab.cogvideox.levels import trailing_timesteps
 from pab.cogvideox.weights import cogvideox_weights
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.rules import NO_BROADCAST, pyramid
 from pab.sites import cogvideox_sites
 
@@ -100,6 +100,7 @@ _COST_2B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.66, "mlp": 0.30},
     decode_s_per_pixel=5e-7,
+    memory=MemoryFigures(parameters=1.9e9, width=1920),
 )
 _COST_5B = CostFigures(
     load_s=90.0,
@@ -108,6 +109,7 @@ _COST_5B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.60, "mlp": 0.35},
     decode_s_per_pixel=5e-7,
+    memory=MemoryFigures(parameters=5.8e9, width=3072),
 )
 
 COGVIDEOX_2B_MODEL = CogVideoXModel(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.foresight import FORESIGHT_PRESETS
 from pab.plan import Site
 from pab.rectified_flow import round_to, timesteps
@@ -128,10 +128,12 @@ DEMO = Family(
         fixed_step_s=0.02,
         kind_shares={"spatial": 0.2, "temporal": 0.2, "cross": 0.2, "mlp": 0.4},
         decode_s_per_pixel=5e-6,
+        memory=MemoryFigures(parameters=7.8e6, width=192),
     ),
     load=load_demo_model,
     references=DEMO_REFERENCES,
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
     precisions=("float32", "bfloat16"),
     compiles=True,
+    max_batch=MAX_BATCH,
 )

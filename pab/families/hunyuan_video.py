@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.hunyuan_video.levels import NUM_TRAIN_TIMESTEPS, moved_timesteps
 from pab.hunyuan_video.weights import HUNYUAN_VIDEO_WEIGHTS, SKYREELS_WEIGHTS, HunyuanWeights
 from pab.rules import NO_BROADCAST, pyramid
@@ -109,6 +109,7 @@ _COST_ONE_PASS = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.88, "mlp": 0.03},
     decode_s_per_pixel=7e-7,
+    memory=MemoryFigures(parameters=13.1e9, width=3072),
 )
 _COST_TWO_PASSES = CostFigures(
     load_s=240.0,
@@ -117,6 +118,7 @@ _COST_TWO_PASSES = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.80, "mlp": 0.05},
     decode_s_per_pixel=7e-7,
+    memory=MemoryFigures(parameters=13.1e9, width=3072),
 )
 
 HUNYUAN_VIDEO_MODEL = HunyuanModel(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pab.diffusion import ddim_timesteps
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.foresight import FORESIGHT_PRESETS
 from pab.latte.weights import PARTS
 from pab.rules import NO_BROADCAST, BroadcastRules, MlpRule, pyramid
@@ -93,11 +93,13 @@ LATTE = Family(
         fixed_step_s=0.0,
         kind_shares={"spatial": 0.30, "temporal": 0.20, "cross": 0.10, "mlp": 0.36},
         decode_s_per_pixel=2e-7,
+        memory=MemoryFigures(parameters=1.1e9, width=1152),
     ),
     load=load_latte,
     weights_digest=PARTS.digest,
     pin=PARTS.pin,
     compiles=True,
+    max_batch=MAX_BATCH,
     prefers_cudnn=True,
     fused_kernels=True,
 )

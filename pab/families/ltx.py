@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pab.checkpoint import checkpoint_digest, find_checkpoint, pin
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.ltx.levels import MIN_STEPS, NUM_TRAIN_TIMESTEPS, moved_timesteps
 from pab.ltx.weights import LTX_WEIGHTS
 from pab.rules import NO_BROADCAST, pyramid
@@ -96,6 +96,7 @@ _COST = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.52, "cross": 0.09, "mlp": 0.36},
     decode_s_per_pixel=1e-7,
+    memory=MemoryFigures(parameters=2.3e9, width=2048),
 )
 
 LTX_MODEL = LtxModel(name="ltx", num_layers=28)

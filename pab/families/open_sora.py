@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pab.family import ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.foresight import FORESIGHT_PRESETS
 from pab.open_sora.clips import seen_levels
 from pab.open_sora.sizes import (
@@ -98,6 +98,9 @@ OPEN_SORA = Family(
         fixed_step_s=0.0,
         kind_shares={"spatial": 0.25, "temporal": 0.17, "cross": 0.17, "mlp": 0.36},
         decode_s_per_pixel=5.7e-8,
+        # Measured with PAB246 on an H200 (docs/performance.md): 3.4 GB beside the kept outputs. 51 frames of 480x848 decode
+        # in 4.8 GB, of 720x1280 in 9.8.
+        memory=MemoryFigures(parameters=1.2e9, width=1152, decode_bytes_per_pixel=1.1e4),
     ),
     load=load_open_sora,
     references=ReferenceRules(
@@ -112,6 +115,7 @@ OPEN_SORA = Family(
     weights_digest=digest,
     pin=PARTS.pin,
     compiles=True,
+    max_batch=MAX_BATCH,
     prefers_cudnn=True,
     fused_kernels=True,
     float8=True,

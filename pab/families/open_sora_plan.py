@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pab.diffusion import euler_ancestral_timesteps, pndm_timesteps
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.foresight import FORESIGHT_PRESETS
 from pab.open_sora_plan.weights import MT5_XXL, T5_XXL, published_parts
 from pab.rules import NO_BROADCAST, MlpRule, Rules, pyramid
@@ -53,6 +53,7 @@ _COST_V110 = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.30, "temporal": 0.20, "cross": 0.10, "mlp": 0.36},
     decode_s_per_pixel=4e-7,
+    memory=MemoryFigures(parameters=1.3e9, width=1152),
 )
 # Not measured: counted operations of 93 frames at 480x640 at half of an H200's rate. Attention grows with all tokens, the
 # figure with a frame's, so it holds for about that length.
@@ -63,6 +64,7 @@ _COST_V120 = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.70, "cross": 0.08, "mlp": 0.20},
     decode_s_per_pixel=4e-7,
+    memory=MemoryFigures(parameters=3.0e9, width=2304),
 )
 
 
@@ -142,6 +144,7 @@ def _v110(name: str, checkpoint: Checkpoint) -> Family:
         weights_digest=parts.digest,
         pin=parts.pin,
         compiles=True,
+        max_batch=MAX_BATCH,
         prefers_cudnn=True,
         fused_kernels=True,
     )
@@ -170,6 +173,7 @@ def _v120(name: str, checkpoint: Checkpoint) -> Family:
         weights_digest=parts.digest,
         pin=parts.pin,
         compiles=True,
+        max_batch=MAX_BATCH,
     )
 
 

@@ -6,11 +6,11 @@ cross attention); what they do to Wan's videos has not been measured.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pab.checkpoint import checkpoint_digest, find_checkpoint, pin
-from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest
+from pab.family import ClipDefaults, ClipLimits, ClipRequest, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.rules import NO_BROADCAST, pyramid
 from pab.sites import wan_sites
 from pab.wan.levels import shifted_timesteps
@@ -128,6 +128,7 @@ _COST_1_3B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.75, "cross": 0.06, "mlp": 0.15},
     decode_s_per_pixel=3e-7,
+    memory=MemoryFigures(parameters=1.6e9, width=1536),
 )
 _COST_14B = CostFigures(
     load_s=240.0,
@@ -136,6 +137,7 @@ _COST_14B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.74, "cross": 0.06, "mlp": 0.18},
     decode_s_per_pixel=3e-7,
+    memory=MemoryFigures(parameters=14.4e9, width=5120),
 )
 
 _COST_5B = CostFigures(
@@ -145,6 +147,7 @@ _COST_5B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.5, "cross": 0.1, "mlp": 0.35},
     decode_s_per_pixel=3e-7,
+    memory=MemoryFigures(parameters=5.0e9, width=3072),
 )
 
 WAN_MODEL = WanModel(
@@ -181,7 +184,7 @@ WAN22_A14B_MODEL = WanModel(
     width=1280,
     num_steps=40,
     guidance_scale=4.0,
-    cost=_COST_14B,
+    cost=replace(_COST_14B, memory=MemoryFigures(parameters=28.8e9, width=5120)),
     boundary=875.0,
 )
 WAN22_5B_MODEL = WanModel(

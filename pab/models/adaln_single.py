@@ -47,14 +47,21 @@ def masked_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (1 - mask.to(dtype)) * MASKED
 
 
-def cut_text(text_BLC: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Drops tokens that no row keeps. Returns the text, and a bias [B, 1, 1, L] where rows keep different tokens."""
+def cut_text(
+    text_BLC: Tensor, mask_BL: Tensor | None, *, several: bool = False
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Drops tokens that no row keeps. Returns the text, and a bias [B, 1, 1, L] where rows keep different tokens.
+
+    `several`: the rows are clips, so unless no text is padded there is a bias, also where they happen to be of one length:
+    a block without one is another graph.
+    """
     if mask_BL is None:
         return text_BLC, None
     mask_BL = mask_BL.bool().to(text_BLC.device)
+    masked = several and not mask_BL.all()
     used = mask_BL.any(dim=0)
     text_BLC, mask_BL = text_BLC[:, used], mask_BL[:, used]
-    if mask_BL.all():
+    if mask_BL.all() and not masked:
         return text_BLC, None
     return text_BLC, any_length(masked_bias(mask_BL, text_BLC.dtype)[:, None, None], 3)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, Scheduler, StepInput, UsesKernels
-from pab.models.video import LatentCodec, TextStates, encode_pairs, guided_prompt
+from pab.models.video import LatentCodec, TextStates, encode_pairs, guided_prompt, join_prompts
 from pab.open_sora.prompts import clean
 from pab.parallel import NodeGroup, SequenceParallel
 from pab.state import BOTH, Visit
@@ -29,8 +29,10 @@ class NoiseTransformer(Protocol):
     def latent_split(self, size: Size, ranks: int) -> tuple[int, int]:
         """Returns the dim of the latents that is split over ranks, and what its parts are multiples of."""
 
-    def prepare(self, text_BLC: Tensor, *, size: Size, text_mask_BL: Tensor | None = None) -> Any:
-        """Returns what does not depend on the step."""
+    def prepare(
+        self, text_BLC: Tensor, *, size: Size, text_mask_BL: Tensor | None = None, several: bool = False
+    ) -> Any:  # fmt: skip
+        """Returns what does not depend on the step. `several`: the rows are clips."""
 
     def denoise(
         self, x_BCTHW: Tensor, timestep: float, conditions: Any, *, visit: Visit, sp: SequenceParallel
@@ -41,22 +43,25 @@ class NoiseTransformer(Protocol):
 class StepNoise:
     """Fresh noise for every step, for samplers that add some: this rank's part of the whole latents' noise.
 
-    Drawn on the CPU from the clip's own seed, behind the initial noise, so it is the same on any number of ranks. Steps
-    are asked for in order, once each.
+    Drawn on the CPU from each clip's own seed, behind its initial noise, so it is the same on any number of ranks and in
+    any company. Steps are asked for in order, once each.
     """
 
-    def __init__(self, seed: int, shape: Sequence[int], place: Callable[[Tensor], Tensor]) -> None:
-        self._generator = torch.Generator().manual_seed(seed)
+    def __init__(self, seeds: Sequence[int], shape: Sequence[int], place: Callable[[Tensor], Tensor]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._shape = (1, *shape)
         self._place = place
         self._next = 0
-        torch.randn(self._shape, generator=self._generator)  # the initial noise, drawn by `initial_noise`
+        self._draw()  # the initial noise, drawn by `initial_noise`
 
     def __call__(self, step: int) -> Tensor:
         """Returns the step's noise, on the model's device."""
         assert step == self._next, f"noise of step {step} asked for, step {self._next} is next"
         self._next += 1
-        return self._place(torch.randn(self._shape, generator=self._generator))
+        return self._place(self._draw())
+
+    def _draw(self) -> Tensor:
+        return torch.cat([torch.randn(self._shape, generator=generator) for generator in self._generators])
 
 
 def clean_texts(request: ClipRequest) -> ClipRequest:
@@ -101,10 +106,16 @@ class NoiseVideo:
         assert uncond is not None, "the empty text stands for an absent negative prompt"
         if self.negative_cut_by_prompt:
             uncond = TextStates(y_BLC=uncond.y_BLC, mask_BL=cond.mask_BL, warnings=uncond.warnings)
-        size = self._size(request)
-        return guided_prompt(
-            cond, uncond, lambda text: self.transformer.prepare(text.y_BLC, size=size, text_mask_BL=text.mask_BL)
-        )
+        return guided_prompt(cond, uncond, self._prepare(self._size(request)))
+
+    def _prepare(self, size: Size, *, several: bool = False) -> Callable[[TextStates], object]:
+        return lambda text: self.transformer.prepare(
+            text.y_BLC, size=size, text_mask_BL=text.mask_BL, several=several
+        )  # fmt: skip
+
+    def join_prompts(self, prompts: Sequence[EncodedPrompt], request: ClipRequest) -> EncodedPrompt:
+        """Returns the text of several clips of one size as one."""
+        return join_prompts(prompts, self._prepare(self._size(request), several=True))
 
     def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
         """Returns (C, T, H, W) of the clip's latents."""
@@ -116,9 +127,12 @@ class NoiseVideo:
 
     def scheduler(self, request: ClipRequest, sp: SequenceParallel) -> Scheduler:
         """Returns the clip's sampler."""
-        return self.sampler(
-            request, StepNoise(request.seed, self.latent_shape(request), lambda noise: self._to_device(noise, sp))
-        )
+        return self.scheduler_of_several([request], sp)
+
+    def scheduler_of_several(self, requests: Sequence[ClipRequest], sp: SequenceParallel) -> Scheduler:
+        """Returns the sampler of clips side by side."""
+        seeds, shape = [request.seed for request in requests], self.latent_shape(requests[0])
+        return self.sampler(requests[0], StepNoise(seeds, shape, lambda noise: self._to_device(noise, sp)))
 
     def _to_device(self, noise: Tensor, sp: SequenceParallel) -> Tensor:
         noise = self.split(noise, sp)

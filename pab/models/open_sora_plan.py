@@ -217,14 +217,15 @@ class OpenSoraPlan(nn.Module):
         size: tuple[int, int, int],
         text_mask_BL: Tensor | None = None,
         latent_mask_BTHW: Tensor | None = None,
+        several: bool = False,
     ) -> Conditions:
         """Makes what does not depend on the step.
 
         `size`: latent frames, height and width of the whole clip. Masks are 1 for what counts; text tokens that no row
-        keeps are dropped.
+        keeps are dropped. `several`: the rows are clips (`cut_text`).
         """
         weight, config, grid = self.proj_out.weight, self.config, self.grid(size)
-        text_BLC, text_bias = cut_text(text_BLC.to(weight), text_mask_BL)
+        text_BLC, text_bias = cut_text(text_BLC.to(weight), text_mask_BL, several=several)
         text_BLD = self.caption_projection(text_BLC)
         mask_BTHW = None
         if latent_mask_BTHW is not None and not latent_mask_BTHW.bool().all():

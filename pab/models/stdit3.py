@@ -338,19 +338,21 @@ class STDiT3(nn.Module):
         """The broadcast sites in running order."""
         return stdit3_sites(self.config.depth)
 
-    def prepare_text(self, y_BLC: Tensor, mask_nL: Tensor | None = None) -> Text:
+    def prepare_text(self, y_BLC: Tensor, mask_nL: Tensor | None = None, *, several: bool = False) -> Text:
         """Projects text states [B, L, caption_channels] and makes every block's keys and values.
 
         `mask_nL`: 1 for tokens that count (holes allowed); its n rows are tiled over the B rows, so row i serves rows i,
-        n+i, ... Tokens that no row keeps are dropped.
+        n+i, ... Tokens that no row keeps are dropped. `several`: the rows are clips, so unless no text is padded there is a
+        mask, also where they happen to be of one length: a block without one is another graph.
         """
         text_BLD = self.y_embedder(y_BLC.to(self.final_layer.linear.weight))
         mask_B11L = None
         if mask_nL is not None:
             mask_nL = (mask_nL == 1).to(text_BLD.device)
+            masked = several and not mask_nL.all()
             used = mask_nL.any(dim=0)
             text_BLD, mask_nL = text_BLD[:, used], mask_nL[:, used]
-            if not mask_nL.all():
+            if masked or not mask_nL.all():
                 mask_B11L = mask_nL.repeat(text_BLD.shape[0] // mask_nL.shape[0], 1)[:, None, None]
         keys_values = (block.cross_attn.keys_values(text_BLD) for block in self.blocks)
         return Text(

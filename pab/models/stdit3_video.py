@@ -15,7 +15,7 @@ from pab.kernels.choice import fastest
 from pab.model import EncodedPrompt, StepInput
 from pab.models.noise_video import StepNoise
 from pab.models.stdit3 import ClipShape, STDiT3, Text
-from pab.models.video import LatentCodec, ReferenceCodec, TextStates, encode_pairs, guided_prompt
+from pab.models.video import LatentCodec, ReferenceCodec, TextStates, encode_pairs, guided_prompt, join_prompts
 from pab.open_sora.frame_masks import FrameMask
 from pab.parallel import NodeGroup, SequenceParallel
 from pab.rectified_flow import RectifiedFlow
@@ -73,6 +73,12 @@ class STDiT3Video:
     def _prepare_text(self, text: TextStates) -> object:
         return self.transformer.prepare_text(text.y_BLC, text.mask_BL)
 
+    def join_prompts(self, prompts: Sequence[EncodedPrompt], request: ClipRequest) -> EncodedPrompt:
+        """Returns the text of several clips as one."""
+        return join_prompts(
+            prompts, lambda text: self.transformer.prepare_text(text.y_BLC, text.mask_BL, several=True)
+        )  # fmt: skip
+
     def _null(self, cond: TextStates) -> TextStates:
         # The published model cuts the null text by the prompt's own mask.
         null = self.transformer.y_embedder.y_embedding[None].to(cond.y_BLC)
@@ -85,6 +91,10 @@ class STDiT3Video:
     def scheduler(self, request: ClipRequest, sp: SequenceParallel) -> RectifiedFlow:
         """Returns rectified flow over the clip's noise levels."""
         return RectifiedFlow(timesteps=self.timesteps(request))
+
+    def scheduler_of_several(self, requests: Sequence[ClipRequest], sp: SequenceParallel) -> RectifiedFlow:
+        """Returns the flow of any of them: it draws no noise."""
+        return self.scheduler(requests[0], sp)
 
     @torch.inference_mode()
     def encode_references(
@@ -144,7 +154,7 @@ class STDiT3Video:
             return replace(
                 self.scheduler(request, sp), frame_mask_BT=frames_BT, noise=lambda _: levels_BT.new_zeros(())
             )
-        noise = StepNoise(request.seed, self.latent_shape(request), lambda noise: self.split(noise, sp).to(device))
+        noise = StepNoise([request.seed], self.latent_shape(request), lambda noise: self.split(noise, sp).to(device))
         return replace(self.scheduler(request, sp), frame_mask_BT=frames_BT, noise=noise)
 
     def split(self, latents: Tensor, sp: SequenceParallel) -> Tensor:

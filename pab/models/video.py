@@ -38,7 +38,8 @@ class TextStates:
         )
 
 
-def _joined(rows: Sequence[TextStates]) -> TextStates:
+def joined(rows: Sequence[TextStates]) -> TextStates:
+    """Returns the states of all rows below each other."""
     pooled = [row.pooled_BD for row in rows if row.pooled_BD is not None]
     return TextStates(
         y_BLC=torch.cat([row.y_BLC for row in rows]),
@@ -89,6 +90,22 @@ def encode_pairs(
     return [(rows[prompt], None if negative is None else rows[negative]) for prompt, negative in pairs]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuidedTexts:
+    """What a guided prompt was made from, kept so that those of several clips can be joined."""
+
+    cond: TextStates
+    uncond: TextStates
+
+
+def join_prompts(prompts: Sequence[EncodedPrompt], prepare: Callable[[TextStates], object]) -> EncodedPrompt:
+    """Returns the prompts of several clips as one whose states `prepare` makes."""
+    pairs = [prompt.texts for prompt in prompts]
+    assert all(isinstance(pair, GuidedTexts) for pair in pairs), "prompts come from this model's encode_prompts"
+    texts = [pair for pair in pairs if isinstance(pair, GuidedTexts)]
+    return guided_prompt(joined([pair.cond for pair in texts]), joined([pair.uncond for pair in texts]), prepare)
+
+
 def guided_prompt(
     cond: TextStates, uncond: TextStates | None, prepare: Callable[[TextStates], object]
 ) -> EncodedPrompt:
@@ -100,7 +117,11 @@ def guided_prompt(
 
     @torch.inference_mode()
     def states(branch: str) -> object:
-        return prepare(_joined(rows[branch]))
+        return prepare(joined(rows[branch]))
 
     warned = () if uncond is None else tuple(f"negative prompt: {warning}" for warning in uncond.warnings[0])
-    return EncodedPrompt(states=states, warnings=cond.warnings[0] + warned)
+    return EncodedPrompt(
+        states=states,
+        warnings=cond.warnings[0] + warned,
+        texts=None if uncond is None else GuidedTexts(cond=cond, uncond=uncond),
+    )

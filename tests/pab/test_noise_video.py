@@ -179,7 +179,7 @@ def test_step_noise_follows_the_initial_noise_of_the_seed():
     request, shape = clip(seed=3), (4, 5, 6, 10)
     stream = torch.Generator().manual_seed(3)
     drawn = [torch.randn(1, *shape, generator=stream) for _ in range(3)]
-    noise = StepNoise(3, shape, lambda whole: whole)
+    noise = StepNoise([3], shape, lambda whole: whole)
     assert torch.equal(initial_noise(request, shape), drawn[0])
     assert torch.equal(noise(0), drawn[1])
     assert torch.equal(noise(1), drawn[2])

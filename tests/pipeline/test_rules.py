@@ -11,11 +11,11 @@ from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.families.demo import DEMO
 from pab.family import Family
+from pipeline.clip_times import CFG_EFFICIENCY, ClipTimes
 from pipeline.cost import ClipCosts
 from pipeline.exits import UsageError
 from pipeline.rules import run_rules
 from pipeline.settings import RenderSettings
-from pipeline.sharding import on_mesh
 
 RENDER = RenderSettings(model="demo", weights=None, broadcast=None, precision="float32", device="cpu", baseline=True)
 
@@ -176,4 +176,5 @@ def test_a_family_that_is_told_its_guidance_costs_one_pass_and_shares_none() -> 
     assert one.seconds(kind) == one.seconds(replace(kind, guided=False)) == two.seconds(kind)
     assert (one.two_branches(kind), two.two_branches(kind)) == (False, True)
     mesh = Mesh(dp=2, cfg=2)
-    assert on_mesh(one, 8.0, kind, mesh) == 2 * on_mesh(two, 8.0, kind, mesh) == 4.0
+    assert ClipTimes(one).per_clip(kind, mesh).seconds == one.seconds(kind)
+    assert ClipTimes(two).per_clip(kind, mesh).seconds == pytest.approx(two.seconds(kind) / (2 * CFG_EFFICIENCY))

@@ -12,7 +12,7 @@ from pipeline.exits import UsageError
 from pipeline.machines import LOOPBACK, driver_host
 from pipeline.options import OPTIONS, choose
 from pipeline.parser import build_parser
-from pipeline.settings import build_settings, choose_mesh, parse_mesh
+from pipeline.settings import build_settings, parse_mesh
 
 
 def settings_of(*flags: str, environment: dict[str, str] | None = None, config: Path | None = None):
@@ -85,7 +85,16 @@ def test_every_setting_is_a_flag_a_variable_and_a_key() -> None:
         (("--slurm", "mem="), {}, "", r"--slurm: 'mem=' is not KEY=VALUE"),
         (("--cluster", "local", "--qos", "high"), {}, "", r"--qos is SLURM's and the jobs run on this machine"),
         (("--mesh", "sp=4"), {}, "", r"--mesh=sp=4 uses 4 ranks, a job has 1 .*change one of them"),
-        (("--mesh", "sp=0"), {}, "", r"--mesh='sp=0': 'sp=0', needs auto, or each of dp, cfg, sp"),
+        (("--batch", "0"), {}, "", r"--batch='0', needs auto or a number of clips from 1 to 8"),
+        (("--batch", "9"), {}, "", r"--batch='9', needs auto or a number"),
+        (
+            ("--batch", "2", "--model", "wan"),
+            {},
+            "",
+            r"--batch=2: family wan renders one clip at a time, demo, .*say auto or 1",
+        ),
+        (("--gpu-memory", "much"), {}, "", r"--gpu-memory='much', needs a whole number of 1 or more"),
+        (("--mesh", "sp=0"), {}, "", r"--mesh='sp=0': 'sp=0', needs auto, latency, or each of dp, cfg, sp"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_the_name_of_its_place(
@@ -124,17 +133,6 @@ def test_output_defaults_to_the_manifest_name_and_is_found_from_any_folder() -> 
 def test_dask_listens_on_loopback_for_local_jobs_and_where_the_user_says() -> None:
     assert driver_host(settings_of("--cluster", "local").machines) == LOOPBACK
     assert driver_host(settings_of("--cluster", "slurm", "--dashboard-host", "10.0.0.7").machines) == "10.0.0.7"
-
-
-def test_auto_mesh_takes_guidance_first_then_sequence() -> None:
-    def mesh(*flags: str, guided: bool) -> Mesh:
-        return choose_mesh(settings_of("--cluster", "local", *flags).machines, guided=guided)
-
-    assert mesh("--gpus-per-node", "4", guided=True) == Mesh(cfg=2, sp=2)
-    assert mesh("--gpus-per-node", "4", guided=False) == Mesh(sp=4)
-    assert mesh("--gpus-per-node", "3", guided=True) == Mesh(sp=3)
-    assert mesh("--nodes-per-job", "2", guided=True) == Mesh(cfg=2)
-    assert mesh("--gpus-per-node", "4", "--mesh", "dp=2,sp=2", guided=True) == Mesh(dp=2, sp=2)
 
 
 def test_mesh_refuses_a_third_guidance_branch() -> None:

@@ -117,6 +117,26 @@ def test_wrong_usage_ends_with_2(command: Command, manifest: Manifest, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_clips_are_rendered_together_and_what_they_took_plans_the_next_run(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    url, output = manifest(3), tmp_path / "out"
+    code, _ = command.submit(url, output, "--batch", "2")
+    assert code == 0
+    assert sorted(record["batch"]["size"] for record in records(output).values()) == [1, 2, 2]
+    report = json.loads((output / "reports/run.json").read_text())
+    assert [(entry["batch"], entry["clips"]) for entry in report["measured"]] == [(2, 2), (1, 1)]
+    least = min(entry["seconds_per_clip"] for entry in report["measured"])
+    flags = ("--measured", str(output / "reports/run.json"), "--dry-run", "--gpus-per-node", "2")
+    code, document = command.submit(url, tmp_path / "next", *flags)
+    told = {facts["mesh"]: facts for facts in document["meshes"]}
+    assert told["dp=2,cfg=1,sp=1"]["times"] == "measured"
+    assert told["dp=1,cfg=2,sp=1"]["times"] == "scaled from measured"
+    # Three clips on two ranks: one of them stands idle for the time of one clip.
+    assert abs(told["dp=2,cfg=1,sp=1"]["clips_per_gpu_hour"] - 3 * 3600 / (4 * least)) < 1
+    assert document["mesh_reason"].startswith(f"{document['mesh']} gives the most clips per GPU-hour")
+
+
 def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest: Manifest, tmp_path: Path) -> None:
     flags = ("--dry-run", "--gpus-per-node", "4", "--mesh", "cfg=2,sp=2")
     url = manifest(num_steps=[30, 30, 30])
@@ -127,8 +147,12 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest:
     assert 0 < group["attention_calls_computed"] < group["attention_calls"]
     assert 0 < group["all_to_alls"] < group["all_to_alls_without_broadcast"]
     assert document["planned_speedup"] > 1
+    assert document["mesh_reason"] == "dp=1,cfg=2,sp=2 was asked for with --mesh"
+    assert [facts["mesh"] for facts in document["meshes"] if facts["picked"]] == [document["mesh"]]
+    assert len(document["meshes"]) == 5
     text = command.run(*command.submit_words(url, tmp_path / "out", *flags)).stdout
     assert "nothing was started or written" in text
+    assert "* dp=1,cfg=2,sp=2" in text
     assert "C compute, S compute and keep, B reuse" in text
     assert not (tmp_path / "out").exists()
     assert list(command.folder.iterdir()) == []
