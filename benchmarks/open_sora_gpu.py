@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import kernels_gpu
 from pab.compiled import compile_blocks, executing, graphs_compiled
-from pab.denoise import Denoised, denoise, initial_noise
+from pab.denoise import Denoised, LoopSettings, denoise, initial_noise
 from pab.execution import Execution
 from pab.family import ClipRequest
 from pab.kernels.choice import MEASURED_FASTER, PLAIN
@@ -100,7 +100,7 @@ def render(
         noise=initial_noise(request, model.latent_shape(request)),
         plan=make_plan(rules, levels, stdit3_sites(model.transformer.config.depth)),
         group=group,
-        keep=keep,
+        loop=LoopSettings(keep=keep),
     )
 
 

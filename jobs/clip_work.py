@@ -19,15 +19,16 @@ from jobs.references import ClipReferences
 from jobs.settings import JobSettings
 from manifests.clip import Clip
 from pab.compiled import Compiled, Graphs, compile_blocks
-from pab.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.denoise import Denoised, LoopSettings, denoise, initial_noise, plan_for, records_loop
 from pab.device_clock import DeviceClock
 from pab.execution import Execution, execution_of
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.given_frames import EncodedReference, GivenFrames, TakesReferences
-from pab.model import EncodedPrompt, UsesKernels, VideoModel
+from pab.model import EncodedPrompt, UsesFloat8, UsesKernels, VideoModel
 from pab.open_sora.frame_masks import FrameMask
 from pab.parallel import Axis, NodeGroup
 from pab.plan import NO_BROADCAST, BroadcastPlan, Rules, rules_from_dict
+from pab.recorded_loop import LoopRecorder
 
 
 @dataclass(slots=True)
@@ -69,7 +70,8 @@ class Begun:
 class LoadedFamily:
     """A family whose weights are on this rank's device, and by clip key the prompts that are encoded so far, one per loop.
 
-    `graphs` counts what was compiled since it was loaded; None where blocks run eagerly.
+    `graphs` counts what was compiled since it was loaded; None where blocks run eagerly. `recorder` replays the loops of
+    small clips; None where they are not recorded.
     """
 
     family: Family
@@ -77,6 +79,7 @@ class LoadedFamily:
     load_s: float
     execution: Execution
     graphs: Graphs | None = None
+    recorder: LoopRecorder | None = None
     prompts: dict[str, tuple[EncodedPrompt, ...]] = field(default_factory=dict)
 
 
@@ -156,6 +159,7 @@ def load_family(
         device=settings.device,
         precision=settings.precision,
         keep=settings.keep,
+        linears=settings.linears,
     )
     request = LoadRequest(
         weights=settings.weights_of(family.name),
@@ -166,6 +170,8 @@ def load_family(
     model = family.load(request)
     if execution.kernels:
         cast(UsesKernels, model).use_kernels()  # its family says that it can
+    if execution.linears == "float8":
+        cast(UsesFloat8, model).use_float8()
     if execution.compiled:
         compile_blocks(model.block_stacks, backend=settings.compile_backend)
     return LoadedFamily(
@@ -174,6 +180,7 @@ def load_family(
         load_s=time.perf_counter() - start,
         execution=execution,
         graphs=Graphs() if execution.compiled else None,
+        recorder=LoopRecorder() if execution.records else None,
     )
 
 
@@ -265,8 +272,8 @@ class _Rendering:
     def frames(self, plan: BroadcastPlan, group: NodeGroup, stages: Stages) -> ClipFrames:
         """Renders all loops and joins their frames. Collective."""
         graphs = self.loaded.graphs
-        if graphs is not None:
-            graphs.make_room()
+        if graphs is not None and graphs.make_room() and self.loaded.recorder is not None:
+            self.loaded.recorder.forget()
         before = graphs.so_far() if graphs else Compiled()
         loops: list[Denoised] = []
         for loop in range(len(self.requests)):
@@ -306,6 +313,8 @@ class _Rendering:
         self, loop: int, plan: BroadcastPlan, group: NodeGroup, stages: Stages, given: GivenFrames | None
     ) -> Denoised:
         request, model = self.requests[loop], self.loaded.model
+        records = given is None and records_loop(request, self.loaded.family, plan, group)
+        recorder = self.loaded.recorder if records else None
         with stages.time("denoise"):
             noise = initial_noise(request, model.latent_shape(request))
         with stages.time("wait"):
@@ -321,7 +330,7 @@ class _Rendering:
                 plan=plan,
                 group=group,
                 given=given,
-                keep=self.loaded.execution.keep,
+                loop=LoopSettings(keep=self.loaded.execution.keep, recorder=recorder),
             )
 
     def _decode(self, loops: Sequence[Denoised], group: NodeGroup) -> Tensor:

@@ -67,3 +67,20 @@ def _frame_ssim(a: Tensor, b: Tensor) -> float:
     covariance = mean(a * b) - mean_a * mean_b
     similar = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
     return float((similar / ((mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2))).mean())
+
+
+def latents_alike(reference_CTHW: Tensor, other_CTHW: Tensor) -> tuple[float, float]:
+    """Returns PSNR in dB (infinity for equal ones) and SSIM of latents, with the reference's range for a picture's 0..255.
+
+    SSIM is averaged over channels and frames. Raises ValueError when the shapes differ.
+    """
+    if reference_CTHW.shape != other_CTHW.shape or reference_CTHW.dim() != 4:
+        raise ValueError(f"latents {tuple(reference_CTHW.shape)} and {tuple(other_CTHW.shape)}, need one [C, T, H, W]")
+    a, b = reference_CTHW.double(), other_CTHW.double()
+    least, most = float(a.min()), float(a.max())
+    scale = _PEAK / max(most - least, 1e-30)
+    a, b = (a - least) * scale, (b - least) * scale
+    error = float((a - b).square().mean())
+    pictures = zip(a.flatten(0, 1)[:, None, None], b.flatten(0, 1)[:, None, None], strict=True)
+    similar = [_frame_ssim(one, two) for one, two in pictures]
+    return math.inf if error == 0 else 10 * math.log10(_PEAK**2 / error), sum(similar) / len(similar)

@@ -39,7 +39,7 @@ class JobSettings:
     that is away. `pinned_weights`: by family, what `submit` found its weights to mean, on the hub a certain commit; it is
     what jobs load. `crf`: quality of the H.264 video, 0 (lossless) to 51. `collective_timeout_s`: how long a rank waits for
     another inside the model before it gives the group up. `compile`: whether families that can be compiled are, with
-    `compile_backend`. `attention`: "auto", "default" or "cudnn", `keep`: "full" or "int8"
+    `compile_backend`. `attention`: "auto", "default" or "cudnn", `keep`: "full" or "int8", `linears`: "full" or "float8"
     (`pab.execution`). `compile_cache`: folder for compiled kernels, None for the node's own. `hang_s`: how long one clip may
     take from its mark to its frames before it is taken to hang and the process ends itself.
     """
@@ -63,6 +63,7 @@ class JobSettings:
     compile_backend: str = "inductor"
     attention: str = "auto"
     keep: str = "full"
+    linears: str = "full"
     compile_cache: str | None = None
 
     def weights_of(self, model: str) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,14 +15,30 @@ from pab.family import ClipRequest, Family
 from pab.foresight import ForesightRules
 from pab.foresight_state import ForesightState
 from pab.given_frames import GivenFrames
-from pab.model import EncodedPrompt, StepInput, VideoModel
+from pab.model import EncodedPrompt, Recordable, Scheduler, StepInput, VideoModel
 from pab.parallel import NodeGroup, Traffic
 from pab.plan import BroadcastPlan, Rules, make_plan
+from pab.recorded_loop import MAX_TOKENS, LoopCounts, LoopRecorder, run_steps, shapes_of
 from pab.state import COND, UNCOND, BroadcastState, ClipState
 
 
 class NotFiniteError(ArithmeticError):
     """The latents hold NaN or infinity after denoising; the message says how many values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSettings:
+    """How a loop is run. `keep`: how outputs wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`).
+
+    `recorder`: records and replays the loop, of a clip of which `records_loop` is true and a model that is a
+    `pab.model.Recordable`.
+    """
+
+    keep: str = "full"
+    recorder: LoopRecorder | None = None
+
+
+PLAIN_LOOP = LoopSettings()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +103,63 @@ def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) ->
     return uncond + guidance_scale * (cond - uncond)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSteps:
+    """The work of one clip's loop, step by step, and what it keeps between steps."""
+
+    model: VideoModel
+    request: ClipRequest
+    scheduler: Scheduler
+    plan: BroadcastPlan
+    group: NodeGroup
+    texts: Mapping[str, object]
+    state: ClipState
+    guidance_scale: float
+    keep: str
+    peak: list[int] = field(default_factory=lambda: [0])
+    """The most memory that kept outputs have held so far."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the loop."""
+        return self.plan.num_steps
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """All but noise and texts: the clip without its prompts and seed, its plan, the shapes of its texts."""
+        alike = replace(self.request, prompt="", negative_prompt=None, seed=0)
+        return alike, self.plan.digest, self.guidance_scale, self.keep, *self.texts, *shapes_of(self.texts)
+
+    @property
+    def counts(self) -> LoopCounts:
+        """What the steps that ran have computed and kept."""
+        return LoopCounts(
+            computed=Counter(self.state.computed), reused=Counter(self.state.reused), kept_bytes_peak=self.peak[0]
+        )
+
+    def with_texts(self, texts: Mapping[str, object]) -> LoopSteps:
+        """Returns the same work over other texts, with nothing kept yet."""
+        return replace(self, texts=texts, state=_state(self.plan, self.group, self.keep), peak=[0])
+
+    def run(self, latents: Tensor, step: int) -> Tensor:
+        """Returns the latents after a step: a pass for every branch of this rank, guidance, the scheduler's update."""
+        self.state.begin(step)
+        model_input = self.scheduler.model_input(latents, step)
+        step_input = StepInput(
+            request=self.request,
+            step=step,
+            timestep=self.plan.timesteps[step],
+            active_frames=self.scheduler.active_frames(step),
+        )
+        outputs = [
+            self.model.predict(model_input, step_input, text, self.state.visit(step, branch), self.group)
+            for branch, text in self.texts.items()
+        ]
+        self.peak[0] = max(self.peak[0], self.state.kept_bytes)
+        prediction = guide(outputs, self.guidance_scale, self.group)
+        return self.scheduler.advance(latents, model_input, prediction, step)
+
+
 def _state(plan: BroadcastPlan, group: NodeGroup, keep: str) -> ClipState:
     if isinstance(plan.rules, ForesightRules):
         return ForesightState(plan=plan, rules=plan.rules, group=group)
@@ -101,53 +176,57 @@ def denoise(
     plan: BroadcastPlan,
     group: NodeGroup,
     given: GivenFrames | None = None,
-    keep: str = "full",
+    loop: LoopSettings = PLAIN_LOOP,
 ) -> Denoised:
     """Renders one clip's latents. Collective over the clip's ranks.
 
-    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give. `keep`: how outputs
-    wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`). Nothing in the loop waits for the device,
-    but for Foresight's one decision before a step that may reuse. Raises NotFiniteError when the result is not finite
-    (after the loop, on every rank).
+    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give. Nothing in the loop waits for the device,
+    but for Foresight's one decision before a step that may reuse. Raises NotFiniteError when the result is not finite (after
+    the loop, on every rank).
     """
     scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
     mine = branches(request, prompt, group)
-    guidance_scale = branch_guidance(request, prompt)
     texts = {branch: prompt.states(branch) for branch in mine}
-    state = _state(plan, group, keep)
+    if loop.recorder is not None:
+        assert group.clip.size == 1, "ranks that share a clip are not recorded"
+        texts = {branch: cast(Recordable, model).same_length(text) for branch, text in texts.items()}
+    work = LoopSteps(
+        model=model,
+        request=request,
+        scheduler=scheduler,
+        plan=plan,
+        group=group,
+        texts=texts,
+        state=_state(plan, group, loop.keep),
+        guidance_scale=branch_guidance(request, prompt),
+        keep=loop.keep,
+    )
     before = group.sp.axis.traffic.snapshot()
     clock = DeviceClock(group.device)
-    kept_bytes_peak = 0
     latents = noise.to(group.device) * scheduler.init_noise_sigma
     latents = model.split(latents if given is None else given.put_into(latents), group.sp)
     clock.mark()
-    for step in range(plan.num_steps):
-        state.begin(step)
-        model_input = scheduler.model_input(latents, step)
-        step_input = StepInput(
-            request=request, step=step, timestep=plan.timesteps[step], active_frames=scheduler.active_frames(step)
-        )
-        outputs = [
-            model.predict(model_input, step_input, texts[branch], state.visit(step, branch), group) for branch in mine
-        ]
-        prediction = guide(outputs, guidance_scale, group)
-        latents = scheduler.advance(latents, model_input, prediction, step)
-        kept_bytes_peak = max(kept_bytes_peak, state.kept_bytes)
-        clock.mark()
-    assert not state.kept, f"outputs outlived their last use: {sorted(state.kept)}"
+    latents, counts = (run_steps if loop.recorder is None else loop.recorder.run)(work, latents, clock)
+    assert not work.state.kept, f"outputs outlived their last use: {sorted(work.state.kept)}"
     latents = model.gather(latents, request, group.sp)
     not_finite = int((~latents.isfinite()).sum())
     if not_finite:
         raise NotFiniteError(f"{not_finite} of {latents.numel()} latent values are NaN or infinite after denoising")
     return Denoised(
         latents=latents,
-        plan=state.decided,
+        plan=work.state.decided,
         step_seconds=tuple(clock.seconds()),
         passes=len(mine),
-        computed=dict(state.computed),
-        reused=dict(state.reused),
+        computed=dict(counts.computed),
+        reused=dict(counts.reused),
         traffic=group.sp.axis.traffic.since(before),
-        kept_bytes_peak=kept_bytes_peak,
+        kept_bytes_peak=counts.kept_bytes_peak,
         clock=clock,
     )
+
+
+def records_loop(request: ClipRequest, family: Family, plan: BroadcastPlan, group: NodeGroup) -> bool:
+    """Whether a clip's loop is worth recording, and can be: small, on one rank, decided before its first step."""
+    small = family.num_tokens(request.num_frames, request.height, request.width) <= MAX_TOKENS
+    return small and group.clip.size == 1 and not isinstance(plan.rules, ForesightRules)

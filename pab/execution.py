@@ -12,6 +12,7 @@ from pab.family import Family
 
 ATTENTION_CHOICES = ("auto", "default", "cudnn")
 KEEP_CHOICES = ("full", "int8")
+LINEARS_CHOICES = ("full", "float8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +20,17 @@ class Execution:
     """`compiled`: every block is a compiled graph per step pattern. `attention`: "default" (torch's choice) or "cudnn".
 
     `kernels`: fused operations where they were measured to be faster (`pab.kernels.choice.fastest`). `keep`: how outputs of
-    sites lie in memory between steps: "full", or "int8" with a scale per token, in half of bfloat16's memory.
+    sites lie in memory between steps: "full", or "int8" with a scale per token, in half of bfloat16's memory. `linears`: the
+    blocks' matrix products are of the model's precision ("full"), or of 8-bit floats with a scale per row.
+    `records`: the loops of small clips are CUDA graphs; goes with `kernels`, and is told with them.
     """
 
     compiled: bool = False
     attention: str = "default"
     kernels: bool = False
     keep: str = "full"
+    linears: str = "full"
+    records: bool = False
 
     @property
     def identity(self) -> str:
@@ -33,20 +38,37 @@ class Execution:
         attention = f" attention {self.attention}" if self.attention != "default" else ""
         kernels = " kernels" if self.kernels else ""
         keep = f" keep {self.keep}" if self.keep != "full" else ""
-        return f"{' compiled' if self.compiled else ''}{attention}{kernels}{keep}"
+        linears = f" linears {self.linears}" if self.linears != "full" else ""
+        return f"{' compiled' if self.compiled else ''}{attention}{kernels}{keep}{linears}"
 
 
 def execution_of(
-    family: Family, *, compiled: bool, attention: str, device: str, precision: str, keep: str = "full"
+    family: Family,
+    *,
+    compiled: bool,
+    attention: str,
+    device: str,
+    precision: str,
+    keep: str = "full",
+    linears: str = "full",
 ) -> Execution:
     """Returns how a run's settings run one family.
 
     `compiled` counts for families whose blocks are whole graphs. `attention` "auto" prefers cuDNN where compiled blocks
     on a GPU have heads of a size at which it was measured to be faster. Fused kernels are for compiled blocks in bfloat16
-    on a GPU, of families that have them.
+    on a GPU, of families that have them. Raises ValueError for 8-bit products of a family that has none.
     """
+    if linears == "float8" and not family.float8:
+        raise ValueError(f"linears={linears!r}: {family.name} has no 8-bit matrix products, only full")
     compiles = compiled and family.compiles
     if attention == "auto":
         attention = "cudnn" if compiles and device == "cuda" and family.prefers_cudnn else "default"
     kernels = compiles and device == "cuda" and precision == "bfloat16" and family.fused_kernels
-    return Execution(compiled=compiles, attention=attention, kernels=kernels, keep=keep)
+    return Execution(
+        compiled=compiles,
+        attention=attention,
+        kernels=kernels,
+        keep=keep,
+        linears=linears,
+        records=kernels and family.records_loops,
+    )

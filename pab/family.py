@@ -109,6 +109,10 @@ class Family:
     """Whether its heads are of 72 channels, for which cuDNN's attention is faster than torch's first choice."""
     fused_kernels: bool = False
     """Whether its transformer has fused GPU operations (`pab.kernels`); its model is then a `pab.model.UsesKernels`."""
+    float8: bool = False
+    """Whether its blocks can multiply by 8-bit floats; its model is then a `pab.model.UsesFloat8`."""
+    records_loops: bool = False
+    """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
     `pab.given_frames.TakesReferences` describes."""

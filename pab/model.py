@@ -92,6 +92,23 @@ class UsesKernels(Protocol):
         """Has passes use fused operations from now on, where they are faster."""
 
 
+class UsesFloat8(Protocol):
+    """A `VideoModel` whose blocks can multiply by 8-bit floats; its family has `float8`."""
+
+    def use_float8(self) -> None:
+        """Has the blocks do so from now on. Comes before they are compiled."""
+
+
+class Recordable(Protocol):
+    """A `VideoModel` whose loop can be recorded (`pab.recorded_loop`); its family has `records_loops`.
+
+    Its passes read nothing from the host but what a plan fixes, and its scheduler draws no noise.
+    """
+
+    def same_length(self, text: object) -> object:
+        """Returns a prompt's states with tensors of one shape for all prompts; what is added counts for nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInput:
     """What one pass is told besides latents and text."""

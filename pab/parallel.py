@@ -14,27 +14,65 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Traffic:
-    """Collectives of one rank, counted where they happen. `bytes_sent` leaves out what a rank keeps for itself."""
+    """Collectives of one rank. Bytes leave out what a rank keeps for itself."""
 
     all_to_alls: int = 0
     all_to_all_bytes: int = 0
     gathers: int = 0
     gather_bytes: int = 0
 
-    def snapshot(self) -> Traffic:
-        """Returns a copy, to take differences from."""
-        return Traffic(self.all_to_alls, self.all_to_all_bytes, self.gathers, self.gather_bytes)
-
     def since(self, earlier: Traffic) -> Traffic:
-        """Returns what came after an earlier snapshot."""
+        """Returns what came after an earlier count."""
         return Traffic(
             self.all_to_alls - earlier.all_to_alls,
             self.all_to_all_bytes - earlier.all_to_all_bytes,
             self.gathers - earlier.gathers,
             self.gather_bytes - earlier.gather_bytes,
         )
+
+
+_ALL_TO_ALLS, _GATHERS = 0, 2
+"""Where each kind's number of collectives stands among the counts; their bytes stand behind it."""
+
+
+@torch.library.custom_op("pab::count_collective", mutates_args=("counts",))
+def _count(counts: Tensor, kind: int, num_bytes: int) -> None:
+    counts[kind] += 1
+    counts[kind + 1] += num_bytes
+
+
+def _no_counts() -> Tensor:
+    with torch.inference_mode(mode=False):  # counted on inside and outside of inference
+        return torch.zeros(4, dtype=torch.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficMeter:
+    """Counts one axis' collectives where they happen.
+
+    The counts are a tensor on the CPU that one operation changes: plain integers would be constants of a compiled
+    block, which is then compiled anew for every value they take.
+    """
+
+    counts: Tensor = field(default_factory=_no_counts)
+
+    def snapshot(self) -> Traffic:
+        """Returns what was counted so far."""
+        return Traffic(*self.counts.tolist())
+
+    def since(self, earlier: Traffic) -> Traffic:
+        """Returns what came after an earlier snapshot."""
+        return self.snapshot().since(earlier)
+
+    def all_to_all(self, num_bytes: int) -> None:
+        """Counts an all-to-all that sends so many bytes."""
+        _count(self.counts, _ALL_TO_ALLS, num_bytes)
+
+    def gather(self, num_bytes: int) -> None:
+        """Counts a gather that sends so many bytes."""
+        _count(self.counts, _GATHERS, num_bytes)
 
 
 def padded(size: int, parts: int) -> int:
@@ -57,7 +95,7 @@ class Axis:
     size: int = 1
     rank: int = 0
     group: dist.ProcessGroup | None = None
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: TrafficMeter = field(default_factory=TrafficMeter)
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         """Returns every rank's tensor, in rank order. All must have one shape."""
@@ -66,8 +104,7 @@ class Axis:
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(parts, x, group=self.group)
-        self.traffic.gathers += 1
-        self.traffic.gather_bytes += x.numel() * x.element_size() * (self.size - 1)
+        self.traffic.gather(x.numel() * x.element_size() * (self.size - 1))
         return parts
 
     def gather_on_root(self, x: Tensor) -> list[Tensor] | None:
@@ -77,8 +114,7 @@ class Axis:
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
         dist.gather(x, parts, group=self.group, group_dst=0)
-        self.traffic.gathers += 1
-        self.traffic.gather_bytes += 0 if self.rank == 0 else x.numel() * x.element_size()
+        self.traffic.gather(0 if self.rank == 0 else x.numel() * x.element_size())
         return parts
 
 
@@ -126,8 +162,7 @@ class SequenceParallel:
         sent = torch.stack(x.chunk(self.size, dim=split_dim)).contiguous()
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=self.axis.group)
-        self.axis.traffic.all_to_alls += 1
-        self.axis.traffic.all_to_all_bytes += sent.numel() * sent.element_size() * (self.size - 1) // self.size
+        self.axis.traffic.all_to_all(sent.numel() * sent.element_size() * (self.size - 1) // self.size)
         return torch.cat(received.unbind(0), dim=whole_dim).narrow(whole_dim, 0, size)
 
 

@@ -83,7 +83,7 @@ class Block(Protocol):
         """Returns the new tokens, and per site the output to be kept where it is wanted."""
 
 
-def handed_over(outputs: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def handed_over(outputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Returns a block's outputs by site, None where they are not wanted."""
     return tuple(output if want else None for output, want in zip(outputs, wanted, strict=True))
 

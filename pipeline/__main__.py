@@ -24,6 +24,7 @@ COMMANDS = {
     "cancel": "pipeline.cancel",
     "logs": "pipeline.logs",
     "manifest": "pipeline.manifest",
+    "bench": "pipeline.bench",
     "doctor": "pipeline.doctor",
 }
 """Command -> module whose `run(arguments, screen)` carries it out; imported only when it is asked for."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pab.execution import ATTENTION_CHOICES, KEEP_CHOICES
+from pab.execution import ATTENTION_CHOICES, KEEP_CHOICES, LINEARS_CHOICES
 from pipeline.environment import PREFIX
 from pipeline.exits import UsageError
 
@@ -65,6 +65,9 @@ OPTIONS = (
     Option(name="keep", kind=str, default="full", choices=KEEP_CHOICES,
            help="how outputs of sites wait to be reused: as they are, or as 8-bit integers with a scale per token, in half "
            "of bfloat16's memory; part of a clip's digest where it is int8. Foresight keeps whole blocks, and always full"),
+    Option(name="linears", kind=str, default="full", choices=LINEARS_CHOICES,
+           help="matrix products of the model's blocks: in its precision, or of 8-bit floats (families that have them: "
+           "open_sora), which are faster on GPUs from compute capability 8.9 on; part of a clip's digest where it is float8"),
     Option(name="compile_cache", kind=str, metavar="DIR",
            help="where jobs keep compiled kernels for the next one (default: a folder of yours in each node's temporary "
            "folder)"),

@@ -38,6 +38,15 @@ COLUMNS = """columns of a manifest:
 """
 
 
+BENCH = """examples:
+  python -m pipeline bench                          everything; on a CPU tiny models of the same classes, in a minute or two
+  python -m pipeline bench --rows latte --seconds 500
+  python -m pipeline bench --rows "open_sora: compiled pab357 int8, open_sora ours: compiled none"
+  python -m pipeline bench --join runs/a runs/b --output runs/both
+
+"""
+
+
 class Parser(argparse.ArgumentParser):
     """Tells wrong usage by an error that carries the exit code, so that --json can tell it too."""
 
@@ -59,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_run_commands(commands)
     _add_manifest(commands)
+    _add_bench(commands)
     _add_doctor(commands)
     return parser
 
@@ -137,12 +147,48 @@ def _add_manifest(commands: _Commands[Parser]) -> None:
     _add_json(build)
 
 
+def _add_bench(commands: _Commands[Parser]) -> None:
+    parser = _command(commands, "bench", "time our models, and what users would pick instead, on this machine", BENCH)
+    parser.add_argument("--output", default="runs/bench", metavar="DIR", help="bench.json, bench.html (runs/bench)")
+    parser.add_argument("--rows", metavar="TEXT,...", help="groups or parts of rows' names (default: all; --list)")
+    parser.add_argument("--list", action="store_true", help="tell the rows, and about how long a group takes")
+    parser.add_argument("--join", nargs="+", metavar="FILE", help="measure nothing: one page of several bench.json")
+    parser.add_argument(
+        "--size", choices=("auto", "full", "tiny"), default="auto", help="auto: full on a GPU, else tiny"
+    )
+    parser.add_argument("--repeat", type=_count, default=3, metavar="N", help="timed clips a row at most (default: 3)")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=3600,
+        metavar="S",
+        help="rows that are not begun by then say so (default: 3600)",
+    )
+    parser.add_argument(
+        "--row-seconds", type=_seconds, default=300, metavar="S", help="what a single row may take (default: 300)"
+    )
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="torch.compile's; auto: inductor on a GPU; on a CPU eager: graphs alone",
+    )
+    _add_json(parser)
+
+
 def _add_doctor(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "doctor", "check this machine and say how to mend what is missing")
     parser.add_argument("--weights", metavar="DIR", help="check that this folder holds the weights of --model")
     parser.add_argument("--model", metavar="FAMILY", default="demo", help="the family (default: demo)")
     parser.add_argument("--output", metavar="URL", help="check that a run may be written here")
     _add_json(parser)
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text}, needs 1 or more")
+    return count
 
 
 def _seconds(text: str) -> float:

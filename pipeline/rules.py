@@ -146,6 +146,11 @@ def _left_out(render: RenderSettings, families: Mapping[str, Family]) -> dict[st
         for name, family in families.items()
         if render.precision not in family.precisions
     }
+    left_out |= {
+        name: f"--linears {render.linears}: {name} has no 8-bit matrix products, only full"
+        for name, family in families.items()
+        if render.linears == "float8" and not family.float8
+    }
     others = [name for name in families if render.weights and render.weights_of(name) is None]
     return left_out | {
         name: f"--weights belong to --model {render.model}; add --weights {name}=DIR_OR_HUB_ID" for name in others

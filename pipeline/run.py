@@ -20,7 +20,7 @@ from pipeline.weights import RunWeights
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "pyarrow", "submitit", "dask", "distributed", "fsspec", "s3fs", "imageio-ffmpeg")
-_BEFORE = {"--compile": "off", "--attention": "default", "--keep": "full"}
+_BEFORE = {"--compile": "off", "--attention": "default", "--keep": "full", "--linears": "full"}
 """What runs rendered with before they said so."""
 PATIENCE = Patience(total_s=20.0)
 """The command line waits less long for a bucket than a job does: somebody sits before it."""
@@ -61,6 +61,7 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
         "--compile": compiled if execution.compiled else "off",
         "--attention": execution.attention,
         "--keep": execution.keep,
+        "--linears": execution.linears,
     }
 
 

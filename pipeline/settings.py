@@ -39,6 +39,7 @@ class RenderSettings:
     compile: bool = False
     attention: str = "auto"
     keep: str = "full"
+    linears: str = "full"
     compile_cache: str | None = None
 
     def weights_of(self, model: str) -> str | None:
@@ -54,6 +55,7 @@ class RenderSettings:
             device=self.device,
             precision=self.precision,
             keep=self.keep,
+            linears=self.linears,
         )
 
 
@@ -118,6 +120,7 @@ class RunSettings:
             compile=self.render.compile,
             attention=self.render.attention,
             keep=self.render.keep,
+            linears=self.render.linears,
             compile_cache=self.render.compile_cache,
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
         )
@@ -154,6 +157,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
             compile=value["compile"] == "on" or (value["compile"] == "auto" and device == "cuda"),
             attention=str(value["attention"]),
             keep=str(value["keep"]),
+            linears=str(value["linears"]),
             compile_cache=_folder(cast(str | None, value["compile_cache"])),
         ),
         machines=MachineSettings(

@@ -114,4 +114,6 @@ OPEN_SORA = Family(
     compiles=True,
     prefers_cudnn=True,
     fused_kernels=True,
+    float8=True,
+    records_loops=True,
 )

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from pab.kernels import attention, temporal_attention
+from pab.kernels import attention, flash3, temporal_attention
 
 LOG = logging.getLogger(__name__)
 NARROW = (torch.bfloat16, torch.float16)
@@ -24,21 +24,23 @@ class Kernels:
     """The fused operations of one pass; all False is plain torch.
 
     `temporal`: attention over frames. `cross`: attention to text whose rows differ in length (without a mask torch's own is
-    faster). `spatial`: self attention within a frame; without it torch's own is used. `head_norm`: query and key norm before
-    the latter. `norm`: residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product.
+    faster). `spatial`: self attention within a frame, by our own kernel; `flash3`: by FlashAttention-3; with neither,
+    torch's own. `head_norm`: query and key norm before the latter two. `norm`: residual sums and modulated norm. `gelu`:
+    the MLP's GELU in the matrix product.
     """
 
     temporal: bool = False
     cross: bool = False
     spatial: bool = False
+    flash3: bool = False
     head_norm: bool = False
     norm: bool = False
     gelu: bool = False
 
 
 PLAIN = Kernels()
-MEASURED_FASTER = Kernels(temporal=True, cross=True, head_norm=True, norm=True, gelu=True)
-"""What is faster than torch's compiled own on an H200 (docs/performance.md); query and key norm was timed in clips only."""
+MEASURED_FASTER = Kernels(temporal=True, cross=True, flash3=True, head_norm=True, norm=True, gelu=True)
+"""What is faster than torch's compiled own on an H200 (docs/performance.md)."""
 
 
 class ChooseKernels(Protocol):
@@ -66,7 +68,12 @@ def fastest(*, device: torch.device, dtype: torch.dtype, head_dim: int, num_fram
     wanted = MEASURED_FASTER
     if not 16 <= head_dim <= attention.MAX_HEAD_DIM or head_dim % 8:
         _tell(f"head size {head_dim}: the fused attentions take multiples of 8 from 16 to {attention.MAX_HEAD_DIM}")
-        wanted = replace(wanted, temporal=False, cross=False, spatial=False, head_norm=False)
+        wanted = replace(wanted, temporal=False, cross=False, flash3=False, head_norm=False)
+    fits_flash3 = dtype == torch.bfloat16 and flash3.runs_on(device)
+    if fits_flash3 and not flash3.installed():
+        _tell("fa3-fwd is not installed: spatial attention is slower; pip install 'pab-pipeline[hopper]'")
+    if not (fits_flash3 and flash3.installed()):
+        wanted = replace(wanted, flash3=False)
     if num_frames > temporal_attention.MAX_FRAMES:
         _tell(f"{num_frames} latent frames: the fused temporal attention takes up to {temporal_attention.MAX_FRAMES}")
         wanted = replace(wanted, temporal=False)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.kernels import linear_gelu
+from pab.kernels import float8, linear_gelu
 
 
 class RMSNorm(nn.Module):
@@ -46,11 +46,14 @@ class Mlp(nn.Module):
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(in_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, out_dim)
+        self.fc1: nn.Linear | float8.Float8Linear = nn.Linear(in_dim, hidden_dim)
+        self.fc2: nn.Linear | float8.Float8Linear = nn.Linear(hidden_dim, out_dim)
 
-    def forward(self, x: Tensor, *, fused: bool = False) -> Tensor:
+    def forward(self, x: Tensor | float8.Rows8, *, fused: bool = False) -> Tensor:
         """Maps the last dim from `in_dim` to `out_dim`. `fused`: GELU in the first matrix product's epilogue."""
+        if isinstance(self.fc2, float8.Float8Linear):
+            return self.fc2(float8.gelu_rows(self.fc1(x)))
+        assert isinstance(x, Tensor), "8-bit rows go into 8-bit products"
         widen = linear_gelu.fused if fused else linear_gelu.plain
         return self.fc2(widen(x, self.fc1.weight, self.fc1.bias))
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.compiled import any_length
-from pab.kernels import attention, head_norm, modulated_norm, temporal_attention
+from pab.kernels import attention, flash3, float8, head_norm, modulated_norm, temporal_attention
 from pab.kernels.choice import PLAIN, ChooseKernels, Kernels, plain
 from pab.models.layers import (
     Mlp,
@@ -23,7 +23,6 @@ from pab.models.layers import (
     RMSNorm,
     RotaryFrequencies,
     ScalarEmbedder,
-    modulate,
     position_embedding_2d,
     rotate_pairs,
     unpatchify,
@@ -32,6 +31,9 @@ from pab.parallel import SequenceParallel
 from pab.plan import Site
 from pab.sites import PARTS, stdit3_sites
 from pab.state import Visit, handed_over, run_block
+
+PRODUCTS = ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.proj", "mlp.fc1", "mlp.fc2")
+"""Of a block, the linear layers that every step runs over all tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,18 @@ class Text:
     keys_values: tuple[Tensor, ...]
     mask_B11L: Tensor | None
 
+    def filled(self, length: int) -> Text:
+        """Returns the same text with `length` tokens, and a mask that leaves out those that are added."""
+        missing = length - self.keys_values[0].shape[3]
+        mask = self.mask_B11L
+        if mask is None:
+            first = self.keys_values[0]
+            mask = first.new_ones(first.shape[0], 1, 1, first.shape[3], dtype=torch.bool)
+        # The heads of a token stay side by side, as the fused attention reads them.
+        by_token = (each.permute(0, 3, 1, 2, 4) for each in self.keys_values)
+        filled = (F.pad(each, (0, 0, 0, 0, 0, 0, 0, missing)).permute(0, 2, 3, 1, 4) for each in by_token)
+        return Text(keys_values=tuple(filled), mask_B11L=F.pad(mask, (0, missing)))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockContext:
@@ -103,27 +117,32 @@ class SelfAttention(nn.Module):
         super().__init__()
         dim = config.hidden_size
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv: nn.Linear | float8.Float8Linear = nn.Linear(dim, 3 * dim)
         self.q_norm: nn.Module = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm: nn.Module = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim)
+        self.proj: nn.Linear | float8.Float8Linear = nn.Linear(dim, dim)
 
-    def over_space(self, x_BTSD: Tensor, kernels: Kernels) -> Tensor:
+    def over_space(self, x_BTSD: Tensor | float8.Rows8, kernels: Kernels) -> Tensor:
         """Attends over the S patches of each frame."""
-        qkv = self.qkv(x_BTSD)
+        qkv_BTSE = self.qkv(x_BTSD)
+        qkv = qkv_BTSE.flatten(0, 1)
         if kernels.spatial:
-            out = attention.fused_self(qkv.flatten(0, 1), self.num_heads, self._norm_weights()).view_as(x_BTSD)
-            return self.proj(out)
-        q, k, v = qkv.flatten(0, 1).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+            out = attention.fused_self(qkv, self.num_heads, self._norm_weights())
+        else:
+            q, k, v = self._normed_heads(qkv, kernels)
+            attend = flash3.fused if kernels.flash3 else flash3.plain
+            out = attend(q, k, v).flatten(2)
+        return self.proj(out.view(*qkv_BTSE.shape[:-1], -1))
+
+    def _normed_heads(self, qkv_NLE: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns queries and keys, normalised, and values, each [N, L, H, C]."""
+        q, k, v = qkv_NLE.unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         weights = self._norm_weights()
         if kernels.head_norm and weights is not None:
-            q, k = (each.transpose(1, 2) for each in head_norm.fused(qkv.flatten(0, 1), self.num_heads, weights))
-        else:
-            q, k = self.q_norm(q), self.k_norm(k)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(x_BTSD.shape))
+            return *head_norm.fused(qkv_NLE, self.num_heads, weights), v
+        return self.q_norm(q), self.k_norm(k), v
 
-    def over_time(self, x_BTSD: Tensor, rotation: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
+    def over_time(self, x_BTSD: Tensor | float8.Rows8, rotation: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
         """Attends over the T frames of each patch, with rotary positions."""
         qkv = self.qkv(x_BTSD)
         if kernels.temporal:
@@ -146,18 +165,25 @@ class CrossAttention(nn.Module):
         super().__init__()
         dim = config.hidden_size
         self.num_heads = config.num_heads
-        self.q_linear = nn.Linear(dim, dim)
+        self.q_linear: nn.Linear | float8.Float8Linear = nn.Linear(dim, dim)
         self.kv_linear = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.proj: nn.Linear | float8.Float8Linear = nn.Linear(dim, dim)
 
     def keys_values(self, text_BLD: Tensor) -> Tensor:
         """Returns [B, 2, heads, L, head_dim]; they do not depend on the step."""
         return self.kv_linear(text_BLD).unflatten(-1, (2, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
 
-    def forward(self, x_BND: Tensor, keys_values: Tensor, mask_B11L: Tensor | None, kernels: Kernels = PLAIN) -> Tensor:
-        """Returns [B, N, D]."""
+    def forward(
+        self,
+        x_BTSD: Tensor | float8.Rows8,
+        keys_values: Tensor,
+        mask_B11L: Tensor | None,
+        kernels: Kernels = PLAIN,
+    ) -> Tensor:
+        """Returns [B, T, S, D]."""
         attend = attention.fused_cross if kernels.cross and mask_B11L is not None else attention.plain_cross
-        return self.proj(attend(self.q_linear(x_BND), keys_values, mask_B11L))
+        q_BTSD = self.q_linear(x_BTSD)
+        return self.proj(attend(q_BTSD.flatten(1, 2), keys_values, mask_B11L)).view_as(q_BTSD)
 
 
 class STDiT3Block(nn.Module):
@@ -187,15 +213,23 @@ class STDiT3Block(nn.Module):
         `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and mask.
         """
         table, kernels = self._modulation(context), context.kernels
-        normed = modulated_norm.fused if kernels.norm else modulated_norm.plain
+        eight = isinstance(self.mlp.fc1, float8.Float8Linear)
+        normed = float8.norm_rows if eight else modulated_norm.fused if kernels.norm else modulated_norm.plain
         attended, crossed, mixed = reuse
+        asking: Tensor | float8.Rows8 | None = None
         if attended is None:
-            _, x = normed(x_BTSD, (), table[0], table[1])
-            attended = table[2] * self._attend(x, context)
-        addends: tuple[Tensor, ...] = (attended,)
+            # Over several ranks tokens travel, and become 8-bit behind that.
+            before = modulated_norm.plain if eight and self.temporal and context.sp.size > 1 else normed
+            branch = self._attend(before(x_BTSD, (), table[0], table[1])[1], context)
+            if eight and crossed is None:
+                x_BTSD, attended, asking = float8.gated_sum(x_BTSD, branch, table[2], keeps=wanted[0])
+            else:
+                attended = table[2] * branch
+        addends: tuple[Tensor, ...] = () if attended is None else (attended,)
         if crossed is None:
-            x_BTSD = x_BTSD + attended
-            crossed = self.cross_attn(x_BTSD.flatten(1, 2), *text, kernels).view_as(x_BTSD)
+            if asking is None:
+                asking = x_BTSD = x_BTSD + addends[0]
+            crossed = self.cross_attn(asking, *text, kernels)
             addends = ()
         addends = (*addends, crossed)
         if mixed is None:
@@ -216,9 +250,11 @@ class STDiT3Block(nn.Module):
         still = (self.scale_shift_table + context.modulation0).transpose(0, 1)[:, :, None, None]
         return torch.where(context.active_BT[:, :, None, None], table, still)
 
-    def _attend(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
+    def _attend(self, x_BTSD: Tensor | float8.Rows8, context: BlockContext) -> Tensor:
         if not self.temporal:
             return self.attn.over_space(x_BTSD, context.kernels)
+        if isinstance(x_BTSD, float8.Rows8):
+            return self.attn.over_time(x_BTSD, context.rotation, context.kernels)
         patches = x_BTSD.shape[2]
         x_BTSD = context.sp.switch(x_BTSD, whole_dim=1, split_dim=2, size=context.num_frames)
         x_BTSD = self.attn.over_time(x_BTSD, context.rotation, context.kernels)
@@ -251,17 +287,20 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(dim, pt * ph * pw * config.out_channels)
         self.scale_shift_table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
 
-    def forward(self, x_BTSD: Tensor, t_BD: Tensor, t0_BD: Tensor | None, active_BT: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BTSD: Tensor, t_BD: Tensor, t0_BD: Tensor | None, active_BT: Tensor | None, kernels: Kernels = PLAIN
+    ) -> Tensor:
         """Returns [B, T, S, pt*ph*pw*C]."""
-        x_BTSD = self._modulated(x_BTSD, t_BD)
+        x_BTSD = self._modulated(x_BTSD, t_BD, kernels)
         if active_BT is not None and t0_BD is not None:
             # The published model modulates given frames a second time, on top of the first.
-            x_BTSD = torch.where(active_BT[:, :, None, None], x_BTSD, self._modulated(x_BTSD, t0_BD))
+            x_BTSD = torch.where(active_BT[:, :, None, None], x_BTSD, self._modulated(x_BTSD, t0_BD, kernels))
         return self.linear(x_BTSD)
 
-    def _modulated(self, x_BTSD: Tensor, t_BD: Tensor) -> Tensor:
+    def _modulated(self, x_BTSD: Tensor, t_BD: Tensor, kernels: Kernels) -> Tensor:
         shift, scale = (self.scale_shift_table + t_BD[:, None]).transpose(0, 1)[:, :, None, None]
-        return modulate(F.layer_norm(x_BTSD, x_BTSD.shape[-1:], eps=1e-6), shift, scale)
+        normed = modulated_norm.fused if kernels.norm else modulated_norm.plain
+        return normed(x_BTSD, (), shift, scale)[1]
 
 
 class STDiT3(nn.Module):
@@ -288,6 +327,11 @@ class STDiT3(nn.Module):
         """All blocks in running order: spatial 0, temporal 0, spatial 1, ..."""
         pairs = zip(self.spatial_blocks, self.temporal_blocks, strict=True)
         return [block for pair in pairs for block in pair]  # type: ignore[misc]
+
+    def use_float8(self) -> None:
+        """Has the blocks multiply by 8-bit floats from now on; their weights in full precision are let go."""
+        for block in self.blocks:
+            float8.use_float8(block, PRODUCTS)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -357,7 +401,7 @@ class STDiT3(nn.Module):
         own = sp.own_size(x.shape[1], num_frames)
         for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
             x = run_block(block, x, context, (keys_values, text.mask_B11L), visit=visit, own=own)
-        x = self.final_layer(x, t_BD, t0_BD, active_BT).unflatten(2, (height, width))
+        x = self.final_layer(x, t_BD, t0_BD, active_BT, context.kernels).unflatten(2, (height, width))
         return unpatchify(x, self.config.patch_size, size).float()
 
     def forward(

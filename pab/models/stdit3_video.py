@@ -55,6 +55,15 @@ class STDiT3Video:
         """Has the transformer use fused operations where they are faster."""
         self.transformer.choose_kernels = fastest
 
+    def use_float8(self) -> None:
+        """Has the transformer's blocks multiply by 8-bit floats."""
+        self.transformer.use_float8()
+
+    def same_length(self, text: object) -> object:
+        """Fills the text up to the longest that the model takes, with tokens that do not count."""
+        assert isinstance(text, Text), "text comes from encode_prompts"
+        return text.filled(self.transformer.config.model_max_length)
+
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts, and negative prompts where given; the null text stands for an absent one."""
         requests = [self.prepare(request) for request in requests]

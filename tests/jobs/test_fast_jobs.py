@@ -138,9 +138,11 @@ def test_settings_of_a_job_choose_cudnn_only_for_compiled_blocks_on_a_gpu():
 
     open_sora, wan, demo = (FAMILIES[name] for name in ("open_sora", "wan", "demo"))
     auto = {"compiled": True, "attention": "auto", "precision": "bfloat16"}
-    fused = Execution(compiled=True, attention="cudnn", kernels=True)
+    fused = Execution(compiled=True, attention="cudnn", kernels=True, records=True)
     assert execution_of(open_sora, **auto, device="cuda") == fused
-    assert execution_of(open_sora, **(auto | {"precision": "float32"}), device="cuda") == replace(fused, kernels=False)
+    assert execution_of(open_sora, **(auto | {"precision": "float32"}), device="cuda") == replace(
+        fused, kernels=False, records=False
+    )
     assert execution_of(open_sora, **auto, device="cpu") == Execution(compiled=True)
     assert execution_of(demo, **auto, device="cuda") == Execution(compiled=True)
     assert execution_of(wan, **auto, device="cuda") == Execution()

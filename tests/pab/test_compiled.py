@@ -10,8 +10,11 @@ from pab.denoise import NotFiniteError
 from pab.execution import Execution
 from pab.families import FAMILIES
 from pab.models.stdit3 import STDiT3Block
+from pab.parallel import open_group
 from pab.plan import NO_BROADCAST, BroadcastPlan
+from tests.pab.test_denoise import RANKS_BOUND
 from tests.pab.worlds import PAB246, clip, render, tiny_model
+from tests.ranks import run_on_ranks
 
 
 def block_patterns(plan: BroadcastPlan, blocks: Sequence[STDiT3Block]) -> set[tuple[object, ...]]:
@@ -26,6 +29,28 @@ def block_patterns(plan: BroadcastPlan, blocks: Sequence[STDiT3Block]) -> set[tu
             stack = None if plan.reuses(step, sites[0]) else block.temporal
             found.add((stack, *((plan.reuses(step, i), plan.keeps(step, i)) for i in sites)))
     return found
+
+
+def ranks_render_compiled() -> list[tuple[torch.Tensor, int, int, int]]:
+    """Latents, all-to-alls counted and planned, and graphs so far, of clips with other prompts."""
+    group = open_group(dp=1, cfg=1, sp=2, device=torch.device("cpu"))
+    model = tiny_model()
+    compile_blocks(model.block_stacks, backend="eager")
+    told = []
+    with many_graphs():
+        for prompt in ("a red circle", "a green cat", "one two three four"):
+            done = render(model, clip(prompt=prompt, num_steps=7), PAB246, group=group)
+            told.append((done.latents, done.traffic.all_to_alls, done.plan.all_to_alls, graphs_compiled()))
+    return told
+
+
+def test_ranks_that_share_a_pass_compile_once_too_and_count_what_they_send():
+    ranks = run_on_ranks(2, ranks_render_compiled)
+    alone = render(tiny_model(), clip(num_steps=7), PAB246).latents
+    for told in ranks:
+        assert (told[0][0] - alone).abs().max() < RANKS_BOUND
+        assert all(counted == planned > 0 for _, counted, planned, _ in told)
+        assert told[0][3] == told[1][3] == told[2][3]
 
 
 def test_blocks_compile_once_per_step_pattern_and_never_again_for_other_prompts_sizes_and_failures():

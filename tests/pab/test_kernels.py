@@ -8,7 +8,20 @@ import torch
 from torch import Tensor
 
 from pab.compiled import compile_blocks, graphs_compiled, many_graphs
-from pab.kernels import attention, choice, head_norm, kept_int8, linear_gelu, modulated_norm, temporal_attention
+from pab.denoise import LoopSettings
+from pab.execution import execution_of
+from pab.families import FAMILIES
+from pab.kernels import (
+    attention,
+    choice,
+    flash3,
+    float8,
+    head_norm,
+    kept_int8,
+    linear_gelu,
+    modulated_norm,
+    temporal_attention,
+)
 from pab.kernels.choice import PLAIN, Kernels
 from pab.models.stdit3 import STDiT3
 from pab.models.stdit3_video import STDiT3Video
@@ -133,7 +146,7 @@ def test_what_is_not_finite_is_not_hidden_by_int8(broken: float, way: str) -> No
 
 def test_a_clip_that_keeps_int8_holds_a_quarter_and_stays_near() -> None:
     full = render(model_with(PLAIN), SHORT, REUSING, depth=1)
-    small = render(model_with(PLAIN), SHORT, REUSING, depth=1, keep="int8")
+    small = render(model_with(PLAIN), SHORT, REUSING, depth=1, loop=LoopSettings(keep="int8"))
     width = 48
     assert small.kept_bytes_peak == full.kept_bytes_peak * (width + 4) / (4 * width)
     off = (small.latents - full.latents).abs().max()
@@ -145,9 +158,75 @@ def test_gelu_in_the_epilogue_is_the_tanh_one() -> None:
     close(linear_gelu.fused(x, weight, bias), linear_gelu.plain(x, weight, bias), 2e-6)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float16, 2e-3)], ids=str)
+@pytest.mark.parametrize("width", [32, 72])
+def test_what_is_rounded_to_8_bits_is_what_the_twin_rounds(width: int, dtype: torch.dtype, bound: float) -> None:
+    """The interpreter rounds to 8-bit floats without carrying, so values are looked at before that."""
+    from pab.kernels.gpu import float8 as gpu
+    from pab.kernels.gpu import modulated_norm as gpu_norm
+
+    x, branch = (random(2, 3, 2, width, dtype=dtype, seed=seed) for seed in range(2))
+    shift, scale = (random(2, 1, 1, width, dtype=dtype, seed=seed) for seed in (3, 4))
+    wide = torch.float32
+
+    def same(found: tuple[Tensor, Tensor], twin: float8.Rows8, exact: Tensor) -> None:
+        values, scales = found
+        assert torch.allclose(scales, twin.scales, rtol=bound)
+        assert values.abs().amax(-1).sub(float8.LARGEST).abs().max() <= 0.1
+        close(values * scales, exact.float(), bound)
+        # A float of 3 bits after the point is off by a sixteenth of itself at most, below the smallest by half a step.
+        off = (twin.values.float() * twin.scales - exact.float()).abs()
+        assert (
+            off <= exact.float().abs() * (1 / 16 + bound) + twin.scales * 2.0**-10 + bound * exact.abs().max()
+        ).all()
+
+    same(gpu.rows(x, gelu=False, dtype=wide), float8.plain_rows(x), x)
+    gelu = torch.nn.functional.gelu(x.float(), approximate="tanh")
+    same(gpu.rows(x, gelu=True, dtype=wide), float8.plain_gelu_rows(x), gelu)
+    for addends in ((), (branch,), (branch, x)):
+        total, *found = gpu_norm.launch_rows(x, addends, shift, scale, eps=modulated_norm.EPS, dtype=wide)
+        twin_total, twin = float8.plain_norm_rows(x, addends, shift, scale)
+        assert torch.equal(total, twin_total)
+        same((found[0], found[1]), twin, modulated_norm.plain(x.float(), [a.float() for a in addends], shift, scale)[1])
+    total, gated, *found = gpu.gated_sum(x, branch, scale, keeps=True, dtype=wide)
+    twin_total, twin_gated, twin = float8.plain_gated_sum(x, branch, scale)
+    assert torch.equal(total, twin_total)
+    assert torch.equal(gated, twin_gated)
+    same((found[0], found[1]), twin, twin_total)
+    assert gpu.gated_sum(x, branch, scale, keeps=False)[1].numel() == 0
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_not_hidden_by_8_bit_rows(broken: float) -> None:
+    from pab.kernels.gpu import float8 as gpu
+
+    x = random(1, 2, 2, 24, dtype=torch.float32)
+    x[0, 1, 0, 7] = broken
+    for values, scales in (float8.plain_rows(x), gpu.rows(x, gelu=False, dtype=torch.float32)):
+        found = values.float() * scales
+        assert found[0, 1, 0].isnan().all()
+        assert found[0, 0].isfinite().all()
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_8_bit_products_on_a_gpu_are_the_twin_s(dtype: torch.dtype) -> None:
+    linear = torch.nn.Linear(1152, 4608, device=DEVICE, dtype=dtype)
+    eight = float8.Float8Linear(linear)
+    x = random(2, 3, 50, 1152, dtype=dtype)
+    twin = float8.plain_rows(x)
+    rows = float8.rows(x)
+    assert (rows.values.float() != twin.values.float()).float().mean() < 1e-3
+    weight = float8.Rows8(eight.weight, eight.weight_scales)
+    close(eight(x), float8.plain_linear(twin, weight, linear.bias, dtype), 0.01)
+    close(float8.gelu_rows(x).values.float(), float8.plain_gelu_rows(x).values.float(), 0.07)
+
+
 EVERY_WAY = (
     Kernels(temporal=True, cross=True, spatial=True, norm=True, gelu=True),
     Kernels(head_norm=True),
+    Kernels(flash3=True),
 )
 
 
@@ -169,6 +248,40 @@ def test_a_clip_with_kernels_is_the_plain_clip() -> None:
     assert sum(plain.reused.values()) > 0
     for kernels in EVERY_WAY:
         close(render(model_with(kernels), SHORT, REUSING, depth=1).latents, plain.latents, 2e-5)
+
+
+def test_a_clip_of_8_bit_products_stays_near_and_decides_alike() -> None:
+    plain, model = render(model_with(PLAIN), SHORT, REUSING, depth=1), model_with(PLAIN)
+    before = sum(each.nbytes for each in model.transformer.spatial_blocks.state_dict().values())
+    model.use_float8()
+    eight = render(model, SHORT, REUSING, depth=1)
+    off = (eight.latents - plain.latents).square().mean().sqrt() / plain.latents.square().mean().sqrt()
+    assert 0 < off < 0.05
+    assert (eight.computed, eight.reused) == (plain.computed, plain.reused)
+    assert sum(each.nbytes for each in model.transformer.spatial_blocks.state_dict().values()) < 0.45 * before
+
+
+def test_8_bit_products_stay_inside_one_graph_per_pattern() -> None:
+    torch._dynamo.reset()
+    model, eager = model_with(PLAIN), model_with(PLAIN)
+    for each in (model, eager):
+        each.use_float8()
+    expected = render(eager, SHORT, REUSING, depth=1)
+    compile_blocks(model.block_stacks, backend="eager")
+    with many_graphs():
+        before = graphs_compiled()
+        assert torch.equal(render(model, SHORT, REUSING, depth=1).latents, expected.latents)
+        warm = graphs_compiled() - before
+        assert warm == len(block_patterns(expected.plan, model.transformer.blocks))
+        render(model, replace(SHORT, prompt="one two", negative_prompt="a b c d"), REUSING, depth=1)
+        assert graphs_compiled() - before == warm
+
+
+def test_a_family_without_8_bit_products_refuses_them() -> None:
+    given = {"compiled": False, "attention": "auto", "device": "cpu", "precision": "float32", "linears": "float8"}
+    assert execution_of(FAMILIES["open_sora"], **given).identity == " linears float8"
+    with pytest.raises(ValueError, match=r"linears='float8': wan has no 8-bit matrix products, only full"):
+        execution_of(FAMILIES["wan"], **given)
 
 
 def test_kernels_stay_inside_one_graph_per_pattern() -> None:
@@ -195,9 +308,9 @@ def test_what_a_gpu_cannot_use_is_told_once(caplog: pytest.LogCaptureFixture) ->
         assert choice.fastest(device=cuda, dtype=torch.float32, head_dim=72, num_frames=15) == PLAIN
         assert choice.fastest(device=torch.device("cpu"), dtype=torch.bfloat16, head_dim=72, num_frames=15) == PLAIN
     assert choice.fastest(device=cuda, dtype=torch.bfloat16, head_dim=72, num_frames=15) == PLAIN, "gradients"
-    assert fits == choice.MEASURED_FASTER
+    assert fits == replace(choice.MEASURED_FASTER, flash3=flash3.runs_on(cuda) and flash3.installed())
     assert long == replace(fits, temporal=False)
-    assert odd == replace(fits, temporal=False, cross=False, head_norm=False)
+    assert odd == replace(fits, temporal=False, cross=False, flash3=False, head_norm=False)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert "129 latent frames" in messages[0]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pab.denoise import Denoised, denoise, initial_noise
+from pab.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
 from pab.family import ClipRequest
 from pab.models.stdit3 import STDiT3, STDiT3Config, stdit3_sites
 from pab.models.stdit3_video import STDiT3Video, TextStates
@@ -68,7 +68,7 @@ def render(
     rules: BroadcastRules = PAB246,
     group: NodeGroup | None = None,
     depth: int = CONFIG.depth,
-    keep: str = "full",
+    loop: LoopSettings = PLAIN_LOOP,
 ) -> Denoised:
     plan = make_plan(rules, timesteps(request.num_steps), stdit3_sites(depth))
     return denoise(
@@ -78,5 +78,5 @@ def render(
         noise=initial_noise(request, model.latent_shape(request)),
         plan=plan,
         group=group or NodeGroup(),
-        keep=keep,
+        loop=loop,
     )

@@ -47,7 +47,7 @@ def launch(
     num_heads: int,
     norm: tuple[Tensor, Tensor],
     eps: float,
-    tile: tuple[int, int] = (64, 4),
+    tile: tuple[int, int] = (16, 1),
 ) -> Tensor:
     """Returns normalised queries and keys [2, N, L, heads, head_dim]. `tile`: heads per program, warps."""
     sequences, length, width = qkv_NLE.shape

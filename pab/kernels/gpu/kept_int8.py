@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pab.kernels.gpu.widths import two_parts
+
 # Adding and taking away 1.5 x 2^23 rounds a float32 of this size to the nearest integer, halves to the even one.
 ROUND = tl.constexpr(12582912.0)
 SMALLEST_SCALE = tl.constexpr(1.0e-30)
@@ -51,20 +53,13 @@ def _unpack_kernel(values, scales, x, D: tl.constexpr, D0: tl.constexpr, D1: tl.
     tl.store(x + token * D + b, part_b.to(x.dtype.element_ty), mask=b < D)
 
 
-def _parts(dim: int) -> tuple[int, int]:
-    whole = triton.next_power_of_2(dim)
-    if whole == dim:
-        return whole, 16
-    return whole // 2, max(16, triton.next_power_of_2(dim - whole // 2))
-
-
 def pack(x: Tensor) -> tuple[Tensor, Tensor]:
     """Returns int8 values [..., D] and float32 scales [..., 1]."""
     x = x.contiguous()
     dim = x.shape[-1]
     values = torch.empty_like(x, dtype=torch.int8)
     scales = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
-    d0, d1 = _parts(dim)
+    d0, d1 = two_parts(dim)
     _pack_kernel[(scales.numel(),)](x, values, scales, D=dim, D0=d0, D1=d1, num_warps=4)
     return values, scales
 
@@ -73,6 +68,6 @@ def unpack(values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns values times scales."""
     dim = values.shape[-1]
     x = torch.empty_like(values, dtype=dtype)
-    d0, d1 = _parts(dim)
+    d0, d1 = two_parts(dim)
     _unpack_kernel[(scales.numel(),)](values, scales, x, D=dim, D0=d0, D1=d1, num_warps=4)
     return x

@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pab.kernels.gpu.float8 import FLOAT8, empty_rows, rounded, scale_of
+from pab.kernels.gpu.widths import two_parts
+
 
 @triton.jit
 def _summed(x, first, second, at, inside, ADDENDS: tl.constexpr):
@@ -31,9 +34,10 @@ def _modulated(normed, shift, scale, at, channel, inside):
 
 
 @triton.jit
-def _kernel(x, first, second, total, out, shift, scale, num_tokens, per_group,
+def _kernel(x, first, second, total, out, out_scales, shift, scale, num_tokens, per_group,
             D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, ADDENDS: tl.constexpr,
-            EPS: tl.constexpr):  # fmt: skip
+            EPS: tl.constexpr, EIGHT: tl.constexpr):  # fmt: skip
+    """EIGHT: the norm is written as rows of 8-bit floats, with `out_scales`."""
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     seen = (token < num_tokens)[:, None]
     at = (token.to(tl.int64) * D)[:, None]
@@ -54,8 +58,15 @@ def _kernel(x, first, second, total, out, shift, scale, num_tokens, per_group,
     inverse = tl.rsqrt((tl.sum(part_a * part_a, axis=1) + tl.sum(part_b * part_b, axis=1)) / D + EPS)[:, None]
     part_a = _modulated(part_a * inverse, shift, scale, group, a, inside_a)
     part_b = _modulated(part_b * inverse, shift, scale, group, b, inside_b)
-    tl.store(out + at + a, part_a.to(out.dtype.element_ty), mask=inside_a)
-    tl.store(out + at + b, part_b.to(out.dtype.element_ty), mask=inside_b)
+    if EIGHT:
+        # Beyond the width stands the shift of nothing, zero.
+        row_scale = scale_of(part_a, part_b)
+        tl.store(out_scales + token[:, None], row_scale, mask=seen)
+        tl.store(out + at + a, rounded(part_a, row_scale, out), mask=inside_a)
+        tl.store(out + at + b, rounded(part_b, row_scale, out), mask=inside_b)
+    else:
+        tl.store(out + at + a, part_a.to(out.dtype.element_ty), mask=inside_a)
+        tl.store(out + at + b, part_b.to(out.dtype.element_ty), mask=inside_b)
 
 
 def launch(
@@ -65,25 +76,56 @@ def launch(
     scale: Tensor,
     *,
     eps: float,
-    tile: tuple[int, int] = (1, 4),
+    tile: tuple[int, int] = (1, 2),
 ) -> tuple[Tensor, Tensor]:
     """Returns the sum (x itself without addends) and its modulated norm.
 
     `shift`, `scale`: [B, T or 1, 1, D]. `tile`: tokens per program, warps.
     """
+    out = torch.empty_like(x_BTSD, memory_format=torch.contiguous_format)
+    return _launch(x_BTSD, addends, shift, scale, out, None, eps=eps, tile=tile), out
+
+
+def launch_rows(
+    x_BTSD: Tensor,
+    addends: Sequence[Tensor],
+    shift: Tensor,
+    scale: Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype = FLOAT8,
+    tile: tuple[int, int] = (1, 2),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what `launch` does, the norm as 8-bit values [B, T, S, D] and float32 scales [B, T, S, 1].
+
+    `dtype`: another one shows what is rounded.
+    """
+    values, scales = empty_rows(x_BTSD.contiguous(), dtype)
+    return _launch(x_BTSD, addends, shift, scale, values, scales, eps=eps, tile=tile), values, scales
+
+
+def _launch(
+    x_BTSD: Tensor,
+    addends: Sequence[Tensor],
+    shift: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    out_scales: Tensor | None,
+    *,
+    eps: float,
+    tile: tuple[int, int],
+) -> Tensor:
     dim = x_BTSD.shape[-1]
     x_BTSD, shift, scale = x_BTSD.contiguous(), shift.contiguous(), scale.contiguous()
     addends = [addend.contiguous() for addend in addends]
     num_tokens = x_BTSD.numel() // dim
     rows, num_warps = tile
     total = torch.empty_like(x_BTSD) if addends else x_BTSD
-    out = torch.empty_like(x_BTSD)
     first, second = (*addends, x_BTSD, x_BTSD)[:2]
-    whole = triton.next_power_of_2(dim)
-    d0, d1 = (whole, 16) if whole == dim else (whole // 2, max(16, triton.next_power_of_2(dim - whole // 2)))
+    d0, d1 = two_parts(dim)
     _kernel[(triton.cdiv(num_tokens, rows),)](
-        x_BTSD, first, second, total, out, shift, scale, num_tokens,
-        num_tokens // (shift.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=rows, ADDENDS=len(addends),
-        EPS=eps, num_warps=num_warps,
+        x_BTSD, first, second, total, out, out if out_scales is None else out_scales, shift, scale, num_tokens,
+        num_tokens // (shift.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=rows, ADDENDS=len(addends), EPS=eps,
+        EIGHT=out_scales is not None, num_warps=num_warps,
     )  # fmt: skip
-    return total, out
+    return total

@@ -1,0 +1,171 @@
+"""Times clips: the device's seconds from the first step to the end of the last, after a warm-up that is told apart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.bench.rows import Row
+from jobs.bench.subjects import Subject
+from pab.compiled import executing, graphs_compiled
+from pab.denoise import Denoised, LoopSettings, denoise, initial_noise, records_loop
+from pab.execution import Execution
+from pab.family import ClipRequest
+from pab.parallel import NodeGroup
+from pab.plan import KINDS
+from pab.recorded_loop import LoopRecorder
+
+Json = dict[str, Any]
+ENOUGH_S = 25.0
+"""What timed clips of one row may take together before no further one is begun."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """One rendered clip. `pictures`: what its quality is told by, latents [C, T, H, W] or uint8 frames [T, H, W, 3]."""
+
+    step_seconds: tuple[float, ...]
+    pictures: Tensor
+    patterns: tuple[str, ...] | None = None
+    computed_share: float | None = None
+    kept_bytes: int | None = None
+    plan_digest: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        """All steps together."""
+        return sum(self.step_seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a row of the table says, and a clip of each request to compare with others."""
+
+    line: Json
+    pictures: tuple[Tensor, ...]
+
+
+def measure_ours(
+    subject: Subject, row: Row, execution: Execution, group: NodeGroup, *, repeat: int, enough_s: float = ENOUGH_S
+) -> Measured:
+    """Measures a row of our own on a model that runs as `execution` says already. Collective over the group."""
+    recorder = LoopRecorder() if execution.records else None
+    clips = OurClips(subject=subject, broadcast=row.broadcast, group=group, keep=execution.keep, recorder=recorder)
+    with executing(execution), torch.inference_mode():
+        measured = measure(
+            clips.clip,
+            subject.requests,
+            warm_up=subject.requests[0] if execution.compiled else subject.short,
+            # Loops are recorded in the second clip of their kind.
+            warm_ups=2 if recorder is not None else 1,
+            repeat=repeat,
+            enough_s=enough_s,
+        )
+    recorded = recorder is not None and recorder.recordings > 0
+    measured.line["execution"] = execution.identity.strip() + (" recorded" if recorded else "") or "eager"
+    return measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OurClips:
+    """Denoises clips as a job does. `recorder` replays the loops of those that are small."""
+
+    subject: Subject
+    broadcast: str
+    group: NodeGroup
+    keep: str = "full"
+    recorder: LoopRecorder | None = None
+
+    def denoise(self, request: ClipRequest) -> Denoised:
+        """Denoises one clip."""
+        subject, model, group = self.subject, self.subject.model, self.group
+        plan = subject.plan(request, self.broadcast)
+        records = self.recorder is not None and records_loop(request, subject.family, plan, group)
+        return denoise(
+            model,
+            request,
+            prompt=model.encode_prompts([request])[0],
+            noise=initial_noise(request, model.latent_shape(request)),
+            plan=plan,
+            group=group,
+            loop=LoopSettings(keep=self.keep, recorder=self.recorder if records else None),
+        )
+
+    def clip(self, request: ClipRequest) -> Timed:
+        """Denoises one clip and returns what is told of it."""
+        done, subject = self.denoise(request), self.subject
+        shown = subject.model.decode(done.latents, request, self.group) if subject.decodes else done.latents
+        return Timed(
+            step_seconds=done.step_seconds,
+            pictures=shown[0].cpu(),
+            patterns=done.plan.patterns,
+            computed_share=sum(map(done.plan.computed, KINDS)) / sum(map(done.plan.total, KINDS)),
+            kept_bytes=done.kept_bytes_peak,
+            plan_digest=done.plan.digest,
+        )
+
+
+def measure(
+    clip: Callable[[ClipRequest], Timed],
+    requests: Sequence[ClipRequest],
+    *,
+    warm_up: ClipRequest,
+    warm_ups: int = 1,
+    repeat: int,
+    enough_s: float = ENOUGH_S,
+) -> Measured:
+    """Times every request `repeat` times after the warm-up clip, or fewer times once the timed ones took `enough_s`."""
+    before = graphs_compiled()
+    began = time.perf_counter()
+    for _ in range(warm_ups):
+        clip(warm_up)
+    warm_up_s = time.perf_counter() - began
+    warm = graphs_compiled()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    clips: list[Timed] = []
+    while len(clips) < repeat * len(requests):
+        clips.append(clip(requests[len(clips) % len(requests)]))
+        if len(clips) >= len(requests) and sum(each.seconds for each in clips) > enough_s:
+            break
+    line = summary(clips) | {
+        "warm_up_s": warm_up_s,
+        "warm_up_steps": warm_ups * warm_up.num_steps,
+        "graphs": warm - before,
+        "graphs_after_warm_up": graphs_compiled() - warm,
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,
+    }
+    return Measured(line=line, pictures=tuple(each.pictures for each in clips[: len(requests)]))
+
+
+def summary(clips: Sequence[Timed]) -> Json:
+    """Returns medians over clips; `spread` is the largest minus the smallest, None of a single clip."""
+    seconds = [each.seconds for each in clips]
+    kept = [each.kept_bytes for each in clips if each.kept_bytes is not None]
+    shares = [each.computed_share for each in clips if each.computed_share is not None]
+    return {
+        "seconds": median(seconds),
+        "spread": max(seconds) - min(seconds) if len(seconds) > 1 else None,
+        "clips": len(clips),
+        "steps": len(clips[0].step_seconds),
+        "step_ms": step_ms(clips),
+        "kept_gb": max(kept) / 1e9 if kept else None,
+        "computed_share": median(shares) if shares else None,
+        "plan": clips[0].plan_digest,
+    }
+
+
+def step_ms(clips: Sequence[Timed]) -> dict[str, float]:
+    """Returns the median milliseconds of a step by what it computes, and of every step where that is not known."""
+    found: dict[str, list[float]] = {}
+    for each in clips:
+        patterns = each.patterns or ("all",) * len(each.step_seconds)
+        for pattern, seconds in zip(patterns, each.step_seconds, strict=True):
+            found.setdefault(pattern, []).append(seconds * 1e3)
+    return {pattern: median(values) for pattern, values in found.items()}

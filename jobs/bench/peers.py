@@ -1,0 +1,171 @@
+"""What users would pick instead, run as its own pipeline and documentation have it: diffusers, and cache-dit over it.
+
+Latte's transformer in diffusers gets the very weights of ours, so that the two may be compared number for number.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jobs.bench.measure import Timed
+from jobs.bench.rows import CACHE_DIT, Row
+from jobs.bench.subjects import Subject
+from pab.denoise import initial_noise
+from pab.device_clock import DeviceClock
+from pab.family import ClipRequest
+from pab.models.latte import Latte
+from pab.models.latte_blocks import LatteConfig
+from pab.models.noise_video import NoiseVideo
+from pab.plan import BroadcastRules
+
+
+class NotHereError(Exception):
+    """A row cannot run on this machine; the message says what is missing."""
+
+
+MODULES = {"diffusers": "diffusers", CACHE_DIT: "cache_dit"}
+
+
+def require(side: str) -> None:
+    """Raises NotHereError where a library is not installed."""
+    for name in ("diffusers",) if side == "diffusers" else ("diffusers", CACHE_DIT):
+        if importlib.util.find_spec(MODULES[name]) is None:
+            wanted = "'.[models]'" if name == "diffusers" else name
+            raise NotHereError(f"{name} is not installed: pip install {wanted}")
+
+
+class LattePeer:
+    """diffusers' Latte pipeline over the subject's weights, run as a row says. Latents only; nothing is decoded."""
+
+    def __init__(self, subject: Subject, row: Row, backend: str) -> None:
+        from diffusers import DDIMScheduler, LattePipeline
+        from diffusers.utils import logging
+
+        logging.set_verbosity_error()  # it warns of every cast of a module
+        assert isinstance(subject.model, NoiseVideo), "the subject is Latte"
+        ours = subject.model.transformer
+        assert isinstance(ours, Latte), "the subject is Latte"
+        self._subject, self._timesteps, self._step = subject, subject.family.timesteps(subject.requests[0], ""), 0
+        self._pipe = LattePipeline(
+            tokenizer=None,
+            text_encoder=None,
+            vae=None,
+            transformer=_same_transformer(ours, subject.device),
+            scheduler=DDIMScheduler(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False),
+        )
+        self._pipe.set_progress_bar_config(disable=True)
+        if row.side == CACHE_DIT:
+            self._cache_blocks()
+        if row.broadcast != "none":
+            self._broadcast(row)
+        if row.mode == "compiled":
+            self._compile(backend, whole="whole" in row.options)
+
+    def clip(self, request: ClipRequest) -> Timed:
+        """Renders one clip; its seconds begin when the pipeline is called, some milliseconds before its first step."""
+        shape, dtype = self._subject.model.latent_shape(request), self._pipe.transformer.dtype
+        prompt, negative = self._texts(request)
+        noise = initial_noise(request, shape).to(self._subject.device, dtype)
+        self._timesteps, self._step = self._subject.family.timesteps(request, ""), 0
+        clock = DeviceClock(self._subject.device)
+
+        def after_step(_pipe: object, step: int, _timestep: object, _tensors: object) -> dict[str, Any]:
+            self._step = min(step + 1, len(self._timesteps) - 1)
+            clock.mark()
+            return {}
+
+        clock.mark()
+        latents = self._pipe(
+            negative_prompt=None,
+            prompt_embeds=prompt,
+            negative_prompt_embeds=negative,
+            latents=noise,
+            num_inference_steps=request.num_steps,
+            guidance_scale=request.guidance_scale,
+            video_length=request.num_frames,
+            height=request.height,
+            width=request.width,
+            output_type="latent",
+            callback_on_step_end=after_step,
+            callback_on_step_end_tensor_inputs=[],
+        ).frames
+        return Timed(step_seconds=tuple(clock.seconds()), pictures=latents[0].float().cpu())
+
+    def _texts(self, request: ClipRequest) -> tuple[Tensor, Tensor]:
+        # What our model reads too: the text of a prompt, cut to the tokens that count.
+        assert isinstance(self._subject.model, NoiseVideo), "the subject is Latte"
+        states = self._subject.model.encode_text([request.prompt, request.negative_prompt or ""])
+        tokens = int(states.mask_BL[0].sum())
+        return states.y_BLC[:1, :tokens], states.y_BLC[1:, :tokens]
+
+    def _cache_blocks(self) -> None:
+        import cache_dit
+
+        try:
+            cache_dit.enable_cache(self._pipe)
+        except ValueError as error:
+            raise NotHereError(f"cache-dit says: {error}") from error
+
+    def _broadcast(self, row: Row) -> None:
+        """Turns diffusers' own PAB on, with the ranges and the window of our preset; it has no MLP broadcast."""
+        from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
+
+        rules = row.family.presets[row.broadcast]
+        if not isinstance(rules, BroadcastRules):
+            raise NotHereError(f"diffusers has no {row.broadcast}")
+        ranges: dict[str, Any] = {}
+        for kind in ("spatial", "temporal", "cross"):
+            rule = rules.attention(kind)
+            if rule is not None:
+                ranges[f"{kind}_attention_block_skip_range"] = rule.range_steps
+                ranges[f"{kind}_attention_timestep_skip_range"] = (rule.low, rule.high)
+        # As documented the timestep is the pipeline's tensor, for which every attention waits.
+        on_host = (lambda: int(self._timesteps[self._step])) if "host" in row.options else None
+        config = PyramidAttentionBroadcastConfig(
+            **ranges, current_timestep_callback=on_host or (lambda: self._pipe._current_timestep)
+        )
+        apply_pyramid_attention_broadcast(self._pipe.transformer, config)
+
+    def _compile(self, backend: str, *, whole: bool) -> None:
+        """Compiles every block, as diffusers' regional compilation does, or the whole transformer."""
+        transformer = self._pipe.transformer
+        blocks = [*transformer.transformer_blocks, *transformer.temporal_transformer_blocks]
+        for module in [transformer] if whole else blocks:
+            module.compile(backend=backend)
+
+
+def _same_transformer(ours: Latte, device: torch.device) -> Any:
+    from diffusers import LatteTransformer3DModel
+
+    weights = ours.state_dict()
+    with device:
+        theirs = LatteTransformer3DModel(**_published_config(ours.config))
+    missing, surplus = theirs.load_state_dict(weights, strict=False)
+    assert not surplus, f"weights that diffusers' Latte does not know: {surplus}"
+    assert all("pos_embed" in name for name in missing), f"weights of diffusers' Latte that ours lacks: {missing}"
+    return theirs.to(ours.proj_out.weight.dtype).eval()
+
+
+def _published_config(config: LatteConfig) -> dict[str, Any]:
+    return {
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.head_dim,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.num_layers,
+        "cross_attention_dim": config.hidden_size,
+        "attention_bias": True,
+        "sample_size": config.sample_size,
+        "patch_size": config.patch_size,
+        "activation_fn": "gelu-approximate",
+        "num_embeds_ada_norm": 1000,
+        "norm_type": "ada_norm_single",
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+        "caption_channels": config.caption_channels,
+        "video_length": config.video_length,
+    }

@@ -1,0 +1,246 @@
+"""The rows of the benchmark's table: which model, whose code, and in words how it is run. Free of torch.
+
+A row's words are an execution (`compiled`, `nokernels`, `int8`, ...), a broadcast preset and a mesh (`cfg2`, `sp2`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jobs.settings import Mesh
+from pab.execution import Execution, execution_of
+from pab.families import FAMILIES
+from pab.family import Family
+
+OURS, DIFFUSERS, CACHE_DIT = SIDES = ("ours", "diffusers", "cache-dit")
+MODES = {"eager": False, "compiled": True}
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "nokernels": {"kernels": False, "records": False},
+    "norecording": {"records": False},
+    "cudnn": {"attention": "cudnn"},
+    "int8": {"keep": "int8"},
+    "float8": {"linears": "float8"},
+}
+"""Word -> fields of `Execution` that differ from what a job does by itself. A new option is a line here."""
+TAKEN_AWAY = ("nokernels", "norecording")
+"""Options that leave something out which a job does by itself: the others add something."""
+MESHES = {"cfg2": Mesh(cfg=2), "sp2": Mesh(sp=2)}
+PEER_OPTIONS = ("whole", "host")
+"""Of diffusers: the whole transformer compiled at once; timesteps told to its broadcast as numbers on the host."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """The rows of one model and clip. `minutes`: what all of them take at full size on a data centre GPU, about.
+
+    `tiny`: the rows that are enough to see on a CPU, with tiny models, that all of it works.
+    """
+
+    name: str
+    family: str
+    what: str
+    minutes: float
+    rows: tuple[str, ...]
+    tiny: tuple[str, ...]
+
+
+GROUPS = (
+    Group(
+        name="open_sora",
+        family="open_sora",
+        what="Open-Sora 1.2, 480x848, 51 frames, 30 steps, guidance 7",
+        minutes=6,
+        rows=(
+            "eager none",
+            "compiled none",
+            "compiled pab246",
+            "compiled pab579",
+            "compiled pab246 int8",
+            "compiled pab357",
+            "compiled none float8",
+            "compiled pab246 float8",
+            "compiled pab246 cfg2",
+            "compiled pab246 sp2",
+            "compiled nokernels none",
+            "eager cudnn none",
+            "eager pab246",
+        ),
+        tiny=(
+            "eager none",
+            "compiled none",
+            "compiled pab246",
+            "compiled pab246 int8",
+            "eager pab246",
+            "eager pab246 cfg2",
+        ),
+    ),
+    Group(
+        name="latte",
+        family="latte",
+        what="Latte-1, 512x512, 16 frames, 50 steps, guidance 7.5",
+        minutes=6,
+        rows=(
+            "eager none",
+            "compiled none",
+            "compiled pab236",
+            "diffusers: eager none",
+            "diffusers: compiled none",
+            "diffusers: eager pab236",
+            "compiled pab347",
+            "compiled pab469",
+            "eager pab236",
+            "cache-dit: eager",
+            "diffusers: compiled pab236",
+            "diffusers: eager pab236 host",
+            "diffusers: compiled none whole",
+        ),
+        tiny=("eager none", "eager pab236", "diffusers: eager none", "diffusers: eager pab236", "cache-dit: eager"),
+    ),
+    Group(
+        name="open_sora_plan",
+        family="open_sora_plan_v110",
+        what="Open-Sora-Plan 1.1.0, 512x512, 65 frames, 150 steps, guidance 7.5",
+        minutes=7,
+        rows=("eager pab246", "compiled none", "compiled pab246", "eager none", "compiled pab579"),
+        tiny=("eager none", "eager pab246"),
+    ),
+    Group(
+        name="open_sora_small",
+        family="open_sora",
+        what="Open-Sora 1.2, 144x256, 17 frames, 30 steps, guidance 7",
+        minutes=2,
+        rows=("eager none", "compiled none", "compiled pab246", "compiled none norecording", "eager pab246"),
+        tiny=(),
+    ),
+    Group(
+        name="demo",
+        family="demo",
+        what="the trained demo model, 64x64, 16 frames, 30 steps, guidance 4: its videos tell the quality",
+        minutes=1,
+        rows=("eager none", "eager pab246", "eager pab357", "eager pab579", "eager foresight"),
+        tiny=("eager none", "eager pab246"),
+    ),
+)
+"""In order of importance, rows within a group too. Rows of one execution stand together: they share a compiled model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One line of the table. `mode`: "eager" or "compiled". `options`: words of OPTIONS or PEER_OPTIONS."""
+
+    group: Group
+    side: str
+    mode: str
+    broadcast: str
+    options: tuple[str, ...] = ()
+    mesh: Mesh = field(default_factory=Mesh)
+
+    @property
+    def words(self) -> str:
+        """How it is run, in words."""
+        mesh = [word for word, mesh in MESHES.items() if mesh == self.mesh]
+        return " ".join([self.mode, self.broadcast, *self.options, *mesh])
+
+    @property
+    def name(self) -> str:
+        """Names it in the table and in `--rows`."""
+        return f"{self.group.name} {self.side}: {self.words}"
+
+    @property
+    def family(self) -> Family:
+        """The family of its model."""
+        return FAMILIES[self.group.family]
+
+    def execution(self, device: str, precision: str) -> Execution:
+        """Returns how our model is run: as a job does by itself, but for the row's options.
+
+        Raises ValueError for an option that the family has not.
+        """
+        changed = {name: value for word in self.options for name, value in OPTIONS.get(word, {}).items()}
+        usual = execution_of(
+            self.family,
+            compiled=MODES[self.mode],
+            attention="auto",
+            device=device,
+            precision=precision,
+            linears=changed.get("linears", "full"),
+        )
+        return replace(usual, **changed)
+
+    def changes_nothing(self, device: str, precision: str) -> str | None:
+        """Returns the word without which the row would be the same on this machine; None where all say something."""
+        whole = self.execution(device, precision)
+        for word in self.options:
+            less = replace(self, options=tuple(other for other in self.options if other != word))
+            if word in OPTIONS and (less.execution(device, precision) == whole or (word, device) == ("cudnn", "cpu")):
+                return word
+        return None
+
+    @property
+    def without_reuse(self) -> tuple[str, str, str, tuple[str, ...]]:
+        """Names the clip it is compared with: the same way of running on one device, where nothing is kept."""
+        same = tuple(word for word in self.options if word not in ("int8", "host"))
+        return self.group.name, self.side, self.mode, same
+
+
+def parse_row(group: Group, text: str) -> Row:
+    """Reads `[SIDE:] WORDS`. Raises ValueError naming the word and what is allowed."""
+    side, _, words = text.rpartition(":")
+    side = side.strip() or OURS
+    if side not in SIDES:
+        raise ValueError(f"{text!r}: {side!r}, allowed {', '.join(SIDES)}")
+    presets = FAMILIES[group.family].presets
+    row = Row(group=group, side=side, mode="eager", broadcast="none")
+    for word in words.split():
+        if word in MODES:
+            row = replace(row, mode=word)
+        elif word in MESHES and side == OURS:
+            row = replace(row, mesh=MESHES[word])
+        elif word in (OPTIONS if side == OURS else PEER_OPTIONS):
+            row = replace(row, options=(*row.options, word))
+        elif word in presets:
+            row = replace(row, broadcast=word)
+        else:
+            options = [*OPTIONS, *MESHES] if side == OURS else PEER_OPTIONS
+            allowed = ", ".join([*MODES, *options, *presets])
+            raise ValueError(f"row {group.name} {text!r}: word {word!r}, allowed {allowed}")
+    return row
+
+
+def all_rows(*, tiny: bool = False) -> list[Row]:
+    """Returns the whole table, or what of it is enough with tiny models, in order of importance."""
+    return [parse_row(group, text) for group in GROUPS for text in (group.tiny if tiny else group.rows)]
+
+
+def chosen_rows(texts: Sequence[str], *, tiny: bool = False) -> list[Row]:
+    """Returns the rows that the texts name: a group, a part of a row's name, or `GROUP [SIDE]: WORDS` for any other row.
+
+    Without texts the whole table, or with `tiny` what is enough. Raises ValueError naming a text that names nothing.
+    """
+    if not texts:
+        return all_rows(tiny=tiny)
+    found: dict[str, Row] = {}
+    for text in texts:
+        for row in _named(text):
+            found.setdefault(row.name, row)
+    return list(found.values())
+
+
+def _named(text: str) -> list[Row]:
+    rows = all_rows()
+    of_group = [row for row in rows if row.group.name == text]
+    if of_group:
+        return of_group
+    place, _, words = text.partition(":")
+    group_name, _, side = place.strip().partition(" ")
+    group = {group.name: group for group in GROUPS}.get(group_name)
+    if words and group is not None:
+        return [parse_row(group, f"{side or OURS}:{words}")]
+    holding = [row for row in rows if text in row.name]
+    if not holding:
+        names = ", ".join(group.name for group in GROUPS)
+        raise ValueError(f"--rows {text!r} names no row; allowed: a group ({names}), a part of a row's name (--list), "
+                         "or GROUP: WORDS")  # fmt: skip
+    return holding

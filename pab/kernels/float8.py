@@ -1,0 +1,185 @@
+"""Matrix products of 8-bit floats: every token and every row of a weight has a scale of its own.
+
+Values are e4m3 (4 bits of exponent, 3 of mantissa), scales float32. What comes before a product makes its tokens 8-bit in the
+same pass in which it writes them: norm, gated sum, GELU. Shape letters: K channels in, N channels out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pab.kernels import modulated_norm
+
+LARGEST = 448.0
+SMALLEST_SCALE = 1e-12
+FLOAT8 = torch.float8_e4m3fn
+ADA = (8, 9)
+"""The least compute capability whose matrix units take 8-bit floats."""
+
+
+class Rows8(NamedTuple):
+    """Rows [..., K] as `values` times `scales` [..., 1]."""
+
+    values: Tensor
+    scales: Tensor
+
+
+def plain_rows(x: Tensor) -> Rows8:
+    """Rounds every row to 8-bit floats whose largest is 448. NaN and infinity come back as NaN."""
+    wide = x.float()
+    scales = (wide.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
+    return Rows8((wide / scales).clamp(-LARGEST, LARGEST).to(FLOAT8), scales)
+
+
+def plain_gelu_rows(x: Tensor) -> Rows8:
+    """Returns tanh-GELU of x as 8-bit rows."""
+    return plain_rows(F.gelu(x.float(), approximate="tanh"))
+
+
+def plain_norm_rows(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Rows8]:
+    """Does what `modulated_norm.plain` does, with the norm as 8-bit rows."""
+    total, normed = modulated_norm.plain(x_BTSD, addends, shift, scale)
+    return total, plain_rows(normed)
+
+
+def plain_gated_sum(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Rows8]:
+    """Returns x + gate * branch, the gated branch, and the sum as 8-bit rows. `gate`: [B, T or 1, 1, D]."""
+    gated = gate * branch_BTSD
+    total = x_BTSD + gated
+    return total, gated, plain_rows(total)
+
+
+def plain_linear(rows: Rows8, weight: Rows8, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Returns rows @ weight.T + bias, added up in float32. `weight`: [N, K] with scales [N, 1]."""
+    out = F.linear(rows.values.float(), weight.values.float()) * rows.scales * weight.scales[:, 0]
+    return (out if bias is None else out + bias.float()).to(dtype)
+
+
+@torch.library.custom_op("pab::rows8", mutates_args=())
+def _rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    if not x.is_cuda:
+        return plain_gelu_rows(x) if gelu else plain_rows(x)
+    from pab.kernels.gpu import float8 as gpu
+
+    return gpu.rows(x, gelu=gelu)
+
+
+@_rows.register_fake
+def _(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+    return _empty_rows(x)
+
+
+@torch.library.custom_op("pab::norm_rows8", mutates_args=())
+def _norm_rows(
+    x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if x_BTSD.is_cuda:
+        from pab.kernels.gpu import modulated_norm as gpu
+
+        total, values, scales = gpu.launch_rows(x_BTSD, addends, shift, scale, eps=modulated_norm.EPS)
+    else:
+        total, (values, scales) = plain_norm_rows(x_BTSD, addends, shift, scale)
+    # An operator must not hand out what it was given: without addends there is no sum.
+    return total if addends else x_BTSD.new_empty(0), values, scales
+
+
+@_norm_rows.register_fake
+def _(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x_BTSD.new_empty(x_BTSD.shape if addends else 0), *_empty_rows(x_BTSD)
+
+
+@torch.library.custom_op("pab::gated_sum_rows8", mutates_args=())
+def _gated_sum(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor, keeps: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if x_BTSD.is_cuda:
+        from pab.kernels.gpu import float8 as gpu
+
+        return gpu.gated_sum(x_BTSD, branch_BTSD, gate, keeps=keeps)
+    total, gated, rows = plain_gated_sum(x_BTSD, branch_BTSD, gate)
+    return total, gated if keeps else gated.new_empty(0), *rows
+
+
+@_gated_sum.register_fake
+def _(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor, keeps: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gated = x_BTSD.new_empty(x_BTSD.shape if keeps else 0)
+    return x_BTSD.new_empty(x_BTSD.shape), gated, *_empty_rows(x_BTSD)
+
+
+@torch.library.custom_op("pab::linear_rows8", mutates_args=())
+def _linear(
+    values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    if not values.is_cuda:
+        return plain_linear(Rows8(values, scales), Rows8(weight, weight_scales), bias, dtype)
+    out = torch._scaled_mm(
+        values.flatten(0, -2), weight.t(), scale_a=scales.view(-1, 1), scale_b=weight_scales.t(), bias=bias,
+        out_dtype=dtype, use_fast_accum=True,
+    )  # fmt: skip
+    return out.view(*values.shape[:-1], -1)
+
+
+@_linear.register_fake
+def _(
+    values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return values.new_empty(*values.shape[:-1], weight.shape[0], dtype=dtype)
+
+
+def _empty_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x, dtype=FLOAT8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+
+
+def rows(x: Tensor) -> Rows8:
+    """Does what `plain_rows` does, on a GPU in one Triton kernel."""
+    return Rows8(*_rows(x.contiguous(), False))
+
+
+def gelu_rows(x: Tensor) -> Rows8:
+    """Does what `plain_gelu_rows` does, on a GPU in one Triton kernel."""
+    return Rows8(*_rows(x.contiguous(), True))
+
+
+def norm_rows(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Rows8]:
+    """Does what `plain_norm_rows` does, on a GPU in one Triton kernel."""
+    total, values, scales = _norm_rows(x_BTSD, list(addends), shift, scale)
+    return (total if addends else x_BTSD), Rows8(values, scales)
+
+
+def gated_sum(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor, *, keeps: bool) -> tuple[Tensor, Tensor | None, Rows8]:
+    """Does what `plain_gated_sum` does, on a GPU in one Triton kernel; the gated branch only where it `keeps` it."""
+    total, gated, values, scales = _gated_sum(x_BTSD, branch_BTSD, gate, keeps)
+    return total, gated if keeps else None, Rows8(values, scales)
+
+
+class Float8Linear(nn.Module):
+    """A linear layer whose product is of 8-bit floats; takes tokens, or rows that are 8-bit already."""
+
+    weight: Tensor
+    weight_scales: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scales = plain_rows(linear.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scales", scales)
+        self.bias = linear.bias
+        self.dtype = linear.weight.dtype
+
+    def forward(self, x: Tensor | Rows8) -> Tensor:
+        """Maps the last dim from K to N channels."""
+        given = x if isinstance(x, Rows8) else rows(x)
+        return _linear(given.values, given.scales, self.weight, self.weight_scales, self.bias, self.dtype)
+
+
+def use_float8(module: nn.Module, names: Sequence[str]) -> None:
+    """Puts 8-bit products in the place of the named linear layers; their weights in full precision are let go."""
+    for name in names:
+        path, _, last = name.rpartition(".")
+        parent = module.get_submodule(path)
+        linear = module.get_submodule(name)
+        assert isinstance(linear, nn.Linear), f"{name} is no linear layer"
+        setattr(parent, last, Float8Linear(linear))

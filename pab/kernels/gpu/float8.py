@@ -1,0 +1,141 @@
+"""Tokens to rows of 8-bit floats, in the pass in which GELU or a gated residual sum is computed."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pab.kernels.gpu.widths import two_parts
+
+FLOAT8 = torch.float8_e4m3fn
+SMALLEST_SCALE = tl.constexpr(1e-12)
+LARGEST_FLOAT = tl.constexpr(3.4028234e38)
+
+
+@triton.jit
+def scale_of(part_a, part_b):
+    """Returns the scale [tokens, 1] that brings the largest magnitude of every row to 448; NaN where one is not finite."""
+    largest = tl.maximum(tl.max(tl.abs(part_a), axis=1), tl.max(tl.abs(part_b), axis=1))
+    scale = tl.maximum(largest / 448.0, SMALLEST_SCALE)
+    # A maximum need not show NaN; a sum does.
+    total = tl.sum(tl.abs(part_a), axis=1) + tl.sum(tl.abs(part_b), axis=1)
+    return tl.where(total <= LARGEST_FLOAT, scale, float("nan"))[:, None]
+
+
+@triton.jit
+def rounded(x, scale, values):
+    """Returns x over scale as the 8-bit floats that `values` points to."""
+    # One division a row: one a value would take longer than its memory.
+    return (x * (1.0 / scale)).to(values.dtype.element_ty)
+
+
+@triton.jit
+def _gelu(x):
+    # tanh-GELU: (1 + tanh z) / 2 is the sigmoid of 2 z; -2 log2(e) sqrt(2 / pi) is in the constant. No division: see above.
+    inverse_root = tl.rsqrt(1.0 + tl.exp2(-2.302208198 * (x + 0.044715 * x * x * x)))
+    return x * inverse_root * inverse_root
+
+
+@triton.jit
+def _rows_kernel(x, values, scales, num_tokens, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+                 ROWS: tl.constexpr, GELU: tl.constexpr):  # fmt: skip
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    seen = (token < num_tokens)[:, None]
+    at = (token.to(tl.int64) * D)[:, None]
+    a = tl.arange(0, D0)[None, :]
+    b = D0 + tl.arange(0, D1)[None, :]
+    inside_a = seen & (a < D)
+    inside_b = seen & (b < D)
+    part_a = tl.load(x + at + a, mask=inside_a, other=0.0).to(tl.float32)
+    part_b = tl.load(x + at + b, mask=inside_b, other=0.0).to(tl.float32)
+    if GELU:
+        part_a = _gelu(part_a)
+        part_b = _gelu(part_b)
+    scale = scale_of(part_a, part_b)
+    tl.store(scales + token[:, None], scale, mask=seen)
+    tl.store(values + at + a, rounded(part_a, scale, values), mask=inside_a)
+    tl.store(values + at + b, rounded(part_b, scale, values), mask=inside_b)
+
+
+@triton.jit
+def _gated(x, branch, gate, total, gated, at, group, channel, inside, KEEPS: tl.constexpr):
+    kind = total.dtype.element_ty
+    gate = tl.load(gate + group + channel, mask=inside, other=0.0).to(tl.float32)
+    part = tl.load(branch + at + channel, mask=inside, other=0.0).to(tl.float32)
+    # Rounded after the product and after the sum, as the two one by one are.
+    part = (part * gate).to(kind)
+    if KEEPS:
+        tl.store(gated + at + channel, part, mask=inside)
+    part = (tl.load(x + at + channel, mask=inside, other=0.0).to(tl.float32) + part.to(tl.float32)).to(kind)
+    tl.store(total + at + channel, part, mask=inside)
+    return part.to(tl.float32)
+
+
+@triton.jit
+def _gated_sum_kernel(x, branch, gate, total, gated, values, scales, num_tokens, per_group,
+                      D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr,
+                      KEEPS: tl.constexpr):  # fmt: skip
+    token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    seen = (token < num_tokens)[:, None]
+    at = (token.to(tl.int64) * D)[:, None]
+    group = ((token // per_group) * D)[:, None]
+    a = tl.arange(0, D0)[None, :]
+    b = D0 + tl.arange(0, D1)[None, :]
+    inside_a = seen & (a < D)
+    inside_b = seen & (b < D)
+    part_a = _gated(x, branch, gate, total, gated, at, group, a, inside_a, KEEPS)
+    part_b = _gated(x, branch, gate, total, gated, at, group, b, inside_b, KEEPS)
+    scale = scale_of(part_a, part_b)
+    tl.store(scales + token[:, None], scale, mask=seen)
+    tl.store(values + at + a, rounded(part_a, scale, values), mask=inside_a)
+    tl.store(values + at + b, rounded(part_b, scale, values), mask=inside_b)
+
+
+def rows(
+    x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8, tile: tuple[int, int] = (1, 2)
+) -> tuple[Tensor, Tensor]:
+    """Returns 8-bit values [..., D] and float32 scales [..., 1] of x or of its GELU.
+
+    `dtype`: another one shows what is rounded. `tile`: tokens per program, warps.
+    """
+    dim = x.shape[-1]
+    values, scales = empty_rows(x, dtype)
+    d0, d1 = two_parts(dim)
+    per_program, num_warps = tile
+    _rows_kernel[(triton.cdiv(scales.numel(), per_program),)](
+        x.contiguous(), values, scales, scales.numel(), D=dim, D0=d0, D1=d1, ROWS=per_program, GELU=gelu,
+        num_warps=num_warps,
+    )  # fmt: skip
+    return values, scales
+
+
+def gated_sum(
+    x_BTSD: Tensor,
+    branch_BTSD: Tensor,
+    gate: Tensor,
+    *,
+    keeps: bool,
+    dtype: torch.dtype = FLOAT8,
+    tile: tuple[int, int] = (1, 2),
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns x + gate * branch, the gated branch (empty unless it `keeps` it), and the sum's 8-bit values and scales."""
+    dim = x_BTSD.shape[-1]
+    x_BTSD, branch_BTSD, gate = x_BTSD.contiguous(), branch_BTSD.contiguous(), gate.contiguous()
+    total = torch.empty_like(x_BTSD)
+    gated = torch.empty_like(x_BTSD) if keeps else x_BTSD.new_empty(0)
+    values, scales = empty_rows(x_BTSD, dtype)
+    d0, d1 = two_parts(dim)
+    per_program, num_warps = tile
+    _gated_sum_kernel[(triton.cdiv(scales.numel(), per_program),)](
+        x_BTSD, branch_BTSD, gate, total, gated, values, scales, scales.numel(),
+        scales.numel() // (gate.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=per_program, KEEPS=keeps,
+        num_warps=num_warps,
+    )  # fmt: skip
+    return total, gated, values, scales
+
+
+def empty_rows(x: Tensor, dtype: torch.dtype = FLOAT8) -> tuple[Tensor, Tensor]:
+    """Returns room for the 8-bit values and the scales of x."""
+    return torch.empty_like(x, dtype=dtype), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)

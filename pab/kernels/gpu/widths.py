@@ -1,0 +1,13 @@
+"""How a width that is no power of two is cut for Triton, whose tiles are powers of two."""
+
+from __future__ import annotations
+
+import triton
+
+
+def two_parts(width: int) -> tuple[int, int]:
+    """Returns two powers of two that hold a width, 1024 and 128 for 1152; the second is idle where the first holds all."""
+    whole = triton.next_power_of_2(width)
+    if whole == width:
+        return whole, 16
+    return whole // 2, max(16, triton.next_power_of_2(width - whole // 2))

@@ -1,0 +1,106 @@
+"""A recorded loop gives what the loop gives, of every clip of its kind; on a CPU a recording calls its steps again."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pab import recorded_loop
+from pab.denoise import LoopSettings, NotFiniteError, plan_for, records_loop
+from pab.families import FAMILIES
+from pab.foresight import FORESIGHT_PRESETS
+from pab.kernels.choice import Kernels
+from pab.models.stdit3 import STDiT3
+from pab.parallel import Axis, NodeGroup
+from pab.plan import NO_BROADCAST
+from pab.recorded_loop import LoopRecorder, run_again
+from tests.pab.worlds import CONFIG, PAB246, clip, render, tiny_model
+
+CUDA = torch.cuda.is_available()
+GROUP = NodeGroup(device=torch.device("cuda" if CUDA else "cpu"))
+
+
+def recorder() -> LoopRecorder:
+    return LoopRecorder() if CUDA else LoopRecorder(capture=lambda: run_again)
+
+
+def model():
+    loaded = tiny_model()
+    loaded.transformer.to(GROUP.device)
+    return loaded
+
+
+def test_replayed_clips_are_the_clips_whatever_their_prompts_seeds_and_text_lengths():
+    loaded, records = model(), recorder()
+    requests = [
+        clip(prompt="a red circle"), clip(prompt="one", seed=6), clip(prompt="a b c d e f", seed=7, negative_prompt="x y"),
+        clip(prompt="a red circle"), clip(prompt="one", seed=6),
+    ]  # fmt: skip
+    plain = [render(loaded, request, group=GROUP) for request in requests]
+    recorded = [render(loaded, request, group=GROUP, loop=LoopSettings(recorder=records)) for request in requests]
+    assert records.recordings == 1
+    for mine, expected in zip(recorded, plain, strict=True):
+        assert torch.allclose(mine.latents, expected.latents, atol=1e-5)
+        assert (mine.computed, mine.reused) == (expected.computed, expected.reused)
+        assert mine.kept_bytes_peak == expected.kept_bytes_peak > 0
+        assert len(mine.step_seconds) == requests[0].num_steps
+    # The first ran plainly, the fourth was replayed; the second was recorded, the last replayed.
+    assert torch.equal(recorded[3].latents, recorded[0].latents)
+    assert torch.equal(recorded[4].latents, recorded[1].latents)
+    assert not torch.equal(recorded[1].latents, recorded[0].latents)
+
+
+def test_texts_of_one_length_lie_as_the_fused_attention_reads_them():
+    config = replace(CONFIG, depth=1, num_heads=2)
+    loaded = replace(tiny_model(), transformer=STDiT3(config).eval().to(GROUP.device))
+    plain = render(loaded, clip(prompt="a b"), group=GROUP, depth=1)
+    text = loaded.encode_prompts([clip(prompt="a b")])[0].states("both")
+    filled = loaded.same_length(text)
+    for each in filled.keys_values:
+        assert each.shape[3] == CONFIG.model_max_length > text.keys_values[0].shape[3]
+        assert each.stride()[2] == config.head_dim
+    loaded.transformer.choose_kernels = lambda **_: Kernels(cross=True)
+    fused = render(loaded, clip(prompt="a b"), group=GROUP, depth=1, loop=LoopSettings(recorder=recorder()))
+    assert torch.allclose(fused.latents, plain.latents, atol=1e-5)
+
+
+def test_a_clip_of_another_kind_is_recorded_apart():
+    loaded, records = model(), recorder()
+    kinds = [
+        (clip(), PAB246), (clip(width=56), PAB246), (clip(guidance_scale=2.0), PAB246), (clip(), NO_BROADCAST),
+        (clip(num_steps=7), PAB246),
+    ]  # fmt: skip
+    for number, (request, rules) in enumerate(kinds):
+        for _ in range(3):
+            done = render(loaded, request, rules, group=GROUP, loop=LoopSettings(recorder=records))
+        expected = render(loaded, request, rules, group=GROUP)
+        assert torch.allclose(done.latents, expected.latents, atol=1e-5)
+        assert done.plan.digest == expected.plan.digest
+        assert records.recordings == min(number + 1, recorded_loop.MAX_RECORDINGS)
+    records.forget()
+    assert records.recordings == 0
+
+
+def test_a_clip_that_is_not_finite_leaves_the_recording_sound():
+    loaded, records = model(), recorder()
+    settings = LoopSettings(recorder=records)
+    good = [render(loaded, clip(), group=GROUP, loop=settings).latents for _ in range(2)][1]
+    weight = loaded.transformer.final_layer.linear.weight
+    with torch.no_grad():
+        kept = weight[0, 0].clone()
+        weight[0, 0] = float("nan")
+        with pytest.raises(NotFiniteError):
+            render(loaded, clip(), group=GROUP, loop=settings)
+        weight[0, 0] = kept
+    assert torch.equal(render(loaded, clip(), group=GROUP, loop=settings).latents, good)
+
+
+def test_only_small_clips_of_one_rank_that_follow_a_plan_are_recorded():
+    family = FAMILIES["open_sora"]
+    small = clip(num_frames=17, height=144, width=256, num_steps=30)
+    plan = plan_for(family, small, family.presets["pab246"], "bfloat16")
+    assert records_loop(small, family, plan, NodeGroup())
+    assert not records_loop(replace(small, num_frames=51, height=480, width=848), family, plan, NodeGroup())
+    assert not records_loop(small, family, plan, NodeGroup(clip=Axis(size=2)))
+    decided_later = plan_for(family, small, FORESIGHT_PRESETS["foresight"], "bfloat16")
+    assert not records_loop(small, family, decided_later, NodeGroup())

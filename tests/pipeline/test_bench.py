@@ -1,0 +1,184 @@
+"""`bench` on a CPU: tiny models, the same code; which rows there are, and what their figures say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.bench.factors import factors
+from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows, parse_row
+from pab.execution import Execution
+from pab.families.latte import LATTE
+from pab.plan import KINDS, make_plan
+from pab.sites import latte_sites
+from pipeline.bench import joined
+from tests.pipeline.command import Command
+
+Json = dict[str, Any]
+GROUP = {group.name: group for group in GROUPS}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Json, Path]:
+    """What the whole tiny table gives."""
+    folder = tmp_path_factory.mktemp("bench")
+    code, document = Command(folder=folder, weights=folder).json("bench", "--output", "table", "--repeat", "2")
+    return code, document, folder / "table"
+
+
+def rows_of(document: Json) -> dict[str, Json]:
+    return {line["name"]: line for line in document["rows"]}
+
+
+def test_every_row_of_the_tiny_table_is_measured_or_says_why_not(ran: tuple[int, Json, Path]) -> None:
+    code, document, folder = ran
+    rows = rows_of(document)
+    assert code == 0
+    assert list(rows) == [row.name for row in all_rows(tiny=True)]
+    assert {name: line["why"] for name, line in rows.items() if line["status"] != "measured"} == {
+        "latte cache-dit: eager none": "cache-dit is not installed: pip install cache-dit"
+    }
+    for line in rows.values():
+        if line["status"] == "measured":
+            assert 0 < line["seconds"] < 600
+            assert line["clips_per_gpu_hour"] == pytest.approx(3600 / line["seconds"] / line["gpus"])
+            assert sum(line["step_ms"].values()) > 0
+            assert line["graphs_after_warm_up"] == 0
+    assert json.loads((folder / "bench.json").read_text()) == document
+    assert [json.loads(text) for text in (folder / "lines.jsonl").read_text().splitlines()] == document["rows"]
+    page = (folder / "bench.html").read_text()
+    assert "Latte-1, 512x512" in page
+    assert "cache-dit is not installed" in page
+
+
+def test_quality_is_told_against_the_same_way_of_running_without_reuse(ran: tuple[int, Json, Path]) -> None:
+    rows = rows_of(ran[1])
+    exact = rows["open_sora ours: compiled none"]
+    assert exact["quality"]["identical"]
+    assert exact["quality"]["psnr_db"] is None
+    assert exact["quality"]["ssim"] == pytest.approx(1)
+    assert exact["to_eager"]["relative_rms"] < 1e-5
+    reused = rows["open_sora ours: compiled pab246"]["quality"]
+    assert not reused["identical"]
+    assert 10 < reused["psnr_db"] < 80
+    assert 0 < reused["ssim"] < 1
+    assert reused["psnr_db"] == pytest.approx(rows["open_sora ours: eager pab246"]["quality"]["psnr_db"], rel=1e-3)
+    assert rows["demo ours: eager pab246"]["quality"]["of"] == "video"
+
+
+def test_computed_shares_are_the_plans(ran: tuple[int, Json, Path]) -> None:
+    rows = rows_of(ran[1])
+    plan = make_plan(LATTE.presets["pab236"], [float(900 - 100 * step) for step in range(10)], latte_sites(2))
+    share = sum(map(plan.computed, KINDS)) / sum(map(plan.total, KINDS))
+    assert rows["latte ours: eager pab236"]["computed_share"] == pytest.approx(share)
+    assert rows["latte ours: eager none"]["computed_share"] == 1
+    assert rows["latte ours: eager pab236"]["plan"] == plan.digest
+
+
+def test_the_peer_gets_our_weights_and_makes_our_numbers(ran: tuple[int, Json, Path]) -> None:
+    theirs = rows_of(ran[1])["latte diffusers: eager none"]
+    assert theirs["to_eager"]["relative_rms"] < 1e-5
+    assert not rows_of(ran[1])["latte diffusers: eager pab236"]["quality"]["identical"]
+
+
+def test_factors_are_ratios_of_rows_that_differ_in_one_word(ran: tuple[int, Json, Path]) -> None:
+    rows = rows_of(ran[1])
+    found = {(each["group"], each["of"], each["to"]): each["factor"] for each in ran[1]["factors"]}
+    ratio = rows["open_sora ours: compiled none"]["seconds"] / rows["open_sora ours: compiled pab246"]["seconds"]
+    assert found["open_sora", "pab246", "compiled pab246"] == pytest.approx(ratio)
+    assert ("open_sora", "compiling", "compiled none") in found
+    assert ("open_sora", "int8", "compiled pab246 int8") in found
+    assert all(math.isfinite(factor) and factor > 0 for factor in found.values())
+
+
+def told(words: str, seconds: float, execution: str = "compiled attention cudnn kernels") -> tuple[Row, Json]:
+    return parse_row(GROUP["open_sora"], words), {"status": "measured", "seconds": seconds, "execution": execution}
+
+
+def test_compiling_kernels_reuse_and_ranks_are_told_apart() -> None:
+    lines = [
+        told("eager none", 16.0, "eager"),
+        told("compiled none nokernels", 9.0, "compiled attention cudnn"),
+        told("compiled none", 6.0),
+        told("compiled pab246", 5.0),
+        told("compiled pab246 cfg2", 2.5),
+        told("compiled pab246 sp2", 3.125),
+    ]
+    found = {each["of"]: each for each in factors(lines)}
+    assert {name: each["factor"] for name, each in found.items()} == {
+        "compiling and fused kernels": pytest.approx(16 / 6),
+        "compiling": pytest.approx(16 / 9),
+        "kernels": pytest.approx(1.5),
+        "pab246": pytest.approx(1.2),
+        "dp=1,cfg=2,sp=1": pytest.approx(2.0),
+        "dp=1,cfg=1,sp=2": pytest.approx(1.6),
+    }
+    assert found["dp=1,cfg=1,sp=2"]["share_of_ideal"] == pytest.approx(0.8)
+
+
+def test_rows_run_as_jobs_do_but_for_their_words() -> None:
+    row = parse_row(GROUP["open_sora"], "compiled pab246")
+    assert row.execution("cuda", "bfloat16") == Execution(compiled=True, attention="cudnn", kernels=True, records=True)
+    assert row.execution("cpu", "float32") == Execution(compiled=True)
+    words = parse_row(GROUP["open_sora"], "compiled pab246 nokernels int8 float8")
+    assert words.execution("cuda", "bfloat16") == Execution(
+        compiled=True, attention="cudnn", keep="int8", linears="float8"
+    )
+    with pytest.raises(ValueError, match="latte has no 8-bit matrix products"):
+        parse_row(GROUP["latte"], "compiled none float8").execution("cuda", "bfloat16")
+
+
+def test_rows_are_chosen_by_group_by_part_of_a_name_and_in_words() -> None:
+    assert [row.name for row in chosen_rows(["open_sora_small"])] == [
+        row.name for row in all_rows() if row.group.name == "open_sora_small"
+    ]
+    assert {row.side for row in chosen_rows(["diffusers: eager"])} == {"diffusers"}
+    (free,) = chosen_rows(["latte: compiled pab347"])
+    assert free.name == "latte ours: compiled pab347"
+    assert not set(chosen_rows(["open_sora"])) & set(chosen_rows(["open_sora_plan"]))
+    with pytest.raises(ValueError, match=r"'sora9' names no row; allowed: a group \(open_sora, latte"):
+        chosen_rows(["sora9"])
+    with pytest.raises(ValueError, match="word 'pab999', allowed eager, compiled, nokernels"):
+        chosen_rows(["open_sora: compiled pab999"])
+
+
+def test_a_row_that_takes_too_long_and_rows_after_the_time_say_so(command: Command) -> None:
+    rows = "demo: eager none,latte: eager none"
+    code, document = command.json("bench", "--rows", rows, "--seconds", "0.2", "--output", "short")
+    demo, latte = document["rows"]
+    assert code == 1
+    assert (demo["status"], latte["status"]) == ("failed", "not run")
+    assert demo["why"].startswith("stopped after 0 s")
+    assert latte["why"] == "no time left of 0 s (--seconds)"
+
+
+def test_runs_are_joined_and_a_measured_row_wins() -> None:
+    def document(*lines: Json) -> Json:
+        return {"schema": 1, "runs": [{"device": "d"}], "rows": list(lines), "factors": []}
+
+    def line(words: str, **others: Any) -> Json:
+        return {"name": f"open_sora ours: {words}", "side": "ours", "words": words} | others
+
+    first = document(
+        line("compiled none", status="measured", seconds=8.0), line("compiled pab246", status="measured", seconds=5.0)
+    )
+    second = document(
+        line("compiled none", status="not run", why="no time"), line("eager none", status="failed", why="x")
+    )
+    found = joined([first, second])
+    assert [(each["words"], each["status"], each["run"]) for each in found["rows"]] == [
+        ("eager none", "failed", 1), ("compiled none", "measured", 0), ("compiled pab246", "measured", 0),
+    ]  # fmt: skip
+    assert [each["factor"] for each in found["factors"]] == [1.6]
+
+
+def test_wrong_rows_are_wrong_usage(command: Command) -> None:
+    ran = command.run("bench", "--rows", "sora9")
+    assert ran.returncode == 2
+    assert "'sora9' names no row" in ran.stderr
+    listed = command.json("bench", "--list", "--rows", "latte")[1]["rows"]
+    assert "latte diffusers: compiled pab236" in listed
