@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pab.families.open_sora_plan import DEPTH_V110, DEPTH_V120, MAX_TEXT_TOKENS_V110
-from pab.models.causal_vae import CausalVAE, CausalVAEConfig
+from pab.models.causal_vae import DEEP, FLAT, CausalVAE, CausalVAEConfig
 from pab.models.latte import Latte, latte_config
 from pab.models.open_sora_plan import OpenSoraPlan, open_sora_plan_config
 from pab.tiny_parts import write_component, write_t5
@@ -44,7 +44,13 @@ V120 = _COMMON | {
     "interpolation_scale_h": 1.0,
     "interpolation_scale_w": 1.0,
 }
-VAE = CausalVAEConfig(hidden_size=32, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1)
+VAE = CausalVAEConfig(
+    hidden_size=32,
+    hidden_size_mult=(1, 1, 1, 1),
+    num_res_blocks=1,
+    # The published ones are all 3-D: at full size that alone takes most of the time on a CPU.
+    decoder_resnet_blocks=(FLAT, DEEP, DEEP, DEEP),
+)
 
 
 def write_tiny_v110(folder: Path, seed: int) -> None:

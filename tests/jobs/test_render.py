@@ -254,3 +254,17 @@ def test_a_clip_of_loops_is_one_video_and_record_and_report_count_all_of_them(tm
     assert report["calls"]["agree"]
     assert [row["size"] for row in report["clips"]] == ["8x32x48, 3 loops", "8x32x48"]
     assert len(report["baseline"]["steps"]["seconds"]) == 3 * 8
+
+
+def test_foresight_decides_in_each_loop_anew_and_is_counted_as_decided(tmp_path):
+    looped = clip(0, broadcast="foresight", loops=2, condition_frame_length=1, condition_frame_edit=0.5)
+    bucket = write_shard(str(tmp_path), [looped])
+    assert [type(item) for item in render_job(str(tmp_path), baseline=False)().clips] == [Rendered]
+    record = bucket.read_json(layout.record(looped.key))
+    assert record["video"]["num_frames"] == 2 * 8 - 2
+    for kind in KINDS:
+        assert record["counted"]["computed"][kind] == record["planned"]["computed"][kind]
+        assert record["plan"]["computed"][kind] == sum(loop["computed"][kind] for loop in record["loops"])
+    assert sum(record["counted"]["reused"].values()) > 0
+    (plan,) = bucket.read_json(layout.job_report(7))["plans"]
+    assert len(plan["step_median_s"]) == 8

@@ -33,9 +33,9 @@ class Command:
             command, cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False
         )
 
-    def json(self, *words: str | Path) -> tuple[int, dict[str, Any]]:
+    def json(self, *words: str | Path, timeout_s: float = 240) -> tuple[int, dict[str, Any]]:
         """Runs with --json; stdout must be one JSON document and nothing else."""
-        ran = self.run(*words, "--json")
+        ran = self.run(*words, "--json", timeout_s=timeout_s)
         document: dict[str, Any] = json.loads(ran.stdout)
         return ran.returncode, document
 

@@ -12,7 +12,7 @@ from pab.denoise import plan_for
 from pab.families import FAMILIES
 from pab.family import ClipRequest
 from pab.rules import KINDS
-from pab.tiny_weights import write_tiny_weights
+from pab.tiny_weights import main as write_tiny
 from pab.wan.tiny import write_tiny_wan
 from tests.pipeline.command import FAST, Command, assert_whole, records
 
@@ -182,23 +182,34 @@ def clip_request(clip: dict[str, Any]) -> ClipRequest:
 def test_one_manifest_mixes_families_and_sizes_each_with_its_own_weights(
     command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
-    folders = {"demo": command.weights, "wan": tmp_path / "wan", "open_sora": tmp_path / "open_sora"}
-    for name in ("wan", "open_sora"):
-        write_tiny_weights(name, folders[name])
-    shapes = [("demo", 8, 32, 32), ("wan", 5, 32, 48), ("open_sora", 34, 112, 128), ("demo", 16, 32, 64)]
+    shapes = [
+        ("demo", 8, 32, 32),
+        ("wan", 5, 32, 48),
+        ("open_sora", 34, 112, 128),
+        ("demo", 16, 32, 64),
+        ("latte", 16, 256, 256),
+        ("open_sora_plan_v110", 65, 256, 256),
+    ]
+    folders = {name: tmp_path / name for name, *_ in shapes} | {"demo": command.weights}
+    for name, folder in folders.items():
+        if name != "demo":
+            # what `python -m pab.tiny_weights FAMILY DIR` does
+            assert write_tiny([name, str(folder)]) == 0
     columns = dict(zip(("model", "num_frames", "height", "width"), map(list, zip(*shapes, strict=True)), strict=True))
-    url, output = manifest(4, **columns, num_steps=[10, 4, 10, 8]), tmp_path / "out"
+    url, output = manifest(6, **columns, num_steps=[10, 4, 10, 8, 4, 4]), tmp_path / "out"
     given = [word for name, folder in folders.items() for word in ("--weights", f"{name}={folder}")]
-    code, document = command.json("submit", url, "--output", output, *FAST, *given)
-    assert (code, document["rendered"]) == (0, 4), document
-    assert_whole(output, ["c0", "c1", "c2", "c3"])
+    flags = (*FAST, "--max-parallel-jobs", "2", *given)
+    # The smallest videos that Latte and Open-Sora-Plan render take two jobs most of a minute.
+    code, document = command.json("submit", url, "--output", output, *flags, timeout_s=900)
+    assert (code, document["rendered"]) == (0, 6), document
+    assert_whole(output, [f"c{number}" for number in range(6)])
     run = json.loads((output / "run.json").read_text())
     assert {name: weights["asked"] for name, weights in run["weights"].items()} == {
         name: str(folder) for name, folder in folders.items()
     }
     found = records(output)
     reports = [json.loads(path.read_text()) for path in (output / "reports").glob("job-*.json")]
-    assert len(reports) == 4, "jobs share neither a model nor a shape of latents with others"
+    assert len(reports) == 6, "jobs share neither a model nor a shape of latents with others"
     for report in reports:
         (row,) = report["clips"]
         record, (name, *size) = found[row["clip_id"]], shapes[int(row["clip_id"][1:])]
@@ -208,7 +219,13 @@ def test_one_manifest_mixes_families_and_sizes_each_with_its_own_weights(
         assert list(start["load_s"]) == [name]
         rules = FAMILIES[name].presets[FAMILIES[name].defaults.broadcast]
         planned = plan_for(FAMILIES[name], clip_request(record["clip"]), rules, "float32")
+        assert (plan["digest"], row["plan"], row["size"]) == (planned.digest, planned.digest, "x".join(map(str, size)))
         assert plan["computed"] == {kind: planned.computed(kind) for kind in plan["computed"]}
+        passes = 2 if name == "wan" else 1
+        for kind, calls in report["calls"]["by_kind"].items():
+            counts = [planned.computed(kind) * passes, planned.computed(kind) * passes, planned.total(kind) * passes]
+            assert [calls["planned"], calls["counted"], calls["total"]] == counts, (name, kind)
+        assert report["calls"]["agree"]
         totals = [sum(planned.total(kind) for kind in KINDS), sum(planned.computed(kind) for kind in KINDS)]
         assert broadcast["computed_share"] == round(totals[1] / totals[0], 5) < 1
         assert broadcast["factor_derived"] > 0
