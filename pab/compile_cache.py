@@ -7,6 +7,7 @@ lock is held while a job runs; the first job of a node that finds the folder too
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 MAX_CACHE_BYTES = 8 << 30
+KERNELS = Path(__file__).parent / "kernels"
 _VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 _LOG = logging.getLogger(__name__)
 
@@ -30,10 +32,20 @@ class CompileCacheError(OSError):
 def cache_folder(place: str | None, attention: str) -> Path:
     """Returns the folder for this user, version of torch and preferred attention, which kernels are chosen by.
 
-    `place`: the folder that holds it, e.g. one that nodes share; None for the node's temporary folder.
+    Our own operators are in its name too: inductor does not see that what they say of their results has changed, and would
+    run graphs that count on the old. `place`: the folder that holds it, e.g. one that nodes share; None for the node's
+    temporary folder.
     """
     above = Path(place) if place else Path(tempfile.gettempdir()) / f"pab-pipeline-{os.getuid()}"
-    return above / "compiled" / f"torch-{torch.__version__}-attention-{attention}"
+    return above / "compiled" / f"torch-{torch.__version__}-attention-{attention}-kernels-{operators_digest(KERNELS)}"
+
+
+def operators_digest(folder: Path) -> str:
+    """Returns 8 hex digits over the source files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 @contextmanager

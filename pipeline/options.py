@@ -67,7 +67,8 @@ OPTIONS = (
            "of bfloat16's memory; part of a clip's digest where it is int8. Foresight keeps whole blocks, and always full"),
     Option(name="linears", kind=str, default="full", choices=LINEARS_CHOICES,
            help="matrix products of the model's blocks: in its precision, or of 8-bit floats (families that have them: "
-           "open_sora), which are faster on GPUs from compute capability 8.9 on; part of a clip's digest where it is float8"),
+           "open_sora, latte, open_sora_plan_v110), faster on GPUs from compute capability 8.9 on; part of a clip's "
+           "digest where it is float8"),
     Option(name="compile_cache", kind=str, metavar="DIR",
            help="where jobs keep compiled kernels for the next one (default: a folder of yours in each node's temporary "
            "folder)"),

@@ -110,7 +110,14 @@ GROUPS = (
         model="Open-Sora-Plan 1.1.0",
         clip="512x512, 65 frames, 150 steps, guidance 7.5",
         minutes=6,
-        rows=("eager pab246", "compiled none", "compiled pab246", "eager none", "compiled pab579"),
+        rows=(
+            "eager pab246",
+            "compiled none",
+            "compiled pab246",
+            "compiled pab246 float8",
+            "eager none",
+            "compiled pab579",
+        ),
         tiny=("eager none", "eager pab246"),
     ),
     Group(

@@ -102,4 +102,5 @@ LATTE = Family(
     max_batch=MAX_BATCH,
     prefers_cudnn=True,
     fused_kernels=True,
+    float8=True,
 )

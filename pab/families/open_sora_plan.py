@@ -147,6 +147,7 @@ def _v110(name: str, checkpoint: Checkpoint) -> Family:
         max_batch=MAX_BATCH,
         prefers_cudnn=True,
         fused_kernels=True,
+        float8=True,
     )
 
 

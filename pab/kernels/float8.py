@@ -130,7 +130,7 @@ def _(
 
 
 def _empty_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, dtype=FLOAT8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=FLOAT8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
 
 
 def rows(x: Tensor) -> Rows8:
@@ -182,4 +182,7 @@ def use_float8(module: nn.Module, names: Sequence[str]) -> None:
         parent = module.get_submodule(path)
         linear = module.get_submodule(name)
         assert isinstance(linear, nn.Linear), f"{name} is no linear layer"
-        setattr(parent, last, Float8Linear(linear))
+        if isinstance(parent, nn.ModuleDict | nn.ModuleList):
+            parent._modules[last] = Float8Linear(linear)
+        else:
+            setattr(parent, last, Float8Linear(linear))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.compiled import any_length
-from pab.kernels import linear_gelu
+from pab.kernels import float8, linear_gelu
 from pab.models.layers import modulate, sinusoids
 
 MASKED = -10000.0
@@ -142,10 +142,11 @@ class Attention(nn.Module):
         """Applies the output layer."""
         return self.to_out[0](x)
 
-    def to_text(self, x_BND: Tensor, keys_values: Tensor, bias: Tensor | None) -> Tensor:
-        """Attends from video tokens to text whose keys and values are given. Returns [B, N, D]."""
+    def to_text(self, x: Tensor | float8.Rows8, keys_values: Tensor, bias: Tensor | None) -> Tensor:
+        """Attends from video tokens [B, ..., D] to text whose keys and values are given. Returns [B, ..., D]."""
         k, v = keys_values.unbind(1)
-        return self.attend(self.heads(self.to_q(x_BND)), k, v, bias)
+        q = self.to_q(x)
+        return self.attend(self.heads(q.flatten(1, -2)), k, v, bias).view_as(q)
 
 
 class FeedForward(nn.Module):
@@ -156,9 +157,17 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([nn.ModuleDict({"proj": nn.Linear(dim, 4 * dim)}), nn.Identity()])
         self.net.append(nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor, *, fused: bool = False) -> Tensor:
+    @property
+    def is_float8(self) -> bool:
+        """Whether its products are of 8-bit floats."""
+        return isinstance(self.net[2], float8.Float8Linear)
+
+    def forward(self, x: Tensor | float8.Rows8, *, fused: bool = False) -> Tensor:
         """Maps the last dim to itself. `fused`: GELU in the first matrix product's epilogue."""
         first: nn.ModuleDict = self.net[0]  # type: ignore[assignment]
+        if self.is_float8:
+            return self.net[2](float8.gelu_rows(first["proj"](x)))
+        assert isinstance(x, Tensor), "8-bit rows go into 8-bit products"
         proj: nn.Linear = first["proj"]  # type: ignore[assignment]
         widen = linear_gelu.fused if fused else linear_gelu.plain
         return self.net[2](widen(x, proj.weight, proj.bias))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.compiled import any_length
+from pab.kernels import float8
 from pab.kernels.choice import ChooseKernels, fastest, plain
 from pab.models.adaln_single import (
     PatchEmbed2D,
@@ -23,7 +24,14 @@ from pab.models.adaln_single import (
     masked_bias,
 )
 from pab.models.adaln_transformer import project_out, published_sizes, step_modulation
-from pab.models.latte_blocks import BlockContext, LatteConfig, SpatialBlock, TemporalBlock
+from pab.models.latte_blocks import (
+    PRODUCTS,
+    TEXT_PRODUCTS,
+    BlockContext,
+    LatteConfig,
+    SpatialBlock,
+    TemporalBlock,
+)
 from pab.models.layers import axial_rotation, position_embedding_1d, position_embedding_2d, unpatchify
 from pab.parallel import SequenceParallel
 from pab.state import Visit, run_block
@@ -100,6 +108,19 @@ class Latte(nn.Module):
         attentions = [block.attn1 for block in self.spatial_blocks] + [block.attn1 for block in self.temporal_blocks]
         for attention in attentions:
             attention.join_products()
+
+    def use_float8(self) -> None:
+        """Has the blocks multiply by 8-bit floats from now on; their weights in full precision are let go.
+
+        Raises ValueError for models whose queries, keys and values cannot be one product.
+        """
+        if self.config.use_rope or self.config.compress_factor > 1:
+            raise ValueError("8-bit products are built for models without rotary positions and compressed keys only")
+        for spatial, over_time in zip(self.spatial_blocks, self.temporal_blocks, strict=True):
+            spatial.attn1.join_products()
+            over_time.attn1.join_products()
+            float8.use_float8(spatial, PRODUCTS + TEXT_PRODUCTS)
+            float8.use_float8(over_time, PRODUCTS)
 
     @property
     def spatial_blocks(self) -> list[SpatialBlock]:

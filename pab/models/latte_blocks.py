@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pab.kernels import flash3, modulated_norm, temporal_attention
+from pab.kernels import flash3, float8, modulated_norm, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
 from pab.models.adaln_single import Attention, FeedForward, modulation_table
 from pab.models.layers import rotate_halves
@@ -23,7 +23,11 @@ from pab.parallel import SequenceParallel
 from pab.sites import LATTE_PARTS, LATTE_STACKS
 from pab.state import handed_over
 
-Norm = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tensor, Tensor]]
+Norm = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tensor, Tensor | float8.Rows8]]
+
+PRODUCTS = ("attn1.to_qkv", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
+TEXT_PRODUCTS = ("attn2.to_q", "attn2.to_out.0")
+"""The linear layers of a block that every step runs over all tokens; the latter of spatial blocks alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +103,7 @@ class SelfAttention(Attention):
             self.norm = nn.LayerNorm(dim)
         self.compressed = compressed
         self.rotates = config.use_rope
-        self.to_qkv: nn.Linear | None = None
+        self.to_qkv: nn.Linear | float8.Float8Linear | None = None
 
     @torch.no_grad()
     def join_products(self) -> None:
@@ -109,27 +113,33 @@ class SelfAttention(Attention):
         parts = (self.to_q, self.to_k, self.to_v)
         dim = self.to_q.in_features
         with torch.device("meta"):
-            self.to_qkv = nn.Linear(dim, 3 * dim)
-        self.to_qkv.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
-        self.to_qkv.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+            joined = nn.Linear(dim, 3 * dim)
+        joined.weight = nn.Parameter(torch.cat([part.weight for part in parts]), requires_grad=False)
+        joined.bias = nn.Parameter(torch.cat([part.bias for part in parts]), requires_grad=False)
+        self.to_qkv = joined
         del self.to_q, self.to_k, self.to_v
 
-    def over_space(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
+    def over_space(self, x_BTSD: Tensor | float8.Rows8, context: BlockContext) -> Tensor:
         """Attends over the patches of each frame."""
         bias = context.spatial_bias
         if self.to_qkv is None:
+            assert isinstance(x_BTSD, Tensor), "8-bit rows go into one product"
             x_NLD = x_BTSD.flatten(0, 1)
             return self(x_NLD, bias=bias, rotation=context.rotations[0], grid=context.grid).view_as(x_BTSD)
-        heads = self.to_qkv(x_BTSD).flatten(0, 1).unflatten(-1, (3, self.num_heads, -1))
+        qkv_BTSE = self.to_qkv(x_BTSD)
+        heads = qkv_BTSE.flatten(0, 1).unflatten(-1, (3, self.num_heads, -1))
         if bias is None:
             attend = flash3.fused if context.kernels.flash3 else flash3.plain
-            return self.project(attend(*heads.unbind(2)).flatten(2)).view_as(x_BTSD)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)
-        return self.attend(q, k, v, bias).view_as(x_BTSD)
+            out = self.project(attend(*heads.unbind(2)).flatten(2))
+        else:
+            q, k, v = heads.permute(2, 0, 3, 1, 4)
+            out = self.attend(q, k, v, bias)
+        return out.view(*qkv_BTSE.shape[:-1], -1)
 
-    def over_time(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
+    def over_time(self, x_BTSD: Tensor | float8.Rows8, context: BlockContext) -> Tensor:
         """Attends over the frames of each patch; T is all frames."""
         if self.to_qkv is None:
+            assert isinstance(x_BTSD, Tensor), "8-bit rows go into one product"
             x_BSTD = x_BTSD.transpose(1, 2)
             grid = (context.num_frames,)
             out = self(x_BSTD.flatten(0, 1), bias=None, rotation=context.rotations[1], grid=grid)
@@ -186,14 +196,20 @@ class SpatialBlock(nn.Module):
 
         `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and bias.
         """
-        table, normed = modulation_table(self.scale_shift_table, context.modulation, 2), context.normed
+        table, normed = modulation_table(self.scale_shift_table, context.modulation, 2), _norm(self.ff, context)
         attended, crossed, mixed = reuse
+        asking: Tensor | float8.Rows8 | None = None
         if attended is None:
-            attended = table[2] * self.attn1.over_space(normed(x_BTSD, (), table[0], table[1])[1], context)
-        addends: tuple[Tensor, ...] = (attended,)
+            branch = self.attn1.over_space(normed(x_BTSD, (), table[0], table[1])[1], context)
+            if self.ff.is_float8 and crossed is None:
+                x_BTSD, attended, asking = float8.gated_sum(x_BTSD, branch, table[2], keeps=wanted[0])
+            else:
+                attended = table[2] * branch
+        addends: tuple[Tensor, ...] = () if attended is None else (attended,)
         if crossed is None:
-            x_BTSD = x_BTSD + attended
-            crossed = self.attn2.to_text(x_BTSD.flatten(1, 2), *text).view_as(x_BTSD)
+            if asking is None:
+                asking = x_BTSD = x_BTSD + addends[0]
+            crossed = self.attn2.to_text(asking, *text)
             addends = ()
         x_BTSD, mixed = _mixed(self.ff, x_BTSD, (*addends, crossed), table, mixed, context)
         return x_BTSD, handed_over((attended, crossed, mixed), wanted)
@@ -221,18 +237,27 @@ class TemporalBlock(nn.Module):
         wanted: tuple[bool, ...] = (False, False),
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Returns the new tokens, and per site the output to be kept where it is wanted."""
-        table, normed = modulation_table(self.scale_shift_table, context.modulation, 2), context.normed
+        table = modulation_table(self.scale_shift_table, context.modulation, 2)
         attended, mixed = reuse
         if attended is None:
+            # Over several ranks tokens travel, and become 8-bit behind that.
+            normed = context.normed if context.sp.size > 1 else _norm(self.ff, context)
             attended = table[2] * self._attend(normed(x_BTSD, (), table[0], table[1])[1], context)
         x_BTSD, mixed = _mixed(self.ff, x_BTSD, (attended,), table, mixed, context)
         return x_BTSD, handed_over((attended, mixed), wanted)
 
-    def _attend(self, x_BTSD: Tensor, context: BlockContext) -> Tensor:
+    def _attend(self, x_BTSD: Tensor | float8.Rows8, context: BlockContext) -> Tensor:
+        if isinstance(x_BTSD, float8.Rows8):
+            return self.attn1.over_time(x_BTSD, context)
         patches, frames = x_BTSD.shape[2], context.num_frames
         x_BTSD = context.sp.switch(x_BTSD, whole_dim=1, split_dim=2, size=frames)
         x_BTSD = self.attn1.over_time(x_BTSD, context)
         return context.sp.switch(x_BTSD, whole_dim=2, split_dim=1, size=patches)
+
+
+def _norm(ff: FeedForward, context: BlockContext) -> Norm:
+    """Returns the norm that a block's products want."""
+    return float8.norm_rows if ff.is_float8 else context.normed
 
 
 def _mixed(
@@ -248,7 +273,7 @@ def _mixed(
     `addends`: what the branches before add to the tokens, which a norm takes into its own pass over them.
     """
     if mixed is None:
-        x_BTSD, x = context.normed(x_BTSD, addends, table[3], table[4])
+        x_BTSD, x = _norm(ff, context)(x_BTSD, addends, table[3], table[4])
         mixed = table[5] * ff(x, fused=context.kernels.gelu)
     else:
         for addend in addends:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pab.family import ClipRequest
-from pab.model import EncodedPrompt, Scheduler, StepInput, UsesKernels
+from pab.model import EncodedPrompt, Scheduler, StepInput, UsesFloat8, UsesKernels
 from pab.models.video import LatentCodec, TextStates, encode_pairs, guided_prompt, join_prompts
 from pab.open_sora.prompts import clean
 from pab.parallel import NodeGroup, SequenceParallel
@@ -95,6 +95,10 @@ class NoiseVideo:
     def use_kernels(self) -> None:
         """Has the transformer use fused operations where they are faster; of families that have them."""
         cast(UsesKernels, self.transformer).use_kernels()
+
+    def use_float8(self) -> None:
+        """Has the transformer's blocks multiply by 8-bit floats; of families that can."""
+        cast(UsesFloat8, self.transformer).use_float8()
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pab import compiled
-from pab.compile_cache import CompileCacheError, cache_folder, compile_cache
+from pab.compile_cache import KERNELS, CompileCacheError, cache_folder, compile_cache, operators_digest
 from pab.compiled import CompileError, Graphs, compile_blocks, executing, graphs_compiled, many_graphs
 from pab.denoise import NotFiniteError
 from pab.execution import Execution
@@ -134,7 +134,8 @@ def test_compiled_kernels_lie_in_a_folder_of_ones_own_by_torch_version_and_atten
     with compile_cache(str(tmp_path), "cudnn") as folder:
         from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
 
-        assert folder.name == f"torch-{torch.__version__}-attention-cudnn"
+        kernels = operators_digest(KERNELS)
+        assert folder.name == f"torch-{torch.__version__}-attention-cudnn-kernels-{kernels}"
         assert cache_dir() == str(folder / "inductor")
         assert triton_cache_dir(0) == str(folder / "triton")
         assert folder.stat().st_mode & 0o077 == 0
@@ -143,6 +144,16 @@ def test_compiled_kernels_lie_in_a_folder_of_ones_own_by_torch_version_and_atten
     folder.chmod(0o770)
     with pytest.raises(CompileCacheError, match=r"mode drwxrwx---, needs to be this user's alone; .*--compile-cache"):
         compile_cache(str(tmp_path), "cudnn").__enter__()
+
+
+def test_kernels_of_another_version_of_ours_are_not_taken(tmp_path):
+    for name, text in (("a.py", "one"), ("gpu/b.py", "two")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = operators_digest(tmp_path)
+    assert operators_digest(tmp_path) == before
+    (tmp_path / "gpu/b.py").write_text("three")
+    assert operators_digest(tmp_path) != before
 
 
 def test_a_cache_that_has_grown_too_large_is_emptied_unless_another_job_uses_it(tmp_path):

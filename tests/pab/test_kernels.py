@@ -265,6 +265,20 @@ def test_a_clip_of_8_bit_products_stays_near_and_decides_alike() -> None:
     assert sum(each.nbytes for each in model.transformer.spatial_blocks.state_dict().values()) < 0.45 * before
 
 
+@pytest.mark.parametrize("name", ["latte", "open_sora_plan_v110"])
+def test_a_clip_of_latte_s_blocks_of_8_bit_products_stays_near(name: str) -> None:
+    world, request = WORLDS[name], noise_clip(num_steps=6)
+    plain, model = world.render(world.model(), request), world.model()
+    before = sum(each.nbytes for each in model.transformer.transformer_blocks.state_dict().values())
+    model.use_float8()
+    eight = world.render(model, request)
+    off = (eight.latents - plain.latents).square().mean().sqrt() / plain.latents.square().mean().sqrt()
+    assert 0 < off < 0.05
+    assert (eight.computed, eight.reused) == (plain.computed, plain.reused)
+    assert sum(plain.reused.values()) > 0
+    assert sum(each.nbytes for each in model.transformer.transformer_blocks.state_dict().values()) < 0.5 * before
+
+
 def test_8_bit_products_stay_inside_one_graph_per_pattern() -> None:
     torch._dynamo.reset()
     model, eager = model_with(PLAIN), model_with(PLAIN)

@@ -138,4 +138,4 @@ def gated_sum(
 
 def empty_rows(x: Tensor, dtype: torch.dtype = FLOAT8) -> tuple[Tensor, Tensor]:
     """Returns room for the 8-bit values and the scales of x."""
-    return torch.empty_like(x, dtype=dtype), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=dtype), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
