@@ -83,6 +83,7 @@ ROOMS = {
     "tornado": ("cluster/*",),
     "fsspec": ("manifests/*", "jobs/bucket.py", "jobs/reference_files.py"),
     "s3fs": ("jobs/bucket.py",),
+    "botocore": ("jobs/s3_listing.py",),
     "pyarrow": ("manifests/*", "pipeline/report*.py"),
     "numpy": ("manifests/*", "pab/*", "jobs/*", "pipeline/report*.py"),
     "imageio_ffmpeg": ("jobs/*", "pipeline/checks.py"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pab.denoise import NotFiniteError, denoise, initial_noise, plan_for
+from pab.denoise import LoopSettings, NotFiniteError, denoise, initial_noise, plan_for
 from pab.model import RendersTogether
 from pab.parallel import NodeGroup, open_group
 from pab.together import apart, denoise_together, noise_of
@@ -38,7 +38,7 @@ def render_together(name, model, requests, group=None, keep="full"):
         noise=noise_of(requests, model.latent_shape(requests[0])),
         plan=plan_for(every_family.family(name), requests[0], EVERY_OTHER, "float32"),
         group=group or NodeGroup(),
-        keep=keep,
+        loop=LoopSettings(keep=keep),
     )
 
 
@@ -50,7 +50,7 @@ def render_alone(name, model, request, keep="full"):
         noise=initial_noise(request, model.latent_shape(request)),
         plan=plan_for(every_family.family(name), request, EVERY_OTHER, "float32"),
         group=NodeGroup(),
-        keep=keep,
+        loop=LoopSettings(keep=keep),
     )
 
 

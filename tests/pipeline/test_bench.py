@@ -129,8 +129,8 @@ def test_rows_run_as_jobs_do_but_for_their_words() -> None:
     assert words.execution("cuda", "bfloat16") == Execution(
         compiled=True, attention="cudnn", keep="int8", linears="float8"
     )
-    with pytest.raises(ValueError, match="latte has no 8-bit matrix products"):
-        parse_row(GROUP["latte"], "compiled none float8").execution("cuda", "bfloat16")
+    with pytest.raises(ValueError, match="demo has no 8-bit matrix products"):
+        parse_row(GROUP["demo"], "compiled none float8").execution("cuda", "bfloat16")
 
 
 def test_rows_are_chosen_by_group_by_part_of_a_name_and_in_words() -> None:

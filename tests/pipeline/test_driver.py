@@ -158,7 +158,7 @@ def drive(folder: Path, machines: Refusing, *, patience: Patience) -> Driver:
 
 CLIP = {
     "clip_id": "c0", "digest": "0a", "prompt": "a circle", "seed": 1, "model": "demo", "num_frames": 8, "height": 32,
-    "width": 32, "fps": 8, "num_steps": 4, "guidance_scale": 1.0, "broadcast": "none",
+    "width": 32, "fps": 8, "num_steps": 4, "guidance_scale": 1.0, "broadcast": "none", "loops": 1,
 }  # fmt: skip
 
 
