@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pab.kernels import attention, head_norm, kept_int8, linear_gelu, modulated_norm, temporal_attention
+from pab.kernels import (
+    attention,
+    flash3,
+    float8,
+    head_norm,
+    kept_int8,
+    linear_gelu,
+    modulated_norm,
+    temporal_attention,
+)
 
 ROWS, FRAMES, PATCHES, HEADS, HEAD_DIM, TEXT = 2, 15, 1590, 16, 72, 120
 DIM = HEADS * HEAD_DIM
@@ -145,6 +154,15 @@ def operations(*, tiles: bool) -> Iterator[Operation]:
         units=5,
         others={"without GELU": torch.nn.functional.linear},
     )
+    yield from _of_float8(x, first, shift, scale)
+    q, k, v = flat.unflatten(-1, (3, HEADS, -1)).unbind(2)
+    yield Operation(
+        name="spatial attention of normed heads",
+        arguments=(q, k, v),
+        plain=flash3.plain,
+        fused={"FlashAttention-3": flash3.fused} if flash3.installed() else {},
+        units=4,
+    )
     packed = kept_int8.plain_pack(x)
     yield Operation(
         name="kept as int8",
@@ -167,6 +185,23 @@ def operations(*, tiles: bool) -> Iterator[Operation]:
                 "torch's copy of all tokens": lambda x, _: x.clone(),
             },
         )
+
+
+def _of_float8(x: Tensor, branch: Tensor, shift: Tensor, scale: Tensor) -> Iterator[Operation]:
+    """Yields the passes that write 8-bit rows; that they round as their twins do is the tests' to say."""
+    wide = random(ROWS, FRAMES, PATCHES, 4 * DIM, seed=16)
+    passes: list[tuple[str, tuple[object, ...], Callable[..., object], Callable[..., object], float]] = [
+        ("8-bit rows", (x,), float8.plain_rows, float8.rows, 1.5),
+        ("8-bit rows of GELU", (wide,), float8.plain_gelu_rows, float8.gelu_rows, 6),
+        ("8-bit rows of a modulated norm", (x, (), shift, scale), float8.plain_norm_rows, float8.norm_rows, 1.5),
+        ("8-bit rows of a norm of 1 sum", (x, (branch,), shift, scale), float8.plain_norm_rows, float8.norm_rows, 3.5),
+        (
+            "8-bit rows of a gated sum", (x, branch, scale), float8.plain_gated_sum,
+            partial(float8.gated_sum, keeps=False), 3.5,
+        ),
+    ]  # fmt: skip
+    for name, arguments, plain, fused, units in passes:
+        yield Operation(name=name, arguments=arguments, plain=plain, fused={}, units=units, others={"fused": fused})
 
 
 class _Float8:

@@ -37,6 +37,7 @@ KERNELS = {
     "notemporal": replace(MEASURED_FASTER, temporal=False),
     "noheadnorm": replace(MEASURED_FASTER, head_norm=False),
     "nocross": replace(MEASURED_FASTER, cross=False),
+    "noflash3": replace(MEASURED_FASTER, flash3=False),
 }
 """Of a variant's third word; `spatial` is `fused` with the other way of spatial attention, the rest leave one out."""
 
@@ -98,17 +99,29 @@ class Bench:
     repeat: int
     latents: dict[str, torch.Tensor] = field(default_factory=dict)
     compiled: bool = False
+    float8: bool = False
 
     def run(self, variant: str, request: ClipRequest) -> dict[str, object]:
-        """Measures `eager|compiled PRESET KERNELS [int8]`. Eager variants come first: compiled blocks stay so."""
+        """Measures `eager|compiled PRESET KERNELS [int8] [float8]`.
+
+        Eager variants come first, and those of 8-bit products last: compiled blocks stay so, and full weights do not come back.
+        """
         mode, preset, kernels, *others = variant.split()
         if mode == "eager" and self.compiled:
             raise ValueError(f"{variant}: eager variants come before compiled ones")
+        if self.float8 and "float8" not in others:
+            raise ValueError(f"{variant}: variants with float8 come last")
+        if "float8" in others and not self.float8:
+            torch._dynamo.reset()
+            self.transformer.use_float8()
+            self.float8 = True
         if mode == "compiled" and not self.compiled:
             compile_blocks(self.subject.model.block_stacks)
             self.compiled = True
         self.transformer.choose_kernels = lambda **_: KERNELS[kernels]
-        clips = OurClips(subject=self.subject, broadcast=preset, group=self.group, keep=others[0] if others else "full")
+        clips = OurClips(
+            subject=self.subject, broadcast=preset, group=self.group, keep="int8" if "int8" in others else "full"
+        )
         # Eager clips need no warm-up worth the time.
         warm_up = request if mode == "compiled" else replace(request, num_steps=2)
         measured = measure(clips.clip, (request,), warm_up=warm_up, repeat=self.repeat)
@@ -150,7 +163,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--tiny", action="store_true", help="a tiny model and clip, to try the script on a CPU")
     parser.add_argument(
-        "--variants", default=VARIANTS, help="of: eager|compiled PRESET " + "|".join(KERNELS) + " [int8]"
+        "--variants", default=VARIANTS, help="of: eager|compiled PRESET " + "|".join(KERNELS) + " [int8] [float8]"
     )
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the lines of single operations")
