@@ -104,7 +104,7 @@ class Bench:
     def run(self, variant: str, request: ClipRequest) -> dict[str, object]:
         """Measures `eager|compiled PRESET KERNELS [int8] [float8]`.
 
-        Eager variants come first, and those of 8-bit products last: compiled blocks stay so, and full weights do not come back.
+        Eager variants come first, and those of 8-bit products last: compiled blocks stay so, full weights do not come back.
         """
         mode, preset, kernels, *others = variant.split()
         if mode == "eager" and self.compiled:
