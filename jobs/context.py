@@ -75,17 +75,22 @@ def device_name(device: torch.device) -> str:
 
 def versions() -> dict[str, str]:
     """Returns the versions of what decides or encodes pixels."""
-    try:
-        ours = version("pab-pipeline")
-    except PackageNotFoundError:
-        ours = "source tree"
     return {
-        "pab-pipeline": ours,
+        "pab-pipeline": _installed("pab-pipeline", "source tree"),
         "torch": torch.__version__,
+        "triton": _installed("triton"),
+        "fa3-fwd": _installed("fa3-fwd"),
         "cuda": torch.version.cuda or "none",
         "python": platform.python_version(),
         "ffmpeg": ffmpeg_version(),
     }
+
+
+def _installed(package: str, otherwise: str = "none") -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return otherwise
 
 
 def contain(begun: Begun, context: JobContext, work: Callable[[], T], *, collective: bool) -> T | Failed:
