@@ -30,7 +30,7 @@ from manifests.schema import CLIP_SCHEMA, accepted_schema
 from pab.families.open_sora import OPEN_SORA
 from pab.family import Family, LoadRequest
 from pab.models.open_sora_vae import OpenSoraVAE, OpenSoraVAEConfig
-from pab.models.stdit3 import STDiT3Config
+from pab.models.stdit3_blocks import STDiT3Config
 from pab.models.stdit3_video import STDiT3Video
 from pab.models.video import TextStates
 from pab.open_sora.load import OpenSoraCodec

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from jobs.clip_work import Begun, ClipFrames, LoadedFamily
+from jobs.clip_work import Begun, ClipFrames
 from jobs.context import JobContext
 from jobs.finish import Finisher
 from jobs.hang import HangWatch
 from jobs.job_report import Measures
+from jobs.loaded_family import LoadedFamily
 from jobs.log import log_event
 from jobs.pace import Pace
 from manifests.clip import Clip

@@ -7,17 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from jobs.clip_work import (
-    Begun,
-    ClipFrames,
-    Conditioning,
-    LoadedFamily,
-    Rendering,
-    Stages,
-    clip_rules,
-    wait_for_device,
-)
+from jobs.clip_work import Begun, ClipFrames, Conditioning, Rendering, Stages, wait_for_device
 from jobs.frames import ClipOnDevice
+from jobs.loaded_family import LoadedFamily, clip_rules
 from jobs.loops import clip_requests
 from jobs.settings import JobSettings
 from pab.compiled import Compiled

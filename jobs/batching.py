@@ -11,7 +11,8 @@ import torch
 
 from jobs.batch_size import BatchSize, settled
 from jobs.batch_work import ClipResult
-from jobs.clip_work import ClipFrames, LoadedFamily, clip_rules
+from jobs.clip_work import ClipFrames
+from jobs.loaded_family import LoadedFamily, clip_rules
 from jobs.log import log_event
 from jobs.loops import clip_requests
 from jobs.settings import JobSettings

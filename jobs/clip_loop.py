@@ -16,11 +16,12 @@ from jobs.baselines import Baselines
 from jobs.batch_size import parts_of
 from jobs.batch_work import on_device, render_together
 from jobs.batching import Attempt, Batching
-from jobs.clip_work import Begun, ClipFrames, LoadedFamily, encode_prompts, render_frames
+from jobs.clip_work import Begun, ClipFrames, render_frames
 from jobs.context import JobContext, contain, contain_several
 from jobs.finish import Finisher
 from jobs.hang import HangWatch
 from jobs.job_report import Measures
+from jobs.loaded_family import LoadedFamily, encode_prompts
 from jobs.log import log_event
 from jobs.outcome import ClipOutcome, Failed, skipped
 from jobs.pace import Pace

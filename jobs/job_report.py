@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from jobs import layout
-from jobs.clip_work import ClipFrames, LoadedFamily, Stages, render_baseline
+from jobs.clip_work import ClipFrames, Stages, render_baseline
 from jobs.context import JobContext, versions
 from jobs.frames import DeviceUse
+from jobs.loaded_family import LoadedFamily
 from jobs.outcome import Failed, Rendered, ShardOutcome
 from jobs.picture import png, strip
 from jobs.quality import psnr, ssim

@@ -18,12 +18,13 @@ from jobs.baselines import Baselines
 from jobs.batching import Batching
 from jobs.bucket import Bucket, BucketError
 from jobs.clip_loop import ClipLoop
-from jobs.clip_work import Begun, LoadedFamily, load_family
+from jobs.clip_work import Begun
 from jobs.context import JobContext
 from jobs.finish import Finisher
 from jobs.group import JobRanks, open_job
 from jobs.hang import HangWatch
 from jobs.job_report import Measures, leave_report, measured_broadcasts
+from jobs.loaded_family import LoadedFamily, load_family
 from jobs.log import log_event, open_log
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
 from jobs.pace import Pace

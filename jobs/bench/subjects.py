@@ -23,7 +23,8 @@ from pab.model import UsesFloat8, UsesKernels, VideoModel
 from pab.models.latte import Latte
 from pab.models.latte_blocks import LatteConfig
 from pab.models.noise_video import NoiseVideo
-from pab.models.stdit3 import STDiT3, STDiT3Config
+from pab.models.stdit3 import STDiT3
+from pab.models.stdit3_blocks import STDiT3Config
 from pab.models.stdit3_video import STDiT3Video
 from pab.models.video import TextStates
 from pab.open_sora.clips import levels, model_fps, model_size

@@ -20,7 +20,8 @@ from pab.demo.frame_position import frame_positions, with_frame_positions
 from pab.demo.scene import DIRECTIONS
 from pab.demo.weights import DemoParts
 from pab.models.layers import ScalarEmbedder, unpatchify
-from pab.models.stdit3 import BlockContext, ClipShape, STDiT3, STDiT3Block
+from pab.models.stdit3 import ClipShape, STDiT3
+from pab.models.stdit3_blocks import BlockContext, STDiT3Block
 from pab.parallel import SequenceParallel
 from pab.rectified_flow import NUM_TRAIN_TIMESTEPS, add_noise
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from pab.demo.autoencoder import Autoencoder, AutoencoderConfig
 from pab.demo.frame_position import FRAME_CHANNELS
 from pab.demo.text import TextConfig, TextEncoder, build_vocabulary
-from pab.models.stdit3 import STDiT3, STDiT3Config
+from pab.models.stdit3 import STDiT3
+from pab.models.stdit3_blocks import STDiT3Config
 
 DEFAULT_WEIGHTS = Path(__file__).with_name("demo.safetensors")
 _PARTS = ("transformer", "autoencoder", "text_encoder")

@@ -15,7 +15,8 @@ from pab.families.open_sora import DEPTH, OPEN_SORA
 from pab.family import ClipRequest, LoadRequest
 from pab.models.image_vae import ImageVAEConfig
 from pab.models.open_sora_vae import SCALE, SHIFT, Noise, OpenSoraVAE, OpenSoraVAEConfig
-from pab.models.stdit3 import STDiT3, STDiT3Config
+from pab.models.stdit3 import STDiT3
+from pab.models.stdit3_blocks import STDiT3Config
 from pab.models.stdit3_video import STDiT3Video
 from pab.models.t5_text import T5Text
 from pab.models.temporal_vae import TemporalVAEConfig

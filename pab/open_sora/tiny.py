@@ -9,7 +9,8 @@ import torch
 
 from pab.models.image_vae import ImageVAEConfig
 from pab.models.open_sora_vae import SCALE, SHIFT, OpenSoraVAE, OpenSoraVAEConfig
-from pab.models.stdit3 import STDiT3, STDiT3Config
+from pab.models.stdit3 import STDiT3
+from pab.models.stdit3_blocks import STDiT3Config
 from pab.models.temporal_vae import TemporalVAEConfig
 from pab.tiny_parts import write_component, write_t5
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from jobs import layout
-from jobs.clip_work import load_family
 from jobs.frames import ClipOnDevice, ComingFrames, DeviceUse
+from jobs.loaded_family import load_family
 from jobs.outcome import Failed, Rendered
 from jobs.settings import JobSettings, Mesh
 from pab.device_clock import DeviceClock

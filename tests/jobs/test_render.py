@@ -11,8 +11,9 @@ import torch
 
 from jobs import layout
 from jobs.bucket import Bucket, BucketError
-from jobs.clip_work import Begun, load_family, render_frames
+from jobs.clip_work import Begun, render_frames
 from jobs.group import GroupError
+from jobs.loaded_family import load_family
 from jobs.outcome import Failed, Rendered, Skipped
 from jobs.pace import Pace
 from jobs.settings import Mesh

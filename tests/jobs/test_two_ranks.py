@@ -12,8 +12,9 @@ import torch
 from cluster.job import Job, JobRequest, JobState
 from cluster.local import LocalCluster
 from jobs import layout
-from jobs.clip_work import Begun, load_family, render_frames
+from jobs.clip_work import Begun, render_frames
 from jobs.group import Place, open_job, open_store
+from jobs.loaded_family import load_family
 from jobs.outcome import Rendered
 from jobs.settings import Mesh
 from pab.parallel import NodeGroup

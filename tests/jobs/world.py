@@ -25,7 +25,8 @@ from manifests.schema import CLIP_SCHEMA, REFERENCE_SCHEMA, accepted_schema
 from pab.families.demo import DEMO, demo_sites
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.foresight import ForesightRules
-from pab.models.stdit3 import STDiT3, STDiT3Config
+from pab.models.stdit3 import STDiT3
+from pab.models.stdit3_blocks import STDiT3Config
 from pab.models.stdit3_video import STDiT3Video, TextStates
 from pab.parallel import NodeGroup
 from pab.rectified_flow import timesteps

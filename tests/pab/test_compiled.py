@@ -9,7 +9,7 @@ from pab.compiled import CompileError, Graphs, compile_blocks, executing, graphs
 from pab.denoise import NotFiniteError
 from pab.execution import Execution
 from pab.families import FAMILIES
-from pab.models.stdit3 import STDiT3Block
+from pab.models.stdit3_blocks import STDiT3Block
 from pab.parallel import open_group
 from pab.plan import BroadcastPlan
 from pab.rules import NO_BROADCAST

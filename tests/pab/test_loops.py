@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.clip_work import Begun, ClipFrames, LoadedFamily, Stages, clip_rules, render_baseline, render_frames
+from jobs.clip_work import Begun, ClipFrames, Stages, render_baseline, render_frames
+from jobs.loaded_family import LoadedFamily, clip_rules
 from jobs.loops import clip_requests
 from jobs.settings import JobSettings, Mesh
 from manifests.clip import Clip

@@ -1,9 +1,9 @@
 import pytest
 
-from pab.models.stdit3 import stdit3_sites
 from pab.plan import Site, make_plan
 from pab.rectified_flow import round_to, size_shift, timesteps
 from pab.rules import NO_BROADCAST, AttentionRule, MlpRule, pyramid, rules_from_dict
+from pab.sites import stdit3_sites
 
 WINDOW = (450, 930)
 SITES = stdit3_sites(2)

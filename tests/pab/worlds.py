@@ -7,12 +7,14 @@ from torch import Tensor
 
 from pab.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
 from pab.family import ClipRequest
-from pab.models.stdit3 import STDiT3, STDiT3Config, stdit3_sites
+from pab.models.stdit3 import STDiT3
+from pab.models.stdit3_blocks import STDiT3Config
 from pab.models.stdit3_video import STDiT3Video, TextStates
 from pab.parallel import NodeGroup
 from pab.plan import make_plan
 from pab.rectified_flow import timesteps
 from pab.rules import MlpRule, Rules, pyramid
+from pab.sites import stdit3_sites
 
 CONFIG = STDiT3Config(
     depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64
