@@ -62,7 +62,7 @@ class Subject:
                 "height": clip.height, "width": clip.width, "num_frames": clip.num_frames, "num_steps": clip.num_steps,
                 "guidance_scale": clip.guidance_scale,
             },
-            "block_parameters": sum(parameter.numel() for block in blocks for parameter in block.parameters()),
+            "block_parameters": sum(weight.numel() for block in blocks for weight in block.state_dict().values()),
             "weights": "trained" if self.decodes else "random",
             "precision": self.precision,
         }  # fmt: skip
