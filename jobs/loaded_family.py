@@ -17,6 +17,7 @@ from pab.compiled import Compiled, Graphs, compile_blocks
 from pab.denoise import LoopSettings, records_loop
 from pab.execution import Execution, execution_of
 from pab.family import ClipRequest, Family, LoadRequest
+from pab.kernels.float8 import check_gpu
 from pab.model import EncodedPrompt, UsesFloat8, UsesKernels, VideoModel
 from pab.parallel import Axis, NodeGroup
 from pab.plan import BroadcastPlan
@@ -100,6 +101,8 @@ def load_family(
     if execution.kernels:
         cast(UsesKernels, model).use_kernels()  # its family says that it can
     if execution.linears == "float8":
+        if device.type == "cuda":
+            check_gpu(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
         cast(UsesFloat8, model).use_float8()
     if execution.compiled:
         compile_blocks(model.block_stacks, backend=settings.compile_backend)

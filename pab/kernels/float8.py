@@ -22,6 +22,10 @@ ADA = (8, 9)
 """The least compute capability whose matrix units take 8-bit floats."""
 
 
+class Float8Error(RuntimeError):
+    """8-bit products cannot run on this machine; the message says what it is and what is needed."""
+
+
 class Rows8(NamedTuple):
     """Rows [..., K] as `values` times `scales` [..., 1]."""
 
@@ -173,6 +177,16 @@ class Float8Linear(nn.Module):
         """Maps the last dim from K to N channels."""
         given = x if isinstance(x, Rows8) else rows(x)
         return _linear(given.values, given.scales, self.weight, self.weight_scales, self.bias, self.dtype)
+
+
+def check_gpu(name: str, capability: tuple[int, int]) -> None:
+    """Raises Float8Error for a GPU whose matrix units take no 8-bit floats."""
+    if capability < ADA:
+        found, least = (".".join(map(str, each)) for each in (capability, ADA))
+        raise Float8Error(
+            f"linears=float8: {name} has compute capability {found}, needs {least} or later; take other nodes or "
+            "--linears full"
+        )
 
 
 def use_float8(module: nn.Module, names: Sequence[str]) -> None:

@@ -295,6 +295,13 @@ def test_8_bit_products_stay_inside_one_graph_per_pattern() -> None:
         assert graphs_compiled() - before == warm
 
 
+def test_a_gpu_without_8_bit_matrix_units_is_told_what_it_lacks() -> None:
+    for capability in ((8, 9), (9, 0), (12, 0)):
+        float8.check_gpu("new", capability)
+    with pytest.raises(float8.Float8Error, match=r"A100 has compute capability 8\.0, needs 8\.9 .* --linears full"):
+        float8.check_gpu("A100", (8, 0))
+
+
 def test_a_family_without_8_bit_products_refuses_them() -> None:
     given = {"compiled": False, "attention": "auto", "device": "cpu", "precision": "float32", "linears": "float8"}
     assert execution_of(FAMILIES["open_sora"], **given).identity == " linears float8"
