@@ -89,14 +89,14 @@ OPEN_SORA = Family(
     keeps_blocks=True,
     timesteps=seen_levels,
     num_tokens=num_tokens,
-    # One H200, bfloat16, both guidance rows: a full step is 260 ms at 23,850 tokens, 106 ms without any attention;
-    # spatial attention, the part that grows with a frame's tokens, is 33 ms of it. 51 frames decode in 1.17 s.
+    # One H200, bfloat16, fused kernels, both guidance rows: a full step is 230 ms at 23,850 tokens, 106 ms without any
+    # attention; spatial attention itself, which grows with a frame's tokens, is 30 ms of it. 51 frames decode in 1.13 s.
     cost=CostFigures(
         load_s=90.0,
-        linear_s=9.5e-6,
-        quadratic_s=8.7e-10,
+        linear_s=8.4e-6,
+        quadratic_s=7.9e-10,
         fixed_step_s=0.0,
-        kind_shares={"spatial": 0.25, "temporal": 0.17, "cross": 0.17, "mlp": 0.36},
+        kind_shares={"spatial": 0.25, "temporal": 0.15, "cross": 0.14, "mlp": 0.41},
         decode_s_per_pixel=5.7e-8,
         # Measured with PAB246 on an H200 (docs/performance.md): 3.4 GB beside the kept outputs. 51 frames of 480x848 decode
         # in 4.8 GB, of 720x1280 in 9.8.
