@@ -52,7 +52,10 @@ def open_cluster(machines: MachineSettings, folder: Path) -> Cluster:
     """Returns the cluster that the settings name. Raises ClusterError."""
     if machines.cluster == "local":
         return LocalCluster(folder, machines.max_parallel_jobs)
-    return open_slurm(machines, folder)
+    cluster = open_slurm(machines, folder)
+    # Of a driver that is gone, a job that SLURM holds after a failed launch would wait for ever: this one lets it go too.
+    cluster.submitted()
+    return cluster
 
 
 def open_slurm(machines: MachineSettings, folder: Path) -> SlurmCluster:

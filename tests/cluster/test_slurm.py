@@ -319,8 +319,9 @@ def test_slurm_is_found_where_it_is_configured(slurm: Slurm, tmp_path: Path, mon
         SlurmCluster(tmp_path, SlurmSettings())
 
 
+@pytest.mark.parametrize("by", ["its driver", "the next driver"])
 def test_a_job_that_its_node_could_not_start_is_let_go_again(
-    slurm: Slurm, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    slurm: Slurm, tmp_path: Path, caplog: pytest.LogCaptureFixture, by: str
 ) -> None:
     cluster = slurm_cluster(tmp_path, extra={"begin": "now+3"})
     (job,) = cluster.submit([request(Say(folder=tmp_path, value="ran"), nodes=1, ranks=1)])
@@ -328,8 +329,12 @@ def test_a_job_that_its_node_could_not_start_is_let_go_again(
     in_the_way = [spool / f"job{int(job.id):05d}" for spool in (slurm.root / "spool").iterdir()]
     for path in in_the_way:
         path.touch()
+    watching = cluster
+    if by == "the next driver":
+        watching = slurm_cluster(tmp_path)
+        assert [other.id for other in watching.submitted()] == [job.id]
     try:
-        wait_until(lambda: cluster.poll() or "released" in caplog.text, 60)
+        wait_until(lambda: watching.poll() or "released" in caplog.text, 60)
     finally:
         for path in in_the_way:
             path.unlink(missing_ok=True)
