@@ -20,20 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from jobs import layout
 from jobs.bench.subjects import open_sora_model
-from jobs.bucket import Bucket
 from jobs.render import RenderShard
 from jobs.settings import JobSettings, Mesh
+from jobs.store import layout
+from jobs.store.bucket import Bucket
 from manifests.clip import Clip
 from manifests.schema import CLIP_SCHEMA, accepted_schema
-from pab.families.open_sora import OPEN_SORA
+from pab.families.open_sora.family import OPEN_SORA
+from pab.families.open_sora.load import OpenSoraCodec
+from pab.families.open_sora.stdit3_blocks import STDiT3Config
+from pab.families.open_sora.stdit3_video import STDiT3Video
+from pab.families.open_sora.vae import OpenSoraVAE, OpenSoraVAEConfig
 from pab.family import Family, LoadRequest
-from pab.models.open_sora_vae import OpenSoraVAE, OpenSoraVAEConfig
-from pab.models.stdit3_blocks import STDiT3Config
-from pab.models.stdit3_video import STDiT3Video
-from pab.models.video import TextStates
-from pab.open_sora.load import OpenSoraCodec
+from pab.text.states import TextStates
 
 FULL, TINY = (480, 848, 51), (64, 96, 17)
 

@@ -20,13 +20,13 @@ import torch
 from benchmarks import kernels_gpu
 from jobs.bench.measure import OurClips, measure
 from jobs.bench.subjects import FULL, TINY, Subject, make_subject
-from pab.compiled import compile_blocks, executing
-from pab.execution import Execution
+from pab.execution.choice import Execution
+from pab.execution.compiled import compile_blocks, executing
+from pab.families.open_sora.stdit3 import STDiT3
+from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.family import ClipRequest
 from pab.kernels.choice import MEASURED_FASTER, PLAIN
-from pab.models.stdit3 import STDiT3
-from pab.models.stdit3_video import STDiT3Video
-from pab.parallel import NodeGroup
+from pab.parallel.mesh import NodeGroup
 
 KERNELS = {
     "plain": PLAIN,

@@ -18,15 +18,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.plan_quality import call_share
-from jobs.quality import psnr, ssim
-from pab.demo.check import held_out_prompts
-from pab.denoise import Denoised, denoise, initial_noise, plan_for
-from pab.families.demo import DEMO
+from jobs.calibration.plan_quality import call_share
+from jobs.media.quality import psnr, ssim
+from pab.broadcast.rules import Rules, rules_from_dict
+from pab.families.demo.family import DEMO
+from pab.families.demo.training.check import held_out_prompts
 from pab.family import ClipRequest, LoadRequest
 from pab.model import VideoModel
-from pab.parallel import NodeGroup
-from pab.rules import Rules, rules_from_dict
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
 
 Frames = npt.NDArray[np.uint8]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import fsspec
 
-from pipeline.run import FORMAT
+from pipeline.run.run import FORMAT
 
 MOST_SECONDS = 30.0
 ROOT = Path(__file__).parent.parent

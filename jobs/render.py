@@ -32,6 +32,6 @@ class RenderShard:
         Raises BucketError when the bucket refuses or stays away, GroupError when the ranks do not come together,
         GroupLostError when one of several ranks that share a clip fails.
         """
-        from jobs.shard_run import run_shard
+        from jobs.rendering.shard_run import run_shard
 
         return run_shard(self)

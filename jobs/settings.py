@@ -33,16 +33,16 @@ class JobSettings:
     `pinned_weights` is None. `precision`:
     "float32" or "bfloat16". `device`: "cpu" or "cuda". `baseline`: render one PAB clip of the job a second time without PAB,
     so that the speedup is measured. `max_attempts`: attempts at a clip, failed or ended with their group, after which
-    it is given up instead of tried again. `broadcast_rules`: name -> rules (as `pab.rules.BroadcastRules.to_dict`)
+    it is given up instead of tried again. `broadcast_rules`: name -> rules (as `pab.broadcast.rules.BroadcastRules.to_dict`)
     of user-made plans that rows or the command line name. `deadline_s`: seconds that the job may run; a clip that would not
     end before it is left for the next start; None for no limit. `upload_timeout_s`: how long the job waits for a bucket
     that is away. `pinned_weights`: by family, what `submit` found its weights to mean, on the hub a certain commit; it is
     what jobs load. `crf`: quality of the H.264 video, 0 (lossless) to 51. `collective_timeout_s`: how long a rank waits for
     another inside the model before it gives the group up. `compile`: whether families that can be compiled are, with
     `compile_backend`. `attention`: "auto", "default" or "cudnn", `keep`: "full" or "int8", `linears`: "full" or "float8"
-    (`pab.execution`). `compile_cache`: folder for compiled kernels, None for the node's own. `hang_s`: how long one clip may
-    take from its mark to its frames before it is taken to hang and the process ends itself. `batch`: how many clips that
-    differ in prompt and seed alone are rendered together; 0: as many as measured times say (`jobs.batch_size`).
+    (`pab.execution.choice`). `compile_cache`: folder for compiled kernels, None for the node's own. `hang_s`: how long one
+    clip may take from its mark to its frames before it is taken to hang and the process ends itself. `batch`: how many
+    clips that differ in prompt and seed alone are rendered together; 0: as many as measured times say.
     """
 
     output: str

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pab.plan import Site
-from pab.references import ReferenceRules
-from pab.rules import Rules
+from pab.broadcast.rules import Rules
+from pab.broadcast.sites import Site
+from pab.conditioning.references import ReferenceRules
 
 MAX_BATCH = 8
 """What models that take several clips at once are given at most: beyond it nothing is left to gain, and memory grows."""
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
-    from pab.parallel import Axis
+    from pab.parallel.mesh import Axis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +122,13 @@ class Family:
     """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
-    `pab.given_frames.TakesReferences` describes."""
+    `pab.model.TakesReferences` describes."""
     embedded_guidance: bool = False
     """Whether the transformer is told `guidance_scale` and makes one pass a step: nothing to share over mesh axis `cfg`."""
     max_batch: int = 1
     """Clips that its model renders in one pass at most (`pab.model.RendersTogether`)."""
+    write_tiny: Callable[[Path, int], None] | None = None
+    """Writes a small model with random weights, drawn by a seed, in the published layout; None for a family without."""
     fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps, told like `timesteps`, at which nothing kept before is reused: another transformer takes over there."""
 

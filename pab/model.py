@@ -9,9 +9,11 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 from torch.nn import ModuleList
 
+from pab.broadcast.state import BOTH, Visit
+from pab.conditioning.frame_masks import FrameMask
+from pab.conditioning.reference_pixels import ReferencePixels
 from pab.family import ClipRequest
-from pab.parallel import NodeGroup, SequenceParallel
-from pab.state import BOTH, Visit
+from pab.parallel.mesh import NodeGroup, SequenceParallel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +129,7 @@ class UsesFloat8(Protocol):
 
 
 class Recordable(Protocol):
-    """A `VideoModel` whose loop can be recorded (`pab.recorded_loop`); its family has `records_loops`.
+    """A `VideoModel` whose loop can be recorded (`pab.sampling.recorded_loop`); its family has `records_loops`.
 
     Its passes read nothing from the host but what a plan fixes, and its scheduler draws no noise.
     """
@@ -144,3 +146,29 @@ class StepInput:
     step: int
     timestep: float
     active_frames: Tensor | None
+
+
+EncodedReference = tuple[Tensor, int]
+"""Latents [1, C, t, H, W] float32 of a reference, and which of its latent frames is the first of them."""
+
+
+class TakesReferences(Protocol):
+    """A `VideoModel` whose clips may have references and several loops; its family has `references`."""
+
+    def encode_references(
+        self, request: ClipRequest, references: Sequence[ReferencePixels | None]
+    ) -> list[EncodedReference | None]:
+        """Encodes what a clip takes of each reference. `references`: None for one that it takes nothing of."""
+
+    def encode_end(
+        self, latents: Tensor, request: ClipRequest, *, latent_frames: int, group: NodeGroup
+    ) -> EncodedReference:
+        """Decodes a rendered loop and encodes the last frames of its video again: what the next loop begins with.
+
+        `latents`: whole [1, C, T, H, W]. Collective over the clip's ranks, which all get the same.
+        """
+
+    def given_frames(
+        self, request: ClipRequest, encoded: Sequence[EncodedReference | None], mask: FrameMask
+    ) -> Beginning:
+        """Puts encoded references where the mask says."""

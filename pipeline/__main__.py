@@ -16,17 +16,17 @@ from pipeline.parser import build_parser
 from pipeline.screen import Screen
 
 COMMANDS = {
-    "submit": "pipeline.submit",
-    "status": "pipeline.status",
-    "watch": "pipeline.watch",
-    "report": "pipeline.report",
-    "retry": "pipeline.retry",
-    "cancel": "pipeline.cancel",
-    "logs": "pipeline.logs",
-    "manifest": "pipeline.manifest",
-    "bench": "pipeline.bench",
-    "calibrate": "pipeline.calibrate",
-    "doctor": "pipeline.doctor",
+    "submit": "pipeline.commands.submit",
+    "status": "pipeline.commands.status",
+    "watch": "pipeline.commands.watch",
+    "report": "pipeline.commands.report",
+    "retry": "pipeline.commands.retry",
+    "cancel": "pipeline.commands.cancel",
+    "logs": "pipeline.commands.logs",
+    "manifest": "pipeline.commands.manifest",
+    "bench": "pipeline.commands.bench",
+    "calibrate": "pipeline.commands.calibrate",
+    "doctor": "pipeline.commands.doctor",
 }
 """Command -> module whose `run(arguments, screen)` carries it out; imported only when it is asked for."""
 
@@ -68,7 +68,7 @@ def _log_to_stderr() -> None:
 def _exit_code(error: Exception) -> Exit | None:
     # Imported here: by the time there is such an error, its module is loaded already.
     from cluster.job import ClusterError
-    from jobs.bucket import BucketError
+    from jobs.store.bucket import BucketError
     from manifests.errors import ManifestError
 
     if isinstance(error, CommandError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.exits import UsageError
-from pipeline.options import OPTIONS, add_option, add_options
+from pipeline.run.options import OPTIONS, add_option, add_options
 
 EXITS = """exit codes:
   0 all clips rendered   1 error   2 wrong usage   3 some clips failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,74 +20,126 @@ ARROWS = {
     "pab": set[str](),
     "manifests": set[str](),
 }
-TORCH_ROOMS = ("pab/*", "jobs/*")
+_SEAMS = {"family", "model"}
+_BASE = {"weights", "kernels", "parallel", "conditioning"}
+_PAB_ROOMS: dict[str, set[str]] = {
+    "weights": set(),
+    "kernels": set(),
+    "parallel": set(),
+    "conditioning": set(),
+    "vae": {"parallel"},
+    "broadcast": {"kernels", "parallel"},
+    "family": {"broadcast", "conditioning", "parallel"},
+    "model": {"family", "broadcast", "conditioning", "parallel"},
+    "sampling": {"broadcast", "parallel", "conditioning", *_SEAMS},
+    "execution": _SEAMS,
+    "text": {"weights", "parallel", *_SEAMS},
+    "nn": {"text", "kernels", "parallel", "broadcast", "execution", *_SEAMS},
+    "library": {"nn", "text", "vae", "weights", "broadcast", "parallel", "execution", *_SEAMS},
+    "calibration": {"sampling", "broadcast", "parallel", *_SEAMS},
+}
+_CORE = {*_PAB_ROOMS}
+FAMILIES = ("cogvideox", "demo", "hunyuan_video", "latte", "ltx", "open_sora", "open_sora_plan", "wan")
+ROOMED = ("pab", "jobs", "pipeline")
+_RELATIVES = {"demo": "open_sora", "open_sora_plan": "latte"}
+"""Families whose transformers are configurations of another family's class."""
+ROOM_ARROWS: dict[str, set[str]] = {
+    **{f"pab/{room}": {f"pab/{other}" for other in others} for room, others in _PAB_ROOMS.items()},
+    **{
+        f"pab/families/{family}": {f"pab/{room}" for room in _CORE}
+        | ({f"pab/families/{_RELATIVES[family]}"} if family in _RELATIVES else set())
+        for family in FAMILIES
+    },
+    "pab/families": {"pab/family", *(f"pab/families/{family}" for family in FAMILIES)},
+    "pab/tiny_weights": {"pab/families"},
+    "jobs/log": set(),
+    "jobs/settings": set(),
+    "jobs/outcome": set(),
+    "jobs/progress": set(),
+    "jobs/store": {"jobs/log"},
+    "jobs/media": {"jobs/log", "jobs/store"},
+    "jobs/calibration": {"jobs/media"},
+    "jobs/reports": {"jobs/media", "jobs/store", "jobs/calibration"},
+    "jobs/rendering": {
+        "jobs/log",
+        "jobs/settings",
+        "jobs/outcome",
+        "jobs/progress",
+        "jobs/store",
+        "jobs/media",
+        "jobs/reports",
+    },
+    "jobs/bench": {"jobs/settings", "jobs/media"},
+    "jobs/render": {"jobs/settings", "jobs/outcome", "jobs/progress", "jobs/rendering"},
+    "pipeline/exits": set(),
+    "pipeline/screen": set(),
+    "pipeline/run": {"pipeline/exits", "pipeline/screen"},
+    "pipeline/planning": {"pipeline/exits", "pipeline/screen", "pipeline/run"},
+    "pipeline/commands": {"pipeline/exits", "pipeline/screen", "pipeline/run", "pipeline/planning"},
+    "pipeline/parser": {"pipeline/exits", "pipeline/run"},
+    "pipeline/__main__": {"pipeline/exits", "pipeline/screen", "pipeline/parser"},
+}
+"""Each room (a folder, or a file beside the rooms) and the rooms of its package that it may import."""
 TORCH_FREE = (
     "pab/family.py",
-    "pab/families/*.py",
-    "pab/plan.py",
-    "pab/rules.py",
-    "pab/step_rules.py",
-    "pab/sites.py",
-    "pab/checkpoint.py",
-    "pab/rectified_flow.py",
-    "pab/references.py",
-    "pab/wan/levels.py",
-    "pab/wan/weights.py",
-    "pab/cogvideox/levels.py",
-    "pab/cogvideox/weights.py",
-    "pab/hunyuan_video/levels.py",
-    "pab/hunyuan_video/weights.py",
-    "pab/ltx/levels.py",
-    "pab/ltx/weights.py",
-    "pab/open_sora/clips.py",
-    "pab/open_sora/frame_masks.py",
-    "pab/open_sora/prompts.py",
-    "pab/open_sora/sizes.py",
-    "pab/open_sora/weights.py",
-    "pab/sites.py",
-    "pab/diffusion.py",
-    "pab/checkpoint.py",
-    "pab/weights.py",
-    "jobs/bench/factors.py",
-    "jobs/bench/rows.py",
-    "jobs/batch_size.py",
-    "jobs/settings.py",
+    "pab/families/__init__.py",
+    "pab/families/tiny_weights.py",
+    "pab/families/*/family.py",
+    "pab/families/*/config.py",
+    "pab/families/*/sites.py",
+    "pab/families/*/levels.py",
+    "pab/families/*/sizes.py",
+    "pab/families/*/weights.py",
+    "pab/broadcast/plan.py",
+    "pab/broadcast/sites.py",
+    "pab/broadcast/*rules.py",
+    "pab/broadcast/foresight.py",
+    "pab/conditioning/references.py",
+    "pab/conditioning/frame_masks.py",
+    "pab/conditioning/loops.py",
+    "pab/sampling/rectified_flow.py",
+    "pab/sampling/samplers.py",
+    "pab/weights/checkpoint.py",
+    "pab/weights/digest.py",
+    "pab/weights/folders.py",
     "jobs/outcome.py",
     "jobs/progress.py",
-    "jobs/bucket.py",
-    "jobs/layout.py",
-    "jobs/patience.py",
-    "jobs/reference_files.py",
     "jobs/render.py",
-    "jobs/report.py",
-    "jobs/report_measured.py",
-    "jobs/report_times.py",
+    "jobs/settings.py",
+    "jobs/bench/factors.py",
+    "jobs/bench/rows.py",
+    "jobs/rendering/batch_size.py",
+    "jobs/store/*.py",
+    "jobs/media/reference_files.py",
+    "jobs/reports/report*.py",
     "pipeline/*.py",
 )
 """What planning and the command line import: torch may stand in a function there, never at the top."""
+DEMO_WEIGHTS = "pab/families/demo/weights.py"
+"""Builds the model that its file describes, so it is not of the torch-free ones."""
 ROOMS = {
-    "torch": TORCH_ROOMS,
+    "torch": ("pab/*", "jobs/*"),
     "triton": ("pab/kernels/gpu/*",),
     "safetensors": ("pab/*",),
-    "diffusers": ("pab/*", "jobs/bench/peers.py"),
+    "diffusers": ("pab/library/*", "pab/families/*", "jobs/bench/peers.py"),
     "cache_dit": ("jobs/bench/peers.py",),
-    "transformers": ("pab/*",),
-    "tokenizers": ("pab/*",),
-    "huggingface_hub": ("pab/*",),
-    "sentencepiece": ("pab/*",),
-    "ftfy": ("pab/*",),
-    "bs4": ("pab/*",),
-    "submitit": ("cluster/*", "jobs/group.py"),
+    "transformers": ("pab/text/*", "pab/weights/tiny_parts.py", "pab/families/*"),
+    "tokenizers": ("pab/families/*",),
+    "huggingface_hub": ("pab/weights/*",),
+    "sentencepiece": ("pab/weights/tiny_parts.py",),
+    "ftfy": ("pab/text/*", "pab/families/*"),
+    "bs4": ("pab/text/*",),
+    "submitit": ("cluster/*", "jobs/rendering/group.py"),
     "dask": ("cluster/*",),
     "distributed": ("cluster/*",),
     "bokeh": ("cluster/*",),
     "tornado": ("cluster/*",),
-    "fsspec": ("manifests/*", "jobs/bucket.py", "jobs/reference_files.py"),
-    "s3fs": ("jobs/bucket.py",),
-    "botocore": ("jobs/s3_listing.py",),
-    "pyarrow": ("manifests/*", "pipeline/report*.py"),
-    "numpy": ("manifests/*", "pab/*", "jobs/*", "pipeline/report*.py"),
-    "imageio_ffmpeg": ("jobs/*", "pipeline/checks.py"),
+    "fsspec": ("manifests/*", "jobs/store/bucket.py", "jobs/media/reference_files.py"),
+    "s3fs": ("jobs/store/bucket.py",),
+    "botocore": ("jobs/store/s3_listing.py",),
+    "pyarrow": ("manifests/*", "pipeline/run/report*.py", "pipeline/commands/report.py"),
+    "numpy": ("manifests/*", "pab/*", "jobs/*", "pipeline/run/report*.py"),
+    "imageio_ffmpeg": ("jobs/media/*", "jobs/rendering/*", "pipeline/commands/checks.py"),
     "rich": ("pipeline/*",),
 }
 
@@ -175,16 +228,20 @@ def wrong_rooms(imports: list[Import]) -> list[str]:
 def _has_room(i: Import) -> bool:
     if i.package in ARROWS or i.package in sys.stdlib_module_names:
         return True
-    if i.package == "torch" and i.at_top and not i.for_types and any(fnmatch(i.path, free) for free in TORCH_FREE):
+    if i.package == "torch" and i.at_top and not i.for_types and _is_torch_free(i.path):
         return False
     return any(fnmatch(i.path, room) for room in ROOMS.get(i.package, ()))
 
 
+def _is_torch_free(path: str) -> bool:
+    return path != DEMO_WEIGHTS and any(fnmatch(path, free) for free in TORCH_FREE)
+
+
 def cycles(imports: list[Import], root: Path) -> list[str]:
-    """Returns every file that reaches itself by what is imported at the top; an import in a function waits for its call."""
+    """Returns every file that reaches itself by its imports, those inside functions too."""
     edges: dict[str, set[str]] = {}
     for i in imports:
-        if i.at_top and not i.for_types and i.package in ARROWS:
+        if not i.for_types and i.package in ARROWS:
             edges.setdefault(i.path, set()).update(_files(i.target, root))
     return [path for path in edges if path in _reached(path, edges)]
 
@@ -214,6 +271,35 @@ def _package(path: str) -> str:
     return path.split("/", maxsplit=1)[0]
 
 
+def room_of(path: str) -> str:
+    """Returns the room of a file: a folder of its package, a family's folder, or the file itself beside them."""
+    package, *inside = path.removesuffix(".py").split("/")
+    if inside[:1] == ["families"] and len(inside) > 2:
+        return f"{package}/families/{inside[1]}"
+    return f"{package}/{inside[0]}"
+
+
+def wrong_room_arrows(imports: list[Import], root: Path) -> list[str]:
+    """Returns the imports from one room of a package by another that may not, and files in rooms that are not listed."""
+    wrong: list[str] = []
+    for i in imports:
+        package = _package(i.path)
+        if i.for_types or package != i.package or package not in ROOMED or i.path.count("/") == 0:
+            continue
+        here = room_of(i.path)
+        for file in _files(i.target, root):
+            there = room_of(file)
+            if there not in {here, f"{package}/__init__", *ROOM_ARROWS.get(here, ())}:
+                wrong.append(str(i))
+    return wrong
+
+
+def rooms_of(root: Path) -> set[str]:
+    """Returns the rooms that there are."""
+    files = (path.relative_to(root).as_posix() for package in ROOMED for path in (root / package).rglob("*.py"))
+    return {room_of(file) for file in files} - {f"{package}/__init__" for package in ROOMED}
+
+
 def test_packages_import_only_along_the_arrows() -> None:
     assert wrong_arrows(imports_of(ROOT)) == []
 
@@ -226,6 +312,64 @@ def test_no_file_imports_itself_by_a_detour() -> None:
     assert cycles(imports_of(ROOT), ROOT) == []
 
 
+def test_the_rooms_are_those_of_the_plan_and_import_along_their_arrows() -> None:
+    assert rooms_of(ROOT) == set(ROOM_ARROWS)
+    assert wrong_room_arrows(imports_of(ROOT), ROOT) == []
+
+
+def test_arrows_between_rooms_make_no_circle() -> None:
+    assert [room for room in ROOM_ARROWS if room in _reached(room, ROOM_ARROWS)] == []
+
+
+def test_every_family_has_the_same_files() -> None:
+    for family in FAMILIES:
+        held = {path.name for path in (ROOT / "pab/families" / family).glob("*.py")}
+        assert held >= {"family.py", "config.py", "load.py", "weights.py"}, family
+        assert family == "demo" or held >= {"sites.py", "tiny.py"}, family
+
+
+def test_the_core_names_no_family() -> None:
+    text = {path: path.read_text() for room in sorted(_CORE) for path in _sources(ROOT / "pab" / room)}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path, source in text.items()
+        for name in FAMILIES
+        if f"pab.families.{name}" in source
+    ]
+    assert wrong == []
+
+
+def _sources(place: Path) -> list[Path]:
+    return sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+
+
+def test_planning_and_the_command_line_run_without_torch() -> None:
+    files = [path.relative_to(ROOT).as_posix() for package in ARROWS for path in sorted((ROOT / package).rglob("*.py"))]
+    modules = [
+        file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        for file in files
+        if _is_torch_free(file) and not file.endswith("__main__.py")
+    ]
+    assert {f"pab.families.{family}.family" for family in FAMILIES} < set(modules)
+    script = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+        "from pab.families import FAMILIES\n"
+        "from pab.family import ClipRequest\n"
+        "from pab.broadcast.plan import make_plan\n"
+        "for family in FAMILIES.values():\n"
+        "    d = family.defaults\n"
+        "    request = ClipRequest(prompt='a', negative_prompt=None, seed=0, num_frames=d.num_frames, height=d.height,\n"
+        "        width=d.width, fps=d.fps, num_steps=d.num_steps, guidance_scale=d.guidance_scale)\n"
+        "    make_plan(family.presets[d.broadcast], family.timesteps(request, 'bfloat16'), family.sites)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_walk_sees_the_real_packages() -> None:
     assert {_package(i.path) for i in imports_of(ROOT)} == set(ARROWS)
 
@@ -233,14 +377,19 @@ def test_the_walk_sees_the_real_packages() -> None:
 @pytest.mark.parametrize(
     ("path", "source", "check", "told"),
     [
-        ("manifests/a.py", "import jobs.bucket", wrong_arrows, "manifests/a.py:1 imports jobs.bucket"),
+        ("manifests/a.py", "import jobs.store.bucket", wrong_arrows, "manifests/a.py:1 imports jobs.store.bucket"),
         (
             "jobs/a.py",
             "def f():\n    from cluster import dashboard",
             wrong_arrows,
             "jobs/a.py:2 imports cluster.dashboard",
         ),
-        ("cluster/a.py", "from pab.plan import Site", wrong_arrows, "cluster/a.py:1 imports pab.plan.Site"),
+        (
+            "cluster/a.py",
+            "from pab.broadcast.plan import Site",
+            wrong_arrows,
+            "cluster/a.py:1 imports pab.broadcast.plan.Site",
+        ),
         ("jobs/a.py", "import dask.array", wrong_rooms, "jobs/a.py:1 imports dask.array"),
         ("pipeline/a.py", "import torch", wrong_rooms, "pipeline/a.py:1 imports torch"),
         ("pab/family.py", "import torch", wrong_rooms, "pab/family.py:1 imports torch"),
@@ -255,11 +404,22 @@ def test_a_wrong_import_is_found(tmp_path: Path, path: str, source: str, check: 
     assert check(imports_of(tmp_path)) == [told]
 
 
+def test_a_wrong_arrow_between_rooms_is_found(tmp_path: Path) -> None:
+    for file in ("pab/broadcast/plan.py", "pab/families/wan/load.py", "pab/vae/tiles.py"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text("")
+    (tmp_path / "pab/broadcast/plan.py").write_text("def f():\n    from pab.families.wan import load")
+    (tmp_path / "pab/families/wan/load.py").write_text("from pab.broadcast.plan import f")
+    assert wrong_room_arrows(imports_of(tmp_path), tmp_path) == [
+        "pab/broadcast/plan.py:2 imports pab.families.wan.load"
+    ]
+
+
 def test_a_cycle_is_found_and_an_import_for_types_is_none(tmp_path: Path) -> None:
     (tmp_path / "pab").mkdir()
     (tmp_path / "pab/__init__.py").write_text("")
     (tmp_path / "pab/a.py").write_text("from pab.b import thing")
-    (tmp_path / "pab/b.py").write_text("from pab import c")
+    (tmp_path / "pab/b.py").write_text("def f():\n    from pab import c")
     (tmp_path / "pab/c.py").write_text("import pab.a")
     (tmp_path / "pab/d.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pab.e import thing"

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from jobs.bench.rows import Row
 from jobs.bench.subjects import Subject
-from pab.compiled import executing, graphs_compiled
-from pab.denoise import Denoised, LoopSettings, denoise, initial_noise, records_loop
-from pab.execution import Execution
+from pab.broadcast.rules import KINDS
+from pab.execution.choice import Execution
+from pab.execution.compiled import executing, graphs_compiled
 from pab.family import ClipRequest
-from pab.parallel import NodeGroup
-from pab.recorded_loop import LoopRecorder
-from pab.rules import KINDS
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise, records_loop
+from pab.sampling.recorded_loop import LoopRecorder
 
 Json = dict[str, Any]
 ENOUGH_S = 25.0

@@ -14,13 +14,13 @@ from torch import Tensor
 from jobs.bench.measure import Timed
 from jobs.bench.rows import CACHE_DIT, Row
 from jobs.bench.subjects import Subject
-from pab.denoise import initial_noise
-from pab.device_clock import DeviceClock
+from pab.broadcast.rules import BroadcastRules
+from pab.families.latte.blocks import LatteConfig
+from pab.families.latte.transformer import Latte
 from pab.family import ClipRequest
-from pab.models.latte import Latte
-from pab.models.latte_blocks import LatteConfig
-from pab.models.noise_video import NoiseVideo
-from pab.rules import BroadcastRules
+from pab.nn.noise_video import NoiseVideo
+from pab.sampling.denoise import initial_noise
+from pab.sampling.device_clock import DeviceClock
 
 
 class NotHereError(Exception):

@@ -15,7 +15,7 @@ from jobs.bench.measure import Measured, measure_ours
 from jobs.bench.peers import NotHereError
 from jobs.bench.rows import Row
 from jobs.bench.subjects import make_subject, run_as
-from pab.parallel import open_group
+from pab.parallel.mesh import open_group
 
 _PATIENCE = timedelta(minutes=10)
 

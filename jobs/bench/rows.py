@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.settings import Mesh
-from pab.execution import Execution, execution_of
+from pab.execution.choice import Execution, execution_of
 from pab.families import FAMILIES
 from pab.family import Family
 

@@ -24,9 +24,9 @@ from jobs.bench.peers import LattePeer, NotHereError, require
 from jobs.bench.ranks import measure_on_ranks
 from jobs.bench.rows import OURS, Row
 from jobs.bench.subjects import FULL, TINY, Subject, make_subject, run_as
-from jobs.quality import latents_alike, psnr, ssim
-from pab.execution import Execution
-from pab.parallel import NodeGroup
+from jobs.media.quality import latents_alike, psnr, ssim
+from pab.execution.choice import Execution
+from pab.parallel.mesh import NodeGroup
 
 _LIBRARIES = ("torch", "triton", "diffusers", "cache-dit")
 _MAX_WHY = 400

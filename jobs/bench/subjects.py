@@ -12,26 +12,28 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pab.compiled import compile_blocks
-from pab.demo.check import held_out_prompts
-from pab.diffusion import DDIM, PNDM
-from pab.execution import Execution
+from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.broadcast.sites import Site
+from pab.execution.choice import Execution
+from pab.execution.compiled import compile_blocks
 from pab.families import FAMILIES
-from pab.families.open_sora_plan import MAX_TEXT_TOKENS_V110
+from pab.families.demo.training.check import held_out_prompts
+from pab.families.latte.blocks import LatteConfig
+from pab.families.latte.sites import latte_sites
+from pab.families.latte.transformer import Latte
+from pab.families.open_sora.levels import levels, model_fps, model_size
+from pab.families.open_sora.sites import stdit3_sites
+from pab.families.open_sora.sizes import latent_frames
+from pab.families.open_sora.stdit3 import STDiT3
+from pab.families.open_sora.stdit3_blocks import STDiT3Config
+from pab.families.open_sora.stdit3_video import STDiT3Video
+from pab.families.open_sora_plan.config import MAX_TEXT_TOKENS_V110
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.model import UsesFloat8, UsesKernels, VideoModel
-from pab.models.latte import Latte
-from pab.models.latte_blocks import LatteConfig
-from pab.models.noise_video import NoiseVideo
-from pab.models.stdit3 import STDiT3
-from pab.models.stdit3_blocks import STDiT3Config
-from pab.models.stdit3_video import STDiT3Video
-from pab.models.video import TextStates
-from pab.open_sora.clips import levels, model_fps, model_size
-from pab.open_sora.sizes import latent_frames
-from pab.parallel import NodeGroup
-from pab.plan import BroadcastPlan, Site, make_plan
-from pab.sites import latte_sites, stdit3_sites
+from pab.nn.noise_video import NoiseVideo
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.samplers import DDIM, PNDM
+from pab.text.states import TextStates
 
 FULL, TINY = SIZES = ("full", "tiny")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -1,1 +1,1 @@
-"""Measures on prompts how sites change and what reuse does, and searches a static plan. `jobs/calibrate.py` drives it."""
+"""Measures on prompts how sites change and what reuse does, and searches a static plan. Driven by `jobs/calibration/`."""

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pab.broadcast.state import Reuse, RunBlock, Visit
 from pab.calibration.groups import SiteGroup
-from pab.state import Reuse, RunBlock, Visit
 
 Matrix = npt.NDArray[np.float64]
 SAMPLE = 8192

@@ -12,16 +12,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.broadcast.state import Visit
+from pab.broadcast.step_rules import StepRules
 from pab.calibration.changes import Changes, ListeningVisit, Sampler, Samples
 from pab.calibration.groups import WHOLE_PASS, SiteGroup
 from pab.calibration.passes import ModelWithPasses
-from pab.denoise import denoise, initial_noise
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, StepInput, VideoModel
-from pab.parallel import NodeGroup
-from pab.plan import BroadcastPlan, make_plan
-from pab.state import Visit
-from pab.step_rules import StepRules
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import denoise, initial_noise
 
 EFFECT_SAMPLE = 1 << 17
 """Numbers of the finished latents that effects are told by."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pab.plan import Site
-from pab.step_rules import StepGroup
+from pab.broadcast.sites import Site
+from pab.broadcast.step_rules import StepGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import ModuleList
 
+from pab.broadcast.state import Visit
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, Scheduler, StepInput, VideoModel
-from pab.parallel import NodeGroup, SequenceParallel
-from pab.state import Visit
+from pab.parallel.mesh import NodeGroup, SequenceParallel
 
 MakePass = Callable[[Tensor, StepInput, object, Visit, NodeGroup], Tensor]
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pab.families.cogvideox import COGVIDEOX_2B, COGVIDEOX_5B
-from pab.families.demo import DEMO
-from pab.families.hunyuan_video import HUNYUAN_VIDEO, SKYREELS_V1
-from pab.families.latte import LATTE
-from pab.families.ltx import LTX
-from pab.families.open_sora import OPEN_SORA
-from pab.families.open_sora_plan import (
+from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B
+from pab.families.demo.family import DEMO
+from pab.families.hunyuan_video.family import HUNYUAN_VIDEO, SKYREELS_V1
+from pab.families.latte.family import LATTE
+from pab.families.ltx.family import LTX
+from pab.families.open_sora.family import OPEN_SORA
+from pab.families.open_sora_plan.family import (
     OPEN_SORA_PLAN_V110,
     OPEN_SORA_PLAN_V110_221,
     OPEN_SORA_PLAN_V120,
     OPEN_SORA_PLAN_V120_29,
     OPEN_SORA_PLAN_V120_720P,
 )
-from pab.families.wan import WAN, WAN22_5B, WAN22_A14B, WAN_14B
+from pab.families.wan.family import WAN, WAN22_5B, WAN22_A14B, WAN_14B
 from pab.family import Family
 
 FAMILIES: Mapping[str, Family] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import s3fs
 
-from jobs.bucket import Bucket
+from jobs.store.bucket import Bucket
 from tests.cluster.daemons.ceph import S3Server
 
 pytestmark = pytest.mark.cluster

@@ -11,10 +11,10 @@ from cluster.job import JobRequest
 from cluster.slurm import SlurmCluster
 from cluster.slurm_queue import read_queue
 from cluster.slurm_settings import SlurmSettings
-from jobs import layout
-from pipeline.display import open_display
-from pipeline.driver import Driver, ShardJob
-from pipeline.jobs_file import new_submit
+from jobs.store import layout
+from pipeline.run.display import open_display
+from pipeline.run.driver import Driver, ShardJob
+from pipeline.run.jobs_file import new_submit
 from pipeline.screen import Screen
 from tests.cluster.daemons.slurm import Slurm
 from tests.jobs.test_ends import assert_whole

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import s3fs
 
-from jobs.encode import encode
+from jobs.media.encode import encode
 from tests.cluster.conftest import s3_server  # noqa: F401  (a fixture)
 from tests.cluster.daemons.ceph import S3Server
 from tests.faults.books import Ledger

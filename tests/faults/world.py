@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import s3fs
 import torch
 
-from pab.demo.weights import build_parts, demo_config, save_demo
-from pab.families.demo import DEPTH
+from pab.families.demo.config import DEPTH
+from pab.families.demo.weights import build_parts, demo_config, save_demo
 from tests.cluster.daemons.ceph import Ceph, S3Server
 from tests.cluster.daemons.slurm import Slurm
 from tests.faults import poison

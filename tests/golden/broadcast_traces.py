@@ -1,9 +1,12 @@
 """Broadcast decisions of the reference, call by call, for the families that are known."""
 
-from pab.diffusion import ddim_timesteps, euler_ancestral_timesteps, pndm_timesteps
-from pab.plan import BroadcastPlan, Site, make_plan
-from pab.rules import ATTENTION_KINDS, AttentionRule, BroadcastRules, MlpRule
-from pab.sites import latte_sites, open_sora_plan_sites, stdit3_sites
+from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.broadcast.rules import ATTENTION_KINDS, AttentionRule, BroadcastRules, MlpRule
+from pab.broadcast.sites import Site
+from pab.families.latte.sites import latte_sites
+from pab.families.open_sora.sites import stdit3_sites
+from pab.families.open_sora_plan.sites import open_sora_plan_sites
+from pab.sampling.samplers import ddim_timesteps, euler_ancestral_timesteps, pndm_timesteps
 from tests.golden.cases import Case
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from pab.models.causal_tiles import Tiling
-from pab.models.causal_vae import LATENT_SCALE, CausalVAE, CausalVAEConfig
+from pab.families.open_sora_plan.causal_tiles import Tiling
+from pab.families.open_sora_plan.causal_vae import LATENT_SCALE, CausalVAE, CausalVAEConfig
 from tests.golden.cases import Case, close
 
 BOUND = 2e-5

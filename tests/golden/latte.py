@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from pab.models.latte import Latte, latte_config
-from pab.models.latte_blocks import LatteConfig
+from pab.families.latte.blocks import LatteConfig
+from pab.families.latte.transformer import Latte, latte_config
 from tests.golden.cases import Case, close, close_in_norm
 
 FORWARD_BOUND = 1e-5

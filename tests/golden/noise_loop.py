@@ -5,15 +5,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pab.denoise import Denoised, denoise
-from pab.diffusion import DDIM, PNDM, EulerAncestral
+from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.families.latte.sites import latte_sites
+from pab.families.open_sora_plan.sites import open_sora_plan_sites
 from pab.family import ClipRequest
 from pab.model import Scheduler
-from pab.models.noise_video import NoiseVideo
-from pab.models.video import TextStates
-from pab.parallel import NodeGroup, SequenceParallel
-from pab.plan import BroadcastPlan, make_plan
-from pab.sites import latte_sites, open_sora_plan_sites
+from pab.nn.noise_video import NoiseVideo
+from pab.parallel.mesh import NodeGroup, SequenceParallel
+from pab.sampling.denoise import Denoised, denoise
+from pab.sampling.samplers import DDIM, PNDM, EulerAncestral
+from pab.text.states import TextStates
 from tests.golden import latte, open_sora_plan
 from tests.golden.broadcast_traces import check_decisions, rules_from_reference
 from tests.golden.cases import Case, close

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pab.denoise import Denoised, denoise
+from pab.broadcast.plan import make_plan
+from pab.broadcast.state import Visit
+from pab.families.open_sora.sites import stdit3_sites
+from pab.families.open_sora.stdit3 import STDiT3
+from pab.families.open_sora.stdit3_video import STDiT3Video, TextStates
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, Scheduler, StepInput
-from pab.models.stdit3 import STDiT3
-from pab.models.stdit3_video import STDiT3Video, TextStates
-from pab.parallel import NodeGroup, SequenceParallel
-from pab.plan import make_plan
-from pab.rectified_flow import RectifiedFlow, round_to, size_shift, timesteps
-from pab.sites import stdit3_sites
-from pab.state import Visit
+from pab.parallel.mesh import NodeGroup, SequenceParallel
+from pab.sampling.denoise import Denoised, denoise
+from pab.sampling.rectified_flow import RectifiedFlow, round_to, size_shift, timesteps
 from tests.golden.broadcast_traces import check_decisions, rules_from_reference
 from tests.golden.cases import Case, close
 from tests.golden.stdit3 import load_model

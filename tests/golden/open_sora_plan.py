@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pab.models.open_sora_plan import OpenSoraPlan, OpenSoraPlanConfig, open_sora_plan_config
+from pab.families.open_sora_plan.transformer import OpenSoraPlan, OpenSoraPlanConfig, open_sora_plan_config
 from tests.golden.cases import Case, close, close_in_norm
 
 FORWARD_BOUND = 1e-5

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from pab.models.image_vae import ImageVAEConfig
-from pab.models.open_sora_vae import OpenSoraVAE, OpenSoraVAEConfig
-from pab.models.temporal_vae import TemporalVAEConfig
-from pab.parallel import Axis
+from pab.families.open_sora.temporal_vae import TemporalVAEConfig
+from pab.families.open_sora.vae import OpenSoraVAE, OpenSoraVAEConfig
+from pab.parallel.mesh import Axis
+from pab.vae.image_vae import ImageVAEConfig
 from tests.golden.cases import Case, close
 
 BOUND = 2e-5

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pab import rectified_flow as rf
+from pab.sampling import rectified_flow as rf
 from tests.golden.cases import Case, close
 
 LOOP_BOUND = 1e-5

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pab.models.stdit3 import ClipShape
-from pab.parallel import Axis, SequenceParallel
+from pab.families.open_sora.stdit3 import ClipShape
+from pab.parallel.mesh import Axis, SequenceParallel
 from tests.golden.cases import Case, close
 from tests.golden.stdit3 import load_model
 from tests.ranks import run_on_ranks

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from pab.models.stdit3 import ClipShape, STDiT3
-from pab.models.stdit3_blocks import STDiT3Config
+from pab.families.open_sora.stdit3 import ClipShape, STDiT3
+from pab.families.open_sora.stdit3_blocks import STDiT3Config
 from tests.golden.cases import Case, close
 
 FORWARD_BOUND = 1e-5

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from jobs.attempts import OpenAttempts, interruptible
-from jobs.bucket import Bucket
+from jobs.rendering.attempts import OpenAttempts, interruptible
+from jobs.store.bucket import Bucket
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.batch_size import AUTO, BatchSize, parts_of, settled
+from jobs.rendering.batch_size import AUTO, BatchSize, parts_of, settled
 
 
 def grown(seconds_of, *, most=8, clips=60, compile_s=0.0, asked=AUTO) -> tuple[BatchSize, list[int]]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import layout
 from jobs.outcome import Failed, Rendered, Skipped
 from jobs.settings import Mesh
-from pab.rules import KINDS
+from jobs.store import layout
+from pab.broadcast.rules import KINDS
 from tests.jobs.listening import NotedProgress
 from tests.jobs.machines import outcome_of, run_with_submitit, start_process
 from tests.jobs.videos import read_video

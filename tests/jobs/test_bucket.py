@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from jobs import layout
-from jobs.bucket import Bucket, BucketError
-from jobs.patience import Patience
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError
+from jobs.store.retry import Patience
 from tests.jobs.stores import FlakyFileSystem
 
 QUICK = Patience(total_s=5, operation_s=0.3, first_wait_s=0.01, longest_wait_s=0.02)

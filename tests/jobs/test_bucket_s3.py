@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from jobs import layout
-from jobs.bucket import Bucket, BucketError
 from jobs.outcome import Rendered
-from jobs.patience import Patience
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError
+from jobs.store.retry import Patience
 from tests.cluster.daemons.ceph import S3Server
 from tests.jobs.machines import ROOT
 from tests.jobs.world import clip, render_job, write_shard
@@ -74,7 +74,7 @@ def test_what_another_process_writes_and_removes_is_seen_at_once(output):
 
 FORKED = """
 import os, sys
-from jobs.bucket import Bucket
+from jobs.store.bucket import Bucket
 
 bucket = Bucket(sys.argv[1])
 bucket.write("logs/parent", b"")

@@ -5,16 +5,16 @@ import json
 
 import pytest
 
-from jobs.calibrate import CalibrationRequest, Calibrator, Target
-from jobs.calibration_html import calibration_page
-from jobs.calibration_svg import curves, plan_grid
-from jobs.plan_quality import call_share, summary, time_share
-from pab.demo.check import held_out_prompts
-from pab.denoise import plan_for
-from pab.families.demo import DEMO
+from jobs.calibration.calibrate import CalibrationRequest, Calibrator, Target
+from jobs.calibration.plan_quality import call_share, summary, time_share
+from jobs.reports.calibration_html import calibration_page
+from jobs.reports.calibration_svg import curves, plan_grid
+from pab.broadcast.plan import make_plan
+from pab.broadcast.rules import NO_BROADCAST, rules_from_dict
+from pab.families.demo.family import DEMO
+from pab.families.demo.training.check import held_out_prompts
 from pab.family import ClipRequest
-from pab.plan import make_plan
-from pab.rules import NO_BROADCAST, rules_from_dict
+from pab.sampling.denoise import plan_for
 
 STEPS = 10
 FAMILY = dataclasses.replace(DEMO, presets={name: DEMO.presets[name] for name in ("none", "pab246")})

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from jobs.encode import EncodeError, check, describe, encode, pad_to_even
+from jobs.media.encode import EncodeError, check, describe, encode, pad_to_even
 from tests.jobs.videos import read_video
 
 TAGS = {"clip_id": "a clip", "seed": 3, "model": "tiny", "run_id": "run-1"}

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import layout
-from jobs.bucket import Bucket, BucketError
-from jobs.finish import write_record
-from jobs.hang import HUNG_EXIT
 from jobs.outcome import Failed, Rendered, Skipped
+from jobs.rendering.finish import write_record
+from jobs.rendering.hang import HUNG_EXIT
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError
 from tests.jobs.machines import outcome_of, start_process
 from tests.jobs.stores import FlakyFileSystem
 from tests.jobs.videos import read_video
@@ -217,8 +217,8 @@ def test_an_interrupted_start_does_not_count_against_its_clip(tmp_path, signum):
 
 DEAF = """
 import ctypes, sys
-from jobs.attempts import OpenAttempts, interruptible
-from jobs.bucket import Bucket
+from jobs.rendering.attempts import OpenAttempts, interruptible
+from jobs.store.bucket import Bucket
 
 attempts = OpenAttempts(Bucket(sys.argv[1]))
 with interruptible(attempts.withdraw):

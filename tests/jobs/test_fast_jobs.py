@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jobs import layout
-from jobs.frames import ClipOnDevice, ComingFrames, DeviceUse
-from jobs.loaded_family import load_family
 from jobs.outcome import Failed, Rendered
+from jobs.rendering.frames import ClipOnDevice, ComingFrames, DeviceUse
+from jobs.rendering.loaded_family import load_family
 from jobs.settings import JobSettings, Mesh
-from pab.device_clock import DeviceClock
+from jobs.store import layout
 from pab.kernels import choice
+from pab.sampling.device_clock import DeviceClock
 from tests.jobs.world import CONFIG, TINY, clip, render_job, write_shard
 
 
@@ -133,7 +133,7 @@ def test_frames_come_off_a_gpu_beside_what_was_queued_after_them():
 
 
 def test_settings_of_a_job_choose_cudnn_only_for_compiled_blocks_on_a_gpu():
-    from pab.execution import Execution, execution_of
+    from pab.execution.choice import Execution, execution_of
     from pab.families import FAMILIES
 
     open_sora, wan, demo = (FAMILIES[name] for name in ("open_sora", "wan", "demo"))

@@ -5,7 +5,7 @@ from bisect import bisect_right
 
 import pytest
 
-from jobs.key_ranges import between, list_keys
+from jobs.store.key_ranges import between, list_keys
 
 SPREAD = [f"{index * 7919 % 100_003:05d}.{index:016x}" for index in range(3000)]
 ALIKE = [f"a-run-of-many-clips-{index:07d}.{index * 7:016x}.json" for index in range(3000)]

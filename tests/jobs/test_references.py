@@ -7,13 +7,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from jobs import layout
-from jobs.encode import encode
+from jobs.media.encode import encode
+from jobs.media.picture import png
+from jobs.media.reference_files import Reference, UnusableReferenceError, decode_frames, fetch_reference
 from jobs.outcome import Failed, Rendered
-from jobs.patience import Patience
-from jobs.picture import png
-from jobs.reference_files import Reference, UnusableReferenceError, decode_frames, fetch_reference
 from jobs.settings import Mesh
+from jobs.store import layout
+from jobs.store.retry import Patience
 from tests.jobs.machines import run_with_submitit
 from tests.jobs.videos import read_video
 from tests.jobs.world import clip, render_job, write_shard

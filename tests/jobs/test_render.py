@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import layout
-from jobs.bucket import Bucket, BucketError
-from jobs.clip_work import Begun, render_frames
-from jobs.group import GroupError
-from jobs.loaded_family import load_family
 from jobs.outcome import Failed, Rendered, Skipped
-from jobs.pace import Pace
+from jobs.rendering.clip_work import Begun, render_frames
+from jobs.rendering.deadline import Pace
+from jobs.rendering.group import GroupError
+from jobs.rendering.loaded_family import load_family
 from jobs.settings import Mesh
-from pab.parallel import NodeGroup
-from pab.rules import KINDS
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError
+from pab.broadcast.rules import KINDS
+from pab.parallel.mesh import NodeGroup
 from tests.jobs.listening import NotedProgress
 from tests.jobs.videos import read_video
 from tests.jobs.world import TINY, clip, render_job, write_shard

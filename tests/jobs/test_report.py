@@ -9,12 +9,12 @@ import zlib
 import numpy as np
 import pytest
 
-from jobs import layout
-from jobs.picture import png, strip
-from jobs.report import derived_baseline_s
-from jobs.report_broadcast import distinct_plans
-from jobs.report_times import settled_s, warm_up_s
+from jobs.media.picture import png, strip
+from jobs.reports.report import derived_baseline_s
+from jobs.reports.report_broadcast import distinct_plans
+from jobs.reports.report_times import settled_s, warm_up_s
 from jobs.settings import Mesh
+from jobs.store import layout
 from tests.jobs.machines import run_with_submitit
 from tests.jobs.world import clip, render_job, write_shard
 

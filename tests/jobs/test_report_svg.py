@@ -1,4 +1,4 @@
-from jobs.report_svg import bar_chart, duration
+from jobs.reports.report_svg import bar_chart, duration
 
 
 def test_seconds_are_told_in_the_unit_that_fits_the_label():

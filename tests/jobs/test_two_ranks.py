@@ -11,13 +11,13 @@ import torch
 
 from cluster.job import Job, JobRequest, JobState
 from cluster.local import LocalCluster
-from jobs import layout
-from jobs.clip_work import Begun, render_frames
-from jobs.group import Place, open_job, open_store
-from jobs.loaded_family import load_family
 from jobs.outcome import Rendered
+from jobs.rendering.clip_work import Begun, render_frames
+from jobs.rendering.group import Place, open_job, open_store
+from jobs.rendering.loaded_family import load_family
 from jobs.settings import Mesh
-from pab.parallel import NodeGroup
+from jobs.store import layout
+from pab.parallel.mesh import NodeGroup
 from tests.jobs.listening import NotedProgress
 from tests.jobs.machines import run_with_submitit
 from tests.jobs.videos import read_video

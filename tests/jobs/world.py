@@ -16,21 +16,21 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from jobs import layout
-from jobs.bucket import Bucket
 from jobs.render import RenderShard
 from jobs.settings import JobSettings, Mesh
+from jobs.store import layout
+from jobs.store.bucket import Bucket
 from manifests.clip import Clip
 from manifests.schema import CLIP_SCHEMA, REFERENCE_SCHEMA, accepted_schema
-from pab.families.demo import DEMO, demo_sites
+from pab.broadcast.foresight import ForesightRules
+from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
+from pab.families.demo.family import DEMO, demo_sites
+from pab.families.open_sora.stdit3 import STDiT3
+from pab.families.open_sora.stdit3_blocks import STDiT3Config
+from pab.families.open_sora.stdit3_video import STDiT3Video, TextStates
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.foresight import ForesightRules
-from pab.models.stdit3 import STDiT3
-from pab.models.stdit3_blocks import STDiT3Config
-from pab.models.stdit3_video import STDiT3Video, TextStates
-from pab.parallel import NodeGroup
-from pab.rectified_flow import timesteps
-from pab.rules import NO_BROADCAST, MlpRule, pyramid
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.rectified_flow import timesteps
 
 CONFIG = STDiT3Config(
     depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64

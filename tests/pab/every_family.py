@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pab.broadcast_module import BroadcastModule
-from pab.demo.weights import build_parts, demo_config, save_demo
-from pab.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.broadcast.rules import Rules, pyramid
+from pab.broadcast.state import BOTH
 from pab.families import find_family
-from pab.families.demo import DEPTH
+from pab.families.demo.config import DEPTH
+from pab.families.demo.weights import build_parts, demo_config, save_demo
+from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest, Family, LoadRequest
+from pab.library.broadcast_module import BroadcastModule
+from pab.library.video import DiffusersVideo
 from pab.model import EncodedPrompt, StepInput, VideoModel
-from pab.models.diffusers_video import DiffusersVideo
-from pab.parallel import NodeGroup, open_group
-from pab.rules import Rules, pyramid
-from pab.state import BOTH
-from pab.tiny_weights import write_tiny_weights
+from pab.parallel.mesh import NodeGroup, open_group
+from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
 from tests.pab.library_worlds import WORLDS, library_module
 
 SMALL: Mapping[str, tuple[int, int, int]] = {

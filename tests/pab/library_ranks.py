@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pab.denoise import Denoised
+from pab.broadcast.rules import NO_BROADCAST, BroadcastRules, pyramid
 from pab.family import ClipRequest
+from pab.library.video import DiffusersVideo
 from pab.model import EncodedPrompt
-from pab.models.diffusers_video import DiffusersVideo
-from pab.models.video import TextStates, guided_prompt
-from pab.parallel import NodeGroup, open_group
-from pab.rules import NO_BROADCAST, BroadcastRules, pyramid
+from pab.nn.video import guided_prompt
+from pab.parallel.mesh import NodeGroup, open_group
+from pab.sampling.denoise import Denoised
+from pab.text.states import TextStates
 from tests.pab.library_worlds import WORLDS
 
 RULES: Mapping[str, BroadcastRules] = {

@@ -10,23 +10,27 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pab.checkpoint import read_config
-from pab.cogvideox.tiny import write_small_cogvideox
-from pab.denoise import Denoised, denoise, initial_noise, plan_for
-from pab.families.cogvideox import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, CogVideoXModel, cogvideox_family
-from pab.families.hunyuan_video import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel, hunyuan_video_family
-from pab.families.ltx import LTX_MODEL, LtxModel, ltx_family
-from pab.families.wan import WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_MODEL, wan_family
+from pab.broadcast.rules import BroadcastRules
+from pab.broadcast.state import COND, UNCOND
+from pab.families.cogvideox.config import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, CogVideoXModel
+from pab.families.cogvideox.family import cogvideox_family
+from pab.families.cogvideox.tiny import write_small_cogvideox
+from pab.families.hunyuan_video.config import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel
+from pab.families.hunyuan_video.family import hunyuan_video_family
+from pab.families.hunyuan_video.tiny import write_small_hunyuan_video
+from pab.families.ltx.config import LTX_MODEL, LtxModel
+from pab.families.ltx.family import ltx_family
+from pab.families.ltx.tiny import write_small_ltx
+from pab.families.wan.config import WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_MODEL
+from pab.families.wan.family import wan_family
+from pab.families.wan.tiny import write_small_wan
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.hunyuan_video.tiny import write_small_hunyuan_video
-from pab.ltx.tiny import write_small_ltx
+from pab.library.parts import library_class
+from pab.library.video import DiffusersVideo
 from pab.model import EncodedPrompt
-from pab.models.diffusers_parts import library_class
-from pab.models.diffusers_video import DiffusersVideo
-from pab.parallel import NodeGroup
-from pab.rules import BroadcastRules
-from pab.state import COND, UNCOND
-from pab.wan.tiny import write_small_wan
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.weights.checkpoint import read_config
 
 
 def t5_parts(folder: Path) -> dict[str, Any]:

@@ -6,8 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pab.denoise import Denoised, denoise, initial_noise
-from pab.diffusion import (
+from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.broadcast.rules import BroadcastRules, MlpRule, pyramid
+from pab.broadcast.sites import Site
+from pab.families.latte.blocks import LatteConfig
+from pab.families.latte.sites import latte_sites
+from pab.families.latte.transformer import Latte
+from pab.families.open_sora_plan.sites import open_sora_plan_sites
+from pab.families.open_sora_plan.transformer import OpenSoraPlan, OpenSoraPlanConfig
+from pab.family import ClipRequest
+from pab.model import Scheduler
+from pab.nn.noise_video import NoiseVideo
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import Denoised, denoise, initial_noise
+from pab.sampling.samplers import (
     DDIM,
     PNDM,
     EulerAncestral,
@@ -15,17 +27,7 @@ from pab.diffusion import (
     euler_ancestral_timesteps,
     pndm_timesteps,
 )
-from pab.family import ClipRequest
-from pab.model import Scheduler
-from pab.models.latte import Latte
-from pab.models.latte_blocks import LatteConfig
-from pab.models.noise_video import NoiseVideo
-from pab.models.open_sora_plan import OpenSoraPlan, OpenSoraPlanConfig
-from pab.models.video import TextStates
-from pab.parallel import NodeGroup
-from pab.plan import BroadcastPlan, Site, make_plan
-from pab.rules import BroadcastRules, MlpRule, pyramid
-from pab.sites import latte_sites, open_sora_plan_sites
+from pab.text.states import TextStates
 
 TEXT_LENGTH, TEXT_CHANNELS = 6, 12
 LATTE = LatteConfig(

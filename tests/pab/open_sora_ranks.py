@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pab.denoise import denoise, initial_noise, plan_for
-from pab.families.open_sora import OPEN_SORA
+from pab.families.open_sora.family import OPEN_SORA
 from pab.family import ClipRequest, LoadRequest
-from pab.models.t5_text import T5Text
-from pab.parallel import NodeGroup, open_group
+from pab.parallel.mesh import NodeGroup, open_group
+from pab.sampling.denoise import denoise, initial_noise, plan_for
+from pab.text.t5_text import T5Text
 from tests.pab.vae_ranks import whole_axis
 
 CLIP = ClipRequest(

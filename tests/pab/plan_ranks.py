@@ -2,9 +2,9 @@
 
 import torch
 
-from pab.denoise import Denoised
-from pab.parallel import open_group
-from pab.step_rules import StepGroup, StepRules
+from pab.broadcast.step_rules import StepGroup, StepRules
+from pab.parallel.mesh import open_group
+from pab.sampling.denoise import Denoised
 from tests.pab.worlds import clip, render, tiny_model
 
 WITHOUT_SOME_PASSES = StepRules(

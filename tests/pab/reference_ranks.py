@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pab.denoise import Denoised, denoise, initial_noise, plan_for
-from pab.families.open_sora import OPEN_SORA
+from pab.conditioning.reference_pixels import ReferencePixels
+from pab.families.open_sora.family import OPEN_SORA
+from pab.families.open_sora.given_frames import GivenFrames
 from pab.family import LoadRequest
-from pab.given_frames import GivenFrames
-from pab.parallel import NodeGroup, open_group
-from pab.reference_pixels import ReferencePixels
+from pab.parallel.mesh import NodeGroup, open_group
+from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
 from tests.pab.open_sora_ranks import CLIP
 
 

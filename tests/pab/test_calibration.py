@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from pab.broadcast.plan import make_plan
+from pab.broadcast.rules import NO_BROADCAST
+from pab.broadcast.sites import Site
+from pab.broadcast.step_rules import StepRules
 from pab.calibration.changes import Changes, Sampler, Samples, mean_changes
 from pab.calibration.effects import measure_clip, measure_effect, spread_effects
 from pab.calibration.groups import WHOLE_PASS, site_groups
 from pab.calibration.passes_and_sites import search_passes_and_sites
 from pab.calibration.search import Budget, ErrorModel, PlanSearch, error_model
-from pab.denoise import plan_for
-from pab.parallel import Axis, NodeGroup
-from pab.plan import Site, make_plan
-from pab.rules import NO_BROADCAST
-from pab.step_rules import StepRules
+from pab.parallel.mesh import Axis, NodeGroup
+from pab.sampling.denoise import plan_for
 from tests.pab.every_family import family, load, render, request_of, write
 
 FAMILIES = ("demo", "latte", "wan", "hunyuan_video")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pab.checkpoint import (
+from pab.weights.checkpoint import (
     CheckpointError,
     Published,
     checkpoint_digest,
@@ -20,7 +20,7 @@ from pab.checkpoint import (
     read_config,
     read_tensors,
 )
-from pab.weight_folders import HubPart, PublishedParts
+from pab.weights.folders import HubPart, PublishedParts
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PUBLISHED = Published(

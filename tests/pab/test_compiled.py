@@ -3,16 +3,15 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from pab import compiled
-from pab.compile_cache import KERNELS, CompileCacheError, cache_folder, compile_cache, operators_digest
-from pab.compiled import CompileError, Graphs, compile_blocks, executing, graphs_compiled, many_graphs
-from pab.denoise import NotFiniteError
-from pab.execution import Execution
+from pab.broadcast.plan import BroadcastPlan
+from pab.broadcast.rules import NO_BROADCAST
+from pab.execution.choice import Execution, compiled
+from pab.execution.compile_cache import KERNELS, CompileCacheError, cache_folder, compile_cache, operators_digest
+from pab.execution.compiled import CompileError, Graphs, compile_blocks, executing, graphs_compiled, many_graphs
 from pab.families import FAMILIES
-from pab.models.stdit3_blocks import STDiT3Block
-from pab.parallel import open_group
-from pab.plan import BroadcastPlan
-from pab.rules import NO_BROADCAST
+from pab.families.open_sora.stdit3_blocks import STDiT3Block
+from pab.parallel.mesh import open_group
+from pab.sampling.denoise import NotFiniteError
 from tests.pab.test_denoise import RANKS_BOUND
 from tests.pab.worlds import PAB246, clip, render, tiny_model
 from tests.ranks import run_on_ranks

@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 import torch
 
-from pab.denoise import NotFiniteError, initial_noise
-from pab.models.stdit3 import ClipShape
-from pab.parallel import NodeGroup, open_group
-from pab.rules import NO_BROADCAST
-from pab.state import BOTH, COND, UNCOND, BroadcastState
+from pab.broadcast.rules import NO_BROADCAST
+from pab.broadcast.state import BOTH, COND, UNCOND, BroadcastState
+from pab.families.open_sora.stdit3 import ClipShape
+from pab.parallel.mesh import NodeGroup, open_group
+from pab.sampling.denoise import NotFiniteError, initial_noise
 from tests.pab.worlds import PAB246, clip, render, tiny_model
 from tests.ranks import run_on_ranks
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pab.diffusion import (
+from pab.sampling.samplers import (
     DDIM,
     PNDM,
     EulerAncestral,

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from pab.broadcast.rules import NO_BROADCAST
+from pab.broadcast.state import BOTH, COND, UNCOND
 from pab.families import FAMILIES
 from pab.model import StepInput
-from pab.parallel import NodeGroup
-from pab.rules import NO_BROADCAST
-from pab.state import BOTH, COND, UNCOND
+from pab.parallel.mesh import NodeGroup
 from tests.pab.every_family import (
     EVERY_OTHER,
     MESHES,

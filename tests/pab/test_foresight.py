@@ -6,14 +6,15 @@ from collections import Counter
 import pytest
 import torch
 
-from pab.denoise import plan_for
-from pab.families.demo import DEMO
-from pab.foresight import ForesightDecisions, ForesightRules
-from pab.foresight_state import ForesightState
-from pab.parallel import NodeGroup, open_group
-from pab.plan import Site, make_plan
-from pab.rules import NO_BROADCAST, rules_from_dict
-from pab.state import BOTH, run_block
+from pab.broadcast.foresight import ForesightDecisions, ForesightRules
+from pab.broadcast.foresight_state import ForesightState
+from pab.broadcast.plan import make_plan
+from pab.broadcast.rules import NO_BROADCAST, rules_from_dict
+from pab.broadcast.sites import Site
+from pab.broadcast.state import BOTH, run_block
+from pab.families.demo.family import DEMO
+from pab.parallel.mesh import NodeGroup, open_group
+from pab.sampling.denoise import plan_for
 from tests.pab import noise_worlds
 from tests.pab.loop_waits import WatchedLoop
 from tests.pab.test_denoise import OneBranchAtATime

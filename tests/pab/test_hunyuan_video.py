@@ -7,17 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pab.checkpoint import CheckpointError
-from pab.denoise import branches, initial_noise, plan_for
+from pab.broadcast.rules import NO_BROADCAST
+from pab.broadcast.state import COND, UNCOND
 from pab.families import find_family
-from pab.hunyuan_video.levels import even_levels, moved_timesteps
-from pab.hunyuan_video.text import INSTRUCTION, INSTRUCTION_TOKENS
-from pab.hunyuan_video.weights import SKYREELS_WEIGHTS
-from pab.models.diffusers_parts import library_class
-from pab.models.diffusers_video import UNREAD_NEGATIVE
-from pab.parallel import Axis, NodeGroup
-from pab.rules import NO_BROADCAST
-from pab.state import COND, UNCOND
+from pab.families.hunyuan_video.levels import even_levels, moved_timesteps
+from pab.families.hunyuan_video.text import INSTRUCTION, INSTRUCTION_TOKENS
+from pab.families.hunyuan_video.weights import SKYREELS_WEIGHTS
+from pab.library.parts import library_class
+from pab.library.video import UNREAD_NEGATIVE
+from pab.parallel.mesh import Axis, NodeGroup
+from pab.sampling.denoise import branches, initial_noise, plan_for
+from pab.weights.checkpoint import CheckpointError
 from tests.pab.library_worlds import WORLDS, displayed, edited, library_module, relative, scheduler
 
 TOLD, BRANCHES = WORLDS["hunyuan_video"], WORLDS["skyreels_v1"]

@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab.compiled import compile_blocks, graphs_compiled, many_graphs
-from pab.denoise import LoopSettings
-from pab.execution import execution_of
+from pab.broadcast.rules import pyramid
+from pab.execution.choice import execution_of
+from pab.execution.compiled import compile_blocks, graphs_compiled, many_graphs
 from pab.families import FAMILIES
+from pab.families.latte.sites import latte_sites
+from pab.families.latte.transformer import Latte
+from pab.families.open_sora.stdit3 import STDiT3
+from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.kernels import (
     attention,
     choice,
@@ -23,11 +27,7 @@ from pab.kernels import (
     temporal_attention,
 )
 from pab.kernels.choice import PLAIN, Kernels
-from pab.models.latte import Latte
-from pab.models.stdit3 import STDiT3
-from pab.models.stdit3_video import STDiT3Video
-from pab.rules import pyramid
-from pab.sites import latte_sites
+from pab.sampling.denoise import LoopSettings
 from tests.pab.noise_worlds import LATTE, WORLDS
 from tests.pab.noise_worlds import clip as noise_clip
 from tests.pab.test_compiled import block_patterns

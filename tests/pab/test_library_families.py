@@ -6,20 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab.broadcast_module import BroadcastModule, CurrentPass, install_sites
-from pab.checkpoint import CheckpointError
-from pab.cogvideox.levels import trailing_timesteps
-from pab.denoise import initial_noise, plan_for
+from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.broadcast.rules import NO_BROADCAST, BroadcastRules, pyramid, rules_from_dict
+from pab.broadcast.sites import Site
+from pab.broadcast.state import COND, UNCOND, BroadcastState
 from pab.families import FAMILIES, find_family
+from pab.families.cogvideox.levels import trailing_timesteps
+from pab.families.wan.levels import shifted_timesteps
+from pab.families.wan.load import clean_text
+from pab.library.broadcast_module import BroadcastModule, CurrentPass, install_sites
+from pab.library.parts import library_class
+from pab.library.video import DiffusersVideo
 from pab.model import StepInput
-from pab.models.diffusers_parts import library_class
-from pab.models.diffusers_video import DiffusersVideo
-from pab.parallel import Axis, NodeGroup, SequenceParallel, open_group
-from pab.plan import BroadcastPlan, Site, make_plan
-from pab.rules import NO_BROADCAST, BroadcastRules, pyramid, rules_from_dict
-from pab.state import COND, UNCOND, BroadcastState
-from pab.wan.levels import shifted_timesteps
-from pab.wan.load import clean_text
+from pab.parallel.mesh import Axis, NodeGroup, SequenceParallel, open_group
+from pab.sampling.denoise import initial_noise, plan_for
+from pab.weights.checkpoint import CheckpointError
 from tests.pab.library_worlds import (
     WORLDS,
     LibraryWorld,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pab.denoise import Denoised
-from pab.parallel import padded
+from pab.parallel.mesh import padded
+from pab.sampling.denoise import Denoised
 from tests.pab.library_ranks import TINY, Case, render
 from tests.pab.library_worlds import WORLDS, relative
 from tests.ranks import run_on_ranks

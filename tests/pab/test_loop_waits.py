@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pab.parallel import NodeGroup
+from pab.parallel.mesh import NodeGroup
 from tests.pab.loop_waits import WaitsForDeviceError, WatchedLoop
 from tests.pab.noise_worlds import WORLDS
 from tests.pab.noise_worlds import clip as noise_clip

@@ -8,20 +8,20 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.clip_work import Begun, ClipFrames, Stages, render_baseline, render_frames
-from jobs.loaded_family import LoadedFamily, clip_rules
-from jobs.loops import clip_requests
+from jobs.rendering.clip_work import Begun, ClipFrames, Stages, render_baseline, render_frames
+from jobs.rendering.loaded_family import LoadedFamily, clip_rules
+from jobs.rendering.loops import clip_requests
 from jobs.settings import JobSettings, Mesh
 from manifests.clip import Clip
-from pab.execution import Execution
-from pab.families.demo import DEMO
-from pab.families.open_sora import OPEN_SORA
+from pab.broadcast.rules import KINDS
+from pab.conditioning.loops import MAX_LOOPS, Loops, count_loops, loop_seed, loop_texts
+from pab.execution.choice import Execution
+from pab.families.demo.family import DEMO
+from pab.families.open_sora.family import OPEN_SORA
+from pab.families.open_sora.given_frames import reference_noise
 from pab.family import LoadRequest
-from pab.given_frames import reference_noise
-from pab.loops import MAX_LOOPS, Loops, count_loops, loop_seed, loop_texts
-from pab.parallel import NodeGroup, open_group
-from pab.rules import KINDS
-from pab.tiny_weights import main as write_tiny
+from pab.parallel.mesh import NodeGroup, open_group
+from pab.tiny_weights.__main__ import main as write_tiny
 from tests.ranks import run_on_ranks
 
 RULES = OPEN_SORA.references

@@ -8,14 +8,14 @@ import pytest
 import torch
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 
-from pab.checkpoint import CheckpointError
-from pab.denoise import initial_noise, plan_for
+from pab.broadcast.rules import NO_BROADCAST
 from pab.families import find_family
-from pab.families.ltx import LTX_MODEL, ltx_tokens
-from pab.ltx.levels import moved_timesteps
-from pab.ltx.tiny import write_small_ltx
-from pab.parallel import NodeGroup
-from pab.rules import NO_BROADCAST
+from pab.families.ltx.config import LTX_MODEL, ltx_tokens
+from pab.families.ltx.levels import moved_timesteps
+from pab.families.ltx.tiny import write_small_ltx
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import initial_noise, plan_for
+from pab.weights.checkpoint import CheckpointError
 from tests.pab.library_worlds import WORLDS, displayed, edited, library_module, relative, scheduler
 
 

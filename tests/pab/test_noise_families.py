@@ -6,21 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pab.checkpoint import CheckpointError, check_keys
-from pab.denoise import denoise, initial_noise, plan_for
 from pab.families import FAMILIES, find_family
-from pab.families.latte import LATTE
-from pab.families.open_sora_plan import (
-    OPEN_SORA_PLAN_V110,
-    OPEN_SORA_PLAN_V110_221,
-    OPEN_SORA_PLAN_V120,
-    plan_tokens,
-)
+from pab.families.latte.family import LATTE
+from pab.families.latte.transformer import Latte, latte_config
+from pab.families.open_sora_plan.config import plan_tokens
+from pab.families.open_sora_plan.family import OPEN_SORA_PLAN_V110, OPEN_SORA_PLAN_V110_221, OPEN_SORA_PLAN_V120
+from pab.families.open_sora_plan.transformer import OpenSoraPlan, open_sora_plan_config
+from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.models.latte import Latte, latte_config
-from pab.models.open_sora_plan import OpenSoraPlan, open_sora_plan_config
-from pab.parallel import NodeGroup, open_group
-from pab.tiny_weights import write_tiny_weights
+from pab.parallel.mesh import NodeGroup, open_group
+from pab.sampling.denoise import denoise, initial_noise, plan_for
+from pab.weights.checkpoint import CheckpointError, check_keys
 from tests.golden.broadcast_traces import check_decisions
 from tests.ranks import run_on_ranks
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pab.compiled import graphs_compiled, many_graphs
-from pab.denoise import initial_noise
-from pab.models.noise_video import StepNoise
-from pab.models.open_sora_plan import split_axis
-from pab.parallel import Axis, SequenceParallel, open_group
-from pab.rules import KINDS, NO_BROADCAST
-from pab.state import COND, UNCOND
+from pab.broadcast.rules import KINDS, NO_BROADCAST
+from pab.broadcast.state import COND, UNCOND
+from pab.execution.compiled import graphs_compiled, many_graphs
+from pab.families.open_sora_plan.transformer import split_axis
+from pab.nn.noise_video import StepNoise
+from pab.parallel.mesh import Axis, SequenceParallel, open_group
+from pab.sampling.denoise import initial_noise
 from tests.pab.noise_worlds import TEXT_CHANNELS, WORLDS, World, clip
 from tests.ranks import run_on_ranks
 

@@ -8,21 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pab.checkpoint import CheckpointError
-from pab.denoise import plan_for
+from pab.broadcast.plan import make_plan
+from pab.conditioning.frame_masks import frame_mask, read_strategy
 from pab.families import find_family
-from pab.families.open_sora import OPEN_SORA
+from pab.families.open_sora.family import OPEN_SORA
+from pab.families.open_sora.levels import levels, model_fps, model_size
+from pab.families.open_sora.load import load_vae, prepare_texts
+from pab.families.open_sora.prompts import Scores, model_prompt, with_scores
+from pab.families.open_sora.sizes import SIZES, image_size, latent_frames, nominal_size, num_tokens, rendered_size
+from pab.families.open_sora.weights import find_weights
 from pab.family import LoadRequest
 from pab.kernels import choice
-from pab.open_sora.clips import levels, model_fps, model_size
-from pab.open_sora.frame_masks import frame_mask, read_strategy
-from pab.open_sora.load import load_vae, prepare_texts
-from pab.open_sora.prompts import Scores, clean, model_prompt, with_scores
-from pab.open_sora.sizes import SIZES, image_size, latent_frames, nominal_size, num_tokens, rendered_size
-from pab.open_sora.weights import find_weights
-from pab.plan import make_plan
-from pab.rectified_flow import round_to
-from pab.tiny_weights import main as write_tiny
+from pab.sampling.denoise import plan_for
+from pab.sampling.rectified_flow import round_to
+from pab.text.prompt_cleaning import clean
+from pab.tiny_weights.__main__ import main as write_tiny
+from pab.weights.checkpoint import CheckpointError
 from tests.golden.broadcast_traces import check_decisions
 from tests.pab.open_sora_ranks import CLIP, encode_and_render, render, t5_text
 from tests.ranks import run_on_ranks

@@ -1,6 +1,6 @@
 import torch
 
-from pab.parallel import NodeGroup, open_group
+from pab.parallel.mesh import NodeGroup, open_group
 from tests.ranks import run_on_ranks
 
 SIZES = ((5, 7), (6, 9), (1, 2))

@@ -1,9 +1,10 @@
 import pytest
 
-from pab.plan import Site, make_plan
-from pab.rectified_flow import round_to, size_shift, timesteps
-from pab.rules import NO_BROADCAST, AttentionRule, MlpRule, pyramid, rules_from_dict
-from pab.sites import stdit3_sites
+from pab.broadcast.plan import make_plan
+from pab.broadcast.rules import NO_BROADCAST, AttentionRule, MlpRule, pyramid, rules_from_dict
+from pab.broadcast.sites import Site
+from pab.families.open_sora.sites import stdit3_sites
+from pab.sampling.rectified_flow import round_to, size_shift, timesteps
 
 WINDOW = (450, 930)
 SITES = stdit3_sites(2)

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pab import recorded_loop
-from pab.denoise import LoopSettings, NotFiniteError, plan_for, records_loop
+from pab.broadcast.foresight import FORESIGHT_PRESETS
+from pab.broadcast.rules import NO_BROADCAST
 from pab.families import FAMILIES
-from pab.foresight import FORESIGHT_PRESETS
+from pab.families.open_sora.stdit3 import STDiT3
 from pab.kernels.choice import Kernels
-from pab.models.stdit3 import STDiT3
-from pab.parallel import Axis, NodeGroup
-from pab.recorded_loop import LoopRecorder, run_again
-from pab.rules import NO_BROADCAST
+from pab.parallel.mesh import Axis, NodeGroup
+from pab.sampling import recorded_loop
+from pab.sampling.denoise import LoopSettings, NotFiniteError, plan_for, records_loop
+from pab.sampling.recorded_loop import LoopRecorder, run_again
 from tests.pab.worlds import CONFIG, PAB246, clip, render, tiny_model
 
 CUDA = torch.cuda.is_available()

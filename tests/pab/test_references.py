@@ -7,17 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pab.demo.generator import ClipSize, draw_clips
-from pab.demo.scene import Scene
-from pab.denoise import denoise, initial_noise, plan_for
+from pab.conditioning.reference_pixels import ReferencePixels, filled_size, fit_frame
 from pab.families import FAMILIES
-from pab.families.demo import DEMO
-from pab.families.open_sora import OPEN_SORA
+from pab.families.demo.family import DEMO
+from pab.families.demo.scene import Scene
+from pab.families.demo.training.generator import ClipSize, draw_clips
+from pab.families.open_sora.family import OPEN_SORA
+from pab.families.open_sora.given_frames import reference_noise
 from pab.family import ClipRequest, LoadRequest
-from pab.given_frames import reference_noise
-from pab.parallel import NodeGroup
-from pab.reference_pixels import ReferencePixels, filled_size, fit_frame
-from pab.tiny_weights import main as write_tiny
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import denoise, initial_noise, plan_for
+from pab.tiny_weights.__main__ import main as write_tiny
 from tests.pab.reference_ranks import CLIP, encoded, moving_picture, render_given
 from tests.ranks import run_on_ranks
 

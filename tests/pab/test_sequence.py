@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.broadcast_module import CurrentPass
-from pab.checkpoint import CheckpointError
-from pab.models.diffusers_sequence import library_plan
-from pab.parallel import Axis, SequenceParallel, open_group
-from pab.sequence_hooks import LATENTS, ModuleSplits, Split, install_splits
-from pab.ulysses import ulysses_attention
+from pab.library.broadcast_module import CurrentPass
+from pab.library.sequence import library_plan
+from pab.library.sequence_hooks import LATENTS, ModuleSplits, Split, install_splits
+from pab.parallel.mesh import Axis, SequenceParallel, open_group
+from pab.parallel.ulysses import ulysses_attention
+from pab.weights.checkpoint import CheckpointError
 from tests.ranks import run_on_ranks
 
 STREAMS = ([7, 5], [6, 3], [1, 1], [10])

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from pab.plan import Site, make_plan
-from pab.rules import KINDS, rules_from_dict
-from pab.step_rules import StepGroup, StepRules, spread_over
+from pab.broadcast.plan import make_plan
+from pab.broadcast.rules import KINDS, rules_from_dict
+from pab.broadcast.sites import Site
+from pab.broadcast.step_rules import StepGroup, StepRules, spread_over
 from tests.pab.plan_ranks import WITHOUT_SOME_PASSES, render_plan
 from tests.pab.worlds import clip, render, tiny_model
 from tests.ranks import run_on_ranks

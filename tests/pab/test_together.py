@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pab.denoise import LoopSettings, NotFiniteError, denoise, initial_noise, plan_for
 from pab.model import RendersTogether
-from pab.parallel import NodeGroup, open_group
-from pab.together import apart, denoise_together, noise_of
+from pab.parallel.mesh import NodeGroup, open_group
+from pab.sampling.batch import apart, denoise_together, noise_of
+from pab.sampling.denoise import LoopSettings, NotFiniteError, denoise, initial_noise, plan_for
 from tests.pab import every_family
 from tests.pab.every_family import EVERY_OTHER
 from tests.ranks import run_on_ranks

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from pab.dealing import deal, deal_to_root
-from pab.models.causal_tiles import Tiling
-from pab.models.causal_vae import CausalVAE, CausalVAEConfig
-from pab.models.image_vae import ImageVAEConfig
-from pab.models.open_sora_vae import SPATIAL_SCALE
-from pab.models.temporal_vae import TemporalVAEConfig
-from pab.parallel import Axis
+from pab.families.open_sora.temporal_vae import TemporalVAEConfig
+from pab.families.open_sora.vae import SPATIAL_SCALE
+from pab.families.open_sora_plan.causal_tiles import Tiling
+from pab.families.open_sora_plan.causal_vae import CausalVAE, CausalVAEConfig
+from pab.parallel.mesh import Axis
+from pab.parallel.round_robin import deal, deal_to_root
+from pab.vae.image_vae import ImageVAEConfig
 from tests.pab.vae_ranks import TILING, causal_vae, decode_causal, decode_open_sora, open_sora_vae, whole_axis
 from tests.ranks import run_on_ranks
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pab.families.ltx import LTX_MODEL
-from pab.ltx.load import load_codec as load_ltx_codec
-from pab.ltx.tiny import write_small_ltx
-from pab.models.diffusers_vae import TiledCodec, library_grid
-from pab.models.tiles import TileGrid, tiled_decode
-from pab.parallel import Axis
+from pab.families.ltx.config import LTX_MODEL
+from pab.families.ltx.load import load_codec as load_ltx_codec
+from pab.families.ltx.tiny import write_small_ltx
+from pab.library.vae import TiledCodec, library_grid
+from pab.parallel.mesh import Axis
+from pab.vae.tiles import TileGrid, tiled_decode
 from tests.pab.library_worlds import WORLDS
 from tests.pab.vae_tiles import SIZES, decoded, latents_of, small_codec, tiling_vae
 from tests.ranks import run_on_ranks

@@ -3,12 +3,12 @@
 import torch
 import torch.distributed as dist
 
-from pab.models.causal_tiles import Tiling
-from pab.models.causal_vae import CausalVAE, CausalVAEConfig
-from pab.models.image_vae import ImageVAEConfig
-from pab.models.open_sora_vae import OpenSoraVAE, OpenSoraVAEConfig
-from pab.models.temporal_vae import TemporalVAEConfig
-from pab.parallel import Axis
+from pab.families.open_sora.temporal_vae import TemporalVAEConfig
+from pab.families.open_sora.vae import OpenSoraVAE, OpenSoraVAEConfig
+from pab.families.open_sora_plan.causal_tiles import Tiling
+from pab.families.open_sora_plan.causal_vae import CausalVAE, CausalVAEConfig
+from pab.parallel.mesh import Axis
+from pab.vae.image_vae import ImageVAEConfig
 
 SMALL = OpenSoraVAEConfig(
     spatial=ImageVAEConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4),

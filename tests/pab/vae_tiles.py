@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pab.models.diffusers_vae import TiledCodec, library_grid
-from pab.parallel import NodeGroup, open_group
+from pab.library.vae import TiledCodec, library_grid
+from pab.parallel.mesh import NodeGroup, open_group
 from tests.pab.library_worlds import WORLDS, library_module
 
 TILES: Mapping[str, Mapping[str, float]] = {

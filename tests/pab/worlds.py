@@ -5,16 +5,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pab.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
+from pab.broadcast.plan import make_plan
+from pab.broadcast.rules import MlpRule, Rules, pyramid
+from pab.families.open_sora.sites import stdit3_sites
+from pab.families.open_sora.stdit3 import STDiT3
+from pab.families.open_sora.stdit3_blocks import STDiT3Config
+from pab.families.open_sora.stdit3_video import STDiT3Video, TextStates
 from pab.family import ClipRequest
-from pab.models.stdit3 import STDiT3
-from pab.models.stdit3_blocks import STDiT3Config
-from pab.models.stdit3_video import STDiT3Video, TextStates
-from pab.parallel import NodeGroup
-from pab.plan import make_plan
-from pab.rectified_flow import timesteps
-from pab.rules import MlpRule, Rules, pyramid
-from pab.sites import stdit3_sites
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
+from pab.sampling.rectified_flow import timesteps
 
 CONFIG = STDiT3Config(
     depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64

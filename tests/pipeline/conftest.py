@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pab.demo.weights import build_parts, demo_config, save_demo
-from pab.families.demo import DEPTH
+from pab.families.demo.config import DEPTH
+from pab.families.demo.weights import build_parts, demo_config, save_demo
 from tests.pipeline.command import Command
 
 Manifest = Callable[..., Path]

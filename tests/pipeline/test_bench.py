@@ -11,12 +11,12 @@ import pytest
 
 from jobs.bench.factors import factors
 from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows, parse_row
-from pab.execution import Execution
-from pab.families.latte import LATTE
-from pab.plan import make_plan
-from pab.rules import KINDS
-from pab.sites import latte_sites
-from pipeline.bench import joined
+from pab.broadcast.plan import make_plan
+from pab.broadcast.rules import KINDS
+from pab.execution.choice import Execution
+from pab.families.latte.family import LATTE
+from pab.families.latte.sites import latte_sites
+from pipeline.commands.bench import joined
 from tests.pipeline.command import Command
 
 Json = dict[str, Any]

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pab.families.demo import DEMO
-from pab.rules import rules_from_dict
+from pab.broadcast.rules import rules_from_dict
+from pab.families.demo.family import DEMO
 from tests.pipeline.command import Command, assert_whole, records
 from tests.pipeline.conftest import Manifest
 

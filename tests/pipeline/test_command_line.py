@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import COMMANDS
-from pipeline.checks import disk_check, ffmpeg_check, python_check, weights_check
-from pipeline.display import Snapshot
+from pipeline.commands.checks import disk_check, ffmpeg_check, python_check, weights_check
 from pipeline.parser import build_parser
+from pipeline.run.display import Snapshot
 from pipeline.screen import counted, duration
 from tests.pipeline.command import ROOT, Command, environment
 

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.job import ClusterError, Job, JobRequest, JobState
-from jobs import layout
-from jobs.bucket import Bucket, BucketError
-from jobs.patience import Patience
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError
+from jobs.store.retry import Patience
 from manifests.schema import CLIP_SCHEMA, accepted_schema
-from pipeline.display import open_display
-from pipeline.driver import Driver, ShardJob, shard_keys
-from pipeline.jobs_file import new_submit, read_submits
+from pipeline.run.display import open_display
+from pipeline.run.driver import Driver, ShardJob, shard_keys
+from pipeline.run.jobs_file import new_submit, read_submits
+from pipeline.run.state import read_progress
 from pipeline.screen import Screen
-from pipeline.state import read_progress
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,21 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bucket import Bucket
-from jobs.report_measured import measured_times
+from jobs.reports.report_measured import measured_times
 from jobs.settings import Mesh
+from jobs.store.bucket import Bucket
 from manifests.shards import ClipGroup
-from pab.families.demo import DEMO
-from pab.families.open_sora import OPEN_SORA
+from pab.families.demo.family import DEMO
+from pab.families.open_sora.family import OPEN_SORA
 from pab.family import Family
-from pipeline.clip_times import ClipTimes
-from pipeline.cost import ClipCosts
 from pipeline.exits import UsageError
-from pipeline.measured import NOTHING_MEASURED, MeasuredTimes, joined_measured, read_measured_file, read_measured_jobs
-from pipeline.memory import kept_at_once, rank_bytes
-from pipeline.mesh import MeshChoice, MeshQuestion, candidates, choose_mesh, mesh_table
-from pipeline.rules import RunRules, run_rules
-from pipeline.settings import RenderSettings
+from pipeline.planning.clip_times import ClipTimes
+from pipeline.planning.cost import ClipCosts
+from pipeline.planning.measured import (
+    NOTHING_MEASURED,
+    MeasuredTimes,
+    joined_measured,
+    read_measured_file,
+    read_measured_jobs,
+)
+from pipeline.planning.memory import kept_at_once, rank_bytes
+from pipeline.planning.mesh import MeshChoice, MeshQuestion, candidates, choose_mesh, mesh_table
+from pipeline.run.rules import RunRules, run_rules
+from pipeline.run.settings import RenderSettings
 from tests.pab.every_family import SMALL, family, load, render, request_of, write
 
 GROUP = ClipGroup(

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.run_state import JobLine, RunState
-from jobs import layout
-from jobs.bucket import Bucket
-from pipeline.display import LineDisplay, Snapshot
-from pipeline.panel import PanelDisplay
+from jobs.store import layout
+from jobs.store.bucket import Bucket
+from pipeline.run.display import LineDisplay, Snapshot
+from pipeline.run.panel import PanelDisplay
 
 
 @dataclass(slots=True)

@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jobs.bucket import Bucket
-from jobs.encode import encode
-from jobs.patience import Patience
-from jobs.picture import png
-from jobs.references import take_references
+from jobs.media.encode import encode
+from jobs.media.picture import png
+from jobs.rendering.references import take_references
+from jobs.store.bucket import Bucket
+from jobs.store.retry import Patience
 from manifests.clip import Clip
 from manifests.references import SeenReference
-from pab.families.open_sora import OPEN_SORA
+from pab.families.open_sora.family import OPEN_SORA
 from pab.family import LoadRequest
-from pab.parallel import NodeGroup
-from pab.tiny_weights import main as write_tiny
-from pipeline.references import MOST_TIMES_AWAY, ReferenceReader, keep_references, known_references
+from pab.parallel.mesh import NodeGroup
+from pab.tiny_weights.__main__ import main as write_tiny
+from pipeline.run.references import MOST_TIMES_AWAY, ReferenceReader, keep_references, known_references
 from tests.jobs.videos import read_video
 from tests.pab.open_sora_ranks import CLIP
 from tests.pipeline.command import Command, records

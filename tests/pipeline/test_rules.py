@@ -9,13 +9,13 @@ import pytest
 
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup
-from pab.families.demo import DEMO
+from pab.families.demo.family import DEMO
 from pab.family import Family
-from pipeline.clip_times import CFG_EFFICIENCY, ClipTimes
-from pipeline.cost import ClipCosts
 from pipeline.exits import UsageError
-from pipeline.rules import run_rules
-from pipeline.settings import RenderSettings
+from pipeline.planning.clip_times import CFG_EFFICIENCY, ClipTimes
+from pipeline.planning.cost import ClipCosts
+from pipeline.run.rules import run_rules
+from pipeline.run.settings import RenderSettings
 
 RENDER = RenderSettings(model="demo", weights=None, broadcast=None, precision="float32", device="cpu", baseline=True)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from jobs.settings import Mesh
-from pipeline.environment import environment_settings
 from pipeline.exits import UsageError
-from pipeline.machines import LOOPBACK, driver_host
-from pipeline.options import OPTIONS, choose
 from pipeline.parser import build_parser
-from pipeline.settings import build_settings, parse_mesh
+from pipeline.run.environment import environment_settings
+from pipeline.run.machines import LOOPBACK, driver_host
+from pipeline.run.options import OPTIONS, choose
+from pipeline.run.settings import build_settings, parse_mesh
 
 
 def settings_of(*flags: str, environment: dict[str, str] | None = None, config: Path | None = None):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs import layout
-from jobs.bucket import Bucket
-from pipeline.quarantine import write_quarantined
-from pipeline.state import failed_clips, read_progress
+from jobs.store import layout
+from jobs.store.bucket import Bucket
+from pipeline.run.quarantine import write_quarantined
+from pipeline.run.state import failed_clips, read_progress
 
 
 def leave(bucket: Bucket, clip_id: str, *, marks: tuple[int, ...] = (), failures: tuple[int, ...] = ()) -> str:

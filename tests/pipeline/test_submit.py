@@ -8,12 +8,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pab.denoise import plan_for
+from pab.broadcast.rules import KINDS
 from pab.families import FAMILIES
+from pab.families.wan.tiny import write_tiny_wan
 from pab.family import ClipRequest
-from pab.rules import KINDS
-from pab.tiny_weights import main as write_tiny
-from pab.wan.tiny import write_tiny_wan
+from pab.sampling.denoise import plan_for
+from pab.tiny_weights.__main__ import main as write_tiny
 from tests.pipeline.command import FAST, Command, assert_whole, records
 
 Manifest = Callable[..., Path]

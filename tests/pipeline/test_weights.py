@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs.bucket import Bucket
+from jobs.store.bucket import Bucket
 from manifests.accept import validate
 from pab.families import FAMILIES
-from pab.families.demo import DEMO
+from pab.families.demo.family import DEMO
 from pipeline.exits import UsageError
-from pipeline.options import OPTIONS, Chosen
-from pipeline.rules import RunRules, run_rules
-from pipeline.run import Run, find_run, start_run
-from pipeline.settings import RunSettings, build_settings
+from pipeline.run.options import OPTIONS, Chosen
+from pipeline.run.rules import RunRules, run_rules
+from pipeline.run.run import Run, find_run, start_run
+from pipeline.run.settings import RunSettings, build_settings
 from tests.pipeline.command import Command
 
 Manifest = Callable[..., Path]

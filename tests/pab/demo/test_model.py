@@ -3,17 +3,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from pab.demo.autoencoder import Autoencoder, AutoencoderConfig
-from pab.demo.feed import UNSTATED, Batch, training_buckets
-from pab.demo.frame_position import frame_positions, with_frame_positions
-from pab.demo.generator import ClipSize
-from pab.demo.sample import SampleSettings, render_prompts
-from pab.demo.scene import DIRECTIONS
-from pab.demo.train import main
-from pab.demo.train_transformer import StepInputs, VelocityModel
-from pab.demo.weights import build_parts, demo_config, load_demo, save_demo
-from pab.models.stdit3 import ClipShape
-from pab.rectified_flow import add_noise
+from pab.families.demo.autoencoder import Autoencoder, AutoencoderConfig
+from pab.families.demo.frame_position import frame_positions, with_frame_positions
+from pab.families.demo.scene import DIRECTIONS
+from pab.families.demo.training.feed import UNSTATED, Batch, training_buckets
+from pab.families.demo.training.generator import ClipSize
+from pab.families.demo.training.sample import SampleSettings, render_prompts
+from pab.families.demo.training.train import main
+from pab.families.demo.training.train_transformer import StepInputs, VelocityModel
+from pab.families.demo.weights import build_parts, demo_config, load_demo, save_demo
+from pab.families.open_sora.stdit3 import ClipShape
+from pab.sampling.rectified_flow import add_noise
 
 TINY = AutoencoderConfig(encoder_width=16, encoder_blocks=1, decoder_width=16, decoder_blocks=1)
 

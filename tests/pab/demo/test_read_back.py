@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pab.demo.check import check_attributes, held_out_prompts
-from pab.demo.generator import ClipSize, draw_clips
-from pab.demo.read_back import NOTHING, READ_ATTRIBUTES, read_scenes
-from pab.demo.scene import Scene, draw_scenes, is_held_out
+from pab.families.demo.scene import Scene, draw_scenes, is_held_out
+from pab.families.demo.training.check import check_attributes, held_out_prompts
+from pab.families.demo.training.generator import ClipSize, draw_clips
+from pab.families.demo.training.read_back import NOTHING, READ_ATTRIBUTES, read_scenes
 
 SMALL = ClipSize(num_frames=8, height=32, width=48)
 

@@ -4,9 +4,18 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pab.demo.feed import FeedSettings, plan_chunk, training_buckets
-from pab.demo.generator import ClipSize, draw_clips, place
-from pab.demo.scene import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, Scene, combinations, draw_scenes, is_held_out
+from pab.families.demo.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    Scene,
+    combinations,
+    draw_scenes,
+    is_held_out,
+)
+from pab.families.demo.training.feed import FeedSettings, plan_chunk, training_buckets
+from pab.families.demo.training.generator import ClipSize, draw_clips, place
 
 SIZE = ClipSize(num_frames=8, height=32, width=48)
 

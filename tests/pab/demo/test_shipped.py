@@ -1,7 +1,7 @@
-from pab.demo.generator import ClipSize
-from pab.demo.read_back import read_scenes
-from pab.demo.sample import SampleSettings, render_prompts
-from pab.demo.weights import DEFAULT_WEIGHTS, load_demo
+from pab.families.demo.training.generator import ClipSize
+from pab.families.demo.training.read_back import read_scenes
+from pab.families.demo.training.sample import SampleSettings, render_prompts
+from pab.families.demo.weights import DEFAULT_WEIGHTS, load_demo
 
 ASKED = (
     ("star", "yellow", "navy", "left"),
@@ -16,7 +16,7 @@ def test_the_shipped_weights_fit_into_sixteen_megabytes():
 
 
 def test_the_shipped_model_draws_what_it_is_asked_for_and_moves_it_as_asked():
-    """A look at four prompts; `python -m pab.demo.check` counts 64."""
+    """A look at four prompts; `python -m pab.families.demo.training.check` counts 64."""
     prompts = [
         f"a medium {colour} {shape} moving {direction} on a {background} background"
         for shape, colour, background, direction in ASKED

@@ -3,10 +3,19 @@ import random
 import pytest
 import torch
 
-from pab.demo import captions
-from pab.demo.captions import NAMED_ATTRIBUTES, write_caption
-from pab.demo.scene import Scene, draw_scenes
-from pab.demo.text import PAD, START, UNKNOWN, TextConfig, TextEncoder, Tokenizer, build_vocabulary, split_words
+from pab.families.demo import captions
+from pab.families.demo.captions import NAMED_ATTRIBUTES, write_caption
+from pab.families.demo.scene import Scene, draw_scenes
+from pab.families.demo.text import (
+    PAD,
+    START,
+    UNKNOWN,
+    TextConfig,
+    TextEncoder,
+    Tokenizer,
+    build_vocabulary,
+    split_words,
+)
 
 TOKENIZER = Tokenizer(build_vocabulary(), 32)
 

@@ -1,0 +1,1 @@
+"""Finds a static plan for a family on a user's prompts."""

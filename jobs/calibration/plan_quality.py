@@ -1,0 +1,146 @@
+"""How far ways of broadcasting move clips from themselves without reuse: PSNR and SSIM of whole renders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+
+import torch
+
+from jobs.media.quality import Frames, psnr, ssim
+from pab.broadcast.plan import BroadcastPlan
+from pab.broadcast.rules import KINDS, NO_BROADCAST, Rules
+from pab.family import ClipRequest, Family
+from pab.model import VideoModel
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Median, least and most over clips."""
+
+    median: float
+    least: float
+    most: float
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Returns median, least and most of some values."""
+    return Summary(median=median(values), least=min(values), most=max(values))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanQuality:
+    """One way of broadcasting, judged on clips. PSNR in dB, infinite for equal frames; `graphs`: of compiled blocks."""
+
+    broadcast: str
+    digest: str
+    clips: int
+    call_share: Summary
+    time_share: Summary
+    psnr_db: Summary
+    ssim: Summary
+    graphs: int
+    clip_psnr_db: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns it as JSON values; a PSNR of None says that the frames are the same."""
+        return {
+            "broadcast": self.broadcast,
+            "digest": self.digest,
+            "clips": self.clips,
+            "graphs": self.graphs,
+            **{name: _json(getattr(self, name)) for name in ("call_share", "time_share", "psnr_db", "ssim")},
+            "clip_psnr_db": [_finite(value) for value in self.clip_psnr_db],
+        }
+
+    def line(self) -> str:
+        """Tells it in one line."""
+        return (
+            f"{self.broadcast}: {self.call_share.median:.1%} of calls, {self.time_share.median:.1%} of planned time, "
+            f"{self.psnr_db.median:.1f} dB ({self.psnr_db.least:.1f} to {self.psnr_db.most:.1f}), "
+            f"SSIM {self.ssim.median:.4f} on {self.clips} held-out clips"
+        )
+
+
+def _json(values: Summary) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in asdict(values).items()}
+
+
+def _finite(value: float) -> float | None:
+    # JSON has no infinity.
+    return round(value, 5) if math.isfinite(value) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenderedClips:
+    """Renders clips with a loaded model on one rank; those without reuse are kept, to compare with."""
+
+    model: VideoModel
+    family: Family
+    precision: str
+    group: NodeGroup
+    unreused: dict[ClipRequest, Frames] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def render(self, request: ClipRequest, rules: Rules) -> tuple[Frames, Denoised]:
+        """Returns a clip's frames [T, H, W, 3], uint8, and what denoising it did."""
+        model = self.model
+        done = denoise(
+            model,
+            request,
+            prompt=model.encode_prompts([request])[0],
+            noise=initial_noise(request, model.latent_shape(request)),
+            plan=plan_for(self.family, request, rules, self.precision),
+            group=self.group,
+        )
+        return model.decode(done.latents, request, self.group)[0].cpu().numpy(), done
+
+    def without_reuse(self, request: ClipRequest) -> Frames:
+        """Returns the frames of a clip of which everything is computed."""
+        if request not in self.unreused:
+            self.unreused[request] = self.render(request, NO_BROADCAST)[0]
+        return self.unreused[request]
+
+    def psnr(self, requests: Sequence[ClipRequest], rules: Rules) -> list[float]:
+        """Returns each clip's PSNR in dB against itself without reuse."""
+        return [psnr(self.without_reuse(request), self.render(request, rules)[0]) for request in requests]
+
+    def quality(self, name: str, requests: Sequence[ClipRequest], rules: Rules) -> PlanQuality:
+        """Renders clips under some rules and judges them."""
+        calls, times, noise, alike, graphs = [], [], [], [], 0
+        for request in requests:
+            frames, done = self.render(request, rules)
+            base = self.without_reuse(request)
+            calls.append(call_share(done.plan))
+            times.append(time_share(self.family, done.plan))
+            noise.append(psnr(base, frames))
+            alike.append(ssim(base, frames))
+            graphs = max(graphs, done.plan.graphs)
+        return PlanQuality(
+            broadcast=name, digest=rules.digest, clips=len(requests), call_share=summary(calls),
+            time_share=summary(times), psnr_db=summary(noise), ssim=summary(alike), graphs=graphs,
+            clip_psnr_db=tuple(noise),
+        )  # fmt: skip
+
+
+def call_share(plan: BroadcastPlan) -> float:
+    """Returns the share of site calls that a plan computes."""
+    return sum(map(plan.computed, KINDS)) / sum(map(plan.total, KINDS))
+
+
+def time_share(family: Family, plan: BroadcastPlan) -> float:
+    """Returns the share of the time of sites that a plan computes, by the family's cost figures."""
+    shares = kind_shares(family)
+    return sum(share * plan.computed(kind) / plan.total(kind) for kind, share in shares.items())
+
+
+def kind_shares(family: Family) -> Mapping[str, float]:
+    """Returns by kind of site its share of the planned time of all sites; they add up to 1."""
+    present = {site.kind for site in family.sites}
+    shares = {kind: share for kind, share in family.cost.kind_shares.items() if kind in present}
+    whole = sum(shares.values())
+    return {kind: share / whole for kind, share in shares.items()}

@@ -1,0 +1,1 @@
+"""Frames to videos and back, pictures, and how alike two videos are."""

@@ -1,0 +1,1 @@
+"""What happens to a job's clips, from the opened group to the records."""

@@ -1,0 +1,150 @@
+"""Attempt marks: what tells a clip that killed its group from one that never started.
+
+A mark is written before a clip starts and stays. A mark without record and failure means that the group died with
+the clip. Prompts that are encoded together have a mark of the same kind. So a start that is interrupted from outside
+(preemption, time limit, Ctrl-C) takes its open marks away again, even while the main thread is deep in a kernel or a
+collective.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from types import FrameType
+
+from jobs.log import log_event
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError
+
+_LOG = logging.getLogger(__name__)
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2: NCCL takes USR1
+_LAST_WORDS_S = 20.0
+
+
+class OpenAttempts:
+    """The marks of clips that are being worked on in this process. Safe to use from several threads."""
+
+    def __init__(self, bucket: Bucket, **context: object) -> None:
+        self._bucket = bucket
+        self._context = context
+        self._lock = threading.Lock()
+        self._open: set[str] = set()
+        self._withdrawn: set[str] = set()
+
+    def begin(self, key: str, attempt: int) -> int:
+        """Leaves a clip's mark and returns the attempt's number: `attempt`, or the next that is free. Raises BucketError."""
+        while True:
+            if self._create(layout.attempt(key, attempt), attempt=attempt):
+                return attempt
+            attempt += 1
+
+    def hold(self, path: str) -> bool:
+        """Leaves a mark for work on several clips, until `release`; False if an earlier start left it. Raises BucketError."""
+        return self._create(path)
+
+    def release(self, path: str) -> None:
+        """Takes a mark of `hold` away: the work has ended. Raises BucketError."""
+        self._close(path)
+        self._bucket.remove(path)
+
+    def _create(self, path: str, **facts: object) -> bool:
+        mark = {
+            **self._context,
+            **facts,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started_at": datetime.now(UTC).isoformat(),
+        }
+        with self._lock:
+            self._open.add(path)
+        if self._bucket.create_json(path, mark):
+            return True
+        self._close(path)
+        return False
+
+    def end(self, key: str, attempt: int) -> None:
+        """Tells that the clip's record or failure is written: its mark stays."""
+        self._close(layout.attempt(key, attempt))
+
+    def _close(self, path: str) -> None:
+        with self._lock:
+            self._open.discard(path)
+
+    def withdraw(self) -> list[str]:
+        """Takes the marks of unfinished clips away, so that this start does not count; returns them. Raises BucketError."""
+        with self._lock:
+            paths, self._open = sorted(self._open), set()
+            self._withdrawn.update(paths)
+        for path in paths:
+            self._bucket.remove(path)
+        return paths
+
+    def is_withdrawn(self, key: str, attempt: int) -> bool:
+        """Whether this attempt was taken back by an interruption."""
+        with self._lock:
+            return layout.attempt(key, attempt) in self._withdrawn
+
+
+@contextmanager
+def interruptible(on_signal: Callable[[], object]) -> Iterator[None]:
+    """Calls `on_signal` at once, in a thread of its own, when the process is told to end; then ends the main thread.
+
+    SIGTERM, SIGINT and SIGUSR2 reach handlers that were there before (submitit's requeue), except that SIGTERM is never
+    ignored. Outside of the main thread, where no handler can be set, only runs the body.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    watch = threading.Thread(target=_watch, args=(reader, on_signal), name="signal-watch", daemon=True)
+    earlier = {signum: signal.getsignal(signum) for signum in _END_SIGNALS}
+    ending = threading.Event()
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        # One signal often follows another (USR2, then TERM by the requeue that it asked for): the first one decides.
+        if ending.is_set():
+            return
+        handler = earlier[signal.Signals(signum)]
+        if signum != signal.SIGTERM and callable(handler):
+            if signum == signal.SIGUSR2:
+                ending.set()
+            handler(signum, frame)
+            ending.clear()
+            return
+        ending.set()
+        raise SystemExit(128 + signum)
+
+    # The C handler writes to this pipe even while Python cannot run handlers: the thread hears of it at once.
+    earlier_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watch.start()
+    for signum in _END_SIGNALS:
+        signal.signal(signum, end)
+    try:
+        yield
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(earlier_fd)
+        os.close(writer)
+        watch.join(_LAST_WORDS_S)
+        if not watch.is_alive():
+            os.close(reader)
+
+
+def _watch(reader: int, on_signal: Callable[[], object]) -> None:
+    while signals := os.read(reader, 64):
+        ends = [signum for signum in signals if signum in _END_SIGNALS]
+        if not ends:
+            continue
+        log_event(_LOG, "interrupted", level=logging.WARNING, signal=signal.Signals(ends[0]).name)
+        try:
+            on_signal()
+        except BucketError as error:
+            log_event(_LOG, "interrupted_badly", level=logging.ERROR, error=repr(error))

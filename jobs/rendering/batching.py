@@ -1,0 +1,122 @@
+"""Which clips of a family may be rendered together, and how many of them next, by kind of clip."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from jobs.log import log_event
+from jobs.rendering.batch_size import BatchSize, settled
+from jobs.rendering.batch_work import ClipResult
+from jobs.rendering.clip_work import ClipFrames
+from jobs.rendering.loaded_family import LoadedFamily, clip_rules
+from jobs.rendering.loops import clip_requests
+from jobs.settings import JobSettings
+from manifests.clip import Clip
+from pab.broadcast.foresight import ForesightRules
+from pab.family import ClipRequest
+from pab.sampling.batch import own_choices
+from pab.sampling.denoise import plan_for
+
+_LOG = logging.getLogger(__name__)
+MEMORY_SHARE = 0.9
+"""Of a GPU's memory, what a batch may be expected to take."""
+
+Attempt = tuple[Clip, int]
+"""A clip and the number of its next attempt."""
+Kind = tuple[ClipRequest, str]
+"""What clips that are rendered together have in common: all of a request but prompt and seed, and the broadcast."""
+
+
+def kind_of(clip: Clip) -> Kind:
+    """Returns the clip's kind."""
+    return own_choices(clip_requests(clip)[0]), clip.broadcast
+
+
+@dataclass(slots=True, kw_only=True)
+class KindOfClip:
+    """What is known of one kind. `reuses`: whether its plan reuses anything."""
+
+    batch: BatchSize
+    reuses: bool
+
+
+@dataclass(slots=True, kw_only=True)
+class Batching:
+    """The batches of one family, as long as it is loaded. On a clip's root it decides; on other ranks it only looks."""
+
+    loaded: LoadedFamily
+    settings: JobSettings
+    device: torch.device
+    _kinds: dict[Kind, KindOfClip] = field(default_factory=dict)
+    _loaded_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._loaded_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
+
+    def of(self, clip: Clip) -> KindOfClip:
+        """Returns what is known of a clip's kind. Clips that must be alone have a kind whose batches are of one."""
+        kind = kind_of(clip)
+        if kind not in self._kinds:
+            self._kinds[kind] = self._look_at(clip)
+        return self._kinds[kind]
+
+    def _look_at(self, clip: Clip) -> KindOfClip:
+        family, most, reuses = self.loaded.family, self.loaded.family.max_batch, False
+        try:
+            rules = clip_rules(clip, family, self.settings)
+            plan = plan_for(family, clip_requests(clip)[0], rules, self.settings.precision)
+        except ValueError:
+            most = 1  # it will fail, alone
+        else:
+            reuses = isinstance(rules, ForesightRules) or len(plan.full_steps) < plan.num_steps
+            if isinstance(rules, ForesightRules):
+                most = 1  # it decides by what it measures in the whole pass
+        return KindOfClip(batch=BatchSize(asked=self.settings.batch, most=most), reuses=reuses)
+
+    @staticmethod
+    def runs(clips: Iterable[Attempt], *, alone: bool = False) -> list[list[Attempt]]:
+        """Returns the clips in runs of neighbours that may be rendered together; all `alone` if so.
+
+        A clip with references or of several loops is alone, and so is one whose earlier attempt may have killed its group.
+        """
+
+        def run(attempt: Attempt) -> object:
+            clip, number = attempt
+            plain = number == 1 and not clip.references and clip.loops == 1
+            return kind_of(clip) if plain and not alone else clip.key
+
+        return [list(alike) for _, alike in itertools.groupby(clips, key=run)]
+
+    def measured(self, clip: Clip, results: Sequence[ClipResult]) -> None:
+        """Takes in how long clips of a kind took together."""
+        frames = [each for each in results if isinstance(each, ClipFrames)]
+        if not frames:
+            return
+        batch, denoised, size = self.of(clip).batch, frames[0].denoised, len(results)
+        batch.measured(
+            size,
+            settled(denoised.plan.patterns, denoised.step_seconds),
+            compile_s=frames[0].compiled.seconds * size,
+        )
+        batch.most = min(batch.most, self._most_in_memory())
+        if size == 1:
+            return
+        log_event(
+            _LOG, "batch_rendered", clips=size, settled_s_per_clip=round(batch.seconds.get(size, 0.0), 4),
+            pays=batch.size, most=batch.most,
+        )  # fmt: skip
+
+    def _most_in_memory(self) -> int:
+        """Returns how many clips are expected to fit: each of them takes at most what clips alone took so far."""
+        if self.device.type != "cuda":
+            return self.loaded.family.max_batch
+        peak = torch.cuda.max_memory_allocated(self.device) - self._loaded_bytes
+        largest = max((kind.batch.largest_rendered for kind in self._kinds.values()), default=1)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        room = free + torch.cuda.memory_reserved(self.device) - self._loaded_bytes
+        return max(1, int(MEMORY_SHARE * room * largest / max(1, peak)))

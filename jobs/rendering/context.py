@@ -1,0 +1,176 @@
+"""What all parts of one running job share, and the one place where a clip's error becomes a value."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from jobs.log import log_event
+from jobs.media.encode import ffmpeg_version
+from jobs.outcome import Failed
+from jobs.rendering.attempts import OpenAttempts
+from jobs.rendering.clip_work import Begun
+from jobs.rendering.group import JobRanks, is_lost_peer
+from jobs.settings import JobSettings
+from jobs.store import layout
+from jobs.store.bucket import Bucket
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+
+
+class GroupLostError(Exception):
+    """The ranks of a clip can no longer work together; the job ends, and its next start goes on from the records."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """One running job on one rank.
+
+    `scratch`: a local folder that goes with the job. `again`: whether this start tries clips again that failed before.
+    """
+
+    settings: JobSettings
+    shard: int
+    bucket: Bucket
+    ranks: JobRanks
+    attempts: OpenAttempts
+    scratch: Path
+    again: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """Returns where this runs, for records, failures and reports."""
+        place = self.ranks.place
+        return {
+            "run_id": self.settings.run_id,
+            "shard": self.shard,
+            "job_id": place.job_id,
+            "start": place.start,
+            "rank": place.rank,
+            "ranks": place.world,
+            "mesh": str(self.settings.mesh),
+            "host": self.ranks.host,
+            "node": place.node,
+            "device": device_name(self.ranks.node.device),
+            "precision": self.settings.precision,
+            "weights": self.settings.weights,
+        }
+
+
+def device_name(device: torch.device) -> str:
+    """Returns what the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.machine()})"
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what decides or encodes pixels."""
+    return {
+        "pab-pipeline": _installed("pab-pipeline", "source tree"),
+        "torch": torch.__version__,
+        "triton": _installed("triton"),
+        "fa3-fwd": _installed("fa3-fwd"),
+        "cuda": torch.version.cuda or "none",
+        "python": platform.python_version(),
+        "ffmpeg": ffmpeg_version(),
+    }
+
+
+def _installed(package: str, otherwise: str = "none") -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return otherwise
+
+
+def contain(begun: Begun, context: JobContext, work: Callable[[], T], *, collective: bool) -> T | Failed:
+    """Returns what the work returns, or, after writing the clip's failure, a `Failed`.
+
+    Raises GroupLostError where other ranks share this work (`collective`): an error of one is then the end of all. What
+    only says that another rank is gone is no failure of the clip, and no file is written for it. Raises BucketError.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if context.attempts.is_withdrawn(begun.clip.key, begun.attempt):
+            # The job is being ended from outside: what breaks now is no fault of the clip.
+            raise
+        shared = collective and context.ranks.shares_clips
+        if shared and is_lost_peer(error):
+            raise GroupLostError(f"clip {begun.clip.clip_id}: a rank of the group is gone ({error})") from error
+        failed = write_failure(begun, context, error)
+        if shared:
+            raise GroupLostError(f"clip {begun.clip.clip_id}: {failed.error} in {failed.stage}") from error
+    # Outside of `except`, so that the traceback no longer holds the clip's tensors.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return failed
+
+
+def contain_several(begun: Sequence[Begun], context: JobContext, work: Callable[[], T]) -> T | None:
+    """Returns what the work on several clips at once returns, or None after an error, which may be of any of them.
+
+    No failure is written: they are then rendered one by one. Raises GroupLostError where other ranks share the clips;
+    each has its own mark, so the next start renders each alone.
+    """
+    try:
+        return work()
+    except Exception as error:
+        if any(context.attempts.is_withdrawn(each.clip.key, each.attempt) for each in begun):
+            raise
+        clips = ", ".join(each.clip.clip_id for each in begun)
+        if context.ranks.shares_clips:
+            raise GroupLostError(f"clips {clips} together: {error!r}; each is rendered alone next time") from error
+        log_event(_LOG, "batch_broken", level=logging.WARNING, clips=clips, error=repr(error))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def write_failure(begun: Begun, context: JobContext, error: BaseException, *, number: int | None = None) -> Failed:
+    """Writes what tells how a clip failed and returns it as a value. Of several ranks the first one tells it.
+
+    `number`: of the failure; None for the attempt's, or, where the error is in the row itself and every node would find it
+    so, one that says that the clip is not tried again.
+    """
+    if number is None:
+        final = isinstance(error, ValueError)
+        number = max(begun.attempt, context.settings.max_attempts) if final else begun.attempt
+    failed = Failed(
+        clip_id=begun.clip.clip_id,
+        digest=begun.clip.digest,
+        stage=begun.stages.current,
+        error=type(error).__name__,
+        message=str(error) or repr(error),
+    )
+    failure = {
+        "schema": layout.SCHEMA,
+        "clip_id": failed.clip_id,
+        "digest": failed.digest,
+        "attempt": begun.attempt,
+        "stage": failed.stage,
+        "error": failed.error,
+        "message": failed.message,
+        "traceback": "".join(traceback.format_exception(error)),
+        "seconds": begun.stages.seconds,
+        "failed_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "job": context.facts(),
+        "versions": versions(),
+    }
+    context.bucket.create_json(layout.failure(begun.clip.key, number), failure)
+    context.attempts.end(begun.clip.key, begun.attempt)
+    log_event(
+        _LOG, "clip_failed", level=logging.ERROR, clip=failed.clip_id, stage=failed.stage, error=failed.error,
+        message=failed.message, attempt=begun.attempt,
+    )  # fmt: skip
+    return failed

@@ -1,0 +1,104 @@
+"""A clip's frames on their way off the device, and how busy the device was from clip to clip."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pab.sampling.device_clock import DeviceClock, seconds_between
+
+Frames = npt.NDArray[np.uint8]
+
+
+class ComingFrames:
+    """Frames that the device may still be decoding. The thread that needs them fetches them, beside what is queued since.
+
+    `frames_THWC`: uint8 RGB on the device or the CPU, complete once the device has reached `clock`'s last mark.
+    """
+
+    def __init__(self, frames_THWC: Tensor, clock: DeviceClock) -> None:
+        self._clock = clock
+        self._coming: Tensor | None = frames_THWC
+        self._here: Frames | None = None
+        self._lock = threading.Lock()
+
+    def fetch(self) -> Frames:
+        """Returns the frames [T, H, W, 3] on the CPU; waits for them, not for what the device was told to do since."""
+        with self._lock:
+            if self._coming is not None:
+                self._here, self._coming = _to_cpu(self._coming, self._clock), None
+            assert self._here is not None, "frames are fetched once"
+            return self._here
+
+    @property
+    def decode_s(self) -> float:
+        """Seconds of the device for decoding; waits for it."""
+        return sum(self._clock.seconds())
+
+
+def _to_cpu(frames: Tensor, clock: DeviceClock) -> Frames:
+    if frames.device.type != "cuda":
+        return frames.numpy()
+    with torch.cuda.device(frames.device):
+        # On a stream of its own: the default one already holds the next clip's denoising.
+        stream = torch.cuda.Stream()
+        here = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+        clock.wait()
+        with torch.cuda.stream(stream):
+            here.copy_(frames, non_blocking=True)
+        frames.record_stream(stream)
+        stream.synchronize()
+    return here.numpy()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipOnDevice:
+    """When the device worked on one clip. `compile_s`: seconds of it in which blocks were compiled and it waited."""
+
+    denoise: DeviceClock
+    decode: DeviceClock
+    compile_s: float
+
+
+@dataclass(slots=True)
+class DeviceUse:
+    """The share of time in which this rank's device worked, between the first and the last clip of a family.
+
+    From the end of the first clip, which warms up and compiles, to the end of the last. Busy is what lies between the
+    marks of denoising and of decoding: gaps from clip to clip count as idle, and so does compiling.
+    """
+
+    clips: list[ClipOnDevice] = field(default_factory=list)
+    busy_s: float = 0.0
+    window_s: float = 0.0
+    counted: int = 0
+    gaps_s: list[float] = field(default_factory=list)
+
+    def close_window(self) -> None:
+        """Adds up the clips so far and begins anew, as when another family is loaded; waits for the device."""
+        clips, self.clips = self.clips, []
+        for before, clip in pairwise(clips):
+            clip.decode.wait()
+            work_s = sum(clip.denoise.seconds()) + sum(clip.decode.seconds())
+            self.window_s += seconds_between(before.decode.marks[-1], clip.decode.marks[-1])
+            self.busy_s += max(0.0, work_s - clip.compile_s)
+            self.gaps_s.append(seconds_between(before.decode.marks[-1], clip.denoise.marks[0]))
+            self.counted += 1
+
+    def facts(self) -> dict[str, Any]:
+        """Returns what was added up as JSON values."""
+        return {
+            "share": round(self.busy_s / self.window_s, 4) if self.window_s else None,
+            "busy_s": round(self.busy_s, 3),
+            "window_s": round(self.window_s, 3),
+            "clips": self.counted,
+            "gap_median_s": round(median(self.gaps_s), 4) if self.gaps_s else None,
+        }

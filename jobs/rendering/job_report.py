@@ -1,0 +1,211 @@
+"""What a start of a job measures of itself, and the report that it leaves, joined with what earlier starts left."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from jobs.media.picture import png, strip
+from jobs.media.quality import psnr, ssim
+from jobs.outcome import Failed, Rendered, ShardOutcome
+from jobs.rendering.clip_work import ClipFrames, Stages, render_baseline
+from jobs.rendering.context import JobContext, versions
+from jobs.rendering.frames import DeviceUse
+from jobs.rendering.loaded_family import LoadedFamily
+from jobs.rendering.todo import Todo
+from jobs.reports.report import JobFacts, build_report
+from jobs.reports.report_html import report_page
+from jobs.reports.report_times import settled_s, warm_up_s
+from jobs.store import layout
+from manifests.clip import Clip
+from pab.execution.compiled import Compiled
+
+Json = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Measures:
+    """What one rank measured of this start, filled in as it goes.
+
+    `strip_png`: of the first baseline, frames without broadcast over those with.
+    """
+
+    load_s: dict[str, float] = field(default_factory=dict)
+    prompts_s: float = 0.0
+    compiled: Compiled = field(default_factory=Compiled)
+    device_use: DeviceUse = field(default_factory=DeviceUse)
+    baseline_s: float = 0.0
+    baselines: list[Json] = field(default_factory=list)
+    strip_png: bytes | None = None
+    peak_rss_bytes: int = 0
+    peak_cuda_bytes: int = 0
+
+    def take_peaks(self) -> None:
+        """Notes the most memory that this process has held until now."""
+        self.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            self.peak_cuda_bytes = torch.cuda.max_memory_allocated()
+
+    def measure_baseline(self, loaded: LoadedFamily, clip: Clip, rendered: ClipFrames, context: JobContext) -> None:
+        """Renders a clip without broadcast and compares it with how it came out with it. Collective over its ranks."""
+        start, node = time.perf_counter(), context.ranks.node
+        baseline = render_baseline(
+            loaded, clip, settings=context.settings, group=node, stages=Stages(), conditioning=rendered.conditioning
+        )
+        if node.is_clip_root:
+            compared, picture = compare(clip, rendered, baseline)
+            self.baselines.append(compared)
+            self.strip_png = self.strip_png or picture
+        self.baseline_s += time.perf_counter() - start
+
+
+def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames) -> tuple[Json, bytes]:
+    """Returns a measured baseline as JSON values, and the strip of frames. Both must hold frames."""
+    frames, reference = rendered.frames, baseline.frames
+    assert frames is not None, "compared on the clip's root"
+    assert reference is not None, "compared on the clip's root"
+    noise_db = psnr(reference, frames)
+    facts = {
+        "clip_id": clip.clip_id,
+        "digest": clip.digest,
+        "clip": asdict(clip),
+        "steps": _steps(baseline),
+        "denoise_s": round(sum(baseline.denoised.step_seconds), 6),
+        "decode_s": round(sum(baseline.decode.seconds()), 6),
+        "broadcast_steps": _steps(rendered),
+        "broadcast_denoise_s": round(sum(rendered.denoised.step_seconds), 6),
+        "psnr_db": None if math.isinf(noise_db) else round(noise_db, 3),
+        "ssim": round(ssim(reference, frames), 5),
+        "identical": math.isinf(noise_db),
+    }
+    return facts, png(strip([reference, frames]))
+
+
+def _steps(rendered: ClipFrames) -> Json:
+    return {"pattern": list(rendered.patterns), "seconds": [round(s, 6) for s in rendered.denoised.step_seconds]}
+
+
+def measured_broadcasts(context: JobContext) -> set[str]:
+    """Returns the broadcasts that earlier starts of this job compared with a baseline already."""
+    return {baseline["clip"]["broadcast"] for baseline in _earlier_baselines(_earlier(context))}
+
+
+def leave_report(
+    context: JobContext, todo: Todo, outcome: ShardOutcome, measures: list[Measures], wall_s: float
+) -> Json:
+    """Writes the job's report and its page, and returns the report. `measures`: of every rank, in rank order."""
+    bucket, shard = context.bucket, context.shard
+    earlier = _earlier(context)
+    records = bucket.records(clip.key for clip in todo.order)
+    own = _own_records(context, records)
+    before = _earlier_baselines(earlier)
+    baselines = [*before, *(_settled(baseline, own) for baseline in measures[0].baselines)]
+    # The strip shows the first of them.
+    picture = None if before else measures[0].strip_png
+    starts = list(earlier.get("starts", ()))
+    if measures[0].load_s:
+        starts.append(_start_facts(context, outcome, measures, wall_s=wall_s, warm_up=warm_up_s(own)))
+    report = build_report(
+        JobFacts(
+            shard=shard,
+            run_id=context.settings.run_id,
+            mesh=str(context.settings.mesh),
+            ranks=context.ranks.place.world,
+            ranks_per_clip=context.ranks.node.clip.size,
+            clips=todo.order,
+            records=records,
+            failed={
+                f"{clip.clip_id}.{clip.digest}": f"{clip.stage}: {clip.error}: {clip.message}"
+                for clip in outcome.clips
+                if isinstance(clip, Failed)
+            },
+            starts=starts,
+            baselines=baselines,
+        )
+    )
+    if picture is not None:
+        bucket.write(layout.job_report(shard, "png"), picture)
+    elif baselines and bucket.exists(layout.job_report(shard, "png")):
+        picture = bucket.read(layout.job_report(shard, "png"))
+    bucket.write_json(layout.job_report(shard), report)
+    bucket.write(layout.job_report(shard, "html"), report_page(report, picture).encode())
+    return report
+
+
+def _earlier(context: JobContext) -> Json:
+    try:
+        return context.bucket.read_json(layout.job_report(context.shard))
+    except FileNotFoundError:
+        return {}
+
+
+def _earlier_baselines(report: Json) -> list[Json]:
+    first = report.get("baseline")
+    return list(report.get("baselines", [] if first is None else [first]))
+
+
+def _own_records(context: JobContext, records: Mapping[str, Json]) -> list[Json]:
+    place = context.ranks.place
+    own = [r for r in records.values() if (r["job"]["job_id"], r["job"]["start"]) == (place.job_id, place.start)]
+    return sorted((r for r in own if r["job"]["rank"] == 0), key=lambda record: str(record["started_at"]))
+
+
+def _settled(baseline: Json, own: list[Json]) -> Json:
+    broadcast = {"clip": baseline["clip"], "steps": baseline["broadcast_steps"]}
+    others = [record for record in own if record["digest"] != baseline["digest"]]
+    # Only clips of this start: an earlier one may have run on another kind of device.
+    return {
+        **baseline,
+        "settled_s": round(settled_s(baseline, ()), 6),
+        "broadcast_settled_s": round(settled_s(broadcast, others), 6),
+    }
+
+
+def _start_facts(
+    context: JobContext, outcome: ShardOutcome, measures: list[Measures], *, wall_s: float, warm_up: float
+) -> Json:
+    facts = context.facts()
+    ended_here = [clip for clip in outcome.clips if isinstance(clip, Rendered)]
+    return {
+        **{name: facts[name] for name in ("job_id", "start", "host", "device", "precision", "ranks")},
+        "wall_s": round(wall_s, 3),
+        "load_s": {name: round(seconds, 3) for name, seconds in measures[0].load_s.items()},
+        "prompts_s": round(measures[0].prompts_s, 3),
+        "warm_up_s": round(warm_up, 4),
+        "baseline_s": round(measures[0].baseline_s, 3),
+        "compiled": _compiled(measures),
+        "device_busy": _device_busy(measures),
+        "rendered": len(ended_here),
+        "left": len(outcome.left),
+        "peak_rss_bytes": max(rank.peak_rss_bytes for rank in measures),
+        "peak_cuda_bytes": max(rank.peak_cuda_bytes for rank in measures),
+        "device_bytes": _device_bytes(context.ranks.node.device),
+        "versions": versions(),
+    }
+
+
+def _device_bytes(device: torch.device) -> int | None:
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def _compiled(measures: list[Measures]) -> Json | None:
+    # Every rank compiles for itself, all at the same time: the slowest one's seconds are the job's.
+    most = max((rank.compiled for rank in measures), key=lambda compiled: compiled.seconds)
+    return {**asdict(most), "seconds": round(most.seconds, 3)} if most.graphs else None
+
+
+def _device_busy(measures: list[Measures]) -> Json:
+    uses = [rank.device_use for rank in measures]
+    joined = DeviceUse(
+        busy_s=sum(use.busy_s for use in uses),
+        window_s=sum(use.window_s for use in uses),
+        counted=sum(use.counted for use in uses),
+        gaps_s=[gap for use in uses for gap in use.gaps_s],
+    )
+    return joined.facts()

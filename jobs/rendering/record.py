@@ -1,0 +1,130 @@
+"""The record of a rendered clip: what `records/<clip_id>.<digest>.json` holds. Written last; it is what "done" means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from jobs.media.encode import Video
+from jobs.rendering.clip_work import Begun, ClipFrames
+from jobs.rendering.context import JobContext, versions
+from jobs.store import layout
+from pab.broadcast.foresight import ForesightRules
+from pab.broadcast.plan import BroadcastPlan
+from pab.broadcast.rules import KINDS
+from pab.parallel.mesh import NodeGroup
+
+
+def clip_record(
+    begun: Begun, rendered: ClipFrames, context: JobContext, *, video: Video, sha256: str
+) -> dict[str, object]:
+    """Returns the record as JSON values. Seconds are wall time; counts are of the clip's root rank."""
+    clip, denoised, compile_s = begun.clip, rendered.denoised, round(rendered.compiled.seconds, 3)
+    return {
+        "schema": layout.SCHEMA,
+        "clip_id": clip.clip_id,
+        "digest": clip.digest,
+        "clip": asdict(clip),
+        "seed": clip.seed,
+        "weights": context.settings.weights_of(clip.model),
+        "references": [
+            {"url": url, "sha256": sha256} for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
+        ],
+        "attempt": begun.attempt,
+        "plan": plan_facts([loop.plan for loop in rendered.loops], clip.broadcast),
+        "loops": loop_facts(rendered),
+        "planned": planned_counts(rendered, context.ranks.node),
+        "counted": counted(rendered),
+        "batch": {"size": max(1, len(begun.company)), "clips": list(begun.company)},
+        "kept_bytes_peak": denoised.kept_bytes_peak,
+        "execution": {**asdict(rendered.execution), "graphs": rendered.compiled.graphs, "compile_s": compile_s},
+        "seconds": {stage: round(seconds, 6) for stage, seconds in begun.stages.seconds.items()},
+        "steps": {"pattern": list(rendered.patterns), "seconds": [round(s, 6) for s in denoised.step_seconds]},
+        "elapsed_s": round(begun.elapsed_s, 6),
+        "started_at": begun.started_at,
+        "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "video": video_facts(video, layout.video(clip.clip_id), sha256),
+        "job": context.facts(),
+        "versions": versions(),
+        "warnings": list(rendered.warnings),
+    }
+
+
+def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:
+    """Returns a video's facts as JSON values; `path` is relative to the run's folder."""
+    return {
+        "path": path,
+        "sha256": sha256,
+        "size_bytes": video.size_bytes,
+        "num_frames": video.num_frames,
+        "fps": video.fps,
+        "width": video.width,
+        "height": video.height,
+        "padding": {"columns": video.padding[0], "rows": video.padding[1]},
+        "codec": "h264",
+        "crf": video.crf,
+        "psnr_db": video.psnr_db,
+    }
+
+
+def loop_facts(rendered: ClipFrames) -> list[dict[str, object]]:
+    """Returns each loop's text, seed and plan, with what was measured of it."""
+    return [
+        {
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "plan": loop.plan.digest,
+            "computed": _by_kind(loop.computed),
+            "denoise_s": round(sum(loop.step_seconds), 6),
+            "given_latent_frames": 0 if mask is None else sum(source is not None for source in mask.sources),
+        }
+        for request, loop, mask in zip(rendered.requests, rendered.loops, rendered.conditioning.masks, strict=True)
+    ]
+
+
+def plan_facts(plans: Sequence[BroadcastPlan], broadcast: str) -> dict[str, object]:
+    """Returns names of a clip's plan, and counts over all steps and sites of all loops, for one pass.
+
+    `plans`: of each loop, all the same but under Foresight, which decided them block by block; names and blocks are those of
+    the first.
+    """
+    plan = plans[0]
+    facts: dict[str, object] = {
+        "broadcast": broadcast,
+        "digest": plan.digest,
+        "rules_digest": plan.rules.digest,
+        "rules": plan.rules.to_dict(),
+        "num_steps": plan.num_steps,
+        "full_steps": len(plan.full_steps),
+        "computed": {kind: sum(each.computed(kind) for each in plans) for kind in KINDS},
+        "total": {kind: sum(each.total(kind) for each in plans) for kind in KINDS},
+    }
+    if isinstance(plan.rules, ForesightRules):
+        facts["blocks"] = plan.block_decisions()
+    return facts
+
+
+def planned_counts(rendered: ClipFrames, group: NodeGroup) -> dict[str, object]:
+    """Returns what the plan foretells of one rank: site calls by kind, and all-to-alls."""
+    plans, passes = [loop.plan for loop in rendered.loops], rendered.denoised.passes
+    exchanging = passes if group.sp.size > 1 else 0
+    return {
+        "computed": {kind: sum(plan.computed(kind) for plan in plans) * passes for kind in KINDS},
+        "reused": {kind: sum(plan.total(kind) - plan.computed(kind) for plan in plans) * passes for kind in KINDS},
+        "all_to_alls": exchanging * sum(plan.all_to_alls for plan in plans),
+        "all_to_alls_without_broadcast": exchanging * sum(plan.all_to_alls_without_broadcast for plan in plans),
+    }
+
+
+def counted(rendered: ClipFrames) -> dict[str, object]:
+    """Returns what this rank's denoising did: site calls by kind, collectives and the bytes it sent."""
+    return {
+        "computed": _by_kind(rendered.denoised.computed),
+        "reused": _by_kind(rendered.denoised.reused),
+        **asdict(rendered.denoised.traffic),
+    }
+
+
+def _by_kind(counts: Mapping[str, int]) -> dict[str, int]:
+    return {kind: counts.get(kind, 0) for kind in KINDS}

@@ -1,0 +1,82 @@
+"""A clip's references on their way into the model: fetched, compared with what submit saw, decoded, brought to its size."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from jobs.log import log_event
+from jobs.media.reference_files import Reference, UnusableReferenceError, decode_frames, fetch_reference
+from jobs.rendering.loops import clip_loops
+from jobs.store.retry import Patience
+from manifests.clip import Clip
+from pab.conditioning.frame_masks import FrameMask
+from pab.conditioning.reference_pixels import ReferencePixels, fit_frame
+from pab.conditioning.references import ReferenceRules
+
+T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipReferences:
+    """What a clip takes from its references: their frames that the masks of its loops need (None where they take nothing)."""
+
+    masks: tuple[FrameMask | None, ...]
+    pixels: tuple[ReferencePixels | None, ...]
+    num_frames: tuple[int, ...]
+
+
+def take_references(clip: Clip, rules: ReferenceRules, patience: Patience) -> ClipReferences:
+    """Returns the clip's references as the model wants them.
+
+    Raises UnusableReferenceError naming one that cannot be read, or is not the file that it was when the clip was
+    submitted; ValueError if the mask strategy does not fit.
+    """
+    fetched = [
+        _fetched(url, sha256, patience) for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
+    ]
+    num_frames = tuple(reference.num_frames for reference in fetched)
+    assert clip.mask_strategy is not None, "a clip with references has a mask strategy"
+    masks = rules.masks(clip.mask_strategy, num_frames, clip.num_frames, clip_loops(clip))
+    pixels = tuple(_pixels(clip, at, fetched[at], masks, rules) for at in range(len(fetched)))
+    log_event(_LOG, "references_read", clip=clip.clip_id, references=len(fetched), frames=num_frames)
+    return ClipReferences(masks=masks, pixels=pixels, num_frames=num_frames)
+
+
+def _fetched(url: str, sha256: str, patience: Patience) -> Reference:
+    reference = _named(url, lambda: fetch_reference(url, patience))
+    if reference.sha256 != sha256:
+        raise UnusableReferenceError(
+            f"reference {url} has changed since the clip was submitted: its SHA-256 is {reference.sha256}, was {sha256}; "
+            "put the file back and `retry`, or submit the manifest anew with another --output"
+        )
+    return reference
+
+
+def _pixels(
+    clip: Clip, at: int, reference: Reference, masks: Sequence[FrameMask | None], rules: ReferenceRules
+) -> ReferencePixels | None:
+    sources = [source for mask in masks if mask is not None for source in mask.sources]
+    taken = [source[1] for source in sources if source is not None and source[0] == at]
+    if not taken:
+        return None
+    span = rules.chunk_span(taken, reference.num_frames)
+    size = rules.pixel_size(clip.height, clip.width)
+
+    def fitted() -> torch.Tensor:
+        frames = (torch.from_numpy(frame.copy()) for frame in decode_frames(reference, span))
+        return torch.stack([fit_frame(frame, size, still=reference.still) for frame in frames], dim=1)[None]
+
+    return ReferencePixels(pixels_13THW=_named(clip.references[at], fitted), start=span.start)
+
+
+def _named(url: str, work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except UnusableReferenceError as error:
+        raise UnusableReferenceError(f"reference {url}: {error}", away=error.away) from error

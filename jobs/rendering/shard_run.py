@@ -1,0 +1,242 @@
+"""One start of a job, from opening the group to the outcome; the clips of a family are `jobs.rendering.clip_loop`'s."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from jobs.log import log_event, open_log
+from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
+from jobs.rendering.announce import Announcer
+from jobs.rendering.attempts import OpenAttempts, interruptible
+from jobs.rendering.baselines import Baselines
+from jobs.rendering.batching import Batching
+from jobs.rendering.clip_loop import ClipLoop
+from jobs.rendering.clip_work import Begun
+from jobs.rendering.context import JobContext
+from jobs.rendering.deadline import Pace
+from jobs.rendering.finish import Finisher
+from jobs.rendering.group import JobRanks, open_job
+from jobs.rendering.hang import HangWatch
+from jobs.rendering.job_report import Measures, leave_report, measured_broadcasts
+from jobs.rendering.loaded_family import LoadedFamily, load_family
+from jobs.rendering.scratch import open_scratch, remove_left_over
+from jobs.rendering.todo import Todo, sort_shard
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError
+from jobs.store.retry import Patience
+from manifests.clip import Clip
+from pab.execution.compile_cache import compile_cache
+from pab.execution.compiled import executing
+from pab.family import Family
+
+if TYPE_CHECKING:
+    from jobs.render import RenderShard
+
+_LOG = logging.getLogger(__name__)
+_LAST_UPLOADS_S = 20.0
+_LAST_LOG_S = 10.0
+_LOG_FILE = "job.log"
+
+
+def run_shard(job: RenderShard) -> ShardOutcome:
+    """Renders what is left of a shard. Collective over the job's ranks; see `RenderShard.__call__`."""
+    started = time.monotonic()
+    with ExitStack() as stack:
+        ranks = stack.enter_context(open_job(job.settings))
+        scratch = stack.enter_context(open_scratch())
+        bucket = Bucket(job.settings.output, patience=Patience(total_s=job.settings.upload_timeout_s))
+        context = JobContext(
+            settings=job.settings,
+            shard=job.shard,
+            bucket=bucket,
+            ranks=ranks,
+            attempts=OpenAttempts(bucket, job_id=ranks.place.job_id, start=ranks.place.start),
+            scratch=scratch,
+            again=job.again,
+        )
+        stack.enter_context(_kept_log(context))
+        return _ShardRun(job, context, started).run()
+
+
+@contextmanager
+def _kept_log(context: JobContext) -> Iterator[None]:
+    place = context.ranks.place
+    file = context.scratch / _LOG_FILE
+    with open_log(file, run=context.settings.run_id, job=layout.job_name(context.shard), rank=place.rank):
+        try:
+            yield
+        except Exception:
+            _LOG.exception("job_broken")
+            raise
+        finally:
+            _keep_log(context)
+
+
+def _keep_log(context: JobContext) -> None:
+    place = context.ranks.place
+    try:
+        context.bucket.upload(context.scratch / _LOG_FILE, layout.job_log(context.shard, place.name, place.rank))
+    except BucketError as error:
+        log_event(_LOG, "log_not_kept", level=logging.ERROR, error=str(error))
+
+
+class _ShardRun:
+    """The clips of this rank's replica in this start, and what became of them."""
+
+    def __init__(self, job: RenderShard, context: JobContext, started: float) -> None:
+        self._job = job
+        self._context = context
+        self._ranks: JobRanks = context.ranks
+        self._lock = threading.Lock()
+        self._pace = Pace(started=started, deadline_s=job.settings.deadline_s)
+        self._outcomes: list[ClipOutcome] = []
+        self._left: list[str] = []
+        self._announcer: Announcer | None = None
+        self._finisher: Finisher | None = None
+        self._started = started
+        self._measures = Measures()
+        self._has_baseline: set[str] = set()
+        self._watch = HangWatch(job.settings.hang_s, last_words=self._last_words)
+
+    def run(self) -> ShardOutcome:
+        """Renders, then joins what all replicas did."""
+        ranks = self._ranks
+        log_event(_LOG, "job_started", **self._context.facts())
+        remove_left_over()
+        todo, self._has_baseline = ranks.share(self._look() if ranks.place.rank == 0 else None)
+        log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.clips), ended=len(todo.ended))
+        mine = todo.clips[ranks.node.dp.rank :: ranks.node.dp.size]
+        with ExitStack() as stack:
+            progress = None
+            if ranks.place.rank == 0:
+                ids = [clip.clip_id for clip, _ in todo.clips]
+                progress = stack.enter_context(self._job.progress.open(layout.job_name(self._context.shard), ids))
+            self._announcer = stack.enter_context(Announcer(ranks, progress))
+            stack.enter_context(interruptible(self._take_back_marks))
+            self._render_all(mine)
+            outcome = self._joined(todo)
+            self._report(todo, outcome)
+            log_event(
+                _LOG, "job_ended", rendered=sum(isinstance(clip, Rendered) for clip in outcome.clips),
+                failed=sum(isinstance(clip, Failed) for clip in outcome.clips), left=len(outcome.left),
+            )  # fmt: skip
+        return outcome
+
+    def _look(self) -> tuple[Todo, set[str]]:
+        return sort_shard(self._context), measured_broadcasts(self._context)
+
+    def _report(self, todo: Todo, outcome: ShardOutcome) -> None:
+        self._measures.take_peaks()
+        measures = self._ranks.join(self._measures)
+        if self._ranks.place.rank == 0:
+            leave_report(self._context, todo, outcome, measures, time.monotonic() - self._started)
+        # The others wait: a cluster may end a job soon after its first rank has ended.
+        self._ranks.join(None)
+
+    def _render_all(self, clips: Sequence[tuple[Clip, int]]) -> None:
+        self._finisher = Finisher(self._context, self._tell) if self._ranks.node.is_clip_root else None
+        try:
+            for name, group in groupby(clips, key=lambda item: item[0].model):
+                self._render_family(self._job.find_family(name), list(group))
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._take_back_marks()
+            self._save_last_uploads()
+            raise
+        self._close_finisher(None)
+
+    def _take_back_marks(self) -> None:
+        # Told to end from outside: the clips in hand did not kill the group, unless one of their ranks is gone already.
+        if self._ranks.all_told_to_end():
+            marks = self._context.attempts.withdraw()
+            log_event(_LOG, "attempts_taken_back", attempts=len(marks))
+
+    def _last_words(self) -> None:
+        # The rank hangs in a clip; the one before it may still be on its way.
+        self._save_last_uploads()
+        log = threading.Thread(target=_keep_log, args=(self._context,), daemon=True)
+        log.start()
+        log.join(_LAST_LOG_S)
+        shutil.rmtree(self._context.scratch, ignore_errors=True)
+
+    def _save_last_uploads(self) -> None:
+        try:
+            self._close_finisher(_LAST_UPLOADS_S)
+        except Exception as error:
+            log_event(_LOG, "uploads_lost", level=logging.ERROR, error=repr(error))
+
+    def _close_finisher(self, timeout_s: float | None) -> None:
+        if self._finisher is not None:
+            self._finisher.close(timeout_s)
+
+    def _render_family(self, family: Family, clips: Sequence[tuple[Clip, int]]) -> None:
+        with ExitStack() as stack:
+            loaded = self._load(family, stack)
+            try:
+                self._loop(loaded).render(clips)
+            finally:
+                if loaded.graphs is not None:
+                    self._measures.compiled = self._measures.compiled.plus(loaded.graphs.so_far())
+
+    def _loop(self, loaded: LoadedFamily) -> ClipLoop:
+        return ClipLoop(
+            loaded=loaded,
+            context=self._context,
+            pace=self._pace,
+            measures=self._measures,
+            watch=self._watch,
+            finisher=self._finisher,
+            announcer=self._announcer,
+            tell=self._tell,
+            left=self._left,
+            baselines=Baselines(
+                context=self._context,
+                measures=self._measures,
+                pace=self._pace,
+                watch=self._watch,
+                measured=self._has_baseline,
+            ),
+            batching=Batching(loaded=loaded, settings=self._context.settings, device=self._ranks.node.device),
+        )
+
+    def _load(self, family: Family, stack: ExitStack) -> LoadedFamily:
+        settings, node = self._context.settings, self._ranks.node
+        loaded = load_family(family, settings, node.device, clip_axis=node.clip)
+        if loaded.execution.compiled:
+            stack.enter_context(compile_cache(settings.compile_cache, loaded.execution.attention))
+        stack.enter_context(executing(loaded.execution))
+        self._measures.load_s[family.name] = loaded.load_s
+        log_event(
+            _LOG, "model_loaded", model=family.name, load_s=loaded.load_s, compiled=loaded.execution.compiled,
+            attention=loaded.execution.attention, kernels=loaded.execution.kernels,
+        )  # fmt: skip
+        return loaded
+
+    def _tell(self, begun: Begun, outcome: ClipOutcome) -> None:
+        if isinstance(outcome, Rendered):
+            self._pace.measured(begun.units, outcome.elapsed_s)
+        with self._lock:
+            self._outcomes.append(outcome)
+        if self._announcer is not None:
+            word = "failed" if isinstance(outcome, Failed) else "rendered"
+            self._announcer.finished(begun.clip.clip_id, word, begun.elapsed_s)
+
+    def _joined(self, todo: Todo) -> ShardOutcome:
+        joined = self._ranks.join((self._outcomes, self._left if self._ranks.node.is_clip_root else []))
+        by_id = {clip.clip_id: clip for outcomes, _ in joined for clip in outcomes}
+        by_id |= {clip.clip_id: clip for clip in todo.ended}
+        left = {clip_id for _, ids in joined for clip_id in ids} | {clip.clip_id for clip in todo.put_off}
+        ids = [clip.clip_id for clip in todo.order]
+        return ShardOutcome(
+            shard=self._context.shard,
+            attempt=self._ranks.place.start,
+            clips=tuple(by_id[clip_id] for clip_id in ids if clip_id in by_id),
+            left=tuple(clip_id for clip_id in ids if clip_id in left),
+        )

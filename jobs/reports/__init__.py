@@ -1,0 +1,1 @@
+"""What jobs, calibrations and benchmarks say of themselves, as JSON and as pages."""

@@ -1,0 +1,252 @@
+"""The speedup report of a job: what its clips took, by step pattern, with and without broadcast, planned and counted.
+
+It is made from the records of all clips of the shard, whichever start rendered them, from what each start measured of
+itself, and from one clip of each broadcast rendered a second time without. Seconds are wall time, medians are over clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import median
+from typing import Any
+
+from jobs.reports.report_broadcast import by_broadcast, distinct_plans
+from jobs.reports.report_measured import measured_times
+from jobs.reports.report_times import batch_size, loop_s, steps_of
+from jobs.store.layout import job_name
+from manifests.clip import Clip
+from pab.broadcast.rules import KINDS
+
+SCHEMA = 1
+Json = dict[str, Any]
+_TIMED = ("settled_s", "broadcast_settled_s", "denoise_s", "broadcast_denoise_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFacts:
+    """What a report is made from. `starts`: oldest first, as `start_facts` gives them. `baselines`: the measured ones."""
+
+    shard: int
+    run_id: str
+    mesh: str
+    ranks: int
+    ranks_per_clip: int
+    clips: Sequence[Clip]
+    records: Mapping[str, Json]
+    failed: Mapping[str, str]
+    starts: Sequence[Json]
+    baselines: Sequence[Json]
+
+
+def build_report(facts: JobFacts) -> Json:
+    """Returns the report as JSON values."""
+    records = [facts.records[clip.key] for clip in facts.clips if clip.key in facts.records]
+    return {
+        "schema": SCHEMA,
+        "job": job_name(facts.shard),
+        "shard": facts.shard,
+        "run_id": facts.run_id,
+        "mesh": facts.mesh,
+        "ranks": facts.ranks,
+        "ranks_per_clip": facts.ranks_per_clip,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "counts": {
+            "clips": len(facts.clips),
+            "rendered": len(records),
+            "failed": len(facts.failed),
+            "left": len(facts.clips) - len(records) - len(facts.failed),
+        },
+        "seconds_by_stage": _stages(records),
+        "step_seconds": _step_seconds(records),
+        "speedup": _speedup(records, facts.baselines),
+        "baseline": facts.baselines[0] if facts.baselines else None,
+        "baselines": list(facts.baselines),
+        "throughput": _throughput(records, facts),
+        "batches": _batches(records),
+        "measured": measured_times(records, facts.starts),
+        "calls": _calls(records),
+        "all_to_alls": _all_to_alls(records),
+        "plans": distinct_plans(records),
+        "broadcasts": by_broadcast(records, facts.baselines, derived_baseline_s),
+        "kept_bytes_peak": max((record["kept_bytes_peak"] for record in records), default=0),
+        "warm_up_s": _rounded(sum(start["warm_up_s"] for start in facts.starts)),
+        "compiled_graphs": sum(start["compiled"]["graphs"] for start in facts.starts if start.get("compiled")),
+        "starts": list(facts.starts),
+        "clips": [_clip_row(clip, facts) for clip in facts.clips],
+    }
+
+
+def reuses(record: Json) -> bool:
+    """Whether a clip's plan reuses anything at all."""
+    return bool(record["plan"]["computed"] != record["plan"]["total"])
+
+
+def full_step_s(record: Json) -> float | None:
+    """Returns the median seconds of the clip's steps that compute everything; None if it has none."""
+    seconds = [s for pattern, s in steps_of(record) if _is_full(pattern)]
+    return median(seconds) if seconds else None
+
+
+def derived_baseline_s(record: Json) -> float | None:
+    """Returns what all steps would take if each took as long as the clip's own fully computed ones."""
+    step_s = full_step_s(record)
+    return None if step_s is None else step_s * len(record["steps"]["seconds"])
+
+
+def _is_full(pattern: str) -> bool:
+    return "." not in pattern and pattern == pattern.lower()
+
+
+def _step_seconds(records: Iterable[Json]) -> Json:
+    """Returns, by pattern with the most work first, the spread over clips of a clip's median step, and all its seconds."""
+    medians: dict[str, list[float]] = {}
+    totals: dict[str, float] = {}
+    for record in records:
+        own: dict[str, list[float]] = {}
+        for pattern, seconds in steps_of(record):
+            own.setdefault(pattern, []).append(seconds)
+        for pattern, of_clip in own.items():
+            medians.setdefault(pattern, []).append(median(of_clip))
+            totals[pattern] = totals.get(pattern, 0.0) + sum(of_clip)
+    names = sorted(medians, key=lambda pattern: (pattern.count("."), pattern))
+    return {name: {**_spread(medians[name]), "sum": _rounded(totals[name])} for name in names}
+
+
+def _stages(records: Sequence[Json]) -> Json:
+    names = dict.fromkeys(stage for record in records for stage in record["seconds"])
+    return {name: _spread([record["seconds"].get(name, 0.0) for record in records]) for name in names}
+
+
+def _spread(seconds: Sequence[float]) -> Json:
+    return {
+        "median": _rounded(median(seconds)),
+        "min": _rounded(min(seconds)),
+        "max": _rounded(max(seconds)),
+        "sum": _rounded(sum(seconds)),
+        "clips": len(seconds),
+    }
+
+
+def _speedup(records: Sequence[Json], baselines: Sequence[Json]) -> Json:
+    broadcast = [record for record in records if reuses(record)]
+    derivable = [(record, base) for record in broadcast if (base := derived_baseline_s(record)) is not None]
+    derived = None
+    if derivable:
+        without, with_broadcast = sum(base for _, base in derivable), sum(loop_s(record) for record, _ in derivable)
+        derived = {
+            "pab_factor": _rounded(without / with_broadcast),
+            "clips": len(derivable),
+            "denoise_s": _rounded(with_broadcast),
+            "baseline_denoise_s": _rounded(without),
+            "how": "median seconds of each clip's own fully computed steps, times its number of steps",
+        }
+    measured = None
+    if baselines:
+        total = {name: sum(baseline[name] for baseline in baselines) for name in _TIMED}
+        measured = {
+            "pab_factor": _rounded(total["settled_s"] / total["broadcast_settled_s"]),
+            "pab_factor_as_timed": _rounded(total["denoise_s"] / total["broadcast_denoise_s"]),
+            "clips": len(baselines),
+            "denoise_s": _rounded(total["broadcast_settled_s"]),
+            "baseline_denoise_s": _rounded(total["settled_s"]),
+            "how": "one clip of each broadcast rendered a second time with every site computed; each step at the median of "
+            "its pattern",
+        }
+    return {"broadcast_clips": len(broadcast), "measured": measured, "derived": derived}
+
+
+def _throughput(records: Sequence[Json], facts: JobFacts) -> Json:
+    busy_s = sum(record["seconds"].get(stage, 0.0) for record in records for stage in ("denoise", "decode"))
+    gpu_hours = busy_s * facts.ranks_per_clip / 3600
+    wall_s = sum(start["wall_s"] - start["baseline_s"] for start in facts.starts)
+    rendered = sum(start["rendered"] for start in facts.starts)
+    wall_hours = wall_s * facts.ranks / 3600
+    # Reports of starts before a device's share was measured have none.
+    busy = [start["device_busy"] for start in facts.starts if start.get("device_busy")]
+    window_s = sum(each["window_s"] for each in busy)
+    return {
+        "clips_per_gpu_hour": _rounded(len(records) / gpu_hours) if gpu_hours else None,
+        "clips_per_gpu_hour_with_loading": _rounded(rendered / wall_hours) if rendered and wall_hours else None,
+        "device_busy_share": _rounded(sum(each["busy_s"] for each in busy) / window_s) if window_s else None,
+        "gpu_seconds": _rounded(gpu_hours * 3600),
+        "wall_s": _rounded(wall_s),
+        "how": "denoise and decode of all clips on all their ranks; with loading: whole starts that ended, "
+        "without the baseline; busy: denoising and decoding, of the time from the first clip's end to the last one's",
+    }
+
+
+def _batches(records: Sequence[Json]) -> list[Json]:
+    """Returns, by size of batch, how many clips were rendered in such, and the seconds of denoising that each took."""
+    by_size: dict[int, list[float]] = {}
+    for record in records:
+        by_size.setdefault(batch_size(record), []).append(loop_s(record))
+    return [
+        {"size": size, "clips": len(seconds), "denoise_s_per_clip": _rounded(median(seconds))}
+        for size, seconds in sorted(by_size.items())
+    ]
+
+
+def _calls(records: Sequence[Json]) -> Json:
+    kinds = {
+        kind: {
+            "total": sum(r["planned"]["computed"][kind] + r["planned"]["reused"][kind] for r in records),
+            "planned": sum(r["planned"]["computed"][kind] for r in records),
+            "counted": sum(r["counted"]["computed"][kind] for r in records),
+        }
+        for kind in KINDS
+    }
+    agree = all(r["planned"][what] == r["counted"][what] for r in records for what in ("computed", "reused"))
+    return {"by_kind": kinds, "agree": agree}
+
+
+def _all_to_alls(records: Sequence[Json]) -> Json:
+    sent = sum(record["counted"]["all_to_all_bytes"] for record in records)
+    without = 0.0
+    for record in records:
+        counted, whole = record["counted"]["all_to_alls"], record["planned"]["all_to_alls_without_broadcast"]
+        without += record["counted"]["all_to_all_bytes"] * whole / counted if counted else 0
+    return {
+        "planned": sum(record["planned"]["all_to_alls"] for record in records),
+        "counted": sum(record["counted"]["all_to_alls"] for record in records),
+        "without_broadcast": sum(record["planned"]["all_to_alls_without_broadcast"] for record in records),
+        "agree": all(record["planned"]["all_to_alls"] == record["counted"]["all_to_alls"] for record in records),
+        "bytes": sent,
+        "bytes_without_broadcast": round(without),
+        "how": "of one rank per clip; bytes without broadcast: the counted bytes per all-to-all, times all of them",
+    }
+
+
+def _clip_row(clip: Clip, facts: JobFacts) -> Json:
+    row: Json = {
+        "clip_id": clip.clip_id,
+        "digest": clip.digest,
+        "model": clip.model,
+        "broadcast": clip.broadcast,
+        "size": f"{clip.num_frames}x{clip.height}x{clip.width}" + (f", {clip.loops} loops" if clip.loops > 1 else ""),
+        "num_steps": clip.num_steps,
+    }
+    record = facts.records.get(clip.key)
+    if record is None:
+        reason = facts.failed.get(clip.key)
+        return {**row, "outcome": "left" if reason is None else "failed", "reason": reason}
+    base = derived_baseline_s(record)
+    return {
+        **row,
+        "outcome": "rendered",
+        "attempt": record["attempt"],
+        "batch": batch_size(record),
+        "elapsed_s": record["elapsed_s"],
+        "plan": record["plan"]["digest"],
+        "denoise_s": _rounded(loop_s(record)),
+        "derived_baseline_s": None if base is None else _rounded(base),
+        "pab_factor_derived": None if base is None or not reuses(record) else _rounded(base / loop_s(record)),
+        "video": record["video"]["path"],
+        "size_bytes": record["video"]["size_bytes"],
+        "warnings": record["warnings"],
+    }
+
+
+def _rounded(value: float) -> float:
+    return round(value, 5)

@@ -1,0 +1,89 @@
+"""What a job's clips reused, for its report: every distinct plan, and the ways of broadcasting beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from pab.broadcast.rules import KINDS
+
+Json = dict[str, Any]
+
+
+def decides_while_rendering(record: Json) -> bool:
+    """Whether Foresight decided what a clip reuses, so that each clip has a plan of its own."""
+    return "foresight" in record["plan"]["rules"]
+
+
+def distinct_plans(records: Iterable[Json]) -> list[Json]:
+    """Returns each distinct plan once, the most used first, with each step's pattern and median seconds.
+
+    Of clips that decided while they were rendered those with the same rules and steps are told together: patterns and
+    blocks are the first clip's, `different` says how many different decisions there were.
+    """
+    alike: dict[tuple[object, ...], list[Json]] = {}
+    for record in records:
+        plan = record["plan"]
+        adaptive = decides_while_rendering(record)
+        key = (plan["rules_digest"], plan["num_steps"], str(plan["total"])) if adaptive else (plan["digest"],)
+        alike.setdefault(key, []).append(record)
+    return [
+        {
+            **same[0]["plan"],
+            "clips": len(same),
+            "clip_id": same[0]["clip_id"],
+            "different": len({record["plan"]["digest"] for record in same}),
+            "patterns": same[0]["steps"]["pattern"][: same[0]["plan"]["num_steps"]],
+            "step_median_s": [
+                round(median(step), 5) for step in zip(*(s for r in same for s in _loop_seconds(r)), strict=True)
+            ],
+            "kinds": [kind for kind in KINDS if same[0]["plan"]["total"][kind]],
+        }
+        for same in sorted(alike.values(), key=len, reverse=True)
+    ]
+
+
+def _loop_seconds(record: Json) -> list[list[float]]:
+    """Returns the seconds of each step, loop by loop: all loops of a clip have as many steps as its plan."""
+    seconds, num_steps = record["steps"]["seconds"], record["plan"]["num_steps"]
+    return [seconds[start : start + num_steps] for start in range(0, len(seconds), num_steps)]
+
+
+def by_broadcast(
+    records: Iterable[Json], baselines: Sequence[Json], derived_s: Callable[[Json], float | None]
+) -> list[Json]:
+    """Returns, per broadcast that clips name, what it computed, saved and changed. `derived_s`: as if nothing was reused."""
+    named: dict[str, list[Json]] = {}
+    for record in records:
+        named.setdefault(record["plan"]["broadcast"], []).append(record)
+    measured = {baseline["clip"]["broadcast"]: baseline for baseline in baselines}
+    return [_row(name, of, measured.get(name), derived_s) for name, of in named.items()]
+
+
+def _row(
+    name: str, records: Sequence[Json], baseline: Json | None, derived_s: Callable[[Json], float | None]
+) -> Json:  # fmt: skip
+    computed, total = (sum(sum(record["plan"][what].values()) for record in records) for what in ("computed", "total"))
+    pairs = [(base, sum(record["steps"]["seconds"])) for record in records if (base := derived_s(record)) is not None]
+    return {
+        "broadcast": name,
+        "decided": "while rendering" if decides_while_rendering(records[0]) else "before",
+        "clips": len(records),
+        "computed_share": round(computed / total, 5),
+        "factor_derived": _factor(sum(base for base, _ in pairs), sum(own for _, own in pairs)),
+        **_measured(baseline),
+    }
+
+
+def _measured(baseline: Json | None) -> Mapping[str, Any]:
+    if baseline is None:
+        return dict.fromkeys(("factor_measured", "psnr_db", "ssim", "identical", "clip_id"))
+    return {
+        "factor_measured": _factor(baseline["settled_s"], baseline["broadcast_settled_s"]),
+        **{name: baseline[name] for name in ("psnr_db", "ssim", "identical", "clip_id")},
+    }
+
+
+def _factor(without_s: float, with_s: float) -> float | None:
+    return round(without_s / with_s, 5) if with_s else None

@@ -1,0 +1,1 @@
+"""The run's folder in object storage."""

@@ -1,0 +1,131 @@
+"""What a clip under Foresight keeps, one output per block, and what decides. Lives as long as one denoising loop.
+
+A block's output is the tokens after it, as in the paper: a reused block puts the tokens of an earlier step in place of
+those that come in, so what blocks before it compute at that step goes no further than into their own kept outputs.
+Changes stay on the device as sums. Before a step that may reuse, the ranks of the clip exchange theirs in one small
+gather, and every one of them adds up the same numbers in the same order, so all decide alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pab.broadcast.foresight import ForesightDecisions, ForesightRules
+from pab.broadcast.plan import BroadcastPlan
+from pab.broadcast.state import RunBlock, kept_bytes
+from pab.parallel.mesh import NodeGroup
+
+
+@dataclass(slots=True, kw_only=True)
+class ForesightState:
+    """Kept block outputs of one clip, by name of the block's first site and branch, and its decisions.
+
+    `plan`: what `make_plan` gives for these rules; of it sites and timesteps are used.
+    """
+
+    plan: BroadcastPlan
+    rules: ForesightRules
+    group: NodeGroup
+    kept: dict[tuple[str, str], tuple[Tensor, ...]] = field(default_factory=dict)
+    computed: Counter[str] = field(default_factory=Counter)
+    reused: Counter[str] = field(default_factory=Counter)
+    decisions: ForesightDecisions = field(init=False)
+    block_of: dict[str, int] = field(init=False)
+    _sums: dict[int, list[Tensor | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        blocks = self.plan.blocks
+        self.decisions = ForesightDecisions(
+            rules=self.rules, num_steps=self.plan.num_steps, num_blocks=len(blocks)
+        )  # fmt: skip
+        self.block_of = {self.plan.sites[members[0]].name: i for i, members in enumerate(blocks)}
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory held by kept outputs now."""
+        return kept_bytes(self.kept)
+
+    @property
+    def decided(self) -> BroadcastPlan:
+        """The plan that says what was computed and reused, once the last step is over."""
+        sources: list[tuple[int, ...]] = []
+        for step, reuse in enumerate(self.decisions.steps):
+            row = [step] * len(self.plan.sites)
+            for members, reused in zip(self.plan.blocks, reuse, strict=True):
+                for i in members if reused else ():
+                    row[i] = sources[step - 1][i]
+            sources.append(tuple(row))
+        plan = self.plan
+        return BroadcastPlan(sites=plan.sites, timesteps=plan.timesteps, sources=tuple(sources), rules=plan.rules)
+
+    def begin(self, step: int) -> None:
+        """Decides which blocks reuse at a step. Collective; waits for the device where the step may reuse."""
+        if self.rules.may_reuse(step, self.plan.num_steps):
+            self._take_measured()
+        self.decisions.decide(step)
+
+    def visit(self, step: int, branch: str) -> ForesightVisit:
+        """Returns what the model is given for one pass of one step."""
+        return ForesightVisit(state=self, step=step, branch=branch)
+
+    def skip(self, branches: Sequence[str]) -> None:
+        """Is never reached: only plans leave passes out."""
+        raise TypeError("foresight decides block by block in every pass")
+
+    def measure(self, step: int, block: int, difference: Tensor) -> None:
+        """Adds one pass's part of a block's change: the sum of squares over this rank's places."""
+        sums = self._sums.setdefault(step, [None] * self.decisions.num_blocks)
+        norm = torch.linalg.vector_norm(difference, dtype=torch.float32)
+        before = sums[block]
+        sums[block] = norm.square() if before is None else before + norm.square()
+
+    def _take_measured(self) -> None:
+        measured, self._sums = self._sums, {}
+        known = [total for sums in measured.values() for total in sums if total is not None]
+        if not known:
+            return
+        gathered = self.group.clip.all_gather(torch.stack(known))
+        totals = iter(torch.stack(gathered).double().sum(dim=0).tolist())
+        for step, sums in measured.items():
+            self.decisions.measured(step, [None if total is None else next(totals) for total in sums])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForesightVisit:
+    """One pass of the model at one step for one guidance branch."""
+
+    state: ForesightState
+    step: int
+    branch: str
+
+    def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
+        """Returns the tokens after a block that computes or reuses as a whole."""
+        state, key = self.state, (sites[0], self.branch)
+        block = state.block_of[sites[0]]
+        kinds = [state.plan.sites[i].kind for i in state.plan.blocks[block]]
+        if state.decisions.steps[self.step][block]:
+            state.reused.update(kinds)
+            (output,) = state.kept[key]
+        else:
+            state.computed.update(kinds)
+            output, _ = run((None,) * len(sites), (False,) * len(sites))
+            if state.decisions.measures(self.step):
+                (before,) = state.kept[key]
+                state.measure(self.step, block, output[:, :own] - before[:, :own])
+            state.kept[key] = (output,)
+        if not state.decisions.keeps(self.step):
+            state.kept.pop(key, None)
+        return output
+
+    def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
+        """Raises TypeError: this model's sites stand in modules, not in blocks."""
+        raise TypeError(f"site {site}: foresight keeps outputs of blocks, this model keeps those of modules")
+
+    def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
+        """Is never reached: `reuse_streams` comes first."""
+        raise TypeError(f"site {site}: foresight keeps outputs of blocks, this model keeps those of modules")

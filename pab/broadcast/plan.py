@@ -1,0 +1,261 @@
+"""The broadcast plan: for every step and site, compute, or reuse the output of which earlier step.
+
+Made in plain Python from the noise scheduler's own timesteps before step 0, so it is equal on every rank, printable before a
+GPU is asked for, and nothing needs a reset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from pab.broadcast.foresight import ForesightRules
+from pab.broadcast.rules import KINDS, MlpRule, Rules
+from pab.broadcast.sites import Site
+from pab.broadcast.step_rules import StepRules
+
+
+@dataclass(frozen=True)
+class BroadcastPlan:
+    """For every step and site, the step whose output is used.
+
+    `sources[step][i]` is the step at which the output of `sites[i]` that step `step` uses is computed: `step` itself
+    where it computes, an earlier one where it reuses. At `skipped` steps the model does not run: the last prediction stands
+    in, and no kept output of a site is used.
+    """
+
+    sites: tuple[Site, ...]
+    timesteps: tuple[float, ...]
+    sources: tuple[tuple[int, ...], ...]
+    rules: Rules
+    skipped: frozenset[int] = frozenset()
+
+    @property
+    def num_steps(self) -> int:
+        """The number of model calls (a scheduler may make more of them than the clip's `num_steps`)."""
+        return len(self.timesteps)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Site name -> position in `sites`."""
+        return {site.name: i for i, site in enumerate(self.sites)}
+
+    @cached_property
+    def last_uses(self) -> tuple[dict[int, int], ...]:
+        """Per site: computing step -> the last step that reuses its output. Steps nobody reuses are absent."""
+        uses: list[dict[int, int]] = [{} for _ in self.sites]
+        for step, row in enumerate(self.sources):
+            for i, source in enumerate(row):
+                if source != step and step not in self.skipped:
+                    uses[i][source] = step
+        return tuple(uses)
+
+    def reuses(self, step: int, site: int) -> bool:
+        """Whether this site skips its computation at this step."""
+        return self.sources[step][site] != step
+
+    def keeps(self, step: int, site: int) -> bool:
+        """Whether what this site computes at this step is reused later, so must be kept."""
+        return step in self.last_uses[site]
+
+    def is_last_use(self, step: int, site: int) -> bool:
+        """Whether nothing after this step reuses what this step reuses, so that it can be freed."""
+        return self.last_uses[site].get(self.sources[step][site]) == step
+
+    def computed(self, kind: str) -> int:
+        """Returns how many calls of this kind are computed, over all steps and sites."""
+        members = [i for i, site in enumerate(self.sites) if site.kind == kind]
+        return sum(not self.reuses(step, i) for step in range(self.num_steps) for i in members)
+
+    def total(self, kind: str) -> int:
+        """Returns how many calls of this kind there are, over all steps and sites."""
+        return self.num_steps * sum(site.kind == kind for site in self.sites)
+
+    @property
+    def all_to_alls(self) -> int:
+        """What the computed sites of one pass make on several ranks, over all steps."""
+        return sum(
+            site.all_to_alls
+            for step in range(self.num_steps)
+            for i, site in enumerate(self.sites)
+            if not self.reuses(step, i)
+        )
+
+    @property
+    def all_to_alls_without_broadcast(self) -> int:
+        """What one pass would make if every site computed at every step."""
+        return self.num_steps * sum(site.all_to_alls for site in self.sites)
+
+    def decisions(self, site: int) -> str:
+        """Returns one letter a step: C computed, S computed and kept for MLP reuse, B broadcast (reused), - no pass."""
+        kept = "S" if self.sites[site].kind == "mlp" else "C"
+        return "".join(
+            "-" if step in self.skipped else "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C"
+            for step in range(self.num_steps)
+        )
+
+    @cached_property
+    def patterns(self) -> tuple[str, ...]:
+        """Per step, which kinds compute: `stcm` all, `..cm` spatial and temporal reused, capital where only some do."""
+        return tuple(self._pattern(step) for step in range(self.num_steps))
+
+    def _pattern(self, step: int) -> str:
+        letters = self._letters(step)
+        if not isinstance(self.rules, ForesightRules) or letters == letters.lower():
+            return letters
+        # How many blocks compute differs from step to step, and so does the time that they take.
+        share = sum(source == step for source in self.sources[step]) / len(self.sites)
+        return f"{letters} {10 * round(10 * share)}%"
+
+    def _letters(self, step: int) -> str:
+        letters = []
+        for kind in KINDS:
+            members = [i for i, site in enumerate(self.sites) if site.kind == kind]
+            reused = sum(self.reuses(step, i) for i in members)
+            if members:
+                letters.append(kind[0] if reused == 0 else "." if reused == len(members) else kind[0].upper())
+        return "".join(letters)
+
+    @cached_property
+    def graphs(self) -> int:
+        """How many different things its blocks do: compute, keep or reuse at each site. A compiled graph for each."""
+        return len(
+            {
+                (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
+                for step in set(range(self.num_steps)) - self.skipped
+                for members in self.blocks
+            }
+        )
+
+    @cached_property
+    def full_steps(self) -> tuple[int, ...]:
+        """The steps that compute every site."""
+        return tuple(step for step, row in enumerate(self.sources) if all(source == step for source in row))
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the plan in records and reports: 12 hex digits over sites, timesteps and sources."""
+        content = [[site.name for site in self.sites], list(self.timesteps), [list(row) for row in self.sources]]
+        if self.skipped:
+            content.append(sorted(self.skipped))
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+    def block_decisions(self) -> tuple[tuple[str, str], ...]:
+        """Returns, per block in running order, its name and the letters of its first site; for blocks that decide whole."""
+        names = [self.sites[members[0]].name.rpartition(".")[0] for members in self.blocks]
+        return tuple((name, self.decisions(members[0])) for name, members in zip(names, self.blocks, strict=True))
+
+    @cached_property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The sites of each block, blocks and sites in running order."""
+        found: dict[tuple[str, int], list[int]] = {}
+        for i, site in enumerate(self.sites):
+            found.setdefault((site.stack, site.block), []).append(i)
+        return tuple(tuple(members) for members in found.values())
+
+    def table(self) -> str:
+        """Returns the plan as text: one line per group of sites that decide alike, one letter per step."""
+        groups: dict[tuple[str, str, str], list[int]] = {}
+        for i, site in enumerate(self.sites):
+            groups.setdefault((site.kind, site.stack if site.kind == "mlp" else "", self.decisions(i)), []).append(i)
+        letters = "C compute, S compute and keep, B reuse" + (", - no pass" if self.skipped else "")
+        lines = [f"{'kind':<14}{'sites':>6}  decisions ({letters})"]
+        for (kind, _, decisions), members in groups.items():
+            lines.append(f"{self._label(kind, members):<14}{len(members):>6}  {decisions}")
+        counts = Counter(self.patterns)
+        if isinstance(self.rules, StepRules) and self.rules.num_steps != self.num_steps:
+            lines.append(f"a plan for {self.rules.num_steps} steps, spread over {self.num_steps}")
+        lines.append("patterns      " + ", ".join(f"{name} x{count}" for name, count in counts.most_common()))
+        return "\n".join(lines)
+
+    def _label(self, kind: str, members: Sequence[int]) -> str:
+        # A kind that stands in several stacks is told with its stack where they decide otherwise.
+        stacks = {self.sites[i].stack for i in members}
+        several = len({site.stack for site in self.sites if site.kind == kind}) > 1
+        return f"{kind} {stacks.pop()}" if len(stacks) == 1 and (several or kind == "mlp") else kind
+
+
+def make_plan(
+    rules: Rules, timesteps: Sequence[float], sites: Sequence[Site], *, fresh_steps: Collection[int] = ()
+) -> BroadcastPlan:
+    """Decides every step and site.
+
+    `timesteps`: noise level of each model call as the model sees it (after the cast to its precision). The first call
+    of every site computes, whatever the rules say; a reuse takes the last computed output, which may lie before the
+    window. At `fresh_steps` every site computes as well, and nothing from before them is reused after them.
+
+    Under Foresight's rules nothing is decided yet: the plan that is returned computes everything, which is the most that
+    a clip may come to. Raises ValueError where those rules meet fresh steps, and for a plan that is not for these sites.
+    """
+    if isinstance(rules, StepRules):
+        skipped = rules.skipped(len(timesteps)) - {*fresh_steps}
+        rows = _step_sources(rules, len(timesteps), sites, skipped=skipped, fresh_steps=fresh_steps)
+        return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules, skipped=skipped)
+    if isinstance(rules, ForesightRules):
+        if fresh_steps:
+            raise ValueError(f"foresight: another model takes over at step {min(fresh_steps)}; use a broadcast preset")
+        rows = tuple((step,) * len(sites) for step in range(len(timesteps)))
+        return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules)
+    whole = [int(timestep) for timestep in timesteps]
+    mlp_sources = _mlp_sources(rules.mlp, whole)
+    sources: list[tuple[int, ...]] = []
+    for step, timestep in enumerate(timesteps):
+        row: list[int] = []
+        for i, site in enumerate(sites):
+            if site.kind == "mlp":
+                source = mlp_sources.get((site.stack, site.block), {}).get(step, step)
+                row.append(step if any(source < fresh <= step for fresh in fresh_steps) else source)
+                continue
+            rule = rules.attention(site.kind)
+            allowed = step > 0 and step not in fresh_steps
+            reuse = allowed and rule is not None and rule.reuses(step, timestep)
+            row.append(sources[step - 1][i] if reuse else step)
+        sources.append(tuple(row))
+    return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=tuple(sources), rules=rules)
+
+
+def _step_sources(
+    rules: StepRules,
+    num_steps: int,
+    sites: Sequence[Site],
+    *,
+    skipped: Collection[int],
+    fresh_steps: Collection[int],
+) -> tuple[tuple[int, ...], ...]:
+    if problem := rules.misfit(rules.family or "this model", sites):
+        raise ValueError(problem)
+    everywhere = frozenset(range(num_steps))
+    columns = [rules.computing(site, num_steps) for site in sites]
+    computing = [everywhere if column is None else column | {*fresh_steps} for column in columns]
+    sources: list[tuple[int, ...]] = []
+    for step in range(num_steps):
+        sources.append(
+            tuple(
+                step if step in steps and step not in skipped else sources[-1][i] for i, steps in enumerate(computing)
+            )
+        )
+    return tuple(sources)
+
+
+def _mlp_sources(rules: Iterable[MlpRule], timesteps: Sequence[int]) -> dict[tuple[str, int], dict[int, int]]:
+    """Returns (stack, block) -> {step that reuses: step that computed}.
+
+    A key step always computes; of overlapping rules the first in order decides.
+    """
+    sources: dict[tuple[str, int], dict[int, int]] = {}
+    keyed = [(rule, rule.key_step(timesteps)) for rule in rules]
+    for rule, key in keyed:
+        if key is None:
+            continue
+        covered = set(timesteps[key : key + 1 + rule.skip_count])
+        for block in rule.blocks:
+            keys = {k for r, k in keyed if k is not None and r.stack == rule.stack and block in r.blocks}
+            for step in range(key + 1, len(timesteps)):
+                if step not in keys and timesteps[step] in covered:
+                    latest = max(k for k in keys if k < step)
+                    sources.setdefault((rule.stack, block), {}).setdefault(step, latest)
+    return sources

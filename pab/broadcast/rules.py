@@ -1,0 +1,167 @@
+"""How a broadcast plan is made: a range and a window of noise levels per kind of site, or Foresight instead of them.
+
+The rules of Pyramid Attention Broadcast (arXiv 2408.12588, section 3.2) as plain values, and how a JSON file states them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pab.broadcast.foresight import ForesightRules, foresight_from_dict
+from pab.broadcast.step_rules import StepRules, step_rules_from_dict
+
+ATTENTION_KINDS = ("spatial", "temporal", "cross")
+KINDS = (*ATTENTION_KINDS, "mlp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionRule:
+    """Compute once, reuse `range_steps - 1` times, where `low < int(timestep) < high` (both strict)."""
+
+    range_steps: int
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if self.range_steps < 1:
+            raise ValueError(f"broadcast range={self.range_steps}, needs 1 (never reuse) or more")
+        if self.low > self.high:
+            raise ValueError(f"broadcast window {self.low}..{self.high} is empty; write the smaller timestep first")
+
+    def reuses(self, step: int, timestep: float) -> bool:
+        """Whether the output kept from an earlier step stands in at this one. The phase is the absolute step."""
+        return step % self.range_steps != 0 and self.low < int(timestep) < self.high
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MlpRule:
+    """At one key step the listed blocks' MLP outputs are kept for the next `skip_count` steps.
+
+    The key is an exact integer `timestep` (as the published configurations state it), or `position`, a fraction of
+    the steps, which fits every size, length and step count. Exactly one of them is given.
+    """
+
+    stack: str
+    blocks: tuple[int, ...]
+    skip_count: int
+    timestep: int | None = None
+    position: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.timestep is None) == (self.position is None):
+            raise ValueError("an mlp rule needs exactly one of timestep and position")
+        if self.position is not None and not 0 <= self.position < 1:
+            raise ValueError(f"mlp rule position={self.position}, allowed 0 up to but without 1")
+        if self.skip_count < 1:
+            raise ValueError(f"mlp rule skip_count={self.skip_count}, needs 1 or more")
+
+    def key_step(self, timesteps: Sequence[int]) -> int | None:
+        """Returns the step at which the output is computed and kept; None where the key timestep does not occur."""
+        if self.position is not None:
+            return min(round(self.position * len(timesteps)), len(timesteps) - 1)
+        return timesteps.index(self.timestep) if self.timestep in timesteps else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BroadcastRules:
+    """How a plan is made: one rule per attention kind, any number for MLPs. Empty rules never reuse anything."""
+
+    spatial: AttentionRule | None = None
+    temporal: AttentionRule | None = None
+    cross: AttentionRule | None = None
+    mlp: tuple[MlpRule, ...] = ()
+
+    def attention(self, kind: str) -> AttentionRule | None:
+        """Returns the rule of one attention kind."""
+        return {"spatial": self.spatial, "temporal": self.temporal, "cross": self.cross}[kind]
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns the rules as JSON values; `rules_from_dict` reads them back."""
+        rules: dict[str, object] = {}
+        for kind in ATTENTION_KINDS:
+            rule = self.attention(kind)
+            if rule is not None:
+                rules[kind] = {"range": rule.range_steps, "window": [rule.low, rule.high]}
+        if self.mlp:
+            rules["mlp"] = [
+                {"stack": r.stack, "blocks": list(r.blocks), "skip_count": r.skip_count}
+                | ({"timestep": r.timestep} if r.position is None else {"position": r.position})
+                for r in self.mlp
+            ]
+        return rules
+
+    @property
+    def digest(self) -> str:
+        """Names the rules in a clip's digest and in reports: 12 hex digits."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+Rules = BroadcastRules | StepRules | ForesightRules
+"""How a clip's reuse is decided: before its first step by rules or step by step, or while it is rendered."""
+
+
+NO_BROADCAST = BroadcastRules()
+
+
+def pyramid(
+    spatial: int | None,
+    temporal: int | None,
+    cross: int | None,
+    *,
+    window: tuple[int, int],
+    mlp: Iterable[MlpRule] = (),
+) -> BroadcastRules:
+    """Returns rules with one window and a range per kind: `pyramid(2, 4, 6, window=(450, 930))` is PAB246."""
+
+    def rule(range_steps: int | None) -> AttentionRule | None:
+        return None if range_steps is None else AttentionRule(range_steps=range_steps, low=window[0], high=window[1])
+
+    return BroadcastRules(spatial=rule(spatial), temporal=rule(temporal), cross=rule(cross), mlp=tuple(mlp))
+
+
+def rules_from_dict(values: Mapping[str, object]) -> Rules:
+    """Reads user-made rules, e.g. `{"spatial": {"range": 2, "window": [450, 930]}}` or `{"foresight": {"gamma": 1.0}}`.
+
+    A plan has its steps under "steps"; what stands beside them under "about" changes nothing. Raises ValueError naming
+    the key.
+    """
+    if "steps" in values:
+        if others := sorted(set(values) - {"steps", "about"}):
+            raise ValueError(f"broadcast rules: steps and {', '.join(others)}; steps decide alone, give no other key")
+        return step_rules_from_dict(values["steps"])
+    if "foresight" in values:
+        if len(values) > 1:
+            raise ValueError(
+                f"broadcast rules: {', '.join(sorted(values))}; foresight decides alone, give no other key"
+            )
+        return foresight_from_dict(values["foresight"])
+    unknown = sorted(set(values) - set(KINDS))
+    if unknown:
+        raise ValueError(
+            f"broadcast rules: unknown key {unknown[0]!r}, allowed {', '.join(KINDS)}, or foresight or steps instead of "
+            "them"
+        )
+    rules: dict[str, AttentionRule] = {}
+    for kind in ATTENTION_KINDS:
+        if kind in values:
+            entry = values[kind]
+            try:
+                low, high = entry["window"]  # type: ignore[index]
+                rules[kind] = AttentionRule(range_steps=int(entry["range"]), low=int(low), high=int(high))  # type: ignore[index]
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"broadcast rules: {kind}={entry!r}, needs {{'range': R, 'window': [low, high]}} ({error})"
+                ) from error
+    mlp: list[MlpRule] = []
+    for entry in values.get("mlp", ()):  # type: ignore[attr-defined]
+        try:
+            mlp.append(MlpRule(**{**entry, "blocks": tuple(entry["blocks"])}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"broadcast rules: mlp entry {entry!r}, needs stack, blocks, skip_count and one of timestep, position "
+                f"({error})"
+            ) from error
+    return BroadcastRules(mlp=tuple(mlp), **rules)

@@ -1,0 +1,202 @@
+"""What a clip's sites keep between steps. One state lives as long as one denoising loop.
+
+`BroadcastState` follows a plan, `ForesightState` (`foresight_state.py`) decides while it goes; models see either
+through `Visit`. A new clip gets a new state, so nothing has to be reset and a clip after a failed one decides like the
+first. Outputs are keyed by (site, guidance branch) and freed at their last use. Most sites hand over one tensor; a site
+that works on several streams at once hands over all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pab.broadcast.plan import BroadcastPlan
+from pab.kernels.kept_int8 import Packed, pack, unpack
+
+BOTH, COND, UNCOND = "both", "cond", "uncond"
+"""Guidance branches: one pass over both rows, or a pass of its own for each."""
+
+Kept = tuple[Tensor | Packed, ...]
+"""All streams of a site's output as they lie in memory between two steps."""
+Reuse = tuple[Tensor | None, ...]
+RunBlock = Callable[[Reuse, tuple[bool, ...]], tuple[Tensor, tuple[Tensor | None, ...]]]
+"""Runs a block, given per site the output to reuse and whether its own is wanted: its tokens, and the wanted outputs."""
+
+
+class Visit(Protocol):
+    """One pass of the model at one step for one guidance branch, as the model sees it."""
+
+    @property
+    def step(self) -> int:
+        """The step."""
+
+    @property
+    def branch(self) -> str:
+        """The guidance branch."""
+
+    def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
+        """Returns the tokens after a block with these sites. Of dim 1 of `x` the first `own` places are no padding."""
+
+    def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
+        """Returns all streams of a site's kept output, or None where it computes."""
+
+    def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
+        """Takes what a site computed, None where it reused."""
+
+
+class ClipState(Protocol):
+    """What one clip keeps and decides, as the denoising loop sees it."""
+
+    computed: Counter[str]
+    reused: Counter[str]
+
+    @property
+    def kept(self) -> Mapping[tuple[str, str], Kept]:
+        """Kept outputs by site and guidance branch."""
+
+    def begin(self, step: int) -> None:
+        """Comes before the passes of every step, on all ranks of the clip."""
+
+    def visit(self, step: int, branch: str) -> Visit:
+        """Returns what the model is given for one pass of one step."""
+
+    def skip(self, branches: Sequence[str]) -> None:
+        """Comes instead of the visits of a step without passes; counts every site of these branches as reused."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory held by kept outputs now."""
+
+    @property
+    def decided(self) -> BroadcastPlan:
+        """What was computed and reused, once the last step is over."""
+
+
+class Block(Protocol):
+    """A block of a model: `(tokens, what the pass shares..., reuse, wanted)`, both of them optional, per site."""
+
+    sites: tuple[str, ...]
+
+    def __call__(self, x: Tensor, /, *shared: Any) -> Any:
+        """Returns the new tokens, and per site the output to be kept where it is wanted."""
+
+
+def handed_over(outputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Returns a block's outputs by site, None where they are not wanted."""
+    return tuple(output if want else None for output, want in zip(outputs, wanted, strict=True))
+
+
+def run_block(block: Block, x: Tensor, *shared: Any, visit: Visit | None, own: int) -> Tensor:
+    """Returns the tokens after a block, with what the visit keeps and hands out; without a visit it just computes.
+
+    `shared`: what the block takes besides tokens. Of dim 1 of `x` the first `own` places are no padding.
+    """
+    if visit is None:
+        computed: Tensor = block(x, *shared)[0]
+        return computed
+    return visit.run_block(block.sites, x, lambda reuse, wanted: block(x, *shared, reuse, wanted), own=own)
+
+
+def kept_bytes(kept: Mapping[tuple[str, str], Kept]) -> int:
+    """Returns the memory that kept outputs hold."""
+    return sum(stream.nbytes for output in kept.values() for stream in output)
+
+
+@dataclass(slots=True)
+class BroadcastState:
+    """Kept outputs of one clip, and how often each kind of site was computed and reused (the counted calls).
+
+    `keep`: "full" or "int8" (`pab.kernels.kept_int8`).
+    """
+
+    plan: BroadcastPlan
+    keep: str = "full"
+    kept: dict[tuple[str, str], Kept] = field(default_factory=dict)
+    computed: Counter[str] = field(default_factory=Counter)
+    reused: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def decided(self) -> BroadcastPlan:
+        """The plan."""
+        return self.plan
+
+    def begin(self, step: int) -> None:
+        """Has nothing to decide."""
+
+    def visit(self, step: int, branch: str) -> PlannedVisit:
+        """Returns what the model is given for one pass of one step."""
+        return PlannedVisit(state=self, step=step, branch=branch)
+
+    def skip(self, branches: Sequence[str]) -> None:
+        """Counts every site of these branches as reused."""
+        for _ in branches:
+            self.reused.update(site.kind for site in self.plan.sites)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory held by kept outputs now."""
+        return kept_bytes(self.kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedVisit:
+    """One pass of the model at one step for one guidance branch: hands out kept outputs and takes new ones."""
+
+    state: BroadcastState
+    step: int
+    branch: str
+
+    def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
+        """Returns the tokens after a block, each of whose sites computes or reuses as planned."""
+        x, outputs = run(self.reuse(sites), self.wants(sites))
+        self.keep(sites, outputs)
+        return x
+
+    def reuse(self, sites: Sequence[str]) -> Reuse:
+        """Returns, per site, the kept output that stands in for its computation, or None where it computes."""
+        found: list[Tensor | None] = []
+        for name in sites:
+            streams = self.reuse_streams(name)
+            assert streams is None or len(streams) == 1, f"site {name} keeps {len(streams or ())} streams"
+            found.append(None if streams is None else streams[0])
+        return tuple(found)
+
+    def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
+        """Returns all streams of a site's kept output, or None where it computes."""
+        reuses = self.state.plan.reuses(self.step, self.state.plan.index[site])
+        if not reuses:
+            return None
+        kept = self.state.kept[site, self.branch]
+        return tuple(unpack(stream) if isinstance(stream, Packed) else stream for stream in kept)
+
+    def wants(self, sites: Sequence[str]) -> tuple[bool, ...]:
+        """Returns, per site, whether what it computes at this step is reused later and must be handed to `keep`."""
+        plan = self.state.plan
+        return tuple(
+            not plan.reuses(self.step, plan.index[name]) and plan.keeps(self.step, plan.index[name]) for name in sites
+        )
+
+    def keep(self, sites: Sequence[str], outputs: Sequence[Tensor | None]) -> None:
+        """Takes the outputs of sites that were wanted (None for the others), and frees what was used for the last time."""
+        for name, output in zip(sites, outputs, strict=True):
+            self.keep_streams(name, None if output is None else (output,))
+
+    def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
+        """Does what `keep` does, for one site and all streams of its output."""
+        plan, state = self.state.plan, self.state
+        index = plan.index[site]
+        kind = plan.sites[index].kind
+        if plan.reuses(self.step, index):
+            state.reused[kind] += 1
+            if plan.is_last_use(self.step, index):
+                del state.kept[site, self.branch]
+            return
+        state.computed[kind] += 1
+        if plan.keeps(self.step, index):
+            assert streams is not None, f"site {site} computed at step {self.step} but handed over nothing"
+            state.kept[site, self.branch] = tuple(map(pack, streams)) if state.keep == "int8" else streams

@@ -1,0 +1,1 @@
+"""Frames of a clip that are given: references, masks, loops."""

@@ -1,0 +1,1 @@
+"""How passes are run: compiled or not, with which attention, and where compiled kernels lie."""

@@ -1,0 +1,104 @@
+"""Where compiled kernels lie between jobs: a folder of this user on this node, so that only a node's first job compiles.
+
+Inductor and Triton write each file beside its place and rename it, so ranks and jobs may share the folder. A shared
+lock is held while a job runs; the first job of a node that finds the folder too large and nobody else in it empties it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+MAX_CACHE_BYTES = 8 << 30
+KERNELS = Path(__file__).parent.parent / "kernels"
+_VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+_LOG = logging.getLogger(__name__)
+
+
+class CompileCacheError(OSError):
+    """The folder is not safe to take compiled code from; the message names it and says what to do."""
+
+
+def cache_folder(place: str | None, attention: str) -> Path:
+    """Returns the folder for this user, version of torch and preferred attention, which kernels are chosen by.
+
+    Our own operators are in its name too: inductor does not see that what they say of their results has changed, and would
+    run graphs that count on the old. `place`: the folder that holds it, e.g. one that nodes share; None for the node's
+    temporary folder.
+    """
+    above = Path(place) if place else Path(tempfile.gettempdir()) / f"pab-pipeline-{os.getuid()}"
+    return above / "compiled" / f"torch-{torch.__version__}-attention-{attention}-kernels-{operators_digest(KERNELS)}"
+
+
+def operators_digest(folder: Path) -> str:
+    """Returns 8 hex digits over the source files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+@contextmanager
+def compile_cache(place: str | None, attention: str, *, max_bytes: int = MAX_CACHE_BYTES) -> Iterator[Path]:
+    """Keeps what is compiled inside in `cache_folder`, which it makes. Raises CompileCacheError for another user's."""
+    folder = cache_folder(place, attention)
+    _make_own(folder)
+    earlier = {name: os.environ.get(name) for name in _VARIABLES}
+    with (folder / "in-use").open("a") as lock:
+        _empty_if_large(folder, lock.fileno(), max_bytes)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        os.environ.update({name: str(folder / part) for name, part in _VARIABLES.items()})
+        try:
+            yield folder
+        finally:
+            for name, value in earlier.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+
+def _make_own(folder: Path) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # What lies there is executed: in a folder that others may write to, they could leave code.
+    found = folder.stat()
+    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CompileCacheError(
+            f"{folder} belongs to user {found.st_uid} with mode {stat.filemode(found.st_mode)}, needs to be this user's "
+            "alone; remove it, or name another folder with --compile-cache"
+        )
+
+
+def _empty_if_large(folder: Path, lock: int, max_bytes: int) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return
+    size = size_bytes(folder)
+    if size > max_bytes:
+        _LOG.warning("compile cache %s holds %d bytes, allowed are %d: emptied", folder, size, max_bytes)
+        for part in _VARIABLES.values():
+            shutil.rmtree(folder / part, ignore_errors=True)
+    fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def size_bytes(folder: Path) -> int:
+    """Returns the bytes of all files below a folder; of files that go away meanwhile, none."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += (Path(path) / name).stat().st_size
+            except FileNotFoundError:
+                continue
+    return total

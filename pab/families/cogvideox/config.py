@@ -1,0 +1,84 @@
+"""Sizes and constants of the published CogVideoX models, and what tells them apart. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pab.families.cogvideox.levels import trailing_timesteps
+from pab.family import ClipRequest, CostFigures, MemoryFigures
+
+MAX_TEXT_TOKENS = 226
+
+
+NUM_FRAMES, HEIGHT, WIDTH = 49, 480, 720
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CogVideoXModel:
+    """What tells the published models apart. `rotary`: positions turn queries and keys, else they are added once.
+
+    `snr_shift`: how far the noise levels are shifted towards noise.
+    """
+
+    name: str
+    summary: str
+    hub_id: str
+    num_layers: int
+    rotary: bool
+    snr_shift: float
+    cost: CostFigures
+
+
+def cogvideox_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:
+    """Returns DDIM's timesteps: whole numbers, embedded in float32 whatever the model's precision."""
+    return trailing_timesteps(request.num_steps)
+
+
+def cogvideox_tokens(num_frames: int, height: int, width: int) -> int:
+    """Counts latent tokens after patching: 16x16 pixels each, of the first frame and of every four that follow."""
+    return ((num_frames - 1) // 4 + 1) * (height // 16) * (width // 16)
+
+
+# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 49 frames.
+_COST_2B = CostFigures(
+    load_s=60.0,
+    linear_s=1.7e-5,
+    quadratic_s=5.7e-8,
+    fixed_step_s=0.0,
+    kind_shares={"spatial": 0.66, "mlp": 0.30},
+    decode_s_per_pixel=5e-7,
+    memory=MemoryFigures(parameters=1.9e9, width=1920),
+)
+
+
+_COST_5B = CostFigures(
+    load_s=90.0,
+    linear_s=5e-5,
+    quadratic_s=1.28e-7,
+    fixed_step_s=0.0,
+    kind_shares={"spatial": 0.60, "mlp": 0.35},
+    decode_s_per_pixel=5e-7,
+    memory=MemoryFigures(parameters=5.8e9, width=3072),
+)
+
+
+COGVIDEOX_2B_MODEL = CogVideoXModel(
+    name="cogvideox_2b",
+    summary="CogVideoX 2B, text to video, up to 49 frames of 480x720",
+    hub_id="THUDM/CogVideoX-2b",
+    num_layers=30,
+    rotary=False,
+    snr_shift=3.0,
+    cost=_COST_2B,
+)
+
+
+COGVIDEOX_5B_MODEL = CogVideoXModel(
+    name="cogvideox_5b",
+    summary="CogVideoX 5B, text to video, up to 49 frames of 480x720",
+    hub_id="THUDM/CogVideoX-5b",
+    num_layers=42,
+    rotary=True,
+    snr_shift=1.0,
+    cost=_COST_5B,
+)

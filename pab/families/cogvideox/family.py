@@ -1,0 +1,81 @@
+"""CogVideoX 2B and 5B, text to 49 frames of 480x720 (arXiv 2408.06072; presets of arXiv 2408.12588), through diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pab.broadcast.rules import NO_BROADCAST, pyramid
+from pab.families.cogvideox.config import (
+    COGVIDEOX_2B_MODEL,
+    COGVIDEOX_5B_MODEL,
+    HEIGHT,
+    NUM_FRAMES,
+    WIDTH,
+    CogVideoXModel,
+    cogvideox_timesteps,
+    cogvideox_tokens,
+)
+from pab.families.cogvideox.sites import cogvideox_sites
+from pab.families.cogvideox.weights import cogvideox_weights
+from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
+
+if TYPE_CHECKING:
+    from pab.model import VideoModel
+
+
+def cogvideox_family(model: CogVideoXModel) -> Family:
+    """Returns the family of one published model."""
+    published = cogvideox_weights(model.hub_id)
+
+    def load(request: LoadRequest) -> VideoModel:
+        from pab.families.cogvideox.load import load_cogvideox
+
+        return load_cogvideox(find_checkpoint(request.weights, published), request, model)
+
+    def write_tiny(folder: Path, seed: int) -> None:
+        from pab.families.cogvideox.tiny import write_small_cogvideox
+
+        write_small_cogvideox(folder, seed, model)
+
+    return Family(
+        name=model.name,
+        summary=model.summary,
+        defaults=ClipDefaults(
+            num_frames=NUM_FRAMES,
+            height=HEIGHT,
+            width=WIDTH,
+            fps=8,
+            num_steps=50,
+            guidance_scale=6.0,
+            broadcast="pab2",
+        ),
+        limits=ClipLimits(
+            # The VAE decodes an odd number of latent frames.
+            num_frames=range(9, NUM_FRAMES + 1, 8),
+            height=range(16, 769, 16),
+            width=range(16, 769, 16),
+            fps=range(1, 61),
+            num_steps=range(1, 1001),
+            guidance_scale=(1.0, 30.0),
+            max_tokens=cogvideox_tokens(NUM_FRAMES, HEIGHT, WIDTH),
+            max_prompt_chars=4000,
+        ),
+        sites=cogvideox_sites(model.num_layers),
+        presets={
+            "none": NO_BROADCAST,
+            "pab2": pyramid(2, None, None, window=(100, 850)),
+            "pab3": pyramid(3, None, None, window=(100, 850)),
+        },
+        timesteps=cogvideox_timesteps,
+        num_tokens=cogvideox_tokens,
+        cost=model.cost,
+        load=load,
+        write_tiny=write_tiny,
+        weights_digest=lambda weights: checkpoint_digest(weights, published),
+        pin=lambda weights: pin(weights, published),
+    )
+
+
+COGVIDEOX_2B, COGVIDEOX_5B = (cogvideox_family(model) for model in (COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL))

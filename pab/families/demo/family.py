@@ -1,0 +1,105 @@
+"""The small trained model that ships with the project: an STDiT3 that draws coloured shapes in motion.
+
+It is a small configuration of the very class that Open-Sora 1.2 uses, so everything runs whole on a laptop.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pab.broadcast.foresight import FORESIGHT_PRESETS
+from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
+from pab.broadcast.sites import Site
+from pab.broadcast.step_rules import StepGroup, StepRules
+from pab.families.demo.config import DEMO_REFERENCES, DEPTH, demo_timesteps, demo_tokens, weights_path
+from pab.families.open_sora.sites import stdit3_sites
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures
+from pab.weights.digest import weights_digest
+
+if TYPE_CHECKING:
+    from pab.model import VideoModel
+
+
+def demo_sites(depth: int = DEPTH) -> tuple[Site, ...]:
+    """Returns the sites of the demo transformer in running order."""
+    return stdit3_sites(depth)
+
+
+def load_demo_model(request: LoadRequest) -> VideoModel:
+    """Loads the shipped weights, or those in the file or folder that `request.weights` names."""
+    from pab.families.demo.load import load_video_model
+
+    return load_video_model(weights_path(request.weights), request)
+
+
+_MLP = tuple(
+    MlpRule(stack=stack, blocks=(0, 1), skip_count=2, position=position)
+    for stack in ("spatial", "temporal")
+    for position in (13 / 30, 17 / 30, 21 / 30)
+)
+
+_WINDOW = (450, 930)
+
+_CALIBRATED = StepRules(
+    family="demo",
+    num_steps=30,
+    passes=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 17, 18, 20, 22, 24, 26, 27, 28, 29),
+    groups=(
+        StepGroup(
+            kind="cross",
+            stack="spatial",
+            compute=(0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 14, 15, 17, 20, 22, 24, 26, 28, 29),
+        ),
+        StepGroup(
+            kind="cross",
+            stack="temporal",
+            compute=(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 14, 15, 17, 18, 20, 22, 24, 26, 28, 29),
+        ),
+    ),
+)
+"""What `calibrate` found for at most the work of PAB246 (docs/calibrate.md has the command and what it does)."""
+
+DEMO = Family(
+    name="demo",
+    summary="coloured shapes in motion, 64x64, a small model that ships with the project",
+    defaults=ClipDefaults(
+        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="pab246"
+    ),
+    limits=ClipLimits(
+        num_frames=range(8, 33, 8),
+        height=range(32, 129, 16),
+        width=range(32, 129, 16),
+        fps=range(1, 61),
+        num_steps=range(1, 101),
+        guidance_scale=(1.0, 20.0),
+        max_tokens=4096,
+        max_prompt_chars=500,
+    ),
+    sites=demo_sites(),
+    presets={
+        "none": NO_BROADCAST,
+        "pab246": pyramid(2, 4, 6, window=_WINDOW, mlp=_MLP),
+        "pab357": pyramid(3, 5, 7, window=_WINDOW, mlp=_MLP),
+        "pab579": pyramid(5, 7, 9, window=_WINDOW, mlp=_MLP),
+        "calibrated": _CALIBRATED,
+        **FORESIGHT_PRESETS,
+    },
+    keeps_blocks=True,
+    timesteps=demo_timesteps,
+    num_tokens=demo_tokens,
+    cost=CostFigures(
+        load_s=2.0,
+        linear_s=4e-4,
+        quadratic_s=0.0,
+        fixed_step_s=0.02,
+        kind_shares={"spatial": 0.2, "temporal": 0.2, "cross": 0.2, "mlp": 0.4},
+        decode_s_per_pixel=5e-6,
+        memory=MemoryFigures(parameters=7.8e6, width=192),
+    ),
+    load=load_demo_model,
+    references=DEMO_REFERENCES,
+    weights_digest=lambda weights: weights_digest(weights_path(weights)),
+    precisions=("float32", "bfloat16"),
+    compiles=True,
+    max_batch=MAX_BATCH,
+)

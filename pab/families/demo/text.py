@@ -1,0 +1,150 @@
+"""Reads demo prompts: a closed vocabulary of words and a small transformer encoder over their ids.
+
+Shape letters: B prompts, L words, C channels.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pab.families.demo import captions
+
+PAD, UNKNOWN, START = 0, 1, 2
+_SPECIAL = ("<pad>", "<unk>", "<start>")
+_WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+_FUNCTION_WORDS = (
+    "a an the one of in on over against with front background backdrop that which is and it its from to for "
+    "video clip animation showing shape object goes going across upon before still motionless"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """The size of the text encoder."""
+
+    max_words: int = 32
+    """Length of every encoded prompt, the start token included."""
+    channels: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedText:
+    """Prompts as the transformer reads them: y [B, 1, L, C], mask [B, L] of ones, the unknown words per prompt.
+
+    Every position is valid: the encoder gives padding positions a meaning of their own, so no length varies.
+    """
+
+    y: Tensor
+    mask: Tensor
+    unknown_words: list[tuple[str, ...]]
+
+
+def split_words(prompt: str) -> list[str]:
+    """Splits a prompt into lower-case words; punctuation is dropped, hyphens inside words stay."""
+    return _WORD.findall(prompt.lower())
+
+
+def build_vocabulary() -> tuple[str, ...]:
+    """Returns the special tokens, then every word that a demo caption can hold, in a fixed order."""
+    phrases: list[str] = [_FUNCTION_WORDS]
+    for words in (captions.SHAPE_WORDS, captions.COLOUR_WORDS, captions.BACKGROUND_WORDS, captions.SIZE_WORDS):
+        phrases.extend(word for synonyms in words.values() for word in synonyms)
+    for words in (captions.SPEED_WORDS, captions.DIRECTION_WORDS):
+        phrases.extend(word for synonyms in words.values() for word in synonyms)
+    for verbs in captions.MOVING_VERBS.values():
+        phrases.extend(verb for forms in verbs for verb in forms)
+    phrases.extend(phrase for forms in captions.STILL_PHRASES for phrase in forms)
+    return (*_SPECIAL, *sorted({word for phrase in phrases for word in split_words(phrase)}))
+
+
+class Tokenizer:
+    """Maps words to ids over a closed vocabulary."""
+
+    def __init__(self, vocabulary: Sequence[str], max_words: int) -> None:
+        """Takes the vocabulary with its special tokens first. Raises ValueError if they are missing."""
+        if tuple(vocabulary[: len(_SPECIAL)]) != _SPECIAL:
+            raise ValueError(f"the vocabulary starts with {list(vocabulary[:3])}; it has to start with {_SPECIAL}")
+        self.vocabulary = tuple(vocabulary)
+        self.max_words = max_words
+        self._ids = {word: index for index, word in enumerate(self.vocabulary)}
+
+    def ids(self, prompt: str) -> tuple[list[int], tuple[str, ...]]:
+        """Returns the ids of one prompt, padded, and its unknown words.
+
+        Unknown words hold a place only while there is room. Raises ValueError if the known ones alone are too many.
+        """
+        words = split_words(prompt)
+        unknown = tuple(dict.fromkeys(word for word in words if word not in self._ids))
+        if len(words) > self.max_words - 1:
+            words = [word for word in words if word in self._ids]
+        if len(words) > self.max_words - 1:
+            raise ValueError(
+                f"the prompt has {len(words)} words that the demo model knows, it reads at most {self.max_words - 1}: "
+                f"shorten {prompt[:60]!r}"
+            )
+        ids = [START, *(self._ids.get(word, UNKNOWN) for word in words)]
+        return ids + [PAD] * (self.max_words - len(ids)), unknown
+
+    def batch(self, prompts: Sequence[str]) -> Tensor:
+        """Returns the ids [B, L] of several prompts, on the CPU."""
+        return torch.tensor([self.ids(prompt)[0] for prompt in prompts], dtype=torch.int64).view(-1, self.max_words)
+
+
+class TextEncoder(nn.Module):
+    """Embeds words and mixes them in a few pre-norm transformer layers."""
+
+    def __init__(self, config: TextConfig, vocabulary: Sequence[str]) -> None:
+        """Makes an untrained encoder over the vocabulary."""
+        super().__init__()
+        self.config = config
+        self.tokenizer = Tokenizer(vocabulary, config.max_words)
+        self.words = nn.Embedding(len(self.tokenizer.vocabulary), config.channels)
+        self.positions = nn.Parameter(torch.randn(config.max_words, config.channels) * 0.02)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
+        self.norm = nn.LayerNorm(config.channels)
+        nn.init.normal_(self.words.weight, std=0.5)
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        """Encodes word ids. Returns [B, 1, L, C]."""
+        x_BLC = self.words(ids_BL) + self.positions
+        is_word = (ids_BL != PAD)[:, None, None, :]
+        for layer in self.layers:
+            x_BLC = layer(x_BLC, is_word)
+        normed: Tensor = self.norm(x_BLC)
+        return normed[:, None]
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> EncodedText:
+        """Encodes prompts on the encoder's device. Raises ValueError for a prompt with too many words."""
+        rows = [self.tokenizer.ids(prompt) for prompt in prompts]
+        device = self.positions.device
+        ids_BL = torch.tensor([row[0] for row in rows], dtype=torch.int64, device=device).view(
+            -1, self.config.max_words
+        )
+        return EncodedText(y=self(ids_BL), mask=torch.ones_like(ids_BL), unknown_words=[row[1] for row in rows])
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(config.channels)
+        self.qkv = nn.Linear(config.channels, 3 * config.channels)
+        self.proj = nn.Linear(config.channels, config.channels)
+        self.mlp_norm = nn.LayerNorm(config.channels)
+        self.fc1 = nn.Linear(config.channels, 4 * config.channels)
+        self.fc2 = nn.Linear(4 * config.channels, config.channels)
+
+    def forward(self, x_BLC: Tensor, is_word: Tensor) -> Tensor:
+        qkv = self.qkv(self.attention_norm(x_BLC)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=is_word)
+        x_BLC = x_BLC + self.proj(mixed.transpose(1, 2).flatten(-2))
+        added: Tensor = self.fc2(F.gelu(self.fc1(self.mlp_norm(x_BLC)), approximate="tanh"))
+        return x_BLC + added

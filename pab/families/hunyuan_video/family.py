@@ -1,0 +1,88 @@
+"""HunyuanVideo (arXiv 2412.03603) and SkyReels V1, which was made from it, text to video, through the diffusers library.
+
+No broadcast ranges are published for them: they are those of the nearest model of arXiv 2408.12588, CogVideoX, whose
+attention is joint as well. The window is what lies between the first and the last 15 % of the steps, as that paper found;
+what they do to these models' videos has not been measured.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pab.broadcast.rules import NO_BROADCAST, pyramid
+from pab.families.hunyuan_video.config import (
+    HUNYUAN_VIDEO_MODEL,
+    MAX_FRAMES,
+    MAX_LONG_SIDE,
+    MAX_SHORT_SIDE,
+    SKYREELS_V1_MODEL,
+    HunyuanModel,
+    hunyuan_video_timesteps,
+    hunyuan_video_tokens,
+)
+from pab.families.hunyuan_video.levels import NUM_TRAIN_TIMESTEPS
+from pab.families.hunyuan_video.sites import hunyuan_video_sites
+from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
+
+if TYPE_CHECKING:
+    from pab.model import VideoModel
+
+WINDOW = (550, 975)
+
+
+def hunyuan_video_family(model: HunyuanModel) -> Family:
+    """Returns the family of one published model."""
+
+    def load(request: LoadRequest) -> VideoModel:
+        from pab.families.hunyuan_video.load import load_hunyuan_video
+
+        transformer, root = model.weights.find(request.weights)
+        return load_hunyuan_video(transformer, root, request, model)
+
+    def write_tiny(folder: Path, seed: int) -> None:
+        from pab.families.hunyuan_video.tiny import write_small_hunyuan_video
+
+        write_small_hunyuan_video(folder, seed, model)
+
+    return Family(
+        name=model.name,
+        summary=model.summary,
+        defaults=ClipDefaults(
+            num_frames=model.num_frames,
+            height=model.height,
+            width=model.width,
+            fps=24,
+            num_steps=50,
+            guidance_scale=6.0,
+            broadcast="pab2",
+        ),
+        limits=ClipLimits(
+            num_frames=range(5, MAX_FRAMES + 1, 4),
+            height=range(16, MAX_LONG_SIDE + 1, 16),
+            width=range(16, MAX_LONG_SIDE + 1, 16),
+            fps=range(1, 61),
+            num_steps=range(1, NUM_TRAIN_TIMESTEPS + 1),
+            guidance_scale=(1.0, 30.0),
+            max_tokens=hunyuan_video_tokens(MAX_FRAMES, MAX_SHORT_SIDE, MAX_LONG_SIDE),
+            max_prompt_chars=4000,
+            images=True,
+        ),
+        sites=hunyuan_video_sites(model.num_layers, model.num_single_layers),
+        presets={
+            "none": NO_BROADCAST,
+            "pab2": pyramid(2, None, None, window=WINDOW),
+            "pab3": pyramid(3, None, None, window=WINDOW),
+        },
+        timesteps=hunyuan_video_timesteps,
+        num_tokens=hunyuan_video_tokens,
+        cost=model.cost,
+        load=load,
+        write_tiny=write_tiny,
+        weights_digest=model.weights.digest,
+        pin=model.weights.pin,
+        embedded_guidance=model.told_guidance is None,
+    )
+
+
+HUNYUAN_VIDEO, SKYREELS_V1 = (hunyuan_video_family(model) for model in (HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL))

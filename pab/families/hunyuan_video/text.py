@@ -1,0 +1,138 @@
+"""HunyuanVideo's two text encoders: a LLaMA that reads the prompt within an instruction, and CLIP's one vector of it.
+
+Shape letters: B prompts, L tokens, C channels, D channels of the vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pab.parallel.mesh import Axis
+from pab.text.states import TextStates
+from pab.text.text_encoders import (
+    encode_batches,
+    length_warnings,
+    load_tokenizer,
+    read_encoder_config,
+    tokenize,
+    transformers_library,
+)
+from pab.weights.checkpoint import load_module, read_tensors
+
+INSTRUCTION = (
+    "<|start_header_id|>system<|end_header_id|>\n\nDescribe the video by detailing the following aspects: "
+    "1. The main content and theme of the video."
+    "2. The color, shape, size, texture, quantity, text, and spatial relationships of the objects."
+    "3. Actions, events, behaviors temporal relationships, physical movement changes of the objects."
+    "4. background environment, light, style and atmosphere."
+    "5. camera angles, movements, and transitions used in the video:<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+)
+"""What the model was trained with, to the letter."""
+INSTRUCTION_TOKENS = 95
+"""Tokens before the prompt; their states are left out."""
+MAX_TEXT_TOKENS, MAX_CLIP_TOKENS = 256, 77
+READ_STATES = -3
+"""Of LLaMA's states the ones that come before its last two layers."""
+_CLIP_PREFIX = "text_model."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HunyuanText:
+    """Encodes prompts with both encoders, one after the other. The ranks of `axis` share the batches of each.
+
+    `root`: the folder that holds `text_encoder/`, `tokenizer/`, `text_encoder_2/` and `tokenizer_2/`.
+    """
+
+    root: Path
+    dtype: torch.dtype
+    device: torch.device
+    rows_per_batch: int = 4
+    axis: Axis = field(default_factory=Axis)
+
+    def __call__(self, texts: Sequence[str]) -> TextStates:
+        """Returns states [B, 256, C] and vectors [B, D] of all texts on the CPU. Collective over `axis`."""
+        files = "tokenizer.json with tokenizer_config.json"
+        # The tokens are those of the file, whichever class it names: the library rebuilds some classes by other rules.
+        tokenizer = load_tokenizer(self.root / "tokenizer", "PreTrainedTokenizerFast", files)
+        asked = [INSTRUCTION.format(text) for text in texts]
+        tokens, mask = tokenize(tokenizer, asked, INSTRUCTION_TOKENS + MAX_TEXT_TOKENS)
+        states = self._encode(tokens, mask, _load_llama, _llama_states, (MAX_TEXT_TOKENS, self._width("text_encoder")))
+        clip_tokenizer = load_tokenizer(self.root / "tokenizer_2", files="vocab.json with merges.txt")
+        clip_tokens, clip_mask = tokenize(clip_tokenizer, texts, MAX_CLIP_TOKENS)
+        pooled = self._encode(clip_tokens, clip_mask, _load_clip, _clip_vector, (self._width("text_encoder_2"),))
+        return TextStates(
+            y_BLC=states,
+            mask_BL=mask[:, INSTRUCTION_TOKENS:],
+            warnings=tuple(length_warnings(tokenizer, text, MAX_TEXT_TOKENS, INSTRUCTION_TOKENS) for text in asked),
+            pooled_BD=pooled,
+        )
+
+    def _encode(self, tokens_BL: Tensor, mask_BL: Tensor, load: Any, encode: Any, row_shape: Sequence[int]) -> Tensor:
+        return encode_batches(
+            tokens_BL,
+            mask_BL,
+            load=lambda: load(self.root, self.dtype, self.device),
+            encode=encode,
+            row_shape=row_shape,
+            like=torch.empty(0, dtype=self.dtype, device=self.device),
+            rows_per_batch=self.rows_per_batch,
+            axis=self.axis,
+        )
+
+    def _width(self, folder: str) -> int:
+        return int(read_encoder_config(self.root / folder, _CONFIGS[folder]).hidden_size)
+
+
+_CONFIGS = {"text_encoder": "LlamaConfig", "text_encoder_2": "CLIPTextConfig"}
+
+
+def _llama_states(encoder: Any, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    output = encoder(input_ids=tokens_BL, attention_mask=mask_BL, output_hidden_states=True, use_cache=False)
+    return output.hidden_states[READ_STATES][:, INSTRUCTION_TOKENS:]
+
+
+def _clip_vector(encoder: Any, tokens_BL: Tensor, _mask_BL: Tensor) -> Tensor:
+    return encoder(tokens_BL).pooler_output
+
+
+def _load_llama(root: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    folder = root / "text_encoder"
+    config = read_encoder_config(folder, _CONFIGS["text_encoder"])
+
+    def build() -> nn.Module:
+        module = transformers_library().LlamaModel(config)
+        with torch.device("cpu"):
+            module.rotary_emb = type(module.rotary_emb)(config=config)  # computed, in no file
+        return module
+
+    module = load_module(build, read_tensors(folder), what=f"LLaMA in {folder}", dtype=dtype, device=device)
+    return module.to(device)
+
+
+def _load_clip(root: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    folder = root / "text_encoder_2"
+    config = read_encoder_config(folder, _CONFIGS["text_encoder_2"])
+
+    def build() -> nn.Module:
+        module = transformers_library().CLIPTextModel(config)
+        positions = torch.arange(config.max_position_embeddings, device="cpu").expand((1, -1))
+        for part in module.modules():
+            if "position_ids" in dict(part.named_buffers(recurse=False)):
+                part.register_buffer("position_ids", positions, persistent=False)
+        return module
+
+    # Files have the prefix; the library's newer releases do without it.
+    with torch.device("meta"):
+        prefix = _CLIP_PREFIX if any(key.startswith(_CLIP_PREFIX) for key in build().state_dict()) else ""
+    tensors = {prefix + key.removeprefix(_CLIP_PREFIX): value for key, value in read_tensors(folder).items()}
+    module = load_module(
+        build, tensors, what=f"CLIP in {folder}", dtype=dtype, device=device, surplus_ok=("*position_ids",)
+    )
+    return module.to(device)

@@ -1,0 +1,162 @@
+"""Writes a small HunyuanVideo with random weights in the published layout, for tests and for trying things on a CPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from pab.families.hunyuan_video.config import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel
+from pab.families.hunyuan_video.levels import SHIFT
+from pab.families.hunyuan_video.text import INSTRUCTION, MAX_CLIP_TOKENS, MAX_TEXT_TOKENS
+from pab.library.parts import library_class
+from pab.weights.tiny_parts import SENTENCES, write_component, write_scheduler
+
+LLAMA_CHANNELS, CLIP_CHANNELS = 32, 16
+VAE = {
+    "_class_name": "AutoencoderKLHunyuanVideo",
+    "latent_channels": 16,
+    "block_out_channels": [4, 4, 4, 4],
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "scaling_factor": 0.476986,
+    "mid_block_add_attention": True,
+}
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": SHIFT}
+BEGIN, PAD = "<|begin_of_text|>", "<pad>"
+LLAMA_SPECIALS = (BEGIN, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+CLIP_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
+
+
+def transformer_config(model: HunyuanModel) -> dict[str, object]:
+    """Returns the configuration of a narrow transformer of the published depth."""
+    return {
+        "_class_name": "HunyuanVideoTransformer3DModel",
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_layers": model.num_layers,
+        "num_single_layers": model.num_single_layers,
+        "num_refiner_layers": 1,
+        "mlp_ratio": 2.0,
+        "patch_size": 2,
+        "patch_size_t": 1,
+        "guidance_embeds": True,
+        "text_embed_dim": LLAMA_CHANNELS,
+        "pooled_projection_dim": CLIP_CHANNELS,
+        "rope_axes_dim": [4, 6, 6],
+    }
+
+
+def write_tiny_hunyuan_video(folder: Path, seed: int) -> None:
+    """Writes a tiny HunyuanVideo: transformer, VAE, both text encoders with their tokenizers, scheduler."""
+    write_small_hunyuan_video(folder, seed, HUNYUAN_VIDEO_MODEL)
+
+
+def write_tiny_skyreels_v1(folder: Path, seed: int) -> None:
+    """Writes a tiny SkyReels V1, all parts in one folder."""
+    write_small_hunyuan_video(folder, seed, SKYREELS_V1_MODEL)
+
+
+def write_small_hunyuan_video(folder: Path, seed: int, model: HunyuanModel) -> None:
+    """Writes a narrow model of any depth."""
+    torch.manual_seed(seed)
+    config = transformer_config(model)
+    write_component(folder / "transformer", library_class("HunyuanVideoTransformer3DModel").from_config(config), config)
+    write_component(folder / "vae", library_class("AutoencoderKLHunyuanVideo").from_config(VAE), VAE)
+    write_llama(folder / "text_encoder", write_llama_tokenizer(folder / "tokenizer"))
+    write_clip(folder / "text_encoder_2", write_clip_tokenizer(folder / "tokenizer_2"))
+    write_scheduler(folder, SCHEDULER)
+
+
+def write_llama_tokenizer(folder: Path) -> int:
+    """Writes a byte-level tokenizer that knows the instruction's words; returns its number of tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        special_tokens=list(LLAMA_SPECIALS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*SENTENCES, *[INSTRUCTION] * 3], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
+    )
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BEGIN,
+        "pad_token": PAD,
+        "padding_side": "right",
+        "model_max_length": MAX_TEXT_TOKENS,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    return tokenizer.get_vocab_size()
+
+
+def write_clip_tokenizer(folder: Path) -> int:
+    """Writes CLIP's tokenizer without any merged pairs: a token for every letter; returns their number."""
+    from tokenizers import pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*letters, *(letter + "</w>" for letter in letters), *CLIP_SPECIALS]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_CLIP_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    return len(words)
+
+
+def write_llama(folder: Path, vocabulary: int) -> None:
+    """Writes a LLaMA of four layers with random weights."""
+    from transformers import LlamaConfig, LlamaModel
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=LLAMA_CHANNELS,
+        intermediate_size=2 * LLAMA_CHANNELS,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=None,
+    )
+    _write_encoder(folder, LlamaModel(config), "")
+
+
+def write_clip(folder: Path, vocabulary: int) -> None:
+    """Writes CLIP's text half, two layers with random weights, its keys prefixed as they are published."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=CLIP_CHANNELS,
+        intermediate_size=2 * CLIP_CHANNELS,
+        projection_dim=CLIP_CHANNELS,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_CLIP_TOKENS,
+        bos_token_id=0,
+        eos_token_id=2,  # as published: the end is then where the token's number is largest
+        pad_token_id=1,
+    )
+    _write_encoder(folder, CLIPTextModel(config), "text_model.")
+
+
+def _write_encoder(folder: Path, module: Any, prefix: str) -> None:
+    folder.mkdir(parents=True)
+    tensors = {prefix + key.removeprefix(prefix): value.contiguous() for key, value in module.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    module.config.to_json_file(folder / "config.json", use_diff=False)

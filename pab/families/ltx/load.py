@@ -1,0 +1,172 @@
+"""Loads LTX-Video's text-to-video models as the diffusers library lays them out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pab.broadcast.state import BOTH
+from pab.families.ltx.config import HEIGHT, MAX_TEXT_TOKENS, NUM_FRAMES, WIDTH, LtxModel, ltx_timesteps, ltx_tokens
+from pab.families.ltx.levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_timesteps
+from pab.families.ltx.sites import ltx_sites
+from pab.family import ClipRequest, LoadRequest
+from pab.library.attention import SelfAttention
+from pab.library.broadcast_module import CurrentPass, install_sites
+from pab.library.parts import LibrarySampler, SchedulerSource, checked_config, load_part
+from pab.library.sequence import library_plan, share_passes
+from pab.library.vae import TiledCodec, open_codec
+from pab.library.video import DiffusersVideo
+from pab.model import Scheduler, StepInput
+from pab.parallel.mesh import Axis
+from pab.text.t5_text import T5Text
+from pab.weights.checkpoint import dtype_of
+
+LATENT_CHANNELS = 128
+FRAME_STRIDE, PIXEL_STRIDE = 8, 32
+_TRANSFORMER = {
+    "_class_name": "LTXVideoTransformer3DModel",
+    "in_channels": LATENT_CHANNELS,
+    "patch_size": 1,
+    "patch_size_t": 1,
+}
+_VAE = {"_class_name": "AutoencoderKLLTXVideo", "latent_channels": LATENT_CHANNELS}
+_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "use_dynamic_shifting": True,
+    "base_image_seq_len": SHIFTS[0][0],
+    "base_shift": SHIFTS[0][1],
+    "max_image_seq_len": SHIFTS[1][0],
+    "max_shift": SHIFTS[1][1],
+    "shift_terminal": LAST_LEVEL,
+}
+
+CHECKED_STEPS = 10
+"""Of the scheduler that is compared with the planned levels when the model is loaded."""
+DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025
+"""A VAE that knows the timestep takes the last noise away itself: its timestep, and the share of noise put in before."""
+Text = tuple[Tensor, Tensor]
+"""States [rows, L, C] and mask [rows, L]."""
+
+
+def load_ltx(root: Path, request: LoadRequest, model: LtxModel) -> DiffusersVideo:
+    """Loads the whole model for inference. Raises CheckpointError naming files, keys and values."""
+    dtype, device = dtype_of(request.precision), torch.device(request.device)
+    current = CurrentPass()
+    needed = {**_TRANSFORMER, "num_layers": model.num_layers}
+    transformer = load_part(root / "transformer", needed, dtype=dtype, device=device)
+    sites, attention = ltx_sites(model.num_layers), SelfAttention(current=current)
+    share_passes(transformer, sites, plan=library_plan(type(transformer)), attention=attention, current=current)
+    install_sites(transformer, sites, current)
+    source = SchedulerSource(
+        folder=root / "scheduler",
+        config=checked_config(root / "scheduler", _SCHEDULER, "scheduler_config.json"),
+        device=device,
+    )
+    tokens = ltx_tokens(NUM_FRAMES, HEIGHT, WIDTH)
+    open_scheduler(source, CHECKED_STEPS, tokens, moved_timesteps(CHECKED_STEPS, tokens))
+    return DiffusersVideo(
+        denoise=LtxDenoiser(experts=(transformer,), dtype=dtype),
+        current=current,
+        encode_text=T5Text(
+            folder=root / "text_encoder",
+            tokenizer_folder=root / "tokenizer",
+            dtype=dtype,
+            device=device,
+            max_length=MAX_TEXT_TOKENS,
+            axis=request.clip_axis or Axis(),
+            reads_padding=True,
+        ),
+        prepare_text=lambda text: (text.y_BLC.to(device=device, dtype=dtype), text.mask_BL.to(device)),
+        codec=load_codec(root / "vae", dtype, device),
+        sampler=lambda clip: open_sampler(source, clip),
+        guided_passes=(BOTH,),
+    )
+
+
+def open_scheduler(source: SchedulerSource, num_steps: int, num_tokens: int, planned: tuple[float, ...]) -> Any:
+    """Returns the library's scheduler for a clip of this many latent tokens."""
+    levels = {"sigmas": list(even_levels(num_steps)), "mu": log_shift(num_tokens)}
+    return source.open(num_steps, planned, levels=levels)
+
+
+def open_sampler(source: SchedulerSource, request: ClipRequest) -> Scheduler:
+    """Returns the clip's sampler."""
+    planned = ltx_timesteps(request, "float32")
+    tokens = ltx_tokens(request.num_frames, request.height, request.width)
+    return LibrarySampler(scheduler=open_scheduler(source, request.num_steps, tokens, planned), timesteps=planned)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LtxDenoiser:
+    """Runs the transformer, which wants tokens in a row and the seconds and pixels between them."""
+
+    experts: tuple[Any, ...]
+    dtype: torch.dtype
+
+    def __call__(self, rows: Tensor, step_input: StepInput, text: Text) -> Tensor:
+        """Returns the predicted velocity [rows, C, T, H, W], float32."""
+        states, mask = text
+        output_BSC = self.experts[0](
+            hidden_states=rows.to(self.dtype).flatten(2).transpose(1, 2).contiguous(),
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            timestep=torch.full((len(rows),), step_input.timestep, device=rows.device),
+            num_frames=rows.shape[2],
+            height=rows.shape[3],
+            width=rows.shape[4],
+            rope_interpolation_scale=(FRAME_STRIDE / step_input.request.fps, PIXEL_STRIDE, PIXEL_STRIDE),
+            return_dict=False,
+        )[0]
+        return output_BSC.float().transpose(1, 2).unflatten(2, rows.shape[2:])
+
+
+def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
+    """Loads the VAE, in the transformer's precision as published; its folder says whether it knows the timestep."""
+    vae = load_part(folder, _VAE, dtype=dtype, device=device)
+    mean, std = (values.float().view(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+
+    conditioned = vae.config.timestep_conditioning
+
+    def unscale(latents: Tensor, request: ClipRequest) -> Tensor:
+        latents = (latents * std / vae.config.scaling_factor + mean).to(dtype)
+        if not conditioned:
+            return latents
+        share = torch.tensor([DECODE_NOISE], dtype=dtype).to(device)
+        return (1 - share) * latents + share * decode_noise(request, latents.shape).to(device=device, dtype=dtype)
+
+    def decode(index: int, tile: Tensor, request: ClipRequest) -> Tensor:
+        timestep = torch.tensor([DECODE_TIMESTEP], dtype=dtype).to(device)
+        # A seed for each tile: whichever rank decodes it draws the same.
+        with library_seed((request.seed + index) % 2**63, device):
+            pixels: Tensor = vae.decode(tile, timestep, return_dict=False)[0]
+        return pixels
+
+    return open_codec(
+        vae,
+        strides=(vae.temporal_compression_ratio, vae.spatial_compression_ratio),
+        channels=LATENT_CHANNELS,
+        unscale=unscale,
+        decode=decode if conditioned else None,
+    )
+
+
+def decode_noise(request: ClipRequest, shape: torch.Size) -> Tensor:
+    """Draws the noise that is put into latents of this shape before decoding, behind the clip's initial noise."""
+    generator = torch.Generator().manual_seed(request.seed)
+    torch.randn(shape, generator=generator)  # the initial noise, drawn by `initial_noise`
+    return torch.randn(shape, generator=generator)
+
+
+@contextlib.contextmanager
+def library_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds, for the length of a `with` block, the noise that the decoder's own layers draw on the device."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

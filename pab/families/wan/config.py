@@ -1,0 +1,158 @@
+"""Sizes and constants of the published Wan models, and what tells them apart. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from pab.families.wan.levels import shifted_timesteps
+from pab.family import ClipRequest, CostFigures, MemoryFigures
+
+MAX_TEXT_TOKENS = 512
+
+
+LARGE_PIXELS = 480 * 832
+"""Frames of more pixels take the larger shift of the noise levels, where a model has two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WanModel:
+    """What tells the published models apart. `shifts`: of the noise levels, up to 480p and beyond.
+
+    `boundary`: the timestep below which a second transformer takes over, None for a model that has one. `pixel_stride`:
+    pixels of a latent's side. `timed_tokens`: whether the transformer is told the timestep of every token.
+    """
+
+    name: str
+    summary: str
+    hub_id: str
+    num_layers: int
+    shifts: tuple[float, float]
+    height: int
+    width: int
+    num_steps: int
+    guidance_scale: float
+    cost: CostFigures
+    boundary: float | None = None
+    num_frames: int = 81
+    fps: int = 16
+    latent_channels: int = 16
+    pixel_stride: int = 8
+    timed_tokens: bool = False
+
+    @property
+    def token_side(self) -> int:
+        """Pixels of a token's side."""
+        return 2 * self.pixel_stride
+
+    def num_tokens(self, num_frames: int, height: int, width: int) -> int:
+        """Counts latent tokens after patching: of the first frame and of every four that follow."""
+        return ((num_frames - 1) // 4 + 1) * (height // self.token_side) * (width // self.token_side)
+
+    def shift(self, request: ClipRequest) -> float:
+        """Returns the shift of a clip's noise levels."""
+        return self.shifts[request.height * request.width > LARGE_PIXELS]
+
+    def timesteps(self, request: ClipRequest, _precision: str) -> tuple[float, ...]:
+        """Returns UniPC's timesteps: whole numbers, embedded in float32 whatever the model's precision."""
+        return shifted_timesteps(request.num_steps, self.shift(request))
+
+    def fresh_steps(self, request: ClipRequest, precision: str) -> tuple[int, ...]:
+        """Returns the step at which the second transformer takes over, if there is one."""
+        below = [timestep < (self.boundary or 0) for timestep in self.timesteps(request, precision)]
+        return (below.index(True),) if True in below[1:] and not below[0] else ()
+
+
+# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 81 frames.
+_COST_1_3B = CostFigures(
+    load_s=60.0,
+    linear_s=1.3e-5,
+    quadratic_s=7.5e-8,
+    fixed_step_s=0.0,
+    kind_shares={"spatial": 0.75, "cross": 0.06, "mlp": 0.15},
+    decode_s_per_pixel=3e-7,
+    memory=MemoryFigures(parameters=1.6e9, width=1536),
+)
+
+
+_COST_14B = CostFigures(
+    load_s=240.0,
+    linear_s=1.4e-4,
+    quadratic_s=3.3e-7,
+    fixed_step_s=0.0,
+    kind_shares={"spatial": 0.74, "cross": 0.06, "mlp": 0.18},
+    decode_s_per_pixel=3e-7,
+    memory=MemoryFigures(parameters=14.4e9, width=5120),
+)
+
+
+_COST_5B = CostFigures(
+    load_s=120.0,
+    linear_s=5e-5,
+    quadratic_s=1.5e-7,
+    fixed_step_s=0.0,
+    kind_shares={"spatial": 0.5, "cross": 0.1, "mlp": 0.35},
+    decode_s_per_pixel=3e-7,
+    memory=MemoryFigures(parameters=5.0e9, width=3072),
+)
+
+
+WAN_MODEL = WanModel(
+    name="wan",
+    summary="Wan 2.1 1.3B, text to video, 480x832, 4n+1 frames",
+    hub_id="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    num_layers=30,
+    shifts=(3.0, 5.0),
+    height=480,
+    width=832,
+    num_steps=50,
+    guidance_scale=5.0,
+    cost=_COST_1_3B,
+)
+
+
+WAN_14B_MODEL = WanModel(
+    name="wan_14b",
+    summary="Wan 2.1 14B, text to video, 720x1280 or 480x832, 4n+1 frames",
+    hub_id="Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    num_layers=40,
+    shifts=(3.0, 5.0),
+    height=720,
+    width=1280,
+    num_steps=50,
+    guidance_scale=5.0,
+    cost=_COST_14B,
+)
+
+
+WAN22_A14B_MODEL = WanModel(
+    name="wan22_a14b",
+    summary="Wan 2.2 A14B, text to video with two experts, 720x1280 or 480x832, 4n+1 frames",
+    hub_id="Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+    num_layers=40,
+    shifts=(12.0, 12.0),
+    height=720,
+    width=1280,
+    num_steps=40,
+    guidance_scale=4.0,
+    cost=replace(_COST_14B, memory=MemoryFigures(parameters=28.8e9, width=5120)),
+    boundary=875.0,
+)
+
+
+WAN22_5B_MODEL = WanModel(
+    name="wan22_5b",
+    summary="Wan 2.2 TI2V 5B, text to video, 704x1280 at 24 frames per second, 4n+1 frames",
+    hub_id="Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    num_layers=30,
+    shifts=(5.0, 5.0),
+    height=704,
+    width=1280,
+    num_steps=50,
+    guidance_scale=5.0,
+    cost=_COST_5B,
+    num_frames=121,
+    fps=24,
+    latent_channels=48,
+    pixel_stride=16,
+    timed_tokens=True,
+)

@@ -1,0 +1,93 @@
+"""Writes a small Wan with random weights in the published layout, for tests and for trying things on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pab.families.wan.config import MAX_TEXT_TOKENS, WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_MODEL, WanModel
+from pab.library.parts import library_class
+from pab.weights.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
+
+TEXT_CHANNELS = 32
+
+
+def transformer_config(model: WanModel) -> dict[str, object]:
+    """Returns the configuration of a narrow transformer of the published depth."""
+    return {
+        "_class_name": "WanTransformer3DModel",
+        "patch_size": [1, 2, 2],
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": model.latent_channels,
+        "out_channels": model.latent_channels,
+        "text_dim": TEXT_CHANNELS,
+        "freq_dim": 32,
+        "ffn_dim": 48,
+        "num_layers": model.num_layers,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "eps": 1e-6,
+        "image_dim": None,
+        "added_kv_proj_dim": None,
+        "rope_max_seq_len": 128,
+        "pos_embed_seq_len": None,
+    }
+
+
+VAE = {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": 4,
+    "z_dim": 16,
+    "dim_mult": [1, 1, 1, 1],
+    "num_res_blocks": 1,
+    "temperal_downsample": [False, True, True],
+}
+PATCHED_VAE = {
+    **VAE,
+    "decoder_base_dim": 4,
+    "z_dim": 48,
+    "is_residual": True,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "scale_factor_spatial": 16,
+    "latents_mean": [0.01 * (i - 24) for i in range(48)],
+    "latents_std": [0.5 + 0.01 * i for i in range(48)],
+}
+"""Of Wan 2.2 5B, in small: it decodes to patches of 2x2 pixels."""
+SCHEDULER = {
+    "_class_name": "UniPCMultistepScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "flow_prediction",
+    "use_flow_sigmas": True,
+    "flow_shift": 3.0,
+}
+
+
+def write_tiny_wan(folder: Path, seed: int) -> None:
+    """Writes a tiny Wan 2.1 1.3B: transformer/, vae/, text_encoder/, tokenizer/ and scheduler/."""
+    write_small_wan(folder, seed, WAN_MODEL)
+
+
+def write_tiny_wan22(folder: Path, seed: int) -> None:
+    """Writes a tiny Wan 2.2 A14B, its second expert in transformer_2/."""
+    write_small_wan(folder, seed, WAN22_A14B_MODEL)
+
+
+def write_tiny_wan22_5b(folder: Path, seed: int) -> None:
+    """Writes a tiny Wan 2.2 TI2V 5B."""
+    write_small_wan(folder, seed, WAN22_5B_MODEL)
+
+
+def write_small_wan(folder: Path, seed: int, model: WanModel) -> None:
+    """Writes a narrow model of any depth, with one expert or two."""
+    torch.manual_seed(seed)
+    config = transformer_config(model)
+    for part in ("transformer",) if model.boundary is None else ("transformer", "transformer_2"):
+        write_component(folder / part, library_class("WanTransformer3DModel").from_config(config), config)
+    vae = PATCHED_VAE if model.latent_channels == PATCHED_VAE["z_dim"] else VAE
+    write_component(folder / "vae", library_class("AutoencoderKLWan").from_config(vae), vae)
+    write_t5_and_tokenizer(folder, channels=TEXT_CHANNELS, max_length=MAX_TEXT_TOKENS, architecture="UMT5")
+    write_scheduler(folder, SCHEDULER)

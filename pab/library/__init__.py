@@ -1,0 +1,1 @@
+"""Transformers and VAEs of the diffusers library: sites, sequence parallelism, tiles."""

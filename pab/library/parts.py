@@ -1,0 +1,123 @@
+"""Parts of published models that the diffusers library builds: loaded strictly, and its schedulers as samplers of a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pab.weights.checkpoint import CheckpointError, load_module, read_config, read_tensors
+
+
+def library_class(name: str) -> Any:
+    """Returns a class of the library. Raises CheckpointError where the library is absent or has none of the name."""
+    try:
+        import diffusers
+    except ImportError as error:
+        raise CheckpointError(f"{name} needs diffusers; install the extra 'models'") from error
+    try:
+        return getattr(diffusers, name)
+    except AttributeError as error:
+        raise CheckpointError(f"diffusers {diffusers.__version__} has no {name}; install a newer version") from error
+
+
+def checked_config(folder: Path, needed: Mapping[str, object], name: str = "config.json") -> dict[str, object]:
+    """Reads a part's configuration. Raises CheckpointError for the first value that is not the family's."""
+    config = read_config(folder, name)
+    for key, value in needed.items():
+        if config.get(key) != value:
+            raise CheckpointError(f"{folder / name}: {key}={config.get(key)!r}, this family's model has {value!r}")
+    return config
+
+
+def load_part(
+    folder: Path,
+    needed: Mapping[str, object],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    compute_buffers: Callable[[Any], None] = lambda _module: None,
+) -> Any:
+    """Loads a module whose class `needed["_class_name"]` names, with every key and shape checked.
+
+    `compute_buffers` makes real what the module computes itself and no file holds. What the library keeps in float32
+    stays so. Raises CheckpointError naming files and keys.
+    """
+    config = checked_config(folder, needed)
+    module_class = library_class(str(needed["_class_name"]))
+
+    def build() -> nn.Module:
+        module = module_class.from_config(config)
+        with torch.device("cpu"):
+            compute_buffers(module)
+        return module
+
+    loaded = load_module(
+        build,
+        read_tensors(folder),
+        what=f"{needed['_class_name']} in {folder}",
+        dtype=dtype,
+        device=device,
+        float32_parts=tuple(module_class._keep_in_fp32_modules or ()),
+    )
+    return loaded.to(device)
+
+
+@dataclass(kw_only=True)
+class LibrarySampler:
+    """A scheduler of the library for one clip: it keeps what it needs of earlier steps, and ends with the clip."""
+
+    scheduler: Any
+    timesteps: tuple[float, ...]
+    init_noise_sigma: float = field(default=1.0)
+
+    def model_input(self, latents: Tensor, step: int) -> Tensor:
+        """Returns the latents as they are: flow matching and the schedulers with zero terminal SNR scale nothing."""
+        return latents
+
+    def active_frames(self, step: int) -> None:
+        """Returns None: all frames are generated."""
+
+    def advance(self, latents: Tensor, model_input: Tensor, prediction: Tensor, step: int) -> Tensor:
+        """Returns the latents after the step."""
+        return self.scheduler.step(prediction, self.scheduler.timesteps[step], latents, return_dict=False)[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerSource:
+    """A scheduler as a published folder configures it; every clip gets a new one."""
+
+    folder: Path
+    config: Mapping[str, object]
+    device: torch.device
+
+    def open(
+        self,
+        num_steps: int,
+        planned: tuple[float, ...],
+        *,
+        levels: Mapping[str, object] | None = None,
+        **changes: object,
+    ) -> Any:
+        """Returns a scheduler with its timesteps set, `changes` being made to the configuration.
+
+        `levels`: what the published pipeline gives the scheduler besides the number of steps. Raises CheckpointError where
+        its timesteps are not the planned ones: broadcasting goes by the plan.
+        """
+        scheduler = library_class(str(self.config["_class_name"])).from_config({**self.config, **changes})
+        # Kept on the host: the library reads them one by one, and each would wait for the device.
+        scheduler.set_timesteps(num_steps, device="cpu", **(levels or {}))
+        found = tuple(float(timestep) for timestep in scheduler.timesteps.tolist())
+        if found != planned:
+            raise CheckpointError(
+                f"{self.folder}/scheduler_config.json gives timesteps {found[:4]}..., this family plans "
+                f"{planned[:4]}...; use the published scheduler"
+            )
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)
+            scheduler.sigmas = scheduler.sigmas.to(self.device)
+        return scheduler

@@ -1,0 +1,96 @@
+"""Sequence parallelism in a transformer that somebody else wrote: hooks split what its modules take, and gather the result.
+
+Where is said by a plan, as data; which ranks share the pass that runs now, by the `CurrentPass` of the model. What mixes
+tokens, attention, must come to know of the split by itself (`pab/parallel/ulysses.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from pab.library.broadcast_module import CurrentPass
+
+LATENTS, TEXT = "hidden_states", "encoder_hidden_states"
+"""Streams of tokens, by the names under which modules take them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """The dim along which a tensor is split over the ranks; a tensor of another number of dims stays whole."""
+
+    dim: int
+    num_dims: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleSplits:
+    """What is split and gathered at one module.
+
+    `inputs`: by parameter name; of a tuple each tensor is split. `outputs`: by position. `gather_dim`: of the output, whose
+    tokens are those of the latents.
+    """
+
+    inputs: Mapping[str, Split] = field(default_factory=dict)
+    outputs: Mapping[int, Split] = field(default_factory=dict)
+    gather_dim: int | None = None
+
+
+SequencePlan = Mapping[str, ModuleSplits]
+"""By module path; the transformer itself is ""."""
+
+
+def install_splits(transformer: nn.Module, plan: SequencePlan, current: CurrentPass) -> None:
+    """Hooks a plan into a transformer. Raises AttributeError naming a module, ValueError a parameter that is not there."""
+    for path, splits in plan.items():
+        module = transformer.get_submodule(path)
+        if splits.inputs:
+            module.register_forward_pre_hook(_input_splitter(module, path, splits.inputs, current), with_kwargs=True)
+        if splits.outputs:
+            module.register_forward_hook(_output_splitter(splits.outputs, current))
+        if splits.gather_dim is not None:
+            module.register_forward_hook(_gatherer(splits.gather_dim, current))
+
+
+def _input_splitter(
+    module: nn.Module, path: str, splits: Mapping[str, Split], current: CurrentPass
+) -> Callable[..., Any]:
+    signature = inspect.signature(module.forward)
+    absent = [name for name in splits if name not in signature.parameters]
+    if absent:
+        raise ValueError(f"module {path!r} takes no {absent[0]}, it takes {', '.join(signature.parameters)}")
+
+    def split(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        given = signature.bind(*args, **kwargs)
+        for name, how in splits.items():
+            value = given.arguments.get(name)
+            if isinstance(value, tuple):
+                given.arguments[name] = tuple(_part(x, how, current) for x in value)
+            elif value is not None and value.dim() == how.num_dims:
+                current.lengths[name] = value.shape[how.dim]
+                given.arguments[name] = _part(value, how, current)
+        return given.args, given.kwargs
+
+    return split
+
+
+def _output_splitter(splits: Mapping[int, Split], current: CurrentPass) -> Callable[..., Any]:
+    def split(_module: nn.Module, _args: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(_part(x, splits[i], current) if i in splits else x for i, x in enumerate(output))
+
+    return split
+
+
+def _gatherer(dim: int, current: CurrentPass) -> Callable[..., Any]:
+    def gather(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return current.sp.gather(output, dim, current.lengths[LATENTS])
+
+    return gather
+
+
+def _part(x: Tensor, how: Split, current: CurrentPass) -> Tensor:
+    return current.sp.split(x, how.dim) if x.dim() == how.num_dims else x

@@ -1,1 +1,0 @@
-"""Transformers written here, with the published checkpoints' key names."""

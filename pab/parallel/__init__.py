@@ -1,0 +1,1 @@
+"""How the ranks of one clip split their work and talk."""

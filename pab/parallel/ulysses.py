@@ -1,0 +1,54 @@
+"""Ulysses attention (arXiv 2309.14509, section 3): ranks trade their parts of a sequence for parts of the heads, and back.
+
+Both all-to-alls lie within the call, so an attention that is not computed makes neither.
+
+Shape letters: B rows, P this rank's tokens, S all ranks' tokens, H heads, h this rank's heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pab.parallel.mesh import SequenceParallel, pad_dim, padded
+
+
+def ulysses_attention(
+    q_BPHD: Tensor,
+    k_BPHD: Tensor,
+    v_BPHD: Tensor,
+    *,
+    lengths: Sequence[int],
+    sp: SequenceParallel,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Returns [B, P, H, D]: what this rank's tokens attend to among the tokens of all ranks. Collective: two all-to-alls.
+
+    `lengths`: true lengths of the streams that lie behind one another in P, each split over the ranks by itself; the
+    padding of no stream is attended to. `mask` [B or 1, 1, S or 1, S], as torch takes it, over all tokens of the first
+    stream, then of the next. Heads that the ranks do not divide are padded with empty ones.
+    """
+    if sp.size == 1:
+        return _attention(q_BPHD, k_BPHD, v_BPHD, mask)
+    parts = [padded(length, sp.size) // sp.size for length in lengths]
+    num_heads = q_BPHD.shape[2]
+    assert q_BPHD.shape[1] == sum(parts), f"{q_BPHD.shape[1]} tokens here, streams of {lengths} give {parts}"
+    traded = torch.stack([q_BPHD, k_BPHD, v_BPHD])
+    traded = sp.switch(traded, whole_dim=2, split_dim=3, size=sp.size * sum(parts))
+    by_stream = traded.unflatten(2, (sp.size, -1)).split(parts, dim=3)
+    whole = [stream.flatten(2, 3).narrow(2, 0, length) for stream, length in zip(by_stream, lengths, strict=True)]
+    q, k, v = torch.cat(whole, dim=2).unbind(0)
+    out_BShD = _attention(q, k, v, mask)
+    dealt = [
+        pad_dim(stream, 1, sp.size * part).unflatten(1, (sp.size, part))
+        for stream, part in zip(out_BShD.split(list(lengths), dim=1), parts, strict=True)
+    ]
+    return sp.switch(torch.cat(dealt, dim=2).flatten(1, 2), whole_dim=2, split_dim=1, size=num_heads)
+
+
+def _attention(q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, mask: Tensor | None) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BSHD, v_BSHD))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)

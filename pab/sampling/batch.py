@@ -1,0 +1,101 @@
+"""Several clips in one denoising loop: rows side by side, each with its own noise and its own text, under one plan.
+
+Rows never meet: a clip comes out of company with the numbers that it has alone, but for the order of sums, which kernels
+choose by the size of their input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pab.broadcast.plan import BroadcastPlan
+from pab.family import ClipRequest
+from pab.model import EncodedPrompt, RendersTogether, Scheduler, VideoModel
+from pab.parallel.mesh import NodeGroup, SequenceParallel, Traffic
+from pab.sampling.denoise import (
+    PLAIN_LOOP,
+    Denoised,
+    LoopSettings,
+    NotFiniteError,
+    denoise,
+    initial_noise,
+    not_finite_text,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SideBySide:
+    scheduler: Callable[[SequenceParallel], Scheduler]
+
+    def put_into(self, noise_BCTHW: Tensor) -> Tensor:
+        return noise_BCTHW
+
+
+def own_choices(request: ClipRequest) -> ClipRequest:
+    """Returns the request less what clips that are rendered together may differ in: prompts and seed."""
+    return replace(request, prompt="", negative_prompt=None, seed=0)
+
+
+def noise_of(requests: Sequence[ClipRequest], shape: Sequence[int]) -> Tensor:
+    """Returns the initial noise [N, *shape] of several clips, each drawn from its own seed as when it is alone."""
+    return torch.cat([initial_noise(request, shape) for request in requests])
+
+
+def denoise_together(
+    model: VideoModel,
+    requests: Sequence[ClipRequest],
+    *,
+    prompts: Sequence[EncodedPrompt],
+    noise: Tensor,
+    plan: BroadcastPlan,
+    group: NodeGroup,
+    loop: LoopSettings = PLAIN_LOOP,
+) -> Denoised:
+    """Renders latents [N, C, T, H, W] of N clips that differ in prompt and seed alone. Collective over the clips' ranks.
+
+    `noise`: of `noise_of`. Raises NotFiniteError when no clip's result is finite.
+    """
+    assert isinstance(model, RendersTogether), "only clips of a family with a max_batch are rendered together"
+    assert len({own_choices(request) for request in requests}) == 1, (
+        "clips rendered together differ in more than prompts"
+    )
+    return denoise(
+        model,
+        requests[0],
+        prompt=model.join_prompts(prompts, requests[0]),
+        noise=noise,
+        plan=plan,
+        group=group,
+        loop=loop,
+        given=_SideBySide(scheduler=lambda sp: model.scheduler_of_several(requests, sp)),
+    )
+
+
+def apart(denoised: Denoised) -> list[Denoised | NotFiniteError]:
+    """Returns every clip's own part of what was denoised together, or how it failed.
+
+    Seconds and bytes are its share, an N-th. Calls, all-to-alls and memory are those of the loop that it was in.
+    """
+    num_clips = len(denoised.latents)
+    seconds = tuple(step_s / num_clips for step_s in denoised.step_seconds)
+    traffic = denoised.traffic
+    share = Traffic(
+        all_to_alls=traffic.all_to_alls,
+        all_to_all_bytes=traffic.all_to_all_bytes // num_clips,
+        gathers=traffic.gathers,
+        gather_bytes=traffic.gather_bytes // num_clips,
+    )
+    parts: list[Denoised | NotFiniteError] = []
+    for row, not_finite in enumerate(denoised.not_finite):
+        latents = denoised.latents[row : row + 1]
+        if not_finite:
+            parts.append(NotFiniteError(not_finite_text(not_finite, latents)))
+            continue
+        parts.append(
+            replace(denoised, latents=latents, not_finite=(0,), step_seconds=seconds, traffic=share)
+        )  # fmt: skip
+    return parts

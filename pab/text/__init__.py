@@ -1,0 +1,1 @@
+"""Text encoders and what is done to a prompt before them."""

@@ -1,0 +1,1 @@
+"""Image autoencoders, and decoding in tiles."""

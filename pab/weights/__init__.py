@@ -1,0 +1,1 @@
+"""Where weights are, loading them, and what names them."""

@@ -1,0 +1,152 @@
+"""`bench`: times our models and what users would pick instead on this machine, and writes JSON and a page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.bench.factors import MEASURED, factors
+from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows
+from jobs.reports.bench_html import bench_page
+from pipeline.exits import Exit, UsageError
+from pipeline.screen import Screen
+
+SCHEMA = 1
+DOCUMENT, LINES, PAGE = "bench.json", "lines.jsonl", "bench.html"
+NOT_HERE = (
+    {
+        "what": "VideoSys, whose PAB is the paper's own code",
+        "why": "not run here: pip finds no package of it, so it cannot run in this process",
+    },
+)
+"""What users might look for in the table."""
+
+Json = dict[str, Any]
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Carries out `bench`: 1 when a row failed, else 0; rows that cannot run here are no failure."""
+    folder = Path(arguments.output)
+    if arguments.join:
+        document = joined([_read(path) for path in arguments.join])
+    else:
+        if arguments.list:
+            rows = _rows(arguments.rows)
+            screen.result({"rows": [row.name for row in rows]}, _listed(rows))
+            return Exit.OK
+        document = _measure(arguments, folder, screen)
+    _write(folder, document)
+    screen.result(document, f"{summary(document)}\n{folder / PAGE}\n{folder / DOCUMENT}")
+    return Exit.ERROR if any(line["status"] == "failed" for line in document["rows"]) else Exit.OK
+
+
+def _rows(text: str | None, *, tiny: bool = False) -> list[Row]:
+    try:
+        return chosen_rows([part.strip() for part in text.split(",")] if text else [], tiny=tiny)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _listed(rows: Sequence[Row]) -> str:
+    told = [f"{group.name}: {group.model}, {group.clip}; about {group.minutes:g} min at full size" for group in GROUPS]
+    return "\n".join([*told, "", *(row.name for row in rows)])
+
+
+def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Json:
+    _rows(arguments.rows)  # wrong ones are told before torch is loaded
+    # Torch comes in here, and only here: `--list`, `--join` and every other command do without.
+    from jobs.bench.run import environment, run_rows, usual_settings
+
+    settings = usual_settings(
+        size=arguments.size,
+        seconds=arguments.seconds,
+        row_seconds=arguments.row_seconds,
+        repeat=arguments.repeat,
+        backend=arguments.backend,
+    )
+    rows = _rows(arguments.rows, tiny=settings.size == "tiny")
+    here = environment(settings) | {"command": "python -m pipeline " + " ".join(sys.argv[1:])}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LINES).write_text("")
+    lines: list[Json] = []
+
+    def tell(line: Json) -> None:
+        lines.append(line)
+        with (folder / LINES).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        _write(folder, document_of([here], lines, rows))
+        screen.note(told(line))
+
+    run_rows(rows, settings, tell)
+    return document_of([here], lines, rows)
+
+
+def document_of(runs: Sequence[Json], lines: Sequence[Json], rows: Sequence[Row]) -> Json:
+    """Returns the JSON document: where it was measured, the rows, and what each way of running is worth by itself."""
+    by_name = {row.name: row for row in rows}
+    of_device: dict[str, list[tuple[Row, Json]]] = {}
+    for line in lines:
+        of_device.setdefault(runs[line.get("run", 0)]["device"], []).append((by_name[line["name"]], line))
+    return {
+        "schema": SCHEMA,
+        "runs": list(runs),
+        "groups": {group.name: group.model for group in GROUPS},
+        "rows": list(lines),
+        # Rows of different devices are never compared.
+        "factors": [factor for mine in of_device.values() for factor in factors(mine)],
+        "not_here": list(NOT_HERE),
+    }
+
+
+def joined(documents: Sequence[Json]) -> Json:
+    """Joins what several runs wrote; of a row that several have, a measured one counts, and the last of those."""
+    found: dict[str, Json] = {}
+    runs: list[Json] = []
+    for document in documents:
+        for line in document["rows"]:
+            if line["status"] == MEASURED or line["name"] not in found or found[line["name"]]["status"] != MEASURED:
+                found[line["name"]] = line | {"run": line.get("run", 0) + len(runs)}
+        runs += document["runs"]
+    order = {row.name: row for row in [*all_rows(), *chosen_rows(list(found))]}
+    return document_of(runs, [found[name] for name in order if name in found], list(order.values()))
+
+
+def _read(path: str) -> Json:
+    file = Path(path) / DOCUMENT if Path(path).is_dir() else Path(path)
+    try:
+        document: Json = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--join {path}: {error}; needs a {DOCUMENT} of `bench`, or its folder") from error
+    if document.get("schema") != SCHEMA:
+        raise UsageError(f"--join {path}: schema {document.get('schema')}, needs {SCHEMA}; measure it anew")
+    return document
+
+
+def _write(folder: Path, document: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
+    (folder / PAGE).write_text(bench_page(document))
+
+
+def summary(document: Mapping[str, Any]) -> str:
+    """Returns a line per row, as they were told on the way, and the factors."""
+    worth = [
+        f"{factor['group']} {factor['side']}: {factor['of']} {factor['factor']:.2f}x ({factor['from']} -> {factor['to']})"
+        for factor in document["factors"]
+    ]
+    return "\n".join([*map(told, document["rows"]), *worth])
+
+
+def told(line: Mapping[str, Any]) -> str:
+    """Returns one row as a line of text."""
+    if line["status"] != MEASURED:
+        return f"{line['name']:<44} {line['status']}: {line['why']}"
+    spread = "" if line["spread"] is None else f" (spread {line['spread']:.3f})"
+    memory = "" if line["peak_gb"] is None else f", {line['peak_gb']:.1f} GB"
+    quality = line["quality"]
+    alike = "" if quality is None or quality["identical"] else f", {quality['psnr_db']:.1f} dB of {quality['of']}"
+    return f"{line['name']:<44} {line['seconds']:.3f} s{spread}{memory}{alike}, warm-up {line['warm_up_s']:.1f} s"

@@ -1,0 +1,201 @@
+"""`calibrate`: searches a static plan on a user's prompts and writes it as a file that `submit --broadcast` takes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manifests.build import build
+from manifests.clip import Clip
+from manifests.read import iter_clips
+from pab.family import Family
+from pipeline.commands.manifest import accepted_manifest, errors_path, tell_warnings
+from pipeline.exits import Exit, UsageError
+from pipeline.run.environment import environment_settings
+from pipeline.run.options import choose
+from pipeline.run.references import ReferenceReader
+from pipeline.run.rules import RunRules, run_rules
+from pipeline.run.run import versions
+from pipeline.run.settings import RenderSettings, build_settings
+from pipeline.screen import Screen
+
+if TYPE_CHECKING:
+    from jobs.calibration.calibrate import Calibration, Target
+
+_READ_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """The clips that are searched on, and those that judge."""
+
+    searched: tuple[Clip, ...]
+    held_out: tuple[Clip, ...]
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Carries out `calibrate`: 1 when the plan that was found does not hold --min-psnr on held-out prompts, else 0."""
+    _check(arguments)
+    # Jobs here: what this process can use decides, not what SLURM has.
+    chosen = choose({**vars(arguments), "cluster": "local", "output": None}, environment_settings())
+    settings = build_settings(arguments.prompts, chosen).render
+    rules = run_rules(settings)
+    prompts = _prompts(arguments, settings, rules, screen)
+    found = _calibrate(arguments, settings, rules, prompts, screen)
+    page = arguments.report or arguments.plan.with_suffix(".html")
+    _write(arguments.plan, json.dumps({**found.rules.to_dict(), "about": _about(found)}, indent=1) + "\n")
+    from jobs.reports.calibration_html import calibration_page
+
+    _write(page, calibration_page(found, versions()))
+    document = {"plan": str(arguments.plan), "report": str(page), "holds": found.holds, **_about(found)}
+    screen.result(document, _text(found, arguments.plan, page))
+    if not found.holds:
+        screen.note(
+            f"the plan misses --min-psnr {arguments.min_psnr:g} on held-out prompts "
+            f"({found.rows[0].psnr_db.median:.1f} dB); search on more --clips, or ask for more dB"
+        )
+    return Exit.OK if found.holds else Exit.ERROR
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for flag, least in (("clips", 1), ("held_out", 1), ("block_ranges", 1), ("probe_every", 1)):
+        if getattr(arguments, flag) < least:
+            raise UsageError(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}, needs {least} or more")
+    if arguments.plan.suffix != ".json":
+        raise UsageError(f"--output {arguments.plan}, needs a name that ends in .json: submit --broadcast tells by it")
+
+
+def _target(arguments: argparse.Namespace, family: Family) -> Target:
+    from jobs.calibration.calibrate import Target
+
+    match = arguments.match
+    if match is None and arguments.computed_share is None and arguments.min_psnr is None:
+        match = family.defaults.broadcast
+    if match is not None and match not in family.presets:
+        raise UsageError(f"--match {match!r} is no preset of {family.name}, allowed: {', '.join(family.presets)}")
+    try:
+        return Target(match=match, computed_share=arguments.computed_share, min_psnr_db=arguments.min_psnr)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _calibrate(
+    arguments: argparse.Namespace, settings: RenderSettings, rules: RunRules, prompts: Prompts, screen: Screen
+) -> Calibration:
+    from jobs.calibration.calibrate import CalibrationRequest, Calibrator
+    from jobs.rendering.loops import clip_requests
+
+    family = rules.families[settings.model]
+    if arguments.plan.stem in family.presets:
+        raise UsageError(f"--output {arguments.plan}: {arguments.plan.stem!r} is a preset of {family.name}; rename it")
+    request = CalibrationRequest(
+        family=family,
+        weights=rules.pinned_weights().get(family.name),
+        precision=settings.precision,
+        device=settings.device,
+        searched=tuple(clip_requests(clip)[0] for clip in prompts.searched),
+        held_out=tuple(clip_requests(clip)[0] for clip in prompts.held_out),
+        target=_target(arguments, family),
+        reuses=arguments.reuse,
+        ranges=arguments.block_ranges,
+        probe_every=arguments.probe_every,
+    )
+    try:
+        return Calibrator(request=request, tell=screen.note).run()
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _prompts(arguments: argparse.Namespace, settings: RenderSettings, rules: RunRules, screen: Screen) -> Prompts:
+    """Takes the first rows of the family with different prompts. Raises UsageError where they are too few or unlike."""
+    with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
+        source = arguments.prompts
+        if not source.endswith(".parquet"):
+            source = str(Path(folder) / f"{Path(arguments.prompts).stem}.parquet")
+            build(arguments.prompts, source, errors_path=errors_path(arguments.prompts))
+        with accepted_manifest(source, rules, model=settings.model, read_references=ReferenceReader()) as (
+            accepted,
+            path,
+        ):
+            tell_warnings(accepted.warnings, screen)
+            clips = list(_different(path, settings.model, arguments.clips + arguments.held_out))
+    needed = arguments.clips + arguments.held_out
+    if len(clips) < needed:
+        raise UsageError(
+            f"{arguments.prompts} has {len(clips)} different prompts of {settings.model}, needed are {needed}: --clips "
+            f"{arguments.clips} to search on and --held-out {arguments.held_out} to judge by; add prompts or take fewer"
+        )
+    for clip in clips:
+        if _size(clip) != _size(clips[0]):
+            raise UsageError(
+                f"clip {clip.clip_id} has {_told(clip)}, clip {clips[0].clip_id} has {_told(clips[0])}; a plan is sought "
+                "for one size and number of steps: calibrate rows of one kind"
+            )
+        if clip.references:
+            raise UsageError(
+                f"clip {clip.clip_id} has references; calibrate renders from prompts alone, leave such rows out"
+            )
+    return Prompts(searched=tuple(clips[: arguments.clips]), held_out=tuple(clips[arguments.clips :]))
+
+
+def _different(path: Path, model: str, count: int) -> Iterator[Clip]:
+    seen: set[str] = set()
+    for clip in iter_clips(str(path), batch_rows=_READ_ROWS):
+        if clip.model == model and clip.prompt not in seen:
+            seen.add(clip.prompt)
+            yield clip
+            if len(seen) == count:
+                return
+
+
+def _size(clip: Clip) -> tuple[object, ...]:
+    return clip.num_frames, clip.height, clip.width, clip.num_steps, clip.guidance_scale == 1.0
+
+
+def _told(clip: Clip) -> str:
+    guided = "no guidance" if clip.guidance_scale == 1.0 else "guidance"
+    return f"{clip.num_frames} frames, {clip.width}x{clip.height}, {clip.num_steps} steps, {guided}"
+
+
+def _about(found: Calibration) -> dict[str, object]:
+    """Returns how a plan was found and what it does, as JSON values; nothing of it changes what the plan means."""
+    request, clip = found.request, found.request.searched[0]
+    return {
+        "digest": found.rules.digest,
+        "model": request.family.name,
+        "weights": request.weights,
+        "precision": request.precision,
+        "size": {name: getattr(clip, name) for name in ("num_frames", "height", "width", "num_steps")},
+        "target": str(request.target),
+        "reuses": request.reuses,
+        "searched_clips": len(request.searched),
+        "searched_psnr_db": _finite(found.searched_psnr_db),
+        "held_out": found.to_rows(),
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+
+
+def _finite(value: float) -> float | None:
+    # JSON has no infinity: None is "the same frames".
+    return round(value, 3) if abs(value) != float("inf") else None
+
+
+def _text(found: Calibration, plan: Path, page: Path) -> str:
+    lines = [found.plan.table(), f"compiled graphs: {found.plan.graphs}", "", "on held-out prompts, against no reuse:"]
+    lines += [f"  {row.line()}" for row in found.rows]
+    return "\n".join([*lines, "", f"plan {found.rules.digest} in {plan}, what was measured in {page}"])
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; name a file that can be written") from error

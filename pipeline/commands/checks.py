@@ -1,0 +1,193 @@
+"""The checks of `doctor`: each looks at one thing and says what it means."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from jobs.store.bucket import Bucket, BucketError
+from pab.families import FAMILIES
+from pipeline.run.run import open_bucket
+
+OK, NOTE, MISSING = "ok", "note", "missing"
+MIN_FREE_BYTES = 5 << 30
+_TIMEOUT_S = 60.0
+_TORCH = """
+import json, torch
+cuda = torch.cuda.is_available()
+names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+nccl = ".".join(map(str, torch.cuda.nccl.version())) if cuda else None
+print(json.dumps(dict(version=torch.__version__, cuda=torch.version.cuda, names=names, nccl=nccl,
+                      gloo=torch.distributed.is_available() and torch.distributed.is_gloo_available())))
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One finding. `verdict`: "ok", "note" (a part of the program is off), or "missing" (no run can work)."""
+
+    name: str
+    verdict: str
+    found: str
+    mend: str = ""
+
+
+def machine_checks() -> Iterator[Check]:
+    """Yields what this machine has of what runs need."""
+    yield python_check()
+    yield from torch_checks()
+    yield ffmpeg_check()
+    yield disk_check(Path.cwd())
+    yield slurm_check()
+    yield dask_check()
+    yield s3_check()
+
+
+def python_check() -> Check:
+    """Looks at the interpreter."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] in ((3, 11), (3, 12)):
+        return Check(name="python", verdict=OK, found=found)
+    return Check(name="python", verdict=MISSING, found=found, mend="needs Python 3.11 or 3.12: `make demo` finds one")
+
+
+def torch_checks() -> Iterator[Check]:
+    """Asks torch, in a process of its own, for its version and the GPUs it can use."""
+    ran = _run([sys.executable, "-c", _TORCH])
+    if ran.returncode:
+        last = (ran.stderr.strip() or "no answer").splitlines()[-1]
+        yield Check(name="torch", verdict=MISSING, found=last, mend="pip install torch, or `make demo`")
+        return
+    found = json.loads(ran.stdout)
+    yield Check(name="torch", verdict=OK, found=f"{found['version']} (CUDA {found['cuda'] or 'none'})")
+    if not found["gloo"]:
+        yield Check(name="gloo", verdict=NOTE, found="no gloo in this torch", mend="jobs of several ranks cannot run")
+    yield _gpu_check(found)
+
+
+def _gpu_check(found: dict[str, object]) -> Check:
+    names = found["names"]
+    if isinstance(names, list) and names:
+        return Check(
+            name="gpu", verdict=OK, found=f"{len(names)} ({', '.join(sorted(set(names)))}), NCCL {found['nccl']}"
+        )
+    if not shutil.which("nvidia-smi"):
+        return Check(name="gpu", verdict=NOTE, found="none", mend="local jobs run on the CPU, a GPU is a process there")
+    if found["cuda"] is None:
+        return Check(
+            name="gpu", verdict=NOTE, found="a GPU is here and this torch is the CPU build",
+            mend="pip install --force-reinstall torch",
+        )  # fmt: skip
+    why = _run(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]).stdout.strip()
+    return Check(
+        name="gpu", verdict=NOTE, found=f"torch sees none, nvidia-smi: {why or 'no answer'}",
+        mend=f"the driver is older than CUDA {found['cuda']}, or CUDA_VISIBLE_DEVICES hides the GPUs",
+    )  # fmt: skip
+
+
+def ffmpeg_check() -> Check:
+    """Encodes a tiny H.264 video with the ffmpeg that jobs use."""
+    import imageio_ffmpeg
+
+    try:
+        binary = imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        return Check(name="ffmpeg", verdict=MISSING, found=str(error), mend="pip install imageio-ffmpeg")
+    source = ["-f", "lavfi", "-i", "testsrc=size=32x32:rate=8:duration=1"]
+    ran = _run([binary, "-v", "error", *source, "-c:v", "libx264", "-f", "null", "-"])
+    if ran.returncode:
+        found = f"{binary} cannot encode H.264: {ran.stderr.strip()[-200:]}"
+        return Check(name="ffmpeg", verdict=MISSING, found=found, mend="unset IMAGEIO_FFMPEG_EXE or install x264")
+    return Check(name="ffmpeg", verdict=OK, found=f"encodes H.264 ({Path(binary).name})")
+
+
+def disk_check(folder: Path) -> Check:
+    """Looks at the space where local runs and temporary videos go."""
+    places = {"here": folder, "temporary": Path(tempfile.gettempdir())}
+    free = {name: shutil.disk_usage(path).free for name, path in places.items()}
+    found = ", ".join(f"{size / 2**30:.1f} GiB free {name} ({places[name]})" for name, size in free.items())
+    if min(free.values()) < MIN_FREE_BYTES:
+        return Check(name="disk", verdict=NOTE, found=found, mend="a long run may fill it; set TMPDIR or clear space")
+    return Check(name="disk", verdict=OK, found=found)
+
+
+def slurm_check() -> Check:
+    """Asks SLURM for its nodes."""
+    if not shutil.which("sbatch"):
+        return Check(name="slurm", verdict=NOTE, found="no sbatch", mend="jobs run here (--cluster local)")
+    ran = _run(["sinfo", "--noheader", "--format=%P %D nodes %T %G"])
+    if ran.returncode:
+        last = (ran.stderr.strip() or "no answer").splitlines()[-1]
+        return Check(
+            name="slurm", verdict=NOTE, found=f"sbatch is here and sinfo fails: {last}",
+            mend="set SLURM_CONF, run this on a login node, or submit with --cluster local",
+        )  # fmt: skip
+    lines = [line.strip() for line in ran.stdout.splitlines() if line.strip()]
+    return Check(name="slurm", verdict=OK, found="; ".join(lines[:6]) or "no partition")
+
+
+def dask_check() -> Check:
+    """Looks for what the dashboard needs."""
+    try:
+        found = ", ".join(f"{package} {version(package)}" for package in ("distributed", "bokeh", "cryptography"))
+    except PackageNotFoundError as error:
+        mend = f"pip install {error.name}; until then submit with --no-dask"
+        return Check(name="dask", verdict=NOTE, found=f"{error.name} is not installed", mend=mend)
+    return Check(name="dask", verdict=OK, found=found)
+
+
+def s3_check() -> Check:
+    """Looks for the package that s3:// URLs need."""
+    try:
+        return Check(name="s3", verdict=OK, found=f"s3fs {version('s3fs')} (check a bucket with --output s3://...)")
+    except PackageNotFoundError:
+        return Check(name="s3", verdict=NOTE, found="s3fs is not installed", mend="for s3:// URLs: pip install s3fs")
+
+
+def weights_check(model: str, weights: str | None) -> Check:
+    """Looks for a family's weights."""
+    family = FAMILIES.get(model)
+    if family is None:
+        return Check(
+            name="weights", verdict=MISSING, found=f"no model {model!r}", mend=f"allowed: {', '.join(FAMILIES)}"
+        )
+    try:
+        return Check(name="weights", verdict=OK, found=f"{model}: {family.weights_digest(weights)}")
+    except (OSError, ValueError) as error:
+        return Check(name="weights", verdict=MISSING, found=f"{model}: {error}", mend="name them with --weights")
+
+
+def bucket_check(output: str) -> Check:
+    """Writes, reads and removes a small file where a run is to live."""
+    path = f"logs/doctor-{uuid.uuid4().hex}"
+    try:
+        bucket: Bucket = open_bucket(output)
+        bucket.write(path, b"doctor")
+        came_back = bucket.read(path) == b"doctor"
+        exclusive = not bucket.create(path, b"another")
+        bucket.remove(path)
+    except (BucketError, FileNotFoundError) as error:
+        return Check(
+            name="output", verdict=MISSING, found=str(error), mend="mend what it says, or name another --output"
+        )
+    if not came_back or not exclusive:
+        return Check(
+            name="output", verdict=MISSING, found=f"{output}: what was written did not come back, or was written over",
+            mend="the store must read its own writes and create exclusively (S3: If-None-Match)",
+        )  # fmt: skip
+    return Check(name="output", verdict=OK, found=f"{output}: writes, reads, creates exclusively")
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 127, "", str(error))

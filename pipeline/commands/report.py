@@ -1,0 +1,156 @@
+"""`report`: joins the jobs' reports and the records into reports/run.json, run.html and index.parquet."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jobs.store import layout
+from jobs.store.bucket import Bucket
+from pipeline.exits import Exit, UsageError
+from pipeline.planning.measured import joined_measured
+from pipeline.run.report_html import run_page
+from pipeline.run.report_index import IndexTotals, write_index
+from pipeline.run.report_rows import RunRows, errors_by_id, read_job_reports, told_rows
+from pipeline.run.run import Run, load_run, open_bucket
+from pipeline.run.state import FailedClip, failed_clips, read_progress
+from pipeline.screen import Screen
+
+Json = dict[str, Any]
+MAX_ERRORS = 100_000
+"""Failures whose reasons go into the index; a run with more has one reason for most of them."""
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Carries out `report`."""
+    bucket = open_bucket(arguments.output)
+    known = load_run(bucket)
+    if not bucket.exists(layout.MANIFEST):
+        raise UsageError(f"{bucket.url} has no {layout.MANIFEST}: its submit was cut off early; submit again first")
+    document = write_report(bucket, known)
+    screen.result(document, report_text(document))
+    return Exit.OK
+
+
+def write_report(bucket: Bucket, run: Run) -> Json:
+    """Writes the three files of a run's report and returns what run.json holds. Raises BucketError."""
+    progress = read_progress(bucket)
+    reports = read_job_reports(bucket)
+    failures = failed_clips(bucket, progress, limit=MAX_ERRORS)
+    rows = RunRows(bucket, progress, told_rows(reports))
+    with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
+        index = Path(folder) / "index.parquet"
+        totals = write_index(
+            f"{bucket.url}/{layout.MANIFEST}", rows, errors_by_id(failures), url=bucket.url, path=index
+        )
+        bucket.upload(index, layout.INDEX)
+    document = report_document(bucket.url, run, totals=totals, reports=reports, failures=failures)
+    bucket.write_json(layout.RUN_REPORT, document)
+    bucket.write(layout.RUN_PAGE, run_page(document, sorted(progress.recorded)).encode())
+    return document
+
+
+def report_document(
+    url: str,
+    run: Run,
+    *,
+    totals: IndexTotals,
+    reports: Sequence[Json],
+    failures: Sequence[FailedClip],
+) -> Json:
+    """Returns the run's report as JSON values."""
+    return {
+        "format": 1,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "output": url,
+        "run_id": run.run_id,
+        "num_clips": run.num_clips,
+        "outcomes": totals.outcomes,
+        "seconds": {"elapsed": round(totals.elapsed_s, 3), "denoise": round(totals.denoise_s, 3)},
+        "speedup": {"measured": _measured(reports), "derived": _derived(totals)},
+        "throughput": _throughput(reports),
+        "measured": joined_measured(reports),
+        "all_to_alls": _summed(reports, "all_to_alls", ("planned", "counted", "without_broadcast", "bytes")),
+        "calls_agree": all(report["calls"]["agree"] for report in reports),
+        "jobs": [_job_row(report) for report in reports],
+        "failures": [asdict(failure) for failure in failures[:100]],
+        "files": {
+            "index": f"{url}/{layout.INDEX}", "page": f"{url}/{layout.RUN_PAGE}", "report": f"{url}/{layout.RUN_REPORT}"
+        },
+    }  # fmt: skip
+
+
+def _measured(reports: Iterable[Json]) -> Json | None:
+    # Each job renders one clip of each broadcast twice; over the run these pairs are summed, so long clips weigh more.
+    pairs = [report["speedup"]["measured"] for report in reports if report["speedup"]["measured"]]
+    with_broadcast = sum(pair["denoise_s"] for pair in pairs)
+    without = sum(pair["baseline_denoise_s"] for pair in pairs)
+    if not with_broadcast:
+        return None
+    factor = round(without / with_broadcast, 4)
+    return {"pab_factor": factor, "clips": len(pairs), "denoise_s": with_broadcast, "baseline_denoise_s": without}
+
+
+def _derived(totals: IndexTotals) -> Json | None:
+    if not totals.compared_s:
+        return None
+    return {
+        "pab_factor": round(totals.baseline_s / totals.compared_s, 4),
+        "clips": totals.compared_clips,
+        "denoise_s": round(totals.compared_s, 3),
+        "baseline_denoise_s": round(totals.baseline_s, 3),
+    }
+
+
+def _throughput(reports: Sequence[Json]) -> Json:
+    counted = [(report["counts"]["rendered"], report["throughput"]["gpu_seconds"]) for report in reports]
+    gpu_s = sum(seconds for _, seconds in counted)
+    rate = round(3600 * sum(clips for clips, _ in counted) / gpu_s, 3) if gpu_s else None
+    # Jobs of an earlier version have measured no share.
+    busy = [start["device_busy"] for report in reports for start in report["starts"] if start.get("device_busy")]
+    window_s = sum(each["window_s"] for each in busy)
+    share = round(sum(each["busy_s"] for each in busy) / window_s, 4) if window_s else None
+    return {"clips_per_gpu_hour": rate, "device_busy_share": share, "gpu_seconds": round(gpu_s, 3)}
+
+
+def _summed(reports: Iterable[Json], part: str, names: Sequence[str]) -> dict[str, int]:
+    return {name: sum(report[part][name] for report in reports) for name in names}
+
+
+def _job_row(report: Json) -> Json:
+    speedup = report["speedup"]
+    return {
+        "job": report["job"],
+        "mesh": report["mesh"],
+        **{name: report["counts"][name] for name in ("clips", "rendered", "failed", "left")},
+        "measured_pab_factor": speedup["measured"]["pab_factor"] if speedup["measured"] else None,
+        "derived_pab_factor": speedup["derived"]["pab_factor"] if speedup["derived"] else None,
+        "clips_per_gpu_hour": report["throughput"]["clips_per_gpu_hour"],
+        "device_busy_share": report["throughput"].get("device_busy_share"),
+        "wall_s": report["throughput"]["wall_s"],
+        "starts": len(report["starts"]),
+    }
+
+
+def report_text(document: Json) -> str:
+    """Returns the report in a few lines."""
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(document["outcomes"].items()))
+    lines = [f"{document['num_clips']:,} clips: {outcomes}"]
+    throughput = document["throughput"]
+    if throughput["clips_per_gpu_hour"]:
+        share = throughput["device_busy_share"]
+        busy = "" if share is None else f", devices busy {share:.1%} of the time from clip to clip"
+        lines.append(f"clips per GPU-hour: {throughput['clips_per_gpu_hour']:,.1f}{busy}")
+    for how, text in (
+        ("measured", "rendered with and without broadcast"),
+        ("derived", "from the clips' own full steps"),
+    ):
+        speedup = document["speedup"][how]
+        if speedup:
+            lines.append(f"speedup of denoising: {speedup['pab_factor']:.2f} x, {speedup['clips']:,} clips, {text}")
+    return "\n".join([*lines, *(f"{name:<8} {url}" for name, url in document["files"].items())])

@@ -1,0 +1,49 @@
+"""`retry`: forgets the failures of failed clips, keeping what they said, so that the next submit renders them again."""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+
+from jobs.store import layout
+from jobs.store.bucket import Bucket
+from pipeline.exits import Exit, UsageError
+from pipeline.run.run import load_run, open_bucket
+from pipeline.run.state import clip_id, keys_of, read_progress
+from pipeline.screen import Screen, counted
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Carries out `retry`."""
+    bucket = open_bucket(arguments.output)
+    load_run(bucket)
+    progress = read_progress(bucket)
+    keys = set(progress.not_rendered | progress.again)
+    if arguments.clip:
+        failed = {clip_id(key) for key in keys}
+        for name in arguments.clip:
+            if name not in failed:
+                raise UsageError(f"--clip {name}: no such clip has failed; see: python -m pipeline status {bucket.url}")
+        keys = keys_of(arguments.clip, keys)
+    keep_failures(bucket, keys)
+    forgotten = [clip_id(key) for key in bucket.forget_failures(keys)]
+    screen.result(
+        {"output": bucket.url, "clips": forgotten},
+        f"{counted(len(forgotten), 'failed clip')} will be tried again by the next submit"
+        + (f"; what they said is in {bucket.url}/history" if forgotten else ""),
+    )
+    return Exit.OK
+
+
+def keep_failures(bucket: Bucket, keys: set[str]) -> None:
+    """Copies the failures of these clips to `history/`, where no later submit looks. Raises BucketError."""
+    failures = bucket.failures()
+    numbered = [(key, number) for key in sorted(keys) for number in failures.get(key, ())]
+
+    def keep(failure: tuple[str, int]) -> None:
+        document = bucket.read_json(layout.failure(*failure))
+        stamp = "".join(letter for letter in str(document.get("failed_at", "")) if letter.isalnum())
+        bucket.write_json(f"history/{failure[0]}.{failure[1]}.{stamp}.json", document)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(keep, numbered))

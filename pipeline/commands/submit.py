@@ -1,0 +1,252 @@
+"""`submit`: from a manifest to videos. What is recorded is left out, so submitting again goes on where a run stopped."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from cluster.job import Cluster, JobRequest
+from jobs.progress import ClipProgress
+from jobs.store import layout
+from jobs.store.bucket import Bucket
+from manifests.accept import AcceptedManifest
+from pipeline.commands.manifest import accepted_manifest, tell_warnings
+from pipeline.commands.report import write_report
+from pipeline.exits import Exit, UsageError
+from pipeline.planning.cost import ClipCosts
+from pipeline.planning.dry_run import show_dry_run
+from pipeline.planning.inputs import plan_work
+from pipeline.planning.sharding import PlannedWork
+from pipeline.run.display import Display, open_display
+from pipeline.run.driver import Driver, ShardJob
+from pipeline.run.environment import environment_settings
+from pipeline.run.jobs_file import new_submit
+from pipeline.run.machines import driver_host, job_request, open_cluster, work_folder
+from pipeline.run.options import choose
+from pipeline.run.panel import PanelDisplay
+from pipeline.run.references import ReferenceReader, keep_references, known_references
+from pipeline.run.rules import RunRules, run_rules
+from pipeline.run.run import Run, check_same, find_run, open_bucket, pixel_settings, start_run
+from pipeline.run.settings import RunSettings, build_settings
+from pipeline.run.shards import create_shards
+from pipeline.run.state import read_progress
+from pipeline.run.summary import show_summary
+from pipeline.run.view import open_view
+from pipeline.screen import Screen, counted
+
+SECOND_CTRL_C_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One submit of a run: what was asked for, and where it goes. `left_out` clips were recorded before it began.
+
+    `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more.
+    """
+
+    settings: RunSettings
+    rules: RunRules
+    bucket: Bucket
+    run: Run
+    left_out: int
+    again: bool
+    screen: Screen
+
+
+def run(arguments: argparse.Namespace, screen: Screen) -> int:
+    """Carries out `submit`."""
+    settings = build_settings(arguments.manifest, choose(vars(arguments), environment_settings(), arguments.config))
+    if arguments.detach and settings.machines.cluster == "local":
+        raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
+    bucket = open_bucket(settings.output)
+    found = find_run(bucket)
+    rules = run_rules(settings.render, begun=found.weights if found else None)
+    known = known_references(bucket) if found else {}
+    references = ReferenceReader(known=known)
+    model = settings.render.model
+    with accepted_manifest(arguments.manifest, rules, model=model, read_references=references) as (accepted, path):
+        tell_warnings(accepted.warnings, screen)
+        _tell_weights(rules, found, screen)
+        if arguments.dry_run:
+            return _dry_run(settings, rules, bucket, found=found, accepted=accepted, path=path, screen=screen)
+        run_ = start_run(bucket, settings, manifest_digest=accepted.digest, num_clips=accepted.num_rows, rules=rules)
+        if references.known != known:
+            keep_references(bucket, references.known)
+        if not bucket.exists(layout.MANIFEST):
+            bucket.upload(path, layout.MANIFEST)
+        progress = read_progress(bucket)
+        work = plan_work(settings, rules, path, progress, bucket)
+        screen.note(f"mesh: {work.choice.reason}")
+        numbers = create_shards(bucket, work.shards, path)
+    submission = Submission(
+        settings=settings,
+        rules=rules,
+        bucket=bucket,
+        run=run_,
+        left_out=len(progress.recorded),
+        again=bool(progress.again),
+        screen=screen,
+    )
+    if not numbers:
+        return show_summary(bucket, run_, left_out=submission.left_out, screen=screen)
+    return _render(submission, work, numbers, detach=arguments.detach)
+
+
+def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
+    begun = found.weights if found else {}
+    for name, weights in rules.weights.items():
+        if weights.pinned != weights.asked:
+            as_before = ", as when this run began" if begun.get(name) == weights else ""
+            screen.note(f"weights of {name}: {weights.pinned}{as_before}")
+
+
+def _dry_run(
+    settings: RunSettings,
+    rules: RunRules,
+    bucket: Bucket,
+    *,
+    found: Run | None,
+    accepted: AcceptedManifest,
+    path: Path,
+    screen: Screen,
+) -> int:
+    asked = Run(
+        run_id="dry-run",
+        manifest_digest=accepted.digest,
+        num_clips=accepted.num_rows,
+        pixels=pixel_settings(settings, rules),
+        weights=rules.weights,
+    )
+    if found:
+        check_same(found, asked, bucket.url)
+    progress = read_progress(bucket)
+    work = plan_work(settings, rules, path, progress, bucket)
+    costs = ClipCosts(rules, settings.render.precision)
+    show_dry_run(settings, work, costs, progress=progress, num_clips=accepted.num_rows, screen=screen)
+    return Exit.OK
+
+
+def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], *, detach: bool) -> int:
+    settings, screen, bucket = submission.settings, submission.screen, submission.bucket
+    folder = work_folder(submission.run.run_id)
+    machines = settings.machines
+    screen.note(
+        f"{counted(work.num_clips, 'clip')} in {counted(len(numbers), 'job')} "
+        f"({submission.left_out:,} recorded before), mesh {work.mesh}, at most {machines.max_parallel_jobs} jobs at once"
+    )
+    cluster = open_cluster(machines, folder)
+    submit = new_submit(machines.cluster, str(folder))
+    driver = Driver(cluster, bucket, screen=screen, submit=submit, num_clips=submission.run.num_clips)
+    with ExitStack() as stack:
+        stack.enter_context(_interruptible())
+        host, wanted = driver_host(machines), settings.dask and not detach
+        prefix = machines.dashboard_prefix
+        view = stack.enter_context(open_view(folder / "dask", host=host, prefix=prefix, screen=screen, wanted=wanted))
+        progress = view.progress(min(len(numbers), machines.max_parallel_jobs))
+        asked = _shard_jobs(submission, work, numbers, progress)
+        try:
+            driver.start(asked)
+            if detach:
+                return _detached(submission, driver)
+            planned_s = max(sum(s.seconds for s in work.shards.shards) / machines.max_parallel_jobs, 0.0)
+            display: Display = open_display()
+            if view.dashboard is not None:
+                display = PanelDisplay(display, view, bucket=bucket, planned_speedup=work.speedup)
+            driver.run(display, planned_s=planned_s, keep_alive=view.keep_alive)
+        except KeyboardInterrupt:
+            return _interrupted(submission, cluster, driver)
+        finally:
+            if not detach:
+                driver.end()
+    write_report(bucket, submission.run)
+    return show_summary(bucket, submission.run, left_out=submission.left_out, screen=screen, dashboard=view.url)
+
+
+def _shard_jobs(
+    submission: Submission, work: PlannedWork, numbers: dict[int, int], progress: ClipProgress
+) -> list[ShardJob]:
+    settings = submission.settings.job_settings(
+        run_id=submission.run.run_id,
+        mesh=work.mesh,
+        broadcast_rules=submission.rules.job_broadcasts(),
+        pinned_weights=submission.rules.pinned_weights(),
+        longest_clip_s=work.longest_clip_s,
+    )
+
+    def request(index: int, number: int, *, again: bool) -> JobRequest:
+        return job_request(
+            settings,
+            submission.settings.machines,
+            shard=number,
+            planned_s=work.shards.shards[index].seconds,
+            progress=progress,
+            again=again,
+        )
+
+    return [
+        ShardJob(
+            shard=number,
+            num_clips=work.shards.shards[index].num_clips,
+            request=request(index, number, again=submission.again),
+            again=request(index, number, again=True),
+        )
+        for index, number in numbers.items()
+    ]
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    # A driver that is told to end ends like one that is interrupted: its local jobs go with it in an orderly way.
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> int:
+    screen, output = submission.screen, submission.settings.output
+    again = f"submit again to go on, or look: python -m pipeline status {output}"
+    if submission.settings.machines.cluster == "local":
+        screen.note("interrupted: ending the local jobs")
+        # Takes seconds. `timeout` and `make` both pass a signal on, so the second one must not cut this short.
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)
+        cluster.cancel(driver.jobs)
+        screen.error("interrupted", f"interrupted; what is rendered stays, {again}", Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
+    screen.note(f"interrupted: the SLURM jobs go on; Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them")
+    try:
+        time.sleep(SECOND_CTRL_C_S)
+    except KeyboardInterrupt:
+        cluster.cancel(driver.jobs)
+        screen.error("interrupted", f"interrupted, the SLURM jobs are cancelled; {again}", Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
+    screen.error(
+        "interrupted",
+        f"interrupted; the SLURM jobs go on (to end them: python -m pipeline cancel {output}); {again}",
+        Exit.INTERRUPTED,
+    )
+    return Exit.INTERRUPTED
+
+
+def _detached(submission: Submission, driver: Driver) -> int:
+    output = submission.settings.output
+    ids = sorted({job.id for job in driver.jobs if job.id})
+    submission.screen.result(
+        {"output": output, "run_id": submission.run.run_id, "jobs": {job.name: job.id for job in driver.jobs}},
+        f"{counted(len(driver.jobs), 'job')} handed to SLURM ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})\n"
+        f"  how far:  python -m pipeline status {output}\n"
+        f"  end them: python -m pipeline cancel {output}\n"
+        "  jobs that are lost are started again by the next submit",
+    )
+    return Exit.OK

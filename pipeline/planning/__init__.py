@@ -1,0 +1,1 @@
+"""What a run will take: seconds, memory, meshes, shards."""

@@ -1,0 +1,66 @@
+"""Seconds of a clip on the ranks that render it together: measured, or scaled from what was, or the family's figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log2
+
+from jobs.settings import Mesh
+from manifests.shards import ClipGroup
+from pipeline.planning.cost import ClipCosts
+from pipeline.planning.measured import NOTHING_MEASURED, MeasuredTimes
+
+MEASURED, SCALED, FIGURES = "measured", "scaled from measured", "the family's figures"
+CFG_EFFICIENCY, SP_EFFICIENCY = 0.97, 0.93
+"""Of each doubling of ranks, where nothing is measured: not zero loss, so that of equals the one that exchanges less wins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """Seconds, and where they are from."""
+
+    seconds: float
+    source: str
+
+
+class ClipTimes:
+    """What clips take on a mesh's `cfg` x `sp` ranks; `dp` is how many such groups of ranks stand side by side."""
+
+    def __init__(self, costs: ClipCosts, measured: MeasuredTimes = NOTHING_MEASURED) -> None:
+        self.costs = costs
+        self.measured = measured
+
+    def per_clip(self, group: ClipGroup, mesh: Mesh) -> Timed:
+        """Returns the seconds in which the ranks render one more clip: of a clip in a batch its share."""
+        cfg, sp = self._axes(group, mesh)
+        found = self.measured.seconds(group, cfg, sp)
+        return self._scaled(group, mesh) if found is None else Timed(seconds=found, source=MEASURED)
+
+    def latency(self, group: ClipGroup, mesh: Mesh) -> Timed:
+        """Returns the seconds from a clip's first step to its frames, alone."""
+        cfg, sp = self._axes(group, mesh)
+        found = self.measured.latency(group, cfg, sp)
+        return self._scaled(group, mesh) if found is None else Timed(seconds=found, source=MEASURED)
+
+    def without_broadcast(self, group: ClipGroup, mesh: Mesh) -> float:
+        """Returns `per_clip` of the clip rendered without broadcast, by the ratio that the family's figures give."""
+        costs = self.costs
+        return self.per_clip(group, mesh).seconds * costs.seconds_without_broadcast(group) / costs.seconds(group)
+
+    def _axes(self, group: ClipGroup, mesh: Mesh) -> tuple[int, int]:
+        # A clip of one branch leaves nothing to share over cfg: both ranks render the same.
+        return (mesh.cfg if self.costs.two_branches(group) else 1), mesh.sp
+
+    def _scaled(self, group: ClipGroup, mesh: Mesh) -> Timed:
+        known = self.measured.meshes(group)
+        expected = self._expected(group, *self._axes(group, mesh))
+        if not known:
+            return Timed(seconds=expected, source=FIGURES)
+        cfg, sp = known[0]
+        found = self.measured.seconds(group, cfg, sp)
+        assert found is not None, "a mesh that was measured has seconds"
+        return Timed(seconds=found * expected / self._expected(group, cfg, sp), source=SCALED)
+
+    def _expected(self, group: ClipGroup, cfg: int, sp: int) -> float:
+        speedup = cfg * CFG_EFFICIENCY ** log2(cfg) * sp * SP_EFFICIENCY ** log2(sp)
+        return self.costs.seconds(group) / speedup

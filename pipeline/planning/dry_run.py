@@ -1,0 +1,173 @@
+"""`submit --dry-run`: jobs, time, saving, plan and scripts of what would be done."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+
+from cluster.slurm_settings import UnreachableError
+from manifests.shards import ClipGroup
+from pab.broadcast.foresight import ForesightRules
+from pab.broadcast.plan import BroadcastPlan
+from pab.broadcast.rules import ATTENTION_KINDS
+from pipeline.planning.cost import ClipCosts
+from pipeline.planning.sharding import PlannedWork
+from pipeline.run.machines import job_request, limit_min, open_slurm
+from pipeline.run.settings import RunSettings
+from pipeline.run.state import Progress
+from pipeline.screen import Screen, counted, duration
+
+
+def show_dry_run(
+    settings: RunSettings,
+    work: PlannedWork,
+    costs: ClipCosts,
+    *,
+    progress: Progress,
+    num_clips: int,
+    screen: Screen,
+) -> None:
+    """Shows the plan of a submit; nothing is written or started."""
+    document = dry_run_document(settings, work, costs, progress=progress, num_clips=num_clips)
+    scripts, start = slurm_answers(settings, work)
+    document |= {"scripts": scripts, "expected_start": start.isoformat() if start else None}
+    screen.result(document, _text(settings, work, costs, document, scripts))
+
+
+def slurm_answers(settings: RunSettings, work: PlannedWork) -> tuple[list[str], datetime | None]:
+    """Returns the sbatch scripts of the jobs, one for each time limit, and when SLURM would start the first of them.
+
+    Nothing for jobs on this machine; no time where SLURM says none or is away. Raises ClusterError for what sbatch refuses.
+    """
+    machines, shards = settings.machines, work.shards.shards
+    if machines.cluster == "local" or not shards:
+        return [], None
+    job_settings = settings.job_settings(run_id="dry-run", mesh=work.mesh, broadcast_rules=None, pinned_weights={})
+    by_limit: dict[int, list[float]] = {}
+    for shard in shards:
+        by_limit.setdefault(limit_min(machines, shard.seconds), []).append(shard.seconds)
+    with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
+        slurm = open_slurm(machines, Path(folder))
+        requests = [
+            (job_request(job_settings, machines, shard=0, planned_s=seconds[0]), len(seconds))
+            for _, seconds in sorted(by_limit.items())
+        ]
+        scripts = [slurm.script(request, num_jobs=count) for request, count in requests]
+        try:
+            return scripts, slurm.expected_start(requests[0][0])
+        except UnreachableError:
+            return scripts, None
+
+
+def dry_run_document(
+    settings: RunSettings, work: PlannedWork, costs: ClipCosts, *, progress: Progress, num_clips: int
+) -> dict[str, object]:
+    """Returns the plan of a submit as JSON values."""
+    shards = work.shards.shards
+    ranks = settings.machines.ranks_per_job
+    job_s = sum(shard.seconds for shard in shards)
+    longest_s = max((shard.seconds for shard in shards), default=0.0)
+    at_once = max(1, min(settings.machines.max_parallel_jobs, len(shards)))
+    return {
+        "output": settings.output,
+        "num_clips": num_clips,
+        "recorded": len(progress.recorded),
+        "failed": len(progress.not_rendered),
+        "to_render": work.num_clips,
+        "jobs": len(shards),
+        "jobs_over_minutes": len(work.shards.over_bound),
+        "mesh": str(work.mesh),
+        "mesh_reason": work.choice.reason,
+        "meshes": [facts.to_dict() for facts in work.choice.considered],
+        "longest_job_minutes": round(longest_s / 60, 2),
+        "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
+        "gpu_hours": round(job_s * ranks / 3600, 3),
+        "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
+        "groups": [_group_document(work, costs, group) for group in sorted(work.groups)],
+    }
+
+
+def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> dict[str, object]:
+    plan = costs.plan(group)
+    attention = [(plan.computed(kind) * group.loops, plan.total(kind) * group.loops) for kind in ATTENTION_KINDS]
+    document: dict[str, object] = {
+        **asdict(group),
+        "num_clips": work.groups[group],
+        "seconds_per_clip": round(work.times.per_clip(group, work.mesh).seconds / work.mesh.dp, 3),
+        "attention_calls": sum(total for _, total in attention),
+        "attention_calls_computed": sum(computed for computed, _ in attention),
+        "plan": plan.digest,
+    }
+    if isinstance(plan.rules, ForesightRules):
+        document["least_share"] = round(plan.rules.least_share(plan.num_steps), 4)
+    if work.mesh.sp > 1:
+        document |= {
+            "all_to_alls": plan.all_to_alls * group.loops,
+            "all_to_alls_without_broadcast": plan.all_to_alls_without_broadcast * group.loops,
+        }
+    return document
+
+
+def _text(
+    settings: RunSettings, work: PlannedWork, costs: ClipCosts, document: dict[str, object], scripts: list[str]
+) -> str:
+    lines = [
+        (
+            f"{counted(work.num_clips, 'clip')} of {document['num_clips']:,} to render "
+            f"({document['recorded']:,} recorded, {document['failed']:,} failed) into {settings.output}"
+        )
+    ]
+    if work.num_clips:
+        group = work.largest_group
+        lines += [
+            (
+                f"{counted(len(work.shards.shards), 'job')} of {settings.machines.nodes_per_job} x "
+                f"{settings.machines.gpus_per_node} ranks, mesh {work.mesh}, at most {settings.machines.max_parallel_jobs} "
+                f"at once on {settings.machines.cluster}"
+            ),
+            (
+                f"planned: longest job {document['longest_job_minutes']} min, all {document['wall_minutes']} min, "
+                f"{document['gpu_hours']} {'GPU' if settings.render.device == 'cuda' else 'rank'}-hours, "
+                f"{document['planned_speedup']} x as fast as without broadcast"
+            ),
+            *_over_bound(document),
+            "",
+            *work.mesh_lines,
+            "",
+            (
+                f"plan of {counted(work.groups[group], 'clip')}: {group.model} {group.width}x{group.height}, "
+                f"{group.num_frames} frames{_loops(group)}, {group.num_steps} steps, broadcast {group.broadcast}"
+            ),
+            _saving(_group_document(work, costs, group)),
+            _plan_text(costs.plan(group)),
+        ]
+    if document["expected_start"]:
+        lines += ["", f"SLURM expects to start the first job at {document['expected_start']}"]
+    for script in scripts:
+        lines += ["", script]
+    return "\n".join([*lines, "", "nothing was started or written"])
+
+
+def _loops(group: ClipGroup) -> str:
+    return f" in each of {group.loops} loops" if group.loops > 1 else ""
+
+
+def _over_bound(document: dict[str, object]) -> list[str]:
+    over = document["jobs_over_minutes"]
+    return [f"{over} of them hold one clip that takes longer than --job-minutes"] if over else []
+
+
+def _plan_text(plan: BroadcastPlan) -> str:
+    if isinstance(plan.rules, ForesightRules):
+        return plan.rules.table(plan.num_steps)
+    return plan.table()
+
+
+def _saving(group: dict[str, object]) -> str:
+    bound = "at most " if "least_share" in group else ""
+    text = f"attention calls computed: {bound}{group['attention_calls_computed']} of {group['attention_calls']}"
+    if "all_to_alls" in group:
+        text += f", all-to-alls of a pass: {group['all_to_alls']} of {group['all_to_alls_without_broadcast']}"
+    return f"{text}, about {duration(float(str(group['seconds_per_clip'])))} per clip"

@@ -1,0 +1,46 @@
+"""What a plan is made from: prices of clips, times that were measured before, and the memory of the devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.devices import gpu_memory_bytes
+from jobs.store.bucket import Bucket
+from pipeline.planning.clip_times import ClipTimes
+from pipeline.planning.cost import ClipCosts
+from pipeline.planning.measured import read_measured_file, read_measured_jobs
+from pipeline.planning.mesh import GB
+from pipeline.planning.sharding import DeviceMemory, PlannedWork, WorkPlanner
+from pipeline.run.rules import RunRules
+from pipeline.run.settings import RunSettings
+from pipeline.run.state import Progress
+
+
+def plan_work(
+    settings: RunSettings, rules: RunRules, accepted: Path, progress: Progress, bucket: Bucket
+) -> PlannedWork:  # fmt: skip
+    """Plans the accepted rows that have no record and no failure. Raises UsageError, BucketError."""
+    precision, file = settings.render.precision, settings.machines.measured
+    before = read_measured_jobs(bucket, precision=precision)
+    measured = read_measured_file(file, precision=precision) if file else before
+    planner = WorkPlanner(
+        times=ClipTimes(ClipCosts(rules, precision), measured),
+        rules=rules,
+        machines=settings.machines,
+        render=settings.render,
+        memory=_device_memory(settings, before.device_bytes),
+    )
+    return planner.plan(accepted, progress.recorded | progress.not_rendered)
+
+
+def _device_memory(settings: RunSettings, of_earlier_jobs: float | None) -> DeviceMemory:
+    asked = settings.machines.gpu_memory_gb
+    if asked is not None:
+        return DeviceMemory(size_bytes=asked * GB, source="--gpu-memory")
+    if settings.render.device == "cpu":
+        return DeviceMemory(size_bytes=None, source="ranks on a CPU share the machine's")
+    if of_earlier_jobs is not None:
+        return DeviceMemory(size_bytes=of_earlier_jobs, source="what earlier jobs had")
+    if settings.machines.cluster == "local" and (told := gpu_memory_bytes()) is not None:
+        return DeviceMemory(size_bytes=told, source="what the driver says")
+    return DeviceMemory(size_bytes=None, source="not known; say --gpu-memory GB")

@@ -1,0 +1,1 @@
+"""What a run is, how far it is, and what drives it."""

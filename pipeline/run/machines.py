@@ -1,0 +1,111 @@
+"""From settings to machines: the cluster that runs a run's jobs, its folder, and what is asked for each shard."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+from cluster.job import Cluster, JobRequest
+from cluster.local import LocalCluster
+from cluster.slurm import SlurmCluster
+from cluster.slurm_settings import SlurmSettings
+from jobs.progress import ClipProgress, NoProgress
+from jobs.render import RenderShard
+from jobs.settings import JobSettings
+from jobs.store import layout
+from pipeline.exits import UsageError
+from pipeline.run.settings import MachineSettings
+
+LIMIT_SHARE, LIMIT_MIN = 1.5, 10
+"""SLURM's limit above the planned minutes: planning is an estimate, and a job that is cut off starts anew."""
+LOOPBACK = "127.0.0.1"
+DEADLINE_S = 120.0
+"""A job stops taking clips so long before SLURM's limit."""
+
+
+def work_folder(run_id: str) -> Path:
+    """Returns where a run's submitit files, error output and scheduler file are: a folder that jobs see too."""
+    return Path("runs/.jobs").absolute() / run_id
+
+
+def driver_host(machines: MachineSettings) -> str:
+    """Returns the address at which jobs reach Dask: `--dashboard-host`, else loopback for local jobs, else the host's own."""
+    if machines.dashboard_host:
+        return machines.dashboard_host
+    if machines.cluster == "local":
+        return LOOPBACK
+    try:
+        found = socket.gethostbyname(socket.gethostname())
+        if not found.startswith("127."):
+            return found
+        # Many systems name themselves by a loopback address: the one that packets to elsewhere would carry is asked for.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("10.255.255.255", 1))  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return LOOPBACK
+
+
+def open_cluster(machines: MachineSettings, folder: Path) -> Cluster:
+    """Returns the cluster that the settings name. Raises ClusterError."""
+    if machines.cluster == "local":
+        return LocalCluster(folder, machines.max_parallel_jobs)
+    cluster = open_slurm(machines, folder)
+    # Of a driver that is gone, a job that SLURM holds after a failed launch would wait for ever: this one lets it go too.
+    cluster.submitted()
+    return cluster
+
+
+def open_slurm(machines: MachineSettings, folder: Path) -> SlurmCluster:
+    """Returns SLURM with the settings of a run. Raises ClusterError for options that this site's sbatch does not know."""
+    extra = dict(machines.slurm)
+    cpus = extra.pop("cpus-per-task", None)
+    mem = extra.pop("mem", None)
+    settings = SlurmSettings(
+        partition=machines.partition,
+        account=machines.account,
+        qos=machines.qos,
+        max_parallel_jobs=machines.max_parallel_jobs,
+        cpus_per_task=_whole("cpus-per-task", cpus),
+        mem=None if mem is None else str(mem),
+        extra=extra,
+    )
+    return SlurmCluster(folder, settings)
+
+
+def _whole(name: str, value: str | bool | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not value.isdigit() or int(value) < 1:
+        raise UsageError(f"--slurm {name}={value}, needs a whole number of 1 or more")
+    return int(value)
+
+
+def limit_min(machines: MachineSettings, planned_s: float) -> int:
+    """Returns the time limit of a job in minutes."""
+    return ceil(max(machines.job_minutes, planned_s / 60) * LIMIT_SHARE) + LIMIT_MIN
+
+
+def job_request(
+    settings: JobSettings,
+    machines: MachineSettings,
+    *,
+    shard: int,
+    planned_s: float,
+    progress: ClipProgress | None = None,
+    again: bool = False,
+) -> JobRequest:
+    """Returns what is asked for one shard. `again`: the job also tries clips that failed before."""
+    minutes = limit_min(machines, planned_s)
+    if machines.cluster == "slurm":
+        settings = replace(settings, deadline_s=60 * minutes - DEADLINE_S)
+    return JobRequest(
+        name=layout.job_name(shard),
+        call=RenderShard(settings=settings, shard=shard, progress=progress or NoProgress(), again=again),
+        num_nodes=machines.nodes_per_job,
+        ranks_per_node=machines.gpus_per_node,
+        gpus_per_node=machines.gpus_per_node if settings.device == "cuda" else 0,
+        timeout_min=minutes,
+    )

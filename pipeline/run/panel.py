@@ -1,0 +1,93 @@
+"""The run page of the dashboard: what the driver's display shows, also for a browser, and job by job."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol, Self
+
+from cluster.job import JobState
+from cluster.run_state import RunState
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError
+from pipeline.run.display import Display, Snapshot
+from pipeline.screen import counted, duration
+
+EVERY_S = 2.0
+_MOST_JOBS = 500
+"""A page of more lines is of no use to anybody; running jobs come first."""
+_ORDER = {JobState.RUNNING.value: 0, JobState.WAITING.value: 1}
+
+
+class Page(Protocol):
+    """Where the run is shown, e.g. a `View`."""
+
+    def show(self, state: RunState) -> None:
+        """Shows the run as it is now."""
+
+
+class PanelDisplay:
+    """Shows every snapshot where `inner` does, and on a page, at most every `every_s`."""
+
+    def __init__(
+        self, inner: Display, page: Page, *, bucket: Bucket, planned_speedup: float | None, every_s: float = EVERY_S
+    ) -> None:
+        self._inner = inner
+        self._page = page
+        self._every_s = every_s
+        self._bucket = bucket
+        self._planned_speedup = planned_speedup
+        self._shown_at = float("-inf")
+        self._measured: dict[str, float | None] = {}
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Shows how far the run is."""
+        self._inner.update(snapshot)
+        now = time.monotonic()
+        if now - self._shown_at < self._every_s:
+            return
+        self._shown_at = now
+        self._read_one_report(snapshot)
+        jobs = sorted(snapshot.jobs, key=lambda job: (_ORDER.get(job.state, 2), job.name))[:_MOST_JOBS]
+        self._page.show(RunState(title=self._bucket.url, facts=self._facts(snapshot), jobs=jobs))
+
+    def __enter__(self) -> Self:
+        self._inner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inner.__exit__(kind, error, trace)
+
+    def _facts(self, snapshot: Snapshot) -> list[tuple[str, str]]:
+        rate = snapshot.clips_per_gpu_hour
+        return [
+            ("rendered", f"{snapshot.rendered:,} of {snapshot.num_clips:,}"),
+            ("failed", f"{snapshot.failed:,}"),
+            ("running", f"{snapshot.started:,}"),
+            ("jobs", f"{snapshot.jobs_running:,} running, {snapshot.jobs_waiting:,} waiting"),
+            ("clips per GPU-hour", "not yet known" if rate is None else f"{rate:,.1f}"),
+            ("time left", "not yet known" if snapshot.eta_s is None else duration(snapshot.eta_s)),
+            ("broadcast makes it", self._saving()),
+        ]
+
+    def _saving(self) -> str:
+        measured = [factor for factor in self._measured.values() if factor is not None]
+        if measured:
+            return f"{sum(measured) / len(measured):.2f} x as fast, measured in {counted(len(measured), 'job')}"
+        planned = self._planned_speedup
+        return "not yet known" if planned is None else f"{planned:.2f} x as fast, as planned"
+
+    def _read_one_report(self, snapshot: Snapshot) -> None:
+        # One at a time: a run has a thousand jobs, and its driver has more to do than to draw.
+        ended = (job.name for job in snapshot.jobs if job.state == JobState.ENDED.value)
+        name = next((name for name in ended if name not in self._measured), None)
+        if name is None:
+            return
+        try:
+            speedup = self._bucket.read_json(layout.job_report(layout.shard_of(name)))["speedup"]
+        except (FileNotFoundError, BucketError):
+            speedup = {}
+        found = speedup.get("measured") or speedup.get("derived") or {}
+        self._measured[name] = found.get("pab_factor")

@@ -1,0 +1,85 @@
+"""`reports/index.parquet`: the accepted rows with their extra columns, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.read import open_manifest
+from pipeline.run.report_rows import ClipRow, RunRows
+
+BATCH_ROWS = 8192
+_ADDED = pa.schema(
+    [
+        ("outcome", pa.string()),
+        ("error", pa.string()),
+        ("video_url", pa.string()),
+        ("plan", pa.string()),
+        ("elapsed_s", pa.float64()),
+        ("denoise_s", pa.float64()),
+    ]
+)
+
+
+@dataclass(slots=True)
+class IndexTotals:
+    """Sums over rows, gathered while the index is written. Baselines are of clips whose own full steps tell one."""
+
+    outcomes: dict[str, int] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+    denoise_s: float = 0.0
+    compared_clips: int = 0
+    compared_s: float = 0.0
+    baseline_s: float = 0.0
+
+    def add(self, row: ClipRow) -> None:
+        """Takes in one clip."""
+        self.outcomes[row.outcome] = self.outcomes.get(row.outcome, 0) + 1
+        self.elapsed_s += row.elapsed_s or 0.0
+        self.denoise_s += row.denoise_s or 0.0
+        if row.baseline_s is not None and row.denoise_s is not None:
+            self.compared_clips += 1
+            self.compared_s += row.denoise_s
+            self.baseline_s += row.baseline_s
+
+
+def write_index(manifest_url: str, rows: RunRows, errors: Mapping[str, str], *, url: str, path: Path) -> IndexTotals:
+    """Writes the index of a run to a local file. `url`: the run's, which videos are named under.
+
+    A column of the manifest that is named like one of ours keeps its values as `<name>_in_manifest`.
+    """
+    totals = IndexTotals()
+    with open_manifest(manifest_url) as manifest:
+        kept = [pa.field(_kept_name(column.name), column.type) for column in manifest.schema]
+        schema = pa.schema([*kept, *_ADDED])
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for batch in manifest.iter_batches(batch_rows=BATCH_ROWS):
+                ids = batch.column("clip_id").to_pylist()
+                keys = [
+                    f"{name}.{digest}" for name, digest in zip(ids, batch.column("digest").to_pylist(), strict=True)
+                ]
+                found = rows.rows(keys)
+                for row in found:
+                    totals.add(row)
+                added = [
+                    [row.outcome for row in found],
+                    [
+                        errors.get(name) if row.outcome != "rendered" else None
+                        for name, row in zip(ids, found, strict=True)
+                    ],
+                    [f"{url}/{row.video}" if row.video else None for row in found],
+                    [row.plan for row in found],
+                    [row.elapsed_s for row in found],
+                    [row.denoise_s for row in found],
+                ]
+                arrays = [pa.array(values, kind.type) for values, kind in zip(added, _ADDED, strict=True)]
+                writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema))
+    return totals
+
+
+def _kept_name(name: str) -> str:
+    return f"{name}_in_manifest" if name in _ADDED.names else name

@@ -1,0 +1,95 @@
+"""What became of every clip of a run: from the jobs' reports, a few files, and from single records where no report tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.reports.report import derived_baseline_s, reuses
+from jobs.store.bucket import Bucket
+from pipeline.run.state import FailedClip, Progress
+
+_PARALLEL_READS = 16
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipRow:
+    """How one clip ended. `outcome`: "rendered", "failed", "quarantined" or "left"; the rest is of rendered ones.
+
+    `denoise_s`: its denoising loop; `baseline_s`: what the loop would take if every step took as long as the clip's own
+    full ones, None for a clip that reuses nothing or has no full step.
+    """
+
+    outcome: str
+    elapsed_s: float | None = None
+    denoise_s: float | None = None
+    baseline_s: float | None = None
+    plan: str | None = None
+    video: str | None = None
+
+
+def read_job_reports(bucket: Bucket) -> list[Json]:
+    """Returns the jobs' reports, by shard. Raises BucketError."""
+    names = sorted(name for name in bucket.names("reports") if name.startswith("job-") and name.endswith(".json"))
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        return list(pool.map(lambda name: bucket.read_json(f"reports/{name}"), names))
+
+
+def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
+    """Returns, by clip key, the rendered clips that the jobs' reports tell of; a clip may stand in several."""
+    rows: dict[str, ClipRow] = {}
+    for report in reports:
+        for row in report["clips"]:
+            if row["outcome"] == "rendered":
+                rows[f"{row['clip_id']}.{row['digest']}"] = ClipRow(
+                    outcome="rendered",
+                    elapsed_s=row["elapsed_s"],
+                    denoise_s=row["denoise_s"],
+                    baseline_s=row["derived_baseline_s"] if row["pab_factor_derived"] is not None else None,
+                    plan=row["plan"],
+                    video=row["video"],
+                )
+    return rows
+
+
+class RunRows:
+    """Every clip's row, asked for by key in batches."""
+
+    def __init__(self, bucket: Bucket, progress: Progress, told: Mapping[str, ClipRow]) -> None:
+        self._bucket = bucket
+        self._progress = progress
+        self._told = told
+
+    def rows(self, keys: Sequence[str]) -> list[ClipRow]:
+        """Returns the rows of these clips, in their order. Raises BucketError."""
+        progress = self._progress
+        untold = [key for key in keys if key in progress.recorded and key not in self._told]
+        read = {key: record_row(record) for key, record in self._bucket.records(untold).items()}
+        return [self._row(key, read) for key in keys]
+
+    def _row(self, key: str, read: Mapping[str, ClipRow]) -> ClipRow:
+        if key in self._progress.recorded:
+            return self._told.get(key) or read[key]
+        if key in self._progress.failed:
+            return ClipRow(outcome="failed")
+        return ClipRow(outcome="quarantined" if key in self._progress.quarantined else "left")
+
+
+def record_row(record: Json) -> ClipRow:
+    """Returns the row of a clip from its record."""
+    return ClipRow(
+        outcome="rendered",
+        elapsed_s=record["elapsed_s"],
+        denoise_s=sum(record["steps"]["seconds"]),
+        baseline_s=derived_baseline_s(record) if reuses(record) else None,
+        plan=record["plan"]["digest"],
+        video=record["video"]["path"],
+    )
+
+
+def errors_by_id(failures: Iterable[FailedClip]) -> dict[str, str]:
+    """Returns the reasons of failed clips by clip id."""
+    return {failure.clip_id: f"{failure.error} in {failure.stage}: {failure.message}" for failure in failures}

@@ -1,0 +1,209 @@
+"""What rows of a run may say: the families' own limits, joined with the run's weights, precision and broadcasts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from manifests.rules import ClipLoops, FamilyRules
+from pab.broadcast.foresight import ForesightRules
+from pab.broadcast.rules import Rules, rules_from_dict
+from pab.broadcast.step_rules import StepRules
+from pab.conditioning.loops import Loops
+from pab.conditioning.references import ReferenceRules
+from pab.families import FAMILIES
+from pab.family import Family
+from pipeline.exits import UsageError
+from pipeline.run.settings import RenderSettings
+from pipeline.run.weights import RunWeights, WeightsLookup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRules:
+    """Families by name, the rules of their rows, and the user's own broadcast rules.
+
+    `weights`: of the families that rows have named so far. `left_out`: families that rows cannot name, with the reason.
+    """
+
+    families: Mapping[str, Family]
+    rows: Mapping[str, FamilyRules]
+    weights: Mapping[str, RunWeights]
+    own_broadcasts: Mapping[str, Rules]
+    left_out: Mapping[str, str]
+
+    def broadcast(self, model: str, name: str) -> Rules:
+        """Returns the rules that a row's `model` and `broadcast` mean."""
+        presets = self.families[model].presets
+        return presets[name] if name in presets else self.own_broadcasts[name]
+
+    def pinned_weights(self) -> dict[str, str]:
+        """Returns by family what jobs load, for JobSettings. A family that loads its own files is not there."""
+        return {name: weights.pinned for name, weights in self.weights.items() if weights.pinned is not None}
+
+    def job_broadcasts(self) -> dict[str, dict[str, object]] | None:
+        """Returns the user's own rules as plain values, for JobSettings."""
+        return {name: rules.to_dict() for name, rules in self.own_broadcasts.items()} or None
+
+
+def run_rules(
+    render: RenderSettings, families: Mapping[str, Family] = FAMILIES, *, begun: Mapping[str, RunWeights] | None = None
+) -> RunRules:
+    """Makes the rules of a run. `begun`: the weights of the run that goes on, by family.
+
+    `--weights` without a family's name belong to `--model`: with them only it and the families that are named there may
+    render. Otherwise a family that is not named there has its own, looked up when a row names it. Raises UsageError for an
+    unknown model, weights, precision or broadcast.
+    """
+    family = _family(render.model, families)
+    own, default = _broadcast(render, family)
+    left_out = _left_out(render, families)
+    lookup = WeightsLookup(render.weights_of, begun or {})
+    try:
+        if render.model in left_out:
+            raise ValueError(left_out[render.model])
+        lookup.find(family)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--model {render.model}: {error}") from error
+    known = {name: family for name, family in families.items() if name not in left_out}
+    rows = {
+        name: family_rules(
+            family,
+            identity=partial(_identity, lookup, family, render),
+            own_broadcasts=_usable(own, family),
+            default_broadcast=default if default in (*family.presets, *_usable(own, family)) else None,
+        )
+        for name, family in known.items()
+    }
+    return RunRules(families=known, rows=rows, weights=lookup.found, own_broadcasts=own, left_out=left_out)
+
+
+def family_rules(
+    family: Family,
+    *,
+    identity: Callable[[], str],
+    own_broadcasts: Mapping[str, Rules],
+    default_broadcast: str | None,
+) -> FamilyRules:
+    """Returns one family's limits and defaults as plain ranges."""
+    limits = family.limits
+    return FamilyRules(
+        name=family.name,
+        num_frames=limits.num_frames,
+        height=limits.height,
+        width=limits.width,
+        fps=limits.fps,
+        num_steps=limits.num_steps,
+        guidance_scale=limits.guidance_scale,
+        max_tokens=limits.max_tokens,
+        max_prompt_chars=limits.max_prompt_chars,
+        images=limits.images,
+        broadcasts={name: rules.digest for name, rules in {**family.presets, **own_broadcasts}.items()},
+        identity=identity,
+        num_tokens=family.num_tokens,
+        check_mask=None if family.references is None else partial(_check_mask, family.references),
+        clip_loops=None if family.references is None else partial(_clip_loops, family.references),
+        defaults=asdict(family.defaults) | ({"broadcast": default_broadcast} if default_broadcast else {}),
+    )
+
+
+def _check_mask(
+    rules: ReferenceRules, strategy: str, reference_frames: Sequence[int], num_frames: int, loops: int
+) -> None:
+    rules.masks(strategy, reference_frames, num_frames, Loops(count=loops))
+
+
+def _clip_loops(
+    rules: ReferenceRules, prompt: str, num_frames: int, count: int | None, length: int | None, edit: float | None
+) -> ClipLoops:
+    loops = rules.loops(prompt, num_frames, count=count, length=length, edit=edit)
+    several = loops.count > 1
+    return (
+        loops.count,
+        loops.condition_frame_length if several else None,
+        loops.condition_frame_edit if several else None,
+    )
+
+
+def _usable(own: Mapping[str, Rules], family: Family) -> dict[str, Rules]:
+    return {name: rules for name, rules in own.items() if _fits(rules, family)}
+
+
+def _fits(rules: Rules, family: Family) -> bool:
+    if isinstance(rules, StepRules):
+        return rules.misfit(family.name, family.sites) is None
+    return family.keeps_blocks or not isinstance(rules, ForesightRules)
+
+
+def _family(name: str, families: Mapping[str, Family]) -> Family:
+    if name not in families:
+        raise UsageError(f"--model {name!r} is not known, allowed: {', '.join(families)}")
+    return families[name]
+
+
+def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings) -> str:
+    return f"weights {lookup.find(family).digest} precision {render.precision}{render.execution(family).identity}"
+
+
+def _left_out(render: RenderSettings, families: Mapping[str, Family]) -> dict[str, str]:
+    left_out = {
+        name: f"precision {render.precision!r}, {name} runs in {', '.join(family.precisions)}"
+        for name, family in families.items()
+        if render.precision not in family.precisions
+    }
+    left_out |= {
+        name: f"--linears {render.linears}: {name} has no 8-bit matrix products, only full"
+        for name, family in families.items()
+        if render.linears == "float8" and not family.float8
+    }
+    others = [name for name in families if render.weights and render.weights_of(name) is None]
+    return left_out | {
+        name: f"--weights belong to --model {render.model}; add --weights {name}=DIR_OR_HUB_ID" for name in others
+    }
+
+
+def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules], str | None]:
+    # Returns the user's own rules by name, and the name that rows get by default.
+    asked = render.broadcast
+    if asked is None or asked in family.presets:
+        return {}, asked
+    path = Path(asked)
+    if path.suffix != ".json":
+        raise UsageError(
+            f"--broadcast {asked!r} is no preset of {family.name} ({', '.join(family.presets)}) and no .json file"
+        )
+    name = path.stem
+    if name in family.presets:
+        raise UsageError(f"--broadcast {asked}: {name!r} is a preset of {family.name}; rename the file")
+    rules = read_broadcast(path)
+    if isinstance(rules, ForesightRules):
+        if not family.keeps_blocks:
+            raise UsageError(
+                f"--broadcast {asked}: foresight keeps outputs of whole blocks, {family.name} those of attention and MLP "
+                f"modules; use one of its presets ({', '.join(family.presets)}) or rules by kind of site"
+            )
+        return {name: rules}, name
+    if isinstance(rules, StepRules):
+        if problem := rules.misfit(family.name, family.sites):
+            raise UsageError(f"--broadcast {asked}: {problem}")
+        return {name: rules}, name
+    stacks = {site.stack for site in family.sites}
+    for mlp in rules.mlp:
+        if mlp.stack not in stacks:
+            raise UsageError(
+                f"--broadcast {asked}: mlp stack={mlp.stack!r}, {family.name} has {', '.join(sorted(stacks))}"
+            )
+    return {name: rules}, name
+
+
+def read_broadcast(path: Path) -> Rules:
+    """Reads a JSON file of broadcast rules. Raises UsageError naming what is wrong in it."""
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError('needs an object such as {"spatial": {"range": 2, "window": [450, 930]}}')
+        return rules_from_dict(values)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--broadcast {path}: {error}") from error

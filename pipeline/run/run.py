@@ -1,0 +1,154 @@
+"""run.json: what a run is. Written once; a later submit must mean the same pixels, or is told what differs."""
+
+from __future__ import annotations
+
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from jobs.store import layout
+from jobs.store.bucket import Bucket
+from jobs.store.retry import Patience
+from pipeline.exits import UsageError
+from pipeline.run.rules import RunRules
+from pipeline.run.settings import RunSettings, absolute
+from pipeline.run.weights import RunWeights
+
+FORMAT = 1
+PACKAGES = ("torch", "numpy", "pyarrow", "submitit", "dask", "distributed", "fsspec", "s3fs", "imageio-ffmpeg")
+_BEFORE = {"--compile": "off", "--attention": "default", "--keep": "full", "--linears": "full"}
+"""What runs rendered with before they said so."""
+PATIENCE = Patience(total_s=20.0)
+"""The command line waits less long for a bucket than a job does: somebody sits before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The parts of run.json that decide something. `pixels`: setting -> value of all that changes pixels.
+
+    `weights`: of the families that rows name; a later submit renders with these, whatever the hub has by then.
+    """
+
+    run_id: str
+    manifest_digest: str
+    num_clips: int
+    pixels: Mapping[str, str]
+    weights: Mapping[str, RunWeights]
+
+
+def open_bucket(output: str) -> Bucket:
+    """Returns the run's bucket, as patient as a person."""
+    return Bucket(absolute(output), patience=PATIENCE)
+
+
+def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
+    """Returns by setting what changes pixels: what `submit` compares and names."""
+    render = settings.render
+    family, execution = rules.rows[render.model], render.execution(rules.families[render.model])
+    broadcast = str(family.defaults["broadcast"])
+    compiled = "on with fused kernels" if execution.kernels else "on"
+    others = {f"weights of {name}": str(found) for name, found in rules.weights.items() if name != render.model}
+    return {
+        "--model": render.model,
+        "--weights": str(rules.weights[render.model]),
+        **others,
+        "--precision": render.precision,
+        "--broadcast": f"{broadcast} ({family.broadcasts[broadcast]})",
+        "--compile": compiled if execution.compiled else "off",
+        "--attention": execution.attention,
+        "--keep": execution.keep,
+        "--linears": execution.linears,
+    }
+
+
+def start_run(bucket: Bucket, settings: RunSettings, *, manifest_digest: str, num_clips: int, rules: RunRules) -> Run:
+    """Creates run.json, or takes the run that is there, of the same pixels. Raises UsageError naming what differs.
+
+    `rules` have seen all rows.
+    """
+    run = Run(
+        run_id=uuid.uuid4().hex[:12],
+        manifest_digest=manifest_digest,
+        num_clips=num_clips,
+        pixels=pixel_settings(settings, rules),
+        weights=dict(rules.weights),
+    )
+    document = asdict(run) | {
+        "format": FORMAT,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": settings.to_dict(),
+        "versions": versions(),
+    }
+    if bucket.create_json(layout.RUN, document):
+        return run
+    found = load_run(bucket)
+    check_same(found, run, bucket.url)
+    return found
+
+
+def find_run(bucket: Bucket) -> Run | None:
+    """Returns the run that lives here, or None. Raises UsageError if run.json is of another format."""
+    try:
+        document = bucket.read_json(layout.RUN)
+    except FileNotFoundError:
+        return None
+    return _read(document, bucket.url)
+
+
+def load_run(bucket: Bucket) -> Run:
+    """Returns the run that lives here. Raises UsageError if none does."""
+    run = find_run(bucket)
+    if run is None:
+        raise UsageError(f"{bucket.url} holds no run.json, so no run; check the URL, or submit a manifest there")
+    return run
+
+
+def _read(document: Mapping[str, Any], url: str) -> Run:
+    if document.get("format") != FORMAT:
+        raise UsageError(
+            f"{url}/run.json has format={document.get('format')!r}, this version reads {FORMAT}; "
+            "use the version that wrote it, or another --output"
+        )
+    weights = {name: RunWeights(**values) for name, values in document.get("weights", {}).items()}
+    return Run(
+        **{name: document[name] for name in ("run_id", "manifest_digest", "num_clips", "pixels")}, weights=weights
+    )
+
+
+def check_same(found: Run, asked: Run, url: str) -> None:
+    """Raises UsageError naming what differs, if the clips asked for are not the ones of the run that is there."""
+    if found.manifest_digest == asked.manifest_digest:
+        return
+    changed = [
+        f"{name} was {found.pixels.get(name, _BEFORE.get(name))}, now {value}"
+        for name, value in asked.pixels.items()
+        if found.pixels.get(name, _BEFORE.get(name)) != value
+    ]
+    if not changed:
+        rows = (
+            f"{found.num_clips} rows, now {asked.num_clips}"
+            if found.num_clips != asked.num_clips
+            else "other rows, or other bytes in a reference"
+        )
+        changed = [f"the manifest had {rows}" if found.num_clips != asked.num_clips else f"the manifest has {rows}"]
+    raise UsageError(
+        f"{url} holds another run: {'; '.join(changed)}. Give this one another --output, or submit the manifest and "
+        "settings of that run (they are in its run.json) to go on with it"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, this program and what it renders with."""
+    found = {"python": platform.python_version(), "pab-pipeline": _version("pab-pipeline")}
+    return found | {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

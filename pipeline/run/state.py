@@ -1,0 +1,112 @@
+"""How far a run is, read from its bucket alone: no SLURM, no Dask, no driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from jobs.settings import MAX_ATTEMPTS
+from jobs.store import layout
+from jobs.store.bucket import Bucket
+from jobs.store.history import is_given_up
+from pipeline.exits import Exit
+
+SHOWN_FAILURES = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """The clips of a run by where they stand; keys are `<clip_id>.<digest>`.
+
+    `failed` ended with an error as often as a clip may; `quarantined` killed their group so often, and a failure says so:
+    neither is started again. `again`: failed, and will be tried once more on another node. `started` have a mark and no end
+    yet: they run, in whichever attempt, or their job was killed.
+    """
+
+    recorded: frozenset[str]
+    failed: frozenset[str]
+    quarantined: frozenset[str]
+    again: frozenset[str]
+    started: frozenset[str]
+
+    @property
+    def not_rendered(self) -> frozenset[str]:
+        """Clips that wait for `retry`."""
+        return self.failed | self.quarantined
+
+
+_NONE: frozenset[str] = frozenset()
+NOTHING_KNOWN = Progress(recorded=_NONE, failed=_NONE, quarantined=_NONE, again=_NONE, started=_NONE)
+
+
+def read_progress(bucket: Bucket) -> Progress:
+    """Lists records, failures and attempts. Raises BucketError."""
+    attempts, failures = bucket.attempts(), bucket.failures()
+    # Last, so that a clip which ends meanwhile counts as ended.
+    recorded = frozenset(bucket.recorded_keys())
+    killed = {
+        key: len(set(numbers) - set(failures.get(key, ()))) for key, numbers in attempts.items() if key not in recorded
+    }
+    quarantined = frozenset(
+        key for key, count in killed.items()
+        if count >= MAX_ATTEMPTS and is_given_up(failures.get(key, ()), MAX_ATTEMPTS)
+    )  # fmt: skip
+    unrecorded = {key: numbers for key, numbers in failures.items() if key not in recorded and key not in quarantined}
+    failed = frozenset(key for key, numbers in unrecorded.items() if is_given_up(numbers, MAX_ATTEMPTS))
+    again = frozenset(unrecorded) - failed
+    started = frozenset(key for key, count in killed.items() if count) - failed - quarantined
+    return Progress(recorded=recorded, failed=failed, quarantined=quarantined, again=again, started=started)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedClip:
+    """Why a clip has no video."""
+
+    clip_id: str
+    stage: str
+    error: str
+    message: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.clip_id}: {self.error} in {self.stage}: {self.message}"
+
+
+def failed_clips(bucket: Bucket, progress: Progress, limit: int = SHOWN_FAILURES) -> list[FailedClip]:
+    """Reads why clips have no video: the latest failure of each, at most `limit` of them."""
+    failures = bucket.failures()
+    keys = [*sorted(progress.failed), *sorted(progress.quarantined)][:limit]
+    # A `retry` meanwhile takes failures away.
+    return [_failed_clip(bucket, key, max(failures.get(key, (MAX_ATTEMPTS,)))) for key in keys]
+
+
+def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:
+    try:
+        document = bucket.read_json(layout.failure(key, attempt))
+    except FileNotFoundError:
+        document = {}
+    return FailedClip(
+        clip_id=clip_id(key),
+        stage=str(document.get("stage", "?")),
+        error=str(document.get("error", "?")),
+        message=str(document.get("message", "its failure file is gone")),
+        attempt=int(document.get("attempt", attempt)),
+    )
+
+
+def clip_id(key: str) -> str:
+    """Returns the clip's id from its key `<clip_id>.<digest>`."""
+    return key.rpartition(".")[0]
+
+
+def exit_code(num_clips: int, progress: Progress) -> Exit:
+    """Returns 0 when all clips are rendered, 3 when some failed, 1 when some are still to be rendered."""
+    if progress.not_rendered:
+        return Exit.CLIPS_FAILED
+    return Exit.OK if len(progress.recorded) >= num_clips else Exit.ERROR
+
+
+def keys_of(clip_ids: Iterable[str], keys: Iterable[str]) -> set[str]:
+    """Returns the keys that belong to these clip ids."""
+    wanted = set(clip_ids)
+    return {key for key in keys if clip_id(key) in wanted}

@@ -1,0 +1,80 @@
+"""How a run stands, as a document and as text: the end of `submit`, and `status`."""
+
+from __future__ import annotations
+
+from jobs.store import layout
+from jobs.store.bucket import Bucket
+from pipeline.exits import Exit
+from pipeline.run.run import Run
+from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips, read_progress
+from pipeline.screen import Screen, counted
+
+
+def show_summary(
+    bucket: Bucket, run: Run, *, left_out: int | None = None, screen: Screen, dashboard: str | None = None
+) -> Exit:
+    """Shows how the run stands and returns the exit code that says it. `left_out`: clips recorded before this submit."""
+    progress = read_progress(bucket)
+    failures = failed_clips(bucket, progress)
+    code = exit_code(run.num_clips, progress)
+    document = summary_document(bucket, run, progress, failures)
+    if left_out is not None:
+        document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
+    if dashboard is not None:
+        document["dashboard"] = dashboard
+    document["exit_code"] = int(code)
+    screen.result(document, _text(bucket, document, failures))
+    return code
+
+
+def summary_document(bucket: Bucket, run: Run, progress: Progress, failures: list[FailedClip]) -> dict[str, object]:
+    """Returns how the run stands as JSON values."""
+    rendered = len(progress.recorded)
+    return {
+        "output": bucket.url,
+        "run_id": run.run_id,
+        "num_clips": run.num_clips,
+        "rendered": rendered,
+        "failed": len(progress.failed),
+        "quarantined": len(progress.quarantined),
+        "remaining": max(0, run.num_clips - rendered - len(progress.not_rendered)),
+        "started": len(progress.started),
+        "failures": [
+            {
+                "clip_id": clip.clip_id,
+                "stage": clip.stage,
+                "error": clip.error,
+                "message": clip.message,
+                "attempt": clip.attempt,
+            }
+            for clip in failures
+        ],
+        "videos": f"{bucket.url}/videos",
+        "report": f"{bucket.url}/{layout.RUN_PAGE}" if bucket.exists(layout.RUN_PAGE) else None,
+    }
+
+
+def _text(bucket: Bucket, document: dict[str, object], failures: list[FailedClip]) -> str:
+    lines = [f"{document['rendered']:,} of {document['num_clips']:,} clips rendered"]
+    if "rendered_now" in document:
+        lines[0] += f" ({document['rendered_now']:,} now, {document['recorded_before']:,} recorded before)"
+    not_rendered = int(str(document["failed"])) + int(str(document["quarantined"]))
+    if document["remaining"]:
+        lines.append(f"{document['remaining']:,} left to render; submit again to go on")
+    if document["started"]:
+        lines.append(f"{document['started']:,} of them started: they run, or their job was killed")
+    if not_rendered:
+        lines.append(f"{counted(not_rendered, 'clip')} failed; to try again: python -m pipeline retry {bucket.url}")
+        lines += [f"  {_short(str(failure))}" for failure in failures]
+        if not_rendered > SHOWN_FAILURES:
+            lines.append(f"  ... and {not_rendered - SHOWN_FAILURES} more in {bucket.url}/failures")
+    lines.append(f"videos     {document['videos']}")
+    lines.append(f"report     {document['report'] or f'none yet; python -m pipeline report {bucket.url}'}")
+    if "dashboard" in document:
+        lines.append(f"dashboard  {document['dashboard']} (it lived as long as this submit)")
+    return "\n".join(lines)
+
+
+def _short(text: str, *, max_chars: int = 300) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
