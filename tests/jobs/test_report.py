@@ -13,10 +13,12 @@ from jobs.media.picture import png, strip
 from jobs.media.reference_files import decode_frames, fetch_reference
 from jobs.reports.report import derived_baseline_s
 from jobs.reports.report_broadcast import distinct_plans
+from jobs.reports.report_html import report_page
 from jobs.reports.report_times import settled_s, warm_up_s
 from jobs.settings import Mesh
 from jobs.store import layout
 from jobs.store.retry import Patience
+from tests.jobs.hostile import assert_harmless, poisoned
 from tests.jobs.machines import run_with_submitit
 from tests.jobs.world import clip, render_job, write_shard
 
@@ -131,6 +133,15 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(reported):
     picture = next(image.get("src") for image in root.iter("img"))
     assert picture is not None
     assert base64.b64decode(picture.split(",")[1]) == bucket.read(layout.job_report(7, "png"))
+
+
+def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_job(reported):
+    _, report, _ = reported
+    keep = ["patterns", "blocks"]
+    page = report_page(poisoned(report, keep=keep, names=["seconds_by_stage", "step_seconds", "versions"]), None)
+    assert_harmless(page, shown=50)
+    (reason,) = [row["reason"] for row in report["clips"] if row["outcome"] == "failed"]
+    assert f'<td class="text">{reason}</td>' in report_page(report, None)
 
 
 def test_a_later_start_keeps_what_an_earlier_one_measured(tmp_path):
