@@ -154,7 +154,7 @@ def test_a_value_that_a_template_misses_is_an_error_and_no_gap() -> None:
         page("run.html", videos=[], shown=[])
     document = run_document()
     del document["jobs"][0]["mesh"]
-    with pytest.raises(UndefinedError, match="no attribute .mesh."):
+    with pytest.raises(UndefinedError, match=r"no attribute 'mesh'"):
         run_page(document, [])
 
 
