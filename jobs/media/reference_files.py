@@ -73,7 +73,9 @@ def reference_stamp(url: str, patience: Patience) -> str | None:
     try:
         fs, path = _open(url)
         info = within(patience.operation_s, lambda: fs.info(path))
-    except (UnusableReferenceError, *store_errors()):
+    except UnusableReferenceError:
+        return None
+    except store_errors():
         return None
     if not any(name in info for name in _TELLS_CHANGES):
         return None

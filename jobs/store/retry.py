@@ -61,7 +61,8 @@ class Patience:
 def store_errors() -> tuple[type[Exception], ...]:
     """Returns the types of errors that come from a store or the way to it, and not from a mistake in this program.
 
-    Of the client libraries only those that are loaded have raised anything: no other is imported for its errors.
+    To be asked when there is an error (`except store_errors()` does so): only libraries that are loaded by then can have
+    raised it, and no other is imported for its types.
     """
     loaded = [(sys.modules[module], names) for module, names in _CLIENT_ERRORS.items() if module in sys.modules]
     return (OSError, *(getattr(module, name) for module, names in loaded for name in names if hasattr(module, name)))
