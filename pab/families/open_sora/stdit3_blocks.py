@@ -94,13 +94,8 @@ class SelfAttention(nn.Module):
     def over_space(self, x_BTSD: Tensor | float8.Rows8, kernels: Kernels) -> Tensor:
         """Attends over the S patches of each frame."""
         qkv_BTSE = self.qkv(x_BTSD)
-        qkv = qkv_BTSE.flatten(0, 1)
-        if kernels.spatial:
-            out = attention.fused_self(qkv, self.num_heads, self._norm_weights())
-        else:
-            q, k, v = self._normed_heads(qkv, kernels)
-            attend = flash3.fused if kernels.flash3 else flash3.plain
-            out = attend(q, k, v).flatten(2)
+        attend = flash3.fused if kernels.flash3 else flash3.plain
+        out = attend(*self._normed_heads(qkv_BTSE.flatten(0, 1), kernels)).flatten(2)
         return self.proj(out.view(*qkv_BTSE.shape[:-1], -1))
 
     def _normed_heads(self, qkv_NLE: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
