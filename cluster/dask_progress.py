@@ -77,24 +77,20 @@ class OpenDaskProgress:
         self._thread.join(_EXIT_S)
 
     def _run(self) -> None:
-        try:
-            asyncio.run(self._stay_connected())
-        except Exception as error:  # the view must never harm the job, whatever Dask raises
-            self._tell_absence(error)
-
-    async def _stay_connected(self) -> None:
-        asyncio.get_running_loop().set_exception_handler(_log_quietly)
         retry_s = _RETRY_S
-        while not self._board.closed:
-            try:
-                await self._stay_once()
-                retry_s = _RETRY_S
-                self._tell_absence("it went away")
-            except Exception as error:  # as above
-                self._tell_absence(str(error) or repr(error))
-            # Jobs of one run must not all come back in the same moment, nor wear down a scheduler that is busy.
-            await self._board.wait_closed(retry_s * random.uniform(0.75, 1.25))
-            retry_s = min(1.5 * retry_s, _LONGEST_RETRY_S)
+        # One loop for all stays: what Dask has left running in the last one goes on and ends by itself.
+        with asyncio.Runner() as runner:
+            runner.get_loop().set_exception_handler(_log_quietly)
+            while not self._board.closed:
+                try:
+                    runner.run(self._stay_once())
+                    retry_s = _RETRY_S
+                    self._tell_absence("it went away")
+                except Exception as error:  # the thread's top: the view must never harm the job, whatever Dask raises
+                    self._tell_absence(str(error) or repr(error))
+                # Jobs of one run must not all come back in the same moment, nor wear down a scheduler that is busy.
+                runner.run(self._board.wait_closed(retry_s * random.uniform(0.75, 1.25)))
+                retry_s = min(1.5 * retry_s, _LONGEST_RETRY_S)
 
     async def _stay_once(self) -> None:
         place = read_place(self._scheduler_file)

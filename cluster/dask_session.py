@@ -102,9 +102,13 @@ def _silence_distributed() -> None:
 
 
 async def _bounded(closing: Awaitable[object]) -> None:
-    try:
-        await asyncio.wait_for(closing, _CLOSE_S)
-    except Exception as error:  # whatever Dask raises while it closes, the job is leaving it
+    # Waited for, not awaited: what Dask raises while it closes concerns nobody, the job is leaving it.
+    task = asyncio.ensure_future(closing)
+    await asyncio.wait([task], timeout=_CLOSE_S)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CLOSE_S)
+    elif not task.cancelled() and (error := task.exception()):
         _LOG.debug("closing: %r", error)
 
 

@@ -78,13 +78,12 @@ class SlurmCluster:
         """
         size = _max_array_size()
         submitted: list[SlurmJob] = []
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(lambda: _scancel([job.id for job in submitted]))
             for array in _arrays(requests, size):
                 after = submitted[-1].id.split("_")[0] if submitted and self._settings.max_parallel_jobs else None
                 submitted += self._submit_array(array, after=after)
-        except BaseException:
-            _scancel([job.id for job in submitted])
-            raise
+            undo.pop_all()
         self._jobs += submitted
         return list(submitted)
 

@@ -125,7 +125,9 @@ class _Bench:
                 return head | {"status": "measured"} | self._measured(row) | {"row_s": time.perf_counter() - began}
         except NotHereError as error:
             return head | {"status": "not run", "why": str(error)}
-        except Exception as error:  # one row that fails must not lose the others
+        except (
+            Exception
+        ) as error:  # a row's border: one that fails, whatever a library raises, must not lose the others
             why = _why(error)
         if time.perf_counter() - began >= limit_s:
             # Whatever a compiler has made of the interruption.

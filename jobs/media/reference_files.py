@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fsspec.utils import get_protocol
 
 from jobs.log import log_event
-from jobs.store.retry import Patience, is_of_store, is_transient, persist, within
+from jobs.store.retry import Patience, is_transient, persist, store_errors, within
 
 _LOG = logging.getLogger(__name__)
 MAX_BYTES = 1 << 30
@@ -73,9 +73,9 @@ def reference_stamp(url: str, patience: Patience) -> str | None:
     try:
         fs, path = _open(url)
         info = within(patience.operation_s, lambda: fs.info(path))
-    except Exception as error:
-        if not is_of_store(error) and not isinstance(error, UnusableReferenceError):
-            raise
+    except UnusableReferenceError:
+        return None
+    except store_errors():
         return None
     if not any(name in info for name in _TELLS_CHANGES):
         return None
@@ -116,9 +116,7 @@ def _fetch(url: str, patience: Patience) -> bytes:
 
     try:
         return persist(get, patience, lambda error, wait_s: _tell_retry(url, error, wait_s))
-    except Exception as error:
-        if not is_of_store(error):
-            raise
+    except store_errors() as error:
         why = "the file does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise UnusableReferenceError(f"it cannot be read ({why})", away=is_transient(error)) from error
 

@@ -101,7 +101,9 @@ def contain(begun: Begun, context: JobContext, work: Callable[[], T], *, collect
     """
     try:
         return work()
-    except Exception as error:
+    except (
+        Exception
+    ) as error:  # the clip's border: whatever a model, ffmpeg or a store raises must not cost other clips
         if context.attempts.is_withdrawn(begun.clip.key, begun.attempt):
             # The job is being ended from outside: what breaks now is no fault of the clip.
             raise
@@ -125,7 +127,9 @@ def contain_several(begun: Sequence[Begun], context: JobContext, work: Callable[
     """
     try:
         return work()
-    except Exception as error:
+    except (
+        Exception
+    ) as error:  # the border of clips rendered together: each is then tried alone, where `contain` stands
         if any(context.attempts.is_withdrawn(each.clip.key, each.attempt) for each in begun):
             raise
         clips = ", ".join(each.clip.clip_id for each in begun)

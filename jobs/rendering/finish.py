@@ -52,20 +52,31 @@ class Finisher:
             time.sleep(_POLL_S / 4)
         self._raise()
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Waits until all clips are recorded, or for `timeout_s`. Raises what ended the thread."""
-        end = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        self._put(None, end)
-        self._thread.join(None if timeout_s is None else max(0.0, end - time.monotonic()))
+    def close(self) -> None:
+        """Waits until all clips are recorded. Raises what ended the thread."""
+        self._put(None, math.inf)
+        self._thread.join()
         self._raise()
 
+    def abandon(self, timeout_s: float) -> BaseException | None:
+        """Lets what is in hand be recorded within `timeout_s`, for a job that ends badly. Returns what ended the thread."""
+        end = time.monotonic() + timeout_s
+        self._offer(None, end)
+        self._thread.join(max(0.0, end - time.monotonic()))
+        return self._error
+
     def _put(self, item: Sequence[tuple[Begun, ClipFrames]] | None, end: float) -> None:
+        if not self._offer(item, end):
+            self._raise()
+
+    def _offer(self, item: Sequence[tuple[Begun, ClipFrames]] | None, end: float) -> bool:
         while self._thread.is_alive() and time.monotonic() < end:
             try:
-                return self._queue.put(item, timeout=_POLL_S)
+                self._queue.put(item, timeout=_POLL_S)
             except queue.Full:
                 continue
-        return self._raise()
+            return True
+        return False
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -78,7 +89,7 @@ class Finisher:
                     work = partial(finish_clip, begun, rendered, self._context)
                     self._tell(begun, contain(begun, self._context, work, collective=False))
                 self._queue.task_done()
-        except BaseException as error:
+        except BaseException as error:  # the thread's top: the main thread raises it at its next call
             self._error = error
 
 

@@ -72,7 +72,7 @@ def _kept_log(context: JobContext) -> Iterator[None]:
     with open_log(file, run=context.settings.run_id, job=layout.job_name(context.shard), rank=place.rank):
         try:
             yield
-        except Exception:
+        except Exception:  # the job's top on this rank: the log that goes to the bucket must hold why it ended
             _LOG.exception("job_broken")
             raise
         finally:
@@ -142,15 +142,19 @@ class _ShardRun:
 
     def _render_all(self, clips: Sequence[tuple[Clip, int]]) -> None:
         self._finisher = Finisher(self._context, self._tell) if self._ranks.node.is_clip_root else None
+        all_rendered = False
         try:
             for name, group in groupby(clips, key=lambda item: item[0].model):
                 self._render_family(self._job.find_family(name), list(group))
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                self._take_back_marks()
-            self._save_last_uploads()
+            all_rendered = True
+        except (KeyboardInterrupt, SystemExit):
+            self._take_back_marks()
             raise
-        self._close_finisher(None)
+        finally:
+            if not all_rendered:
+                self._save_last_uploads()
+        if self._finisher is not None:
+            self._finisher.close()
 
     def _take_back_marks(self) -> None:
         # Told to end from outside: the clips in hand did not kill the group, unless one of their ranks is gone already.
@@ -167,14 +171,9 @@ class _ShardRun:
         shutil.rmtree(self._context.scratch, ignore_errors=True)
 
     def _save_last_uploads(self) -> None:
-        try:
-            self._close_finisher(_LAST_UPLOADS_S)
-        except Exception as error:
+        error = None if self._finisher is None else self._finisher.abandon(_LAST_UPLOADS_S)
+        if error is not None:
             log_event(_LOG, "uploads_lost", level=logging.ERROR, error=repr(error))
-
-    def _close_finisher(self, timeout_s: float | None) -> None:
-        if self._finisher is not None:
-            self._finisher.close(timeout_s)
 
     def _render_family(self, family: Family, clips: Sequence[tuple[Clip, int]]) -> None:
         with ExitStack() as stack:

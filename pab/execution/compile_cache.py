@@ -42,8 +42,10 @@ def cache_folder(place: str | None, attention: str) -> Path:
 
 def operators_digest(folder: Path) -> str:
     """Returns 8 hex digits over the source files in a folder."""
+    files = sorted(folder.rglob("*.py"))
+    assert files, f"{folder} holds no kernels: its digest would be the same for all of them"
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in files:
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:8]
 

@@ -109,9 +109,13 @@ class Compiled:
 
 
 class Graphs:
-    """The graphs that this process holds, and what compiling them has cost since this object was made."""
+    """The graphs that this process holds, and what compiling them has cost since this object was made.
 
-    def __init__(self) -> None:
+    `most`: more graphs than these are too many.
+    """
+
+    def __init__(self, *, most: int = GRAPHS_TO_FORGET) -> None:
+        self._most = most
         self._held_from = graphs_compiled()
         self._before = _counted()
         self._seconds_forgotten = 0.0
@@ -126,7 +130,7 @@ class Graphs:
 
         A job with clips of many sizes would otherwise reach MAX_GRAPHS, and look through ever more graphs at every call.
         """
-        if graphs_compiled() - self._held_from <= GRAPHS_TO_FORGET:
+        if graphs_compiled() - self._held_from <= self._most:
             return False
         before_s = _counted().seconds
         torch._dynamo.reset()
