@@ -21,7 +21,8 @@ from pathlib import Path
 import time, sys
 wheel = Path(sys.argv[1])
 
-import cluster.run_page, jobs.reports.bench_html, jobs.reports.report_svg, manifests.demo, pab.execution.compile_cache, pab.families.demo.config
+import cluster.run_page, jobs.reports.bench_html, jobs.reports.report_svg, manifests.demo
+import pab.execution.compile_cache, pab.families.demo.config
 assert Path(pab.__file__).is_relative_to(wheel), pab.__file__
 assert pab.families.demo.config.WEIGHTS.is_relative_to(wheel)
 assert pab.families.demo.config.WEIGHTS.stat().st_size > 1_000_000
