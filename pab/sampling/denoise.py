@@ -66,6 +66,76 @@ class Denoised:
     """The marks between steps, and before the first and after the last."""
 
 
+@torch.inference_mode()
+def denoise(
+    model: VideoModel,
+    request: ClipRequest,
+    *,
+    prompt: EncodedPrompt,
+    noise: Tensor,
+    plan: BroadcastPlan,
+    group: NodeGroup,
+    given: Beginning | None = None,
+    loop: LoopSettings = PLAIN_LOOP,
+) -> Denoised:
+    """Renders one clip's latents, or those of a batch: clips that differ in prompt and seed alone (`batch.py`). Collective.
+
+    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give, or what several clips begin from. Nothing
+    in the loop waits for the device, but for Foresight's one decision before a step that may reuse. Raises NotFiniteError
+    when no clip's result is finite (after the loop, on every rank).
+    """
+    scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
+    assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
+    texts, state = _texts(model, request, prompt, group, loop), _state(plan, group, loop)
+    guidance_scale = branch_guidance(request, prompt)
+    prediction: Tensor | None = None
+
+    def run_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
+        """Returns the latents after a step: a pass for every branch of this rank, guidance, the scheduler's update."""
+        nonlocal prediction
+        state.begin(step)
+        model_input = scheduler.model_input(latents, step)
+        if step in plan.skipped:
+            state.skip(tuple(texts))  # the last prediction stands in
+        else:
+            active, timestep = scheduler.active_frames(step), plan.timesteps[step]
+            step_input = StepInput(request=request, step=step, timestep=timestep, active_frames=active)
+            outputs = [
+                model.predict(model_input, step_input, text, state.visit(step, branch), group)
+                for branch, text in texts.items()
+            ]
+            prediction = guide(outputs, guidance_scale, group)
+        assert prediction is not None, "a plan never leaves out the first pass"
+        state.kept_bytes_peak = max(state.kept_bytes_peak, state.kept_bytes)
+        return scheduler.advance(latents, model_input, prediction, step)
+
+    run: RunStep = run_step
+    if loop.recorder is not None:
+        kind = _kind(request, plan, guidance_scale, loop, texts)
+        run = loop.recorder.wrap(run_step, kind=kind, num_steps=plan.num_steps, state=state)
+    clock, before = DeviceClock(group.device), group.sp.axis.traffic.snapshot()
+    latents = noise.to(group.device) * scheduler.init_noise_sigma
+    latents = model.split(latents if given is None else given.put_into(latents), group.sp)
+    clock.mark()
+    for step in range(plan.num_steps):
+        latents = run(latents, step, texts)
+        clock.mark()
+    assert not state.kept, f"outputs outlived their last use: {sorted(state.kept)}"
+    latents = model.gather(latents, request, group.sp)
+    return Denoised(
+        latents=latents,
+        not_finite=_not_finite(latents),
+        plan=state.decided,
+        step_seconds=tuple(clock.seconds()),
+        passes=len(texts),
+        computed=dict(state.computed),
+        reused=dict(state.reused),
+        traffic=group.sp.axis.traffic.since(before),
+        kept_bytes_peak=state.kept_bytes_peak,
+        clock=clock,
+    )
+
+
 def plan_for(family: Family, request: ClipRequest, rules: Rules, precision: str) -> BroadcastPlan:
     """Returns the plan of one clip: what every rank computes alike, and what `--dry-run` prints.
 
@@ -107,80 +177,6 @@ def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) ->
         outputs = group.cfg.all_gather(outputs[0])
     cond, uncond = outputs if len(outputs) == 2 else outputs[0].chunk(2)
     return uncond + guidance_scale * (cond - uncond)
-
-
-@torch.inference_mode()
-def denoise(
-    model: VideoModel,
-    request: ClipRequest,
-    *,
-    prompt: EncodedPrompt,
-    noise: Tensor,
-    plan: BroadcastPlan,
-    group: NodeGroup,
-    given: Beginning | None = None,
-    loop: LoopSettings = PLAIN_LOOP,
-) -> Denoised:
-    """Renders one clip's latents, or those of a batch: clips that differ in prompt and seed alone (`batch.py`). Collective.
-
-    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give, or what several clips begin from. Nothing
-    in the loop waits for the device, but for Foresight's one decision before a step that may reuse. Raises NotFiniteError
-    when no clip's result is finite (after the loop, on every rank).
-    """
-    scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
-    assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
-    texts, state, clock = (
-        _texts(model, request, prompt, group, loop),
-        _state(plan, group, loop),
-        DeviceClock(group.device),
-    )
-    guidance_scale = branch_guidance(request, prompt)
-    prediction: Tensor | None = None
-
-    def run_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
-        """Returns the latents after a step: a pass for every branch of this rank, guidance, the scheduler's update."""
-        nonlocal prediction
-        state.begin(step)
-        model_input = scheduler.model_input(latents, step)
-        if step in plan.skipped:
-            state.skip(tuple(texts))  # the last prediction stands in
-        else:
-            frames = scheduler.active_frames(step)
-            told = StepInput(request=request, step=step, timestep=plan.timesteps[step], active_frames=frames)
-            outputs = [
-                model.predict(model_input, told, text, state.visit(step, branch), group)
-                for branch, text in texts.items()
-            ]
-            prediction = guide(outputs, guidance_scale, group)
-        assert prediction is not None, "a plan never leaves out the first pass"
-        state.kept_bytes_peak = max(state.kept_bytes_peak, state.kept_bytes)
-        return scheduler.advance(latents, model_input, prediction, step)
-
-    run: RunStep = run_step
-    if loop.recorder is not None:
-        kind = _kind(request, plan, guidance_scale, loop, texts)
-        run = loop.recorder.wrap(run_step, kind=kind, num_steps=plan.num_steps, state=state)
-    traffic = group.sp.axis.traffic.snapshot()
-    latents = noise.to(group.device) * scheduler.init_noise_sigma
-    latents = model.split(latents if given is None else given.put_into(latents), group.sp)
-    clock.mark()
-    for step in range(plan.num_steps):
-        latents = run(latents, step, texts)
-        clock.mark()
-    assert not state.kept, f"outputs outlived their last use: {sorted(state.kept)}"
-    latents = model.gather(latents, request, group.sp)
-    return Denoised(
-        latents=latents,
-        not_finite=_not_finite(latents),
-        plan=state.decided,
-        step_seconds=tuple(clock.seconds()),
-        passes=len(texts),
-        computed=dict(state.computed),
-        reused=dict(state.reused),
-        traffic=group.sp.axis.traffic.since(traffic),
-        kept_bytes_peak=state.kept_bytes_peak,
-        clock=clock,
-    )
 
 
 def _texts(
