@@ -35,7 +35,9 @@ def render_together(
     first = begun[0].clip
     before = loaded.make_room()
     with shared.time("plan"):
-        plan = plan_for(loaded.family, requests[0], clip_rules(first, loaded.family, settings), settings.precision)
+        plan = plan_for(
+            loaded.family, requests[0], clip_rules(first, loaded.family, settings), settings.render.precision
+        )
     with shared.time("encode_prompt"):
         prompts = [
             loaded.prompts_of(each.clip, [request])[0] for each, request in zip(begun, requests, strict=True)

@@ -138,7 +138,9 @@ def render_frames(
     clip, stages = begun.clip, begun.stages
     requests = clip_requests(clip)
     with stages.time("plan"):
-        plan = plan_for(loaded.family, requests[0], clip_rules(clip, loaded.family, settings), settings.precision)
+        plan = plan_for(
+            loaded.family, requests[0], clip_rules(clip, loaded.family, settings), settings.render.precision
+        )
     with stages.time("encode_prompt"):
         prompts = loaded.prompts_of(clip, requests)
     if references is not None:
@@ -163,7 +165,7 @@ def render_baseline(
 ) -> ClipFrames:
     """Renders the clip with every site computed at every step: same prompt, seed, steps and references. Collective."""
     requests = clip_requests(clip)
-    plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.precision)
+    plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.render.precision)
     prompts = loaded.prompts_of(clip, requests)
     rendering = Rendering(loaded=loaded, clip=clip, requests=requests, prompts=prompts, conditioning=conditioning)
     return rendering.frames(plan, group, stages)

@@ -61,7 +61,7 @@ class JobContext:
             "host": self.ranks.host,
             "node": place.node,
             "device": device_name(self.ranks.node.device),
-            "precision": self.settings.precision,
+            "precision": self.settings.render.precision,
             "weights": self.settings.weights,
         }
 
@@ -145,7 +145,7 @@ def write_failure(begun: Begun, context: JobContext, error: BaseException, *, nu
     """
     if number is None:
         final = isinstance(error, ValueError)
-        number = max(begun.attempt, context.settings.max_attempts) if final else begun.attempt
+        number = max(begun.attempt, context.settings.render.max_attempts) if final else begun.attempt
     failed = Failed(
         clip_id=begun.clip.clip_id,
         digest=begun.clip.digest,

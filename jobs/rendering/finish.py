@@ -140,6 +140,6 @@ def _encode(begun: Begun, rendered: ClipFrames, context: JobContext, path: Path)
     begun.stages.seconds["decode"] = rendered.coming.decode_s
     tags = {"clip_id": clip.clip_id, "seed": clip.seed, "model": clip.model, "run_id": context.settings.run_id}
     with begun.stages.time("encode"):
-        encode(frames, path, fps=clip.fps, crf=context.settings.crf, tags=tags)
+        encode(frames, path, fps=clip.fps, crf=context.settings.render.crf, tags=tags)
     with begun.stages.time("check"):
-        return check(frames, path, fps=clip.fps, crf=context.settings.crf)
+        return check(frames, path, fps=clip.fps, crf=context.settings.render.crf)

@@ -23,6 +23,7 @@ from pipeline.planning.cost import ClipCosts
 from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import plan_work
 from pipeline.planning.sharding import PlannedWork
+from pipeline.run.build import build_settings
 from pipeline.run.display import Display, open_display
 from pipeline.run.driver import Driver, ShardJob
 from pipeline.run.environment import environment_settings
@@ -33,7 +34,7 @@ from pipeline.run.panel import PanelDisplay
 from pipeline.run.references import ReferenceReader, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import Run, check_same, find_run, open_bucket, pixel_settings, start_run
-from pipeline.run.settings import RunSettings, build_settings
+from pipeline.run.settings import RunSettings
 from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
 from pipeline.run.summary import show_summary

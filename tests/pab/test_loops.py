@@ -11,7 +11,7 @@ import torch.distributed as dist
 from jobs.rendering.clip_work import Begun, ClipFrames, Stages, render_baseline, render_frames
 from jobs.rendering.loaded_family import LoadedFamily, clip_rules
 from jobs.rendering.loops import clip_requests
-from jobs.settings import JobSettings, Mesh
+from jobs.settings import JobSettings, Mesh, RenderSettings
 from manifests.clip import Clip
 from pab.broadcast.rules import KINDS
 from pab.conditioning.loops import MAX_LOOPS, Loops, count_loops, loop_seed, loop_texts
@@ -40,7 +40,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path) -> JobSettings:
-    return JobSettings(output="", run_id="r", weights=str(folder), precision="float32", device="cpu", mesh=Mesh())
+    render = RenderSettings(weights=str(folder), precision="float32", device="cpu")
+    return JobSettings(output="", run_id="r", mesh=Mesh(), render=render)
 
 
 def rendered(folder: Path, clip: Clip, cfg: int) -> ClipFrames:

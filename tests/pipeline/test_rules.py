@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import Mesh
+from jobs.settings import Mesh, RenderSettings
 from manifests.shards import ClipGroup
 from pab.families.demo.family import DEMO
 from pab.family import Family
@@ -15,7 +15,6 @@ from pipeline.exits import UsageError
 from pipeline.planning.clip_times import CFG_EFFICIENCY, ClipTimes
 from pipeline.planning.cost import ClipCosts
 from pipeline.run.rules import run_rules
-from pipeline.run.settings import RenderSettings
 
 RENDER = RenderSettings(model="demo", weights=None, broadcast=None, precision="float32", device="cpu", baseline=True)
 

@@ -17,10 +17,11 @@ from manifests.accept import validate
 from pab.families import FAMILIES
 from pab.families.demo.family import DEMO
 from pipeline.exits import UsageError
-from pipeline.run.options import OPTIONS, Chosen
+from pipeline.run.build import build_settings
+from pipeline.run.options import choose
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import Run, find_run, start_run
-from pipeline.run.settings import RunSettings, build_settings
+from pipeline.run.settings import RunSettings
 from tests.pipeline.command import Command
 
 Manifest = Callable[..., Path]
@@ -105,10 +106,7 @@ def test_every_family_of_the_hub_pins_its_weights() -> None:
 
 
 def settings_of(url: Path, output: Path) -> RunSettings:
-    chosen = {option.name: Chosen(value=option.default, source=option.name) for option in OPTIONS}
-    for name, value in {"cluster": "local", "device": "cpu", "output": str(output)}.items():
-        chosen[name] = Chosen(value=value, source=name)
-    return build_settings(str(url), chosen)
+    return build_settings(str(url), choose({"cluster": "local", "device": "cpu", "output": str(output)}, {}))
 
 
 def submitted(url: Path, output: Path, hub: Hub, *, keep: bool = True) -> tuple[Run, RunRules]:
