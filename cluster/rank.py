@@ -15,6 +15,8 @@ from types import FrameType
 
 import submitit
 
+from cluster.environment import restart_count
+
 _LOG = logging.getLogger(__name__)
 _WATCH_S = 0.5
 
@@ -40,7 +42,7 @@ class RankCall:
     def __call__(self) -> RankResult:
         """Runs the call and returns rank 0's value with the attempt it was made in."""
         environment = submitit.JobEnvironment()
-        attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        attempt = restart_count()
         _drop_old_result(environment)
         if environment.cluster == "local":
             _die_with(int(environment.job_id))

@@ -46,7 +46,7 @@ def test_clips_whose_last_attempt_left_nothing_are_told_as_failed_and_no_others(
     others = [leave(bucket, "once", marks=(1,), failures=(1,)), leave(bucket, "runs", marks=(1,))]
     others += [leave(bucket, "told", marks=(1, 2), failures=(3,)), leave(bucket, "final", marks=(1,), failures=(2,))]
     before = bucket.failures()
-    assert write_quarantined(bucket, [killed, second, *others]) == {killed, second}
+    assert write_quarantined(bucket, [killed, second, *others], 2) == {killed, second}
     assert bucket.failures() == {**before, killed: [3], second: [1, 3]}
     failure = bucket.read_json(layout.failure(killed, 3))
     assert (failure["attempt"], failure["stage"], failure["message"]) == (2, "quarantine", "killed its group 2 times")
