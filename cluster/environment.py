@@ -1,4 +1,4 @@
-"""The only file of this package that touches environment variables: what SLURM says of a job, and what child processes get."""
+"""The only file of this package that touches environment variables: SLURM's of a job, and those that children get."""
 
 from __future__ import annotations
 

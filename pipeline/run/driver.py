@@ -34,7 +34,7 @@ KEYS_A_LOOK = 8
 MAX_FRUITLESS = 2
 """How often in a row a shard's job is started again though its last start finished no clip; `--max-attempts` if more."""
 MAX_FRUITLESS_RUN = 6
-"""Jobs in a row, of any shard, that end without a clip: then something else is wrong than a clip. 3 x `--max-attempts` if more."""
+"""Jobs in a row, of any shard, that end without a clip, before it is no clip's fault; 3 x `--max-attempts` if more."""
 
 RESTARTS = Patience(total_s=3600.0, first_wait_s=5.0, longest_wait_s=120.0)
 """How long a job that must start again is asked for: a controller comes back, a limit on jobs passes, in less."""
