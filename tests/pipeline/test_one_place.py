@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = ("pab", "manifests", "cluster", "jobs", "pipeline")
-NEW = '''    film_grain: Annotated[int, Setting(metavar="N", low=0, high=9, help="how coarse the grain is")] = 3
-    {before}'''
+NEW = """    film_grain: Annotated[int, Setting(metavar="N", low=0, high=9, help="how coarse the grain is")] = 3
+    {before}"""
 SHOW = """
 import contextlib, io, json, os, sys
 from pathlib import Path

@@ -168,6 +168,11 @@ def test_compiled_blocks_are_another_identity_and_the_plain_way_is_none() -> Non
     assert run_rules(replace(RENDER, compile=True), library).rows["demo"].identity() == plain
 
 
+def test_the_quality_of_videos_is_part_of_the_identity_and_the_usual_one_is_not_named() -> None:
+    identities = [run_rules(replace(RENDER, crf=crf), ONE).rows["demo"].identity() for crf in (18, 23)]
+    assert identities == ["weights d1 of None precision float32", "weights d1 of None precision float32 crf 23"]
+
+
 def test_a_family_that_is_told_its_guidance_costs_one_pass_and_shares_none() -> None:
     told = {"demo": replace(DEMO, embedded_guidance=True, weights_digest=lambda _weights: "0" * 16)}
     one, two = ClipCosts(run_rules(RENDER, told), "float32"), ClipCosts(run_rules(RENDER, ONE), "float32")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket
+from pipeline.run.jobs_file import new_submit
 from pipeline.run.quarantine import write_quarantined
 from pipeline.run.state import failed_clips, read_progress
 
@@ -38,6 +40,20 @@ def test_a_clip_is_given_up_after_two_attempts_however_they_ended(tmp_path: Path
     # In its last attempt: it runs, or nobody has said yet that its group died with it.
     assert progress.started == {runs, second, killed}
     assert [clip.clip_id for clip in failed_clips(bucket, progress)] == ["final", "kf", "twice", "told"]
+
+
+def test_the_latest_submit_says_how_often_a_clip_is_tried(tmp_path: Path) -> None:
+    bucket = Bucket(str(tmp_path))
+    twice = leave(bucket, "twice", marks=(1, 2), failures=(1, 2))
+    assert read_progress(bucket).failed == {twice}
+    new_submit("slurm", "work", max_attempts=3).write(bucket)
+    progress = read_progress(bucket)
+    assert (progress.failed, progress.again, dict(progress.tries)) == (set(), {twice}, {twice: 2})
+    (path,) = (tmp_path / "logs").iterdir()
+    before = json.loads(path.read_text())
+    del before["max_attempts"]
+    path.write_text(json.dumps(before))
+    assert read_progress(bucket).failed == {twice}, "submits from before there was a choice allowed two"
 
 
 def test_clips_whose_last_attempt_left_nothing_are_told_as_failed_and_no_others(tmp_path: Path) -> None:
