@@ -37,7 +37,9 @@ class Baselines:
     def wants(self, clip: Clip, *, reuses: bool) -> bool:
         """Whether a clip is to be compared, for which it is rendered alone. `reuses`: whether its plan reuses anything."""
         first_replica = self.context.ranks.node.dp.rank == 0
-        return self.context.settings.baseline and first_replica and reuses and clip.broadcast not in self.measured
+        return (
+            self.context.settings.render.baseline and first_replica and reuses and clip.broadcast not in self.measured
+        )
 
     def take(self, rendered: Attempt) -> None:
         """Keeps a rendered clip until the others are done, if it is to be compared."""

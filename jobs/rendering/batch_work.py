@@ -33,7 +33,7 @@ def render_together(
     first, request = attempts[0].clip, requests[0]
     before = loaded.make_room()
     with shared.time("plan"):
-        plan = plan_for(loaded.family, request, clip_rules(first, loaded.family, settings), settings.precision)
+        plan = plan_for(loaded.family, request, clip_rules(first, loaded.family, settings), settings.render.precision)
     with shared.time("encode_prompt"):
         prompts = [
             loaded.prompts_of(attempt.clip, [own])[0] for attempt, own in zip(attempts, requests, strict=True)

@@ -66,14 +66,14 @@ class Batching:
         family, most, reuses = self.loaded.family, self.loaded.family.max_batch, False
         try:
             rules = clip_rules(clip, family, self.settings)
-            plan = plan_for(family, clip_requests(clip)[0], rules, self.settings.precision)
+            plan = plan_for(family, clip_requests(clip)[0], rules, self.settings.render.precision)
         except ValueError:
             most = 1  # it will fail, alone
         else:
             reuses = isinstance(rules, ForesightRules) or len(plan.full_steps) < plan.num_steps
             if isinstance(rules, ForesightRules):
                 most = 1  # it decides by what it measures in the whole pass
-        return KindOfClip(batch=BatchSize(asked=self.settings.batch, most=most), reuses=reuses)
+        return KindOfClip(batch=BatchSize(asked=self.settings.render.batch, most=most), reuses=reuses)
 
     @staticmethod
     def runs(attempts: Iterable[Attempt], *, alone: bool = False) -> list[list[Attempt]]:

@@ -159,7 +159,7 @@ class ClipLoop:
         """Returns what is rendered at once: some of those that were to be may have been recorded by another job."""
         parts: deque[list[Attempt]] = deque()
         rest = deque(begun)
-        for size in parts_of(len(begun), own=self.context.settings.batch):
+        for size in parts_of(len(begun), own=self.context.settings.render.batch):
             part = [rest.popleft() for _ in range(size)]
             ids = tuple(each.clip.clip_id for each in part) if size > 1 else ()
             units = sum(each.units for each in part)

@@ -39,7 +39,9 @@ def render_clip(
     clip, stages = attempt.clip, attempt.stages
     requests = clip_requests(clip)
     with stages.time("plan"):
-        plan = plan_for(loaded.family, requests[0], clip_rules(clip, loaded.family, settings), settings.precision)
+        plan = plan_for(
+            loaded.family, requests[0], clip_rules(clip, loaded.family, settings), settings.render.precision
+        )
     with stages.time("encode_prompt"):
         prompts = loaded.prompts_of(clip, requests)
     if references is None:
@@ -59,7 +61,7 @@ def render_baseline(loaded: LoadedFamily, attempt: Attempt, *, settings: JobSett
     """
     baseline = Attempt(clip=attempt.clip, number=attempt.number, masks=attempt.masks, encoded=attempt.encoded)
     requests = clip_requests(attempt.clip)
-    plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.precision)
+    plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.render.precision)
     _render_loops(loaded, baseline, loaded.prompts_of(attempt.clip, requests), plan, group)
     return baseline
 

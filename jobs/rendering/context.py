@@ -61,7 +61,7 @@ class JobContext:
             "host": self.ranks.host,
             "node": place.node,
             "device": device_name(self.ranks.node.device),
-            "precision": self.settings.precision,
+            "precision": self.settings.render.precision,
             "weights": self.settings.weights,
         }
 
@@ -145,7 +145,7 @@ def write_failure(attempt: Attempt, context: JobContext, error: BaseException, *
     """
     if number is None:
         final = isinstance(error, ValueError)
-        number = max(attempt.number, context.settings.max_attempts) if final else attempt.number
+        number = max(attempt.number, context.settings.render.max_attempts) if final else attempt.number
     failed = Failed(
         clip_id=attempt.clip.clip_id,
         digest=attempt.clip.digest,

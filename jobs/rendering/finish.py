@@ -150,6 +150,6 @@ def _encode(attempt: Attempt, context: JobContext, path: Path) -> Video:
     stages.seconds["decode"] = attempt.coming.decode_s
     tags = {"clip_id": clip.clip_id, "seed": clip.seed, "model": clip.model, "run_id": context.settings.run_id}
     with stages.time("encode"):
-        encode(frames, path, fps=clip.fps, crf=context.settings.crf, tags=tags)
+        encode(frames, path, fps=clip.fps, crf=context.settings.render.crf, tags=tags)
     with stages.time("check"):
-        return check(frames, path, fps=clip.fps, crf=context.settings.crf)
+        return check(frames, path, fps=clip.fps, crf=context.settings.render.crf)

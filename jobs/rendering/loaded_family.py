@@ -15,7 +15,7 @@ from jobs.settings import JobSettings
 from manifests.clip import Clip
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import Rules, rules_from_dict
-from pab.execution.choice import Execution, execution_of
+from pab.execution.choice import Execution
 from pab.execution.compiled import Compiled, Graphs, compile_blocks
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.kernels.float8 import check_gpu
@@ -83,18 +83,10 @@ def load_family(
     `clip_axis`: the ranks that share this one's clips, and so its prompts.
     """
     start = time.perf_counter()
-    execution = execution_of(
-        family,
-        compiled=settings.compile,
-        attention=settings.attention,
-        device=settings.device,
-        precision=settings.precision,
-        keep=settings.keep,
-        linears=settings.linears,
-    )
+    execution = settings.render.execution(family)
     request = LoadRequest(
         weights=settings.weights_of(family.name),
-        precision=settings.precision,
+        precision=settings.render.precision,
         device=str(device),
         clip_axis=clip_axis,
     )

@@ -208,7 +208,7 @@ class _ShardRun:
         settings, node = self._context.settings, self._ranks.node
         loaded = load_family(family, settings, node.device, clip_axis=node.clip)
         if loaded.execution.compiled:
-            stack.enter_context(compile_cache(settings.compile_cache, loaded.execution.attention))
+            stack.enter_context(compile_cache(settings.render.compile_cache, loaded.execution.attention))
         stack.enter_context(executing(loaded.execution))
         self._measures.load_s[family.name] = loaded.load_s
         log_event(

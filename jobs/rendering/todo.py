@@ -67,7 +67,7 @@ def read_shard(context: JobContext) -> list[Clip]:
 def _ended(clip: Clip, history: ClipHistory, context: JobContext) -> ClipOutcome | None:
     if history.recorded:
         return skipped(clip)
-    max_attempts = context.settings.max_attempts
+    max_attempts = context.settings.render.max_attempts
     if is_given_up(history.failures, max_attempts):
         return _earlier_failure(clip, history.failures[-1], context)
     if history.is_given_up(max_attempts):

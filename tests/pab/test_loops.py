@@ -12,7 +12,7 @@ from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_work import render_baseline, render_clip
 from jobs.rendering.loaded_family import LoadedFamily, clip_rules
 from jobs.rendering.loops import clip_requests
-from jobs.settings import JobSettings, Mesh
+from jobs.settings import JobSettings, Mesh, RenderSettings
 from manifests.clip import Clip
 from pab.broadcast.rules import KINDS
 from pab.conditioning.loops import MAX_LOOPS, Loops, count_loops, loop_seed, loop_texts
@@ -41,7 +41,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(folder: Path) -> JobSettings:
-    return JobSettings(output="", run_id="r", weights=str(folder), precision="float32", device="cpu", mesh=Mesh())
+    render = RenderSettings(weights=str(folder), precision="float32", device="cpu")
+    return JobSettings(output="", run_id="r", mesh=Mesh(), render=render)
 
 
 def rendered(folder: Path, clip: Clip, cfg: int) -> Attempt:
