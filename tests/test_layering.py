@@ -112,6 +112,11 @@ TORCH_FREE = (
     "jobs/store/*.py",
     "jobs/media/reference_files.py",
     "jobs/reports/report*.py",
+    "jobs/reports/bench_html.py",
+    "jobs/reports/figures.py",
+    "jobs/reports/page.py",
+    "jobs/reports/run_html.py",
+    "jobs/reports/svg.py",
     "pipeline/*.py",
 )
 """What planning and the command line import: torch may stand in a function there, never at the top."""
@@ -141,6 +146,9 @@ ROOMS = {
     "numpy": ("manifests/*", "pab/*", "jobs/*", "pipeline/run/report*.py"),
     "imageio_ffmpeg": ("jobs/media/*", "jobs/rendering/*", "pipeline/commands/checks.py"),
     "rich": ("pipeline/*",),
+    "jinja2": ("jobs/reports/*",),
+    "markupsafe": ("jobs/reports/*",),
+    "PIL": ("jobs/media/*",),
 }
 
 TOUCH_ENVIRONMENT = {
