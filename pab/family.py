@@ -135,12 +135,14 @@ class Family:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostFigures:
-    """Seconds of one rank for planning only; reports give what was measured.
+    """Seconds of one rank, for planning only; reports give what was measured.
 
     A full step over n tokens takes `linear_s * n + quadratic_s * n * tokens_per_frame`; `kind_shares` says how that
-    splits over kinds of site, so that a reused site is known to save its share.
+    splits over kinds of site, so that planning knows what a reused site saves. `measured` says on what the step was
+    timed ("one H200, bfloat16, fused kernels"); None: nothing was, the figures are estimated from operation counts.
     """
 
+    measured: str | None
     load_s: float
     linear_s: float
     quadratic_s: float
@@ -155,11 +157,13 @@ class CostFigures:
 class MemoryFigures:
     """What a rank holds, for planning only. What is kept between steps is computed from the plan.
 
-    `parameters`: of the transformers and the decoder. `width`: channels of a token, and so of a kept output.
-    `widths_per_token`: what one pass holds for each token of each row, in tokens' widths. `decode_bytes_per_pixel`: of a
-    frame's pixels, in bfloat16, while frames are decoded; 0 where it is not known.
+    `measured` says with what GPU's peak the sum was compared; None: with none, it is estimated. `parameters`: of the
+    transformers and the decoder. `width`: channels of a token, and so of a kept output. `widths_per_token`: what one pass
+    holds for each token of each row, in tokens' widths. `decode_bytes_per_pixel`: memory for each pixel of a frame, in
+    bfloat16, while frames are decoded; 0 where it is not known.
     """
 
+    measured: str | None
     parameters: float
     width: int
     widths_per_token: float = 9.0

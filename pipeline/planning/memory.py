@@ -1,4 +1,7 @@
-"""Memory that one rank is expected to need, from the family's figures and the broadcast plan."""
+"""Memory that one rank is expected to need, from the family's figures and the broadcast plan.
+
+Open-Sora's was compared with a GPU's peak (`MemoryFigures.measured`); every other family's is an estimate.
+"""
 
 from __future__ import annotations
 

@@ -41,24 +41,26 @@ def cogvideox_tokens(num_frames: int, height: int, width: int) -> int:
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 49 frames.
 _COST_2B = CostFigures(
+    measured=None,
     load_s=60.0,
     linear_s=1.7e-5,
     quadratic_s=5.7e-8,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.66, "mlp": 0.30},
     decode_s_per_pixel=5e-7,
-    memory=MemoryFigures(parameters=1.9e9, width=1920),
+    memory=MemoryFigures(measured=None, parameters=1.9e9, width=1920),
 )
 
 
 _COST_5B = CostFigures(
+    measured=None,
     load_s=90.0,
     linear_s=5e-5,
     quadratic_s=1.28e-7,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.60, "mlp": 0.35},
     decode_s_per_pixel=5e-7,
-    memory=MemoryFigures(parameters=5.8e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=5.8e9, width=3072),
 )
 
 
