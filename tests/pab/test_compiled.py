@@ -5,7 +5,7 @@ import torch
 
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST
-from pab.execution.choice import Execution, compiled
+from pab.execution.choice import Execution
 from pab.execution.compile_cache import KERNELS, CompileCacheError, cache_folder, compile_cache, operators_digest
 from pab.execution.compiled import CompileError, Graphs, compile_blocks, executing, graphs_compiled, many_graphs
 from pab.families import FAMILIES
@@ -83,8 +83,7 @@ def test_blocks_compile_once_per_step_pattern_and_never_again_for_other_prompts_
         assert graphs_compiled() <= both_sizes + 2
 
 
-def test_graphs_are_dropped_when_they_are_too_many_and_what_they_cost_is_still_told(monkeypatch):
-    monkeypatch.setattr(compiled, "GRAPHS_TO_FORGET", 3)
+def test_graphs_are_dropped_when_they_are_too_many_and_what_they_cost_is_still_told():
     torch._dynamo.reset()
     model = tiny_model()
     compile_blocks(model.block_stacks, backend="eager")
@@ -94,9 +93,9 @@ def test_graphs_are_dropped_when_they_are_too_many_and_what_they_cost_is_still_t
         first = graphs.so_far()
         assert first.graphs > 3
         assert first.seconds > 0
-        assert graphs.make_room()
+        assert graphs.make_room(most=3)
         assert graphs.so_far() == first
-        assert not graphs.make_room()
+        assert not graphs.make_room(most=3)
         assert torch.equal(render(model, clip(num_steps=3), PAB246).latents, expected)
         again = graphs.so_far()
     assert again.graphs == 2 * first.graphs
