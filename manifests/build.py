@@ -51,7 +51,7 @@ def build(
     """Makes the Parquet manifest `destination` (a local path) from a CSV, JSONL or text file at any fsspec URL.
 
     CSV has a header; an empty cell is null. JSONL has one object per line. Text has one prompt per line; blank lines
-    are left out. `kind` is "csv", "jsonl" or "text", by default told by the file's ending. Unknown columns are kept:
+    are left out. `kind` is "csv", "jsonl" or "text", by default known by the file's ending. Unknown columns are kept:
     as strings from CSV, else as the type of their values (as JSON text where those differ or are nested).
     `errors_path`: where all problems are listed, by default `<name of the source>.errors.jsonl` in the current folder.
     Raises ManifestError that names every bad line.

@@ -1,4 +1,4 @@
-"""Sizes and constants of the published CogVideoX models, and what tells them apart. No torch here."""
+"""Sizes and constants of the published CogVideoX models, and how they differ. No torch here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_FRAMES, HEIGHT, WIDTH = 49, 480, 720
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CogVideoXModel:
-    """What tells the published models apart. `rotary`: positions turn queries and keys, else they are added once.
+    """How the published models differ. `rotary`: positions turn queries and keys, else they are added once.
 
     `snr_shift`: how far the noise levels are shifted towards noise.
     """

@@ -1,4 +1,4 @@
-"""Sizes and constants of HunyuanVideo and SkyReels V1, and what tells them apart. No torch here."""
+"""Sizes and constants of HunyuanVideo and SkyReels V1, and how they differ. No torch here."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_FRAMES, MAX_SHORT_SIDE, MAX_LONG_SIDE = 129, 720, 1280
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HunyuanModel:
-    """What tells the published models apart.
+    """How the published models differ.
 
-    `told_guidance`: the guidance scale that the transformer is told at every clip, in two branches that the clip's own
-    scale drives apart. None: it is told the clip's own, in one pass, being distilled for that.
+    `told_guidance`: the guidance scale that the transformer takes as an input for every clip; the clip's own scale then
+    guides by two branches. None: the transformer is distilled, and takes the clip's own scale in one pass.
     """
 
     name: str

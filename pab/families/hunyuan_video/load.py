@@ -87,7 +87,7 @@ def open_sampler(source: SchedulerSource, num_steps: int) -> Scheduler:
 
 
 def load_transformer(folder: Path, model: HunyuanModel, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Loads the transformer. Where it is to be told the clip's guidance, it must have been made to hear it."""
+    """Loads the transformer. If it is to take the clip's guidance scale, its configuration must have that input."""
     needed: dict[str, object] = {
         **_TRANSFORMER,
         "num_layers": model.num_layers,
@@ -111,7 +111,7 @@ def load_codec(folder: Path, device: torch.device) -> TiledCodec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HunyuanDenoiser:
-    """Runs the transformer, which is told a guidance scale at every step: `told_guidance`, or the clip's own."""
+    """Runs the transformer, which takes a guidance scale at every step: `told_guidance`, or the clip's own."""
 
     experts: tuple[Any, ...]
     told_guidance: float | None

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _KEYS = (720, 640, 560, 480, 400)
 
 _MLP = tuple(
-    # The published keys, told by their place among the 50 published timesteps, so that they fit other step counts.
+    # The published keys, as positions among the 50 published timesteps, so that they fit other step counts.
     MlpRule(
         stack=stack, blocks=tuple(range(5)), skip_count=2, position=ddim_timesteps(NUM_STEPS).index(key) / NUM_STEPS
     )

@@ -1,4 +1,4 @@
-"""Sizes and constants of Open-Sora-Plan 1.1.0 and 1.2.0, and what tells their checkpoints apart. No torch here."""
+"""Sizes and constants of Open-Sora-Plan 1.1.0 and 1.2.0, and how their checkpoints differ. No torch here."""
 
 from __future__ import annotations
 

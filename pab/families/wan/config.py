@@ -1,4 +1,4 @@
-"""Sizes and constants of the published Wan models, and what tells them apart. No torch here."""
+"""Sizes and constants of the published Wan models, and how they differ. No torch here."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LARGE_PIXELS = 480 * 832
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanModel:
-    """What tells the published models apart. `shifts`: of the noise levels, up to 480p and beyond.
+    """How the published models differ. `shifts`: of the noise levels, up to 480p and beyond.
 
     `boundary`: the timestep below which a second transformer takes over, None for a model that has one. `pixel_stride`:
-    pixels of a latent's side. `timed_tokens`: whether the transformer is told the timestep of every token.
+    pixels of a latent's side. `timed_tokens`: whether the transformer takes a timestep for every token.
     """
 
     name: str
