@@ -61,11 +61,11 @@ FORMS: tuple[Form, ...] = (
     ),
     Form(
         group="stdit3", check=stdit3.check_forward, source="STDiT3", has=FORWARD | names("in.x in.timestep in.y"),
-        lacks=names("args results"), tensors=STDIT3_TENSORS, config=STDIT3_CONFIG,
+        lacks=names("results"), tensors=STDIT3_TENSORS, config=STDIT3_CONFIG,
     ),
     Form(
         group="dsp", check=sequence_parallel.check, source="STDiT3",
-        has=FORWARD | names("in.x in.timestep in.y results"), lacks=names("args"),
+        has=FORWARD | names("in.x in.timestep in.y results"),
         tensors=(*STDIT3_TENSORS, r"out\.sp\d+"), config=STDIT3_CONFIG,
     ),
     Form(
@@ -100,17 +100,17 @@ FORMS: tuple[Form, ...] = (
     ),
     Form(
         group="latte", check=latte.check_forward, source=LATTE_1,
-        has=FORWARD | names("in.hidden_states in.timestep in.encoder_hidden_states"), lacks=names("args"),
+        has=FORWARD | names("in.hidden_states in.timestep in.encoder_hidden_states"),
         fields=names("enable_temporal_attentions"), tensors=LATTE_TENSORS, config=LATTE_CONFIG,
     ),
     Form(
         group="osp110", check=latte.check_forward, source=LATTE_110,
-        has=FORWARD | names("in.hidden_states in.timestep in.encoder_hidden_states"), lacks=names("args"),
+        has=FORWARD | names("in.hidden_states in.timestep in.encoder_hidden_states"),
         fields=names("enable_temporal_attentions"), tensors=LATTE_TENSORS, config=OSP110_CONFIG, inert=OSP110_INERT,
     ),
     Form(
         group="osp120", check=open_sora_plan.check_forward, source="::OpenSoraT2V",
-        has=FORWARD | names("in.hidden_states in.timestep in.encoder_hidden_states"), lacks=names("args"),
+        has=FORWARD | names("in.hidden_states in.timestep in.encoder_hidden_states"),
         tensors=LATTE_TENSORS, config=OSP120_CONFIG, inert=OSP120_INERT,
     ),
     Form(
