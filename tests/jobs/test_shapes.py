@@ -61,8 +61,11 @@ def trees(*patterns: str) -> Iterator[tuple[str, ast.Module]]:
 
 
 def names_in(annotation: ast.expr | None) -> set[str]:
-    """Returns the names in an annotation, those in quotes too."""
+    """Returns the names in an annotation, those in quotes too; of `Annotated[type, ...]` those of the type."""
     found: set[str] = set()
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+        assert isinstance(annotation.slice, ast.Tuple)
+        annotation = annotation.slice.elts[0]
     for node in ast.walk(annotation) if annotation is not None else ():
         if isinstance(node, ast.Name):
             found.add(node.id)
