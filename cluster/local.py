@@ -19,8 +19,8 @@ import submitit
 from cluster.devices import threads_per_rank, visible_gpus
 from cluster.environment import for_child, variables
 from cluster.job import ClusterError, Job, JobRequest, JobState
-from cluster.job_files import error_tail, private_folder, rank_logs, rank_zero_result
-from cluster.rank import RankCall, RankResult
+from cluster.job_files import error_tail, private_folder, rank_logs, rank_zero_attempt, rank_zero_value
+from cluster.rank import RankCall
 
 _AFTER_FIRST_EXIT_S = 300.0
 _CANCEL_S = 5.0
@@ -44,7 +44,7 @@ class _GroupExecutor(submitit.LocalExecutor):  # type: ignore[misc]
         self._name = name
         self._place = place
 
-    def _submit_command(self, command: str) -> submitit.LocalJob[RankResult]:
+    def _submit_command(self, command: str) -> submitit.LocalJob[dict[str, object]]:
         num_ranks = self._num_tasks()
         with group_log(self.folder, self._name).open("ab") as log:
             process = subprocess.Popen(
@@ -111,8 +111,7 @@ class LocalJob:
 
     def result(self) -> object | None:
         """Returns rank 0's value, or None when there is none (yet)."""
-        found = rank_zero_result(self._folder, self.id) if self._state is JobState.ENDED else None
-        return found.value if found else None
+        return rank_zero_value(self._folder, self.id) if self._state is JobState.ENDED else None
 
     def error(self) -> str | None:
         """Returns why the group ended, with the end of the fallen rank's error output; None if the job is not lost."""
@@ -131,7 +130,7 @@ class LocalJob:
     def poll(self) -> None:
         """Takes the state from the process and the result file."""
         if self._state is JobState.RUNNING and self._process and self._process.poll() is not None:
-            has_result = rank_zero_result(self._folder, self.id) is not None
+            has_result = rank_zero_attempt(self._folder, self.id) is not None
             self._state = JobState.ENDED if has_result else JobState.LOST
 
     def terminate(self) -> None:

@@ -25,10 +25,11 @@ from pab.sampling.denoise import LoopSettings, records_loop
 from pab.sampling.recorded_loop import LoopRecorder
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LoadedFamily:
     """A family whose weights are on this rank's device, and by clip key the prompts that are encoded so far, one per loop.
 
+    Not frozen: `prompts` of clips come and go.
     `graphs` counts what was compiled since it was loaded; None where blocks run eagerly. `recorder` replays the loops of
     small clips; None where they are not recorded.
     """

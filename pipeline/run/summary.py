@@ -9,6 +9,9 @@ from pipeline.run.run import Run
 from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips, read_progress
 from pipeline.screen import Screen, counted
 
+SHOWN_CHARS = 300
+"""Of a failure's reason."""
+
 
 def show_summary(
     bucket: Bucket,
@@ -84,6 +87,6 @@ def _text(bucket: Bucket, document: dict[str, object], failures: list[FailedClip
     return "\n".join(lines)
 
 
-def _short(text: str, *, max_chars: int = 300) -> str:
+def _short(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
+    return line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"
