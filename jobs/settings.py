@@ -19,6 +19,10 @@ PLAIN_CRF = 18
 """Digests name the quality of a video only where it is another one, so those from before there was a choice stay."""
 AUTO = 0
 """As `batch`: the measured times decide."""
+_OTHER_VERSION = (
+    "this job was submitted by another version of the program, whose {name} has other fields; cancel the run's jobs and "
+    "submit again"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,21 +81,21 @@ def read_batch(text: str) -> int:
     return int(text)
 
 
-def _state(told: Any) -> dict[str, object]:
-    return {each.name: getattr(told, each.name) for each in fields(told)}
+def restored(kind: type, values: Mapping[str, object]) -> object:
+    """Makes settings that come out of a pickle. Raises ValueError where another version of the program put them in."""
+    if set(values) != {each.name for each in fields(kind)}:
+        raise ValueError(_OTHER_VERSION.format(name=kind.__name__))
+    return kind(**values)
 
 
-def _take_state(told: Any, state: object) -> None:
+def _reduce(told: Any) -> tuple[object, ...]:
     # Left to themselves, frozen dataclasses with slots pickle their values without names: another version's would go
     # into wrong fields.
-    names = {each.name for each in fields(told)}
-    if not isinstance(state, dict) or set(state) != names:
-        raise ValueError(
-            f"this job was submitted by another version of the program: its {type(told).__name__} has other fields than "
-            f"{', '.join(sorted(names))}; cancel the run's jobs and submit again"
-        )
-    for name, value in state.items():
-        object.__setattr__(told, name, value)
+    return restored, (type(told), {each.name: getattr(told, each.name) for each in fields(told)})
+
+
+def _refuse_state(told: Any, _state: object) -> None:
+    raise ValueError(_OTHER_VERSION.format(name=type(told).__name__))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,8 +283,8 @@ class RenderSettings:
             except ValueError as error:
                 raise ValueError(f"{name}={getattr(self, name)}, {error}") from error
 
-    __getstate__ = _state
-    __setstate__ = _take_state
+    __reduce__ = _reduce
+    __setstate__ = _refuse_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,5 +323,5 @@ class JobSettings:
         if self.hang_s <= 0:
             raise ValueError(f"hang_s={self.hang_s}, needs more than 0")
 
-    __getstate__ = _state
-    __setstate__ = _take_state
+    __reduce__ = _reduce
+    __setstate__ = _refuse_state
