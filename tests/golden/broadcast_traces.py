@@ -108,7 +108,6 @@ FAMILIES_PATTERN = "|".join(f"^ ?{pattern}" for pattern in FAMILIES)
 
 def check(case: Case) -> None:
 
-
     model = case.facts["model"]
     (family,) = [pattern for pattern in FAMILIES if re.match(pattern, model)]
     sites, levels = FAMILIES[family]
@@ -226,7 +225,6 @@ def check_left(first: Decided, second: Decided, stated: Mapping[str, Sequence[An
 
 def _entry(entry: Any) -> tuple[int, ...]:
     """Reads a stored output's name, timestep and block, as a list or as text."""
-
 
     if isinstance(entry, str):
         return tuple(int(number) for number in re.findall(r"\d+", entry))

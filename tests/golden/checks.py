@@ -35,8 +35,12 @@ PLAN_CONFIG = names("patch_size_t num_vector_embeds attention_mode use_rope")
 OSP110_CONFIG = (
     LATTE_CONFIG | PLAN_CONFIG | names("model_max_length rope_scaling_type compress_kv_factor interpolation_scale_1d")
 )
-OSP120_CONFIG = (LATTE_CONFIG - names("video_length")) | PLAN_CONFIG | names(
-    "sample_size_t interpolation_scale_h interpolation_scale_w interpolation_scale_t downsampler use_stable_fp32"
+OSP120_CONFIG = (
+    (LATTE_CONFIG - names("video_length"))
+    | PLAN_CONFIG
+    | names(
+        "sample_size_t interpolation_scale_h interpolation_scale_w interpolation_scale_t downsampler use_stable_fp32"
+    )
 )
 OSP110_INERT = {"num_vector_embeds": None, "rope_scaling_type": "linear"}
 OSP120_INERT = {"num_vector_embeds": None, "downsampler": None}
@@ -53,7 +57,9 @@ LOOP_TENSORS = (
     "model_output_(first|mid)_(step|call)",
 )  # fmt: skip
 LATTE_110, LATTE_1 = r"open_sora_plan_v110\w*\.py::LatteT2V", r"latte_transformer_3d\.py::LatteT2V"
-PLAN_FLOW = names("steps cfg C T H W h w n hw nf mask transform discrete use_timestep_transform use_discrete_timesteps dtype")
+PLAN_FLOW = names(
+    "steps cfg C T H W h w n hw nf mask transform discrete use_timestep_transform use_discrete_timesteps dtype"
+)
 
 FORMS: tuple[Form, ...] = (
     Form(

@@ -21,7 +21,15 @@ MEASURED_ELSEWHERE = ("maxdiff_", "sensitivity_")
 """Fields that begin so are how far the reference's own numbers move."""
 AIDS = "mid."
 """Tensors that begin so are listed in `exceptions`, "intermediate results"; a check may read them all the same."""
-STORED = {"F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32", "BOOL": "bool", "BF16": "bfloat16"}
+STORED = {
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "I64": "int64",
+    "I32": "int32",
+    "BOOL": "bool",
+    "BF16": "bfloat16",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +62,7 @@ class Form:
         """Fails, by name, for a field, argument, tensor or key of the configuration that the form does not list."""
         facts = case.content
         prose = {name for name in facts if name in PROSE or name.startswith(MEASURED_ELSEWHERE)}
-        only(facts, {*prose, *self.fields, *(self.has & set(facts)), "tensors"}, f"{case.name}: field")
+        only(facts, {*prose, *self.fields, *(self.has & set(facts)), "tensors", "args"}, f"{case.name}: field")
         only(facts.get("args") or {}, {*self.args, *self.unread_args}, f"{case.name}: argument")
         patterns = (*self.tensors, *(re.escape(name) for name in self.has - set(facts)))
         known = {name for name in case.tensor_names if any(re.fullmatch(pattern, name) for pattern in patterns)}

@@ -136,9 +136,7 @@ def loops_of(case: Case, pipeline: Pipeline) -> list[Loop]:
             negative_cut_by_prompt=pipeline.negative_cut_by_prompt,
         )
         model = RecordedModel(video, None if noise is None else noise[:, clip])
-        loops.append(
-            Loop(model=model, request=request_of(case), latents=given["z0"][clip], index=index, count=count)
-        )
+        loops.append(Loop(model=model, request=request_of(case), latents=given["z0"][clip], index=index, count=count))
     return loops
 
 
