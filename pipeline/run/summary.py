@@ -14,10 +14,19 @@ SHOWN_CHARS = 300
 
 
 def show_summary(
-    bucket: Bucket, run: Run, *, left_out: int | None = None, screen: Screen, dashboard: str | None = None
+    bucket: Bucket,
+    run: Run,
+    *,
+    left_out: int | None = None,
+    max_attempts: int | None = None,
+    screen: Screen,
+    dashboard: str | None = None,
 ) -> Exit:
-    """Shows how the run stands and returns the exit code that says it. `left_out`: clips recorded before this submit."""
-    progress = read_progress(bucket)
+    """Shows how the run stands and returns the exit code that says it.
+
+    `left_out`: clips recorded before this submit. `max_attempts`: None for what the latest submit said.
+    """
+    progress = read_progress(bucket, max_attempts)
     failures = failed_clips(bucket, progress)
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)

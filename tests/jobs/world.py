@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.render import RenderShard
-from jobs.settings import JobSettings, Mesh
+from jobs.settings import JobSettings, Mesh, RenderSettings, settings_in
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.clip import Clip
@@ -173,7 +173,9 @@ def write_shard(output: str, clips: list[Clip], shard: int = 7) -> Bucket:
 
 def render_job(output: str, *, mesh: Mesh | None = None, **changes) -> RenderShard:
     progress = {name: changes.pop(name) for name in ("progress",) if name in changes}
+    chosen = {"precision": "float32", "device": "cpu"}
+    chosen |= {name: changes.pop(name) for name in settings_in(RenderSettings) if name in changes}
     settings = JobSettings(
-        output=output, run_id="run-1", weights=None, precision="float32", device="cpu", mesh=mesh or Mesh(), **changes
+        output=output, run_id="run-1", mesh=mesh or Mesh(), render=RenderSettings(**chosen), **changes
     )
     return RenderShard(settings=settings, shard=7, find_family=find_tiny, **progress)

@@ -7,7 +7,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class CheckResult:
     """How many of the prompts' attributes the clips show."""
 
     num_prompts: int
-    hits: dict[str, int]
+    hits: Mapping[str, int]
     misses: tuple[Miss, ...]
 
     def rate(self, attribute: str) -> float:
@@ -63,7 +63,7 @@ class CheckResult:
         """Returns the result as JSON values."""
         rates = {name: self.rate(name) for name in READ_ATTRIBUTES}
         misses = [{"prompt": m.prompt, "attribute": m.attribute, "asked": m.asked, "read": m.read} for m in self.misses]
-        return {"num_prompts": self.num_prompts, "hits": self.hits, "rates": rates, "misses": misses}
+        return {"num_prompts": self.num_prompts, "hits": dict(self.hits), "rates": rates, "misses": misses}
 
 
 def held_out_prompts(num_prompts: int, seed: int) -> list[tuple[str, Scene]]:
