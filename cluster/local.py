@@ -17,6 +17,7 @@ from pathlib import Path
 import submitit
 
 from cluster.devices import threads_per_rank, visible_gpus
+from cluster.environment import for_child, variables
 from cluster.job import ClusterError, Job, JobRequest, JobState
 from cluster.job_files import error_tail, private_folder, rank_logs, rank_zero_attempt, rank_zero_value
 from cluster.rank import RankCall
@@ -58,22 +59,19 @@ class _GroupExecutor(submitit.LocalExecutor):  # type: ignore[misc]
 
 
 def _group_environment(command: str, *, num_ranks: int, place: _Place) -> dict[str, str]:
-    root = str(Path(__file__).parent.parent)
-    search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {
-        "OMP_NUM_THREADS": str(place.num_threads),
+    return for_child(
         # A thread that spins at a barrier holds the core which the thread it waits for needs: on a busy machine a clip
         # then takes ten times as long.
-        "OMP_WAIT_POLICY": "passive",
-        **os.environ,
-        "PYTHONPATH": search_path,
-        "CUDA_VISIBLE_DEVICES": ",".join(place.gpus),
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_COMMAND": command,
-        "SUBMITIT_LOCAL_NTASKS": str(num_ranks),
-        "SUBMITIT_LOCAL_NODEID": "0",
-        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-    }
+        defaults={"OMP_NUM_THREADS": str(place.num_threads), "OMP_WAIT_POLICY": "passive"},
+        changes={
+            "CUDA_VISIBLE_DEVICES": ",".join(place.gpus),
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_NTASKS": str(num_ranks),
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        },
+    )
 
 
 def group_log(folder: Path, name: str) -> Path:
@@ -163,7 +161,7 @@ class LocalCluster:
             raise ClusterError(f"max_parallel_jobs={max_parallel_jobs}: at least 1 job must be allowed to run")
         self.folder = private_folder(folder / f"local-{uuid.uuid4().hex[:12]}")
         self._max_parallel_jobs = max_parallel_jobs
-        self._gpus = visible_gpus(os.environ)
+        self._gpus = visible_gpus(variables())
         self._jobs: list[LocalJob] = []
 
     def submit(self, requests: Sequence[JobRequest]) -> list[Job]:

@@ -14,6 +14,7 @@ from types import FrameType
 
 import submitit
 
+from cluster.environment import restart_count
 from cluster.pickled import FormatError, seal, unseal
 
 _LOG = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class RankCall:
     def __call__(self) -> dict[str, object]:
         """Runs the call and returns its `rank_result`. Ends the process in words if another version queued the job."""
         environment = submitit.JobEnvironment()
-        attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        attempt = restart_count()
         _drop_old_result(environment)
         try:
             call = unseal(self._job)

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
 import shlex
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from cluster.environment import outside_of_any_job
 from cluster.job import ClusterError, Job, JobRequest, JobState
 from cluster.job_files import private_folder
 from cluster.rank import RankCall
@@ -175,7 +175,7 @@ class SlurmCluster:
             )
         calls = [RankCall(call=request.call, max_requeues=self._settings.max_requeues) for request in requests]
         try:
-            with _outside_of_any_job(), contextlib.redirect_stderr(io.StringIO()):
+            with outside_of_any_job(), contextlib.redirect_stderr(io.StringIO()):
                 handles = executor.submit_array(calls)
         except (FailedJobError, FailedSubmissionError) as error:
             raise ClusterError(f"sbatch refused {requests[0].name}: {error}") from error
@@ -269,19 +269,3 @@ def _scancel(ids: Sequence[str]) -> None:
     for start in range(0, len(ids), _CANCEL_AT_ONCE):
         # --quiet: jobs that ended meanwhile are no error
         ask_slurm("scancel", "--quiet", *ids[start : start + _CANCEL_AT_ONCE])
-
-
-@contextlib.contextmanager
-def _outside_of_any_job() -> Iterator[None]:
-    """Hides the surrounding allocation, if the driver runs in one: its variables would pass into the new jobs."""
-    hidden = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SBATCH_")) and name not in ("SLURM_CONF", "SLURM_CLUSTERS")
-    }
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)

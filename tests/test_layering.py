@@ -112,6 +112,11 @@ TORCH_FREE = (
     "jobs/store/*.py",
     "jobs/media/reference_files.py",
     "jobs/reports/report*.py",
+    "jobs/reports/bench_html.py",
+    "jobs/reports/figures.py",
+    "jobs/reports/page.py",
+    "jobs/reports/run_html.py",
+    "jobs/reports/svg.py",
     "pipeline/*.py",
 )
 """What planning and the command line import: torch may stand in a function there, never at the top."""
@@ -141,7 +146,18 @@ ROOMS = {
     "numpy": ("manifests/*", "pab/*", "jobs/*", "pipeline/run/report*.py"),
     "imageio_ffmpeg": ("jobs/media/*", "jobs/rendering/*", "pipeline/commands/checks.py"),
     "rich": ("pipeline/*",),
+    "jinja2": ("jobs/reports/*",),
+    "markupsafe": ("jobs/reports/*",),
+    "PIL": ("jobs/media/*",),
 }
+
+TOUCH_ENVIRONMENT = {
+    "pipeline/run/environment.py": "the variables of settings, PAB_PIPELINE_*, and CUDA_VISIBLE_DEVICES",
+    "cluster/environment.py": "what SLURM and submitit say of a job, and the variables of child processes",
+    "jobs/rendering/group.py": "what SLURM says of the job that a rank belongs to",
+    "pab/execution/compile_cache.py": "the folders of inductor and Triton, which know no other way to be told",
+}
+"""The files that may read or change environment variables, each with what for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +335,24 @@ def test_the_rooms_are_those_of_the_plan_and_import_along_their_arrows() -> None
 
 def test_arrows_between_rooms_make_no_circle() -> None:
     assert [room for room in ROOM_ARROWS if room in _reached(room, ROOM_ARROWS)] == []
+
+
+def touches_environment(source: str) -> bool:
+    """Whether code names the environment variables: `os.environ`, `os.getenv` and the like, or imports them from os."""
+    names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    return any(
+        (isinstance(node, ast.Attribute) and node.attr in names)
+        or (isinstance(node, ast.ImportFrom) and node.module == "os" and names & {name.name for name in node.names})
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+def test_few_files_touch_environment_variables() -> None:
+    files = [path for package in ARROWS for path in sorted((ROOT / package).rglob("*.py"))]
+    touching = {path.relative_to(ROOT).as_posix() for path in files if touches_environment(path.read_text())}
+    assert touching == set(TOUCH_ENVIRONMENT)
+    for source in ("import os\nos.environ['A']", "import os as o\no.getenv('A')", "from os import environ"):
+        assert touches_environment(source)
 
 
 def test_every_family_has_the_same_files() -> None:

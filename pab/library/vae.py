@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pab.family import ClipRequest
+from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.vae.pixels import to_bytes
 from pab.vae.tiles import TileGrid, tiled_decode
@@ -81,7 +82,7 @@ class TiledCodec:
         """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root. Collective."""
         pixels_BCTHW = self.pixels(latents, request, group.clip)
         if pixels_BCTHW is None:
-            return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
+            return frames_of_no_clip(request)
         return torch.stack([to_bytes(clip.transpose(0, 1)) for clip in pixels_BCTHW])
 
     def pixels(self, latents: Tensor, request: ClipRequest, axis: Axis) -> Tensor | None:

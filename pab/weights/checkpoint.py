@@ -174,6 +174,15 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, object]:
     return values
 
 
+def checked_config(folder: Path, needed: Mapping[str, object], name: str = "config.json") -> dict[str, object]:
+    """Reads a part's configuration. Raises CheckpointError for the first value that is not the family's."""
+    config = read_config(folder, name)
+    for key, value in needed.items():
+        if config.get(key) != value:
+            raise CheckpointError(f"{folder / name}: {key}={config.get(key)!r}, this family's model has {value!r}")
+    return config
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Returns the files that together hold a component's weights: the shards an index names, or the one file there.
 

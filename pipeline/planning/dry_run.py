@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cluster.slurm_settings import UnreachableError
+from jobs.reports.figures import duration
 from manifests.shards import ClipGroup
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
@@ -17,7 +18,7 @@ from pipeline.planning.sharding import PlannedWork
 from pipeline.run.machines import job_request, limit_min, open_slurm
 from pipeline.run.settings import RunSettings
 from pipeline.run.state import Progress
-from pipeline.screen import Screen, counted, duration
+from pipeline.screen import Screen, counted
 
 
 def show_dry_run(

@@ -2,12 +2,12 @@
 
 import pytest
 
-from pab.conditioning.frame_masks import frame_mask
 from pab.conditioning.loops import split_scenes
 from pab.families.open_sora.prompts import Scores, with_scores
 from pab.families.open_sora.sizes import ASPECT_RATIOS, FRAMES_PER_2S, LENGTHS, SIZES, image_size
 from pab.text.prompt_cleaning import clean
 from tests.golden.cases import Case
+from tests.golden.frame_masks import frame_mask
 
 
 def check(case: Case) -> None:

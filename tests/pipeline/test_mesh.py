@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.reports.report_measured import measured_times
-from jobs.settings import Mesh
+from jobs.settings import Mesh, RenderSettings
 from jobs.store.bucket import Bucket
 from manifests.shards import ClipGroup
 from pab.families.demo.family import DEMO
@@ -29,7 +29,6 @@ from pipeline.planning.measured import (
 from pipeline.planning.memory import kept_at_once, rank_bytes
 from pipeline.planning.mesh import MeshChoice, MeshQuestion, candidates, choose_mesh, mesh_table
 from pipeline.run.rules import RunRules, run_rules
-from pipeline.run.settings import RenderSettings
 from tests.pab.every_family import SMALL, family, load, render, request_of, write
 
 GROUP = ClipGroup(

@@ -10,7 +10,7 @@ from typing import Any
 
 from pab.broadcast.rules import KINDS
 from pab.families import FAMILIES
-from pab.families.wan.tiny import write_tiny_wan
+from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest
 from pab.sampling.denoise import plan_for
 from pab.tiny_weights.__main__ import main as write_tiny
@@ -161,7 +161,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest:
 def test_ranks_share_the_passes_of_a_family_over_diffusers(
     command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
-    write_tiny_wan(tmp_path / "wan", seed=0)
+    write_tiny_weights("wan", tmp_path / "wan")
     wan = replace(command, weights=tmp_path / "wan")
     flags = ("--model", "wan", "--precision", "float32", "--gpus-per-node", "2", "--mesh", "sp=2")
     code, _ = wan.submit(manifest(1, num_frames=[5], num_steps=[2]), tmp_path / "out", *flags)

@@ -48,13 +48,13 @@ class WanModel:
         """Counts latent tokens after patching: of the first frame and of every four that follow."""
         return ((num_frames - 1) // 4 + 1) * (height // self.token_side) * (width // self.token_side)
 
-    def shift(self, request: ClipRequest) -> float:
+    def shift(self, height: int, width: int) -> float:
         """Returns the shift of a clip's noise levels."""
-        return self.shifts[request.height * request.width > LARGE_PIXELS]
+        return self.shifts[height * width > LARGE_PIXELS]
 
     def timesteps(self, request: ClipRequest, _precision: str) -> tuple[float, ...]:
         """Returns UniPC's timesteps: whole numbers, embedded in float32 whatever the model's precision."""
-        return shifted_timesteps(request.num_steps, self.shift(request))
+        return shifted_timesteps(request.num_steps, self.shift(request.height, request.width))
 
     def fresh_steps(self, request: ClipRequest, precision: str) -> tuple[int, ...]:
         """Returns the step at which the second transformer takes over, if there is one."""
