@@ -85,6 +85,8 @@ def _take_state(told: Any, state: object) -> None:
     # Left to themselves, frozen dataclasses with slots pickle their values without names: another version's would go
     # into wrong fields.
     names = {each.name for each in fields(told)}
+    if isinstance(state, list):
+        return  # of a job queued before values had names: it loads empty, for `cluster.rank.RankCall` to refuse it in words
     if not isinstance(state, dict) or set(state) != names:
         raise ValueError(
             f"this job was submitted by another version of the program: its {type(told).__name__} has other fields than "
