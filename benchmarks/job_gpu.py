@@ -1,4 +1,4 @@
-"""Renders a job of Open-Sora 1.2 clips (480p, or --size) with random weights as a real job does; tells how busy a device was.
+"""Renders a job of Open-Sora 1.2 clips (480p, or --size) with random weights as a real job does; says how busy a device was.
 
 Transformer and VAE have their full size; text states are random too, since prompts are encoded before the first clip. Every
 start is a process of its own over one compile cache: the first finds it empty, the others as a node's later jobs do.

@@ -1,4 +1,4 @@
-"""A Dask scheduler with its dashboard beside the driver: the view of a run. Nothing is decided by it or lost without it."""
+"""A Dask scheduler with its dashboard beside the driver: the view of a run, which decides nothing and may be lost."""
 
 from __future__ import annotations
 

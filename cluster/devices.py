@@ -21,7 +21,7 @@ def visible_gpus(environment: Mapping[str, str], *, devices: Path = Path("/dev")
 
 
 def gpu_memory_bytes() -> int | None:
-    """Returns the memory of the smallest GPU of this machine, as its driver tells; None where no driver answers."""
+    """Returns the memory of the smallest GPU of this machine, as its driver says; None if no driver answers."""
     ask = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(ask, capture_output=True, text=True, timeout=_DRIVER_TIMEOUT_S, check=True).stdout

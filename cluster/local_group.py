@@ -1,4 +1,4 @@
-"""One local job's own process: starts the ranks, and ends all of them when one fails, the driver goes or it is told to.
+"""One local job's own process: starts the ranks, and ends all of them if one fails, the driver ends, or a signal says so.
 
 Run by `LocalCluster` as `python -m cluster.local_group FOLDER DRIVER_PID AFTER_FIRST_EXIT_S`; the rest comes from
 submitit's environment variables.

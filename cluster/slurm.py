@@ -1,7 +1,7 @@
 """Runs jobs on SLURM: arrays through submitit, states through squeue, results through files.
 
-Nothing is believed that SLURM only says: a COMPLETED job without a result is lost, a NODE_FAIL may come back, and of a
-requeued job only the last start counts.
+SLURM's word alone is not trusted: a COMPLETED job without a result is lost, a NODE_FAIL may come back, and only the last
+start of a requeued job counts.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class SlurmCluster:
     def submit(self, requests: Sequence[JobRequest]) -> list[Job]:
         """Hands jobs over as arrays, all or none. Raises ClusterError with sbatch's words when refused.
 
-        With a bound on parallel jobs, an array too many for one `MaxArraySize` starts when the one before has ended.
+        With a bound on parallel jobs, those beyond `MaxArraySize` form a further array, which starts when the first ends.
         """
         size = _max_array_size()
         submitted: list[SlurmJob] = []
@@ -88,7 +88,7 @@ class SlurmCluster:
         return list(submitted)
 
     def submitted(self) -> list[Job]:
-        """Takes in the jobs that earlier drivers submitted from this folder, and returns them; poll tells their states."""
+        """Returns the jobs that earlier drivers submitted from this folder; from now on `poll` knows their states."""
         known = {job.id for job in self._jobs}
         records = sorted(self._folder.glob(f"*/{_RECORD}"), key=lambda path: path.stat().st_mtime_ns)
         entries = [{**entry, "folder": path.parent} for path in records for entry in json.loads(path.read_text())]
@@ -121,7 +121,7 @@ class SlurmCluster:
                 _LOG.warning("%s (%s) will not start by itself: %s", job.name, job.id, row.reason)
 
     def _release(self, job: SlurmJob) -> bool:
-        """Lets a job go that SLURM holds because its node could not start it: whose fault that was, its user is not."""
+        """Releases a job that SLURM holds because its node could not start it. That is the node's fault, not the user's."""
         if self._releases[job.id] >= _MAX_RELEASES:
             return False
         self._releases[job.id] += 1

@@ -45,8 +45,8 @@ class SlurmSettings:
     """How jobs are asked of SLURM.
 
     `max_parallel_jobs`: None for as many as SLURM gives. `mem`: per node, as sbatch takes it (`64G`). `signal_delay_s`: how
-    long before its time limit a job is told to requeue itself (SLURM may send it a minute earlier). `max_requeues`: how often
-    it does. `extra`: further sbatch options by their long names; True for one without a value.
+    long before its time limit a job is warned, so that it requeues itself (SLURM may warn it a minute earlier).
+    `max_requeues`: how often it does. `extra`: further sbatch options by their long names; True for one without a value.
     """
 
     partition: str | None = None
@@ -88,7 +88,7 @@ def check_extra(extra: Mapping[str, str | bool], known: Collection[str]) -> None
 
 
 def slurm_is_configured() -> bool:
-    """Tells whether this machine belongs to a SLURM cluster; a controller that is down does not make it answer no."""
+    """Whether this machine belongs to a SLURM cluster, even if its controller is down at the moment."""
     if shutil.which("sbatch") is None:
         return False
     # Without a configuration even this fails; it asks no controller.

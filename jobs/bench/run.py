@@ -1,4 +1,4 @@
-"""Measures rows one after another, each under a guard and a time limit: one that fails says so and loses no other."""
+"""Measures rows one after another, each under a guard and a time limit: one that fails says so, and the others go on."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def environment(settings: BenchSettings) -> Json:
 
 
 def run_rows(rows: Sequence[Row], settings: BenchSettings, tell: Callable[[Json], None]) -> None:
-    """Measures the rows and tells each one's line as soon as it is known."""
+    """Measures the rows and reports each one's line as soon as it is known."""
     # A time limit that strikes in the midst of an import would leave half of it behind for the rows after it.
     importlib.import_module("torch._dynamo")
     bench, ends = _Bench(settings), time.monotonic() + settings.seconds

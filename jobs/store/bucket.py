@@ -269,7 +269,7 @@ class Bucket:
             raise self._refused(verb, path, error) from error
 
     def _refused(self, verb: str, path: str, error: Exception) -> BucketError:
-        # Some servers send no message: s3fs then says "None", and only the cause tells what happened.
+        # Some servers send no message: s3fs then says "None", and only the cause says what happened.
         cause = f"{type(error).__name__}: {error}" + (f", from {error.__cause__}" if error.__cause__ else "")
         return BucketError(f"cannot {verb} {self.url}/{path} ({cause}); {advice(error, self.patience)}")
 

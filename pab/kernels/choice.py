@@ -1,4 +1,4 @@
-"""Which fused operations a pass uses: decided by device, precision and size before the blocks run, told once in the log.
+"""Which fused operations a pass uses: decided by device, precision and size before the blocks run, and logged once.
 
 The decision is a frozen value of booleans that the blocks take as constants, so it costs no graph and no test inside one.
 """

@@ -1,7 +1,7 @@
 """Sequence parallelism of transformers of the diffusers library, by the library's own context-parallel plan where it has one.
 
-The plan is read as data and carried out by `SequenceParallel`. What the library makes of it needs an accelerator, lengths
-that the ranks divide or an exchange of sizes before every all-to-all, and counts nothing.
+The plan is read as data and carried out by `SequenceParallel`. The library's own way needs an accelerator, and either lengths
+that the ranks divide or an exchange of sizes before every all-to-all; and it counts no bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEXT_INPUTS = (TEXT, "encoder_attention_mask")
 def library_plan(transformer_class: Any) -> SequencePlan:
     """Reads a class's plan; `TEXT_INPUTS` are left out of it.
 
-    Raises CheckpointError where the installed library has no plan for the class or tells one that is not understood.
+    Raises CheckpointError if the installed library has no plan for the class, or one that this code does not understand.
     """
     published = getattr(transformer_class, "_cp_plan", None)
     if not published:

@@ -55,7 +55,7 @@ def _less(pair: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
 class TiledCodec:
     """Decodes clips with a causal VAE whose first latent frame is one frame, on all ranks of a clip.
 
-    `unscale(latents, request)` makes of a clip's latents [B, C, T, H, W] what the decoder is given; `decode(index, latents,
+    `unscale(latents, request)` turns a clip's latents [B, C, T, H, W] into what the decoder takes; `decode(index, latents,
     request)` decodes the tile of an index to pixels [B, 3, T', H', W'] of -1..1, or, where `patch` is more than 1, to squares
     of so many pixels a side [B, 3 patch^2, T', H', W'], put in place when tiles are joined. Clips within one tile are
     decoded whole. Which rank decodes a tile changes no number.

@@ -50,7 +50,7 @@ class ReferenceCodec(LatentCodec, Protocol):
 def encode_pairs(
     requests: Sequence[ClipRequest], encode_text: Callable[[Sequence[str]], TextStates], *, absent: str | None
 ) -> list[tuple[TextStates, TextStates | None]]:
-    """Encodes every different text once, all in one call: a large encoder is loaded for it and let go again.
+    """Encodes every different text once, all in one call, for which a large encoder is loaded and freed again.
 
     Returns per clip the states of its prompt and of its negative prompt. `absent` stands for one that is not given; with
     None there, such a clip has no negative states.

@@ -38,7 +38,7 @@ class CheckpointError(ValueError):
 class Published:
     """Where a family's weights are published, and what of them is needed.
 
-    `components`: subfolder -> what it holds, told in errors. `files`: hub patterns of the files to fetch, all of the
+    `components`: subfolder -> what it holds, for error messages. `files`: hub patterns of the files to fetch, all of the
     components' files when empty.
     """
 

@@ -1,4 +1,4 @@
-"""Which jobs a submit started: `logs/jobs-<submit>.json`, one file for each submit, so that two at once do not meet."""
+"""Which jobs a submit started: `logs/jobs-<submit>.json`, one file for each submit, so that two at once do not collide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Says in the bucket that a clip killed its group too often, where no start of its job is left that would say it."""
+"""Writes into the bucket that a clip killed its group too often, if no start of its job is left to do so."""
 
 from __future__ import annotations
 

@@ -135,6 +135,7 @@ def test_clips_are_rendered_together_and_what_they_took_plans_the_next_run(
     # Three clips on two ranks: one of them stands idle for the time of one clip.
     assert abs(told["dp=2,cfg=1,sp=1"]["clips_per_gpu_hour"] - 3 * 3600 / (4 * least)) < 1
     assert document["mesh_reason"].startswith(f"{document['mesh']} gives the most clips per GPU-hour")
+    assert document["times"] == document["groups"][0]["times"] == told[document["mesh"]]["times"]
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest: Manifest, tmp_path: Path) -> None:
@@ -152,6 +153,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest:
     assert len(document["meshes"]) == 5
     text = command.run(*command.submit_words(url, tmp_path / "out", *flags)).stdout
     assert "nothing was started or written" in text
+    assert document["times"] == "estimated"  # nobody measured the demo model's figures
+    assert "planned (times estimated): longest job" in text
     assert "* dp=1,cfg=2,sp=2" in text
     assert "C compute, S compute and keep, B reuse" in text
     assert not (tmp_path / "out").exists()

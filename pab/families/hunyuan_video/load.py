@@ -84,7 +84,7 @@ def _codec(vae: Any, _dtype: torch.dtype) -> TiledCodec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HunyuanDenoiser:
-    """Runs the transformer, which is told a guidance scale at every step: `told_guidance`, or the clip's own."""
+    """Runs the transformer, which takes a guidance scale at every step: `told_guidance`, or the clip's own."""
 
     experts: tuple[Any, ...]
     told_guidance: float | None

@@ -108,7 +108,7 @@ def decode_tile(vae: Any, tile_BCTHW: Tensor) -> Tensor:
 class WanDenoiser:
     """Runs the expert of a noise level. `boundary`: the timestep below which the second one takes over.
 
-    `timed_tokens`: every token is told its timestep; without given frames all are told the same.
+    `timed_tokens`: every token has a timestep; without given frames all are the same.
     """
 
     experts: tuple[Any, ...]
