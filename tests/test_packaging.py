@@ -18,14 +18,17 @@ PACKAGES = ("pipeline", "pab", "jobs", "cluster", "manifests")
 USES = """
 from functools import partial
 from pathlib import Path
-import jinja2, sys, time
+import time, sys
 wheel = Path(sys.argv[1])
 
-import cluster.run_page, jobs.reports.page, manifests.demo, pab.execution.compile_cache, pab.families.demo.config
+import cluster.run_page, jobs.reports.bench_html, jobs.reports.report_svg, manifests.demo
+import pab.execution.compile_cache, pab.families.demo.config
 assert Path(pab.__file__).is_relative_to(wheel), pab.__file__
 assert pab.families.demo.config.WEIGHTS.is_relative_to(wheel)
 assert pab.families.demo.config.WEIGHTS.stat().st_size > 1_000_000
-assert {"run.html", "job.html", "bars.svg"} <= set(jinja2.PackageLoader("jobs.reports").list_templates())
+nothing = {"runs": [], "groups": {}, "rows": [], "factors": [], "not_here": []}
+assert ":root" in jobs.reports.bench_html.bench_page(nothing)
+assert "<svg" in jobs.reports.report_svg.bar_chart(["s"], [1.0])
 assert "<html" in cluster.run_page._PAGE.read_text()
 assert manifests.demo.DEMO_CSV.is_file() and manifests.demo.DEMO_PARQUET.is_file()
 assert pab.execution.compile_cache.operators_digest(pab.execution.compile_cache.KERNELS)
