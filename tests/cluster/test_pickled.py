@@ -78,12 +78,9 @@ def names_in(data: bytes) -> Iterator[str]:
 
 
 def real_job(progress: DaskProgress | None) -> JobRequest:
-    machines = MachineSettings(
-        cluster="slurm", nodes_per_job=1, gpus_per_node=1, mesh="auto", job_minutes=30, hang_seconds=3600,
-        max_parallel_jobs=1, partition=None, account=None, qos=None, slurm={},
-    )  # fmt: skip
-    render = RenderSettings(precision="float32", device="cpu")
+    render = RenderSettings(precision="float32", device="cpu", family_weights={"wan": "some/model"})
     settings = JobSettings(output="/run", run_id="1", mesh=Mesh(), render=render)
+    machines = MachineSettings(cluster="slurm", max_parallel_jobs=1)
     return job_request(settings, machines, shard=7, planned_s=60, progress=progress)
 
 
@@ -146,7 +143,7 @@ def test_a_job_whose_classes_are_not_there_any_more_is_refused_in_words(
     wait_over(cluster, [job])
     assert (job.state, job.result()) == (JobState.LOST, None)
     error = str(job.error())
-    assert "pickled with classes that are not installed here: No module named 'moved_since'" in error
+    assert "it does not load here: No module named 'moved_since'" in error
     assert "submit the run again" in error
     assert "Traceback" not in error
 
