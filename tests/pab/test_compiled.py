@@ -5,7 +5,8 @@ import torch
 
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST
-from pab.execution.choice import Execution, compiled
+from pab.execution import compiled
+from pab.execution.choice import Execution
 from pab.execution.compile_cache import KERNELS, CompileCacheError, cache_folder, compile_cache, operators_digest
 from pab.execution.compiled import CompileError, Graphs, compile_blocks, executing, graphs_compiled, many_graphs
 from pab.families import FAMILIES
