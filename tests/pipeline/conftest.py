@@ -32,7 +32,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(tmp_path: Path, weights: Path) -> Command:
     folder = tmp_path / "work"
     folder.mkdir()
-    return Command(folder=folder, weights=weights)
+    return Command(folder=folder, weights=weights, in_process=True)
 
 
 @pytest.fixture
