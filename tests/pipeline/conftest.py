@@ -47,10 +47,17 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(tmp_path: Path, weights: Path) -> Command:
+def cold_command(tmp_path: Path, weights: Path) -> Command:
+    """Each call in a process of its own."""
     folder = tmp_path / "work"
     folder.mkdir()
-    return Command(folder=folder, weights=weights, in_process=True)
+    return Command(folder=folder, weights=weights)
+
+
+@pytest.fixture
+def command(cold_command: Command) -> Command:
+    """Each call in this process."""
+    return replace(cold_command, in_process=True)
 
 
 @pytest.fixture

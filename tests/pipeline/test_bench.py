@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +148,10 @@ def test_rows_are_chosen_by_group_by_part_of_a_name_and_in_words() -> None:
         chosen_rows(["open_sora: compiled pab999"])
 
 
-def test_a_row_that_takes_too_long_and_rows_after_the_time_say_so(command: Command) -> None:
+def test_a_row_that_takes_too_long_and_rows_after_the_time_say_so(cold_command: Command) -> None:
     rows = "demo: eager none,latte: eager none"
     # In a process of its own, where loading takes longer than that.
-    alone = replace(command, in_process=False)
-    code, document = alone.json("bench", "--rows", rows, "--seconds", "0.2", "--output", "short")
+    code, document = cold_command.json("bench", "--rows", rows, "--seconds", "0.2", "--output", "short")
     demo, latte = document["rows"]
     assert code == 1
     assert (demo["status"], latte["status"]) == ("failed", "not run")

@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pab.broadcast.rules import KINDS
 from jobs.settings import Mesh
+from pab.broadcast.rules import KINDS
 from pab.families import FAMILIES, find_family
 from pab.families.wan.tiny import write_tiny_wan
 from pab.family import ClipRequest
