@@ -244,18 +244,48 @@ def _step_sources(
 def _mlp_sources(rules: Iterable[MlpRule], timesteps: Sequence[int]) -> dict[tuple[str, int], dict[int, int]]:
     """Returns (stack, block) -> {step that reuses: step that computed}.
 
-    A key step always computes; of overlapping rules the first in order decides.
+    A key step always computes, and so does every later one at the same key timestep. Of overlapping rules of a stack the
+    first in order decides. As published, a rule by timestep decides for blocks that it does not list, too: they compute.
     """
     sources: dict[tuple[str, int], dict[int, int]] = {}
-    keyed = [(rule, rule.key_step(timesteps)) for rule in rules]
-    for rule, key in keyed:
-        if key is None:
-            continue
-        covered = set(timesteps[key : key + 1 + rule.skip_count])
-        for block in rule.blocks:
-            keys = {k for r, k in keyed if k is not None and r.stack == rule.stack and block in r.blocks}
-            for step in range(key + 1, len(timesteps)):
-                if step not in keys and timesteps[step] in covered:
-                    latest = max(k for k in keys if k < step)
-                    sources.setdefault((rule.stack, block), {}).setdefault(step, latest)
+    keyed = [(rule, keys) for rule in rules if (keys := rule.key_steps(timesteps))]
+    for stack in dict.fromkeys(rule.stack for rule, _ in keyed):
+        here = [(rule, keys) for rule, keys in keyed if rule.stack == stack]
+        covering = _covering(here, timesteps)
+        for block in dict.fromkeys(block for rule, _ in here for block in rule.blocks):
+            computing = {step for rule, keys in here if block in rule.blocks for step in keys}
+            found = sources.setdefault((stack, block), {})
+            for step, rules_there in covering.items():
+                deciding = _deciding(rules_there, block)
+                if deciding is not None and step not in computing:
+                    # A rule by position takes the latest output there is; one by timestep that of its own timestep.
+                    own = computing if deciding[0].timestep is None else deciding[1]
+                    found[step] = max(key for key in own if key < step)
     return sources
+
+
+Keyed = tuple[MlpRule, tuple[int, ...]]
+"""A rule and its key steps."""
+
+
+def _covering(rules: Sequence[Keyed], timesteps: Sequence[int]) -> dict[int, list[Keyed]]:
+    """Returns, per step behind a key step, the rules that have its timestep among those of their steps."""
+    found: dict[int, list[Keyed]] = {}
+    for rule, keys in rules:
+        covered = set(timesteps[keys[0] : keys[0] + 1 + rule.skip_count])
+        for step in range(keys[0] + 1, len(timesteps)):
+            if timesteps[step] in covered:
+                found.setdefault(step, []).append((rule, keys))
+    return found
+
+
+def _deciding(rules: Sequence[Keyed], block: int) -> Keyed | None:
+    """Returns the rule that makes a block reuse at a step, out of those that cover it; None where it computes."""
+    for rule, keys in rules:
+        if block in rule.blocks:
+            return rule, keys
+        if rule.timestep is not None and all(
+            block not in other.blocks for other, _ in rules if other.timestep == rule.timestep
+        ):
+            return None
+    return None

@@ -58,11 +58,11 @@ class MlpRule:
         if self.skip_count < 1:
             raise ValueError(f"mlp rule skip_count={self.skip_count}, needs 1 or more")
 
-    def key_step(self, timesteps: Sequence[int]) -> int | None:
-        """Returns the step at which the output is computed and kept; None where the key timestep does not occur."""
+    def key_steps(self, timesteps: Sequence[int]) -> tuple[int, ...]:
+        """Returns the steps at which the output is computed and kept: of a timestep all that have it, perhaps none."""
         if self.position is not None:
-            return min(round(self.position * len(timesteps)), len(timesteps) - 1)
-        return timesteps.index(self.timestep) if self.timestep in timesteps else None
+            return (min(round(self.position * len(timesteps)), len(timesteps) - 1),)
+        return tuple(step for step, timestep in enumerate(timesteps) if timestep == self.timestep)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,8 @@ class TileGrid:
     `size`: latents of a tile; `step`: latents from one's corner to the next one's; `fade`: pixels over which it is faded into
     the one before; `kept`: pixels kept of it. `frames`: latent frames of a tile of time, the first of which repeats the
     last of what the tile before keeps, None for all in one; `frame_step` as `step`, `frame_fade` in pixel frames as `fade`.
-    `strides`: pixel frames and pixels per latent.
+    `strides`: pixel frames and pixels per latent. `cuts_small`: whether rows and columns that fit into one tile are cut into
+    steps as well where time is tiled, as some published VAEs do.
     """
 
     size: tuple[int, int]
@@ -35,6 +36,7 @@ class TileGrid:
     frames: int | None = None
     frame_step: int = 0
     frame_fade: int = 0
+    cuts_small: bool = False
 
     def covers(self, z_BCTHW: Tensor) -> bool:
         """Whether latents fit into one tile."""
@@ -50,8 +52,8 @@ class TileGrid:
         return [slice(start, min(start + self.frames, frames)) for start in starts]
 
     def places(self, height: int, width: int) -> list[tuple[slice, slice]]:
-        """Returns rows and columns of latents of each tile of space, row by row; latents within one tile are not cut."""
-        if height <= self.size[0] and width <= self.size[1]:
+        """Returns rows and columns of each tile of space, row by row; within one tile nothing is cut but by `cuts_small`."""
+        if not self.cuts_small and height <= self.size[0] and width <= self.size[1]:
             return [(slice(0, height), slice(0, width))]
         return [
             (slice(y, y + self.size[0]), slice(x, x + self.size[1]))
@@ -97,6 +99,13 @@ def tiled_decode(
     return _join({tile.place: piece for tile, piece in zip(tiles, pieces, strict=True)}, grid)
 
 
+def tiled_map(apply: Callable[[Tensor], Tensor], x_BCTHW: Tensor, *, grid: TileGrid) -> Tensor:
+    """Returns what `apply` makes of a whole tensor, tile by tile on this rank; one that fits into a tile is not cut."""
+    if grid.covers(x_BCTHW):
+        return apply(x_BCTHW)
+    return _join({tile.place: apply(tile.latents) for tile in _cut(x_BCTHW, grid)}, grid)
+
+
 def _cut(z_BCTHW: Tensor, grid: TileGrid) -> list[Tile]:
     _, _, frames, height, width = z_BCTHW.shape
     return [
@@ -128,7 +137,7 @@ def _join(pieces: dict[tuple[int, int, int], Tensor], grid: TileGrid) -> Tensor:
 
 
 def _join_space(pieces: dict[tuple[int, int], Tensor], grid: TileGrid) -> Tensor:
-    if len(pieces) == 1:
+    if len(pieces) == 1 and not grid.cuts_small:
         return pieces[0, 0]
     rows, columns = (max(place[i] for place in pieces) + 1 for i in range(2))
     joined_rows = []

@@ -1,63 +1,176 @@
-"""Reading reference cases: a JSON file, its tensors, and the weights it names."""
+"""Reading reference cases: a JSON file, its tensors, and the weights it names. What is read is remembered."""
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 differences: dict[str, float] = {}
 """Largest difference of the case in work, by precision; of bfloat16 as a part of the norm where that is compared."""
 
 
+class Stated(Mapping[str, Any]):
+    """What a case states, by name. `unread` are the names that nobody has asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return self._values[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def unread(self) -> set[str]:
+        return set(self._values) - self._read
+
+
+class Inputs(Mapping[str, torch.Tensor]):
+    """Tensors named `in.*`, without the prefix; an absent one is None to `get`."""
+
+    def __init__(self, tensors: Stated) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[f"in.{name}"]
+
+    def __contains__(self, name: object) -> bool:
+        return f"in.{name}" in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return (name[3:] for name in self._tensors if name.startswith("in."))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 @dataclass(frozen=True)
 class Case:
-    """One reference case: `folder/name.json` with `name.safetensors` beside it when it holds tensors."""
+    """One reference case: a JSON file, and a file of tensors of the same name beside it when it holds tensors."""
 
     path: Path
     root: Path
 
     @property
-    def folder(self) -> str:
-        return self.path.parent.relative_to(self.root).as_posix()
-
-    @property
-    def kind(self) -> str:
-        """What decides which check serves the case: the folder, or in `pab/`, which holds one file a family, the file."""
-        return f"pab/{self.path.stem}" if self.folder == "pab" else self.folder
-
-    @property
     def name(self) -> str:
-        return f"{self.folder}/{self.path.stem}"
+        return self.path.relative_to(self.root).with_suffix("").as_posix()
 
     @cached_property
-    def facts(self) -> dict:
-        return json.loads(self.path.read_text())
+    def facts(self) -> Stated:
+        return Stated(self.content)
 
     @cached_property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        file = self.path.with_suffix(".safetensors")
-        return load_file(file) if file.exists() else {}
+    def content(self) -> dict[str, Any]:
+        """What the JSON file holds, with nothing noted as read; empty where there is no JSON object."""
+        try:
+            content = json.loads(self.path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
-    def inputs(self) -> dict[str, torch.Tensor]:
-        """Tensors named `in.*`, without the prefix."""
-        return {key[3:]: value for key, value in self.tensors.items() if key.startswith("in.")}
+    @cached_property
+    def args(self) -> Stated:
+        return Stated(self.facts.get("args") or {})
 
-    def weights(self, file: str | None = None) -> dict[str, torch.Tensor]:
-        """The named weights in float32, without the `param.` prefix."""
-        stored = load_file(self.path.parent / (file or self.facts["weights"]))
-        return {key.removeprefix("param."): value.float() for key, value in stored.items()}
+    @property
+    def tensor_file(self) -> Path:
+        return self.path.with_suffix(".safetensors")
+
+    @cached_property
+    def tensor_names(self) -> frozenset[str]:
+        """Names in the file of tensors, which is not read for them."""
+        if not self.tensor_file.exists():
+            return frozenset()
+        try:
+            with safe_open(self.tensor_file, "pt") as file:
+                return frozenset(file.keys())
+        except SafetensorError:
+            return frozenset()
+
+    @cached_property
+    def tensors(self) -> Stated:
+        return Stated(load_file(self.tensor_file) if self.tensor_file.exists() else {})
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return Inputs(self.tensors)
+
+    @property
+    def weight_files(self) -> tuple[Path, ...]:
+        stated = self.facts["weights"]
+        return tuple((self.path.parent / name).resolve() for name in ([stated] if isinstance(stated, str) else stated))
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights that it names, in float32, without the `param.` prefix."""
+        return {
+            key.removeprefix("param."): value.float()
+            for file in self.weight_files
+            for key, value in load_file(file).items()
+        }
 
 
 def find_cases(root: Path) -> list[Case]:
-    """Every JSON file one folder down that is neither weights nor a report."""
+    """Every JSON file that is neither weights nor a report by what it says, and every file of tensors that has none.
+
+    Beside the folders, in `root` itself, only files with tensors count: what else lies there tells of the whole set.
+    """
+    # some of them are weights: those have a JSON file that says so
+    named = {*root.rglob("*.json"), *(file.with_suffix(".json") for file in root.rglob("*.safetensors"))}
+    cases = [Case(path, root) for path in sorted(named)]
     return [
-        Case(path, root)
-        for path in sorted(root.glob("*/*.json"))
-        if not path.name.startswith("weights_") and path.name != "report.json"
+        case
+        for case in cases
+        if not _is_companion(case.content) and (case.path.parent != root or case.tensor_file.exists())
     ]
+
+
+def _is_companion(facts: Mapping[str, Any]) -> bool:
+    weights = "n_param_tensors" in facts and not {"args", "weights"} & set(facts)
+    return weights or set(facts) == {"note", "results"}
+
+
+def only(values: Mapping[str, Any], names: Sequence[str] | frozenset[str] | set[str], where: str) -> None:
+    """Fails, by name, for what is stated and not among the known names."""
+    unknown = sorted(set(values) - set(names))
+    assert not unknown, f"{where}: {', '.join(unknown)} not known; known are {', '.join(sorted(names))}"
+
+
+def same(ours: object, stated: object, what: str) -> None:
+    assert ours == stated, f"{what}: ours {_short(ours)}, stated {_short(stated)}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def same_levels(ours: Sequence[float], stated: Sequence[float], what: str) -> None:
+    """Fails unless noise levels are equal as float32, but for one unit in the last place: a reference may round otherwise."""
+    assert len(ours) == len(stated), f"{what}: {len(ours)} levels, stated {len(stated)}"
+    a, b = (np.array(levels, dtype=np.float32) for levels in (ours, stated))
+    # none is below 0, so neighbours are neighbours as whole numbers too
+    assert (a >= 0).all() and (b >= 0).all(), f"{what}: a level below 0 or none at all"
+    apart = np.abs(a.view(np.int32).astype(np.int64) - b.view(np.int32).astype(np.int64))
+    worst = int(apart.argmax()) if len(apart) else 0
+    assert not len(apart) or apart[worst] <= 1, (
+        f"{what}: level {worst} is {a[worst]!r}, stated {b[worst]!r}, {apart[worst]} units in the last place apart; allowed 1"
+    )
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, bound: float, what: str) -> None:

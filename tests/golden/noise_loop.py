@@ -1,11 +1,14 @@
 """Whole denoising runs of tiny Latte and Open-Sora-Plan models: sampler, guidance, broadcast plan."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.broadcast.plan import BroadcastPlan
+from pab.broadcast.sites import Site
 from pab.families.latte.sites import latte_sites
 from pab.families.open_sora_plan.sites import open_sora_plan_sites
 from pab.family import ClipRequest
@@ -16,16 +19,41 @@ from pab.sampling.denoise import Denoised, denoise
 from pab.sampling.samplers import DDIM, PNDM, EulerAncestral
 from pab.text.states import TextStates
 from tests.golden import latte, open_sora_plan
-from tests.golden.broadcast_traces import check_decisions, rules_from_reference
-from tests.golden.cases import Case, close
+from tests.golden.cases import Case, close, same, same_levels
+from tests.golden.reference_loop import FixedCodec, Plans, check_answers, plans_of, rows_of_steps
 
 LOOP_BOUND = 1e-5
 """Times the largest value of what is compared."""
-SAMPLERS = {
-    "e2e_latte": lambda request, _: DDIM(num_steps=request.num_steps),
-    "e2e_osp110": lambda request, _: PNDM(num_steps=request.num_steps),
-    "e2e_osp120": lambda request, noise: EulerAncestral(num_steps=request.num_steps, noise=noise),
-}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """What differs from family to family. `negative_cut_by_prompt`: the pipeline cuts both texts by the prompt's length."""
+
+    load: Callable[[Case], Any]
+    sites: Callable[[int], tuple[Site, ...]]
+    sampler: Callable[[ClipRequest, Any], Scheduler]
+    negative_cut_by_prompt: bool
+
+
+LATTE = Pipeline(
+    load=latte.load_model,
+    sites=latte_sites,
+    sampler=lambda request, _: DDIM(num_steps=request.num_steps),
+    negative_cut_by_prompt=True,
+)
+OSP110 = Pipeline(
+    load=latte.load_model,
+    sites=latte_sites,
+    sampler=lambda request, _: PNDM(num_steps=request.num_steps),
+    negative_cut_by_prompt=True,
+)
+OSP120 = Pipeline(
+    load=open_sora_plan.load_model,
+    sites=open_sora_plan_sites,
+    sampler=lambda request, noise: EulerAncestral(num_steps=request.num_steps, noise=noise),
+    negative_cut_by_prompt=False,
+)
 
 
 @dataclass
@@ -49,114 +77,137 @@ class RecordedModel:
         return self.answered[-1]
 
 
-@dataclass(frozen=True)
-class FixedCodec:
-    """Only knows the size of the latents."""
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """One clip of a case made ready to run."""
 
-    shape: tuple[int, ...]
+    model: RecordedModel
+    request: ClipRequest
+    latents: Tensor
+    index: int
+    count: int
 
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
-        return self.shape
+    def run(self, plan: BroadcastPlan, group: NodeGroup | None = None) -> Denoised:
+        """Runs the clip, with nothing remembered from a run before."""
+        self.model.asked.clear()
+        self.model.answered.clear()
+        (prompt,) = self.model.encode_prompts([self.request])
+        return denoise(
+            self.model, self.request, prompt=prompt, noise=self.latents, plan=plan, group=group or NodeGroup()
+        )
+
+    @property
+    def rows(self) -> list[int]:
+        """Its rows of the reference's batch, which has all clips without their prompt first, in our order."""
+        return [self.count + self.index, self.index]
 
 
-def texts_of(case: Case):
-    """Text states by the prompts "positive" and "negative"."""
-    given = case.inputs()
+def texts_of(case: Case, clip: slice):
+    """Text states of one clip by the prompts "positive" and "negative"."""
+    given = case.inputs
 
     def states(prompts) -> TextStates:
         names = [{"positive": "prompt", "negative": "negative_prompt"}[prompt] for prompt in prompts]
-        y = [given[f"{name}_embeds"] for name in names]
-        mask = [given.get(f"{name}_mask", torch.ones(1, y[0].shape[1])) for name in names]
+        y = [given[f"{name}_embeds"][clip] for name in names]
+        mask = [given[f"{n}_mask"][clip] if f"{n}_mask" in given else torch.ones(1, y[0].shape[1]) for n in names]
         return TextStates(y_BLC=torch.cat(y), mask_BL=torch.cat(mask), warnings=((),) * len(names))
 
     return states
 
 
-def make_video(case: Case) -> tuple[NoiseVideo, tuple]:
-    folder = open_sora_plan if case.folder == "e2e_osp120" else latte
-    transformer = folder.load_model(case)
-    sites = open_sora_plan_sites if case.folder == "e2e_osp120" else latte_sites
-    video = NoiseVideo(
-        transformer=transformer,
-        encode_text=texts_of(case),
-        codec=FixedCodec(tuple(case.tensors["in.z0"].shape[1:])),
-        sampler=SAMPLERS[case.folder],
-        device=torch.device("cpu"),
-        negative_cut_by_prompt=case.folder != "e2e_osp120",
-    )
-    return video, sites(transformer.config.num_layers)
-
-
-def run(case: Case, model: RecordedModel, plan: BroadcastPlan, group: NodeGroup | None = None) -> Denoised:
-    return denoise(
-        model,
-        request_of(case),
-        prompt=model.encode_prompts([request_of(case)])[0],
-        noise=case.tensors["in.z0"],
-        plan=plan,
-        group=group or NodeGroup(),
-    )
+def loops_of(case: Case, pipeline: Pipeline) -> list[Loop]:
+    """Every clip of the case, each with its own text, latents and noise."""
+    given, args = case.inputs, case.args
+    count, _, *size = given["z0"].shape
+    same(size, [args["F"], args["H"], args["Wd"]], "size of the latents")
+    same(given["prompt_embeds"].shape[1], args["L"], "tokens of the text")
+    if "nt" in args:
+        same(int(given["prompt_mask"][0].sum()), args["nt"], "tokens of the prompt")
+    transformer, noise = pipeline.load(case), given.get("noise")
+    loops = []
+    for index in range(count):
+        clip = slice(index, index + 1)
+        video = NoiseVideo(
+            transformer=transformer,
+            encode_text=texts_of(case, clip),
+            codec=FixedCodec(tuple(given["z0"].shape[1:])),
+            sampler=pipeline.sampler,
+            device=torch.device("cpu"),
+            negative_cut_by_prompt=pipeline.negative_cut_by_prompt,
+        )
+        model = RecordedModel(video, None if noise is None else noise[:, clip])
+        loops.append(Loop(model=model, request=request_of(case), latents=given["z0"][clip], index=index, count=count))
+    return loops
 
 
 def request_of(case: Case) -> ClipRequest:
-    args = case.facts["args"]
+    args = case.args
     return ClipRequest(
         prompt="positive", negative_prompt="negative", seed=0, num_frames=args["F"], height=8 * args["H"],
         width=8 * args["Wd"], fps=8, num_steps=args["steps"], guidance_scale=args["cfg"],
     )  # fmt: skip
 
 
-def check(case: Case) -> None:
-    if case.facts["args"].get("second"):
-        check_second_clip(case)
+def check_latte(case: Case) -> None:
+    check(case, LATTE)
+
+
+def check_osp110(case: Case) -> None:
+    check(case, OSP110)
+
+
+def check_osp120(case: Case) -> None:
+    check(case, OSP120)
+
+
+def check(case: Case, pipeline: Pipeline) -> None:
+    for loop in loops_of(case, pipeline):
+        scheduler = loop.model.scheduler(loop.request, SequenceParallel())
+        stated = case.tensors["timesteps"].tolist()
+        same_levels(scheduler.timesteps, stated, "timesteps")
+        if "init_noise_sigma" in case.tensors:
+            same_levels([scheduler.init_noise_sigma], [case.tensors["init_noise_sigma"].item()], "init_noise_sigma")
+        depth = loop.model.video.transformer.config.num_layers
+        plans = plans_of(case, stated, pipeline.sites(depth), depth)
+        if case.args.get("second"):
+            check_second_is_first(loop, plans)
+        check_numbers(case, loop, plans)
+
+
+def check_second_is_first(loop: Loop, plans: Plans) -> None:
+    """The reference's counters go on from clip to clip; our second clip is our first, bit by bit."""
+    first, second = loop.run(plans.ours), loop.run(plans.ours)
+    assert torch.equal(first.latents, second.latents), "our second clip is another than our first"
+
+
+def check_numbers(case: Case, loop: Loop, plans: Plans) -> None:
+    """With the reference's letters every number is the reference's."""
+    names = [name for name in case.tensors if name.startswith(("latents_before_", "model_input_before_"))]
+    same(1, len(names), "records of what the model saw")
+    asked = rows_of_steps(case, names[0], loop.count, loop.index)
+    expected = case.tensors["out"][loop.index : loop.index + 1]
+    if plans.reference is None:
+        # nothing can be run: it begins with what the clip before left
+        for name in ("model_output_first_", "model_output_mid_"):
+            rows_of_answers(case, name)
         return
-    model, plan = make_model(case)
-    result = run(case, model, plan)
-    if case.facts["decisions"] is not None:
-        check_decisions(plan, case.facts["decisions"])
-    check_numbers(case, model, result)
-
-
-def make_model(case: Case) -> tuple[RecordedModel, BroadcastPlan]:
-    video, sites = make_video(case)
-    model = RecordedModel(video, case.inputs().get("noise"))
-    timesteps = model.scheduler(request_of(case), SequenceParallel()).timesteps
-    return model, make_plan(rules_from_reference(case.facts["pab_config"]), timesteps, sites)
-
-
-def check_numbers(case: Case, model: RecordedModel, result: Denoised) -> None:
-    expected = case.tensors
-    scheduler = model.scheduler(request_of(case), SequenceParallel())
-    assert list(scheduler.timesteps) == expected["timesteps"].tolist()
-    if "init_noise_sigma" in expected:
-        assert scheduler.init_noise_sigma == expected["init_noise_sigma"].item()
-    asked = next(value for key, value in expected.items() if key.startswith(("latents_before", "model_input_before")))
-    assert len(model.asked) == len(asked)
+    result = loop.run(plans.reference)
+    same(len(loop.model.asked), len(asked), "calls of the model")
     for step, latents in enumerate(asked):
-        close(model.asked[step][0], latents, scaled(latents), f"model input of call {step}")
-    unit = "call" if "model_output_first_call" in expected else "step"
-    check_answer(model.answered[0], expected[f"model_output_first_{unit}"], "first model output")
-    check_answer(model.answered[len(asked) // 2], expected[f"model_output_mid_{unit}"], "model output half-way")
-    close(result.latents, expected["out"], scaled(expected["out"]), "final latents")
+        close(loop.model.asked[step][0], latents, scaled(latents), f"model input of call {step}")
+    check_answers(case, loop.model.answered, loop.rows, check_answer)
+    close(result.latents, expected, scaled(expected), "final latents")
+
+
+def rows_of_answers(case: Case, prefix: str) -> Tensor:
+    (name,) = [name for name in case.tensors if name.startswith(prefix)]
+    return case.tensors[name]
 
 
 def check_answer(ours: Tensor, theirs: Tensor, what: str) -> None:
-    """Ours has the conditional rows first and only the noise; theirs the unconditional ones, and perhaps more channels."""
-    close(ours, theirs.flip(0)[:, : ours.shape[1]], 5e-5, what)
+    """Ours has only the noise; theirs perhaps more channels."""
+    close(ours, theirs[:, : ours.shape[1]], 5e-5, what)
 
 
 def scaled(tensor: Tensor) -> float:
     return LOOP_BOUND * max(tensor.abs().max().item(), 1.0)
-
-
-def check_second_clip(case: Case) -> None:
-    """The reference's counters drift from one clip to the next; our second clip is the reference's first."""
-    first = replace(case, path=case.path.with_name(case.path.name.replace("_second_generation", "")))
-    assert case.facts["decisions"]["cross"] != first.facts["decisions"]["cross"], "the reference does drift"
-    model, plan = make_model(case)
-    run(case, model, plan)
-    model.asked.clear()
-    model.answered.clear()
-    result = run(case, model, plan)
-    check_decisions(plan, first.facts["decisions"])
-    check_numbers(first, model, result)

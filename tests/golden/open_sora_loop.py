@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pab.broadcast.plan import make_plan
+from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.state import Visit
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.stdit3 import STDiT3
@@ -14,9 +14,10 @@ from pab.family import ClipRequest
 from pab.model import EncodedPrompt, Scheduler, StepInput
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.sampling.denoise import Denoised, denoise
-from pab.sampling.rectified_flow import RectifiedFlow, round_to, size_shift, timesteps
-from tests.golden.broadcast_traces import check_decisions, rules_from_reference
-from tests.golden.cases import Case, close
+from pab.sampling.rectified_flow import RectifiedFlow, round_to
+from tests.golden.cases import Case, close, same, same_levels
+from tests.golden.rectified_flow import FlowClip, clips_of
+from tests.golden.reference_loop import FixedCodec, Plans, check_answers, plans_of, rows_of_steps
 from tests.golden.stdit3 import load_model
 
 LOOP_BOUND = 5e-5
@@ -49,85 +50,106 @@ class RecordedModel:
 
 @dataclass(frozen=True)
 class Loop:
-    """One case made ready to run."""
+    """One clip of a case made ready to run."""
 
     model: RecordedModel
     request: ClipRequest
     prompt: EncodedPrompt
     noise: Tensor
-    plan: object
+    clip: FlowClip
 
 
-class FixedCodec:
-    """Only knows the size of the latents."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
-
-    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
-        return self.shape
-
-
-def make_loop(case: Case, transformer: STDiT3, precision: str) -> Loop:
-    given, args = case.inputs(), case.facts["args"]
-    height, width = round_to(precision, args["h"]), round_to(precision, args["w"])
-    shift = size_shift(height=args["h"], width=args["w"], num_frames=args["n"], precision=precision)
-    levels = timesteps(args["steps"], shift=shift)
+def make_loop(case: Case, clip: FlowClip, transformer: STDiT3, precision: str) -> Loop:
+    given, args, row = case.inputs, case.args, slice(clip.index, clip.index + 1)
     dtype = transformer.final_layer.linear.weight.dtype
+    fps = float(args.get("fps", 120.0 if clip.num_frames == 1 else 24.0))
+    text = TextStates(
+        y_BLC=given["y"][row].squeeze(1).to(dtype), mask_BL=_of_clip(given["text_mask"], clip), warnings=((),)
+    )
     video = STDiT3Video(
         transformer=transformer,
-        encode_text=lambda _: TextStates(
-            y_BLC=given["y"].squeeze(1).to(dtype), mask_BL=given["text_mask"], warnings=((),)
-        ),
+        encode_text=lambda _: text,
         codec=FixedCodec(tuple(given["z0"].shape[1:])),
-        timesteps=lambda _: levels,
-        model_fps=lambda request: 120.0 if request.num_frames == 1 else 24.0,
-    )
-    flow = RectifiedFlow(
-        timesteps=levels,
-        frame_mask_BT=given.get("mask"),
-        noise=None if "noise" not in given else lambda step: given["noise"][step],
+        timesteps=lambda _: clip.levels,
+        model_fps=lambda _: fps,
     )
     request = ClipRequest(
-        prompt="-", negative_prompt=None, seed=0, num_frames=args["n"], height=int(height), width=int(width), fps=24,
-        num_steps=args["steps"], guidance_scale=args["cfg"],
+        prompt="-", negative_prompt=None, seed=0, num_frames=int(clip.num_frames), num_steps=clip.num_steps,
+        height=int(round_to(precision, clip.height)), width=int(round_to(precision, clip.width)), fps=24,
+        guidance_scale=args["cfg"],
     )  # fmt: skip
-    rules = rules_from_reference(case.facts["pab_config"])
-    seen = [round_to(precision, level) for level in levels]
-    plan = make_plan(rules, seen, stdit3_sites(transformer.config.depth))
-    return Loop(RecordedModel(video, flow), request, video.encode_prompts([request])[0], given["z0"], plan)
+    model = RecordedModel(video, clip.flow())
+    return Loop(model, request, video.encode_prompts([request])[0], given["z0"][row], clip)
 
 
-def run(loop: Loop, group: NodeGroup | None = None) -> Denoised:
+def _of_clip(mask_nL: Tensor, clip: FlowClip) -> Tensor:
+    """The text mask of one clip; a case may state one for all."""
+    return mask_nL[clip.index : clip.index + 1] if len(mask_nL) == clip.count else mask_nL
+
+
+def run(loop: Loop, plan: BroadcastPlan, group: NodeGroup | None = None) -> Denoised:
     return denoise(
-        loop.model, loop.request, prompt=loop.prompt, noise=loop.noise, plan=loop.plan, group=group or NodeGroup()
+        loop.model, loop.request, prompt=loop.prompt, noise=loop.noise, plan=plan, group=group or NodeGroup()
     )
+
+
+def levels_of(case: Case, clip: FlowClip) -> list[float]:
+    """The stated levels of one clip; a case may state one list for all."""
+    stated = case.tensors["timesteps"].float()
+    levels = stated[:, clip.index] if stated.dim() == 2 else stated
+    return levels.tolist()
 
 
 def check(case: Case) -> None:
-    if case.facts.get("compute_dtype") == "bfloat16":
-        check_bfloat16(case)
-        return
-    loop = make_loop(case, load_model(case), "float32")
-    result = run(loop)
-    expected = case.tensors
-    assert list(loop.model.flow.timesteps) == expected["timesteps"].tolist()
-    if case.facts["decisions"] is not None:
-        check_decisions(result.plan, case.facts["decisions"])
-    for step, latents in enumerate(expected["latents_before_step"]):
-        close(loop.model.asked[step][0], latents, LOOP_BOUND, f"latents before step {step}")
-    velocity = expected["model_output_first_step"][:, : loop.noise.shape[1]]
-    close(loop.model.answered[0], velocity, 1e-5, "first model output")
-    close(result.latents, expected["out"], LOOP_BOUND, "final latents")
+    """Every clip of the case, each with its own size, text, mask and noise."""
+    precision = case.facts.get("compute_dtype", "float32")
+    same(case.args.get("dtype", precision), precision, "args.dtype and compute_dtype")
+    transformer = load_model(case)
+    if precision == "bfloat16":
+        transformer = STDiT3(transformer.config).eval()
+        transformer.load_state_dict(case.weights(), strict=True)
+        transformer = transformer.to(torch.bfloat16)
+    for clip in clips_of(case, precision):
+        stated = levels_of(case, clip)
+        same_levels(clip.levels, stated, f"clip {clip.index}")
+        if "ntext" in case.args and clip.count == 1:
+            same(int(case.inputs["text_mask"].sum()), case.args["ntext"], "tokens of the text")
+        seen = [round_to(precision, level) for level in stated]
+        plans = plans_of(case, seen, stdit3_sites(transformer.config.depth), transformer.config.depth)
+        loop = make_loop(case, clip, transformer, precision)
+        if precision == "bfloat16":
+            check_bfloat16(case, loop, plans)
+        else:
+            check_numbers(case, loop, plans)
 
 
-def check_bfloat16(case: Case) -> None:
+def check_numbers(case: Case, loop: Loop, plans: Plans) -> None:
+    clip, where = loop.clip, f"clip {loop.clip.index}"
+    shown = rows_of_steps(case, "latents_before_", clip.count, clip.index)
+    assert plans.reference is not None, "its counters end with the clip"
+    result = run(loop, plans.reference)
+    same(len(loop.model.asked), len(shown), f"{where}: steps")
+    for step, latents in enumerate(shown):
+        close(loop.model.asked[step][0], latents, LOOP_BOUND, f"{where}: latents before step {step}")
+    channels = loop.noise.shape[1]
+    check_answers(
+        case, loop.model.answered, clip.rows, lambda ours, theirs, what: close(ours, theirs[:, :channels], 5e-5, what)
+    )
+    close(loop.model.answered[0], _first_output(case, clip)[:, :channels], 1e-5, f"{where}: first model output")
+    close(result.latents, case.tensors["out"][clip.index : clip.index + 1], LOOP_BOUND, f"{where}: final latents")
+
+
+def _first_output(case: Case, clip: FlowClip) -> Tensor:
+    (name,) = [name for name in case.tensors if name.startswith("model_output_first_")]
+    return case.tensors[name][clip.rows]
+
+
+def check_bfloat16(case: Case, loop: Loop, plans: Plans) -> None:
     """Decisions and noise levels are exact; bfloat16 latents agree as two public implementations do, loosely."""
-    transformer = STDiT3(load_model(case).config).eval()
-    transformer.load_state_dict(case.weights(), strict=True)
-    loop = make_loop(case, transformer.to(torch.bfloat16), "bfloat16")
-    result = run(loop)
-    assert list(loop.model.flow.timesteps) == case.tensors["timesteps"].float().tolist()
-    if case.facts["decisions"] is not None:
-        check_decisions(result.plan, case.facts["decisions"])
-    close(result.latents, case.tensors["out"].float(), BFLOAT16_BOUND, "final latents in bfloat16")
+    assert plans.reference is not None, "its counters end with the clip"
+    result, clip = run(loop, plans.reference), loop.clip
+    for name in case.tensors:
+        if name.startswith(("latents_before_", "model_output_")):
+            same(True, bool(case.tensors[name].float().isfinite().all()), f"{name} is finite")
+    expected = case.tensors["out"][clip.index : clip.index + 1].float()
+    close(result.latents, expected, BFLOAT16_BOUND, "final latents in bfloat16")

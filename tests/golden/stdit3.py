@@ -2,58 +2,71 @@
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from pab.families.open_sora.stdit3 import ClipShape, STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
-from tests.golden.cases import Case, close
+from tests.golden.cases import Case, close, same
 
 FORWARD_BOUND = 1e-5
 
 
-def config_from(facts: dict) -> STDiT3Config:
+def config_from(facts: dict[str, Any]) -> STDiT3Config:
     names = STDiT3Config.__dataclass_fields__
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items() if key in names}
     return STDiT3Config(**values)
 
 
 @cache
-def _load(weights: Path, config: STDiT3Config, case: Case) -> STDiT3:
+def _load(weights: tuple[Path, ...], config: STDiT3Config) -> STDiT3:
     model = STDiT3(config).eval()
-    model.load_state_dict(case.weights(), strict=True)
+    state = {key.removeprefix("param."): v.float() for file in weights for key, v in load_file(file).items()}
+    model.load_state_dict(state, strict=True)
     return model
 
 
 def load_model(case: Case) -> STDiT3:
     """The case's model with its weights, loaded strictly by the published key names."""
-    return _load((case.path.parent / case.facts["weights"]).resolve(), config_from(case.facts["config"]), case)
-
-
-def check(case: Case) -> None:
-    if case.path.stem.startswith("full_layout"):
-        check_layout(case)
-    else:
-        check_forward(case)
+    return _load(case.weight_files, config_from(case.facts["config"]))
 
 
 def check_layout(case: Case) -> None:
     """A model of the published size has exactly the published keys and shapes, in order."""
     with torch.device("meta"):
         model = STDiT3(config_from(case.facts["config"]))
-    assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == case.facts["state_dict"]
+    check_keys(model, case)
 
 
-@torch.inference_mode()
-def check_forward(case: Case) -> None:
-    given = case.inputs()
-    clip = ClipShape(
+def check_keys(model: torch.nn.Module, case: Case) -> None:
+    state = model.state_dict()
+    assert [[key, list(value.shape)] for key, value in state.items()] == case.facts["state_dict"]
+    same(len(state), case.facts["n_tensors"], "number of tensors")
+    same(sum(value.numel() for value in state.values()), case.facts["n_elements"], "number of elements")
+
+
+def clip_of(case: Case) -> ClipShape:
+    """What the transformer is told of the clips; of several sizes the reference takes the first for all."""
+    given = case.inputs
+    return ClipShape(
         height=float(given["height"][0]),
         width=float(given["width"][0]),
         fps=given["fps"],
         num_latent_frames=given["x"].shape[2],
     )
+
+
+@torch.inference_mode()
+def check_forward(case: Case) -> None:
+    given = case.inputs
     out = load_model(case)(
-        given["x"], given["timestep"], given["y"], clip=clip, mask_nL=given.get("mask"), active_BT=given.get("x_mask")
+        given["x"],
+        given["timestep"],
+        given["y"],
+        clip=clip_of(case),
+        mask_nL=given.get("mask"),
+        active_BT=given.get("x_mask"),
     )
     close(out, case.tensors["out"], FORWARD_BOUND, case.name)

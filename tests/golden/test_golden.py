@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from tests.golden.cases import Case, differences
+from tests.golden.checks import FORMS, group_of
+from tests.golden.forms import check_case
 
 
-def test_agrees_with_reference(
-    golden_case: Case, check: Callable[[Case], None], record_property: Callable[[str, object], None]
-) -> None:
+def test_agrees_with_reference(golden_case: Case, record_property: Callable[[str, object], None]) -> None:
     differences.clear()
-    check(golden_case)
+    check_case(golden_case, FORMS)
     for precision, difference in differences.items():
-        record_property(f"{golden_case.kind} {precision}", difference)
+        record_property(f"{group_of(golden_case)} {precision}", difference)

@@ -12,7 +12,8 @@ import torch
 from cluster.job import Job, JobRequest, JobState
 from cluster.local import LocalCluster
 from jobs.outcome import Rendered
-from jobs.rendering.clip_work import Begun, render_frames
+from jobs.rendering.clip_attempt import Attempt
+from jobs.rendering.clip_work import render_clip
 from jobs.rendering.group import Place, open_job, open_store
 from jobs.rendering.loaded_family import load_family
 from jobs.settings import Mesh
@@ -31,7 +32,8 @@ BOUND = 1e-5
 def latents_on_this_rank(job, item):
     with open_job(job.settings) as ranks:
         loaded = load_family(TINY, job.settings, torch.device("cpu"))
-        rendered = render_frames(loaded, Begun(clip=item, attempt=1), settings=job.settings, group=ranks.node)
+        rendered = Attempt(clip=item, number=1)
+        render_clip(loaded, rendered, settings=job.settings, group=ranks.node)
         told = ranks.join(("rank", ranks.place.rank))
         return rendered.denoised.latents, rendered.denoised.traffic, told, ranks.agree(f"from {ranks.place.rank}")
 
@@ -51,10 +53,10 @@ def test_two_ranks_give_one_ranks_latents_and_agree_on_plain_values(tmp_path, me
         partial(latents_on_this_rank, render_job(str(tmp_path), mesh=mesh), item), tmp_path / "jobs", ranks=2
     )
     job = render_job(str(tmp_path))
-    alone = render_frames(
-        load_family(TINY, job.settings, torch.device("cpu")),
-        Begun(clip=item, attempt=1), settings=job.settings, group=NodeGroup(),
-    ).denoised  # fmt: skip
+    attempt = Attempt(clip=item, number=1)
+    loaded = load_family(TINY, job.settings, torch.device("cpu"))
+    render_clip(loaded, attempt, settings=job.settings, group=NodeGroup())
+    alone = attempt.denoised
     for latents, traffic, told, agreed in results:
         assert (latents - alone.latents).abs().max() <= BOUND
         assert traffic.all_to_alls == (2 * alone.plan.computed("temporal") if mesh.sp == 2 else 0)

@@ -108,16 +108,6 @@ def test_query_and_key_norm_equals_its_twin(heads: int, head_dim: int, dtype: to
         close(fused, plain, bound)
 
 
-@precisions
-@pytest.mark.parametrize(("tokens", "heads", "head_dim", "normed"), [(130, 1, 72, True), (33, 2, 16, False)])
-def test_self_attention_equals_its_twin(
-    tokens: int, heads: int, head_dim: int, normed: bool, dtype: torch.dtype, bound: float
-) -> None:
-    qkv = random(1, tokens, 3 * heads * head_dim, dtype=dtype)
-    norm = norm_weights(head_dim, dtype) if normed else None
-    close(attention.fused_self(qkv, heads, norm), attention.plain_self(qkv, heads, norm), bound)
-
-
 @pytest.mark.parametrize(("width", "dtype"), [(64, torch.float32), (24, torch.float16), (72, torch.bfloat16)], ids=str)
 @pytest.mark.parametrize("way", ["plain", "fused"])
 def test_tokens_kept_as_int8_are_off_by_half_a_step_at_most(width: int, dtype: torch.dtype, way: str) -> None:
@@ -228,7 +218,7 @@ def test_8_bit_products_on_a_gpu_are_the_twin_s(dtype: torch.dtype) -> None:
 
 
 EVERY_WAY = (
-    Kernels(temporal=True, cross=True, spatial=True, norm=True, gelu=True),
+    Kernels(temporal=True, cross=True, norm=True, gelu=True),
     Kernels(head_norm=True),
     Kernels(flash3=True),
 )

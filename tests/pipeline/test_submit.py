@@ -11,7 +11,7 @@ from typing import Any
 from jobs.settings import Mesh
 from pab.broadcast.rules import KINDS
 from pab.families import FAMILIES, find_family
-from pab.families.wan.tiny import write_tiny_wan
+from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest
 from pab.sampling.denoise import plan_for
 from pab.tiny_weights.__main__ import main as write_tiny
@@ -132,6 +132,7 @@ def test_clips_are_rendered_together_and_what_they_took_plans_the_next_run(
     # Three clips on two ranks: one of them stands idle for the time of one clip.
     assert abs(told["dp=2,cfg=1,sp=1"]["clips_per_gpu_hour"] - 3 * 3600 / (4 * least)) < 1
     assert document["mesh_reason"].startswith(f"{document['mesh']} gives the most clips per GPU-hour")
+    assert document["times"] == document["groups"][0]["times"] == told[document["mesh"]]["times"]
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest: Manifest, tmp_path: Path) -> None:
@@ -149,6 +150,8 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest:
     assert len(document["meshes"]) == 5
     text = command.run(*command.submit_words(url, tmp_path / "out", *flags)).stdout
     assert "nothing was started or written" in text
+    assert document["times"] == "estimated"  # nobody measured the demo model's figures
+    assert "planned (times estimated): longest job" in text
     assert "* dp=1,cfg=2,sp=2" in text
     assert "C compute, S compute and keep, B reuse" in text
     assert not (tmp_path / "out").exists()
@@ -158,7 +161,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(command: Command, manifest:
 def test_ranks_share_the_passes_of_a_family_over_diffusers(
     command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
-    write_tiny_wan(tmp_path / "wan", seed=0)
+    write_tiny_weights("wan", tmp_path / "wan")
     wan = replace(command, weights=tmp_path / "wan")
     flags = ("--model", "wan", "--precision", "float32", "--gpus-per-node", "2", "--mesh", "sp=2", "--dry-run")
     code, document = wan.submit(manifest(1, num_frames=[5], num_steps=[2]), tmp_path / "dry", *flags)
@@ -172,7 +175,8 @@ def test_ranks_share_the_passes_of_a_family_over_diffusers(
     )  # fmt: skip
     write_shard(str(tmp_path / "out"), [item])
     job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2), baseline=False)
-    job = replace(job, find_family=find_family, settings=replace(job.settings, weights=str(tmp_path / "wan")))
+    settings = replace(job.settings, render=replace(job.settings.render, weights=str(tmp_path / "wan")))
+    job = replace(job, find_family=find_family, settings=settings)
     run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)
     assert_whole(tmp_path / "out", [item.clip_id])
     report = json.loads((tmp_path / "out/reports/job-00007.json").read_text())["all_to_alls"]

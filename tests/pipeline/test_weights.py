@@ -17,10 +17,11 @@ from manifests.accept import validate
 from pab.families import FAMILIES
 from pab.families.demo.family import DEMO
 from pipeline.exits import UsageError
-from pipeline.run.options import OPTIONS, Chosen
+from pipeline.run.build import build_settings
+from pipeline.run.options import choose
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import Run, find_run, start_run
-from pipeline.run.settings import RunSettings, build_settings
+from pipeline.run.settings import RunSettings
 from tests.pipeline.command import Command
 
 Manifest = Callable[..., Path]
@@ -105,14 +106,12 @@ def test_every_family_of_the_hub_pins_its_weights() -> None:
                 family.pin("nowhere")
 
 
-def settings_of(url: Path, output: Path) -> RunSettings:
-    chosen = {option.name: Chosen(value=option.default, source=option.name) for option in OPTIONS}
-    for name, value in {"cluster": "local", "device": "cpu", "output": str(output)}.items():
-        chosen[name] = Chosen(value=value, source=name)
-    return build_settings(str(url), chosen)
+def settings_of(url: Path, output: Path, **flags: str) -> RunSettings:
+    given = {"cluster": "local", "device": "cpu", "output": str(output), **flags}
+    return build_settings(str(url), choose(given, {}))
 
 
-def submitted(url: Path, output: Path, hub: Hub, *, keep: bool = True) -> tuple[Run, RunRules]:
+def submitted(url: Path, output: Path, hub: Hub, *, keep: bool = True, **flags: str) -> tuple[Run, RunRules]:
     """Takes a manifest into a run as `submit` does, with a second family of the hub."""
     other = replace(
         DEMO,
@@ -120,12 +119,27 @@ def submitted(url: Path, output: Path, hub: Hub, *, keep: bool = True) -> tuple[
         pin=lambda weights: weights or f"some/model@{hub.commit}",
         weights_digest=lambda weights: str(weights)[-16:],
     )
-    bucket, settings = Bucket(str(output)), settings_of(url, output)
+    bucket, settings = Bucket(str(output)), settings_of(url, output, **flags)
     found = find_run(bucket)
     rules = run_rules(settings.render, {"demo": DEMO, "other": other}, begun=found.weights if found and keep else None)
     accepted = validate(str(url), rules.rows, default_model="demo")
     run = start_run(bucket, settings, manifest_digest=accepted.digest, num_clips=accepted.num_rows, rules=rules)
     return run, rules
+
+
+def test_a_run_that_began_before_quality_was_a_setting_goes_on(manifest: Manifest, tmp_path: Path) -> None:
+    hub, output = Hub(), tmp_path / "out"
+    url = manifest(model=["demo", "other", "other"])
+    run, _ = submitted(url, output, hub)
+    document = json.loads((output / "run.json").read_text())
+    assert document["pixels"].pop("--crf") == "18"
+    for name in ("crf", "batch", "max_attempts"):
+        del document["settings"]["render"][name]
+    document["settings"]["machines"]["batch"] = 0
+    (output / "run.json").write_text(json.dumps(document))
+    assert submitted(url, output, hub)[0].run_id == run.run_id
+    with pytest.raises(UsageError, match="--crf was 18, now 30"):
+        submitted(url, output, hub, crf="30")
 
 
 def test_a_run_goes_on_with_the_commit_it_began_with_when_the_branch_has_moved(

@@ -25,7 +25,7 @@ from pab.families.open_sora_plan.causal_layers import (
 from pab.families.open_sora_plan.causal_tiles import Tiling
 from pab.parallel.mesh import Axis
 from pab.vae.image_vae import Posterior
-from pab.vae.tiles import tiled_decode
+from pab.vae.tiles import tiled_decode, tiled_map
 
 LATENT_SCALE = 0.18215
 FLAT, DEEP = "ResnetBlock2D", "ResnetBlock3D"
@@ -228,9 +228,14 @@ class CausalVAE(nn.Module):
             raise ValueError(f"num_frames={num_frames}, the causal VAE needs {time}n+1 (1, {time + 1}, {2 * time + 1})")
         return self.config.embed_dim, num_frames // time + 1, height // space, width // space
 
-    def encode(self, x_BCTHW: Tensor) -> Posterior:
-        """Returns the distribution of unscaled latents; multiply a sample or the mean by `LATENT_SCALE`."""
-        return Posterior(self.quant_conv(self.encoder(x_BCTHW)))
+    def encode(self, x_BCTHW: Tensor, *, tiling: Tiling | None = None) -> Posterior:
+        """Returns the distribution of unscaled latents; multiply a sample or the mean by `LATENT_SCALE`.
+
+        With `tiling`, pixels larger than a tile are encoded in overlapping tiles.
+        """
+        if tiling is None:
+            return Posterior(self._encode(x_BCTHW))
+        return Posterior(tiled_map(self._encode, x_BCTHW, grid=tiling.encode_grid()))
 
     def decode(self, z_BCTHW: Tensor, *, tiling: Tiling | None = None, axis: Axis | None = None) -> Tensor | None:
         """Returns pixels [B, T, 3, H, W], about -1..1, on the CPU of the axis' rank 0; None on the others. Collective.
@@ -243,6 +248,9 @@ class CausalVAE(nn.Module):
             lambda _, latents: self._decode(latents), unscaled, grid=grid, axis=axis or Axis(), tiled=tiling is not None
         )
         return None if pixels is None else pixels.transpose(1, 2)
+
+    def _encode(self, x_BCTHW: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(x_BCTHW))
 
     def _decode(self, z_BCTHW: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(z_BCTHW))

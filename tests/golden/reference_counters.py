@@ -1,0 +1,113 @@
+"""How the reference decides: counters that run through calls and clips, and a store of MLP outputs under their timestep.
+
+Written from its behaviour, apart from our own planning, so that each can be held against the other. A counter starts again
+after as many calls as the reference was told there are steps, whether a clip has ended or not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pab.broadcast.rules import ATTENTION_KINDS
+
+STACKS = ("spatial", "temporal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What the reference does in the calls of one clip.
+
+    `attention`: kind -> one letter a call. `mlp`: (stack, block) -> the same. `sources`: kind, or (stack, block), -> the
+    call whose output each call uses; below 0 for calls of clips before. `counters`: kind -> where the counter stands afterwards.
+    `left`: stack -> what stays in the store, by timestep and block.
+    """
+
+    attention: Mapping[str, str]
+    mlp: Mapping[tuple[str, int], str]
+    sources: Mapping[Any, Sequence[int]]
+    counters: Mapping[str, int]
+    left: Mapping[str, Sequence[tuple[int, int]]]
+
+    def computed(self, kind: str) -> int:
+        """How many calls of a kind compute, at each of its sites."""
+        return self.attention[kind].count("C")
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether anything is taken over from the clip before."""
+        return any(source < 0 for sources in self.sources.values() for source in sources)
+
+
+@dataclass(kw_only=True)
+class Reference:
+    """One set of counters and one store, kept from clip to clip. `config` None decides as without broadcast."""
+
+    config: Mapping[str, Any] | None
+    counted: int
+    depth: int
+    stacks: Sequence[str] = STACKS
+    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ATTENTION_KINDS, 0))
+    latest: dict[str, int] = field(default_factory=dict)
+    store: dict[str, dict[tuple[int, int], int]] = field(default_factory=lambda: {stack: {} for stack in STACKS})
+    calls_before: int = 0
+
+    def decide(self, timesteps: Sequence[int]) -> Decided:
+        """Runs through the calls of one clip. Raises KeyError where the reference finds no stored output and stops."""
+        attention: dict[str, str] = dict.fromkeys(ATTENTION_KINDS, "")
+        places = [(stack, block) for stack in self.stacks for block in range(self.depth)]
+        mlp: dict[tuple[str, int], str] = dict.fromkeys(places, "")
+        sources: dict[Any, list[int]] = {key: [] for key in (*ATTENTION_KINDS, *places)}
+        for call, timestep in enumerate(timesteps):
+            for kind in ATTENTION_KINDS:
+                letter, source = self._attention(kind, timestep, self.calls_before + call)
+                attention[kind] += letter
+                sources[kind].append(source - self.calls_before)
+            for stack, block in places:
+                letter, source = self._mlp(stack, block, timestep, timesteps, self.calls_before + call)
+                mlp[stack, block] += letter
+                sources[stack, block].append(source - self.calls_before)
+        self.calls_before += len(timesteps)
+        left = {stack: tuple(sorted(entries)) for stack, entries in self.store.items()}
+        return Decided(attention=attention, mlp=mlp, sources=sources, counters=dict(self.counters), left=left)
+
+    @property
+    def on(self) -> bool:
+        """Without any kind of attention the reference broadcasts nothing, and its counters stand still."""
+        return self.config is not None and any(self.config.get(f"{kind}_broadcast") for kind in ATTENTION_KINDS)
+
+    def _attention(self, kind: str, timestep: int, call: int) -> tuple[str, int]:
+        letter = "C"
+        if self.on:
+            assert self.config is not None
+            if self.config.get(f"{kind}_broadcast"):
+                low, high = self.config[f"{kind}_threshold"]
+                if self.counters[kind] % self.config[f"{kind}_range"] and low < timestep < high:
+                    letter = "B"
+            self.counters[kind] = (self.counters[kind] + 1) % self.counted
+        if letter == "C":
+            self.latest[kind] = call
+        return letter, self.latest.get(kind, -1)
+
+    def _mlp(self, stack: str, block: int, timestep: int, timesteps: Sequence[int], call: int) -> tuple[str, int]:
+        rules = self._mlp_rules(stack)
+        if timestep in rules and block in rules[timestep]["block"]:
+            self.store[stack][timestep, block] = call
+            return "S", call
+        for key, rule in rules.items():
+            if key not in timesteps:
+                continue
+            first = timesteps.index(key)
+            covered = timesteps[first : first + 1 + rule["skip_count"]]
+            if timestep in covered:
+                if block not in rule["block"]:
+                    break
+                source = self.store[stack][key, block]
+                if timestep == covered[-1]:
+                    del self.store[stack][key, block]
+                return "B", source
+        return "C", call
+
+    def _mlp_rules(self, stack: str) -> dict[int, Any]:
+        if not self.on or not self.config or not self.config.get("mlp_broadcast"):
+            return {}
+        return {int(key): rule for key, rule in (self.config.get(f"mlp_{stack}_broadcast_config") or {}).items()}
