@@ -465,7 +465,7 @@ def test_a_cycle_is_found_and_an_import_for_types_is_none(tmp_path: Path) -> Non
 BROAD = {
     "pipeline/__main__.py:main",  # the process's top
     "jobs/rendering/context.py:contain",  # the clip's border
-    "jobs/rendering/context.py:contain_several",  # that of clips rendered together
+    "jobs/rendering/context.py:contain_batch",  # that of clips rendered together
     "jobs/bench/run.py:line",  # a benchmark row's border
     "jobs/rendering/shard_run.py:_kept_log",  # a job's top
     "jobs/rendering/finish.py:_run",  # threads' tops
