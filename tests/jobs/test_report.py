@@ -19,7 +19,7 @@ from jobs.settings import Mesh
 from jobs.store import layout
 from jobs.store.retry import Patience
 from tests.jobs.hostile import assert_harmless, poisoned
-from tests.jobs.machines import run_with_submitit
+from tests.jobs.machines import run_on_forked_ranks
 from tests.jobs.world import clip, render_job, write_shard
 
 
@@ -174,7 +174,7 @@ def test_no_baseline_is_rendered_where_none_is_wanted(tmp_path, changes, broadca
 
 def test_two_ranks_report_the_all_to_alls_that_broadcast_saved(tmp_path):
     bucket = write_shard(str(tmp_path / "out"), [clip(0)])
-    run_with_submitit(render_job(str(tmp_path / "out"), mesh=Mesh(sp=2)), tmp_path / "jobs", ranks=2)
+    run_on_forked_ranks(render_job(str(tmp_path / "out"), mesh=Mesh(sp=2)), tmp_path / "jobs", ranks=2)
     report = bucket.read_json(layout.job_report(7))
     exchanged = report["all_to_alls"]
     assert exchanged["agree"] is True

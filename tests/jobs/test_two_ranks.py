@@ -1,12 +1,12 @@
-"""Jobs of two ranks, as submitit runs them: the same pixels, the planned traffic, clips side by side, an end for all."""
+"""Jobs of two ranks: the same pixels, the planned traffic, clips side by side, an end for all."""
 
 import os
 import time
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
-import submitit
 import torch
 
 from cluster.job import Job, JobRequest, JobState
@@ -20,7 +20,7 @@ from jobs.settings import Mesh
 from jobs.store import layout
 from pab.parallel.mesh import NodeGroup
 from tests.jobs.listening import NotedProgress
-from tests.jobs.machines import run_with_submitit
+from tests.jobs.machines import RankError, run_on_forked_ranks, run_with_submitit
 from tests.jobs.videos import read_video
 from tests.jobs.world import TINY, clip, render_job, write_shard
 from tests.sockets import listening, listening_elsewhere
@@ -49,9 +49,9 @@ def test_ranks_of_one_machine_meet_on_loopback_only():
 @pytest.mark.parametrize("mesh", [Mesh(sp=2), Mesh(cfg=2)], ids=str)
 def test_two_ranks_give_one_ranks_latents_and_agree_on_plain_values(tmp_path, mesh):
     item = clip(3, num_frames=10)
-    executor = submitit.LocalExecutor(folder=tmp_path)
-    executor.update_parameters(tasks_per_node=2, timeout_min=3, setup=["export OMP_NUM_THREADS=1"])
-    results = executor.submit(latents_on_this_rank, render_job(str(tmp_path), mesh=mesh), item).results()
+    results = run_on_forked_ranks(
+        partial(latents_on_this_rank, render_job(str(tmp_path), mesh=mesh), item), tmp_path / "jobs", ranks=2
+    )
     job = render_job(str(tmp_path))
     attempt = Attempt(clip=item, number=1)
     loaded = load_family(TINY, job.settings, torch.device("cpu"))
@@ -86,7 +86,7 @@ def test_replicas_take_clips_in_turn_and_report_together(tmp_path):
     bucket = write_shard(str(tmp_path / "out"), items)
     notes = tmp_path / "notes"
     job = render_job(str(tmp_path / "out"), mesh=Mesh(dp=2), progress=NotedProgress(notes))
-    outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    outcome, _ = run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)
     assert [(type(item), item.clip_id) for item in outcome.clips] == [(Rendered, item.clip_id) for item in items]
     assert [bucket.read_json(layout.record(item.key))["job"]["rank"] for item in items] == [0, 1, 0]
     heard = notes.read_text().splitlines()
@@ -104,11 +104,11 @@ def test_an_error_in_shared_work_ends_the_group_and_the_next_start_goes_on(tmp_p
     items = [clip(0), clip(1, prompt="fail now"), clip(2)]
     bucket = write_shard(str(tmp_path / "out"), items)
     job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2))
-    with pytest.raises(submitit.core.utils.FailedJobError, match=r"clip clip\.1: ArithmeticError in denoise"):
-        run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    with pytest.raises(RankError, match=r"clip clip\.1: ArithmeticError in denoise"):
+        run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)
     assert bucket.recorded_keys() == {items[0].key}
     assert bucket.failures() == {items[1].key: [1]}
-    outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    outcome, _ = run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)
     assert outcome.left == (items[1].clip_id,)
     assert bucket.recorded_keys() == {items[0].key, items[2].key}
 

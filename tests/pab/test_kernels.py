@@ -303,7 +303,7 @@ def test_a_family_without_8_bit_products_refuses_them() -> None:
 def test_a_clip_of_latte_s_blocks_with_kernels_is_the_plain_clip(name: str) -> None:
     world = replace(WORLDS[name], build=lambda: Latte(replace(LATTE, num_layers=1, num_heads=2, head_dim=24)),
                     sites=latte_sites(1))  # fmt: skip
-    request = noise_clip(num_steps=4, height=32, width=32, negative_prompt="a b c d")
+    request = noise_clip(num_steps=4, num_frames=3, height=16, width=32, negative_prompt="a b c d")
     plain = world.render(world.model(), request, rules=REUSING)
     model = world.model()
     before = sorted(model.transformer.state_dict())

@@ -22,7 +22,7 @@ from pab.families.open_sora.family import OPEN_SORA
 from pab.families.open_sora.given_frames import reference_noise
 from pab.family import LoadRequest
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.tiny_weights.__main__ import main as write_tiny
+from tests.pab.conftest import TinyWeights
 from tests.ranks import run_on_ranks
 
 RULES = OPEN_SORA.references
@@ -34,10 +34,15 @@ CLIP = Clip(
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "weights"
-    assert write_tiny(["open_sora", str(folder)]) == 0
-    return folder
+def weights(tiny_weights: TinyWeights) -> Path:
+    return tiny_weights("open_sora") / "open_sora"
+
+
+@pytest.fixture(scope="module")
+def attempt(weights: Path) -> Attempt:
+    """`CLIP` on one rank."""
+    with torch.inference_mode():
+        return rendered(weights, CLIP, 1)
 
 
 def settings(folder: Path) -> JobSettings:
@@ -59,7 +64,10 @@ def loaded(folder: Path, group: NodeGroup) -> LoadedFamily:
 
 
 def frames_on_ranks(folder: Path, clip: Clip, cfg: int) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    attempt = rendered(folder, clip, cfg)
+    return frames_and_latents(rendered(folder, clip, cfg))
+
+
+def frames_and_latents(attempt: Attempt) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
     frames = None if attempt.coming.size is None else torch.from_numpy(attempt.coming.fetch())
     return frames, [loop.latents for loop in attempt.loops]
 
@@ -114,8 +122,9 @@ def test_loops_begin_with_the_last_frames_of_the_one_before_behind_the_rows_own_
 
 
 @torch.inference_mode()
-def test_a_clip_of_loops_is_each_loop_going_on_and_what_it_repeats_is_shown_once(weights: Path) -> None:
-    attempt = rendered(weights, CLIP, 1)
+def test_a_clip_of_loops_is_each_loop_going_on_and_what_it_repeats_is_shown_once(
+    weights: Path, attempt: Attempt
+) -> None:
     model, requests = loaded(weights, NodeGroup()).model, clip_requests(CLIP)
     latents = [loop.latents for loop in attempt.loops]
     for loop in (1, 2):
@@ -134,8 +143,9 @@ def test_a_clip_of_loops_is_each_loop_going_on_and_what_it_repeats_is_shown_once
 
 
 @torch.inference_mode()
-def test_the_first_loop_is_the_clip_of_one_loop_and_without_broadcast_loops_go_on_from_their_own(weights: Path) -> None:
-    attempt = rendered(weights, CLIP, 1)
+def test_the_first_loop_is_the_clip_of_one_loop_and_without_broadcast_loops_go_on_from_their_own(
+    weights: Path, attempt: Attempt
+) -> None:
     family = loaded(weights, NodeGroup())
     alone = clip_requests(CLIP)[0]
     again = render_baseline(
@@ -151,8 +161,8 @@ def test_the_first_loop_is_the_clip_of_one_loop_and_without_broadcast_loops_go_o
     assert clip_rules(CLIP, OPEN_SORA, settings(weights)) == OPEN_SORA.presets["pab246"]
 
 
-def test_loops_come_out_the_same_on_any_ranks(weights: Path) -> None:
-    frames, latents = frames_on_ranks(weights, CLIP, 1)
+def test_loops_come_out_the_same_on_any_ranks(weights: Path, attempt: Attempt) -> None:
+    frames, latents = frames_and_latents(attempt)
     for cfg in (2, 1):
         parts = run_on_ranks(2, frames_on_ranks, weights, CLIP, cfg)
         assert parts[1][0] is None

@@ -25,6 +25,7 @@ from pab.text.prompt_cleaning import clean
 from pab.tiny_weights.__main__ import main as write_tiny
 from pab.weights.checkpoint import CheckpointError
 from tests.golden.broadcast_traces import check_decisions
+from tests.pab.conftest import TinyWeights
 from tests.pab.open_sora_ranks import CLIP, encode_and_render, render, t5_text
 from tests.ranks import run_on_ranks
 
@@ -34,10 +35,8 @@ PROMPTS = ["a cat", "two birds fly past tall trees; the camera follows them", ""
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "weights"
-    assert write_tiny(["open_sora", str(folder)]) == 0
-    return folder
+def weights(tiny_weights: TinyWeights) -> Path:
+    return tiny_weights("open_sora") / "open_sora"
 
 
 def load_request(folder: Path) -> LoadRequest:

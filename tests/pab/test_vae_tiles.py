@@ -15,17 +15,15 @@ from pab.library.load import load_codec
 from pab.library.vae import TiledCodec, library_grid
 from pab.parallel.mesh import Axis
 from pab.vae.tiles import TileGrid, tiled_decode
+from tests.pab.conftest import TinyWeights
 from tests.pab.library_worlds import WORLDS
 from tests.pab.vae_tiles import SIZES, decoded, latents_of, small_codec, tiling_vae
 from tests.ranks import run_on_ranks
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in SIZES:
-        WORLDS[name].write(folder / name)
-    return folder
+def weights(tiny_weights: TinyWeights) -> Path:
+    return tiny_weights(*SIZES)
 
 
 def pixels(codec: TiledCodec, name: str) -> torch.Tensor:

@@ -76,23 +76,24 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_the_hub_is_asked_once_for_each_repository_of_the_families_that_rows_name(
-    command: Command, manifest: Manifest, hub: Hub
+    cold_command: Command, manifest: Manifest, hub: Hub
 ) -> None:
-    code, document = command.json("manifest", "validate", manifest())
+    # In processes: the hub's library reads its address when it is imported.
+    code, document = cold_command.json("manifest", "validate", manifest())
     assert (code, list(document["families"]), hub.asked) == (0, ["demo"], [])
     sizes = {"num_frames": [8, 16, 16], "height": [32, 512, 512], "width": [32, 512, 512], "num_steps": [4, 50, 50]}
     named = manifest(name="named", model=["demo", "latte", "latte"], **sizes)
-    code, document = command.json("manifest", "validate", named)
+    code, document = cold_command.json("manifest", "validate", named)
     assert (code, hub.asked) == (0, ["maxin-cn/Latte-1"])
     assert f"maxin-cn/Latte-1@{FIRST}" in document["families"]["latte"]
 
 
 def test_rows_of_a_family_whose_weights_are_nowhere_are_told_so(
-    command: Command, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    cold_command: Command, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     sizes = {"num_frames": [8, 81, 8], "height": [32, 480, 32], "width": [32, 832, 32], "num_steps": [4, 50, 4]}
-    code, document = command.json("manifest", "validate", manifest(model=["demo", "wan", None], **sizes))
+    code, document = cold_command.json("manifest", "validate", manifest(model=["demo", "wan", None], **sizes))
     assert code == 4
     assert "row 1: model='wan', it cannot be used: weights='Wan-AI/" in document["error"]["message"]
     assert "cannot be fetched" in document["error"]["message"]
