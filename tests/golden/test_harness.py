@@ -17,11 +17,13 @@ from pab.broadcast.plan import make_plan
 from pab.families.latte.sites import latte_sites
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora_plan.causal_tiles import Tiling
+from pab.families.open_sora_plan.causal_vae import CausalVAE, CausalVAEConfig
+from pab.parallel.mesh import Axis
 from pab.sampling import rectified_flow as rf
 from pab.sampling.samplers import ddim_timesteps, pndm_timesteps
+from pab.vae.tiles import tiled_decode, tiled_map
 from tests.golden.broadcast_traces import check_ours, reference_for, rules_from_reference
 from tests.golden.cases import Case, find_cases, same_levels
-from tests.golden.causal_vae import load_model as load_causal_vae
 from tests.golden.checks import FORMS
 from tests.golden.forms import check_case, form_of
 
@@ -196,7 +198,7 @@ def test_levels_may_differ_by_one_unit_in_the_last_place_and_no_more() -> None:
     up = np.nextafter(level, np.float32(1000))
     same_levels([float(level)], [float(up)], "here")
     same_levels([float(up)], [float(level)], "here")
-    with pytest.raises(AssertionError, match="here: level 1 .* 2 units in the last place"):
+    with pytest.raises(AssertionError, match=r"here: level 1 .* 2 units in the last place"):
         same_levels([1.0, float(level)], [1.0, float(np.nextafter(up, np.float32(1000)))], "here")
     with pytest.raises(AssertionError, match="1 levels, stated 2"):
         same_levels([1.0], [1.0, 2.0], "here")
@@ -264,7 +266,7 @@ def loop_case(folder: Path, **settings: Any) -> Case:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"source": "Open-Sora v1.2.0 opensora/schedulers/rf (RFLOW.sample)", "args": args}))
     save_file(tensors, path.with_suffix(".safetensors"))
-    return change(Case(path, folder), lambda facts, _: None)
+    return change(Case(path, folder), lambda _facts, _tensors: None)
 
 
 OWN_SIZES = {"hw": [[480, 854], [144, 256]], "nf": [51, 102]}
@@ -331,6 +333,33 @@ def test_levels_are_those_that_torch_computes(discrete: bool, precision: str) ->
                 theirs.append((ratio * unit / (1 + (ratio - 1) * unit) * 1000).float().item())
             shift = rf.size_shift(height=height, width=width, num_frames=frames, precision=precision)
             same_levels(rf.timesteps(steps, shift=shift, discrete=discrete), theirs, f"{height} {frames} {steps}")
+
+
+def test_a_run_of_several_clips_gives_each_its_own_text_mask_size_and_levels(tmp_path: Path) -> None:
+    """Two clips of the reference as one case."""
+    parts = [Case(SHIPPED / "e2e_stdit3" / f"{name}.json", SHIPPED) for name in ("none", "none_360p_204f")]
+
+    def join(facts: dict, tensors: dict) -> None:
+        both = [part.tensors for part in parts]
+        for name in ("in.z0", "in.y", "in.text_mask", "out"):
+            tensors[name] = torch.cat([each[name] for each in both])
+        tensors["latents_before_step"] = torch.stack([each["latents_before_step"] for each in both], dim=1)
+        tensors["timesteps"] = torch.stack([each["timesteps"] for each in both], dim=1)
+        for part in ("first", "mid"):
+            rows = [each[f"model_output_{part}_step"] for each in both]
+            tensors[f"model_output_{part}_step"] = torch.stack(rows, dim=1).flatten(0, 1)
+        sizes = [part.content["args"] for part in parts]
+        for name in ("h", "w", "n", "ntext"):
+            del facts["args"][name]
+        facts["args"] |= {"n": 2, "hw": [[size["h"], size["w"]] for size in sizes], "nf": [size["n"] for size in sizes]}
+
+    case = change(copy_case("e2e_stdit3/none", tmp_path), join)
+    check_case(case, FORMS)
+    wrong = change(
+        case, lambda _facts, tensors: tensors["in.text_mask"].__setitem__(1, tensors["in.text_mask"][0] * 0 + 1)
+    )
+    with pytest.raises(AssertionError, match="clip 1: latents before step 1"):
+        check_case(wrong, FORMS)
 
 
 # -- traces -----------------------------------------------------------------------------------------------------------
@@ -461,27 +490,38 @@ TILINGS = (
 def test_tiles_with_sizes_of_their_own_are_those_of_the_reference(
     sizes: tuple[int, int, int, int, float], shape: tuple[int, int, int]
 ) -> None:
-    case = Case(SHIPPED / "vae_osp110" / "decode_oldattn.json", SHIPPED)
-    vae = load_causal_vae(case, "decode")
-    latent, pixels, frames, _, overlap = sizes
-    z = torch.randn(1, 4, *shape, generator=torch.Generator().manual_seed(1))
+    latent, pixels, frames, pixel_frames, overlap = sizes
     tiling = Tiling(
-        latent_size=latent, sample_size=pixels, latent_frames=frames, sample_frames=sizes[3], overlap=overlap
+        latent_size=latent, sample_size=pixels, latent_frames=frames, sample_frames=pixel_frames, overlap=overlap
     )
-    with torch.inference_mode():
-        ours = vae.decode(z, tiling=tiling)
-        theirs = in_tiles(vae._decode, z / 0.18215, size=latent, result=pixels, frames=frames, overlap=overlap)
-    torch.testing.assert_close(ours, theirs.transpose(1, 2), rtol=0, atol=2e-5)
+    z = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(1))
+    ours = tiled_decode(lambda _, tile: larger(tile), z, grid=tiling.grid((4, 8)), axis=Axis())
+    theirs = in_tiles(larger, z, size=latent, result=pixels, frames=frames, overlap=overlap)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    x = larger(z)
+    ours = tiled_map(smaller, x, grid=tiling.encode_grid())
+    theirs = in_tiles(smaller, x, size=pixels, result=latent, frames=pixel_frames, overlap=overlap)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_pixels_are_encoded_in_tiles_as_the_reference_does() -> None:
-    tiling = Tiling(latent_size=4, sample_size=32, latent_frames=3, sample_frames=9, overlap=0.25)
-    x = torch.randn(1, 3, 13, 48, 32, generator=torch.Generator().manual_seed(2))
-    case = Case(SHIPPED / "vae_osp110" / "decode_oldattn.json", SHIPPED)
-    vae = load_causal_vae(case, "decode")
+def larger(z: Tensor) -> Tensor:
+    """Stands in for a decoder: 4n + 1 frames, 8x8 pixels a latent, and every number depends on where its tile begins."""
+    whole = z.repeat_interleave(4, 2)[:, :, 3:].repeat_interleave(8, 3).repeat_interleave(8, 4)
+    return sum(whole.cumsum(dim) / (10 + dim) for dim in (2, 3, 4))
+
+
+def smaller(x: Tensor) -> Tensor:
+    """Stands in for an encoder, as `larger` for a decoder."""
+    return sum(x.cumsum(dim) / (10 + dim) for dim in (2, 3, 4))[:, :, ::4, ::8, ::8]
+
+
+def test_the_causal_vae_encodes_in_tiles_of_pixels() -> None:
+    tiling = Tiling(latent_size=2, sample_size=16, latent_frames=2, sample_frames=5, overlap=0.5)
+    x = torch.randn(1, 3, 5, 24, 8, generator=torch.Generator().manual_seed(2))
+    vae = CausalVAE(CausalVAEConfig(hidden_size=32, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1)).eval()
     with torch.inference_mode():
         ours = vae.encode(x, tiling=tiling).moments
-        theirs = in_tiles(vae._encode, x, size=32, result=4, frames=9, overlap=0.25)
+        theirs = in_tiles(lambda tile: vae.quant_conv(vae.encoder(tile)), x, size=16, result=2, frames=5, overlap=0.5)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)
 
 
