@@ -5,7 +5,7 @@ from collections.abc import Mapping
 UNLIKE_THE_REFERENCE: Mapping[str, str] = {
     "counters that wrap": (
         "The reference's counters start again after as many calls as a clip has steps, also where its sampler makes more "
-        "(PNDM makes nine more calls). Ours count every call of the clip. Checked: the reference's letters follow from counters "
+        "of them (PNDM nine). Ours count every call of the clip. Checked: the reference's letters follow from counters "
         "that wrap, ours from counters that do not, and with the reference's letters our numbers are the reference's."
     ),
     "counters that are not reset": (
@@ -21,8 +21,8 @@ UNLIKE_THE_REFERENCE: Mapping[str, str] = {
         "Checked: letters only."
     ),
     "stored and not reused": (
-        "The reference stores an MLP output at every key timestep and may leave it in its store. We keep only what is reused. "
-        "Checked: the letters S and what is left follow from its store; ours reuse the same outputs."
+        "The reference stores an MLP output at every key timestep and may leave it in its store. We keep only what is "
+        "reused. Checked: the letters S and what is left follow from its store; ours reuse the same outputs."
     ),
     "intermediate results": "Tensors named mid.* help to find an error. The results that they lead to are compared.",
 }
