@@ -1,4 +1,4 @@
-"""Renders a job of Open-Sora 1.2 clips (480p, or --size) with random weights as a real job does; tells how busy a device was.
+"""Renders a job of Open-Sora 1.2 clips (480p, or --size) with random weights as a real job does; says how busy a device was.
 
 Transformer and VAE have their full size; text states are random too, since prompts are encoded before the first clip. Every
 start is a process of its own over one compile cache: the first finds it empty, the others as a node's later jobs do.
@@ -22,7 +22,7 @@ import torch
 
 from jobs.bench.subjects import open_sora_model
 from jobs.render import RenderShard
-from jobs.settings import JobSettings, Mesh
+from jobs.settings import JobSettings, Mesh, RenderSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.clip import Clip
@@ -112,11 +112,13 @@ def render_start(options: argparse.Namespace) -> None:
     with bucket.open_output(layout.shard(0)) as stream:
         pq.write_table(table, stream)
     cuda = torch.cuda.is_available()
-    settings = JobSettings(
-        output=str(output), run_id="benchmark", weights=None, precision="bfloat16", device="cuda" if cuda else "cpu",
-        mesh=Mesh(), baseline=False, compile=options.compile == "on", compile_cache=str(options.out / "cache"),
-        compile_backend=options.backend, batch=options.batch,
+    render = RenderSettings(
+        precision="bfloat16", device="cuda" if cuda else "cpu", baseline=False, compile=options.compile == "on",
+        compile_cache=str(options.out / "cache"), batch=options.batch,
     )  # fmt: skip
+    settings = JobSettings(
+        output=str(output), run_id="benchmark", mesh=Mesh(), render=render, compile_backend=options.backend
+    )
     finder = find_tiny if options.tiny else find_random
     RenderShard(settings=settings, shard=0, find_family=finder)()
     shutil.rmtree(output / "videos", ignore_errors=True)

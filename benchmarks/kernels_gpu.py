@@ -119,23 +119,7 @@ def operations(*, tiles: bool) -> Iterator[Operation]:
             | {str(cut): partial(_cross, gpu_attention.launch, cut) for cut in cross_tiles if not masked},
             units=2,
         )
-    self_tiles = [tile(queries=q_, keys=k, num_warps=w, num_stages=s) for q_, k, w, s in (
-        (128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (128, 128, 8, 2), (128, 32, 4, 4), (64, 128, 4, 2),
-        (128, 64, 8, 4),
-    )] if tiles else []  # fmt: skip
     flat = qkv.flatten(0, 1)
-    yield Operation(
-        name="spatial attention with query and key norm",
-        arguments=(flat, HEADS, weights),
-        plain=attention.plain_self,
-        fused={"default": attention.fused_self}
-        | {str(cut): partial(_self, gpu_attention.launch, cut) for cut in self_tiles},
-        units=4,
-        others={
-            "cuDNN, without the norms": lambda qkv, *_: _torch_self(qkv, SDPBackend.CUDNN_ATTENTION),
-            "flash, without the norms": lambda qkv, *_: _torch_self(qkv, SDPBackend.FLASH_ATTENTION),
-        },
-    )
     cuts = [(32, 2), (32, 4), (64, 2), (128, 4), (128, 8), (16, 1)] if tiles else []
     yield Operation(
         name="query and key norm",
@@ -162,6 +146,7 @@ def operations(*, tiles: bool) -> Iterator[Operation]:
         plain=flash3.plain,
         fused={"FlashAttention-3": flash3.fused} if flash3.installed() else {},
         units=4,
+        others={"cuDNN": partial(_torch_self, SDPBackend.CUDNN_ATTENTION)},
     )
     packed = kept_int8.plain_pack(x)
     yield Operation(
@@ -237,14 +222,9 @@ def _cross(launch: Callable[..., Tensor], cut: object, q: Tensor, keys_values: T
     return launch(q.unflatten(-1, (HEADS, -1)), k, v, tile=cut)
 
 
-def _self(launch: Callable[..., Tensor], cut: object, qkv: Tensor, heads: int, norm: object) -> Tensor:
-    return launch(*qkv.unflatten(-1, (3, heads, -1)).unbind(2), norm=norm, tile=cut)
-
-
-def _torch_self(qkv: Tensor, backend: SDPBackend) -> Tensor:
-    q, k, v = qkv.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+def _torch_self(backend: SDPBackend, *heads: Tensor) -> Tensor:
     with sdpa_kernel([backend]):
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return flash3.plain(*heads)
 
 
 def _widened(argument: object) -> object:

@@ -31,7 +31,6 @@ from pab.parallel.mesh import NodeGroup
 KERNELS = {
     "plain": PLAIN,
     "fused": MEASURED_FASTER,
-    "spatial": replace(MEASURED_FASTER, spatial=not MEASURED_FASTER.spatial),
     "nonorm": replace(MEASURED_FASTER, norm=False),
     "nogelu": replace(MEASURED_FASTER, gelu=False),
     "notemporal": replace(MEASURED_FASTER, temporal=False),
@@ -39,7 +38,7 @@ KERNELS = {
     "nocross": replace(MEASURED_FASTER, cross=False),
     "noflash3": replace(MEASURED_FASTER, flash3=False),
 }
-"""Of a variant's third word; `spatial` is `fused` with the other way of spatial attention, the rest leave one out."""
+"""Of a variant's third word: none, all, or all but one."""
 
 
 class Lines:

@@ -1,7 +1,7 @@
 """What ways of broadcasting compute, and how far they move the videos of the demo model from those without any reuse.
 
 Every clip is rendered once per broadcast with the same seed, and once without. Times are this process' own CPU seconds of
-denoising on one thread, told as ratios to those without broadcast, so that what else the machine does hardly counts.
+denoising on one thread, given as ratios to those without broadcast. Other work on the machine moves such ratios by a tenth.
 """
 
 from __future__ import annotations

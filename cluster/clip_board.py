@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 
 class ClipBoard:
-    """The clips in order, those begun, and how those that ended did. No method waits for anything but a short lock."""
+    """The clips in order, which of them have begun, and how they ended. No method waits for more than a short lock."""
 
     def __init__(self, clip_ids: Sequence[str]) -> None:
         self._changed = threading.Condition()

@@ -1,9 +1,8 @@
-"""A Dask scheduler with its dashboard beside the driver: the view of a run. Nothing is decided by it or lost without it."""
+"""A Dask scheduler with its dashboard beside the driver: the view of a run, which decides nothing and may be lost."""
 
 from __future__ import annotations
 
 import getpass
-import os
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cluster.environment import for_child
 from cluster.job import ClusterError
 from cluster.job_files import error_tail, private_folder
 from cluster.run_state import RunState, write_state
@@ -73,11 +73,10 @@ class Dashboard:
         """Starts the scheduler and waits until it listens. Raises ClusterError with its error output if it does not."""
         before = self.scheduler_file.stat().st_mtime_ns if self.scheduler_file.exists() else 0
         log_path = self._folder / "dask-scheduler.log"
-        root = str(Path(__file__).parent.parent)
         with log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cluster.dask_scheduler", self._folder, self._host, self._prefix],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))},
+                env=for_child(),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -1,7 +1,7 @@
 """Shows a job's clips on the Dask dashboard: one worker per job, one task per clip, running while the clip is rendered.
 
-The job never waits for Dask: everything of Dask's lives on a thread with its own event loop, which comes back to a
-restarted scheduler and gives up without a word more than one log line.
+The job never waits for Dask. Everything of Dask's lives on a thread with its own event loop, which reconnects to a
+restarted scheduler, and which gives up with a single log line.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEPT_IN_ALL = 2_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaskProgress:
-    """Tells the Dask scheduler named in `scheduler_file` of a job's clips. Picklable; holds a path and no key.
+    """Shows a job's clips on the Dask scheduler named in `scheduler_file`. Picklable; holds a path and no key.
 
     `kept_tasks`: how many clips that have ended a job goes on showing; few, where there are many jobs.
     """
@@ -77,24 +77,20 @@ class OpenDaskProgress:
         self._thread.join(_EXIT_S)
 
     def _run(self) -> None:
-        try:
-            asyncio.run(self._stay_connected())
-        except Exception as error:  # the view must never harm the job, whatever Dask raises
-            self._tell_absence(error)
-
-    async def _stay_connected(self) -> None:
-        asyncio.get_running_loop().set_exception_handler(_log_quietly)
         retry_s = _RETRY_S
-        while not self._board.closed:
-            try:
-                await self._stay_once()
-                retry_s = _RETRY_S
-                self._tell_absence("it went away")
-            except Exception as error:  # as above
-                self._tell_absence(str(error) or repr(error))
-            # Jobs of one run must not all come back in the same moment, nor wear down a scheduler that is busy.
-            await self._board.wait_closed(retry_s * random.uniform(0.75, 1.25))
-            retry_s = min(1.5 * retry_s, _LONGEST_RETRY_S)
+        # One loop for all stays: what Dask has left running in the last one goes on and ends by itself.
+        with asyncio.Runner() as runner:
+            runner.get_loop().set_exception_handler(_log_quietly)
+            while not self._board.closed:
+                try:
+                    runner.run(self._stay_once())
+                    retry_s = _RETRY_S
+                    self._tell_absence("it went away")
+                except Exception as error:  # the thread's top: the view must never harm the job, whatever Dask raises
+                    self._tell_absence(str(error) or repr(error))
+                # Jobs of one run must not all reconnect at the same moment, nor overload a busy scheduler.
+                runner.run(self._board.wait_closed(retry_s * random.uniform(0.75, 1.25)))
+                retry_s = min(1.5 * retry_s, _LONGEST_RETRY_S)
 
     async def _stay_once(self) -> None:
         place = read_place(self._scheduler_file)
@@ -124,7 +120,7 @@ class OpenDaskProgress:
 
 
 async def _own_host(host: str, port: int) -> str:
-    """Connects once, which tells whether anybody is there and under which address this machine is seen from there."""
+    """Connects once, to learn whether the scheduler is there, and at which address it sees this machine."""
     _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), _CONNECT_S)
     own_host = writer.get_extra_info("sockname")[0]
     writer.close()

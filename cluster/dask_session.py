@@ -102,9 +102,13 @@ def _silence_distributed() -> None:
 
 
 async def _bounded(closing: Awaitable[object]) -> None:
-    try:
-        await asyncio.wait_for(closing, _CLOSE_S)
-    except Exception as error:  # whatever Dask raises while it closes, the job is leaving it
+    # Waited for, not awaited: what Dask raises while it closes concerns nobody, the job is leaving it.
+    task = asyncio.ensure_future(closing)
+    await asyncio.wait([task], timeout=_CLOSE_S)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task])
+    elif not task.cancelled() and (error := task.exception()):
         _LOG.debug("closing: %r", error)
 
 
@@ -152,14 +156,14 @@ async def _wait_done(futures: list[Future]) -> None:
 
 
 def mirror(clip_id: str) -> str:
-    """Is a clip's task: lasts until the clip has ended and returns how; "left" if the job or the scheduler went before."""
+    """The body of a clip's task: lasts until the clip has ended and returns how; "left" if job or scheduler ended before."""
     return _EXECUTOR.get().wait_outcome(clip_id)
 
 
 class _ClipExecutor(ThreadPoolExecutor):
     """Begins a clip's task when the clip begins, so that the dashboard's bars are as long as the clips took.
 
-    Dask takes the start of a task's bar when the executor calls it, hence waiting inside of the task would be too late.
+    Dask starts a task's bar when the executor calls it, so waiting inside the task would be too late.
     """
 
     def __init__(self, board: ClipBoard) -> None:
@@ -168,7 +172,7 @@ class _ClipExecutor(ThreadPoolExecutor):
         self._abandoned = False
 
     def submit(self, run: Callable[..., _T], /, *args: Any, **kwargs: Any) -> ThreadFuture[_T]:
-        """Queues a task of Dask's, whose first argument tells its key."""
+        """Queues a task of Dask's, whose first argument gives its key."""
         return super().submit(self._in_turn, run, *args, **kwargs)
 
     def _in_turn(self, run: Callable[..., _T], /, *args: Any, **kwargs: Any) -> _T:
@@ -183,7 +187,7 @@ class _ClipExecutor(ThreadPoolExecutor):
         return self._board.outcome(clip_id) or "left"
 
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = True) -> None:
-        """Lets the threads go; never waits for a clip, whose rendering is not Dask's to end."""
+        """Ends the threads. Never waits for a clip: Dask must not end or delay its rendering."""
         self._abandoned = True
         self._board.poke()
         super().shutdown(wait=False, cancel_futures=True)

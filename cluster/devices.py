@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+_DRIVER_TIMEOUT_S = 20.0
+
 
 def visible_gpus(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> tuple[str, ...]:
     """Returns the GPUs that this process may use, as CUDA names them: CUDA_VISIBLE_DEVICES, else all `nvidia` devices."""
@@ -18,11 +20,11 @@ def visible_gpus(environment: Mapping[str, str], *, devices: Path = Path("/dev")
     return tuple(str(index) for index in range(count))
 
 
-def gpu_memory_bytes(*, timeout_s: float = 20.0) -> int | None:
-    """Returns the memory of the smallest GPU of this machine, as its driver tells; None where no driver answers."""
+def gpu_memory_bytes() -> int | None:
+    """Returns the memory of the smallest GPU of this machine, as its driver says; None if no driver answers."""
     ask = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(ask, capture_output=True, text=True, timeout=timeout_s, check=True).stdout
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=_DRIVER_TIMEOUT_S, check=True).stdout
         return min(int(line) for line in told.split("\n") if line.strip()) << 20
     except (OSError, subprocess.SubprocessError, ValueError):
         return None

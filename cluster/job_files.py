@@ -10,7 +10,7 @@ from pathlib import Path
 from submitit.core.utils import JobPaths
 
 from cluster.job import ClusterError
-from cluster.rank import RankResult
+from cluster.pickled import FormatError, read_outcome, unseal
 
 _TAIL_BYTES = 4000
 
@@ -23,11 +23,34 @@ def private_folder(folder: Path) -> Path:
     return folder
 
 
-def rank_zero_result(folder: Path, job_id: str) -> RankResult | None:
-    """Reads rank 0's result; None when there is none or when the call raised. Raises ClusterError if it is unreadable."""
+def rank_zero_attempt(folder: Path, job_id: str) -> int | None:
+    """Returns the start of the job that left rank 0's result, whichever version of the program ran it.
+
+    None when there is no result or when the call raised. Raises ClusterError if it is unreadable.
+    """
+    result = _rank_zero_result(folder, job_id)
+    return None if result is None else int(str(result["attempt"]))
+
+
+def rank_zero_value(folder: Path, job_id: str) -> object | None:
+    """Returns rank 0's value; None when there is none or when the call raised.
+
+    Raises ClusterError if it is unreadable or if another version of the program ran the job.
+    """
+    result = _rank_zero_result(folder, job_id)
+    try:
+        return None if result is None else unseal(result)
+    except FormatError as error:
+        raise ClusterError(
+            f"job {job_id}: another version of the program ran it, what it returned is not read here ({error}); its clips "
+            "are in the bucket"
+        ) from error
+
+
+def _rank_zero_result(folder: Path, job_id: str) -> dict[str, object] | None:
     os.listdir(folder)  # noqa: PTH208  (opening the folder makes NFS look again)
     outcome, value = _read_result(folder, job_id, 0)
-    return value if outcome == "success" and isinstance(value, RankResult) else None
+    return value if outcome == "success" and isinstance(value, dict) and "attempt" in value else None
 
 
 def rank_trace(folder: Path, job_id: str, ranks: Iterable[int]) -> str | None:
@@ -49,12 +72,11 @@ def _result_path(folder: Path, job_id: str, rank: int) -> Path:
 def _read_result(folder: Path, job_id: str, rank: int) -> tuple[str, object]:
     path = _result_path(folder, job_id, rank)
     try:
-        outcome, value = pickle.loads(path.read_bytes())
+        return read_outcome(path.read_bytes())
     except FileNotFoundError:
         return "none", None
-    except Exception as error:
+    except (OSError, pickle.UnpicklingError) as error:
         raise ClusterError(f"job {job_id}: its result {path} cannot be read: {error!r}") from error
-    return str(outcome), value
 
 
 def error_tail(logs: Iterable[Path]) -> str | None:

@@ -17,9 +17,10 @@ from pathlib import Path
 import submitit
 
 from cluster.devices import threads_per_rank, visible_gpus
+from cluster.environment import for_child, variables
 from cluster.job import ClusterError, Job, JobRequest, JobState
-from cluster.job_files import error_tail, private_folder, rank_logs, rank_zero_result
-from cluster.rank import RankCall, RankResult
+from cluster.job_files import error_tail, private_folder, rank_logs, rank_zero_attempt, rank_zero_value
+from cluster.rank import RankCall
 
 _AFTER_FIRST_EXIT_S = 300.0
 _CANCEL_S = 5.0
@@ -43,7 +44,7 @@ class _GroupExecutor(submitit.LocalExecutor):  # type: ignore[misc]
         self._name = name
         self._place = place
 
-    def _submit_command(self, command: str) -> submitit.LocalJob[RankResult]:
+    def _submit_command(self, command: str) -> submitit.LocalJob[dict[str, object]]:
         num_ranks = self._num_tasks()
         with group_log(self.folder, self._name).open("ab") as log:
             process = subprocess.Popen(
@@ -58,22 +59,19 @@ class _GroupExecutor(submitit.LocalExecutor):  # type: ignore[misc]
 
 
 def _group_environment(command: str, *, num_ranks: int, place: _Place) -> dict[str, str]:
-    root = str(Path(__file__).parent.parent)
-    search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {
-        "OMP_NUM_THREADS": str(place.num_threads),
+    return for_child(
         # A thread that spins at a barrier holds the core which the thread it waits for needs: on a busy machine a clip
         # then takes ten times as long.
-        "OMP_WAIT_POLICY": "passive",
-        **os.environ,
-        "PYTHONPATH": search_path,
-        "CUDA_VISIBLE_DEVICES": ",".join(place.gpus),
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_COMMAND": command,
-        "SUBMITIT_LOCAL_NTASKS": str(num_ranks),
-        "SUBMITIT_LOCAL_NODEID": "0",
-        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-    }
+        defaults={"OMP_NUM_THREADS": str(place.num_threads), "OMP_WAIT_POLICY": "passive"},
+        changes={
+            "CUDA_VISIBLE_DEVICES": ",".join(place.gpus),
+            "SUBMITIT_EXECUTOR": "local",
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_NTASKS": str(num_ranks),
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        },
+    )
 
 
 def group_log(folder: Path, name: str) -> Path:
@@ -113,8 +111,7 @@ class LocalJob:
 
     def result(self) -> object | None:
         """Returns rank 0's value, or None when there is none (yet)."""
-        found = rank_zero_result(self._folder, self.id) if self._state is JobState.ENDED else None
-        return found.value if found else None
+        return rank_zero_value(self._folder, self.id) if self._state is JobState.ENDED else None
 
     def error(self) -> str | None:
         """Returns why the group ended, with the end of the fallen rank's error output; None if the job is not lost."""
@@ -133,7 +130,7 @@ class LocalJob:
     def poll(self) -> None:
         """Takes the state from the process and the result file."""
         if self._state is JobState.RUNNING and self._process and self._process.poll() is not None:
-            has_result = rank_zero_result(self._folder, self.id) is not None
+            has_result = rank_zero_attempt(self._folder, self.id) is not None
             self._state = JobState.ENDED if has_result else JobState.LOST
 
     def terminate(self) -> None:
@@ -164,7 +161,7 @@ class LocalCluster:
             raise ClusterError(f"max_parallel_jobs={max_parallel_jobs}: at least 1 job must be allowed to run")
         self.folder = private_folder(folder / f"local-{uuid.uuid4().hex[:12]}")
         self._max_parallel_jobs = max_parallel_jobs
-        self._gpus = visible_gpus(os.environ)
+        self._gpus = visible_gpus(variables())
         self._jobs: list[LocalJob] = []
 
     def submit(self, requests: Sequence[JobRequest]) -> list[Job]:

@@ -1,4 +1,4 @@
-"""One local job's own process: starts the ranks, and ends all of them when one fails, the driver goes or it is told to.
+"""One local job's own process: starts the ranks, and ends all of them if one fails, the driver ends, or a signal says so.
 
 Run by `LocalCluster` as `python -m cluster.local_group FOLDER DRIVER_PID AFTER_FIRST_EXIT_S`; the rest comes from
 submitit's environment variables.
@@ -17,6 +17,7 @@ from types import FrameType
 
 from submitit.core.utils import JobPaths
 
+from cluster.environment import variables
 from cluster.job_files import error_tail, rank_logs
 
 _POLL_S = 0.1
@@ -33,7 +34,7 @@ def run_group(folder: Path, *, driver_pid: int, after_first_exit_s: float) -> in
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         # extend() keeps what it has when the cancelling signal comes between two ranks
-        ranks.extend(_start_rank(folder, rank) for rank in range(int(os.environ["SUBMITIT_LOCAL_NTASKS"])))
+        ranks.extend(_start_rank(folder, rank) for rank in range(int(variables()["SUBMITIT_LOCAL_NTASKS"])))
         _wait(ranks, driver_pid=driver_pid, after_first_exit_s=after_first_exit_s)
     except _GroupEndError as reason:
         sys.stderr.write(f"{reason}\n")
@@ -54,11 +55,11 @@ def _start_rank(folder: Path, rank: int) -> subprocess.Popen[bytes]:
     job_id = str(os.getpid())
     paths = JobPaths(folder, job_id, rank)
     environment = dict(
-        os.environ, SUBMITIT_LOCAL_LOCALID=str(rank), SUBMITIT_LOCAL_GLOBALID=str(rank), SUBMITIT_LOCAL_JOB_ID=job_id
+        variables(), SUBMITIT_LOCAL_LOCALID=str(rank), SUBMITIT_LOCAL_GLOBALID=str(rank), SUBMITIT_LOCAL_JOB_ID=job_id
     )
     with paths.stdout.open("ab") as stdout, paths.stderr.open("ab") as stderr:
         return subprocess.Popen(
-            shlex.split(os.environ["SUBMITIT_LOCAL_COMMAND"]),
+            shlex.split(variables()["SUBMITIT_LOCAL_COMMAND"]),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stdout,

@@ -10,44 +10,57 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType
 
 import submitit
+
+from cluster.environment import restart_count
+from cluster.pickled import FormatError, seal, unseal
 
 _LOG = logging.getLogger(__name__)
 _WATCH_S = 0.5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankResult:
-    """What a rank leaves: rank 0's value (None from the others) and the start of the job that it belongs to."""
-
-    attempt: int
-    value: object
+def rank_result(*, attempt: int, value: object) -> dict[str, object]:
+    """Returns what a rank leaves: rank 0's value (None from the others) and the start of the job that it belongs to."""
+    return seal(value) | {"attempt": attempt}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RankCall:
-    """The callable that submitit pickles for a job; it runs `call` on one rank.
+    """The callable that submitit pickles for a job; it runs `call` on one rank. Its name and place stay what they are.
 
     `max_requeues`: how often the job puts itself back into SLURM's queue at its time limit or a preemption.
     """
 
-    call: Callable[[], object]
-    max_requeues: int = 0
+    def __init__(self, *, call: Callable[[], object], max_requeues: int = 0) -> None:
+        self._job = seal(call) | {"max_requeues": max_requeues}
 
-    def __call__(self) -> RankResult:
-        """Runs the call and returns rank 0's value with the attempt it was made in."""
+    def __getstate__(self) -> dict[str, object]:
+        return self._job
+
+    def __setstate__(self, state: object) -> None:
+        # Before the format was told, this was a dataclass, whose state is the list of its fields.
+        self._job = state if isinstance(state, dict) else {"format": 1}
+
+    def __call__(self) -> dict[str, object]:
+        """Runs the call and returns its `rank_result`. Ends the process in words if another version queued the job."""
         environment = submitit.JobEnvironment()
-        attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        attempt = restart_count()
         _drop_old_result(environment)
+        try:
+            call = unseal(self._job)
+        except FormatError as error:
+            sys.exit(
+                f"job {environment.job_id} was queued by another version of the program ({error}); end the driver that "
+                "queued it and submit the run again: what is recorded stays"
+            )
+        assert callable(call), f"a job calls {call!r}"
         if environment.cluster == "local":
             _die_with(int(environment.job_id))
         else:
-            _requeue_on_usr2(environment, attempt=attempt, max_requeues=self.max_requeues)
-        value = self.call()
-        return RankResult(attempt=attempt, value=value if environment.global_rank == 0 else None)
+            _requeue_on_usr2(environment, attempt=attempt, max_requeues=int(str(self._job["max_requeues"])))
+        value = call()
+        return rank_result(attempt=attempt, value=value if environment.global_rank == 0 else None)
 
 
 def _drop_old_result(environment: submitit.JobEnvironment) -> None:

@@ -1,7 +1,7 @@
 """Runs jobs on SLURM: arrays through submitit, states through squeue, results through files.
 
-Nothing is believed that SLURM only says: a COMPLETED job without a result is lost, a NODE_FAIL may come back, and of a
-requeued job only the last start counts.
+SLURM's word alone is not trusted: a COMPLETED job without a result is lost, a NODE_FAIL may come back, and only the last
+start of a requeued job counts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
 import shlex
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from cluster.environment import outside_of_any_job
 from cluster.job import ClusterError, Job, JobRequest, JobState
 from cluster.job_files import private_folder
 from cluster.rank import RankCall
@@ -74,22 +74,21 @@ class SlurmCluster:
     def submit(self, requests: Sequence[JobRequest]) -> list[Job]:
         """Hands jobs over as arrays, all or none. Raises ClusterError with sbatch's words when refused.
 
-        With a bound on parallel jobs, an array too many for one `MaxArraySize` starts when the one before has ended.
+        With a bound on parallel jobs, those beyond `MaxArraySize` form a further array, which starts when the first ends.
         """
         size = _max_array_size()
         submitted: list[SlurmJob] = []
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(lambda: _scancel([job.id for job in submitted]))
             for array in _arrays(requests, size):
                 after = submitted[-1].id.split("_")[0] if submitted and self._settings.max_parallel_jobs else None
                 submitted += self._submit_array(array, after=after)
-        except BaseException:
-            _scancel([job.id for job in submitted])
-            raise
+            undo.pop_all()
         self._jobs += submitted
         return list(submitted)
 
     def submitted(self) -> list[Job]:
-        """Takes in the jobs that earlier drivers submitted from this folder, and returns them; poll tells their states."""
+        """Returns the jobs that earlier drivers submitted from this folder; from now on `poll` knows their states."""
         known = {job.id for job in self._jobs}
         records = sorted(self._folder.glob(f"*/{_RECORD}"), key=lambda path: path.stat().st_mtime_ns)
         entries = [{**entry, "folder": path.parent} for path in records for entry in json.loads(path.read_text())]
@@ -122,7 +121,7 @@ class SlurmCluster:
                 _LOG.warning("%s (%s) will not start by itself: %s", job.name, job.id, row.reason)
 
     def _release(self, job: SlurmJob) -> bool:
-        """Lets a job go that SLURM holds because its node could not start it: whose fault that was, its user is not."""
+        """Releases a job that SLURM holds because its node could not start it. That is the node's fault, not the user's."""
         if self._releases[job.id] >= _MAX_RELEASES:
             return False
         self._releases[job.id] += 1
@@ -176,7 +175,7 @@ class SlurmCluster:
             )
         calls = [RankCall(call=request.call, max_requeues=self._settings.max_requeues) for request in requests]
         try:
-            with _outside_of_any_job(), contextlib.redirect_stderr(io.StringIO()):
+            with outside_of_any_job(), contextlib.redirect_stderr(io.StringIO()):
                 handles = executor.submit_array(calls)
         except (FailedJobError, FailedSubmissionError) as error:
             raise ClusterError(f"sbatch refused {requests[0].name}: {error}") from error
@@ -270,19 +269,3 @@ def _scancel(ids: Sequence[str]) -> None:
     for start in range(0, len(ids), _CANCEL_AT_ONCE):
         # --quiet: jobs that ended meanwhile are no error
         ask_slurm("scancel", "--quiet", *ids[start : start + _CANCEL_AT_ONCE])
-
-
-@contextlib.contextmanager
-def _outside_of_any_job() -> Iterator[None]:
-    """Hides the surrounding allocation, if the driver runs in one: its variables would pass into the new jobs."""
-    hidden = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(("SLURM_", "SLURMD_", "SRUN_", "SBATCH_")) and name not in ("SLURM_CONF", "SLURM_CLUSTERS")
-    }
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.job import JobState
-from cluster.job_files import error_tail, rank_logs, rank_trace, rank_zero_result
+from cluster.job_files import error_tail, rank_logs, rank_trace, rank_zero_attempt, rank_zero_value
 from cluster.slurm_queue import QueueRow
 
 _ABSENT_ANSWERS = 2
@@ -56,11 +56,8 @@ class SlurmJob:
         return self._state in (JobState.ENDED, JobState.CANCELLED)
 
     def result(self) -> object | None:
-        """Returns rank 0's value, or None when there is none (yet)."""
-        if self._state is not JobState.ENDED:
-            return None
-        found = rank_zero_result(self.submitted.folder, self.id)
-        return found.value if found else None
+        """Returns rank 0's value, or None when there is none (yet). Raises ClusterError if another version wrote it."""
+        return rank_zero_value(self.submitted.folder, self.id) if self._state is JobState.ENDED else None
 
     def error(self) -> str | None:
         """Returns the traceback or the end of the error output of a lost job, after SLURM's last word on it."""
@@ -92,8 +89,8 @@ class SlurmJob:
         self._judge(row, waited_s=now_s - self._left_at_s, grace_s=grace_s)
 
     def _judge(self, row: QueueRow | None, *, waited_s: float, grace_s: float) -> None:
-        found = rank_zero_result(self.submitted.folder, self.id)
-        if found is not None and found.attempt >= self._restarts:
+        attempt = rank_zero_attempt(self.submitted.folder, self.id)
+        if attempt is not None and attempt >= self._restarts:
             self._state = JobState.ENDED
         elif self._last_row is not None and self._last_row.state == "CANCELLED":
             self._state = JobState.CANCELLED

@@ -32,6 +32,7 @@ _OURS = {
 }
 
 
+_ANSWER_TIMEOUT_S = 60
 _AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused")
 
 
@@ -44,8 +45,8 @@ class SlurmSettings:
     """How jobs are asked of SLURM.
 
     `max_parallel_jobs`: None for as many as SLURM gives. `mem`: per node, as sbatch takes it (`64G`). `signal_delay_s`: how
-    long before its time limit a job is told to requeue itself (SLURM may send it a minute earlier). `max_requeues`: how often
-    it does. `extra`: further sbatch options by their long names; True for one without a value.
+    long before its time limit a job is warned, so that it requeues itself (SLURM may warn it a minute earlier).
+    `max_requeues`: how often it does. `extra`: further sbatch options by their long names; True for one without a value.
     """
 
     partition: str | None = None
@@ -87,7 +88,7 @@ def check_extra(extra: Mapping[str, str | bool], known: Collection[str]) -> None
 
 
 def slurm_is_configured() -> bool:
-    """Tells whether this machine belongs to a SLURM cluster; a controller that is down does not make it answer no."""
+    """Whether this machine belongs to a SLURM cluster, even if its controller is down at the moment."""
     if shutil.which("sbatch") is None:
         return False
     # Without a configuration even this fails; it asks no controller.
@@ -99,18 +100,18 @@ def sbatch_options() -> set[str]:
     return set(re.findall(r"--([a-z][a-z-]*[a-z])", ask_slurm("sbatch", "--help")))
 
 
-def ask_slurm(*command: str, timeout_s: float = 60) -> str:
+def ask_slurm(*command: str) -> str:
     """Runs a SLURM client command and returns its stdout.
 
     Raises ClusterError with what it said on stderr, UnreachableError if the controller is away.
     """
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_ANSWER_TIMEOUT_S)
     except FileNotFoundError as error:
         raise ClusterError(f"{command[0]} is not installed here; use --cluster local, or go to a login node") from error
     except subprocess.TimeoutExpired as error:
         raise UnreachableError(
-            f"`{' '.join(command)}` gave no answer in {timeout_s:.0f} s; is slurmctld up?"
+            f"`{' '.join(command)}` gave no answer in {_ANSWER_TIMEOUT_S} s; is slurmctld up?"
         ) from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip()

@@ -18,7 +18,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The clip ended with an error, in this start or an earlier one, that a failure file in the bucket tells.
+    """The clip ended with an error, in this start or an earlier one; a failure file in the bucket describes it.
 
     `stage` is e.g. "denoise" or "upload"; "quarantine" for a clip that killed its group too often.
     """
@@ -49,7 +49,7 @@ ClipOutcome = Rendered | Failed | Skipped
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardOutcome:
-    """What one job did. `attempt` is how often SLURM had restarted it (stale results of an earlier start are told by it).
+    """What one job did. `attempt` is how often SLURM had restarted it, which marks stale results of an earlier start.
 
     `clips`: in the shard's order, also those that an earlier start ended. `left`: ids of clips that were not begun
     because the job's time would not have been enough, or because they failed once and are for another node; submitting

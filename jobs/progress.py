@@ -1,4 +1,4 @@
-"""How a job tells somebody outside of its clips. The job never waits for, and never depends on, what listens."""
+"""How a job announces its clips to a listener outside. The job never waits for the listener and never depends on it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,6 @@ def accept(
     default_model: str,
     sink: BinaryIO | str | os.PathLike[str],
     errors_path: str | os.PathLike[str] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
     read_references: ReadReferences | None = None,
 ) -> AcceptedManifest:
     """Validates the manifest at `url` and writes its accepted rows as Parquet to `sink`.
@@ -63,7 +62,7 @@ def accept(
     limits = Limits(rules, default_model)
     references = ReferenceCheck(manifest=url, limits=limits, read=read_references or _unread)
     with (
-        _checked(url, storage_options) as manifest,
+        _checked(url) as manifest,
         _log(url, errors_path) as log,
         _opened(sink) as stream,
         BatchWriter(stream, accepted_schema(manifest.schema)) as writer,
@@ -77,13 +76,12 @@ def validate(
     *,
     default_model: str,
     errors_path: str | os.PathLike[str] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
     read_references: ReadReferences | None = None,
 ) -> AcceptedManifest:
     """Does what `accept` does and writes no rows. Same values, same errors."""
     limits = Limits(rules, default_model)
     references = ReferenceCheck(manifest=url, limits=limits, read=read_references or _unread)
-    with _checked(url, storage_options) as manifest, _log(url, errors_path) as log:
+    with _checked(url) as manifest, _log(url, errors_path) as log:
         return _pass(manifest, references, log, None)
 
 
@@ -92,8 +90,8 @@ def _unread(urls: Sequence[str]) -> Mapping[str, SeenReference | str]:
 
 
 @contextlib.contextmanager
-def _checked(url: str, storage_options: Mapping[str, Any] | None) -> Iterator[ManifestFile]:
-    with open_manifest(url, storage_options) as manifest:
+def _checked(url: str) -> Iterator[ManifestFile]:
+    with open_manifest(url) as manifest:
         problems = check_schema(manifest.schema)
         if not problems and manifest.num_rows == 0:
             problems = [Problem(allowed="the manifest has no rows", action="add at least one prompt")]

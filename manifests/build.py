@@ -44,24 +44,22 @@ def build(
     source: str,
     destination: str | os.PathLike[str],
     *,
-    kind: str | None = None,
     errors_path: str | os.PathLike[str] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
 ) -> BuiltManifest:
     """Makes the Parquet manifest `destination` (a local path) from a CSV, JSONL or text file at any fsspec URL.
 
     CSV has a header; an empty cell is null. JSONL has one object per line. Text has one prompt per line; blank lines
-    are left out. `kind` is "csv", "jsonl" or "text", by default told by the file's ending. Unknown columns are kept:
+    are left out. The file's ending says which it is. Unknown columns are kept:
     as strings from CSV, else as the type of their values (as JSON text where those differ or are nested).
     `errors_path`: where all problems are listed, by default `<name of the source>.errors.jsonl` in the current folder.
     Raises ManifestError that names every bad line.
     """
-    kind = _kind(source, kind)
+    kind = _kind(source)
     log_path = Path(f"{PurePosixPath(source).name}.errors.jsonl" if errors_path is None else errors_path)
     with ProblemLog(source, log_path) as log:
         types: dict[str, pa.DataType] = {}
         num_rows = 0
-        for number, cells in _lines(source, kind, storage_options):
+        for number, cells in _lines(source, kind):
             if isinstance(cells, Problem):
                 log.extend([cells])
                 continue
@@ -75,17 +73,16 @@ def build(
     fields = [pa.field(name, pa.string() if pa.types.is_null(type_) else type_) for name, type_ in types.items()]
     schema = pa.schema(fields)
     schema = schema.with_metadata({VERSION_KEY: version(schema).encode()})
-    _write(Path(destination), schema, _lines(source, kind, storage_options))
+    _write(Path(destination), schema, _lines(source, kind))
     return BuiltManifest(num_rows=num_rows, columns=tuple(schema.names), warnings=misspelled_columns(schema))
 
 
-def _kind(source: str, kind: str | None) -> str:
-    found = kind or KINDS.get(PurePosixPath(source).suffix.lower())
-    if found is None or found not in KINDS.values():
-        what = f"the ending {PurePosixPath(source).suffix!r}" if kind is None else f"kind {kind!r}"
-        allowed = f"{what} is not known, allowed: {', '.join(sorted(KINDS))} or kind csv, jsonl, text"
-        raise ManifestError(source, [Problem(allowed=allowed, action="rename the file or name its kind")])
-    return found
+def _kind(source: str) -> str:
+    ending = PurePosixPath(source).suffix
+    if ending.lower() not in KINDS:
+        allowed = f"the ending {ending!r} is not known, allowed: {', '.join(sorted(KINDS))}"
+        raise ManifestError(source, [Problem(allowed=allowed, action="rename the file")])
+    return KINDS[ending.lower()]
 
 
 def _write(destination: Path, schema: pa.Schema, lines: Iterator[Line]) -> None:
@@ -103,9 +100,9 @@ def _write(destination: Path, schema: pa.Schema, lines: Iterator[Line]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _lines(source: str, kind: str, storage_options: Mapping[str, Any] | None) -> Iterator[Line]:
+def _lines(source: str, kind: str) -> Iterator[Line]:
     readers = {"csv": _csv_lines, "jsonl": _jsonl_lines, "text": _text_lines}
-    with open_source(source, storage_options, cache_type="readahead") as stream:
+    with open_source(source, cache_type="readahead") as stream:
         yield from readers[kind](stream, source)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
-SHOWN_PROBLEMS = 20
+SHOWN_PROBLEMS, SHOWN_CHARS = 20, 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,8 +155,8 @@ class ProblemLog:
             self._file = None
 
 
-def shown(value: object, *, max_chars: int = 60) -> str:
-    """Shows a value in a message: strings quoted and cut at `max_chars` characters."""
-    if isinstance(value, str) and len(value) > max_chars:
-        value = value[: max_chars - 1] + "…"
+def shown(value: object) -> str:
+    """Shows a value in a message: strings quoted and cut at `SHOWN_CHARS` characters."""
+    if isinstance(value, str) and len(value) > SHOWN_CHARS:
+        value = value[: SHOWN_CHARS - 1] + "…"
     return "null" if value is None else repr(value)

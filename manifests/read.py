@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
@@ -100,20 +100,20 @@ class ManifestFile:
         self.close()
 
 
-def open_manifest(url: str, storage_options: Mapping[str, Any] | None = None) -> ManifestFile:
+def open_manifest(url: str) -> ManifestFile:
     """Opens a Parquet manifest for streaming.
 
-    `url` is a path or any fsspec URL, `storage_options` goes to its file system. Only the footer is read here.
+    `url` is a path or any fsspec URL. Only the footer is read here.
     Raises ManifestError if the file is missing, cannot be read or is not Parquet.
     """
     # Parquet reads several columns side by side in pieces of its own: a read-ahead would fetch most bytes twice.
-    return ManifestFile(url, open_source(url, storage_options))
+    return ManifestFile(url, open_source(url))
 
 
-def open_source(url: str, storage_options: Mapping[str, Any] | None = None, *, cache_type: str = "none") -> BinaryIO:
+def open_source(url: str, *, cache_type: str = "none") -> BinaryIO:
     """Opens `url` for reading bytes, or raises ManifestError that says why not. `cache_type` is fsspec's."""
     try:
-        file_system, path = fsspec.url_to_fs(url, **(storage_options or {}))
+        file_system, path = fsspec.url_to_fs(url)
         stream: BinaryIO = file_system.open(path, "rb", cache_type=cache_type)
     except FileNotFoundError as error:
         raise _unreadable(url, "the file does not exist", "check the path") from error

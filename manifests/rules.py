@@ -16,7 +16,7 @@ class FamilyRules:
     Ranges are inclusive in the sense of `in`: `range(5, 82, 4)` allows 5, 9, ..., 81. `broadcasts` maps every allowed
     broadcast name to the digest of its rules; `identity()` names what else changes pixels (weights, precision). It is asked
     once, when the first row of the family comes: it may take long, and raises ValueError or OSError where the family
-    cannot be used, which its rows are told.
+    cannot be used, which its rows' errors then say.
     `images`: whether one frame is allowed besides `num_frames`.
     `num_tokens(num_frames, height, width)` is asked once per distinct size, never per row.
     """

@@ -15,7 +15,7 @@ from pab.broadcast.sites import Site
 from pab.conditioning.references import ReferenceRules
 
 MAX_BATCH = 8
-"""What models that take several clips at once are given at most: beyond it nothing is left to gain, and memory grows."""
+"""The largest batch, for models that take several clips at once: beyond it only memory grows."""
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -39,7 +39,7 @@ class ClipRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipDefaults:
-    """What a manifest row that leaves a column out gets."""
+    """What a manifest row gets for the columns that it leaves out."""
 
     num_frames: int
     height: int
@@ -52,7 +52,7 @@ class ClipDefaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipLimits:
-    """What a family can render: inclusive bounds told as `range` (membership is the rule, e.g. 4n+1 frames)."""
+    """What a family can render: allowed values as `range` (a value must be a member, e.g. 4n+1 frames)."""
 
     num_frames: range
     height: range
@@ -69,7 +69,7 @@ class ClipLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadRequest:
-    """Where a model's weights are and where it is to run.
+    """Where a model's weights are, and where it will run.
 
     `weights`: a local folder, a hub id, or None for the family's own default. `precision`: "float32" or "bfloat16".
     `device`: a torch device string such as "cpu" or "cuda:1". `clip_axis`: the ranks that render each clip together
@@ -107,7 +107,7 @@ class Family:
     """Returns weights that mean the same tomorrow: hub ids with their commits for a family that the hub publishes."""
     precisions: tuple[str, ...] = ("bfloat16", "float32")
     keeps_blocks: bool = False
-    """Whether the model hands out outputs of whole blocks, which Foresight needs."""
+    """Whether the model can keep and return outputs of whole blocks, which Foresight needs."""
     splits: bool = True
     """Whether the model shares one pass over the ranks of mesh axis `sp`."""
     compiles: bool = False
@@ -124,23 +124,25 @@ class Family:
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
     `pab.model.TakesReferences` describes."""
     embedded_guidance: bool = False
-    """Whether the transformer is told `guidance_scale` and makes one pass a step: nothing to share over mesh axis `cfg`."""
+    """Whether the transformer takes `guidance_scale` as an input, in one pass a step: axis `cfg` then has no use."""
     max_batch: int = 1
-    """Clips that its model renders in one pass at most (`pab.model.RendersTogether`)."""
+    """The most clips that its model renders in one pass (`pab.model.RendersTogether`)."""
     write_tiny: Callable[[Path, int], None] | None = None
     """Writes a small model with random weights, drawn by a seed, in the published layout; None for a family without."""
     fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
-    """Steps, told like `timesteps`, at which nothing kept before is reused: another transformer takes over there."""
+    """Steps at which nothing kept before is reused, because another transformer takes over. Called like `timesteps`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostFigures:
-    """Seconds of one rank for planning only; reports give what was measured.
+    """Seconds of one rank, for planning only; reports give what was measured.
 
     A full step over n tokens takes `linear_s * n + quadratic_s * n * tokens_per_frame`; `kind_shares` says how that
-    splits over kinds of site, so that a reused site is known to save its share.
+    splits over kinds of site, so that planning knows what a reused site saves. `measured` says on what the step was
+    timed ("one H200, bfloat16, fused kernels"); None: nothing was, the figures are estimated from operation counts.
     """
 
+    measured: str | None
     load_s: float
     linear_s: float
     quadratic_s: float
@@ -155,11 +157,13 @@ class CostFigures:
 class MemoryFigures:
     """What a rank holds, for planning only. What is kept between steps is computed from the plan.
 
-    `parameters`: of the transformers and the decoder. `width`: channels of a token, and so of a kept output.
-    `widths_per_token`: what one pass holds for each token of each row, in tokens' widths. `decode_bytes_per_pixel`: of a
-    frame's pixels, in bfloat16, while frames are decoded; 0 where it is not known.
+    `measured` says with what GPU's peak the sum was compared; None: with none, it is estimated. `parameters`: of the
+    transformers and the decoder. `width`: channels of a token, and so of a kept output. `widths_per_token`: what one pass
+    holds for each token of each row, in tokens' widths. `decode_bytes_per_pixel`: memory for each pixel of a frame, in
+    bfloat16, while frames are decoded; 0 where it is not known.
     """
 
+    measured: str | None
     parameters: float
     width: int
     widths_per_token: float = 9.0

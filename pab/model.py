@@ -21,10 +21,10 @@ class EncodedPrompt:
     """One clip's text, ready for the model.
 
     `states`: per guidance branch ("both", "cond", "uncond") what `VideoModel.predict` wants; made on demand, so only the
-    branches a rank runs cost memory. `warnings` are told on the clip's record, e.g. words the model does not know.
+    branches a rank runs cost memory. `warnings` go into the clip's record, e.g. words the model does not know.
     `guided_passes`: the branches of a guided step on a rank that runs all of it: one pass over both rows,
     ("cond", "uncond") for a model that is published with a pass for each, or ("cond",) for one whose transformer is
-    told the guidance scale. `texts`: what `RendersTogether.join_prompts` makes one text of several clips from; None for
+    given the guidance scale. `texts`: what `RendersTogether.join_prompts` joins for several clips; None for
     models that render one clip at a time.
     """
 
@@ -56,7 +56,7 @@ class Scheduler(Protocol):
 
 
 class Beginning(Protocol):
-    """What clips begin from where it is not noise and the model's scheduler of one clip."""
+    """What a batch begins from, if that is not plain noise and the model's scheduler of one clip."""
 
     @property
     def scheduler(self) -> Callable[[SequenceParallel], Scheduler]:
@@ -125,7 +125,7 @@ class UsesFloat8(Protocol):
     """A `VideoModel` whose blocks can multiply by 8-bit floats; its family has `float8`."""
 
     def use_float8(self) -> None:
-        """Has the blocks do so from now on. Comes before they are compiled."""
+        """Has the blocks do so from now on. Call it before they are compiled."""
 
 
 class Recordable(Protocol):
@@ -135,12 +135,12 @@ class Recordable(Protocol):
     """
 
     def same_length(self, text: object) -> object:
-        """Returns a prompt's states with tensors of one shape for all prompts; what is added counts for nothing."""
+        """Returns a prompt's states with tensors of one shape for all prompts; the added tokens are masked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepInput:
-    """What one pass is told besides latents and text."""
+    """What one pass is given besides latents and text."""
 
     request: ClipRequest
     step: int

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output (`| head`) has gone: there is nobody to tell, and flushing at exit must not try.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except Exception as error:
+    except Exception as error:  # the process's top: whatever it is, `--json` promises one object and an exit code
         exit_code = _exit_code(error)
         if exit_code is None:
             traceback.print_exc()

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """What the process tells the shell."""
+    """What the process returns to the shell."""
 
     OK = 0
     ERROR = 1

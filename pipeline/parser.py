@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline.exits import UsageError
-from pipeline.run.options import OPTIONS, add_option, add_options
+from pipeline.run.options import add_options, add_options_of
 
 EXITS = """exit codes:
   0 all clips rendered   1 error   2 wrong usage   3 some clips failed
@@ -143,9 +143,7 @@ def _add_manifest(commands: _Commands[Parser]) -> None:
     inner = parser.add_subparsers(dest="manifest_command", metavar="COMMAND", required=True)
     validate = _command(inner, "validate", "check every row of a manifest", COLUMNS)
     validate.add_argument("manifest", metavar="MANIFEST", help="Parquet file or fsspec URL")
-    for option in OPTIONS:
-        if option.name in ("model", "weights", "broadcast", "precision"):
-            add_option(validate, option)
+    add_options_of(validate, "validate")
     _add_json(validate)
     build = _command(
         inner, "build", "make a Parquet manifest from CSV, JSON lines, or text with one prompt a line", COLUMNS
@@ -190,9 +188,7 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
     )
     parser.add_argument("prompts", metavar="PROMPTS", help="a manifest, or a .txt, .csv or .jsonl file of prompts")
     parser.add_argument("--output", dest="plan", type=Path, required=True, metavar="FILE.json", help="the plan file")
-    for option in OPTIONS:
-        if option.name in ("model", "weights", "precision", "device"):
-            add_option(parser, option)
+    add_options_of(parser, "calibrate")
     target = parser.add_argument_group("what is sought (default: --match with the family's default)")
     one = target.add_mutually_exclusive_group()
     one.add_argument("--match", metavar="PRESET", help="the best quality for at most what this preset computes")

@@ -28,18 +28,6 @@ class Screen:
             print(json.dumps({"error": {"kind": kind, "message": message}, "exit_code": exit_code}, indent=1))
 
 
-def duration(seconds: float) -> str:
-    """Writes a time span: `42 s`, `3 min 5 s`, `2 h 7 min`, `4 d 3 h`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
 def counted(number: int, noun: str) -> str:
     """Writes a number with its noun: `1 clip`, `2 clips`, `1,000 clips`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

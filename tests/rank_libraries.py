@@ -1,5 +1,9 @@
-"""What ranks of the tests import, in one module: the server that forks them loads it once for all tests of a process."""
+"""What forked processes of the tests import, in one module: the server that forks them loads it once for all of them."""
 
+import bs4
+import ftfy
+import pytest
+import torch._dynamo
 from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLWan,
@@ -7,10 +11,12 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanTransformer3DModel,
 )
+from google.protobuf.internal import builder
 from transformers import AutoTokenizer, MT5EncoderModel, T5EncoderModel, UMT5EncoderModel
 
-from tests import ranks
-from tests.pab import library_worlds, noise_worlds, worlds
+from tests import forked, ranks
+from tests.jobs import world
+from tests.pab import every_family, library_worlds, noise_worlds, worlds
 
 __all__ = [
     "AutoTokenizer",
@@ -22,8 +28,16 @@ __all__ = [
     "UMT5EncoderModel",
     "UniPCMultistepScheduler",
     "WanTransformer3DModel",
+    "bs4",
+    "builder",
+    "every_family",
+    "forked",
+    "ftfy",
     "library_worlds",
     "noise_worlds",
+    "pytest",
     "ranks",
+    "torch",
+    "world",
     "worlds",
 ]

@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.forked import fork_server
+
 
 def run_on_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Returns `function(*args)` of every rank, in rank order. The function must be importable, its value picklable."""
     with tempfile.TemporaryDirectory() as folder:
-        # a server that has the libraries loaded forks the ranks: starting each from nothing takes seconds
-        mp.get_context("forkserver").set_forkserver_preload(["tests.rank_libraries"])
+        fork_server()
         mp.start_processes(
             _one_rank, args=(num_ranks, folder, function, args), nprocs=num_ranks, start_method="forkserver"
         )

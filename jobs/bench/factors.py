@@ -14,7 +14,7 @@ MEASURED = "measured"
 
 
 def factors(rows: Iterable[tuple[Row, Mapping[str, Any]]]) -> list[Json]:
-    """Returns a line per word of a measured row whose fellow without that word was measured too.
+    """Returns a line for each word of a measured row, if the row without that word was measured too.
 
     `factor`: how many times as fast the word makes it. `share_of_ideal`: of a mesh, the factor over the number of ranks.
     """

@@ -1,4 +1,4 @@
-"""Times clips: the device's seconds from the first step to the end of the last, after a warm-up that is told apart."""
+"""Times clips: the device's seconds from the first step to the end of the last, after a warm-up that counts apart."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENOUGH_S = 25.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """One rendered clip. `pictures`: what its quality is told by, latents [C, T, H, W] or uint8 frames [T, H, W, 3]."""
+    """One rendered clip. `pictures`: what its quality is measured on, latents [C, T, H, W] or uint8 frames [T, H, W, 3]."""
 
     step_seconds: tuple[float, ...]
     pictures: Tensor
@@ -99,7 +99,7 @@ class OurClips:
         )
 
     def clip(self, request: ClipRequest) -> Timed:
-        """Denoises one clip and returns what is told of it."""
+        """Denoises one clip and returns what was measured."""
         done, subject = self.denoise(request), self.subject
         shown = subject.model.decode(done.latents, request, self.group) if subject.decodes else done.latents
         return Timed(

@@ -105,9 +105,9 @@ class LattePeer:
         return states.y_BLC[:1, :tokens], states.y_BLC[1:, :tokens]
 
     def _cache_blocks(self, short: ClipRequest) -> None:
-        """Turns cache-dit on. Raises NotHereError in its own words where it takes the pipeline for unknown.
+        """Turns cache-dit on. Raises NotHereError with its own words if it does not know the pipeline.
 
-        What it asks for then, an adapter, is tried with nothing cached: that must not change a clip.
+        The adapter that it asks for then is tried with nothing cached: that must not change a clip.
         """
         import cache_dit
 

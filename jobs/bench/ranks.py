@@ -22,7 +22,7 @@ _PATIENCE = timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankWork:
-    """What every rank is told. `meet`: a file by which they find each other; `found`: where rank 0 leaves its figures."""
+    """What every rank gets. `meet`: a file by which they find each other; `found`: where rank 0 leaves its figures."""
 
     row: Row
     size: str

@@ -29,7 +29,7 @@ TAKEN_AWAY = ("nokernels", "norecording", "nocudnn")
 """Options that leave something out which a job does by itself: the others add something."""
 MESHES = {"cfg2": Mesh(cfg=2), "sp2": Mesh(sp=2)}
 PEER_OPTIONS = ("whole", "host")
-"""Of diffusers: the whole transformer compiled at once; timesteps told to its broadcast as numbers on the host."""
+"""Of diffusers: the whole transformer compiled at once; timesteps given to its broadcast as numbers on the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Measures rows one after another, each under a guard and a time limit: one that fails says so and loses no other."""
+"""Measures rows one after another, each under a guard and a time limit: one that fails says so, and the others go on."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def environment(settings: BenchSettings) -> Json:
 
 
 def run_rows(rows: Sequence[Row], settings: BenchSettings, tell: Callable[[Json], None]) -> None:
-    """Measures the rows and tells each one's line as soon as it is known."""
+    """Measures the rows and reports each one's line as soon as it is known."""
     # A time limit that strikes in the midst of an import would leave half of it behind for the rows after it.
     importlib.import_module("torch._dynamo")
     bench, ends = _Bench(settings), time.monotonic() + settings.seconds
@@ -125,7 +125,9 @@ class _Bench:
                 return head | {"status": "measured"} | self._measured(row) | {"row_s": time.perf_counter() - began}
         except NotHereError as error:
             return head | {"status": "not run", "why": str(error)}
-        except Exception as error:  # one row that fails must not lose the others
+        except (
+            Exception
+        ) as error:  # a row's border: one that fails, whatever a library raises, must not lose the others
             why = _why(error)
         if time.perf_counter() - began >= limit_s:
             # Whatever a compiler has made of the interruption.

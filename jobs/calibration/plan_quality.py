@@ -75,7 +75,7 @@ def _finite(value: float) -> float | None:
     return round(value, 5) if math.isfinite(value) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class RenderedClips:
     """Renders clips with a loaded model on one rank; those without reuse are kept, to compare with."""
 

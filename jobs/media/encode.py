@@ -113,7 +113,7 @@ def pad_to_even(frames_THWC: Frames) -> Frames:
 def describe(path: Path) -> str:
     """Returns what ffmpeg says of a file: container, tags, and the stream with its colours."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(path)]
-    # Without an output ffmpeg always ends with an error, after it has told what it found.
+    # Without an output ffmpeg always ends with an error, after it has printed what it found.
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_DEADLINE_S
     ).stderr.decode(errors="replace")
@@ -173,7 +173,7 @@ def _padded_with_none(frames: Frames) -> Iterator[Frames | None]:
 
 def _luma_error(y: Frames, frame_HWC: Frames) -> float:
     expected = 16 + frame_HWC.astype(np.float64) @ _LUMA * (219 / 255)
-    # On the scale of full-range luma, where PSNR is usually told.
+    # On the scale of full-range luma, which is usual for PSNR.
     return float(np.square((y - expected) * (255 / 219)).mean())
 
 

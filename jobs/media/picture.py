@@ -1,13 +1,13 @@
-"""Small pictures for the report: a strip of frames, and PNG written with zlib alone."""
+"""Small pictures for the report: a strip of frames, and PNG files."""
 
 from __future__ import annotations
 
-import struct
-import zlib
+import io
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 Picture = npt.NDArray[np.uint8]
 """[H, W, 3], RGB."""
@@ -18,42 +18,33 @@ _GAP = 4
 
 
 def png(picture_HWC: Picture) -> bytes:
-    """Returns the picture as a PNG file (RFC 2083: 8 bit, RGB, no filter)."""
-    height, width, _ = picture_HWC.shape
-    rows = np.zeros((height, 1 + 3 * width), np.uint8)
-    rows[:, 1:] = picture_HWC.reshape(height, 3 * width)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
+    """Returns the picture as a PNG file, RGB with 8 bits a channel."""
+    file = io.BytesIO()
+    Image.fromarray(picture_HWC).save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def strip(clips_THWC: Sequence[Picture]) -> Picture:
-    """Returns one picture: a row per clip, in each the same few frames from first to last, small."""
+    """Returns one picture: a row per clip, in each the same few frames from first to last, small.
+
+    The clips have frames of one size; the shortest says which frames are shown.
+    """
     num_frames = min(len(clip) for clip in clips_THWC)
     chosen = np.unique(np.linspace(0, num_frames - 1, _FRAMES).round().astype(int))
-    return _joined([_joined([_small(clip[t]) for t in chosen], axis=1) for clip in clips_THWC], axis=0)
+    rows = [[_small(clip[t]) for t in chosen] for clip in clips_THWC]
+    width, height = (size + _GAP for size in rows[0][0].size)
+    sheet = Image.new("RGB", (len(chosen) * width - _GAP, len(rows) * height - _GAP), "white")
+    for row, frames in enumerate(rows):
+        for column, frame in enumerate(frames):
+            sheet.paste(frame, (column * width, row * height))
+    return np.asarray(sheet)
 
 
-def _joined(pictures: Sequence[Picture], *, axis: int) -> Picture:
-    parts: list[Picture] = []
-    for picture in pictures:
-        size = list(picture.shape)
-        size[axis] = _GAP
-        parts += [picture, np.full(size, 255, np.uint8)]
-    return np.concatenate(parts[:-1], axis=axis)
-
-
-def _small(frame_HWC: Picture) -> Picture:
-    # Whole blocks are averaged; a narrow frame is enlarged by whole pixels, so that what is seen is what was made.
-    height, width, _ = frame_HWC.shape
-    block = max(1, width // _WIDTH)
-    cut = frame_HWC[: height // block * block or height, : width // block * block]
-    if block > 1 and height >= block:
-        blocks = cut.reshape(cut.shape[0] // block, block, cut.shape[1] // block, block, 3)
-        return blocks.mean(axis=(1, 3)).round().astype(np.uint8)
-    scale = max(1, _WIDTH // width)
-    return frame_HWC.repeat(scale, axis=0).repeat(scale, axis=1)
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+def _small(frame_HWC: Picture) -> Image.Image:
+    # Blocks of pixels are averaged; a narrow frame is enlarged by whole pixels, so that what is seen is what was made.
+    frame = Image.fromarray(frame_HWC)
+    block = frame.width // _WIDTH
+    if block > 1:
+        return frame.reduce(block)
+    scale = max(1, _WIDTH // frame.width)
+    return frame.resize((frame.width * scale, frame.height * scale), Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""Reference images and videos as files: fetching them from any fsspec URL, telling what they are, decoding their frames."""
+"""Reference images and videos as files: fetching them from any fsspec URL, recognising their kind, decoding their frames."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import numpy.typing as npt
 from fsspec.utils import get_protocol
 
 from jobs.log import log_event
-from jobs.store.retry import Patience, is_of_store, is_transient, persist, within
+from jobs.store.retry import Patience, is_transient, persist, store_errors, within
 
 _LOG = logging.getLogger(__name__)
 MAX_BYTES = 1 << 30
 _UNKNOWN_BYTES = 64 << 20
-"""What a file whose size nobody tells is given time for."""
+"""Assumed for the time limit of a file whose size is not known."""
 _DEADLINE_S = 600.0
 _S3_OPTIONS = {
     "config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2}},
@@ -64,18 +64,18 @@ class Reference:
 
 
 def reference_stamp(url: str, patience: Patience) -> str | None:
-    """Returns what the store tells of a file that another content would change, without reading it.
+    """Returns what changes when the file's content does (size, times, ETag), as its store says it, without reading it.
 
-    None where the store does not tell such things (HTTP), does not answer, or has no such file.
+    None if the store does not say such things (HTTP), does not answer, or has no such file.
     """
     if get_protocol(url) in ("http", "https"):
         return None
     try:
         fs, path = _open(url)
         info = within(patience.operation_s, lambda: fs.info(path))
-    except Exception as error:
-        if not is_of_store(error) and not isinstance(error, UnusableReferenceError):
-            raise
+    except UnusableReferenceError:
+        return None
+    except store_errors():
         return None
     if not any(name in info for name in _TELLS_CHANGES):
         return None
@@ -105,7 +105,7 @@ def _fetch(url: str, patience: Patience) -> bytes:
     web = get_protocol(url) in ("http", "https")
 
     def get() -> bytes:
-        # Over HTTP fsspec tells every error of `info` as a missing file.
+        # Over HTTP fsspec reports every error of `info` as a missing file.
         info = {} if web else within(patience.operation_s, lambda: fs.info(path))
         if info.get("type") == "directory":
             raise IsADirectoryError("it is a folder")
@@ -116,9 +116,7 @@ def _fetch(url: str, patience: Patience) -> bytes:
 
     try:
         return persist(get, patience, lambda error, wait_s: _tell_retry(url, error, wait_s))
-    except Exception as error:
-        if not is_of_store(error):
-            raise
+    except store_errors() as error:
         why = "the file does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise UnusableReferenceError(f"it cannot be read ({why})", away=is_transient(error)) from error
 
@@ -154,7 +152,7 @@ def decode_frames(reference: Reference, span: range) -> Iterator[npt.NDArray[np.
     choose = ["-vf", f"select=between(n\\,{span.start}\\,{span.stop - 1})", "-frames:v", str(len(span))]
     convert = ["-fps_mode", "passthrough", "-sws_flags", "accurate_rnd+full_chroma_int+bitexact", "-pix_fmt", "rgb24"]
     with _as_file(reference.data) as path:
-        # PPM tells every frame's size: a file's own size does not say how its frames are turned.
+        # PPM has every frame's size. The file's own size does not say how its frames are turned.
         command = ["-i", str(path), "-map", "0:v:0", *choose, *convert, "-c:v", "ppm", "-f", "image2pipe", "pipe:1"]
         found = 0
         for frame in _frames_of(command):

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from jobs.log import log_event
-from jobs.rendering.clip_work import Begun, ClipFrames
+from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext
 from jobs.rendering.deadline import Pace
 from jobs.rendering.finish import Finisher
@@ -32,42 +32,44 @@ class Baselines:
     pace: Pace
     watch: HangWatch
     measured: set[str]
-    _compared: list[tuple[Begun, ClipFrames]] = field(default_factory=list)
+    _compared: list[Attempt] = field(default_factory=list)
 
     def wants(self, clip: Clip, *, reuses: bool) -> bool:
         """Whether a clip is to be compared, for which it is rendered alone. `reuses`: whether its plan reuses anything."""
         first_replica = self.context.ranks.node.dp.rank == 0
-        return self.context.settings.baseline and first_replica and reuses and clip.broadcast not in self.measured
+        return (
+            self.context.settings.render.baseline and first_replica and reuses and clip.broadcast not in self.measured
+        )
 
-    def take(self, begun: Begun, rendered: ClipFrames) -> None:
+    def take(self, rendered: Attempt) -> None:
         """Keeps a rendered clip until the others are done, if it is to be compared."""
-        if self.wants(begun.clip, reuses=len(rendered.plan.full_steps) < rendered.plan.num_steps):
-            self.measured.add(begun.clip.broadcast)
-            self._compared.append((begun, rendered))
+        if self.wants(rendered.clip, reuses=len(rendered.plan.full_steps) < rendered.plan.num_steps):
+            self.measured.add(rendered.clip.broadcast)
+            self._compared.append(rendered)
 
     def holds(self, clip: Clip) -> bool:
         """Whether a clip is kept."""
-        return any(begun.clip == clip for begun, _ in self._compared)
+        return any(rendered.clip == clip for rendered in self._compared)
 
     def render(self, loaded: LoadedFamily, finisher: Finisher | None) -> None:
         """Renders all that are kept, and lets them go."""
         compared, self._compared = self._compared, []
-        for begun, rendered in compared:
-            self._render(loaded, begun, rendered, finisher)
+        for rendered in compared:
+            self._render(loaded, rendered, finisher)
 
-    def _render(self, loaded: LoadedFamily, begun: Begun, rendered: ClipFrames, finisher: Finisher | None) -> None:
+    def _render(self, loaded: LoadedFamily, rendered: Attempt, finisher: Finisher | None) -> None:
         """Renders one clip, if the job's time is enough; all its ranks alike."""
-        ranks, clip_id = self.context.ranks, begun.clip.clip_id
+        ranks, clip_id = self.context.ranks, rendered.clip.clip_id
         if finisher is not None:
             # An encoder beside it would make the baseline slower than what it is compared with.
             finisher.wait()
-        if not ranks.agree(self.pace.fits(begun.units * _BASELINE_UNITS)):
+        if not ranks.agree(self.pace.fits(rendered.units * _BASELINE_UNITS)):
             log_event(_LOG, "baseline_left", clip=clip_id, reason="the job's time is not enough")
             return
         log_event(_LOG, "baseline_started", clip=clip_id)
         try:
             with self.watch.over(clip_id):
-                self.measures.measure_baseline(loaded, begun.clip, rendered, self.context)
+                self.measures.measure_baseline(loaded, rendered, self.context)
         except (RuntimeError, ArithmeticError, ValueError) as error:
             # Every clip is safe by now: only where ranks wait for each other must the job end.
             if ranks.shares_clips:

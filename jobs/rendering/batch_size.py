@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-AUTO = 0
-"""As a setting: the measured times decide."""
+from jobs.settings import AUTO
+
 WORTH = 0.95
 """A larger batch stays if a clip in it takes at most this part of what it takes in the smaller one."""
 MOST_FOR_COMPILING = 0.1

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from jobs.rendering.clip_work import Begun, ClipFrames, Conditioning, Rendering, Stages, wait_for_device
+from jobs.rendering.clip_attempt import Attempt, Stages
+from jobs.rendering.clip_work import decode_loops, fill_in, wait_for_device
 from jobs.rendering.frames import ClipOnDevice
 from jobs.rendering.loaded_family import LoadedFamily, clip_rules
 from jobs.rendering.loops import clip_requests
@@ -18,30 +19,27 @@ from pab.sampling.batch import apart, denoise_together, noise_of
 from pab.sampling.denoise import NotFiniteError, plan_for
 from pab.sampling.device_clock import DeviceClock
 
-ClipResult = ClipFrames | NotFiniteError
-_NOTHING_GIVEN = Conditioning(masks=(None,))
-
 
 @torch.inference_mode()
 def render_together(
-    loaded: LoadedFamily, begun: Sequence[Begun], *, settings: JobSettings, group: NodeGroup
-) -> list[ClipResult]:
-    """Renders clips that differ in prompt and seed alone; returns each one's frames, or that its latents are not finite.
+    loaded: LoadedFamily, attempts: Sequence[Attempt], *, settings: JobSettings, group: NodeGroup
+) -> list[NotFiniteError | None]:
+    """Renders clips that differ in prompt and seed alone, and leaves in each attempt what came out of it.
 
-    Clips are decoded one after the other, as when they are alone, so only denoising takes more memory. What they went
-    through together counts with an N-th for each.
+    Returns, clip by clip, None, or that its latents are not finite. Clips are decoded one after the other, as when they are
+    alone, so only denoising takes more memory. What they went through together counts with an N-th for each.
     """
-    shared, requests = Stages(), [clip_requests(each.clip)[0] for each in begun]
-    first = begun[0].clip
+    shared, requests = Stages(), [clip_requests(attempt.clip)[0] for attempt in attempts]
+    first, request = attempts[0].clip, requests[0]
     before = loaded.make_room()
     with shared.time("plan"):
-        plan = plan_for(loaded.family, requests[0], clip_rules(first, loaded.family, settings), settings.precision)
+        plan = plan_for(loaded.family, request, clip_rules(first, loaded.family, settings), settings.render.precision)
     with shared.time("encode_prompt"):
         prompts = [
-            loaded.prompts_of(each.clip, [request])[0] for each, request in zip(begun, requests, strict=True)
+            loaded.prompts_of(attempt.clip, [own])[0] for attempt, own in zip(attempts, requests, strict=True)
         ]  # fmt: skip
     with shared.time("denoise"):
-        noise = noise_of(requests, loaded.model.latent_shape(requests[0]))
+        noise = noise_of(requests, loaded.model.latent_shape(request))
     wait_for_device(shared, group)
     with shared.time("denoise"):
         denoised = denoise_together(
@@ -51,34 +49,36 @@ def render_together(
             noise=noise,
             plan=plan,
             group=group,
-            loop=loaded.loop_settings(requests[0], plan, group, clips=len(begun)),
+            loop=loaded.loop_settings(request, plan, group, clips=len(attempts)),
         )
-    compiled = _share(loaded.compiled_since(before), len(begun))
-    results: list[ClipResult] = []
-    for each, request, prompt, part in zip(begun, requests, prompts, apart(denoised), strict=True):
-        each.stages.take(shared, share=1 / len(begun))
-        if isinstance(part, NotFiniteError):
-            results.append(part)
-            continue
-        rendering = Rendering(
-            loaded=loaded, clip=each.clip, requests=(request,), prompts=(prompt,), conditioning=_NOTHING_GIVEN
-        )
-        results.append(rendering.decoded([part], compiled, group, each.stages))
-    return results
+    compiled = _share(loaded.compiled_since(before), len(attempts))
+    parts = apart(denoised)
+    for attempt in attempts:
+        attempt.masks = (None,)
+        attempt.stages.take(shared, share=1 / len(attempts))
+    frames = [
+        None if isinstance(part, NotFiniteError) else decode_loops(loaded, attempt, [part], group)
+        for attempt, part in zip(attempts, parts, strict=True)
+    ]
+    for attempt, part, coming, prompt in zip(attempts, parts, frames, prompts, strict=True):
+        if coming is not None and not isinstance(part, NotFiniteError):
+            fill_in(attempt, loaded, loops=[part], frames=coming, prompts=[prompt], compiled=compiled)
+    return [part if isinstance(part, NotFiniteError) else None for part in parts]
 
 
 def _share(compiled: Compiled, num_clips: int) -> Compiled:
     return replace(compiled, seconds=compiled.seconds / num_clips)
 
 
-def on_device(results: Sequence[ClipResult]) -> ClipOnDevice | None:
+def on_device(attempts: Sequence[Attempt]) -> ClipOnDevice | None:
     """Returns when the device worked on clips that were rendered together; None where none came out."""
-    frames = [result for result in results if isinstance(result, ClipFrames)]
-    if not frames:
+    rendered = [attempt for attempt in attempts if attempt.loops]
+    if not rendered:
         return None
-    marks = [mark for each in frames for mark in each.decode.marks]
+    clocks = [attempt.coming.clock for attempt in rendered]
+    marks = [mark for clock in clocks for mark in clock.marks]
     return ClipOnDevice(
-        denoise=frames[0].denoised.clock,
-        decode=DeviceClock(frames[0].decode.device, marks),
-        compile_s=frames[0].compiled.seconds * len(results),
+        denoise=rendered[0].denoised.clock,
+        decode=DeviceClock(clocks[0].device, marks),
+        compile_s=rendered[0].compiled.seconds * len(attempts),
     )

@@ -11,8 +11,7 @@ import torch
 
 from jobs.log import log_event
 from jobs.rendering.batch_size import BatchSize, settled
-from jobs.rendering.batch_work import ClipResult
-from jobs.rendering.clip_work import ClipFrames
+from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.loaded_family import LoadedFamily, clip_rules
 from jobs.rendering.loops import clip_requests
 from jobs.settings import JobSettings
@@ -26,8 +25,6 @@ _LOG = logging.getLogger(__name__)
 MEMORY_SHARE = 0.9
 """Of a GPU's memory, what a batch may be expected to take."""
 
-Attempt = tuple[Clip, int]
-"""A clip and the number of its next attempt."""
 Kind = tuple[ClipRequest, str]
 """What clips that are rendered together have in common: all of a request but prompt and seed, and the broadcast."""
 
@@ -69,39 +66,39 @@ class Batching:
         family, most, reuses = self.loaded.family, self.loaded.family.max_batch, False
         try:
             rules = clip_rules(clip, family, self.settings)
-            plan = plan_for(family, clip_requests(clip)[0], rules, self.settings.precision)
+            plan = plan_for(family, clip_requests(clip)[0], rules, self.settings.render.precision)
         except ValueError:
             most = 1  # it will fail, alone
         else:
             reuses = isinstance(rules, ForesightRules) or len(plan.full_steps) < plan.num_steps
             if isinstance(rules, ForesightRules):
                 most = 1  # it decides by what it measures in the whole pass
-        return KindOfClip(batch=BatchSize(asked=self.settings.batch, most=most), reuses=reuses)
+        return KindOfClip(batch=BatchSize(asked=self.settings.render.batch, most=most), reuses=reuses)
 
     @staticmethod
-    def runs(clips: Iterable[Attempt], *, alone: bool = False) -> list[list[Attempt]]:
+    def runs(attempts: Iterable[Attempt], *, alone: bool = False) -> list[list[Attempt]]:
         """Returns the clips in runs of neighbours that may be rendered together; all `alone` if so.
 
         A clip with references or of several loops is alone, and so is one whose earlier attempt may have killed its group.
         """
 
         def run(attempt: Attempt) -> object:
-            clip, number = attempt
-            plain = number == 1 and not clip.references and clip.loops == 1
+            clip = attempt.clip
+            plain = attempt.number == 1 and not clip.references and clip.loops == 1
             return kind_of(clip) if plain and not alone else clip.key
 
-        return [list(alike) for _, alike in itertools.groupby(clips, key=run)]
+        return [list(alike) for _, alike in itertools.groupby(attempts, key=run)]
 
-    def measured(self, clip: Clip, results: Sequence[ClipResult]) -> None:
-        """Takes in how long clips of a kind took together."""
-        frames = [each for each in results if isinstance(each, ClipFrames)]
-        if not frames:
+    def measured(self, attempts: Sequence[Attempt]) -> None:
+        """Takes in how long clips of a kind took together; of those that failed there is nothing to learn."""
+        rendered = next((attempt for attempt in attempts if attempt.loops), None)
+        if rendered is None:
             return
-        batch, denoised, size = self.of(clip).batch, frames[0].denoised, len(results)
+        batch, denoised, size = self.of(rendered.clip).batch, rendered.denoised, len(attempts)
         batch.measured(
             size,
             settled(denoised.plan.patterns, denoised.step_seconds),
-            compile_s=frames[0].compiled.seconds * size,
+            compile_s=rendered.compiled.seconds * size,
         )
         batch.most = min(batch.most, self._most_in_memory())
         if size == 1:

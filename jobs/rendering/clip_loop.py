@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -16,8 +16,9 @@ from jobs.rendering.announce import Announcer
 from jobs.rendering.baselines import Baselines
 from jobs.rendering.batch_size import parts_of
 from jobs.rendering.batch_work import on_device, render_together
-from jobs.rendering.batching import Attempt, Batching
-from jobs.rendering.clip_work import Begun, ClipFrames, render_frames
+from jobs.rendering.batching import Batching
+from jobs.rendering.clip_attempt import Attempt
+from jobs.rendering.clip_work import render_clip
 from jobs.rendering.context import JobContext, contain, contain_several
 from jobs.rendering.deadline import Pace
 from jobs.rendering.finish import Finisher
@@ -50,17 +51,17 @@ class ClipLoop:
     watch: HangWatch
     finisher: Finisher | None
     announcer: Announcer | None
-    tell: Callable[[Begun, ClipOutcome], None]
+    tell: Callable[[Attempt, ClipOutcome], None]
     left: list[str]
     baselines: Baselines
     batching: Batching
     _suspect: bool = False
     """Whether one of the prompts may have killed an earlier start."""
 
-    def render(self, clips: Sequence[Attempt]) -> None:
-        """Renders all of them, then what is to be compared a second time."""
-        self._suspect = not self._encode_prompts([clip for clip, _ in clips])
-        for alike in self.batching.runs(clips, alone=self._suspect):
+    def render(self, attempts: Sequence[Attempt]) -> None:
+        """Begins and renders all of them, then renders a second time what is to be compared."""
+        self._suspect = not self._encode_prompts([attempt.clip for attempt in attempts])
+        for alike in self.batching.runs(attempts, alone=self._suspect):
             queue = deque(alike)
             while queue:
                 self._render_next(queue)
@@ -69,19 +70,18 @@ class ClipLoop:
 
     def _render_next(self, alike: deque[Attempt]) -> None:
         """Takes as many clips of a run as are rendered at once, and renders them."""
-        if (alike[0][1] > 1 or self._suspect) and self.finisher is not None:
+        if (alike[0].number > 1 or self._suspect) and self.finisher is not None:
             # It may kill the group, as it or its prompt did before: no other clip is in hand should that be so.
             self.finisher.wait()
-        numbers = self._begin(alike)
+        numbers = self._mark(alike)
         taken = [alike.popleft() for _ in numbers]
-        for begun in self._parts(self._begun(taken, numbers)):
-            if len(begun) > 1:
-                self._render_together(begun)
-            else:
-                self._render(begun[0])
-        for clip, _ in taken:
-            if not self.baselines.holds(clip):
-                self.loaded.prompts.pop(clip.key, None)
+        parts = self._parts(self._begin(taken, numbers))
+        while parts:
+            # Taken off before it is rendered: what came out of it goes as soon as it is recorded.
+            self._render_at_once(parts.popleft())
+        for waiting in taken:
+            if not self.baselines.holds(waiting.clip):
+                self.loaded.prompts.pop(waiting.clip.key, None)
 
     def _encode_prompts(self, clips: Sequence[Clip]) -> bool:
         """Encodes all prompts in one call; returns False if an earlier start ended in the midst of it, which leaves them.
@@ -109,39 +109,40 @@ class ClipLoop:
         log_event(_LOG, "prompts_encoded", prompts=len(self.loaded.prompts), seconds=seconds)
         return True
 
-    def _begin(self, alike: Sequence[Attempt]) -> list[int]:
+    def _mark(self, alike: Sequence[Attempt]) -> list[int]:
         """Leaves the marks of the clips that come next; returns their attempts' numbers, or why one is not begun."""
         is_root = self.context.ranks.node.is_clip_root
         return self.context.ranks.agree(self._mark_next(alike) if is_root else None)
 
     def _mark_next(self, alike: Sequence[Attempt]) -> list[int]:
-        first, _ = alike[0]
+        first = alike[0].clip
         kind = self.batching.of(first)
         size = kind.batch.next_size(len(alike))
         if self.baselines.wants(first, reuses=kind.reuses):
             size = 1
         while size > 1 and not self.pace.fits(size * self._units(first)):
             size //= 2
-        return [self._mark(clip, attempt) for clip, attempt in itertools.islice(alike, size)]
+        return [self._mark_one(attempt.clip, attempt.number) for attempt in itertools.islice(alike, size)]
 
-    def _mark(self, clip: Clip, attempt: int) -> int:
+    def _mark_one(self, clip: Clip, number: int) -> int:
         # Another submit's job may hold the same clip: what it has recorded meanwhile is not rendered again.
         if self.context.bucket.exists(layout.record(clip.key)):
             return _RECORDED
-        return self.context.attempts.begin(clip.key, attempt) if self.pace.fits(self._units(clip)) else _NO_TIME
+        return self.context.attempts.begin(clip.key, number) if self.pace.fits(self._units(clip)) else _NO_TIME
 
     def _units(self, clip: Clip) -> float:
         # A family may round a very short clip down to no token at all.
         tokens = self.loaded.family.num_tokens(clip.num_frames, clip.height, clip.width)
         return float(max(1, tokens) * clip.num_steps * clip.loops)
 
-    def _begun(self, taken: Sequence[Attempt], numbers: Sequence[int]) -> list[Begun]:
-        """Returns the clips that have their marks; tells of the others."""
-        begun: list[Begun] = []
-        for (clip, attempt), number in zip(taken, numbers, strict=True):
+    def _begin(self, taken: Sequence[Attempt], numbers: Sequence[int]) -> list[Attempt]:
+        """Returns the attempts that have their marks, begun; tells of the others."""
+        begun: list[Attempt] = []
+        for waiting, number in zip(taken, numbers, strict=True):
+            clip, units = waiting.clip, self._units(waiting.clip)
             if number == _RECORDED:
                 if self.context.ranks.node.is_clip_root:
-                    self.tell(Begun(clip=clip, attempt=attempt), skipped(clip))
+                    self.tell(waiting.begin(waiting.number, units=units), skipped(clip))
                 why = "recorded by another job since this one started"
                 log_event(_LOG, "clip_skipped", clip=clip.clip_id, reason=why)
             elif number == _NO_TIME:
@@ -151,88 +152,92 @@ class ClipLoop:
                 log_event(_LOG, "clip_started", clip=clip.clip_id, attempt=number)
                 if self.announcer is not None:
                     self.announcer.started(clip.clip_id)
-                begun.append(Begun(clip=clip, attempt=number, units=self._units(clip)))
+                begun.append(waiting.begin(number, units=units))
         return begun
 
-    def _parts(self, begun: list[Begun]) -> list[list[Begun]]:
+    def _parts(self, begun: Sequence[Attempt]) -> deque[list[Attempt]]:
         """Returns what is rendered at once: some of those that were to be may have been recorded by another job."""
-        parts: list[list[Begun]] = []
+        parts: deque[list[Attempt]] = deque()
         rest = deque(begun)
-        for size in parts_of(len(begun), own=self.context.settings.batch):
+        for size in parts_of(len(begun), own=self.context.settings.render.batch):
             part = [rest.popleft() for _ in range(size)]
             ids = tuple(each.clip.clip_id for each in part) if size > 1 else ()
             units = sum(each.units for each in part)
-            parts.append([replace(each, company=ids, units=units) for each in part])
+            for each in part:
+                each.company, each.units = ids, units
+            parts.append(part)
         return parts
 
-    def _render(self, begun: Begun) -> bool:
+    def _render_at_once(self, part: list[Attempt]) -> None:
+        if len(part) > 1:
+            self._render_together(part)
+        else:
+            self._render(part[0])
+
+    def _render(self, attempt: Attempt) -> bool:
         """Renders one clip and hands it over; returns whether it came out."""
         node, settings = self.context.ranks.node, self.context.settings
-        references = self._references(self.loaded.family, begun)
+        references = self._references(self.loaded.family, attempt)
         if isinstance(references, Failed):
-            self.tell(begun, references)
+            self.tell(attempt, references)
             return False
-        work = partial(render_frames, self.loaded, begun, settings=settings, group=node, references=references)
-        with self.watch.over(begun.clip.clip_id):
-            rendered = contain(begun, self.context, work, collective=True)
-        if isinstance(rendered, Failed):
-            self.tell(begun, rendered)
+        work = partial(render_clip, self.loaded, attempt, settings=settings, group=node, references=references)
+        with self.watch.over(attempt.clip.clip_id):
+            failed = contain(attempt, self.context, work, collective=True)
+        if failed is not None:
+            self.tell(attempt, failed)
             return False
-        self.pace.measured(begun.units, begun.elapsed_s)
-        self.measures.device_use.clips.append(rendered.on_device)
-        self.baselines.take(begun, rendered)
-        if references is None and begun.clip.loops == 1:
-            self.batching.measured(begun.clip, [rendered])
-        self._hand_over([(begun, rendered)])
+        self.pace.measured(attempt.units, attempt.elapsed_s)
+        self.measures.device_use.clips.append(attempt.on_device)
+        self.baselines.take(attempt)
+        if references is None and attempt.clip.loops == 1:
+            self.batching.measured([attempt])
+        self._hand_over([attempt])
         return True
 
-    def _render_together(self, begun: list[Begun]) -> None:
+    def _render_together(self, attempts: Sequence[Attempt]) -> None:
         """Renders several clips at once; where that fails as a whole, one by one."""
-        context, first = self.context, begun[0]
-        work = partial(render_together, self.loaded, begun, settings=context.settings, group=context.ranks.node)
-        with self.watch.over(", ".join(first.company), clips=len(begun)):
-            results = contain_several(begun, context, work)
-        if results is None:
-            self._render_one_by_one(begun)
+        context, first = self.context, attempts[0]
+        work = partial(render_together, self.loaded, attempts, settings=context.settings, group=context.ranks.node)
+        with self.watch.over(", ".join(first.company), clips=len(attempts)):
+            errors = contain_several(attempts, context, work)
+        if errors is None:
+            self._render_one_by_one(attempts)
             return
         self.pace.measured(first.units, first.elapsed_s)
-        if (use := on_device(results)) is not None:
+        if (use := on_device(attempts)) is not None:
             self.measures.device_use.clips.append(use)
-        self.batching.measured(first.clip, results)
-        done: list[tuple[Begun, ClipFrames]] = []
-        for each, result in zip(begun, results, strict=True):
-            if isinstance(result, ClipFrames):
-                done.append((each, result))
-            elif context.ranks.node.is_clip_root:
+        self.batching.measured(attempts)
+        for attempt, error in zip(attempts, errors, strict=True):
+            if error is not None and context.ranks.node.is_clip_root:
                 # All its ranks know, and none waits for another: the clip fails, not the group.
-                self.tell(each, cast(Failed, contain(each, context, partial(_fail, result), collective=False)))
-        self._hand_over(done)
+                failed = contain(attempt, context, partial(_fail, error), collective=False)
+                self.tell(attempt, cast(Failed, failed))
+        self._hand_over([attempt for attempt, error in zip(attempts, errors, strict=True) if error is None])
 
-    def _render_one_by_one(self, begun: list[Begun]) -> None:
-        came_out = [
-            self._render(Begun(clip=each.clip, attempt=each.attempt, units=self._units(each.clip))) for each in begun
-        ]
+    def _render_one_by_one(self, attempts: Sequence[Attempt]) -> None:
+        came_out = [self._render(each.begin(each.number, units=self._units(each.clip))) for each in attempts]
         if all(came_out):
-            self.batching.of(begun[0].clip).batch.broke(len(begun))
+            self.batching.of(attempts[0].clip).batch.broke(len(attempts))
 
-    def _references(self, family: Family, begun: Begun) -> ClipReferences | Failed | None:
+    def _references(self, family: Family, attempt: Attempt) -> ClipReferences | Failed | None:
         """Returns what the clip's root has read of its references, or how that failed: one bad file is one clip's failure."""
-        if not begun.clip.references:
+        if not attempt.clip.references:
             return None
         read: ClipReferences | Failed | None = None
         if self.context.ranks.node.is_clip_root:
-            read = contain(begun, self.context, partial(self._read_references, family, begun), collective=False)
+            read = contain(attempt, self.context, partial(self._read_references, family, attempt), collective=False)
         return cast(ClipReferences | Failed, self.context.ranks.agree(read))
 
-    def _read_references(self, family: Family, begun: Begun) -> ClipReferences:
-        with begun.stages.time("read_references"):
+    def _read_references(self, family: Family, attempt: Attempt) -> ClipReferences:
+        with attempt.stages.time("read_references"):
             if family.references is None:
                 raise ValueError(f"{family.name} takes no references; leave the column empty")
-            return take_references(begun.clip, family.references, self.context.bucket.patience)
+            return take_references(attempt.clip, family.references, self.context.bucket.patience)
 
-    def _hand_over(self, done: list[tuple[Begun, ClipFrames]]) -> None:
-        if self.finisher is not None and done:
-            self.finisher.submit(done)
+    def _hand_over(self, rendered: Sequence[Attempt]) -> None:
+        if self.finisher is not None and rendered:
+            self.finisher.submit(rendered)
 
 
 def _fail(error: NotFiniteError) -> None:

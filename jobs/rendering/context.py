@@ -18,7 +18,7 @@ from jobs.log import log_event
 from jobs.media.encode import ffmpeg_version
 from jobs.outcome import Failed
 from jobs.rendering.attempts import OpenAttempts
-from jobs.rendering.clip_work import Begun
+from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.group import JobRanks, is_lost_peer
 from jobs.settings import JobSettings
 from jobs.store import layout
@@ -61,7 +61,7 @@ class JobContext:
             "host": self.ranks.host,
             "node": place.node,
             "device": device_name(self.ranks.node.device),
-            "precision": self.settings.precision,
+            "precision": self.settings.render.precision,
             "weights": self.settings.weights,
         }
 
@@ -93,7 +93,7 @@ def _installed(package: str, otherwise: str = "none") -> str:
         return otherwise
 
 
-def contain(begun: Begun, context: JobContext, work: Callable[[], T], *, collective: bool) -> T | Failed:
+def contain(attempt: Attempt, context: JobContext, work: Callable[[], T], *, collective: bool) -> T | Failed:
     """Returns what the work returns, or, after writing the clip's failure, a `Failed`.
 
     Raises GroupLostError where other ranks share this work (`collective`): an error of one is then the end of all. What
@@ -101,23 +101,23 @@ def contain(begun: Begun, context: JobContext, work: Callable[[], T], *, collect
     """
     try:
         return work()
-    except Exception as error:
-        if context.attempts.is_withdrawn(begun.clip.key, begun.attempt):
+    except Exception as error:  # the clip's border: what a model, ffmpeg or a store raises costs no other clip
+        if context.attempts.is_withdrawn(attempt.clip.key, attempt.number):
             # The job is being ended from outside: what breaks now is no fault of the clip.
             raise
         shared = collective and context.ranks.shares_clips
         if shared and is_lost_peer(error):
-            raise GroupLostError(f"clip {begun.clip.clip_id}: a rank of the group is gone ({error})") from error
-        failed = write_failure(begun, context, error)
+            raise GroupLostError(f"clip {attempt.clip.clip_id}: a rank of the group is gone ({error})") from error
+        failed = write_failure(attempt, context, error)
         if shared:
-            raise GroupLostError(f"clip {begun.clip.clip_id}: {failed.error} in {failed.stage}") from error
+            raise GroupLostError(f"clip {attempt.clip.clip_id}: {failed.error} in {failed.stage}") from error
     # Outside of `except`, so that the traceback no longer holds the clip's tensors.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return failed
 
 
-def contain_several(begun: Sequence[Begun], context: JobContext, work: Callable[[], T]) -> T | None:
+def contain_several(attempts: Sequence[Attempt], context: JobContext, work: Callable[[], T]) -> T | None:
     """Returns what the work on several clips at once returns, or None after an error, which may be of any of them.
 
     No failure is written: they are then rendered one by one. Raises GroupLostError where other ranks share the clips;
@@ -125,10 +125,10 @@ def contain_several(begun: Sequence[Begun], context: JobContext, work: Callable[
     """
     try:
         return work()
-    except Exception as error:
-        if any(context.attempts.is_withdrawn(each.clip.key, each.attempt) for each in begun):
+    except Exception as error:  # the batch's border: each of its clips is then tried alone, inside `contain`
+        if any(context.attempts.is_withdrawn(each.clip.key, each.number) for each in attempts):
             raise
-        clips = ", ".join(each.clip.clip_id for each in begun)
+        clips = ", ".join(each.clip.clip_id for each in attempts)
         if context.ranks.shares_clips:
             raise GroupLostError(f"clips {clips} together: {error!r}; each is rendered alone next time") from error
         log_event(_LOG, "batch_broken", level=logging.WARNING, clips=clips, error=repr(error))
@@ -137,7 +137,7 @@ def contain_several(begun: Sequence[Begun], context: JobContext, work: Callable[
     return None
 
 
-def write_failure(begun: Begun, context: JobContext, error: BaseException, *, number: int | None = None) -> Failed:
+def write_failure(attempt: Attempt, context: JobContext, error: BaseException, *, number: int | None = None) -> Failed:
     """Writes what tells how a clip failed and returns it as a value. Of several ranks the first one tells it.
 
     `number`: of the failure; None for the attempt's, or, where the error is in the row itself and every node would find it
@@ -145,11 +145,11 @@ def write_failure(begun: Begun, context: JobContext, error: BaseException, *, nu
     """
     if number is None:
         final = isinstance(error, ValueError)
-        number = max(begun.attempt, context.settings.max_attempts) if final else begun.attempt
+        number = max(attempt.number, context.settings.render.max_attempts) if final else attempt.number
     failed = Failed(
-        clip_id=begun.clip.clip_id,
-        digest=begun.clip.digest,
-        stage=begun.stages.current,
+        clip_id=attempt.clip.clip_id,
+        digest=attempt.clip.digest,
+        stage=attempt.stages.current,
         error=type(error).__name__,
         message=str(error) or repr(error),
     )
@@ -157,20 +157,20 @@ def write_failure(begun: Begun, context: JobContext, error: BaseException, *, nu
         "schema": layout.SCHEMA,
         "clip_id": failed.clip_id,
         "digest": failed.digest,
-        "attempt": begun.attempt,
+        "attempt": attempt.number,
         "stage": failed.stage,
         "error": failed.error,
         "message": failed.message,
         "traceback": "".join(traceback.format_exception(error)),
-        "seconds": begun.stages.seconds,
+        "seconds": attempt.stages.seconds,
         "failed_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "job": context.facts(),
         "versions": versions(),
     }
-    context.bucket.create_json(layout.failure(begun.clip.key, number), failure)
-    context.attempts.end(begun.clip.key, begun.attempt)
+    context.bucket.create_json(layout.failure(attempt.clip.key, number), failure)
+    context.attempts.end(attempt.clip.key, attempt.number)
     log_event(
         _LOG, "clip_failed", level=logging.ERROR, clip=failed.clip_id, stage=failed.stage, error=failed.error,
-        message=failed.message, attempt=begun.attempt,
+        message=failed.message, attempt=attempt.number,
     )  # fmt: skip
     return failed

@@ -15,7 +15,7 @@ from pathlib import Path
 from jobs.log import log_event
 from jobs.media.encode import Video, check, encode
 from jobs.outcome import ClipOutcome, Rendered, Skipped, skipped
-from jobs.rendering.clip_work import Begun, ClipFrames
+from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, contain
 from jobs.rendering.record import clip_record
 from jobs.store import layout
@@ -30,19 +30,19 @@ _WAITING = 1
 class Finisher:
     """Takes frames and leaves videos and records, one clip at a time; what was rendered next may wait.
 
-    `tell(begun, outcome)` hears of every clip, in the thread. An error that is not the clip's own (the bucket is gone)
+    `tell(attempt, outcome)` hears of every clip, in the thread. An error that is not the clip's own (the bucket is gone)
     ends the thread and is raised by the next `submit` or `close`.
     """
 
-    def __init__(self, context: JobContext, tell: Callable[[Begun, ClipOutcome], None]) -> None:
+    def __init__(self, context: JobContext, tell: Callable[[Attempt, ClipOutcome], None]) -> None:
         self._context = context
         self._tell = tell
-        self._queue: queue.Queue[Sequence[tuple[Begun, ClipFrames]] | None] = queue.Queue(_WAITING)
+        self._queue: queue.Queue[Sequence[Attempt] | None] = queue.Queue(_WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="finisher", daemon=True)
         self._thread.start()
 
-    def submit(self, clips: Sequence[tuple[Begun, ClipFrames]]) -> None:
+    def submit(self, clips: Sequence[Attempt]) -> None:
         """Hands over what was rendered at once; waits while two such are in hand. Raises what ended the thread."""
         self._put(clips, math.inf)
 
@@ -52,20 +52,31 @@ class Finisher:
             time.sleep(_POLL_S / 4)
         self._raise()
 
-    def close(self, timeout_s: float | None = None) -> None:
-        """Waits until all clips are recorded, or for `timeout_s`. Raises what ended the thread."""
-        end = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        self._put(None, end)
-        self._thread.join(None if timeout_s is None else max(0.0, end - time.monotonic()))
+    def close(self) -> None:
+        """Waits until all clips are recorded. Raises what ended the thread."""
+        self._put(None, math.inf)
+        self._thread.join()
         self._raise()
 
-    def _put(self, item: Sequence[tuple[Begun, ClipFrames]] | None, end: float) -> None:
+    def abandon(self, timeout_s: float) -> BaseException | None:
+        """Lets what is in hand be recorded within `timeout_s`, for a job that ends badly. Returns what ended the thread."""
+        end = time.monotonic() + timeout_s
+        self._offer(None, end)
+        self._thread.join(max(0.0, end - time.monotonic()))
+        return self._error
+
+    def _put(self, item: Sequence[Attempt] | None, end: float) -> None:
+        if not self._offer(item, end):
+            self._raise()
+
+    def _offer(self, item: Sequence[Attempt] | None, end: float) -> bool:
         while self._thread.is_alive() and time.monotonic() < end:
             try:
-                return self._queue.put(item, timeout=_POLL_S)
+                self._queue.put(item, timeout=_POLL_S)
             except queue.Full:
                 continue
-        return self._raise()
+            return True
+        return False
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -74,40 +85,40 @@ class Finisher:
     def _run(self) -> None:
         try:
             while (item := self._queue.get()) is not None:
-                for begun, rendered in item:
-                    work = partial(finish_clip, begun, rendered, self._context)
-                    self._tell(begun, contain(begun, self._context, work, collective=False))
+                for attempt in item:
+                    work = partial(finish_clip, attempt, self._context)
+                    self._tell(attempt, contain(attempt, self._context, work, collective=False))
                 self._queue.task_done()
-        except BaseException as error:
+        except BaseException as error:  # the thread's top: the main thread raises it at its next call
             self._error = error
 
 
-def finish_clip(begun: Begun, rendered: ClipFrames, context: JobContext) -> Rendered | Skipped:
-    """Makes a clip's video, checks it, uploads it, then writes the record. Raises EncodeError, BucketError.
+def finish_clip(attempt: Attempt, context: JobContext) -> Rendered | Skipped:
+    """Makes a rendered clip's video, checks it, uploads it, then writes the record. Raises EncodeError, BucketError.
 
     Two submits at once may render a clip twice: the record that is first stays, and so does its video.
     """
-    clip, stages = begun.clip, begun.stages
+    clip, stages = attempt.clip, attempt.stages
     path = context.scratch / f"{clip.digest}.mp4"
     try:
-        video = _encode(begun, rendered, context, path)
+        video = _encode(attempt, context, path)
         if context.bucket.exists(layout.record(clip.key)):
-            return _leave_to_other(begun, context)
+            return _leave_to_other(attempt, context)
         with stages.time("upload"):
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             context.bucket.upload(path, layout.video(clip.clip_id))
     finally:
         path.unlink(missing_ok=True)
     stages.current = "record"
-    record = clip_record(begun, rendered, context, video=video, sha256=sha256)
+    record = clip_record(attempt, context, video=video, sha256=sha256)
     if not write_record(context.bucket, clip, record, sha256=sha256):
-        return _leave_to_other(begun, context)
-    context.attempts.end(clip.key, begun.attempt)
+        return _leave_to_other(attempt, context)
+    context.attempts.end(clip.key, attempt.number)
     log_event(
-        _LOG, "clip_rendered", clip=clip.clip_id, attempt=begun.attempt, elapsed_s=begun.elapsed_s,
+        _LOG, "clip_rendered", clip=clip.clip_id, attempt=attempt.number, elapsed_s=attempt.elapsed_s,
         denoise_s=stages.seconds.get("denoise"), psnr_db=video.psnr_db, size_bytes=video.size_bytes,
     )  # fmt: skip
-    return Rendered(clip_id=clip.clip_id, digest=clip.digest, elapsed_s=begun.elapsed_s)
+    return Rendered(clip_id=clip.clip_id, digest=clip.digest, elapsed_s=attempt.elapsed_s)
 
 
 def write_record(bucket: Bucket, clip: Clip, record: Mapping[str, object], *, sha256: str) -> bool:
@@ -126,20 +137,19 @@ def write_record(bucket: Bucket, clip: Clip, record: Mapping[str, object], *, sh
     return True
 
 
-def _leave_to_other(begun: Begun, context: JobContext) -> Skipped:
-    context.attempts.end(begun.clip.key, begun.attempt)
-    log_event(_LOG, "clip_recorded_by_other", clip=begun.clip.clip_id, attempt=begun.attempt)
-    return skipped(begun.clip)
+def _leave_to_other(attempt: Attempt, context: JobContext) -> Skipped:
+    context.attempts.end(attempt.clip.key, attempt.number)
+    log_event(_LOG, "clip_recorded_by_other", clip=attempt.clip.clip_id, attempt=attempt.number)
+    return skipped(attempt.clip)
 
 
-def _encode(begun: Begun, rendered: ClipFrames, context: JobContext, path: Path) -> Video:
-    clip = begun.clip
-    assert rendered.coming is not None, "only the clip's root finishes clips"
-    begun.stages.current = "decode"
-    frames = rendered.coming.fetch()
-    begun.stages.seconds["decode"] = rendered.coming.decode_s
+def _encode(attempt: Attempt, context: JobContext, path: Path) -> Video:
+    clip, stages = attempt.clip, attempt.stages
+    stages.current = "decode"
+    frames = attempt.coming.fetch()
+    stages.seconds["decode"] = attempt.coming.decode_s
     tags = {"clip_id": clip.clip_id, "seed": clip.seed, "model": clip.model, "run_id": context.settings.run_id}
-    with begun.stages.time("encode"):
-        encode(frames, path, fps=clip.fps, crf=context.settings.crf, tags=tags)
-    with begun.stages.time("check"):
-        return check(frames, path, fps=clip.fps, crf=context.settings.crf)
+    with stages.time("encode"):
+        encode(frames, path, fps=clip.fps, crf=context.settings.render.crf, tags=tags)
+    with stages.time("check"):
+        return check(frames, path, fps=clip.fps, crf=context.settings.render.crf)

@@ -21,11 +21,13 @@ Frames = npt.NDArray[np.uint8]
 class ComingFrames:
     """Frames that the device may still be decoding. The thread that needs them fetches them, beside what is queued since.
 
-    `frames_THWC`: uint8 RGB on the device or the CPU, complete once the device has reached `clock`'s last mark.
+    `frames_THWC`: uint8 RGB on the device or the CPU, complete once the device has reached `clock`'s last mark; None on
+    ranks that do not write the clip.
     """
 
-    def __init__(self, frames_THWC: Tensor, clock: DeviceClock) -> None:
-        self._clock = clock
+    def __init__(self, frames_THWC: Tensor | None, clock: DeviceClock) -> None:
+        self.clock = clock
+        self.size = None if frames_THWC is None else tuple(frames_THWC.shape[:3])
         self._coming: Tensor | None = frames_THWC
         self._here: Frames | None = None
         self._lock = threading.Lock()
@@ -34,14 +36,14 @@ class ComingFrames:
         """Returns the frames [T, H, W, 3] on the CPU; waits for them, not for what the device was told to do since."""
         with self._lock:
             if self._coming is not None:
-                self._here, self._coming = _to_cpu(self._coming, self._clock), None
-            assert self._here is not None, "frames are fetched once"
+                self._here, self._coming = _to_cpu(self._coming, self.clock), None
+            assert self._here is not None, "only the clip's root has frames"
             return self._here
 
     @property
     def decode_s(self) -> float:
         """Seconds of the device for decoding; waits for it."""
-        return sum(self._clock.seconds())
+        return sum(self.clock.seconds())
 
 
 def _to_cpu(frames: Tensor, clock: DeviceClock) -> Frames:

@@ -29,6 +29,8 @@ from pab.parallel.mesh import NodeGroup, open_group
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _MEET_S = 300.0
+_COLLECTIVE_S = 900.0
+"""How long a rank waits for another inside the model before it gives the group up: far above what a pass takes."""
 _POLL_S = 0.05
 _DEFAULT_JOB_S = 7 * 86400.0
 
@@ -87,7 +89,7 @@ class JobRanks:
     """The ranks of a job once they have met: the model's axes, and how ranks agree on plain values.
 
     What ranks tell each other here goes over gloo with a time limit of its own, because a rank that waits for the bucket
-    makes the others wait; inside the model nobody waits longer than `JobSettings.collective_timeout_s`.
+    makes the others wait; inside the model nobody waits longer than `_COLLECTIVE_S`.
     """
 
     place: Place
@@ -167,7 +169,7 @@ def open_job(settings: JobSettings) -> Iterator[JobRanks]:
             "ask for as many ranks (nodes x GPUs per node) as the mesh has"
         )
     device = _device(settings, place)
-    store = _meet(place, settings, device) if place.world > 1 else None
+    store = _meet(place, device) if place.world > 1 else None
     node = open_group(dp=settings.mesh.dp, cfg=settings.mesh.cfg, sp=settings.mesh.sp, device=device)
     everyone, clip = _control_groups(place, settings, node)
     yield JobRanks(place=place, node=node, host=socket.gethostname(), everyone=everyone, clip=clip, store=store)
@@ -182,8 +184,8 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def _device(settings: JobSettings, place: Place) -> torch.device:
-    if settings.device != "cuda":
-        return torch.device(settings.device)
+    if settings.render.device != "cuda":
+        return torch.device(settings.render.device)
     count = torch.cuda.device_count()
     # A site may hand each task one GPU, which is then number 0 for everyone.
     index = 0 if count == 1 else place.local_rank
@@ -197,7 +199,7 @@ def _device(settings: JobSettings, place: Place) -> torch.device:
     return device
 
 
-def _meet(place: Place, settings: JobSettings, device: torch.device) -> Store:
+def _meet(place: Place, device: torch.device) -> Store:
     if place.folder is None:
         raise GroupError("a group of several ranks needs submitit's shared folder to meet in")
     limit = timedelta(seconds=_MEET_S)
@@ -214,7 +216,7 @@ def _meet(place: Place, settings: JobSettings, device: torch.device) -> Store:
             store=store,
             rank=place.rank,
             world_size=place.world,
-            timeout=timedelta(seconds=settings.collective_timeout_s),
+            timeout=timedelta(seconds=_COLLECTIVE_S),
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, RuntimeError) as error:

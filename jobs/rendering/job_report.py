@@ -14,7 +14,8 @@ import torch
 from jobs.media.picture import png, strip
 from jobs.media.quality import psnr, ssim
 from jobs.outcome import Failed, Rendered, ShardOutcome
-from jobs.rendering.clip_work import ClipFrames, Stages, render_baseline
+from jobs.rendering.clip_attempt import Attempt
+from jobs.rendering.clip_work import render_baseline
 from jobs.rendering.context import JobContext, versions
 from jobs.rendering.frames import DeviceUse
 from jobs.rendering.loaded_family import LoadedFamily
@@ -23,7 +24,6 @@ from jobs.reports.report import JobFacts, build_report
 from jobs.reports.report_html import report_page
 from jobs.reports.report_times import settled_s, warm_up_s
 from jobs.store import layout
-from manifests.clip import Clip
 from pab.execution.compiled import Compiled
 
 Json = dict[str, Any]
@@ -52,24 +52,20 @@ class Measures:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.peak_cuda_bytes = torch.cuda.max_memory_allocated()
 
-    def measure_baseline(self, loaded: LoadedFamily, clip: Clip, rendered: ClipFrames, context: JobContext) -> None:
+    def measure_baseline(self, loaded: LoadedFamily, rendered: Attempt, context: JobContext) -> None:
         """Renders a clip without broadcast and compares it with how it came out with it. Collective over its ranks."""
         start, node = time.perf_counter(), context.ranks.node
-        baseline = render_baseline(
-            loaded, clip, settings=context.settings, group=node, stages=Stages(), conditioning=rendered.conditioning
-        )
+        baseline = render_baseline(loaded, rendered, settings=context.settings, group=node)
         if node.is_clip_root:
-            compared, picture = compare(clip, rendered, baseline)
+            compared, picture = compare(rendered, baseline)
             self.baselines.append(compared)
             self.strip_png = self.strip_png or picture
         self.baseline_s += time.perf_counter() - start
 
 
-def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames) -> tuple[Json, bytes]:
-    """Returns a measured baseline as JSON values, and the strip of frames. Both must hold frames."""
-    frames, reference = rendered.frames, baseline.frames
-    assert frames is not None, "compared on the clip's root"
-    assert reference is not None, "compared on the clip's root"
+def compare(rendered: Attempt, baseline: Attempt) -> tuple[Json, bytes]:
+    """Returns a measured baseline as JSON values, and the strip of frames. For the clip's root, which has them."""
+    clip, frames, reference = rendered.clip, rendered.coming.fetch(), baseline.coming.fetch()
     noise_db = psnr(reference, frames)
     facts = {
         "clip_id": clip.clip_id,
@@ -77,7 +73,7 @@ def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames) -> tuple[Jso
         "clip": asdict(clip),
         "steps": _steps(baseline),
         "denoise_s": round(sum(baseline.denoised.step_seconds), 6),
-        "decode_s": round(sum(baseline.decode.seconds()), 6),
+        "decode_s": round(baseline.coming.decode_s, 6),
         "broadcast_steps": _steps(rendered),
         "broadcast_denoise_s": round(sum(rendered.denoised.step_seconds), 6),
         "psnr_db": None if math.isinf(noise_db) else round(noise_db, 3),
@@ -87,7 +83,7 @@ def compare(clip: Clip, rendered: ClipFrames, baseline: ClipFrames) -> tuple[Jso
     return facts, png(strip([reference, frames]))
 
 
-def _steps(rendered: ClipFrames) -> Json:
+def _steps(rendered: Attempt) -> Json:
     return {"pattern": list(rendered.patterns), "seconds": [round(s, 6) for s in rendered.denoised.step_seconds]}
 
 

@@ -15,7 +15,7 @@ from jobs.settings import JobSettings
 from manifests.clip import Clip
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import Rules, rules_from_dict
-from pab.execution.choice import Execution, execution_of
+from pab.execution.choice import Execution
 from pab.execution.compiled import Compiled, Graphs, compile_blocks
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.kernels.float8 import check_gpu
@@ -25,10 +25,11 @@ from pab.sampling.denoise import LoopSettings, records_loop
 from pab.sampling.recorded_loop import LoopRecorder
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class LoadedFamily:
     """A family whose weights are on this rank's device, and by clip key the prompts that are encoded so far, one per loop.
 
+    Not frozen: `prompts` of clips come and go.
     `graphs` counts what was compiled since it was loaded; None where blocks run eagerly. `recorder` replays the loops of
     small clips; None where they are not recorded.
     """
@@ -82,18 +83,10 @@ def load_family(
     `clip_axis`: the ranks that share this one's clips, and so its prompts.
     """
     start = time.perf_counter()
-    execution = execution_of(
-        family,
-        compiled=settings.compile,
-        attention=settings.attention,
-        device=settings.device,
-        precision=settings.precision,
-        keep=settings.keep,
-        linears=settings.linears,
-    )
+    execution = settings.render.execution(family)
     request = LoadRequest(
         weights=settings.weights_of(family.name),
-        precision=settings.precision,
+        precision=settings.render.precision,
         device=str(device),
         clip_axis=clip_axis,
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from typing import TypedDict
 
 from jobs.media.encode import Video
-from jobs.rendering.clip_work import Begun, ClipFrames
+from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, versions
+from jobs.rendering.loops import clip_requests
 from jobs.store import layout
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
@@ -16,11 +18,38 @@ from pab.broadcast.rules import KINDS
 from pab.parallel.mesh import NodeGroup
 
 
-def clip_record(
-    begun: Begun, rendered: ClipFrames, context: JobContext, *, video: Video, sha256: str
-) -> dict[str, object]:
-    """Returns the record as JSON values. Seconds are wall time; counts are of the clip's root rank."""
-    clip, denoised, compile_s = begun.clip, rendered.denoised, round(rendered.compiled.seconds, 3)
+class ClipRecord(TypedDict):
+    """A record's keys, in the order in which they are written (docs/jobs.md says what they tell)."""
+
+    schema: int
+    clip_id: str
+    digest: str
+    clip: dict[str, object]
+    seed: int
+    weights: str | None
+    references: list[dict[str, str]]
+    attempt: int
+    plan: dict[str, object]
+    loops: list[dict[str, object]]
+    planned: dict[str, object]
+    counted: dict[str, object]
+    batch: dict[str, object]
+    kept_bytes_peak: int
+    execution: dict[str, object]
+    seconds: dict[str, float]
+    steps: dict[str, object]
+    elapsed_s: float
+    started_at: str
+    recorded_at: str
+    video: dict[str, object]
+    job: dict[str, object]
+    versions: dict[str, str]
+    warnings: list[str]
+
+
+def clip_record(attempt: Attempt, context: JobContext, *, video: Video, sha256: str) -> ClipRecord:
+    """Returns the record of a rendered clip. Seconds are wall time; counts are of the clip's root rank."""
+    clip, denoised, compile_s = attempt.clip, attempt.denoised, round(attempt.compiled.seconds, 3)
     return {
         "schema": layout.SCHEMA,
         "clip_id": clip.clip_id,
@@ -31,23 +60,23 @@ def clip_record(
         "references": [
             {"url": url, "sha256": sha256} for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
         ],
-        "attempt": begun.attempt,
-        "plan": plan_facts([loop.plan for loop in rendered.loops], clip.broadcast),
-        "loops": loop_facts(rendered),
-        "planned": planned_counts(rendered, context.ranks.node),
-        "counted": counted(rendered),
-        "batch": {"size": max(1, len(begun.company)), "clips": list(begun.company)},
+        "attempt": attempt.number,
+        "plan": plan_facts([loop.plan for loop in attempt.loops], clip.broadcast),
+        "loops": loop_facts(attempt),
+        "planned": planned_counts(attempt, context.ranks.node),
+        "counted": counted(attempt),
+        "batch": {"size": max(1, len(attempt.company)), "clips": list(attempt.company)},
         "kept_bytes_peak": denoised.kept_bytes_peak,
-        "execution": {**asdict(rendered.execution), "graphs": rendered.compiled.graphs, "compile_s": compile_s},
-        "seconds": {stage: round(seconds, 6) for stage, seconds in begun.stages.seconds.items()},
-        "steps": {"pattern": list(rendered.patterns), "seconds": [round(s, 6) for s in denoised.step_seconds]},
-        "elapsed_s": round(begun.elapsed_s, 6),
-        "started_at": begun.started_at,
+        "execution": {**asdict(attempt.execution), "graphs": attempt.compiled.graphs, "compile_s": compile_s},
+        "seconds": {stage: round(seconds, 6) for stage, seconds in attempt.stages.seconds.items()},
+        "steps": {"pattern": list(attempt.patterns), "seconds": [round(s, 6) for s in denoised.step_seconds]},
+        "elapsed_s": round(attempt.elapsed_s, 6),
+        "started_at": attempt.started_at,
         "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "video": video_facts(video, layout.video(clip.clip_id), sha256),
         "job": context.facts(),
         "versions": versions(),
-        "warnings": list(rendered.warnings),
+        "warnings": list(attempt.warnings),
     }
 
 
@@ -68,7 +97,7 @@ def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:
     }
 
 
-def loop_facts(rendered: ClipFrames) -> list[dict[str, object]]:
+def loop_facts(attempt: Attempt) -> list[dict[str, object]]:
     """Returns each loop's text, seed and plan, with what was measured of it."""
     return [
         {
@@ -79,7 +108,7 @@ def loop_facts(rendered: ClipFrames) -> list[dict[str, object]]:
             "denoise_s": round(sum(loop.step_seconds), 6),
             "given_latent_frames": 0 if mask is None else sum(source is not None for source in mask.sources),
         }
-        for request, loop, mask in zip(rendered.requests, rendered.loops, rendered.conditioning.masks, strict=True)
+        for request, loop, mask in zip(clip_requests(attempt.clip), attempt.loops, attempt.masks, strict=True)
     ]
 
 
@@ -105,9 +134,9 @@ def plan_facts(plans: Sequence[BroadcastPlan], broadcast: str) -> dict[str, obje
     return facts
 
 
-def planned_counts(rendered: ClipFrames, group: NodeGroup) -> dict[str, object]:
+def planned_counts(attempt: Attempt, group: NodeGroup) -> dict[str, object]:
     """Returns what the plan foretells of one rank: site calls by kind, and all-to-alls."""
-    plans, passes = [loop.plan for loop in rendered.loops], rendered.denoised.passes
+    plans, passes = [loop.plan for loop in attempt.loops], attempt.denoised.passes
     exchanging = passes if group.sp.size > 1 else 0
     return {
         "computed": {kind: sum(plan.computed(kind) for plan in plans) * passes for kind in KINDS},
@@ -117,12 +146,13 @@ def planned_counts(rendered: ClipFrames, group: NodeGroup) -> dict[str, object]:
     }
 
 
-def counted(rendered: ClipFrames) -> dict[str, object]:
+def counted(attempt: Attempt) -> dict[str, object]:
     """Returns what this rank's denoising did: site calls by kind, collectives and the bytes it sent."""
+    denoised = attempt.denoised
     return {
-        "computed": _by_kind(rendered.denoised.computed),
-        "reused": _by_kind(rendered.denoised.reused),
-        **asdict(rendered.denoised.traffic),
+        "computed": _by_kind(denoised.computed),
+        "reused": _by_kind(denoised.reused),
+        **asdict(denoised.traffic),
     }
 
 

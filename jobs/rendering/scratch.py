@@ -26,8 +26,10 @@ def open_scratch() -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with (folder / _LOCK).open("wb") as lock:
+        with (folder / f"{_LOCK}.new").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # Locked before it has its name: another job that starts now would take an unlocked one for left over.
+            (folder / f"{_LOCK}.new").rename(folder / _LOCK)
             yield folder
 
 

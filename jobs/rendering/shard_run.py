@@ -17,8 +17,8 @@ from jobs.rendering.announce import Announcer
 from jobs.rendering.attempts import OpenAttempts, interruptible
 from jobs.rendering.baselines import Baselines
 from jobs.rendering.batching import Batching
+from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_loop import ClipLoop
-from jobs.rendering.clip_work import Begun
 from jobs.rendering.context import JobContext
 from jobs.rendering.deadline import Pace
 from jobs.rendering.finish import Finisher
@@ -31,7 +31,6 @@ from jobs.rendering.todo import Todo, sort_shard
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import Patience
-from manifests.clip import Clip
 from pab.execution.compile_cache import compile_cache
 from pab.execution.compiled import executing
 from pab.family import Family
@@ -72,7 +71,7 @@ def _kept_log(context: JobContext) -> Iterator[None]:
     with open_log(file, run=context.settings.run_id, job=layout.job_name(context.shard), rank=place.rank):
         try:
             yield
-        except Exception:
+        except Exception:  # the job's top on this rank: the log that goes to the bucket must hold why it ended
             _LOG.exception("job_broken")
             raise
         finally:
@@ -111,12 +110,12 @@ class _ShardRun:
         log_event(_LOG, "job_started", **self._context.facts())
         remove_left_over()
         todo, self._has_baseline = ranks.share(self._look() if ranks.place.rank == 0 else None)
-        log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.clips), ended=len(todo.ended))
-        mine = todo.clips[ranks.node.dp.rank :: ranks.node.dp.size]
+        log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.attempts), ended=len(todo.ended))
+        mine = todo.attempts[ranks.node.dp.rank :: ranks.node.dp.size]
         with ExitStack() as stack:
             progress = None
             if ranks.place.rank == 0:
-                ids = [clip.clip_id for clip, _ in todo.clips]
+                ids = [attempt.clip.clip_id for attempt in todo.attempts]
                 progress = stack.enter_context(self._job.progress.open(layout.job_name(self._context.shard), ids))
             self._announcer = stack.enter_context(Announcer(ranks, progress))
             stack.enter_context(interruptible(self._take_back_marks))
@@ -140,17 +139,21 @@ class _ShardRun:
         # The others wait: a cluster may end a job soon after its first rank has ended.
         self._ranks.join(None)
 
-    def _render_all(self, clips: Sequence[tuple[Clip, int]]) -> None:
+    def _render_all(self, attempts: Sequence[Attempt]) -> None:
         self._finisher = Finisher(self._context, self._tell) if self._ranks.node.is_clip_root else None
+        all_rendered = False
         try:
-            for name, group in groupby(clips, key=lambda item: item[0].model):
+            for name, group in groupby(attempts, key=lambda attempt: attempt.clip.model):
                 self._render_family(self._job.find_family(name), list(group))
-        except BaseException as error:
-            if not isinstance(error, Exception):
-                self._take_back_marks()
-            self._save_last_uploads()
+            all_rendered = True
+        except (KeyboardInterrupt, SystemExit):
+            self._take_back_marks()
             raise
-        self._close_finisher(None)
+        finally:
+            if not all_rendered:
+                self._save_last_uploads()
+        if self._finisher is not None:
+            self._finisher.close()
 
     def _take_back_marks(self) -> None:
         # Told to end from outside: the clips in hand did not kill the group, unless one of their ranks is gone already.
@@ -167,20 +170,15 @@ class _ShardRun:
         shutil.rmtree(self._context.scratch, ignore_errors=True)
 
     def _save_last_uploads(self) -> None:
-        try:
-            self._close_finisher(_LAST_UPLOADS_S)
-        except Exception as error:
+        error = None if self._finisher is None else self._finisher.abandon(_LAST_UPLOADS_S)
+        if error is not None:
             log_event(_LOG, "uploads_lost", level=logging.ERROR, error=repr(error))
 
-    def _close_finisher(self, timeout_s: float | None) -> None:
-        if self._finisher is not None:
-            self._finisher.close(timeout_s)
-
-    def _render_family(self, family: Family, clips: Sequence[tuple[Clip, int]]) -> None:
+    def _render_family(self, family: Family, attempts: Sequence[Attempt]) -> None:
         with ExitStack() as stack:
             loaded = self._load(family, stack)
             try:
-                self._loop(loaded).render(clips)
+                self._loop(loaded).render(attempts)
             finally:
                 if loaded.graphs is not None:
                     self._measures.compiled = self._measures.compiled.plus(loaded.graphs.so_far())
@@ -210,7 +208,7 @@ class _ShardRun:
         settings, node = self._context.settings, self._ranks.node
         loaded = load_family(family, settings, node.device, clip_axis=node.clip)
         if loaded.execution.compiled:
-            stack.enter_context(compile_cache(settings.compile_cache, loaded.execution.attention))
+            stack.enter_context(compile_cache(settings.render.compile_cache, loaded.execution.attention))
         stack.enter_context(executing(loaded.execution))
         self._measures.load_s[family.name] = loaded.load_s
         log_event(
@@ -219,14 +217,14 @@ class _ShardRun:
         )  # fmt: skip
         return loaded
 
-    def _tell(self, begun: Begun, outcome: ClipOutcome) -> None:
+    def _tell(self, attempt: Attempt, outcome: ClipOutcome) -> None:
         if isinstance(outcome, Rendered):
-            self._pace.measured(begun.units, outcome.elapsed_s)
+            self._pace.measured(attempt.units, outcome.elapsed_s)
         with self._lock:
             self._outcomes.append(outcome)
         if self._announcer is not None:
             word = "failed" if isinstance(outcome, Failed) else "rendered"
-            self._announcer.finished(begun.clip.clip_id, word, begun.elapsed_s)
+            self._announcer.finished(attempt.clip.clip_id, word, attempt.elapsed_s)
 
     def _joined(self, todo: Todo) -> ShardOutcome:
         joined = self._ranks.join((self._outcomes, self._left if self._ranks.node.is_clip_root else []))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from jobs.log import log_event
 from jobs.outcome import ClipOutcome, Failed, skipped
-from jobs.rendering.clip_work import Begun
+from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, write_failure
 from jobs.store import layout
 from jobs.store.history import ClipHistory, is_given_up
@@ -24,13 +24,13 @@ class GroupKilledError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Todo:
-    """A shard sorted: `clips` to render with the number of their next attempt, and what has ended before this start.
+    """A shard sorted: the attempts to make, none of them begun, and what has ended before this start.
 
     `put_off`: clips that failed and have an attempt left, which is for a start on another node.
     """
 
     order: tuple[Clip, ...]
-    clips: tuple[tuple[Clip, int], ...]
+    attempts: tuple[Attempt, ...]
     ended: tuple[ClipOutcome, ...]
     put_off: tuple[Clip, ...] = ()
 
@@ -42,7 +42,7 @@ def sort_shard(context: JobContext) -> Todo:
     """
     clips = read_shard(context)
     histories = context.bucket.histories(clip.key for clip in clips)
-    todo: list[tuple[Clip, int]] = []
+    attempts: list[Attempt] = []
     ended: list[ClipOutcome] = []
     put_off: list[Clip] = []
     for clip in clips:
@@ -53,10 +53,10 @@ def sort_shard(context: JobContext) -> Todo:
         elif history.failures and not context.again:
             put_off.append(clip)
         else:
-            todo.append((clip, history.next_attempt))
+            attempts.append(Attempt(clip=clip, number=history.next_attempt))
     # Those that failed or killed their group come last: if they do it again, the others are rendered by then.
-    todo.sort(key=lambda item: item[1] > 1)
-    return Todo(order=tuple(clips), clips=tuple(todo), ended=tuple(ended), put_off=tuple(put_off))
+    attempts.sort(key=lambda attempt: attempt.number > 1)
+    return Todo(order=tuple(clips), attempts=tuple(attempts), ended=tuple(ended), put_off=tuple(put_off))
 
 
 def read_shard(context: JobContext) -> list[Clip]:
@@ -67,14 +67,14 @@ def read_shard(context: JobContext) -> list[Clip]:
 def _ended(clip: Clip, history: ClipHistory, context: JobContext) -> ClipOutcome | None:
     if history.recorded:
         return skipped(clip)
-    max_attempts = context.settings.max_attempts
+    max_attempts = context.settings.render.max_attempts
     if is_given_up(history.failures, max_attempts):
         return _earlier_failure(clip, history.failures[-1], context)
     if history.is_given_up(max_attempts):
-        begun = Begun(clip=clip, attempt=history.next_attempt - 1)
-        begun.stages.current = "quarantine"
+        attempt = Attempt(clip=clip, number=history.next_attempt - 1)
+        attempt.stages.current = "quarantine"
         log_event(_LOG, "clip_quarantined", level=logging.ERROR, clip=clip.clip_id, killed=history.killed)
-        return write_failure(begun, context, GroupKilledError(history.killed_text), number=history.next_attempt)
+        return write_failure(attempt, context, GroupKilledError(history.killed_text), number=history.next_attempt)
     return None
 
 

@@ -1,12 +1,17 @@
-"""Pieces of the pictures in reports. Inline SVG; colours come from `report.css`."""
+"""Pieces of the pictures in reports: columns of steps, and grids of cells. Colours come from `report.css`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from jobs.reports.page import draw
 
 CELL = 22
 _MAX_CELLS_WIDTH = 1000
+COMPUTED, PARTLY, REUSED = "computed", "partly", "reused"
 
 
 def cell_width(num_steps: int) -> int:
@@ -14,29 +19,50 @@ def cell_width(num_steps: int) -> int:
     return max(4, min(CELL, _MAX_CELLS_WIDTH // max(1, num_steps)))
 
 
-def mark(x: int, y: int, size: int, state: str) -> str:
-    """Returns a cell that tells by shape and colour what a step does: "computed", "partly" or "reused"."""
-    height = 16
-    outline = f"<rect class='reused' x='{x + 0.5}' y='{y + 0.5}' width='{size - 1}' height='{height - 1}'/>"
-    if state == "reused":
-        return outline
-    if state == "partly":
-        return outline + f"<rect class='computed' x='{x}' y='{y + height // 2}' width='{size}' height='{height // 2}'/>"
-    return f"<rect class='computed' x='{x}' y='{y}' width='{size}' height='{height}'/>"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """A column for each step, side by side. `left`: where the first begins; `cell`: how wide one is, in pixels."""
+
+    num_steps: int
+    left: int
+
+    @property
+    def cell(self) -> int:
+        """The width of a column."""
+        return cell_width(self.num_steps)
+
+    @property
+    def right(self) -> int:
+        """Where the last column ends."""
+        return self.left + self.num_steps * self.cell
+
+    @property
+    def numbered(self) -> range:
+        """The steps whose numbers are written: as many as have room."""
+        return range(0, self.num_steps, max(1, -(-28 // self.cell), self.num_steps // 20))
+
+    def x(self, step: float) -> float:
+        """Returns where the column of a step begins."""
+        return self.left + step * self.cell
+
+    def middle(self, step: float) -> float:
+        """Returns the middle of a step's cell, which leaves 2 pixels to the next."""
+        return round(self.x(step) + self.cell / 2 - 1, 1)
 
 
-def step_numbers(num_steps: int, cell: int, y: int, *, left: int) -> list[str]:
-    """Returns the numbers of some steps under their columns, whose first begins at `left`."""
-    every = max(1, -(-28 // cell), num_steps // 20)
-    return [
-        f"<text class='small' x='{left + step * cell + cell / 2 - 1:.1f}' y='{y}' text-anchor='middle'>{step}</text>"
-        for step in range(0, num_steps, every)
-    ]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridRow:
+    """A row of a grid: what each step does (COMPUTED, PARTLY or REUSED), and a note behind it."""
+
+    label: str
+    states: Sequence[str]
+    note: str = ""
 
 
-def svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
-    """Returns a picture of some pieces; `label` says what it shows to who cannot see it."""
-    return (
-        f"<div class='wide'><svg role='img' aria-label='{escape(label)}' width='{width + 4}' height='{height}' "
-        f"viewBox='0 0 {width + 4} {height}'>{''.join(parts)}</svg></div>"
-    )
+def grid(rows: Sequence[GridRow], words: Mapping[str, str], *, left: int, each: str) -> Markup:
+    """Returns a grid, a row per `each` and a column per step, in which shape and colour tell what a step does.
+
+    `words`: what the legend calls each state.
+    """
+    columns = Columns(num_steps=max((len(row.states) for row in rows), default=0), left=left)
+    return draw("grid.svg", rows=rows, words=words, columns=columns, row_height=CELL, each=each)

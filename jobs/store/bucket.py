@@ -28,7 +28,7 @@ from jobs.store import layout, local_files
 from jobs.store.history import ClipHistory
 from jobs.store.layout import KINDS
 from jobs.store.outgoing import Outgoing
-from jobs.store.retry import Patience, advice, error_code, is_of_store, persist, within
+from jobs.store.retry import Patience, advice, error_code, persist, store_errors, within
 from jobs.store.s3_listing import list_names
 
 T = TypeVar("T")
@@ -265,13 +265,11 @@ class Bucket:
             if absent_is_an_answer and error_code(error) != "NoSuchBucket":
                 raise
             raise self._refused(verb, path, error) from error
-        except Exception as error:
-            if not is_of_store(error):
-                raise
+        except store_errors() as error:
             raise self._refused(verb, path, error) from error
 
     def _refused(self, verb: str, path: str, error: Exception) -> BucketError:
-        # Some servers send no message: s3fs then says "None", and only the cause tells what happened.
+        # Some servers send no message: s3fs then says "None", and only the cause says what happened.
         cause = f"{type(error).__name__}: {error}" + (f", from {error.__cause__}" if error.__cause__ else "")
         return BucketError(f"cannot {verb} {self.url}/{path} ({cause}); {advice(error, self.patience)}")
 

@@ -38,6 +38,6 @@ def is_given_up(failures: Collection[int], max_attempts: int) -> bool:
     """Whether the numbers of a clip's failures say that it is not tried again.
 
     A failure bears the number of its attempt. One that is final, whatever the attempt, bears `max_attempts` or more, so
-    that a listing alone tells the clips that failed for good.
+    that a listing alone shows which clips failed for good.
     """
     return max(failures, default=0) >= max_attempts

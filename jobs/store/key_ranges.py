@@ -2,7 +2,7 @@
 
 An object store gives keys in order, a page after another: a thousand pages of a tenth of a second are minutes. But a
 listing can start after any string. So whoever lists a range gives its upper half away whenever somebody is free; an upper
-half that turns out empty costs one request and tells that the range ends lower.
+half that turns out empty costs one request, and shows that the range ends lower.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 ListPage = Callable[[str], Awaitable[tuple[list[str], bool]]]
 """Returns the next keys after a string, ascending by code points, and whether more follow."""
 
-_FIRST, _LAST = 0x20, 0x7F  # keys between are told apart when a range is halved; others sort at its ends
+_FIRST, _LAST = 0x20, 0x7F  # keys between these are split when a range is halved; others sort at its ends
 _BASE = _LAST - _FIRST + 2  # one digit per character, 0 for "the key has ended"
 
 

@@ -32,7 +32,7 @@ def record(key: str) -> str:
 
 
 def failure(key: str, number: int) -> str:
-    """Returns the path of what tells how an attempt (1, 2, ...) failed."""
+    """Returns the path of the file that says how an attempt (1, 2, ...) failed."""
     return f"failures/{key}.{number}.json"
 
 

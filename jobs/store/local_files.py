@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 _PREFIX = ".writing-"
@@ -41,13 +42,13 @@ def _written_beside(path: Path, data: bytes) -> Path:
     """Writes data to a temporary file in the folder of `path` and returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=_PREFIX, dir=path.parent)
-    try:
+    temporary = Path(name)
+    with ExitStack() as undo:
+        undo.callback(temporary.unlink, missing_ok=True)
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return Path(name)
+        temporary.chmod(0o644)
+        undo.pop_all()
+    return temporary

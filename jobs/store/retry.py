@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,14 @@ T = TypeVar("T")
 _FINAL_OS_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _FINAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 _FINAL_CODES = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "ExpiredToken")
-_CLIENT_LIBRARIES = ("botocore", "aiobotocore", "aiohttp", "gcsfs", "adlfs")
+_CLIENT_ERRORS = {
+    # What the client libraries raise that is no OSError, by the module that defines it.
+    "botocore.exceptions": ("BotoCoreError", "ClientError"),
+    "botocore.parsers": ("ResponseParserError",),
+    "aiohttp.client_exceptions": ("ClientError",),
+    "aiohttp.http_exceptions": ("HttpProcessingError",),
+    "gcsfs.retry": ("HttpError", "ChecksumError"),
+}
 _FINAL_CLIENT_ERRORS = (
     "NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError", "ProfileNotFound",
     "InvalidEndpoint", "InvalidURL",
@@ -50,9 +58,14 @@ class Patience:
             longest = min(longest * 2, self.longest_wait_s)
 
 
-def is_of_store(error: BaseException) -> bool:
-    """Whether the error comes from the store or the way to it, and not from a mistake in this program."""
-    return isinstance(error, OSError) or type(error).__module__.split(".")[0] in _CLIENT_LIBRARIES
+def store_errors() -> tuple[type[Exception], ...]:
+    """Returns the types of errors that come from a store or the way to it, and not from a mistake in this program.
+
+    To be asked when there is an error (`except store_errors()` does so): only libraries that are loaded by then can have
+    raised it, and no other is imported for its types.
+    """
+    loaded = [(sys.modules[module], names) for module, names in _CLIENT_ERRORS.items() if module in sys.modules]
+    return (OSError, *(getattr(module, name) for module, names in loaded for name in names if hasattr(module, name)))
 
 
 def is_transient(error: BaseException) -> bool:
@@ -61,7 +74,7 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError):
         return not isinstance(error, _FINAL_OS_ERRORS) and error.errno not in _FINAL_ERRNOS
-    return is_of_store(error) and type(error).__name__ not in _FINAL_CLIENT_ERRORS
+    return isinstance(error, store_errors()) and type(error).__name__ not in _FINAL_CLIENT_ERRORS
 
 
 def advice(error: BaseException, patience: Patience) -> str:
@@ -93,7 +106,7 @@ def persist(operation: Callable[[], T], patience: Patience, tell: Callable[[Base
     while True:
         try:
             return operation()
-        except Exception as error:
+        except store_errors() as error:
             wait_s = next(waits, None) if is_transient(error) else None
             if wait_s is None:
                 raise
@@ -114,7 +127,7 @@ class _Call(threading.Thread, Generic[T]):
         """Keeps the value or the error for `within`."""
         try:
             self.values.append(self._operation())
-        except BaseException as error:
+        except BaseException as error:  # the thread's top: `within` raises it where the call was made
             self.error = error
 
 

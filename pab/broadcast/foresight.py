@@ -1,8 +1,8 @@
-"""Foresight (arXiv 2506.00329, section 3): a block computes or reuses by how much its output changed lately. Plain numbers.
+"""Foresight (arXiv 2506.00329, section 3): a block computes or reuses, as its output changed much or little. Plain numbers.
 
-All blocks compute in the warm-up, whose last changes give each block a threshold. After it the last computed output of a
-block stands in for it as long as its last change is small against its threshold. A change is the mean squared difference of
-two outputs that the block computed one after the other; sums serve as well, since outputs keep their size.
+All blocks compute in the warm-up, and its last changes give each block a threshold. After it a block's last computed output
+is reused as long as its last change is small against its threshold. A change is the mean squared difference of two outputs
+that the block computed one after the other; sums do as well as means, since outputs keep their size.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def foresight_from_dict(values: object) -> ForesightRules:
 
 @dataclass(slots=True, kw_only=True)
 class ForesightDecisions:
-    """One clip's decisions: told of changes as they are measured, it says per step which blocks reuse.
+    """One clip's decisions: it takes changes as they are measured, and says per step which blocks reuse.
 
     `thresholds` and `changes` are per block, `steps` has per step decided so far whether each block reuses.
     """

@@ -34,6 +34,7 @@ class ForesightState:
     kept: dict[tuple[str, str], tuple[Tensor, ...]] = field(default_factory=dict)
     computed: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
+    kept_bytes_peak: int = 0
     decisions: ForesightDecisions = field(init=False)
     block_of: dict[str, int] = field(init=False)
     _sums: dict[int, list[Tensor | None]] = field(default_factory=dict)

@@ -54,6 +54,7 @@ class ClipState(Protocol):
 
     computed: Counter[str]
     reused: Counter[str]
+    kept_bytes_peak: int
 
     @property
     def kept(self) -> Mapping[tuple[str, str], Kept]:
@@ -119,6 +120,8 @@ class BroadcastState:
     kept: dict[tuple[str, str], Kept] = field(default_factory=dict)
     computed: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
+    kept_bytes_peak: int = 0
+    """The most memory that kept outputs held at the end of a step."""
 
     @property
     def decided(self) -> BroadcastPlan:

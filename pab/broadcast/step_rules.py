@@ -1,9 +1,9 @@
 """An explicit plan: the steps at which the model runs, and per group of sites those that compute. Plain values.
 
-What `calibrate` finds and writes. At a step without a pass the last prediction stands in; at one with a pass a site that does
-not compute reuses what it computed last. Steps count model calls. Where a clip has another
-number of them, each of its steps covers a stretch of the plan's and computes if any step of that stretch does: noise levels
-stay where they are, and nothing is reused over a longer way than the plan says.
+`calibrate` finds and writes such plans. At a step without a pass the last prediction is reused. At one with a pass, a site
+that does not compute reuses what it computed last. Steps count model calls. If a clip has another number of them, each of
+its steps covers one or more of the plan's, and computes if any of these does. So decisions stay at their noise levels, and
+nothing is reused over a longer way than the plan says.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ SAMPLE = 8192
 """Numbers kept of one output."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Sampler:
-    """Draws the same places of every tensor of one size, by a seed."""
+    """Draws the same places of every tensor of one size, by a seed. `places`: drawn so far, by size and device."""
 
     limit: int
     seed: int = 0
@@ -42,7 +42,7 @@ class Sampler:
         return flat[self.places[key]].float()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Samples:
     """Samples of one clip: (site, branch, stream) -> one [n] per step at which it computed, in order."""
 

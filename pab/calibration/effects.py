@@ -36,7 +36,7 @@ class MeasuredClip:
     prompt: EncodedPrompt
     plan: BroadcastPlan
     changes: Changes
-    predictions: dict[tuple[int, str], Tensor]
+    predictions: Mapping[tuple[int, str], Tensor]
     latents: Tensor
 
 

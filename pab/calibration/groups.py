@@ -11,7 +11,7 @@ from pab.broadcast.step_rules import StepGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteGroup:
-    """Sites that decide alike. `blocks` None: all of the stack that have a site of this kind."""
+    """Sites that share one decision. `blocks` None: all of the stack that have a site of this kind."""
 
     kind: str
     stack: str

@@ -1,4 +1,4 @@
-"""A loaded model whose passes are made another way: listened to, or replayed. All else is the model's own."""
+"""A loaded model whose passes are made in another way: observed, or replayed. All else is the model's own."""
 
 from __future__ import annotations
 

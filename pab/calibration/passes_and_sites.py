@@ -27,7 +27,7 @@ def search_passes_and_sites(
 ) -> FoundSteps:  # fmt: skip
     """Returns the plan of least predicted error. The model's last group is the whole pass; prices are those of the others.
 
-    How much is saved by leaving out passes, and how much by sites in the others, is tried in steps. Raises ValueError for a
+    Several splits of the saving between left-out passes and reused sites are tried. Raises ValueError for a
     budget that nothing meets.
     """
     assert reuses in REUSES, reuses

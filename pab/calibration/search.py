@@ -53,7 +53,7 @@ class ErrorModel:
 def error_model(effects: Sequence[Matrix], relative: Matrix) -> ErrorModel:
     """Builds the model from [G, S, n] movements of each clip and the relative change [G, S, S] of all of them.
 
-    Every clip counts alike: its inner products are told in parts of their sum over single reuses.
+    Every clip counts the same: its inner products are divided by their sum over single reuses.
     """
     products = []
     for clip in effects:

@@ -64,14 +64,6 @@ def _entry(text: str) -> FrameEntry:
     )
 
 
-def frame_mask(
-    strategy: str, reference_frames: Sequence[int], latent_frames: int, *, loop: int = 0, align: int | None = 5
-) -> FrameMask:
-    """Applies the entries of one loop to a clip of `latent_frames`; the rest is as in `place_entries`."""
-    entries = [entry for entry in read_strategy(strategy) if entry.loop == loop]
-    return place_entries(entries, reference_frames, latent_frames, align=align)
-
-
 def place_entries(
     entries: Sequence[FrameEntry], reference_frames: Sequence[int], latent_frames: int, *, align: int | None
 ) -> FrameMask:

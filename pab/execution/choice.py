@@ -1,7 +1,7 @@
 """How a family's passes are run: compiled blocks, preferred attention, fused kernels, kept outputs. Free of torch.
 
-None changes what is computed, but all change how it is rounded, in bfloat16 visibly so: what is not the plain way
-(eager blocks, torch's own kernels) is part of what a clip's digest covers.
+None changes what is computed, but all change how it is rounded, in bfloat16 visibly so. So everything but the plain way
+(eager blocks, torch's own kernels) is part of a clip's digest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Execution:
     `kernels`: fused operations where they were measured to be faster (`pab.kernels.choice.fastest`). `keep`: how outputs of
     sites lie in memory between steps: "full", or "int8" with a scale per token, in half of bfloat16's memory. `linears`: the
     blocks' matrix products are of the model's precision ("full"), or of 8-bit floats with a scale per row.
-    `records`: the loops of small clips are CUDA graphs; goes with `kernels`, and is told with them.
+    `records`: the loops of small clips are CUDA graphs; on whenever `kernels` is, for families that can.
     """
 
     compiled: bool = False

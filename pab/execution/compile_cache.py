@@ -32,8 +32,8 @@ class CompileCacheError(OSError):
 def cache_folder(place: str | None, attention: str) -> Path:
     """Returns the folder for this user, version of torch and preferred attention, which kernels are chosen by.
 
-    Our own operators are in its name too: inductor does not see that what they say of their results has changed, and would
-    run graphs that count on the old. `place`: the folder that holds it, e.g. one that nodes share; None for the node's
+    A digest of our own operators is in its name too: inductor does not notice that an operator's declared results have
+    changed, and would run old graphs. `place`: the folder that holds it, e.g. one that nodes share; None for the node's
     temporary folder.
     """
     above = Path(place) if place else Path(tempfile.gettempdir()) / f"pab-pipeline-{os.getuid()}"
@@ -42,8 +42,10 @@ def cache_folder(place: str | None, attention: str) -> Path:
 
 def operators_digest(folder: Path) -> str:
     """Returns 8 hex digits over the source files in a folder."""
+    files = sorted(folder.rglob("*.py"))
+    assert files, f"{folder} holds no kernels: its digest would be the same for all of them"
     digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
+    for file in files:
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:8]
 
@@ -93,7 +95,7 @@ def _empty_if_large(folder: Path, lock: int, max_bytes: int) -> None:
 
 
 def size_bytes(folder: Path) -> int:
-    """Returns the bytes of all files below a folder; of files that go away meanwhile, none."""
+    """Returns the bytes of all files below a folder; files that disappear during the walk count nothing."""
     total = 0
     for path, _, names in os.walk(folder):
         for name in names:

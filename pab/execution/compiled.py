@@ -121,12 +121,12 @@ class Graphs:
         found = _counted().since(self._before)
         return replace(found, seconds=found.seconds + self._seconds_forgotten)
 
-    def make_room(self) -> bool:
-        """Drops all graphs if they are too many; returns whether it did. Their kernels stay in the cache on disk.
+    def make_room(self, *, most: int = GRAPHS_TO_FORGET) -> bool:
+        """Drops all graphs if there are more than `most`; returns whether it did. Their kernels stay in the cache on disk.
 
         A job with clips of many sizes would otherwise reach MAX_GRAPHS, and look through ever more graphs at every call.
         """
-        if graphs_compiled() - self._held_from <= GRAPHS_TO_FORGET:
+        if graphs_compiled() - self._held_from <= most:
             return False
         before_s = _counted().seconds
         torch._dynamo.reset()

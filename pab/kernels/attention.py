@@ -1,6 +1,6 @@
-"""Attention of video tokens to text tokens or to each other, for head sizes that are no power of two.
+"""Attention of video tokens to text tokens, for head sizes that are no power of two.
 
-Shape letters: N sequences, Q queries, L keys, H heads, C channels of a head, D = H C, E = 3 D.
+Shape letters: N sequences, Q queries, L keys, H heads, C channels of a head, D = H C.
 """
 
 from __future__ import annotations
@@ -8,9 +8,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-EPS = 1e-6
-MAX_HEAD_DIM = 128
 
 
 def plain_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
@@ -33,7 +30,7 @@ def _fused_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -
         counts = mask_N11L.expand(q_NQD.shape[0], -1, -1, -1)[:, 0, 0].contiguous()
         places = torch.arange(1, counts.shape[1] + 1, device=counts.device, dtype=torch.int32)
         mask = (counts.view(torch.uint8), (counts * places).amax(1).to(torch.int32))
-    return gpu.launch(q_NQD.unflatten(-1, (heads, -1)), k, v, mask=mask, tile=gpu.CROSS)
+    return gpu.launch(q_NQD.unflatten(-1, (heads, -1)), k, v, mask=mask, tile=gpu.FASTEST)
 
 
 @_fused_cross.register_fake
@@ -47,38 +44,3 @@ def fused_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) ->
     Every row needs at least one key that counts.
     """
     return _fused_cross(q_NQD, keys_values, mask_N11L)
-
-
-def plain_self(qkv_NQE: Tensor, num_heads: int, norm: tuple[Tensor, Tensor] | None, eps: float = EPS) -> Tensor:
-    """Returns [N, Q, D] of a fused QKV [N, Q, 3 D], with query and key norm (weights [C]) in float32."""
-    q, k, v = qkv_NQE.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    if norm is not None:
-        q, k = (_normed(x, weight, eps) for x, weight in zip((q, k), norm, strict=True))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight.float()).to(x.dtype)
-
-
-@torch.library.custom_op("pab::self_attention", mutates_args=())
-def _fused_self(
-    qkv_NQE: Tensor, num_heads: int, q_weight: Tensor | None, k_weight: Tensor | None, eps: float
-) -> Tensor:
-    from pab.kernels.gpu import attention as gpu
-
-    q, k, v = qkv_NQE.contiguous().unflatten(-1, (3, num_heads, -1)).unbind(2)
-    norm = None if q_weight is None or k_weight is None else (q_weight, k_weight)
-    return gpu.launch(q, k, v, norm=norm, eps=eps, tile=gpu.SELF)
-
-
-@_fused_self.register_fake
-def _(qkv_NQE: Tensor, num_heads: int, q_weight: Tensor | None, k_weight: Tensor | None, eps: float) -> Tensor:
-    return qkv_NQE.new_empty(*qkv_NQE.shape[:2], qkv_NQE.shape[2] // 3)
-
-
-def fused_self(qkv_NQE: Tensor, num_heads: int, norm: tuple[Tensor, Tensor] | None, eps: float = EPS) -> Tensor:
-    """Does what `plain_self` does in Triton, reading the fused QKV in place; no gradients."""
-    q_weight, k_weight = norm or (None, None)
-    return _fused_self(qkv_NQE, num_heads, q_weight, k_weight, eps)

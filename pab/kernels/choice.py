@@ -1,4 +1,4 @@
-"""Which fused operations a pass uses: decided by device, precision and size before the blocks run, told once in the log.
+"""Which fused operations a pass uses: decided by device, precision and size before the blocks run, and logged once.
 
 The decision is a frozen value of booleans that the blocks take as constants, so it costs no graph and no test inside one.
 """
@@ -13,10 +13,11 @@ from typing import Protocol
 
 import torch
 
-from pab.kernels import attention, flash3, temporal_attention
+from pab.kernels import flash3, temporal_attention
 
 LOG = logging.getLogger(__name__)
 NARROW = (torch.bfloat16, torch.float16)
+MAX_HEAD_DIM = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,14 +25,12 @@ class Kernels:
     """The fused operations of one pass; all False is plain torch.
 
     `temporal`: attention over frames. `cross`: attention to text whose rows differ in length (without a mask torch's own is
-    faster). `spatial`: self attention within a frame, by our own kernel; `flash3`: by FlashAttention-3; with neither,
-    torch's own. `head_norm`: query and key norm before the latter two. `norm`: residual sums and modulated norm. `gelu`:
-    the MLP's GELU in the matrix product.
+    faster). `flash3`: self attention within a frame by FlashAttention-3. `head_norm`: query and key norm before it. `norm`:
+    residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product.
     """
 
     temporal: bool = False
     cross: bool = False
-    spatial: bool = False
     flash3: bool = False
     head_norm: bool = False
     norm: bool = False
@@ -66,8 +65,8 @@ def fastest(*, device: torch.device, dtype: torch.dtype, head_dim: int, num_fram
         _tell("triton is not installed: attention and norms run unfused and slower; pip install triton")
         return replace(PLAIN, gelu=True)
     wanted = MEASURED_FASTER
-    if not 16 <= head_dim <= attention.MAX_HEAD_DIM or head_dim % 8:
-        _tell(f"head size {head_dim}: the fused attentions take multiples of 8 from 16 to {attention.MAX_HEAD_DIM}")
+    if not 16 <= head_dim <= MAX_HEAD_DIM or head_dim % 8:
+        _tell(f"head size {head_dim}: the fused attentions take multiples of 8 from 16 to {MAX_HEAD_DIM}")
         wanted = replace(wanted, temporal=False, cross=False, flash3=False, head_norm=False)
     fits_flash3 = dtype == torch.bfloat16 and flash3.runs_on(device)
     if fits_flash3 and not flash3.installed():

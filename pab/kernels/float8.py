@@ -1,7 +1,7 @@
 """Matrix products of 8-bit floats: every token and every row of a weight has a scale of its own.
 
-Values are e4m3 (4 bits of exponent, 3 of mantissa), scales float32. What comes before a product makes its tokens 8-bit in the
-same pass in which it writes them: norm, gated sum, GELU. Shape letters: K channels in, N channels out.
+Values are e4m3 (4 bits of exponent, 3 of mantissa), scales float32. The operation before a product (norm, gated sum, GELU)
+makes its tokens 8-bit in the same pass in which it writes them. Shape letters: K channels in, N channels out.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _norm_rows(
         total, values, scales = gpu.launch_rows(x_BTSD, addends, shift, scale, eps=modulated_norm.EPS)
     else:
         total, (values, scales) = plain_norm_rows(x_BTSD, addends, shift, scale)
-    # An operator must not hand out what it was given: without addends there is no sum.
+    # An operator must not return its own input, as it would without addends: then there is no sum.
     return total if addends else x_BTSD.new_empty(0), values, scales
 
 
@@ -190,7 +190,7 @@ def check_gpu(name: str, capability: tuple[int, int]) -> None:
 
 
 def use_float8(module: nn.Module, names: Sequence[str]) -> None:
-    """Puts 8-bit products in the place of the named linear layers; their weights in full precision are let go."""
+    """Replaces the named linear layers by 8-bit products; their weights in full precision are freed."""
     for name in names:
         path, _, last = name.rpartition(".")
         parent = module.get_submodule(path)

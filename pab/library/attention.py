@@ -1,16 +1,28 @@
-"""Self attention of transformers of the diffusers library over all tokens of a clip, whichever rank holds them."""
+"""Attention of transformers of the diffusers library over all tokens of a clip, whichever rank holds them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pab.library.broadcast_module import CurrentPass
-from pab.library.sequence_hooks import LATENTS
+from pab.library.sequence_hooks import LATENTS, TEXT, ModuleSplits, SequencePlan, Split
 from pab.nn.layers import rotate_pairs
 from pab.parallel.ulysses import ulysses_attention
+
+JOINT_PLAN: SequencePlan = {
+    "transformer_blocks.0": ModuleSplits(inputs={LATENTS: Split(dim=1, num_dims=3), TEXT: Split(dim=1, num_dims=3)}),
+    "proj_out": ModuleSplits(gather_dim=1),
+}
+"""Where video and text are split that blocks attend to together. The library has no plan for such transformers.
+
+A text that stayed whole would have each rank repeat its part of every MLP, and need a gather of its own after every
+attention.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +54,45 @@ class SelfAttention:
         cosines, sines = (x if x.dim() == 4 else x.unflatten(2, (attn.heads, -1)) for x in image_rotary_emb)
         q, k = rotate_pairs(q, (cosines, sines)), rotate_pairs(k, (cosines, sines))
         out = ulysses_attention(q, k, v, lengths=[self.current.lengths[LATENTS]], sp=self.current.sp).flatten(2)
-        for layer in attn.to_out:
-            out = layer(out)
-        return out
+        return projected_out(attn, out)
+
+
+def projected(attn: Any, x: Tensor, projection: str = "to_{}", norm: str = "norm_{}") -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries, keys and values [B, P, H, head_dim] of tokens, normed per head by layers of these names."""
+    q, k, v = (getattr(attn, projection.format(part))(x).unflatten(2, (attn.heads, -1)) for part in "qkv")
+    return getattr(attn, norm.format("q"))(q), getattr(attn, norm.format("k"))(k), v
+
+
+def projected_out(attn: Any, x: Tensor) -> Tensor:
+    """Runs the output layers of the library's attention module."""
+    for layer in attn.to_out:
+        x = layer(x)
+    return x
+
+
+def joint_attention(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    *,
+    streams: Sequence[str],
+    num_first: int,
+    rotation: tuple[Tensor, Tensor] | None,
+    current: CurrentPass,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Attends over video and text of all ranks at once. Returns [B, P, C] for this rank's tokens of both.
+
+    `qkv` [B, P, H, head_dim]: of the streams in this order, `num_first` of the first. `rotation`: cosines and sines
+    [places, head_dim] of the video's tokens. `mask` [B, 1, 1, N]: True for tokens that count, of all ranks' streams.
+    """
+    q, k, v = qkv
+    if rotation is not None:
+        q, k = (_with_video_rotated(x, streams.index(LATENTS), num_first, rotation) for x in (q, k))
+    lengths = [current.lengths[stream] for stream in streams]
+    return ulysses_attention(q, k, v, lengths=lengths, sp=current.sp, mask=mask).flatten(2)
+
+
+def _with_video_rotated(x: Tensor, video: int, num_first: int, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    cosines, sines = (part[:, None] for part in rotation)
+    parts = [x[:, :num_first], x[:, num_first:]]
+    parts[video] = rotate_pairs(parts[video], (cosines, sines))
+    return torch.cat(parts, dim=1)

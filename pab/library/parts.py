@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pab.weights.checkpoint import CheckpointError, load_module, read_config, read_tensors
+from pab.weights.checkpoint import CheckpointError, checked_config, load_module, read_tensors
 
 
 def library_class(name: str) -> Any:
@@ -23,15 +23,6 @@ def library_class(name: str) -> Any:
         return getattr(diffusers, name)
     except AttributeError as error:
         raise CheckpointError(f"diffusers {diffusers.__version__} has no {name}; install a newer version") from error
-
-
-def checked_config(folder: Path, needed: Mapping[str, object], name: str = "config.json") -> dict[str, object]:
-    """Reads a part's configuration. Raises CheckpointError for the first value that is not the family's."""
-    config = read_config(folder, name)
-    for key, value in needed.items():
-        if config.get(key) != value:
-            raise CheckpointError(f"{folder / name}: {key}={config.get(key)!r}, this family's model has {value!r}")
-    return config
 
 
 def load_part(
@@ -88,6 +79,19 @@ class LibrarySampler:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClipLevels:
+    """A clip's noise levels, and what the library's scheduler needs to come to them.
+
+    `planned`: the timesteps of its steps. `given`: what the published pipeline gives the scheduler besides the number of
+    steps. `changes` are made to its configuration.
+    """
+
+    planned: tuple[float, ...]
+    given: Mapping[str, object] = field(default_factory=dict)
+    changes: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSource:
     """A scheduler as a published folder configures it; every clip gets a new one."""
 
@@ -95,29 +99,21 @@ class SchedulerSource:
     config: Mapping[str, object]
     device: torch.device
 
-    def open(
-        self,
-        num_steps: int,
-        planned: tuple[float, ...],
-        *,
-        levels: Mapping[str, object] | None = None,
-        **changes: object,
-    ) -> Any:
-        """Returns a scheduler with its timesteps set, `changes` being made to the configuration.
+    def sampler(self, levels: ClipLevels) -> LibrarySampler:
+        """Returns a clip's sampler.
 
-        `levels`: what the published pipeline gives the scheduler besides the number of steps. Raises CheckpointError where
-        its timesteps are not the planned ones: broadcasting goes by the plan.
+        Raises CheckpointError where the scheduler's timesteps are not the planned ones: broadcasting goes by the plan.
         """
-        scheduler = library_class(str(self.config["_class_name"])).from_config({**self.config, **changes})
+        scheduler = library_class(str(self.config["_class_name"])).from_config({**self.config, **levels.changes})
         # Kept on the host: the library reads them one by one, and each would wait for the device.
-        scheduler.set_timesteps(num_steps, device="cpu", **(levels or {}))
+        scheduler.set_timesteps(len(levels.planned), device="cpu", **levels.given)
         found = tuple(float(timestep) for timestep in scheduler.timesteps.tolist())
-        if found != planned:
+        if found != levels.planned:
             raise CheckpointError(
                 f"{self.folder}/scheduler_config.json gives timesteps {found[:4]}..., this family plans "
-                f"{planned[:4]}...; use the published scheduler"
+                f"{levels.planned[:4]}...; use the published scheduler"
             )
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
             scheduler.sigmas = scheduler.sigmas.to(self.device)
-        return scheduler
+        return LibrarySampler(scheduler=scheduler, timesteps=levels.planned)

@@ -1,12 +1,12 @@
 """Sequence parallelism of transformers of the diffusers library, by the library's own context-parallel plan where it has one.
 
-The plan is read as data and carried out by `SequenceParallel`. What the library makes of it needs an accelerator, lengths
-that the ranks divide or an exchange of sizes before every all-to-all, and counts nothing.
+The plan is read as data and carried out by `SequenceParallel`. The library's own way needs an accelerator, and either lengths
+that the ranks divide or an exchange of sizes before every all-to-all; and it counts no bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -20,26 +20,26 @@ TEXT_INPUTS = (TEXT, "encoder_attention_mask")
 """Text that only cross attention reads stays whole on every rank: then cross attention exchanges nothing."""
 
 
-def library_plan(transformer_class: Any, *, whole: Collection[str] = TEXT_INPUTS) -> SequencePlan:
-    """Reads a class's plan; inputs named in `whole` are left out of it.
+def library_plan(transformer_class: Any) -> SequencePlan:
+    """Reads a class's plan; `TEXT_INPUTS` are left out of it.
 
-    Raises CheckpointError where the installed library has no plan for the class or tells one that is not understood.
+    Raises CheckpointError if the installed library has no plan for the class, or one that this code does not understand.
     """
     published = getattr(transformer_class, "_cp_plan", None)
     if not published:
         raise _not_understood(transformer_class, "is not there")
-    plan = {path: _module_splits(transformer_class, path, told, whole) for path, told in published.items()}
+    plan = {path: _module_splits(transformer_class, path, told) for path, told in published.items()}
     return {path: splits for path, splits in plan.items() if splits != ModuleSplits()}
 
 
-def _module_splits(transformer_class: Any, path: str, told: Any, whole: Collection[str]) -> ModuleSplits:
+def _module_splits(transformer_class: Any, path: str, told: Any) -> ModuleSplits:
     if hasattr(told, "gather_dim"):
         return ModuleSplits(gather_dim=told.gather_dim)
     if not isinstance(told, dict) or not all(hasattr(how, "split_dim") for how in told.values()):
         raise _not_understood(transformer_class, f"has {told!r} at module {path!r}")
     splits = {name: Split(dim=how.split_dim, num_dims=how.expected_dims) for name, how in told.items()}
     return ModuleSplits(
-        inputs={name: split for name, split in splits.items() if isinstance(name, str) and name not in whole},
+        inputs={name: split for name, split in splits.items() if isinstance(name, str) and name not in TEXT_INPUTS},
         outputs={name: split for name, split in splits.items() if isinstance(name, int)},
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pab.family import ClipRequest
+from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.vae.pixels import to_bytes
 from pab.vae.tiles import TileGrid, tiled_decode
@@ -54,7 +55,7 @@ def _less(pair: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
 class TiledCodec:
     """Decodes clips with a causal VAE whose first latent frame is one frame, on all ranks of a clip.
 
-    `unscale(latents, request)` makes of a clip's latents [B, C, T, H, W] what the decoder is given; `decode(index, latents,
+    `unscale(latents, request)` turns a clip's latents [B, C, T, H, W] into what the decoder takes; `decode(index, latents,
     request)` decodes the tile of an index to pixels [B, 3, T', H', W'] of -1..1, or, where `patch` is more than 1, to squares
     of so many pixels a side [B, 3 patch^2, T', H', W'], put in place when tiles are joined. Clips within one tile are
     decoded whole. Which rank decodes a tile changes no number.
@@ -81,7 +82,7 @@ class TiledCodec:
         """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root. Collective."""
         pixels_BCTHW = self.pixels(latents, request, group.clip)
         if pixels_BCTHW is None:
-            return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
+            return frames_of_no_clip(request)
         return torch.stack([to_bytes(clip.transpose(0, 1)) for clip in pixels_BCTHW])
 
     def pixels(self, latents: Tensor, request: ClipRequest, axis: Axis) -> Tensor | None:

@@ -52,8 +52,8 @@ def cut_text(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Drops tokens that no row keeps. Returns the text, and a bias [B, 1, 1, L] where rows keep different tokens.
 
-    `several`: the rows are clips, so unless no text is padded there is a bias, also where they happen to be of one length:
-    a block without one is another graph.
+    `several`: the rows are clips. Then there is a bias even if all texts have one length, unless none is padded: a block
+    without a bias would be another graph.
     """
     if mask_BL is None:
         return text_BLC, None

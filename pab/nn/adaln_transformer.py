@@ -1,17 +1,26 @@
 """What the transformers of adaLN-single blocks (`adaln_single.py`) have in common around their blocks.
 
-Shape letters: B guidance rows x clips, D channels of a token.
+Shape letters: B guidance rows x clips, L text tokens, C channels of text states, D channels of a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from pab.nn.adaln_single import TimestepModulation, check_published, modulated_norm, modulation_table
+from pab.execution.compiled import any_length
+from pab.nn.adaln_single import (
+    Attention,
+    TextProjection,
+    TimestepModulation,
+    check_published,
+    cut_text,
+    modulated_norm,
+    modulation_table,
+)
 
 
 def published_sizes(published: Mapping[str, Any], what: str) -> dict[str, int]:
@@ -38,8 +47,21 @@ class Ends(Protocol):
         """What makes modulation of a timestep."""
 
     @property
+    def caption_projection(self) -> TextProjection:
+        """What projects text states to the model's width."""
+
+    @property
     def proj_out(self) -> nn.Linear:
         """The last layer."""
+
+
+def keys_values_of(
+    ends: Ends, attentions: Sequence[Attention], text_BLC: Tensor, mask_BL: Tensor | None, *, several: bool
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """Returns a text's keys and values for each cross attention, and the bias of `cut_text`, whose arguments these are."""
+    text_BLC, bias = cut_text(text_BLC.to(ends.proj_out.weight), mask_BL, several=several)
+    text_BLD = ends.caption_projection(text_BLC)
+    return tuple(any_length(attention.keys_values(text_BLD), 3) for attention in attentions), bias
 
 
 def step_modulation(ends: Ends, timestep: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,6 +49,11 @@ class Mlp(nn.Module):
         self.fc1: nn.Linear | float8.Float8Linear = nn.Linear(in_dim, hidden_dim)
         self.fc2: nn.Linear | float8.Float8Linear = nn.Linear(hidden_dim, out_dim)
 
+    @property
+    def is_float8(self) -> bool:
+        """Whether its products are of 8-bit floats."""
+        return isinstance(self.fc2, float8.Float8Linear)
+
     def forward(self, x: Tensor | float8.Rows8, *, fused: bool = False) -> Tensor:
         """Maps the last dim from `in_dim` to `out_dim`. `fused`: GELU in the first matrix product's epilogue."""
         if isinstance(self.fc2, float8.Float8Linear):
@@ -133,10 +138,10 @@ def position_embedding_2d(
 class RotaryFrequencies(nn.Module):
     """Holds the rotary frequencies [head_dim / 2], which published checkpoints carry as a frozen parameter."""
 
-    def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
+    def __init__(self, head_dim: int) -> None:
         super().__init__()
         exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.freqs = nn.Parameter(1.0 / theta**exponents, requires_grad=False)
+        self.freqs = nn.Parameter(1.0 / 10000.0**exponents, requires_grad=False)
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines [length, head_dim] float32 for interleaved pairs."""

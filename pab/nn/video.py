@@ -26,6 +26,11 @@ class LatentCodec(Protocol):
         """Returns uint8 frames [B, T, H, W, 3], on the device or the CPU, on the clip's root rank at least. Collective."""
 
 
+def frames_of_no_clip(request: ClipRequest) -> Tensor:
+    """Returns [0, T, H, W, 3] uint8: what a codec decodes on ranks other than the clip's root."""
+    return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
+
+
 @runtime_checkable
 class ReferenceCodec(LatentCodec, Protocol):
     """Also the way back, for families that take references."""
@@ -45,7 +50,7 @@ class ReferenceCodec(LatentCodec, Protocol):
 def encode_pairs(
     requests: Sequence[ClipRequest], encode_text: Callable[[Sequence[str]], TextStates], *, absent: str | None
 ) -> list[tuple[TextStates, TextStates | None]]:
-    """Encodes every different text once, all in one call: a large encoder is loaded for it and let go again.
+    """Encodes every different text once, all in one call, for which a large encoder is loaded and freed again.
 
     Returns per clip the states of its prompt and of its negative prompt. `absent` stands for one that is not given; with
     None there, such a clip has no negative states.

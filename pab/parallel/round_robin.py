@@ -1,6 +1,6 @@
 """Independent pieces of one clip dealt to its ranks in turn, as when a VAE decodes chunks, frames or tiles.
 
-Every piece is computed by one rank in the same way as on a single rank, so the numbers do not depend on their number.
+Every piece is computed by one rank, just as a single rank would, so results do not depend on the number of ranks.
 """
 
 from __future__ import annotations

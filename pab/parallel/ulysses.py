@@ -27,8 +27,8 @@ def ulysses_attention(
 ) -> Tensor:
     """Returns [B, P, H, D]: what this rank's tokens attend to among the tokens of all ranks. Collective: two all-to-alls.
 
-    `lengths`: true lengths of the streams that lie behind one another in P, each split over the ranks by itself; the
-    padding of no stream is attended to. `mask` [B or 1, 1, S or 1, S], as torch takes it, over all tokens of the first
+    `lengths`: true lengths of the streams that follow one another in P, each split over the ranks by itself; no
+    padding is attended to. `mask` [B or 1, 1, S or 1, S], as torch takes it, over all tokens of the first
     stream, then of the next. Heads that the ranks do not divide are padded with empty ones.
     """
     if sp.size == 1:

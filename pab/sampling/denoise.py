@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -16,10 +15,10 @@ from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.rules import Rules
 from pab.broadcast.state import COND, UNCOND, BroadcastState, ClipState
 from pab.family import ClipRequest, Family
-from pab.model import Beginning, EncodedPrompt, Recordable, Scheduler, StepInput, VideoModel
+from pab.model import Beginning, EncodedPrompt, Recordable, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, Traffic
 from pab.sampling.device_clock import DeviceClock
-from pab.sampling.recorded_loop import MAX_TOKENS, LoopCounts, LoopRecorder, run_steps, shapes_of
+from pab.sampling.recorded_loop import MAX_TOKENS, LoopRecorder, RunStep, Texts, shapes_of
 
 
 class NotFiniteError(ArithmeticError):
@@ -56,15 +55,85 @@ class Denoised:
     plan: BroadcastPlan
     """What was computed and reused: the plan that was given, or what Foresight decided under way."""
     step_seconds: tuple[float, ...]
-    computed: dict[str, int]
+    computed: Mapping[str, int]
     """Site calls computed, by kind, over all passes of this rank."""
     passes: int
     """Passes of the model that this rank made in each step."""
-    reused: dict[str, int]
+    reused: Mapping[str, int]
     traffic: Traffic
     kept_bytes_peak: int
     clock: DeviceClock
     """The marks between steps, and before the first and after the last."""
+
+
+@torch.inference_mode()
+def denoise(
+    model: VideoModel,
+    request: ClipRequest,
+    *,
+    prompt: EncodedPrompt,
+    noise: Tensor,
+    plan: BroadcastPlan,
+    group: NodeGroup,
+    given: Beginning | None = None,
+    loop: LoopSettings = PLAIN_LOOP,
+) -> Denoised:
+    """Renders one clip's latents, or those of a batch: clips that differ in prompt and seed alone (`batch.py`). Collective.
+
+    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give, or what several clips begin from. Nothing
+    in the loop waits for the device, but for Foresight's one decision before a step that may reuse. Raises NotFiniteError
+    when no clip's result is finite (after the loop, on every rank).
+    """
+    scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
+    assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
+    texts, state = _texts(model, request, prompt, group, loop), _state(plan, group, loop)
+    guidance_scale = branch_guidance(request, prompt)
+    prediction: Tensor | None = None
+
+    def run_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
+        """Returns the latents after a step: a pass for every branch of this rank, guidance, the scheduler's update."""
+        nonlocal prediction
+        state.begin(step)
+        model_input = scheduler.model_input(latents, step)
+        if step in plan.skipped:
+            state.skip(tuple(texts))  # the last prediction stands in
+        else:
+            active, timestep = scheduler.active_frames(step), plan.timesteps[step]
+            step_input = StepInput(request=request, step=step, timestep=timestep, active_frames=active)
+            outputs = [
+                model.predict(model_input, step_input, text, state.visit(step, branch), group)
+                for branch, text in texts.items()
+            ]
+            prediction = guide(outputs, guidance_scale, group)
+        assert prediction is not None, "a plan never leaves out the first pass"
+        state.kept_bytes_peak = max(state.kept_bytes_peak, state.kept_bytes)
+        return scheduler.advance(latents, model_input, prediction, step)
+
+    run: RunStep = run_step
+    if loop.recorder is not None:
+        kind = _kind(request, plan, guidance_scale, loop, texts)
+        run = loop.recorder.wrap(run_step, kind=kind, num_steps=plan.num_steps, state=state)
+    clock, before = DeviceClock(group.device), group.sp.axis.traffic.snapshot()
+    latents = noise.to(group.device) * scheduler.init_noise_sigma
+    latents = model.split(latents if given is None else given.put_into(latents), group.sp)
+    clock.mark()
+    for step in range(plan.num_steps):
+        latents = run(latents, step, texts)
+        clock.mark()
+    assert not state.kept, f"outputs outlived their last use: {sorted(state.kept)}"
+    latents = model.gather(latents, request, group.sp)
+    return Denoised(
+        latents=latents,
+        not_finite=_not_finite(latents),
+        plan=state.decided,
+        step_seconds=tuple(clock.seconds()),
+        passes=len(texts),
+        computed=dict(state.computed),
+        reused=dict(state.reused),
+        traffic=group.sp.axis.traffic.since(before),
+        kept_bytes_peak=state.kept_bytes_peak,
+        clock=clock,
+    )
 
 
 def plan_for(family: Family, request: ClipRequest, rules: Rules, precision: str) -> BroadcastPlan:
@@ -110,66 +179,28 @@ def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) ->
     return uncond + guidance_scale * (cond - uncond)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopSteps:
-    """The work of one clip's loop, step by step, and what it keeps between steps."""
+def _texts(
+    model: VideoModel, request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup, loop: LoopSettings
+) -> Texts:  # fmt: skip
+    texts = {branch: prompt.states(branch) for branch in branches(request, prompt, group)}
+    if loop.recorder is None:
+        return texts
+    assert group.clip.size == 1, "ranks that share a clip are not recorded"
+    return {branch: cast(Recordable, model).same_length(text) for branch, text in texts.items()}
 
-    model: VideoModel
-    request: ClipRequest
-    scheduler: Scheduler
-    plan: BroadcastPlan
-    group: NodeGroup
-    texts: Mapping[str, object]
-    state: ClipState
-    guidance_scale: float
-    keep: str
-    peak: list[int] = field(default_factory=lambda: [0])
-    """The most memory that kept outputs have held so far."""
-    last: list[Tensor] = field(default_factory=list)
-    """The last guided prediction."""
 
-    @property
-    def num_steps(self) -> int:
-        """Steps of the loop."""
-        return self.plan.num_steps
+def _state(plan: BroadcastPlan, group: NodeGroup, loop: LoopSettings) -> ClipState:
+    if isinstance(plan.rules, ForesightRules):
+        return ForesightState(plan=plan, rules=plan.rules, group=group)
+    return BroadcastState(plan, loop.keep)
 
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """All but noise and texts: the clip without its prompts and seed, its plan, the shapes of its texts."""
-        alike = replace(self.request, prompt="", negative_prompt=None, seed=0)
-        return alike, self.plan.digest, self.guidance_scale, self.keep, *self.texts, *shapes_of(self.texts)
 
-    @property
-    def counts(self) -> LoopCounts:
-        """What the steps that ran have computed and kept."""
-        return LoopCounts(
-            computed=Counter(self.state.computed), reused=Counter(self.state.reused), kept_bytes_peak=self.peak[0]
-        )
-
-    def with_texts(self, texts: Mapping[str, object]) -> LoopSteps:
-        """Returns the same work over other texts, with nothing kept yet."""
-        return replace(self, texts=texts, state=_state(self.plan, self.group, self.keep), peak=[0], last=[])
-
-    def run(self, latents: Tensor, step: int) -> Tensor:
-        """Returns the latents after a step: a pass for every branch of this rank, guidance, the scheduler's update."""
-        self.state.begin(step)
-        model_input = self.scheduler.model_input(latents, step)
-        step_input = StepInput(
-            request=self.request,
-            step=step,
-            timestep=self.plan.timesteps[step],
-            active_frames=self.scheduler.active_frames(step),
-        )
-        if step in self.plan.skipped:
-            self.state.skip(tuple(self.texts))  # the last prediction stands in
-        else:
-            outputs = [
-                self.model.predict(model_input, step_input, text, self.state.visit(step, branch), self.group)
-                for branch, text in self.texts.items()
-            ]
-            self.last[:] = [guide(outputs, self.guidance_scale, self.group)]
-        self.peak[0] = max(self.peak[0], self.state.kept_bytes)
-        return self.scheduler.advance(latents, model_input, self.last[0], step)
+def _kind(
+    request: ClipRequest, plan: BroadcastPlan, guidance_scale: float, loop: LoopSettings, texts: Texts
+) -> tuple[object, ...]:
+    """Returns all but noise and texts: the clip without its prompts and seed, its plan, the shapes of its texts."""
+    alike = replace(request, prompt="", negative_prompt=None, seed=0)
+    return alike, plan.digest, guidance_scale, loop.keep, *texts, *shapes_of(texts)
 
 
 def _not_finite(latents: Tensor) -> tuple[int, ...]:
@@ -177,70 +208,6 @@ def _not_finite(latents: Tensor) -> tuple[int, ...]:
     if all(counts):
         raise NotFiniteError(not_finite_text(sum(counts), latents))
     return counts
-
-
-def _state(plan: BroadcastPlan, group: NodeGroup, keep: str) -> ClipState:
-    if isinstance(plan.rules, ForesightRules):
-        return ForesightState(plan=plan, rules=plan.rules, group=group)
-    return BroadcastState(plan, keep)
-
-
-@torch.inference_mode()
-def denoise(
-    model: VideoModel,
-    request: ClipRequest,
-    *,
-    prompt: EncodedPrompt,
-    noise: Tensor,
-    plan: BroadcastPlan,
-    group: NodeGroup,
-    given: Beginning | None = None,
-    loop: LoopSettings = PLAIN_LOOP,
-) -> Denoised:
-    """Renders one clip's latents, or those of a batch: clips that differ in prompt and seed alone (`batch.py`). Collective.
-
-    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give, or what several clips begin from. Nothing
-    in the loop waits for the device, but for Foresight's one decision before a step that may reuse. Raises NotFiniteError
-    when no clip's result is finite (after the loop, on every rank).
-    """
-    scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
-    assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
-    mine = branches(request, prompt, group)
-    texts = {branch: prompt.states(branch) for branch in mine}
-    if loop.recorder is not None:
-        assert group.clip.size == 1, "ranks that share a clip are not recorded"
-        texts = {branch: cast(Recordable, model).same_length(text) for branch, text in texts.items()}
-    work = LoopSteps(
-        model=model,
-        request=request,
-        scheduler=scheduler,
-        plan=plan,
-        group=group,
-        texts=texts,
-        state=_state(plan, group, loop.keep),
-        guidance_scale=branch_guidance(request, prompt),
-        keep=loop.keep,
-    )
-    before = group.sp.axis.traffic.snapshot()
-    clock = DeviceClock(group.device)
-    latents = noise.to(group.device) * scheduler.init_noise_sigma
-    latents = model.split(latents if given is None else given.put_into(latents), group.sp)
-    clock.mark()
-    latents, counts = (run_steps if loop.recorder is None else loop.recorder.run)(work, latents, clock)
-    assert not work.state.kept, f"outputs outlived their last use: {sorted(work.state.kept)}"
-    latents = model.gather(latents, request, group.sp)
-    return Denoised(
-        latents=latents,
-        not_finite=_not_finite(latents),
-        plan=work.state.decided,
-        step_seconds=tuple(clock.seconds()),
-        passes=len(mine),
-        computed=dict(counts.computed),
-        reused=dict(counts.reused),
-        traffic=group.sp.axis.traffic.since(before),
-        kept_bytes_peak=counts.kept_bytes_peak,
-        clock=clock,
-    )
 
 
 def records_loop(

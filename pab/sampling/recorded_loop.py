@@ -10,65 +10,25 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pab.sampling.device_clock import DeviceClock
+from pab.broadcast.state import ClipState
 
 MAX_TOKENS = 8192
 """Latent tokens up to which an H200's host is slower than its device (docs/performance.md)."""
 MAX_RECORDINGS = 4
 """Of one model; each holds the memory that its loop needs. The one that was used least recently goes first."""
 
-
-class Step(Protocol):
-    """The work of one clip's loop, told step by step."""
-
-    @property
-    def kind(self) -> tuple[object, ...]:
-        """All that a recording fixes: clips of one kind launch the same kernels."""
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of the loop."""
-
-    @property
-    def texts(self) -> Mapping[str, object]:
-        """What the model reads of the prompt, by guidance branch: tensors in tuples and frozen dataclasses."""
-
-    def with_texts(self, texts: Mapping[str, object]) -> Step:
-        """Returns the same work over other texts, with nothing kept yet."""
-
-    def run(self, latents: Tensor, step: int) -> Tensor:
-        """Returns the latents after a step."""
-
-    @property
-    def counts(self) -> LoopCounts:
-        """What the steps that ran have computed and kept."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoopCounts:
-    """Site calls by kind, and the most memory that kept outputs held."""
-
-    computed: Counter[str]
-    reused: Counter[str]
-    kept_bytes_peak: int
-
-
+Texts = Mapping[str, object]
+"""What the model reads of the prompt, by guidance branch: tensors in tuples and frozen dataclasses."""
+RunStep = Callable[[Tensor, int, Texts], Tensor]
+"""One step of a loop: takes the latents, the step's index and the texts, returns the latents after the step."""
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
 """Records what a function launches: returns what launches it again, and the tensor that holds its result each time."""
-
-
-def run_steps(work: Step, latents: Tensor, clock: DeviceClock) -> tuple[Tensor, LoopCounts]:
-    """Runs a loop step by step, with a mark after each."""
-    for step in range(work.num_steps):
-        latents = work.run(latents, step)
-        clock.mark()
-    return latents, work.counts
 
 
 @dataclass(slots=True)
@@ -82,17 +42,25 @@ class LoopRecorder:
     _seen: set[tuple[object, ...]] = field(default_factory=set)
     _recordings: OrderedDict[tuple[object, ...], Recording] = field(default_factory=OrderedDict)
 
-    def run(self, work: Step, latents: Tensor, clock: DeviceClock) -> tuple[Tensor, LoopCounts]:
-        """Does what `run_steps` does."""
-        if work.kind not in self._seen:
-            self._seen.add(work.kind)
-            return run_steps(work, latents, clock)
-        if work.kind not in self._recordings:
-            while len(self._recordings) >= MAX_RECORDINGS:
-                self._recordings.popitem(last=False)
-            self._recordings[work.kind] = record(work, latents, (self.capture or cuda_graphs)())
-        self._recordings.move_to_end(work.kind)
-        return self._recordings[work.kind].replay(work.texts, latents, clock)
+    def wrap(self, run_step: RunStep, *, kind: tuple[object, ...], num_steps: int, state: ClipState) -> RunStep:
+        """Returns what runs the steps of one clip's loop in the place of `run_step`, from step 0 to the last.
+
+        `kind`: all that a recording fixes; clips of one kind launch the same kernels. `state`: of this clip, in which
+        `run_step` counts; after the last step it has the counts of a loop, whether that was run or replayed.
+        """
+        if kind not in self._seen:
+            self._seen.add(kind)
+            return run_step
+
+        def replayed_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
+            if step == 0:
+                if kind not in self._recordings:
+                    self._make_room()
+                    self._recordings[kind] = self._record(run_step, latents, texts, num_steps=num_steps, state=state)
+                self._recordings.move_to_end(kind)
+            return self._recordings[kind].replay(latents, step, texts, state)
+
+        return replayed_step
 
     @property
     def recordings(self) -> int:
@@ -104,38 +72,62 @@ class LoopRecorder:
         self._seen.clear()
         self._recordings.clear()
 
+    def _make_room(self) -> None:
+        while len(self._recordings) >= MAX_RECORDINGS:
+            self._recordings.popitem(last=False)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+    def _record(
+        self, run_step: RunStep, noise: Tensor, texts: Texts, *, num_steps: int, state: ClipState
+    ) -> Recording:  # fmt: skip
+        """Records all steps of a loop. The result of none of them is to be looked at before a replay."""
+        capture = (self.capture or cuda_graphs)()
+        noise = noise.clone()
+        texts = {branch: _mapped(text, Tensor.clone) for branch, text in texts.items()}
+        latents, steps = noise, []
+        for step in range(num_steps):
+            replay, latents = capture(lambda latents=latents, step=step: run_step(latents, step, texts))  # type: ignore[misc]
+            steps.append(replay)
+        return Recording(
+            noise=noise,
+            texts=texts,
+            steps=tuple(steps),
+            latents=latents,
+            computed=Counter(state.computed),
+            reused=Counter(state.reused),
+            kept_bytes_peak=state.kept_bytes_peak,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
 class Recording:
-    """A loop that reads `noise` and `texts` and leaves `latents`."""
+    """The steps of a loop that read `noise` and `texts` and leave `latents`, and what the loop counts.
+
+    Not frozen: every clip writes its noise and texts into the tensors here.
+    """
 
     noise: Tensor
-    texts: Mapping[str, object]
+    texts: Texts
     steps: tuple[Replay, ...]
     latents: Tensor
-    counts: LoopCounts
+    computed: Mapping[str, int]
+    reused: Mapping[str, int]
+    kept_bytes_peak: int
 
-    def replay(self, texts: Mapping[str, object], noise: Tensor, clock: DeviceClock) -> tuple[Tensor, LoopCounts]:
-        """Runs the loop over another clip's texts and noise."""
-        self.noise.copy_(noise)
-        for mine, given in zip(_tensors(self.texts), _tensors(texts), strict=True):
-            mine.copy_(given)
-        for step in self.steps:
-            step()
-            clock.mark()
-        return self.latents.clone(), self.counts
+    def replay(self, latents: Tensor, step: int, texts: Texts, state: ClipState) -> Tensor:
+        """Runs one step for another clip: step 0 takes over its noise and texts, the last one returns its latents.
 
-
-def record(work: Step, noise: Tensor, capture: Capture) -> Recording:
-    """Records all steps of a loop. The result of none of them is to be looked at before a replay."""
-    noise = noise.clone()
-    texts = {branch: _mapped(text, Tensor.clone) for branch, text in work.texts.items()}
-    work = work.with_texts(texts)
-    latents, steps = noise, []
-    for step in range(work.num_steps):
-        replay, latents = capture(lambda latents=latents, step=step: work.run(latents, step))  # type: ignore[misc]
-        steps.append(replay)
-    return Recording(noise=noise, texts=texts, steps=tuple(steps), latents=latents, counts=work.counts)
+        Steps between them pass latents on inside the recording and return what they were given.
+        """
+        if step == 0:
+            self.noise.copy_(latents)
+            for mine, given in zip(_tensors(self.texts), _tensors(texts), strict=True):
+                mine.copy_(given)
+        self.steps[step]()
+        if step < len(self.steps) - 1:
+            return latents
+        state.computed, state.reused = Counter(self.computed), Counter(self.reused)
+        state.kept_bytes_peak = self.kept_bytes_peak
+        return self.latents.clone()
 
 
 def cuda_graphs() -> Capture:
@@ -157,7 +149,7 @@ def cuda_graphs() -> Capture:
 
 
 def run_again(run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-    """Is what a CUDA graph is, on a CPU: replaying calls the function again and puts its result in the same place."""
+    """Stands in for a CUDA graph on a CPU: a replay calls the function again and puts its result in the same place."""
     result = run().clone()
 
     def replay() -> None:

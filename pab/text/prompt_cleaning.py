@@ -1,4 +1,4 @@
-"""What Open-Sora 1.2 makes of a prompt before its text encoder reads it: quality scores, cleaning.
+"""How Open-Sora 1.2 prepares a prompt for its text encoder: cleaning, quality scores.
 
 The model was trained on captions cleaned by these rules, so a prompt must go through the same ones, in the same order.
 """
@@ -93,7 +93,7 @@ _ENDS = _rules(
 
 
 def clean(text: str) -> str:
-    """Returns a caption as the model's training captions were: cleaned twice, since once may uncover more to clean."""
+    """Returns a caption cleaned as the training captions were: twice, since the first time may uncover more to clean."""
     return _clean_once(_clean_once(text))
 
 

@@ -1,4 +1,4 @@
-"""Text states: what an encoder makes of prompts, and what a transformer reads."""
+"""Text states: an encoder turns prompts into them, and a transformer reads them."""
 
 from __future__ import annotations
 

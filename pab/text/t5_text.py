@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pab.family import LoadRequest
 from pab.parallel.mesh import Axis
 from pab.text.states import TextStates
 from pab.text.text_encoders import (
@@ -23,7 +24,7 @@ from pab.text.text_encoders import (
     tokenize,
     transformers_library,
 )
-from pab.weights.checkpoint import load_module, read_tensors
+from pab.weights.checkpoint import dtype_of, load_module, read_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,3 +94,25 @@ class T5Text:
 
     def _config(self) -> Any:
         return read_encoder_config(self.folder, f"{self.architecture}Config")
+
+
+def open_t5_text(
+    request: LoadRequest,
+    *,
+    folder: Path,
+    tokenizer_folder: Path,
+    max_length: int,
+    architecture: str = "T5",
+    reads_padding: bool = False,
+) -> T5Text:
+    """Returns the encoder of a model that is loaded as `request` says; its weights are read when texts are encoded."""
+    return T5Text(
+        folder=folder,
+        tokenizer_folder=tokenizer_folder,
+        dtype=dtype_of(request.precision),
+        device=torch.device(request.device),
+        max_length=max_length,
+        axis=request.clip_axis or Axis(),
+        architecture=architecture,
+        reads_padding=reads_padding,
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -37,7 +38,7 @@ class CheckpointError(ValueError):
 class Published:
     """Where a family's weights are published, and what of them is needed.
 
-    `components`: subfolder -> what it holds, told in errors. `files`: hub patterns of the files to fetch, all of the
+    `components`: subfolder -> what it holds, for error messages. `files`: hub patterns of the files to fetch, all of the
     components' files when empty.
     """
 
@@ -104,7 +105,7 @@ def _fetch(hub_id: str, revision: str, published: Published) -> Path:
         ) from error
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(published.patterns)))
-    except Exception as error:  # the hub's client raises its transport's own errors, which differ by release
+    except hub_errors() as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"weights={hub_id!r} cannot be fetched ({reason}); {advice}") from error
 
@@ -120,14 +121,34 @@ def pin(weights: str | None, published: Published) -> str:
     hub_id, revision = hub_name(weights, published)
     if _is_commit(revision):
         return f"{hub_id}@{revision}"
+    # The cache keeps each commit in a folder of its name.
+    return f"{hub_id}@{_commit(hub_id, revision) or _fetch(hub_id, revision, published).name}"
+
+
+def _commit(hub_id: str, revision: str) -> str | None:
     try:
         from huggingface_hub import HfApi
+    except ImportError:
+        return None
+    try:
+        return HfApi().model_info(hub_id, revision=revision, timeout=20).sha
+    except hub_errors():
+        return None
 
-        commit = HfApi().model_info(hub_id, revision=revision, timeout=20).sha
-    except Exception:  # the hub's client raises its transport's own errors, which differ by release
-        commit = None
-    # The cache keeps each commit in a folder of its name.
-    return f"{hub_id}@{commit or _fetch(hub_id, revision, published).name}"
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Returns the types of errors by which the hub's client says that it has no answer or no file.
+
+    The client raises errors of its own, OSErrors, ValueErrors for answers that are none, RuntimeErrors of its download
+    engine, and errors of its HTTP library. Which library that is differs by release; its base class stands among the
+    client's own errors.
+    """
+    from huggingface_hub import errors
+
+    own = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    library = sys.modules[errors.HTTPError.__module__.partition(".")[0]]
+    # In some of these libraries a URL that is none is not one of their HTTP errors.
+    return (OSError, ValueError, RuntimeError, *own, getattr(library, "InvalidURL", OSError))
 
 
 def checkpoint_digest(weights: str | None, published: Published) -> str:
@@ -151,6 +172,15 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, object]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds {type(values).__name__}, needs a JSON object")
     return values
+
+
+def checked_config(folder: Path, needed: Mapping[str, object], name: str = "config.json") -> dict[str, object]:
+    """Reads a part's configuration. Raises CheckpointError for the first value that is not the family's."""
+    config = read_config(folder, name)
+    for key, value in needed.items():
+        if config.get(key) != value:
+            raise CheckpointError(f"{folder / name}: {key}={config.get(key)!r}, this family's model has {value!r}")
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,22 @@ def text_encoder_of(hub_id: str) -> Published:
         revision="main",
         components={"": "config.json, weights, spiece.model"},
         files=(*WEIGHT_FILES, *TOKENIZER_FILES),
+    )
+
+
+def library_layout(hub_id: str, *, text_encoder: str, more: Mapping[str, str] | None = None) -> Published:
+    """Returns a published model in the layout of the diffusers library. `text_encoder`: its kind; `more`: further folders."""
+    return Published(
+        hub_id=hub_id,
+        revision="main",
+        components={
+            "transformer": "config.json, weights",
+            "vae": "config.json, weights",
+            "text_encoder": f"config.json, weights ({text_encoder})",
+            "tokenizer": "spiece.model or tokenizer.json",
+            "scheduler": "scheduler_config.json",
+            **(more or {}),
+        },
     )
 
 

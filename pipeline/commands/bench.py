@@ -57,7 +57,7 @@ def _listed(rows: Sequence[Row]) -> str:
 
 
 def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Json:
-    _rows(arguments.rows)  # wrong ones are told before torch is loaded
+    _rows(arguments.rows)  # wrong ones are refused before torch is loaded
     # Torch comes in here, and only here: `--list`, `--join` and every other command do without.
     from jobs.bench.run import environment, run_rows, usual_settings
 
@@ -133,7 +133,7 @@ def _write(folder: Path, document: Mapping[str, Any]) -> None:
 
 
 def summary(document: Mapping[str, Any]) -> str:
-    """Returns a line per row, as they were told on the way, and the factors."""
+    """Returns a line per row, as shown while measuring, and the factors."""
     worth = [
         f"{factor['group']} {factor['side']}: {factor['of']} {factor['factor']:.2f}x ({factor['from']} -> {factor['to']})"
         for factor in document["factors"]

@@ -11,18 +11,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.settings import RenderSettings
 from manifests.build import build
 from manifests.clip import Clip
 from manifests.read import iter_clips
 from pab.family import Family
 from pipeline.commands.manifest import accepted_manifest, errors_path, tell_warnings
 from pipeline.exits import Exit, UsageError
+from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.options import choose
 from pipeline.run.references import ReferenceReader
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import versions
-from pipeline.run.settings import RenderSettings, build_settings
 from pipeline.screen import Screen
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ _OPEN = (JobState.WAITING, JobState.RUNNING)
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
-    """Carries out `cancel`. Local jobs end with their driver, which is told to stop; SLURM jobs through scancel."""
+    """Carries out `cancel`. Local jobs end with their driver, which gets a signal; SLURM jobs through scancel."""
     bucket = open_bucket(arguments.output)
     load_run(bucket)
     submits = list(read_submits(bucket))

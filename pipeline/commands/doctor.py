@@ -1,4 +1,4 @@
-"""`doctor`: what of this machine a run needs, what each finding means, and how to mend it."""
+"""`doctor`: checks what a run needs of this machine, says what each finding means, and how to mend it."""
 
 from __future__ import annotations
 

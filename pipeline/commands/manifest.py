@@ -11,11 +11,11 @@ from pathlib import Path
 from manifests.accept import AcceptedManifest, accept, validate
 from manifests.build import build
 from pipeline.exits import Exit
+from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.options import choose
 from pipeline.run.references import ReferenceReader
 from pipeline.run.rules import RunRules, run_rules
-from pipeline.run.settings import build_settings
 from pipeline.screen import Screen, counted
 
 

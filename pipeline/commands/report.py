@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs.reports.run_html import run_page
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.measured import joined_measured
-from pipeline.run.report_html import run_page
 from pipeline.run.report_index import IndexTotals, write_index
 from pipeline.run.report_rows import RunRows, errors_by_id, read_job_reports, told_rows
 from pipeline.run.run import Run, load_run, open_bucket
-from pipeline.run.state import FailedClip, failed_clips, read_progress
+from pipeline.run.state import FailedClip, clip_id, failed_clips, read_progress
 from pipeline.screen import Screen
 
 Json = dict[str, Any]
@@ -51,7 +51,7 @@ def write_report(bucket: Bucket, run: Run) -> Json:
         bucket.upload(index, layout.INDEX)
     document = report_document(bucket.url, run, totals=totals, reports=reports, failures=failures)
     bucket.write_json(layout.RUN_REPORT, document)
-    bucket.write(layout.RUN_PAGE, run_page(document, sorted(progress.recorded)).encode())
+    bucket.write(layout.RUN_PAGE, run_page(document, [clip_id(key) for key in sorted(progress.recorded)]).encode())
     return document
 
 

@@ -23,6 +23,7 @@ from pipeline.planning.cost import ClipCosts
 from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import plan_work
 from pipeline.planning.sharding import PlannedWork
+from pipeline.run.build import build_settings
 from pipeline.run.display import Display, open_display
 from pipeline.run.driver import Driver, ShardJob
 from pipeline.run.environment import environment_settings
@@ -33,7 +34,7 @@ from pipeline.run.panel import PanelDisplay
 from pipeline.run.references import ReferenceReader, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import Run, check_same, find_run, open_bucket, pixel_settings, start_run
-from pipeline.run.settings import RunSettings, build_settings
+from pipeline.run.settings import RunSettings
 from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
 from pipeline.run.summary import show_summary
@@ -80,7 +81,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
             keep_references(bucket, references.known)
         if not bucket.exists(layout.MANIFEST):
             bucket.upload(path, layout.MANIFEST)
-        progress = read_progress(bucket)
+        progress = read_progress(bucket, settings.render.max_attempts)
         work = plan_work(settings, rules, path, progress, bucket)
         screen.note(f"mesh: {work.choice.reason}")
         numbers = create_shards(bucket, work.shards, path)
@@ -94,7 +95,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         screen=screen,
     )
     if not numbers:
-        return show_summary(bucket, run_, left_out=submission.left_out, screen=screen)
+        allowed = settings.render.max_attempts
+        return show_summary(bucket, run_, left_out=submission.left_out, max_attempts=allowed, screen=screen)
     return _render(submission, work, numbers, detach=arguments.detach)
 
 
@@ -125,7 +127,7 @@ def _dry_run(
     )
     if found:
         check_same(found, asked, bucket.url)
-    progress = read_progress(bucket)
+    progress = read_progress(bucket, settings.render.max_attempts)
     work = plan_work(settings, rules, path, progress, bucket)
     costs = ClipCosts(rules, settings.render.precision)
     show_dry_run(settings, work, costs, progress=progress, num_clips=accepted.num_rows, screen=screen)
@@ -141,7 +143,7 @@ def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], 
         f"({submission.left_out:,} recorded before), mesh {work.mesh}, at most {machines.max_parallel_jobs} jobs at once"
     )
     cluster = open_cluster(machines, folder)
-    submit = new_submit(machines.cluster, str(folder))
+    submit = new_submit(machines.cluster, str(folder), max_attempts=settings.render.max_attempts)
     driver = Driver(cluster, bucket, screen=screen, submit=submit, num_clips=submission.run.num_clips)
     with ExitStack() as stack:
         stack.enter_context(_interruptible())

@@ -1,7 +1,12 @@
-"""Seconds of a clip on the ranks that render it together: measured, or scaled from what was, or the family's figures."""
+"""Seconds of a clip on the ranks that render it together, and where they are from.
+
+Best is what earlier jobs measured, next what is scaled from their times on another mesh. Else the family's figures are
+taken, which were measured on some GPU or estimated from operation counts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import log2
 
@@ -10,7 +15,8 @@ from manifests.shards import ClipGroup
 from pipeline.planning.cost import ClipCosts
 from pipeline.planning.measured import NOTHING_MEASURED, MeasuredTimes
 
-MEASURED, SCALED, FIGURES = "measured", "scaled from measured", "the family's figures"
+MEASURED, SCALED, ESTIMATED = "measured", "scaled from measured", "estimated"
+_FIGURES = "from figures measured on "
 CFG_EFFICIENCY, SP_EFFICIENCY = 0.97, 0.93
 """Of each doubling of ranks, where nothing is measured: not zero loss, so that of equals the one that exchanges less wins."""
 
@@ -21,6 +27,21 @@ class Timed:
 
     seconds: float
     source: str
+
+
+def source_of(figures_measured_on: str | None) -> str:
+    """Returns how seconds (or bytes) that come from a family's figures are labelled."""
+    return ESTIMATED if figures_measured_on is None else f"{_FIGURES}{figures_measured_on}"
+
+
+def weakest(sources: Collection[str]) -> str:
+    """Returns the label of a sum: that of its least certain part. Without parts nothing was measured."""
+    return min(sources, key=_certainty, default=ESTIMATED)
+
+
+def _certainty(source: str) -> tuple[int, str]:
+    known = (ESTIMATED, None, SCALED, MEASURED)
+    return known.index(None if source.startswith(_FIGURES) else source), source
 
 
 class ClipTimes:
@@ -55,7 +76,7 @@ class ClipTimes:
         known = self.measured.meshes(group)
         expected = self._expected(group, *self._axes(group, mesh))
         if not known:
-            return Timed(seconds=expected, source=FIGURES)
+            return Timed(seconds=expected, source=source_of(self.costs.measured_on(group.model)))
         cfg, sp = known[0]
         found = self.measured.seconds(group, cfg, sp)
         assert found is not None, "a mesh that was measured has seconds"

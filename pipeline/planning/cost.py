@@ -1,4 +1,7 @@
-"""Planned seconds of a clip, from the family's figures and the real broadcast plan. Reports give what was measured."""
+"""Planned seconds of a clip, from the family's cost figures and the real broadcast plan.
+
+A family's figures are estimated or measured (`CostFigures.measured`). Reports give what this run measured.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,10 @@ class ClipCosts:
     def load_s(self, model: str) -> float:
         """Returns the planned seconds to load a family."""
         return self._rules.families[model].cost.load_s
+
+    def measured_on(self, model: str) -> str | None:
+        """Returns on what a family's figures were measured; None where they are estimated."""
+        return self._rules.families[model].cost.measured
 
     def two_branches(self, group: ClipGroup) -> bool:
         """Returns whether a clip has an unconditional branch, which another rank can render."""

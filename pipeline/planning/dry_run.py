@@ -1,4 +1,7 @@
-"""`submit --dry-run`: jobs, time, saving, plan and scripts of what would be done."""
+"""`submit --dry-run`: the jobs, time, saving, plan and scripts of a submit that is not made.
+
+Every time is labelled: measured, scaled from measured, from figures measured elsewhere, or estimated.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cluster.slurm_settings import UnreachableError
+from jobs.reports.figures import duration
 from manifests.shards import ClipGroup
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
@@ -17,7 +21,7 @@ from pipeline.planning.sharding import PlannedWork
 from pipeline.run.machines import job_request, limit_min, open_slurm
 from pipeline.run.settings import RunSettings
 from pipeline.run.state import Progress
-from pipeline.screen import Screen, counted, duration
+from pipeline.screen import Screen, counted
 
 
 def show_dry_run(
@@ -81,6 +85,7 @@ def dry_run_document(
         "mesh": str(work.mesh),
         "mesh_reason": work.choice.reason,
         "meshes": [facts.to_dict() for facts in work.choice.considered],
+        "times": work.choice.picked.times,
         "longest_job_minutes": round(longest_s / 60, 2),
         "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
         "gpu_hours": round(job_s * ranks / 3600, 3),
@@ -91,11 +96,13 @@ def dry_run_document(
 
 def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> dict[str, object]:
     plan = costs.plan(group)
+    timed = work.times.per_clip(group, work.mesh)
     attention = [(plan.computed(kind) * group.loops, plan.total(kind) * group.loops) for kind in ATTENTION_KINDS]
     document: dict[str, object] = {
         **asdict(group),
         "num_clips": work.groups[group],
-        "seconds_per_clip": round(work.times.per_clip(group, work.mesh).seconds / work.mesh.dp, 3),
+        "seconds_per_clip": round(timed.seconds / work.mesh.dp, 3),
+        "times": timed.source,
         "attention_calls": sum(total for _, total in attention),
         "attention_calls_computed": sum(computed for computed, _ in attention),
         "plan": plan.digest,
@@ -128,7 +135,8 @@ def _text(
                 f"at once on {settings.machines.cluster}"
             ),
             (
-                f"planned: longest job {document['longest_job_minutes']} min, all {document['wall_minutes']} min, "
+                f"planned (times {document['times']}): longest job {document['longest_job_minutes']} min, "
+                f"all {document['wall_minutes']} min, "
                 f"{document['gpu_hours']} {'GPU' if settings.render.device == 'cuda' else 'rank'}-hours, "
                 f"{document['planned_speedup']} x as fast as without broadcast"
             ),
@@ -170,4 +178,4 @@ def _saving(group: dict[str, object]) -> str:
     text = f"attention calls computed: {bound}{group['attention_calls_computed']} of {group['attention_calls']}"
     if "all_to_alls" in group:
         text += f", all-to-alls of a pass: {group['all_to_alls']} of {group['all_to_alls_without_broadcast']}"
-    return f"{text}, about {duration(float(str(group['seconds_per_clip'])))} per clip"
+    return f"{text}, about {duration(float(str(group['seconds_per_clip'])))} per clip ({group['times']})"

@@ -1,4 +1,7 @@
-"""Memory that one rank is expected to need, from the family's figures and the broadcast plan."""
+"""Memory that one rank is expected to need, from the family's figures and the broadcast plan.
+
+Open-Sora's was compared with a GPU's peak (`MemoryFigures.measured`); every other family's is an estimate.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def rank_bytes(
     precision: str,
     keep: str,
 ) -> float | None:
-    """Returns the most memory that a rank is expected to hold while it renders a clip; None where the family tells none.
+    """Returns the most memory that a rank is expected to hold while it renders a clip; None if the family has no figures.
 
     Weights, and the larger of denoising (kept outputs and one pass) and decoding on top of them.
     """

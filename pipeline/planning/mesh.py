@@ -1,19 +1,19 @@
 """Which mesh a run's jobs get: the most clips per GPU-hour, or the shortest clip, among those that fit into memory.
 
-All of it is decided in plain Python from measured or planned seconds, and said: every mesh that was considered, and why
-one won.
+All of it is decided in plain Python from measured or planned seconds. It is shown as well: every mesh that was considered,
+where its seconds and bytes are from, and why one won.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup, ShardGroup
-from pipeline.planning.clip_times import FIGURES, MEASURED, SCALED, ClipTimes
+from pipeline.planning.clip_times import MEASURED, ClipTimes, source_of, weakest
 from pipeline.planning.memory import rank_bytes
 from pipeline.run.rules import RunRules
 
@@ -24,7 +24,10 @@ GB = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshFacts:
-    """One mesh that was considered. `fits` is None where memory has no bound or is not known."""
+    """One mesh that was considered. `fits` is None where memory has no bound or is not known.
+
+    `times` and `memory` say where seconds and bytes are from: measured, scaled, from measured figures, or estimated.
+    """
 
     mesh: Mesh
     clips_per_gpu_hour: float
@@ -32,6 +35,7 @@ class MeshFacts:
     memory_bytes: float | None
     fits: bool | None
     times: str
+    memory: str | None
     picked: bool = False
 
     def to_dict(self) -> dict[str, object]:
@@ -52,6 +56,11 @@ class MeshChoice:
     mesh: Mesh
     considered: tuple[MeshFacts, ...]
     reason: str
+
+    @property
+    def picked(self) -> MeshFacts:
+        """What is known of the mesh that was taken."""
+        return next(facts for facts in self.considered if facts.picked)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +130,7 @@ def facts_of(mesh: Mesh, question: MeshQuestion, times: ClipTimes, rules: RunRul
     of_jobs = {shared: max(1, ceil(count / question.jobs)) for shared, count in counts.items()}
     wall_s = sum(seconds[shared] * ceil(clips / mesh.dp) / clips for shared, clips in of_jobs.items())
     clips = counts.total()
-    memory = _memory(mesh, question, times, rules)
+    memory, memory_sources = _memory(mesh, question, times, rules)
     bound = question.memory_bytes
     return MeshFacts(
         mesh=mesh,
@@ -129,29 +138,35 @@ def facts_of(mesh: Mesh, question: MeshQuestion, times: ClipTimes, rules: RunRul
         latency_s=latency_s / clips if clips else 0.0,
         memory_bytes=memory,
         fits=None if bound is None or memory is None else memory <= bound,
-        times=next((source for source in (FIGURES, SCALED, MEASURED) if source in sources), FIGURES),
+        times=weakest(sources),
+        memory=None if memory is None else weakest(memory_sources),
     )
 
 
-def _memory(mesh: Mesh, question: MeshQuestion, times: ClipTimes, rules: RunRules) -> float | None:
-    """Returns the largest of the groups' figures, measured where it was; None if any of them is not known."""
-    found: list[float] = []
+def _memory(
+    mesh: Mesh, question: MeshQuestion, times: ClipTimes, rules: RunRules
+) -> tuple[float | None, Collection[str]]:
+    """Returns the largest of the groups' figures, measured where it was, and their labels; None if one is not known."""
+    found: dict[str, float] = {}
     for group in question.groups:
-        two = times.costs.two_branches(group)
+        family, two = rules.families[group.model], times.costs.two_branches(group)
         needed = times.measured.peak_bytes(group, mesh.cfg if two else 1, mesh.sp)
-        needed = needed or rank_bytes(
-            rules.families[group.model],
-            group,
-            times.costs.plan(group),
-            mesh,
-            two_branches=two,
-            precision=question.precision,
-            keep=question.keep,
-        )
+        source = MEASURED
         if needed is None:
-            return None
-        found.append(needed)
-    return max(found, default=None)
+            needed = rank_bytes(
+                family,
+                group,
+                times.costs.plan(group),
+                mesh,
+                two_branches=two,
+                precision=question.precision,
+                keep=question.keep,
+            )
+            source = source_of(family.cost.memory.measured if family.cost.memory else None)
+        if needed is None:
+            return None, ()
+        found[source] = max(needed, found.get(source, 0.0))
+    return max(found.values(), default=None), found
 
 
 def pick(considered: Sequence[MeshFacts], question: MeshQuestion) -> tuple[MeshFacts, str]:
@@ -170,20 +185,28 @@ def pick(considered: Sequence[MeshFacts], question: MeshQuestion) -> tuple[MeshF
         best = min(ranked, key=lambda facts: facts.memory_bytes or 0.0)
         return (
             best,
-            f"{best.mesh}: no mesh is expected to fit into {bound}; this one needs least, {_gb(best.memory_bytes)} GB",
+            f"{best.mesh}: no mesh is expected to fit into {bound}; this one needs least, {_needs(best)}",
         )
     best, rest = fitting[0], fitting[1:]
-    reason = f"{best.mesh} gives {GOALS[question.goal]}, {_figure(best, question.goal)}"
+    reason = f"{best.mesh} gives {GOALS[question.goal]}, {_figure(best, question.goal)}{_label(best.times)}"
     if rest:
         reason += f"; next is {rest[0].mesh} with {_figure(rest[0], question.goal)}"
     faster = [facts for facts in ranked[: ranked.index(best)] if facts.fits is False]
     if faster:
-        reason += f"; {faster[0].mesh} would be ahead, but needs {_gb(faster[0].memory_bytes)} GB of {bound}"
+        reason += f"; {faster[0].mesh} would be ahead, but needs {_needs(faster[0])} of {bound}"
     return best, reason
 
 
 def _figure(facts: MeshFacts, goal: str) -> str:
     return f"{facts.latency_s:,.2f} s" if goal == LATENCY else f"{facts.clips_per_gpu_hour:,.1f}"
+
+
+def _needs(facts: MeshFacts) -> str:
+    return f"{_gb(facts.memory_bytes)} GB{_label(facts.memory)}"
+
+
+def _label(source: str | None) -> str:
+    return "" if source in {None, MEASURED} else f" ({source})"
 
 
 def _gb(size: float | None) -> str:
@@ -201,5 +224,9 @@ def mesh_table(choice: MeshChoice, question: MeshQuestion, source: str | None) -
             f"{facts.times}{too_large}"
         )
     bound = "no bound" if question.memory_bytes is None else f"{_gb(question.memory_bytes)} GB"
-    lines.append(f"memory of a rank: {bound} ({question.memory_from}); measured times: {source or 'none'}")
+    needed = ", ".join(sorted({facts.memory for facts in choice.considered if facts.memory})) or "not known"
+    lines += [
+        f"memory of a rank: {bound} ({question.memory_from}); what a mesh needs is {needed}",
+        f"times measured by earlier jobs: {source or 'none'}",
+    ]
     return [*lines, f"mesh: {choice.reason}"]

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.settings import Mesh
+from jobs.settings import Mesh, RenderSettings
 from manifests.read import open_manifest
 from manifests.shards import PLAN_COLUMNS, ClipGroup, ShardPlan, plan_shards
 from pipeline.exits import UsageError
 from pipeline.planning.clip_times import ClipTimes
 from pipeline.planning.mesh import MeshChoice, MeshQuestion, choose_mesh, mesh_table
 from pipeline.run.rules import RunRules
-from pipeline.run.settings import MESH_GOALS, MachineSettings, RenderSettings, parse_mesh
+from pipeline.run.settings import MESH_GOALS, MachineSettings, parse_mesh
 
 MIN_LOADS = 4.0
 """Work is shared out only so far that a job renders at least this many times as long as it loads."""

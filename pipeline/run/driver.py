@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 from cluster.job import Cluster, ClusterError, Job, JobRequest, JobState
 from cluster.run_state import JobLine
-from jobs.settings import MAX_ATTEMPTS
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import Patience
@@ -33,9 +32,9 @@ BUCKET_AWAY_S = 900.0
 KEYS_A_LOOK = 8
 """How many shards are read at a look, for the lines of their jobs."""
 MAX_FRUITLESS = 2
-"""How often in a row a shard's job is started again though its last start finished no clip."""
+"""How often in a row a shard's job is started again though its last start finished no clip; `--max-attempts` if more."""
 MAX_FRUITLESS_RUN = 6
-"""Jobs in a row, of any shard, that end without a clip: then something else is wrong than a clip."""
+"""Jobs in a row, of any shard, that end without a clip, before it is no clip's fault; 3 x `--max-attempts` if more."""
 
 RESTARTS = Patience(total_s=3600.0, first_wait_s=5.0, longest_wait_s=120.0)
 """How long a job that must start again is asked for: a controller comes back, a limit on jobs passes, in less."""
@@ -108,7 +107,7 @@ class Driver:
         self._submit.write(self._bucket)
         jobs = self._cluster.submit([shard.request for shard in asked])
         self._shards = [
-            _Driven(asked=shard, job=job, tries_left=MAX_ATTEMPTS * shard.num_clips)
+            _Driven(asked=shard, job=job, tries_left=self._submit.max_attempts * shard.num_clips)
             for shard, job in zip(asked, jobs, strict=True)
         ]
         self._tell_jobs()
@@ -142,7 +141,7 @@ class Driver:
         # The jobs wait for a bucket that is away; their driver must not be the first to give up.
         try:
             self._write_jobs()
-            progress = read_progress(self._bucket)
+            progress = read_progress(self._bucket, self._submit.max_attempts)
             self._attend(progress)
             self._lines = self._job_lines(progress)
         except BucketError as error:
@@ -182,24 +181,25 @@ class Driver:
 
     def _close_or_restart(self, shard: _Driven, progress: Progress) -> None:
         keys = self._shard_keys(shard)
-        quarantined = write_quarantined(self._bucket, keys & progress.started)
+        quarantined = write_quarantined(self._bucket, keys & progress.started, self._submit.max_attempts)
         left = keys - progress.recorded - progress.not_rendered - quarantined
         if not left or shard.job.state is JobState.CANCELLED:
             shard.is_done = True
             return
-        tries_left = MAX_ATTEMPTS * len(left) - len(left & progress.again)
+        tries = self._submit.max_attempts
+        tries_left = tries * len(left) - sum(progress.tries[key] for key in left & progress.again)
         fruitful = tries_left < shard.tries_left
         shard.fruitless = 0 if fruitful else shard.fruitless + 1
         self._fruitless_run = 0 if fruitful else self._fruitless_run + 1
         shard.tries_left = tries_left
         why = shard.job.error() or _why_again(left, progress)
-        if self._fruitless_run >= MAX_FRUITLESS_RUN:
+        if self._fruitless_run >= max(MAX_FRUITLESS_RUN, 3 * tries):
             self._cluster.cancel([other.job for other in self._shards if not other.is_done])
             raise CommandError(
                 f"{self._fruitless_run} jobs in a row ended without rendering a clip, so the rest is cancelled; the last, "
                 f"{shard.job.name}, says:\n{why}"
             )
-        if shard.fruitless > MAX_FRUITLESS:
+        if shard.fruitless > max(MAX_FRUITLESS, tries):
             shard.is_done = True
             self._screen.note(f"{shard.job.name}: given up after {shard.fruitless} starts without a clip: {why}")
             return

@@ -1,4 +1,4 @@
-"""The one file that reads environment variables: `PAB_PIPELINE_GPUS_PER_NODE=4` stands for `--gpus-per-node 4`."""
+"""The only file of this package that reads environment variables: PAB_PIPELINE_MESH=sp=2 stands for --mesh sp=2."""
 
 from __future__ import annotations
 

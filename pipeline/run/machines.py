@@ -106,6 +106,6 @@ def job_request(
         call=RenderShard(settings=settings, shard=shard, progress=progress or NoProgress(), again=again),
         num_nodes=machines.nodes_per_job,
         ranks_per_node=machines.gpus_per_node,
-        gpus_per_node=machines.gpus_per_node if settings.device == "cuda" else 0,
+        gpus_per_node=machines.gpus_per_node if settings.render.device == "cuda" else 0,
         timeout_min=minutes,
     )

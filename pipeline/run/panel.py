@@ -8,10 +8,11 @@ from typing import Protocol, Self
 
 from cluster.job import JobState
 from cluster.run_state import RunState
+from jobs.reports.figures import duration
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from pipeline.run.display import Display, Snapshot
-from pipeline.screen import counted, duration
+from pipeline.screen import counted
 
 EVERY_S = 2.0
 _MOST_JOBS = 500

@@ -1,24 +1,23 @@
-"""Says in the bucket that a clip killed its group too often, where no start of its job is left that would say it."""
+"""Writes into the bucket that a clip killed its group too often, if no start of its job is left to do so."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from jobs.settings import MAX_ATTEMPTS
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from jobs.store.history import is_given_up
 
 
-def write_quarantined(bucket: Bucket, keys: Iterable[str]) -> set[str]:
+def write_quarantined(bucket: Bucket, keys: Iterable[str], max_attempts: int) -> set[str]:
     """Writes a failure for clips whose last start died with them, as their job's next start would; returns their keys.
 
     No job may be at work on them: a clip in its last attempt looks the same. Raises BucketError.
     """
     written = set()
     for key, history in bucket.histories(keys).items():
-        if history.recorded or is_given_up(history.failures, MAX_ATTEMPTS) or not history.is_given_up(MAX_ATTEMPTS):
+        if history.recorded or is_given_up(history.failures, max_attempts) or not history.is_given_up(max_attempts):
             continue
         clip_id, _, digest = key.rpartition(".")
         number = history.next_attempt

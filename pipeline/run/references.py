@@ -23,7 +23,7 @@ _REMEMBERED = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownReference:
-    """What a run keeps of a reference that was read for it. `stamp`: what its store told of the file at that time."""
+    """What a run keeps of a reference that was read for it. `stamp`: size, times or ETag, as its store gave them."""
 
     stamp: str
     sha256: str
@@ -33,7 +33,7 @@ class KnownReference:
 class ReferenceReader:
     """Reads references by URL, for `manifests.accept`. What was read is remembered: rows often share references.
 
-    `known`: by URL, what an earlier submit has read; a file of which its store tells the same is not read again.
+    `known`: by URL, what an earlier submit has read; a file whose stamp is still the same is not read again.
     """
 
     def __init__(self, patience: Patience = PATIENCE, *, known: Mapping[str, KnownReference] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What became of every clip of a run: from the jobs' reports, a few files, and from single records where no report tells."""
+"""What became of every clip of a run: read from the jobs' few reports, and from single records for clips in no report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_job_reports(bucket: Bucket) -> list[Json]:
 
 
 def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
-    """Returns, by clip key, the rendered clips that the jobs' reports tell of; a clip may stand in several."""
+    """Returns, by clip key, the rendered clips that are in the jobs' reports; a clip may stand in several."""
     rows: dict[str, ClipRow] = {}
     for report in reports:
         for row in report["clips"]:

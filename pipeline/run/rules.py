@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from jobs.settings import RenderSettings
 from manifests.rules import ClipLoops, FamilyRules
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.rules import Rules, rules_from_dict
@@ -17,7 +18,6 @@ from pab.conditioning.references import ReferenceRules
 from pab.families import FAMILIES
 from pab.family import Family
 from pipeline.exits import UsageError
-from pipeline.run.settings import RenderSettings
 from pipeline.run.weights import RunWeights, WeightsLookup
 
 
@@ -144,7 +144,10 @@ def _family(name: str, families: Mapping[str, Family]) -> Family:
 
 
 def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings) -> str:
-    return f"weights {lookup.find(family).digest} precision {render.precision}{render.execution(family).identity}"
+    return (
+        f"weights {lookup.find(family).digest} precision {render.precision}{render.execution(family).identity}"
+        + render.video_identity
+    )
 
 
 def _left_out(render: RenderSettings, families: Mapping[str, Family]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from jobs.settings import PLAIN_CRF
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from jobs.store.retry import Patience
@@ -20,7 +21,7 @@ from pipeline.run.weights import RunWeights
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "pyarrow", "submitit", "dask", "distributed", "fsspec", "s3fs", "imageio-ffmpeg")
-_BEFORE = {"--compile": "off", "--attention": "default", "--keep": "full", "--linears": "full"}
+_BEFORE = {"--compile": "off", "--attention": "default", "--keep": "full", "--linears": "full", "--crf": str(PLAIN_CRF)}
 """What runs rendered with before they said so."""
 PATIENCE = Patience(total_s=20.0)
 """The command line waits less long for a bucket than a job does: somebody sits before it."""
@@ -62,6 +63,7 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
         "--attention": execution.attention,
         "--keep": execution.keep,
         "--linears": execution.linears,
+        "--crf": str(render.crf),
     }
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from jobs.settings import MAX_ATTEMPTS
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from jobs.store.history import is_given_up
 from pipeline.exits import Exit
+from pipeline.run.jobs_file import attempts_allowed
 
 SHOWN_FAILURES = 20
 
@@ -19,8 +20,8 @@ class Progress:
     """The clips of a run by where they stand; keys are `<clip_id>.<digest>`.
 
     `failed` ended with an error as often as a clip may; `quarantined` killed their group so often, and a failure says so:
-    neither is started again. `again`: failed, and will be tried once more on another node. `started` have a mark and no end
-    yet: they run, in whichever attempt, or their job was killed.
+    neither is started again. `again`: failed, and will be tried once more on another node; `tries`: how often those were
+    tried. `started` have a mark and no end yet: they run, in whichever attempt, or their job was killed.
     """
 
     recorded: frozenset[str]
@@ -28,6 +29,7 @@ class Progress:
     quarantined: frozenset[str]
     again: frozenset[str]
     started: frozenset[str]
+    tries: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def not_rendered(self) -> frozenset[str]:
@@ -39,8 +41,10 @@ _NONE: frozenset[str] = frozenset()
 NOTHING_KNOWN = Progress(recorded=_NONE, failed=_NONE, quarantined=_NONE, again=_NONE, started=_NONE)
 
 
-def read_progress(bucket: Bucket) -> Progress:
-    """Lists records, failures and attempts. Raises BucketError."""
+def read_progress(bucket: Bucket, max_attempts: int | None = None) -> Progress:
+    """Lists records, failures and attempts. `max_attempts`: None for what the latest submit said. Raises BucketError."""
+    if max_attempts is None:
+        max_attempts = attempts_allowed(bucket)
     attempts, failures = bucket.attempts(), bucket.failures()
     # Last, so that a clip which ends meanwhile counts as ended.
     recorded = frozenset(bucket.recorded_keys())
@@ -49,13 +53,16 @@ def read_progress(bucket: Bucket) -> Progress:
     }
     quarantined = frozenset(
         key for key, count in killed.items()
-        if count >= MAX_ATTEMPTS and is_given_up(failures.get(key, ()), MAX_ATTEMPTS)
+        if count >= max_attempts and is_given_up(failures.get(key, ()), max_attempts)
     )  # fmt: skip
     unrecorded = {key: numbers for key, numbers in failures.items() if key not in recorded and key not in quarantined}
-    failed = frozenset(key for key, numbers in unrecorded.items() if is_given_up(numbers, MAX_ATTEMPTS))
+    failed = frozenset(key for key, numbers in unrecorded.items() if is_given_up(numbers, max_attempts))
     again = frozenset(unrecorded) - failed
     started = frozenset(key for key, count in killed.items() if count) - failed - quarantined
-    return Progress(recorded=recorded, failed=failed, quarantined=quarantined, again=again, started=started)
+    tries = {key: max(unrecorded[key]) for key in again}
+    return Progress(
+        recorded=recorded, failed=failed, quarantined=quarantined, again=again, started=started, tries=tries
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

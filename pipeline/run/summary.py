@@ -9,12 +9,24 @@ from pipeline.run.run import Run
 from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips, read_progress
 from pipeline.screen import Screen, counted
 
+SHOWN_CHARS = 300
+"""Of a failure's reason."""
+
 
 def show_summary(
-    bucket: Bucket, run: Run, *, left_out: int | None = None, screen: Screen, dashboard: str | None = None
+    bucket: Bucket,
+    run: Run,
+    *,
+    left_out: int | None = None,
+    max_attempts: int | None = None,
+    screen: Screen,
+    dashboard: str | None = None,
 ) -> Exit:
-    """Shows how the run stands and returns the exit code that says it. `left_out`: clips recorded before this submit."""
-    progress = read_progress(bucket)
+    """Shows how the run stands and returns the exit code that says it.
+
+    `left_out`: clips recorded before this submit. `max_attempts`: None for what the latest submit said.
+    """
+    progress = read_progress(bucket, max_attempts)
     failures = failed_clips(bucket, progress)
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
@@ -75,6 +87,6 @@ def _text(bucket: Bucket, document: dict[str, object], failures: list[FailedClip
     return "\n".join(lines)
 
 
-def _short(text: str, *, max_chars: int = 300) -> str:
+def _short(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= max_chars else line[: max_chars - 1] + "…"
+    return line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"

@@ -1,4 +1,4 @@
-"""What the weights of a run's families mean: asked for when the first row names a family, kept as long as the run."""
+"""Which weights a run's families have: looked up when the first row names a family, and kept for the whole run."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class RunWeights:
 class WeightsLookup:
     """Finds each family's weights once: a hub may take long to answer, so only families that rows name are looked up.
 
-    `asked`: what the user gives a family by name, None for its own. `begun`: those of the run that goes on; a branch of the
-    hub that has moved since changes nothing in it.
+    `asked`: what the user gives a family by name, None for its own. `begun`: the weights of a run that is continued, even if
+    a branch of the hub has moved since.
     """
 
     def __init__(self, asked: Callable[[str], str | None], begun: Mapping[str, RunWeights]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.job import ClusterError, JobState
-from cluster.rank import RankResult
+from cluster.rank import rank_result
 from cluster.slurm_job import SlurmJob, Submitted
 from cluster.slurm_queue import QueueRow
 from cluster.slurm_settings import SlurmSettings, check_extra
@@ -19,7 +19,7 @@ def row(state: str, *, restarts: int = 0, reason: str = "None", job_name: str = 
 
 
 def leave_result(folder: Path, *, attempt: int) -> None:
-    outcome = ("success", RankResult(attempt=attempt, value=f"start {attempt}"))
+    outcome = ("success", rank_result(attempt=attempt, value=f"start {attempt}"))
     (folder / "77_3_0_result.pkl").write_bytes(pickle.dumps(outcome))
 
 

@@ -15,7 +15,8 @@ from tests.cluster.daemons.ceph import S3Server
 from tests.cluster.daemons.slurm import Slurm
 from tests.faults.world import POISON, poisoned_weights
 from tests.pipeline.command import Command, wait_until
-from tests.pipeline.conftest import command, manifest, weights  # noqa: F401  (fixtures)
+from tests.pipeline.conftest import cold_command, manifest, weights  # noqa: F401  (fixtures)
+from tests.pipeline.conftest import cold_command as command  # noqa: F401
 
 pytestmark = pytest.mark.cluster
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from pab.conditioning.frame_masks import frame_mask
 from pab.conditioning.loops import split_scenes
 from pab.families.open_sora.prompts import Scores, with_scores
 from pab.families.open_sora.sizes import ASPECT_RATIOS, FRAMES_PER_2S, IMAGE_FPS, LENGTHS, SIZES, image_size
 from pab.text.prompt_cleaning import clean
 from tests.golden.cases import Case, only, same
+from tests.golden.frame_masks import frame_mask
 
 MASK_ROW = frozenset({"z", "refs", "ms", "loop", "align", "mask", "frames_changed", "ref_frame_copied"})
 

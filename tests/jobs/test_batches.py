@@ -13,7 +13,7 @@ from jobs.settings import Mesh
 from jobs.store import layout
 from pab.broadcast.rules import KINDS
 from tests.jobs.listening import NotedProgress
-from tests.jobs.machines import outcome_of, run_with_submitit, start_process
+from tests.jobs.machines import outcome_of, run_on_forked_ranks, start_process
 from tests.jobs.videos import read_video
 from tests.jobs.world import clip, render_job, write_shard
 
@@ -172,7 +172,7 @@ def test_two_ranks_render_batches_and_agree_on_their_size(tmp_path, mesh):
     items = clips(5)
     bucket = write_shard(str(tmp_path / "out"), items)
     job = render_job(str(tmp_path / "out"), mesh=mesh, batch=2, baseline=False)
-    outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    outcome, _ = run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)
     assert [type(item) for item in outcome.clips] == [Rendered] * 5
     assert sizes(bucket, items) == [2, 2, 2, 2, 1]
     records = [bucket.read_json(layout.record(item.key)) for item in items]

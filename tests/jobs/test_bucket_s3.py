@@ -18,8 +18,9 @@ from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import Patience
 from tests.cluster.daemons.ceph import S3Server
-from tests.jobs.machines import ROOT
 from tests.jobs.world import clip, render_job, write_shard
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.cluster
 QUICK = Patience(total_s=20, operation_s=3, first_wait_s=0.1, longest_wait_s=0.5)

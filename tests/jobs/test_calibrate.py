@@ -15,6 +15,7 @@ from pab.families.demo.family import DEMO
 from pab.families.demo.training.check import held_out_prompts
 from pab.family import ClipRequest
 from pab.sampling.denoise import plan_for
+from tests.jobs.hostile import HOSTILE, assert_harmless
 
 STEPS = 10
 FAMILY = dataclasses.replace(DEMO, presets={name: DEMO.presets[name] for name in ("none", "pab246")})
@@ -80,6 +81,17 @@ def test_the_page_shows_the_curves_the_plan_and_every_preset(matched):
     assert found.rules.digest in page
     for request in (*found.request.searched, *found.request.held_out):
         assert request.prompt in page
+
+
+def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_calibration(matched):
+    found, _ = matched
+    hostile = [dataclasses.replace(clip, prompt=HOSTILE) for clip in (*found.request.searched, *found.request.held_out)]
+    request = dataclasses.replace(
+        found.request, searched=tuple(hostile[:1]), held_out=tuple(hostile[1:]), weights=HOSTILE, device=HOSTILE
+    )
+    rows = [dataclasses.replace(row, broadcast=HOSTILE, digest=HOSTILE) for row in found.rows]
+    page = calibration_page(dataclasses.replace(found, request=request, rows=rows), {HOSTILE: HOSTILE})
+    assert_harmless(page, shown=3 + 2 * 2 + 4)
 
 
 def test_leaving_out_passes_beats_reuse_by_sites_alone_and_both_beat_the_preset(matched):

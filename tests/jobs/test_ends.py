@@ -123,7 +123,8 @@ def test_prompts_that_hang_end_the_process_and_the_next_start_encodes_them_one_b
 def test_an_end_from_outside_while_prompts_are_encoded_does_not_count_against_them(tmp_path):
     bucket = write_shard(str(tmp_path / "out"), [clip(0), clip(1, prompt="hang-encoding")])
     process = start_process(render_job(str(tmp_path / "out"), baseline=False), tmp_path / "job")
-    wait_for(lambda: (tmp_path / "out/encoding").exists() and list((tmp_path / "out/encoding").iterdir()))
+    # A whole file: not one that is just being written.
+    wait_for(lambda: list((tmp_path / "out").glob("encoding/[!.]*")))
     process.send_signal(signal.SIGTERM)
     assert process.wait(WAIT_S) not in (0, -signal.SIGKILL)
     assert list((tmp_path / "out/encoding").iterdir()) == []

@@ -10,7 +10,7 @@ import torch
 from jobs.outcome import Failed, Rendered
 from jobs.rendering.frames import ClipOnDevice, ComingFrames, DeviceUse
 from jobs.rendering.loaded_family import load_family
-from jobs.settings import JobSettings, Mesh
+from jobs.settings import JobSettings, Mesh, RenderSettings
 from jobs.store import layout
 from pab.kernels import choice
 from pab.sampling.device_clock import DeviceClock
@@ -155,12 +155,12 @@ def test_settings_of_a_job_choose_cudnn_only_for_compiled_blocks_on_a_gpu():
 def test_a_job_tells_its_model_to_use_the_kernels_where_its_execution_has_them():
     told: list[bool] = []
     family = replace(TINY, fused_kernels=True)
-    settings = JobSettings(
-        output="unused", run_id="run-1", weights=None, precision="bfloat16", device="cpu", mesh=Mesh(), compile=True,
-        compile_backend="eager",
-    )  # fmt: skip
+    plain = RenderSettings(precision="bfloat16", device="cpu", compile=True)
     for changes in ({"device": "cuda"}, {"device": "cpu"}, {"device": "cuda", "compile": False}):
-        loaded = load_family(family, replace(settings, **changes), torch.device("cpu"))
+        settings = JobSettings(
+            output="unused", run_id="run-1", mesh=Mesh(), render=replace(plain, **changes), compile_backend="eager"
+        )
+        loaded = load_family(family, settings, torch.device("cpu"))
         told.append(loaded.model.transformer.choose_kernels is choice.fastest)
         assert loaded.execution.kernels == told[-1]
     assert told == [True, False, False]

@@ -14,7 +14,7 @@ from jobs.outcome import Failed, Rendered
 from jobs.settings import Mesh
 from jobs.store import layout
 from jobs.store.retry import Patience
-from tests.jobs.machines import run_with_submitit
+from tests.jobs.machines import run_on_forked_ranks
 from tests.jobs.videos import read_video
 from tests.jobs.world import clip, render_job, write_shard
 
@@ -104,7 +104,7 @@ def test_a_clip_begins_with_its_reference_and_a_changed_one_fails_alone(tmp_path
     ]
     bucket = write_shard(str(tmp_path / "out"), clips)
     job = render_job(str(tmp_path / "out"), mesh=mesh, baseline=mesh is None, upload_timeout_s=0.2)
-    outcome = job() if mesh is None else run_with_submitit(job, tmp_path / "jobs", ranks=2)[0]
+    outcome = job() if mesh is None else run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)[0]
     assert [type(item) for item in outcome.clips] == [Rendered, Failed, Failed, Rendered]
     record = bucket.read_json(layout.record(clips[0].key))
     assert record["references"] == [{"url": str(tmp_path / "a.png"), "sha256": sha256}]

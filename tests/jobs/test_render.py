@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from jobs.outcome import Failed, Rendered, Skipped
-from jobs.rendering.clip_work import Begun, render_frames
+from jobs.rendering.clip_attempt import Attempt
+from jobs.rendering.clip_work import render_clip
 from jobs.rendering.deadline import Pace
 from jobs.rendering.group import GroupError
 from jobs.rendering.loaded_family import load_family
@@ -27,7 +28,9 @@ from tests.jobs.world import TINY, clip, render_job, write_shard
 def fresh_frames(item, output: str) -> np.ndarray:
     settings = render_job(output).settings
     loaded = load_family(TINY, settings, torch.device("cpu"))
-    frames = render_frames(loaded, Begun(clip=item, attempt=1), settings=settings, group=NodeGroup()).frames
+    attempt = Attempt(clip=item, number=1)
+    render_clip(loaded, attempt, settings=settings, group=NodeGroup())
+    frames = attempt.coming.fetch()
     assert frames is not None
     return frames
 

@@ -4,18 +4,22 @@ import base64
 import re
 import struct
 import xml.etree.ElementTree as ET
-import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jobs.media.picture import png, strip
+from jobs.media.reference_files import decode_frames, fetch_reference
 from jobs.reports.report import derived_baseline_s
 from jobs.reports.report_broadcast import distinct_plans
+from jobs.reports.report_html import report_page
 from jobs.reports.report_times import settled_s, warm_up_s
 from jobs.settings import Mesh
 from jobs.store import layout
-from tests.jobs.machines import run_with_submitit
+from jobs.store.retry import Patience
+from tests.jobs.hostile import assert_harmless, poisoned
+from tests.jobs.machines import run_on_forked_ranks
 from tests.jobs.world import clip, render_job, write_shard
 
 
@@ -131,6 +135,15 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(reported):
     assert base64.b64decode(picture.split(",")[1]) == bucket.read(layout.job_report(7, "png"))
 
 
+def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_job(reported):
+    _, report, _ = reported
+    keep = ["patterns", "blocks"]
+    page = report_page(poisoned(report, keep=keep, names=["seconds_by_stage", "step_seconds", "versions"]), None)
+    assert_harmless(page, shown=50)
+    (reason,) = [row["reason"] for row in report["clips"] if row["outcome"] == "failed"]
+    assert f'<td class="text">{reason}</td>' in report_page(report, None)
+
+
 def test_a_later_start_keeps_what_an_earlier_one_measured(tmp_path):
     gone = [clip(0), clip(1)]
     bucket = write_shard(str(tmp_path), gone)
@@ -161,7 +174,7 @@ def test_no_baseline_is_rendered_where_none_is_wanted(tmp_path, changes, broadca
 
 def test_two_ranks_report_the_all_to_alls_that_broadcast_saved(tmp_path):
     bucket = write_shard(str(tmp_path / "out"), [clip(0)])
-    run_with_submitit(render_job(str(tmp_path / "out"), mesh=Mesh(sp=2)), tmp_path / "jobs", ranks=2)
+    run_on_forked_ranks(render_job(str(tmp_path / "out"), mesh=Mesh(sp=2)), tmp_path / "jobs", ranks=2)
     report = bucket.read_json(layout.job_report(7))
     exchanged = report["all_to_alls"]
     assert exchanged["agree"] is True
@@ -174,16 +187,31 @@ def test_two_ranks_report_the_all_to_alls_that_broadcast_saved(tmp_path):
     )
 
 
+def decoded(data: bytes, folder: Path) -> np.ndarray:
+    """The pixels of a picture as ffmpeg reads it, which is not what has written it."""
+    (folder / "picture").write_bytes(data)
+    (frame,) = decode_frames(fetch_reference(str(folder / "picture"), Patience()), range(1))
+    return frame
+
+
 def test_a_png_holds_the_pixels(tmp_path):
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     data = png(picture)
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", data[16:24]) == (7, 5)
-    (length,) = struct.unpack(">I", data[33:37])
-    rows = np.frombuffer(zlib.decompress(data[41 : 41 + length]), np.uint8).reshape(5, 22)
-    assert not rows[:, 0].any()
-    assert np.array_equal(rows[:, 1:].reshape(5, 7, 3), picture)
-    assert struct.unpack(">I", data[41 + length : 45 + length])[0] == zlib.crc32(data[37 : 41 + length])
+    assert struct.unpack(">IIBB", data[16:26]) == (7, 5, 8, 2), "width, height, 8 bits a channel, RGB"
+    assert np.array_equal(decoded(data, tmp_path), picture)
+
+
+def test_a_strip_shows_first_and_last_frames_in_whole_pixels_and_averaged_blocks(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (9, 8, 80, 3), dtype=np.uint8)
+    small = decoded(png(strip([frames])), tmp_path)
+    assert small.shape == (16, 6 * 160 + 5 * 4, 3)
+    assert np.array_equal(small[:, :160], frames[0].repeat(2, axis=0).repeat(2, axis=1))
+    assert np.array_equal(small[:, -160:], frames[-1].repeat(2, axis=0).repeat(2, axis=1))
+    assert (small[:, 160:164] == 255).all()
+    large = np.random.default_rng(0).integers(0, 256, (2, 6, 320, 3), dtype=np.uint8)
+    blocks = large[0].reshape(3, 2, 160, 2, 3).mean(axis=(1, 3))
+    assert np.abs(decoded(png(strip([large])), tmp_path)[:, :160] - blocks).max() <= 0.5
 
 
 @pytest.mark.parametrize("size", [(1, 3, 5), (16, 64, 64), (51, 480, 848)], ids=str)

@@ -1,8 +1,9 @@
-from jobs.reports.report_svg import bar_chart, duration
+from jobs.reports.figures import axis_seconds
+from jobs.reports.report_svg import bar_chart
 
 
 def test_seconds_are_told_in_the_unit_that_fits_the_label():
-    assert [duration(seconds) for seconds in (0.0, 0.0125, 0.9994, 3.276, 66.6)] == [
+    assert [axis_seconds(seconds) for seconds in (0.0, 0.0125, 0.9994, 3.276, 66.6)] == [
         "0 ms",
         "12.5 ms",
         "999 ms",

@@ -1,25 +1,26 @@
-"""Jobs of two ranks, as submitit runs them: the same pixels, the planned traffic, clips side by side, an end for all."""
+"""Jobs of two ranks: the same pixels, the planned traffic, clips side by side, an end for all."""
 
 import os
 import time
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
-import submitit
 import torch
 
 from cluster.job import Job, JobRequest, JobState
 from cluster.local import LocalCluster
 from jobs.outcome import Rendered
-from jobs.rendering.clip_work import Begun, render_frames
+from jobs.rendering.clip_attempt import Attempt
+from jobs.rendering.clip_work import render_clip
 from jobs.rendering.group import Place, open_job, open_store
 from jobs.rendering.loaded_family import load_family
 from jobs.settings import Mesh
 from jobs.store import layout
 from pab.parallel.mesh import NodeGroup
 from tests.jobs.listening import NotedProgress
-from tests.jobs.machines import run_with_submitit
+from tests.jobs.machines import RankError, run_on_forked_ranks, run_with_submitit
 from tests.jobs.videos import read_video
 from tests.jobs.world import TINY, clip, render_job, write_shard
 from tests.sockets import listening, listening_elsewhere
@@ -31,7 +32,8 @@ BOUND = 1e-5
 def latents_on_this_rank(job, item):
     with open_job(job.settings) as ranks:
         loaded = load_family(TINY, job.settings, torch.device("cpu"))
-        rendered = render_frames(loaded, Begun(clip=item, attempt=1), settings=job.settings, group=ranks.node)
+        rendered = Attempt(clip=item, number=1)
+        render_clip(loaded, rendered, settings=job.settings, group=ranks.node)
         told = ranks.join(("rank", ranks.place.rank))
         return rendered.denoised.latents, rendered.denoised.traffic, told, ranks.agree(f"from {ranks.place.rank}")
 
@@ -47,14 +49,14 @@ def test_ranks_of_one_machine_meet_on_loopback_only():
 @pytest.mark.parametrize("mesh", [Mesh(sp=2), Mesh(cfg=2)], ids=str)
 def test_two_ranks_give_one_ranks_latents_and_agree_on_plain_values(tmp_path, mesh):
     item = clip(3, num_frames=10)
-    executor = submitit.LocalExecutor(folder=tmp_path)
-    executor.update_parameters(tasks_per_node=2, timeout_min=3, setup=["export OMP_NUM_THREADS=1"])
-    results = executor.submit(latents_on_this_rank, render_job(str(tmp_path), mesh=mesh), item).results()
+    results = run_on_forked_ranks(
+        partial(latents_on_this_rank, render_job(str(tmp_path), mesh=mesh), item), tmp_path / "jobs", ranks=2
+    )
     job = render_job(str(tmp_path))
-    alone = render_frames(
-        load_family(TINY, job.settings, torch.device("cpu")),
-        Begun(clip=item, attempt=1), settings=job.settings, group=NodeGroup(),
-    ).denoised  # fmt: skip
+    attempt = Attempt(clip=item, number=1)
+    loaded = load_family(TINY, job.settings, torch.device("cpu"))
+    render_clip(loaded, attempt, settings=job.settings, group=NodeGroup())
+    alone = attempt.denoised
     for latents, traffic, told, agreed in results:
         assert (latents - alone.latents).abs().max() <= BOUND
         assert traffic.all_to_alls == (2 * alone.plan.computed("temporal") if mesh.sp == 2 else 0)
@@ -84,7 +86,7 @@ def test_replicas_take_clips_in_turn_and_report_together(tmp_path):
     bucket = write_shard(str(tmp_path / "out"), items)
     notes = tmp_path / "notes"
     job = render_job(str(tmp_path / "out"), mesh=Mesh(dp=2), progress=NotedProgress(notes))
-    outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    outcome, _ = run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)
     assert [(type(item), item.clip_id) for item in outcome.clips] == [(Rendered, item.clip_id) for item in items]
     assert [bucket.read_json(layout.record(item.key))["job"]["rank"] for item in items] == [0, 1, 0]
     heard = notes.read_text().splitlines()
@@ -102,11 +104,11 @@ def test_an_error_in_shared_work_ends_the_group_and_the_next_start_goes_on(tmp_p
     items = [clip(0), clip(1, prompt="fail now"), clip(2)]
     bucket = write_shard(str(tmp_path / "out"), items)
     job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2))
-    with pytest.raises(submitit.core.utils.FailedJobError, match=r"clip clip\.1: ArithmeticError in denoise"):
-        run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    with pytest.raises(RankError, match=r"clip clip\.1: ArithmeticError in denoise"):
+        run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)
     assert bucket.recorded_keys() == {items[0].key}
     assert bucket.failures() == {items[1].key: [1]}
-    outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    outcome, _ = run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)
     assert outcome.left == (items[1].clip_id,)
     assert bucket.recorded_keys() == {items[0].key, items[2].key}
 

@@ -17,20 +17,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.render import RenderShard
-from jobs.settings import JobSettings, Mesh
+from jobs.settings import JobSettings, Mesh, RenderSettings, settings_in
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.clip import Clip
 from manifests.schema import CLIP_SCHEMA, REFERENCE_SCHEMA, accepted_schema
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
-from pab.families.demo.family import DEMO, demo_sites
+from pab.families.demo.family import DEMO
+from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
-from pab.families.open_sora.stdit3_video import STDiT3Video, TextStates
+from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.rectified_flow import timesteps
+from pab.text.states import TextStates
+from tests.hashed_text import hashed_text
 
 CONFIG = STDiT3Config(
     depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64
@@ -100,8 +103,7 @@ class Trouble:
         return self.model.latent_shape(request)
 
 
-def hashed_text(prompts) -> TextStates:
-    rows = []
+def read_text(prompts) -> TextStates:
     for prompt in prompts:
         words = prompt.split()
         if words[0] == "unreadable":
@@ -110,14 +112,11 @@ def hashed_text(prompts) -> TextStates:
             os.kill(os.getpid(), signal.SIGKILL)
         if words[0] == "hang-encoding":
             time.sleep(600)
-        generator = torch.Generator().manual_seed(sum(prompt.encode()))
-        rows.append(torch.randn(CONFIG.model_max_length, CONFIG.caption_channels, generator=generator))
+    states = hashed_text(prompts, length=CONFIG.model_max_length, channels=CONFIG.caption_channels)
+    for row, prompt in zip(states.y_BLC, prompts, strict=True):
         if prompt.startswith("nan"):
-            rows[-1].fill_(float("nan"))
-    lengths = torch.tensor([min(len(prompt.split()), CONFIG.model_max_length) for prompt in prompts])
-    mask = (torch.arange(CONFIG.model_max_length) < lengths[:, None]).long()
-    warnings = tuple(("unknown word: zyx",) if "zyx" in prompt else () for prompt in prompts)
-    return TextStates(y_BLC=torch.stack(rows), mask_BL=mask, warnings=warnings)
+            row.fill_(float("nan"))
+    return replace(states, warnings=tuple(("unknown word: zyx",) if "zyx" in prompt else () for prompt in prompts))
 
 
 def load_tiny(request: LoadRequest) -> Trouble:
@@ -128,7 +127,7 @@ def load_tiny(request: LoadRequest) -> Trouble:
     return Trouble(
         STDiT3Video(
             transformer=transformer.to(request.device),
-            encode_text=hashed_text,
+            encode_text=read_text,
             codec=StretchCodec(),
             timesteps=lambda request: timesteps(request.num_steps),
             model_fps=lambda request: float(request.fps),
@@ -140,7 +139,7 @@ def load_tiny(request: LoadRequest) -> Trouble:
 TINY: Family = replace(
     DEMO,
     name="tiny",
-    sites=demo_sites(CONFIG.depth),
+    sites=stdit3_sites(CONFIG.depth),
     presets={"none": NO_BROADCAST, "pab": TINY_PAB, "foresight": ForesightRules(gamma=4.0)},
     timesteps=lambda request, _precision: timesteps(request.num_steps),
     num_tokens=lambda num_frames, height, width: -(-num_frames // 2) * -(-height // 8) * -(-width // 8),
@@ -174,7 +173,9 @@ def write_shard(output: str, clips: list[Clip], shard: int = 7) -> Bucket:
 
 def render_job(output: str, *, mesh: Mesh | None = None, **changes) -> RenderShard:
     progress = {name: changes.pop(name) for name in ("progress",) if name in changes}
+    chosen = {"precision": "float32", "device": "cpu"}
+    chosen |= {name: changes.pop(name) for name in settings_in(RenderSettings) if name in changes}
     settings = JobSettings(
-        output=output, run_id="run-1", weights=None, precision="float32", device="cpu", mesh=mesh or Mesh(), **changes
+        output=output, run_id="run-1", mesh=mesh or Mesh(), render=RenderSettings(**chosen), **changes
     )
     return RenderShard(settings=settings, shard=7, find_family=find_tiny, **progress)

@@ -124,11 +124,7 @@ def test_a_misspelled_column_gives_a_warning(tmp_path: Path) -> None:
         ),
         ("c.txt", b"fine\n\xfe\n", "line 2: b'\\xfe\\n', valid UTF-8 is needed; save it as UTF-8"),
         ("c.txt", "\n \n", "the file has no prompts; add at least one"),
-        (
-            "c.xlsx",
-            "",
-            "the ending '.xlsx' is not known, allowed: .csv, .jsonl, .ndjson, .txt or kind csv, jsonl, text",
-        ),
+        ("c.xlsx", "", "the ending '.xlsx' is not known, allowed: .csv, .jsonl, .ndjson, .txt; rename the file"),
     ],
 )
 def test_a_bad_source_names_the_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:

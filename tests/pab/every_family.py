@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pab.broadcast.rules import Rules, pyramid
@@ -35,25 +36,30 @@ SMALL: Mapping[str, tuple[int, int, int]] = {
 """Frames, height and width of a clip. Families of the diffusers library are two layers deep, the others as published."""
 EVERY_OTHER = pyramid(2, 2, 2, window=(0, 1001))
 Mesh = tuple[int, int, int]
-MESHES: Mapping[int, Sequence[Mesh]] = {2: ((1, 2, 1), (1, 1, 2)), 4: ((1, 2, 2),)}
-"""By number of ranks: dp, cfg, sp."""
+MESHES: Sequence[tuple[Mesh, tuple[int, ...]]] = (
+    ((2, 2, 1), (0, 1)),
+    ((2, 1, 2), (2, 3)),
+    ((1, 2, 2), (0, 1, 2, 3)),
+)
+"""Of four ranks: dp, cfg, sp, and the ranks that render with it. Where dp is two, two ranks share a clip."""
 
 
 def family(name: str) -> Family:
     return WORLDS[name].family if name in WORLDS else find_family(name)
 
 
-def write(name: str, folder: Path) -> None:
+def write_at(name: str, folder: Path) -> None:
+    """Writes a family's small weights into a new folder."""
     if name in WORLDS:
-        WORLDS[name].write(folder / name)
+        WORLDS[name].write(folder)
     elif name == "demo":
         torch.manual_seed(5)
         config = demo_config(small=True)
         config = replace(config, transformer=replace(config.transformer, depth=DEPTH))
-        (folder / name).mkdir()
-        save_demo(build_parts(config), folder / name / "demo.safetensors")
+        folder.mkdir()
+        save_demo(build_parts(config), folder / "demo.safetensors")
     else:
-        write_tiny_weights(name, folder / name)
+        write_tiny_weights(name, folder)
 
 
 def load(name: str, folder: Path, precision: str = "float32") -> VideoModel:
@@ -174,13 +180,17 @@ def site_modules(name: str, model: VideoModel) -> list[tuple[str, nn.Module]]:
     return [(site.name, model.transformer.get_submodule(site.name)) for site in family(name).sites]
 
 
-def render_on_ranks(folder: Path, meshes: Sequence[Mesh]) -> dict[tuple[Mesh, str], tuple[Tensor, int]]:
-    """Final latents and passes a step of every family's clip on every mesh; models told their guidance have one branch."""
+def render_on_ranks(folder: Path) -> dict[tuple[Mesh, str], tuple[Tensor, int]]:
+    """Final latents and passes a step of every family's clip on this rank's meshes.
+
+    Models told their guidance have one branch.
+    """
     done: dict[tuple[Mesh, str], tuple[Tensor, int]] = {}
-    groups = {m: open_group(dp=m[0], cfg=m[1], sp=m[2], device=torch.device("cpu")) for m in meshes}
+    groups = {m: open_group(dp=m[0], cfg=m[1], sp=m[2], device=torch.device("cpu")) for m, _ in MESHES}
+    mine = {mesh: groups[mesh] for mesh, ranks in MESHES if dist.get_rank() in ranks}
     for name in SMALL:
         model = load(name, folder)
-        for mesh, group in groups.items():
+        for mesh, group in mine.items():
             if mesh[1] == 1 or not family(name).embedded_guidance:
                 rendered = render(name, model, group=group)
                 done[mesh, name] = rendered.latents, rendered.passes

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from pab.sampling.samplers import (
     euler_ancestral_timesteps,
     pndm_timesteps,
 )
-from pab.text.states import TextStates
+from tests.hashed_text import hashed_text
 
 TEXT_LENGTH, TEXT_CHANNELS = 6, 12
 LATTE = LatteConfig(
@@ -69,7 +70,7 @@ class World:
         torch.manual_seed(11)
         return NoiseVideo(
             transformer=self.build().eval(),
-            encode_text=hashed_text,
+            encode_text=partial(hashed_text, length=TEXT_LENGTH, channels=TEXT_CHANNELS, ends=1),
             codec=BlockCodec(),
             sampler=self.sampler,
             device=torch.device("cpu"),
@@ -123,16 +124,6 @@ WORLDS: Mapping[str, World] = {
         communicating="spatial",
     ),
 }
-
-
-def hashed_text(prompts) -> TextStates:
-    rows = []
-    for prompt in prompts:
-        generator = torch.Generator().manual_seed(sum(prompt.encode()))
-        rows.append(torch.randn(TEXT_LENGTH, TEXT_CHANNELS, generator=generator))
-    lengths = torch.tensor([min(len(prompt.split()) + 1, TEXT_LENGTH) for prompt in prompts])
-    mask = (torch.arange(TEXT_LENGTH) < lengths[:, None]).long()
-    return TextStates(y_BLC=torch.stack(rows), mask_BL=mask, warnings=((),) * len(rows))
 
 
 def clip(**changes) -> ClipRequest:

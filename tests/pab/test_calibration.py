@@ -18,18 +18,15 @@ from pab.calibration.passes_and_sites import search_passes_and_sites
 from pab.calibration.search import Budget, ErrorModel, PlanSearch, error_model
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import plan_for
-from tests.pab.every_family import family, load, render, request_of, write
+from tests.pab.every_family import family, load, render, request_of
 
 FAMILIES = ("demo", "latte", "wan", "hunyuan_video")
 """Blocks of ours with two stacks, and with parts of their own; modules of the library with one stream, and with two."""
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in FAMILIES:
-        write(name, folder)
-    return folder
+def weights(tiny_weights) -> Path:
+    return tiny_weights(*FAMILIES)
 
 
 def measured(name: str, weights: Path):

@@ -207,8 +207,9 @@ def test_module_is_loaded_cast_and_frozen():
 def test_a_transport_error_of_the_hubs_client_is_told_as_a_hub_that_cannot_be_reached(monkeypatch):
     """The client's transport raises errors that are no OSError; a submit of other families must live with them."""
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError
 
-    class TransportError(Exception):
+    class TransportError(HTTPError):
         pass
 
     def fail(*_, **__):

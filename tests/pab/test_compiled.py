@@ -1,15 +1,18 @@
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST
-from pab.execution.choice import Execution, compiled
+from pab.execution.choice import Execution
 from pab.execution.compile_cache import KERNELS, CompileCacheError, cache_folder, compile_cache, operators_digest
 from pab.execution.compiled import CompileError, Graphs, compile_blocks, executing, graphs_compiled, many_graphs
 from pab.families import FAMILIES
 from pab.families.open_sora.stdit3_blocks import STDiT3Block
+from pab.kernels import attention as kernels_attention
 from pab.parallel.mesh import open_group
 from pab.sampling.denoise import NotFiniteError
 from tests.pab.test_denoise import RANKS_BOUND
@@ -83,8 +86,7 @@ def test_blocks_compile_once_per_step_pattern_and_never_again_for_other_prompts_
         assert graphs_compiled() <= both_sizes + 2
 
 
-def test_graphs_are_dropped_when_they_are_too_many_and_what_they_cost_is_still_told(monkeypatch):
-    monkeypatch.setattr(compiled, "GRAPHS_TO_FORGET", 3)
+def test_graphs_are_dropped_when_they_are_too_many_and_what_they_cost_is_still_told():
     torch._dynamo.reset()
     model = tiny_model()
     compile_blocks(model.block_stacks, backend="eager")
@@ -94,9 +96,9 @@ def test_graphs_are_dropped_when_they_are_too_many_and_what_they_cost_is_still_t
         first = graphs.so_far()
         assert first.graphs > 3
         assert first.seconds > 0
-        assert graphs.make_room()
+        assert graphs.make_room(most=3)
         assert graphs.so_far() == first
-        assert not graphs.make_room()
+        assert not graphs.make_room(most=3)
         assert torch.equal(render(model, clip(num_steps=3), PAB246).latents, expected)
         again = graphs.so_far()
     assert again.graphs == 2 * first.graphs
@@ -153,6 +155,24 @@ def test_kernels_of_another_version_of_ours_are_not_taken(tmp_path):
     assert operators_digest(tmp_path) == before
     (tmp_path / "gpu/b.py").write_text("three")
     assert operators_digest(tmp_path) != before
+
+
+def test_the_kernels_that_name_the_cache_are_those_that_run(tmp_path):
+    named = {path.relative_to(KERNELS).as_posix() for path in KERNELS.rglob("*.py")}
+    assert {"attention.py", "head_norm.py", "gpu/attention.py", "gpu/head_norm.py"} <= named
+    assert Path(kernels_attention.__file__) == KERNELS / "attention.py"
+    shutil.copytree(KERNELS, tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    assert operators_digest(tmp_path / "kernels") == operators_digest(KERNELS)
+    for path in sorted((tmp_path / "kernels").rglob("*.py")):
+        before = operators_digest(tmp_path / "kernels")
+        path.write_text(path.read_text() + "#\n")
+        assert operators_digest(tmp_path / "kernels") != before
+
+
+def test_a_folder_without_kernels_has_no_digest(tmp_path):
+    for folder in (tmp_path, tmp_path / "moved"):
+        with pytest.raises(AssertionError, match=f"{folder} holds no kernels"):
+            operators_digest(folder)
 
 
 def test_a_cache_that_has_grown_too_large_is_emptied_unless_another_job_uses_it(tmp_path):

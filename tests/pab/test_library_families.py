@@ -41,11 +41,8 @@ GUIDED = [name for name in ONE_TRANSFORMER if not WORLDS[name].family.embedded_g
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in WORLDS:
-        WORLDS[name].write(folder / name)
-    return folder
+def weights(tiny_weights) -> Path:
+    return tiny_weights(*WORLDS)
 
 
 @pytest.mark.parametrize("name", WORLDS)

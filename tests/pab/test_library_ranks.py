@@ -40,11 +40,8 @@ Ranks = list[dict[Case, Denoised]]
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in WORLDS:
-        WORLDS[name].write(folder / name)
-    return folder
+def weights(tiny_weights) -> Path:
+    return tiny_weights(*WORLDS)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.rendering.clip_work import Begun, ClipFrames, Stages, render_baseline, render_frames
+from jobs.rendering.clip_attempt import Attempt
+from jobs.rendering.clip_work import render_baseline, render_clip
 from jobs.rendering.loaded_family import LoadedFamily, clip_rules
 from jobs.rendering.loops import clip_requests
-from jobs.settings import JobSettings, Mesh
+from jobs.settings import JobSettings, Mesh, RenderSettings
 from manifests.clip import Clip
 from pab.broadcast.rules import KINDS
 from pab.conditioning.loops import MAX_LOOPS, Loops, count_loops, loop_seed, loop_texts
@@ -21,7 +22,7 @@ from pab.families.open_sora.family import OPEN_SORA
 from pab.families.open_sora.given_frames import reference_noise
 from pab.family import LoadRequest
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.tiny_weights.__main__ import main as write_tiny
+from tests.pab.conftest import TinyWeights
 from tests.ranks import run_on_ranks
 
 RULES = OPEN_SORA.references
@@ -33,20 +34,28 @@ CLIP = Clip(
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "weights"
-    assert write_tiny(["open_sora", str(folder)]) == 0
-    return folder
+def weights(tiny_weights: TinyWeights) -> Path:
+    return tiny_weights("open_sora") / "open_sora"
+
+
+@pytest.fixture(scope="module")
+def attempt(weights: Path) -> Attempt:
+    """`CLIP` on one rank."""
+    with torch.inference_mode():
+        return rendered(weights, CLIP, 1)
 
 
 def settings(folder: Path) -> JobSettings:
-    return JobSettings(output="", run_id="r", weights=str(folder), precision="float32", device="cpu", mesh=Mesh())
+    render = RenderSettings(weights=str(folder), precision="float32", device="cpu")
+    return JobSettings(output="", run_id="r", mesh=Mesh(), render=render)
 
 
-def rendered(folder: Path, clip: Clip, cfg: int) -> ClipFrames:
+def rendered(folder: Path, clip: Clip, cfg: int) -> Attempt:
     world = dist.get_world_size() if dist.is_initialized() else 1
     group = open_group(dp=1, cfg=cfg, sp=world // cfg, device=torch.device("cpu")) if world > 1 else NodeGroup()
-    return render_frames(loaded(folder, group), Begun(clip=clip, attempt=1), settings=settings(folder), group=group)
+    attempt = Attempt(clip=clip, number=1)
+    render_clip(loaded(folder, group), attempt, settings=settings(folder), group=group)
+    return attempt
 
 
 def loaded(folder: Path, group: NodeGroup) -> LoadedFamily:
@@ -55,9 +64,12 @@ def loaded(folder: Path, group: NodeGroup) -> LoadedFamily:
 
 
 def frames_on_ranks(folder: Path, clip: Clip, cfg: int) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-    clip_frames = rendered(folder, clip, cfg)
-    frames = None if clip_frames.frames is None else torch.from_numpy(clip_frames.frames)
-    return frames, [loop.latents for loop in clip_frames.loops]
+    return frames_and_latents(rendered(folder, clip, cfg))
+
+
+def frames_and_latents(attempt: Attempt) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
+    frames = None if attempt.coming.size is None else torch.from_numpy(attempt.coming.fetch())
+    return frames, [loop.latents for loop in attempt.loops]
 
 
 def test_each_loop_has_the_text_of_the_last_scene_that_has_begun() -> None:
@@ -110,10 +122,11 @@ def test_loops_begin_with_the_last_frames_of_the_one_before_behind_the_rows_own_
 
 
 @torch.inference_mode()
-def test_a_clip_of_loops_is_each_loop_going_on_and_what_it_repeats_is_shown_once(weights: Path) -> None:
-    clip_frames = rendered(weights, CLIP, 1)
+def test_a_clip_of_loops_is_each_loop_going_on_and_what_it_repeats_is_shown_once(
+    weights: Path, attempt: Attempt
+) -> None:
     model, requests = loaded(weights, NodeGroup()).model, clip_requests(CLIP)
-    latents = [loop.latents for loop in clip_frames.loops]
+    latents = [loop.latents for loop in attempt.loops]
     for loop in (1, 2):
         before, seed = requests[loop - 1], requests[loop - 1].seed
         whole = model.codec.vae.decode(latents[loop - 1], before.num_frames)
@@ -121,36 +134,35 @@ def test_a_clip_of_loops_is_each_loop_going_on_and_what_it_repeats_is_shown_once
         torch.testing.assert_close(latents[loop][:, :, :5], end, rtol=0, atol=1e-5)
         assert (latents[loop][:, :, 5:] - latents[loop - 1][:, :, 5:]).abs().max() > 0.1
     parts = [model.decode(latents[loop], requests[loop], NodeGroup())[0, 17 * (loop > 0) :] for loop in range(3)]
-    assert torch.equal(torch.from_numpy(clip_frames.frames), torch.cat(parts))
-    assert clip_frames.warnings == ()
-    assert len(clip_frames.patterns) == len(clip_frames.denoised.step_seconds) == 12
-    one = clip_frames.loops[0]
+    assert torch.equal(torch.from_numpy(attempt.coming.fetch()), torch.cat(parts))
+    assert attempt.warnings == ()
+    assert len(attempt.patterns) == len(attempt.denoised.step_seconds) == 12
+    one = attempt.loops[0]
     for kind in KINDS:
-        assert clip_frames.denoised.computed.get(kind) == 3 * one.computed[kind], kind
+        assert attempt.denoised.computed.get(kind) == 3 * one.computed[kind], kind
 
 
 @torch.inference_mode()
-def test_the_first_loop_is_the_clip_of_one_loop_and_without_broadcast_loops_go_on_from_their_own(weights: Path) -> None:
-    clip_frames = rendered(weights, CLIP, 1)
+def test_the_first_loop_is_the_clip_of_one_loop_and_without_broadcast_loops_go_on_from_their_own(
+    weights: Path, attempt: Attempt
+) -> None:
     family = loaded(weights, NodeGroup())
     alone = clip_requests(CLIP)[0]
     again = render_baseline(
         family,
-        CLIP,
+        attempt,
         settings=settings(weights),
         group=NodeGroup(),
-        stages=Stages(),
-        conditioning=clip_frames.conditioning,
     )
-    assert not torch.equal(again.loops[1].latents[:, :, :5], clip_frames.loops[1].latents[:, :, :5])
-    assert len(again.frames) == len(clip_frames.frames) == 3 * 34 - 2 * 17
+    assert not torch.equal(again.loops[1].latents[:, :, :5], attempt.loops[1].latents[:, :, :5])
+    assert len(again.coming.fetch()) == len(attempt.coming.fetch()) == 3 * 34 - 2 * 17
     single = Clip(**{name: getattr(CLIP, name) for name in Clip.__slots__} | {"loops": 1, "prompt": alone.prompt})
-    assert torch.equal(rendered(weights, single, 1).loops[0].latents, clip_frames.loops[0].latents)
+    assert torch.equal(rendered(weights, single, 1).loops[0].latents, attempt.loops[0].latents)
     assert clip_rules(CLIP, OPEN_SORA, settings(weights)) == OPEN_SORA.presets["pab246"]
 
 
-def test_loops_come_out_the_same_on_any_ranks(weights: Path) -> None:
-    frames, latents = frames_on_ranks(weights, CLIP, 1)
+def test_loops_come_out_the_same_on_any_ranks(weights: Path, attempt: Attempt) -> None:
+    frames, latents = frames_and_latents(attempt)
     for cfg in (2, 1):
         parts = run_on_ranks(2, frames_on_ranks, weights, CLIP, cfg)
         assert parts[1][0] is None

@@ -20,10 +20,8 @@ from tests.pab.library_worlds import WORLDS, displayed, edited, library_module, 
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    WORLDS["ltx"].write(folder / "ltx")
-    return folder
+def weights(tiny_weights) -> Path:
+    return tiny_weights("ltx")
 
 
 @pytest.mark.parametrize("size", [(161, 512, 704), (97, 512, 768), (9, 256, 256), (1, 32, 32), (257, 704, 1280)])

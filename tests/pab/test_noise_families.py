@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pab.broadcast.rules import KINDS
 from pab.families import FAMILIES, find_family
 from pab.families.latte.family import LATTE
 from pab.families.latte.transformer import Latte, latte_config
@@ -109,11 +110,8 @@ def test_full_size_weights_load_strictly(layout):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in TINY:
-        write_tiny_weights(name, folder / name)
-    return folder
+def weights(tiny_weights) -> Path:
+    return tiny_weights(*TINY)
 
 
 def load(family: Family, folder: Path):
@@ -134,13 +132,17 @@ def render(folder: Path, name: str, mesh: dict | None):
         plan=plan,
         group=group,
     )
-    return done.latents, model.decode(done.latents, request, group), (done.traffic.all_to_alls, plan.all_to_alls)
+    counts = {kind: (done.computed.get(kind, 0), plan.computed(kind), plan.total(kind)) for kind in KINDS}
+    frames = model.decode(done.latents, request, group)
+    return done.latents, frames, (done.traffic.all_to_alls, plan.all_to_alls), counts
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_weights_render_a_clip_alike_on_one_rank_and_on_two(weights, name):
     frames, side = TINY[name]
-    latents, video, _ = render(weights, name, None)
+    latents, video, _, counts = render(weights, name, None)
+    assert all(counted == planned for counted, planned, _ in counts.values())
+    assert sum(planned for _, planned, _ in counts.values()) < sum(total for *_, total in counts.values())
     assert video.shape == (1, frames, side, side, 3)
     assert video.dtype == torch.uint8
     assert video.float().std() > 1, "the clip is not of one colour"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pab.broadcast.plan import make_plan
-from pab.conditioning.frame_masks import frame_mask, read_strategy
+from pab.conditioning.frame_masks import place_entries, read_strategy
 from pab.families import find_family
 from pab.families.open_sora.family import OPEN_SORA
 from pab.families.open_sora.levels import levels, model_fps, model_size
@@ -25,6 +25,7 @@ from pab.text.prompt_cleaning import clean
 from pab.tiny_weights.__main__ import main as write_tiny
 from pab.weights.checkpoint import CheckpointError
 from tests.golden.broadcast_traces import check_decisions
+from tests.pab.conftest import TinyWeights
 from tests.pab.open_sora_ranks import CLIP, encode_and_render, render, t5_text
 from tests.ranks import run_on_ranks
 
@@ -34,10 +35,8 @@ PROMPTS = ["a cat", "two birds fly past tall trees; the camera follows them", ""
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "weights"
-    assert write_tiny(["open_sora", str(folder)]) == 0
-    return folder
+def weights(tiny_weights: TinyWeights) -> Path:
+    return tiny_weights("open_sora") / "open_sora"
 
 
 def load_request(folder: Path) -> LoadRequest:
@@ -140,7 +139,7 @@ def test_mask_strategies_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match=r"edit ratio 1\.5, allowed 0 to 1"):
         read_strategy("0,0,0,0,1,1.5")
     with pytest.raises(ValueError, match="names reference 1, the clip has 1"):
-        frame_mask("0,1", [5], 15)
+        place_entries(read_strategy("0,1"), [5], 15, align=None)
 
 
 def test_a_prompt_has_the_same_numbers_alone_and_in_company(weights: Path) -> None:
@@ -225,7 +224,7 @@ def test_configurations_of_another_model_are_refused(weights: Path, tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps({**config, "scale": [1, 1, 1, 1]}))
     with pytest.raises(CheckpointError, match=r"scale=\[1, 1, 1, 1\], this model has \[3.85"):
         load_vae(tmp_path, torch.float32, torch.device("cpu"))
-    with pytest.raises(ValueError, match="precision='int8', open_sora runs in float32, bfloat16"):
+    with pytest.raises(ValueError, match="precision='int8', allowed float32, bfloat16"):
         OPEN_SORA.load(replace(load_request(weights), precision="int8"))
     with pytest.raises(CheckpointError, match=r"holds no tokenizer"):
         replace(t5_text(weights), tokenizer_folder=weights / "vae")(["a cat"])

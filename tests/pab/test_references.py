@@ -17,7 +17,7 @@ from pab.families.open_sora.given_frames import reference_noise
 from pab.family import ClipRequest, LoadRequest
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import denoise, initial_noise, plan_for
-from pab.tiny_weights.__main__ import main as write_tiny
+from tests.pab.conftest import TinyWeights
 from tests.pab.reference_ranks import CLIP, encoded, moving_picture, render_given
 from tests.ranks import run_on_ranks
 
@@ -25,10 +25,8 @@ RULES = OPEN_SORA.references
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "weights"
-    assert write_tiny(["open_sora", str(folder)]) == 0
-    return folder
+def weights(tiny_weights: TinyWeights) -> Path:
+    return tiny_weights("open_sora") / "open_sora"
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,8 @@ def differs(a, b) -> float:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    for name in TOGETHER:
-        every_family.write(name, folder)
-    return folder
+def folder(tiny_weights) -> Path:
+    return tiny_weights(*TOGETHER)
 
 
 @pytest.fixture(scope="module")
@@ -100,21 +97,23 @@ def test_clips_of_one_branch_and_outputs_kept_as_int8_equal_each_alone(name, fol
         assert differs(one.latents, render_alone(name, model, request, keep="int8").latents) < 1e-3
 
 
-def together_on_ranks(folder, mesh):
-    group = open_group(dp=mesh[0], cfg=mesh[1], sp=mesh[2], device=torch.device("cpu"))
+def together_on_ranks(folder):
+    groups = {m: open_group(dp=m[0], cfg=m[1], sp=m[2], device=torch.device("cpu")) for m in MESHES}
     results = {}
     for name in TOGETHER:
-        done = render_together(name, every_family.load(name, folder), requests_of(name), group=group)
-        results[name] = (done.latents, done.traffic, done.plan.all_to_alls)
+        model = every_family.load(name, folder)
+        for mesh, group in groups.items():
+            done = render_together(name, model, requests_of(name), group=group)
+            results[mesh, name] = (done.latents, done.traffic, done.plan.all_to_alls)
     return results
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_on_two_ranks_clips_rendered_together_equal_each_alone(mesh, folder, alone):
-    for rank in run_on_ranks(2, together_on_ranks, folder, mesh):
-        for name, (latents, traffic, all_to_alls) in rank.items():
-            assert differs(latents, torch.cat(alone[name])) < BOUND, name
-            assert traffic.all_to_alls == (all_to_alls if mesh[2] == 2 else 0), name
+def test_on_two_ranks_clips_rendered_together_equal_each_alone(folder, alone):
+    for rank in run_on_ranks(2, together_on_ranks, folder):
+        assert len(rank) == len(MESHES) * len(TOGETHER)
+        for (mesh, name), (latents, traffic, all_to_alls) in rank.items():
+            assert differs(latents, torch.cat(alone[name])) < BOUND, (mesh, name)
+            assert traffic.all_to_alls == (all_to_alls if mesh[2] == 2 else 0), (mesh, name)
 
 
 class OneRowBroken:

@@ -9,22 +9,21 @@ import pytest
 import torch
 
 from pab.families.ltx.config import LTX_MODEL
-from pab.families.ltx.load import load_codec as load_ltx_codec
+from pab.families.ltx.load import ltx_library_model
 from pab.families.ltx.tiny import write_small_ltx
+from pab.library.load import load_codec
 from pab.library.vae import TiledCodec, library_grid
 from pab.parallel.mesh import Axis
 from pab.vae.tiles import TileGrid, tiled_decode
+from tests.pab.conftest import TinyWeights
 from tests.pab.library_worlds import WORLDS
 from tests.pab.vae_tiles import SIZES, decoded, latents_of, small_codec, tiling_vae
 from tests.ranks import run_on_ranks
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in SIZES:
-        WORLDS[name].write(folder / name)
-    return folder
+def weights(tiny_weights: TinyWeights) -> Path:
+    return tiny_weights(*SIZES)
 
 
 def pixels(codec: TiledCodec, name: str) -> torch.Tensor:
@@ -43,7 +42,7 @@ def test_tiles_are_the_librarys_bit_for_bit(weights: Path, tmp_path: Path, name:
         # The decoder of 0.9.1 draws noise, in the library from one generator for all tiles in turn.
         write_small_ltx(tmp_path / "ltx", 0, replace(LTX_MODEL, num_layers=2), timestep_vae=False)
         vae = tiling_vae(tmp_path, "ltx")
-        codec = load_ltx_codec(tmp_path / "ltx" / "vae", torch.float32, torch.device("cpu"))
+        codec = load_codec(ltx_library_model(LTX_MODEL), tmp_path / "ltx" / "vae", torch.float32, torch.device("cpu"))
         codec = replace(codec, grid=library_grid(vae, codec.grid.strides))
     else:
         vae, codec = tiling_vae(weights, name), small_codec(weights, name)

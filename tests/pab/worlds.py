@@ -1,6 +1,7 @@
 """A tiny STDiT3 with random weights as a loaded model, for tests of the loop."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,11 +11,12 @@ from pab.broadcast.rules import MlpRule, Rules, pyramid
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
-from pab.families.open_sora.stdit3_video import STDiT3Video, TextStates
+from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.family import ClipRequest
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
 from pab.sampling.rectified_flow import timesteps
+from tests.hashed_text import hashed_text
 
 CONFIG = STDiT3Config(
     depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64
@@ -36,21 +38,11 @@ class BlockCodec:
         raise NotImplementedError
 
 
-def hashed_text(prompts) -> TextStates:
-    rows = []
-    for prompt in prompts:
-        generator = torch.Generator().manual_seed(sum(prompt.encode()))
-        rows.append(torch.randn(CONFIG.model_max_length, CONFIG.caption_channels, generator=generator))
-    lengths = torch.tensor([min(len(prompt.split()), CONFIG.model_max_length) for prompt in prompts])
-    mask = (torch.arange(CONFIG.model_max_length) < lengths[:, None]).long()
-    return TextStates(y_BLC=torch.stack(rows), mask_BL=mask, warnings=((),) * len(rows))
-
-
 def tiny_model() -> STDiT3Video:
     torch.manual_seed(11)
     return STDiT3Video(
         transformer=STDiT3(CONFIG).eval(),
-        encode_text=hashed_text,
+        encode_text=partial(hashed_text, length=CONFIG.model_max_length, channels=CONFIG.caption_channels),
         codec=BlockCodec(),
         timesteps=lambda request: timesteps(request.num_steps),
         model_fps=lambda request: float(request.fps),

@@ -1,20 +1,26 @@
-"""The real command line in a process of its own, and what must be true of the run it leaves."""
+"""The real command line, in this process or in one of its own, and what must be true of the run it leaves."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import imageio_ffmpeg
+
+from pipeline.__main__ import main
 
 ROOT = Path(__file__).parent.parent.parent
 FAST = ("--cluster", "local", "--device", "cpu", "--no-dask", "--no-baseline")
@@ -22,12 +28,18 @@ FAST = ("--cluster", "local", "--device", "cpu", "--no-dask", "--no-baseline")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """Runs `python -m pipeline` in `folder`, with weights that every submit is given."""
+    """Runs `python -m pipeline` in `folder`, with weights that every submit is given.
+
+    `in_process`: calls `main` here, which saves the start of a process; for what needs no signal and no fresh imports.
+    """
 
     folder: Path
     weights: Path
+    in_process: bool = False
 
     def run(self, *words: str | Path, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        if self.in_process:
+            return _called(list(map(str, words)), self.folder)
         command = [sys.executable, "-m", "pipeline", *map(str, words)]
         return subprocess.run(
             command, cwd=self.folder, env=environment(), capture_output=True, text=True, timeout=timeout_s, check=False
@@ -58,6 +70,28 @@ class Command:
             text=True,
             preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  (no thread of ours runs here)
         )
+
+
+def _called(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    stdout, stderr = io.StringIO(), io.StringIO()
+    kept = mock.patch.dict(os.environ, environment(), clear=True)
+    with chdir(folder), kept, _no_log_handlers(), redirect_stdout(stdout), redirect_stderr(stderr):
+        try:
+            code = main(words)
+        except SystemExit as ended:  # --help
+            code = int(ended.code or 0)
+    return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
+
+
+@contextmanager
+def _no_log_handlers() -> Iterator[None]:
+    # Where a handler is, pytest's, the command line adds none of its own.
+    root = logging.getLogger()
+    kept, root.handlers = root.handlers, []
+    try:
+        yield
+    finally:
+        root.handlers = kept
 
 
 def _heed_ctrl_c() -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs.reports.figures import duration
 from pipeline.__main__ import COMMANDS
 from pipeline.commands.checks import disk_check, ffmpeg_check, python_check, weights_check
 from pipeline.parser import build_parser
 from pipeline.run.display import Snapshot
-from pipeline.screen import counted, duration
+from pipeline.screen import counted
 from tests.pipeline.command import ROOT, Command, environment
 
 

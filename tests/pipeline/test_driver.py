@@ -145,10 +145,10 @@ class Refusing:
         assert not jobs, "nothing is to be cancelled here"
 
 
-def drive(folder: Path, machines: Refusing, *, patience: Patience) -> Driver:
+def drive(folder: Path, machines: Refusing, *, patience: Patience, max_attempts: int = 2) -> Driver:
     (folder / "shards").mkdir()
     (folder / "shards/00000.parquet").write_bytes(a_shard(CLIP))
-    submit = new_submit("slurm", "work")
+    submit = new_submit("slurm", "work", max_attempts=max_attempts)
     bucket = Bucket(str(folder))
     driver = Driver(machines, bucket, screen=Screen(), submit=submit, num_clips=1, restarts=patience)
     driver.start([shard_job()])
@@ -206,3 +206,18 @@ def test_a_clip_that_failed_is_tried_again_on_another_node_if_there_is_one(
     drive(tmp_path, machines, patience=Patience())
     assert [request.avoid_nodes for request in machines.asked] == [set(), avoided]
     assert read_progress(bucket).failed == {"c0.0a"}
+
+
+@pytest.mark.parametrize("ends", ["with a failure", "with its job"])
+def test_a_clip_is_tried_as_often_as_the_run_says(tmp_path: Path, ends: str) -> None:
+    bucket = Bucket(str(tmp_path))
+
+    def end(start: int) -> None:
+        bucket.write(layout.attempt("c0.0a", start), b"{}")
+        if ends == "with a failure":
+            bucket.write_json(layout.failure("c0.0a", start), {"job": {"node": "node7"}})
+
+    machines = Refusing(refusals=0, on_start=end)
+    drive(tmp_path, machines, patience=Patience(), max_attempts=6)
+    assert len(machines.asked) == 6
+    assert read_progress(bucket).not_rendered == {"c0.0a"}

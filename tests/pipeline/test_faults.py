@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tests.pipeline.command import (
     records,
     wait_until,
 )
+from tests.pipeline.conftest import SubmittedTwice
 
 Manifest = Callable[..., Path]
 CLIPS = ["c0", "c1", "c2", "c3"]
@@ -63,6 +65,8 @@ def test_a_job_whose_rank_is_killed_is_started_again(command: Command, manifest:
     assert "was killed by SIGKILL" in stderr
     assert_whole(output, CLIPS)
     assert len(group_processes(output)) == 2
+    # The branches of guidance share nothing inside of a pass.
+    assert {(one["job"]["ranks"], one["counted"]["all_to_alls"]) for one in records(output).values()} == {(2, 0)}
 
 
 def test_a_run_goes_on_when_dask_is_killed_and_the_driver_starts_it_again(
@@ -115,17 +119,17 @@ def test_cancel_ends_a_local_run(command: Command, manifest: Manifest, tmp_path:
 
 
 def test_a_clip_that_kills_its_job_twice_is_quarantined_and_the_others_are_rendered(
-    command: Command, manifest: Manifest, tmp_path: Path
+    command: Command, submitted_twice: SubmittedTwice, tmp_path: Path
 ) -> None:
     # Two starts that died with the clip: what a clip leaves that takes its job along.
-    output, url = tmp_path / "out", manifest(2)
-    assert command.submit(url, output)[0] == 0
+    output, url = tmp_path / "out", submitted_twice.manifest
+    shutil.copytree(submitted_twice.output, output)
     key = next((output / "records").glob("c1.*")).name.removesuffix(".json")
     (output / "records" / f"{key}.json").unlink()
     for attempt in (1, 2):
         (output / "attempts" / f"{key}.{attempt}").write_text("{}")
     code, document = command.submit(url, output)
-    assert (code, document["rendered"], document["quarantined"], document["rendered_now"]) == (3, 1, 1, 0)
+    assert (code, document["rendered"], document["quarantined"], document["rendered_now"]) == (3, 2, 1, 0)
     code, status = command.json("status", output)
     assert (code, status["quarantined"], status["failures"]) == (3, 1, document["failures"])
     (told,) = status["failures"]
@@ -133,4 +137,4 @@ def test_a_clip_that_kills_its_job_twice_is_quarantined_and_the_others_are_rende
     assert command.run("retry", output).returncode == 0
     code, document = command.submit(url, output)
     assert (code, document["rendered_now"]) == (0, 1)
-    assert_whole(output, ["c0", "c1"])
+    assert_whole(output, ["c0", "c1", "c2"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import Mesh
+from jobs.settings import Mesh, RenderSettings
 from manifests.shards import ClipGroup
 from pab.families.demo.family import DEMO
 from pab.family import Family
@@ -15,7 +15,6 @@ from pipeline.exits import UsageError
 from pipeline.planning.clip_times import CFG_EFFICIENCY, ClipTimes
 from pipeline.planning.cost import ClipCosts
 from pipeline.run.rules import run_rules
-from pipeline.run.settings import RenderSettings
 
 RENDER = RenderSettings(model="demo", weights=None, broadcast=None, precision="float32", device="cpu", baseline=True)
 
@@ -167,6 +166,11 @@ def test_compiled_blocks_are_another_identity_and_the_plain_way_is_none() -> Non
     assert run_rules(replace(RENDER, keep="int8"), ONE).rows["demo"].identity() == f"{plain} keep int8"
     library = {"demo": replace(family(), compiles=False)}
     assert run_rules(replace(RENDER, compile=True), library).rows["demo"].identity() == plain
+
+
+def test_the_quality_of_videos_is_part_of_the_identity_and_the_usual_one_is_not_named() -> None:
+    identities = [run_rules(replace(RENDER, crf=crf), ONE).rows["demo"].identity() for crf in (18, 23)]
+    assert identities == ["weights d1 of None precision float32", "weights d1 of None precision float32 crf 23"]
 
 
 def test_a_family_that_is_told_its_guidance_costs_one_pass_and_shares_none() -> None:

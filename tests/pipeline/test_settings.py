@@ -9,10 +9,11 @@ import pytest
 from jobs.settings import Mesh
 from pipeline.exits import UsageError
 from pipeline.parser import build_parser
+from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.machines import LOOPBACK, driver_host
 from pipeline.run.options import OPTIONS, choose
-from pipeline.run.settings import build_settings, parse_mesh
+from pipeline.run.settings import parse_mesh
 
 
 def settings_of(*flags: str, environment: dict[str, str] | None = None, config: Path | None = None):
@@ -93,6 +94,15 @@ def test_every_setting_is_a_flag_a_variable_and_a_key() -> None:
             "",
             r"--batch=2: family wan renders one clip at a time, demo, .*say auto or 1",
         ),
+        (("--crf", "52"), {}, "", r"--crf='52', needs a whole number from 0 to 51"),
+        ((), {}, "crf = -1", r"run.toml: crf=-1, needs a whole number from 0 to 51"),
+        ((), {}, "crf = 1.5", r"run.toml: crf=1.5, needs a whole number from 0 to 51"),
+        (
+            (),
+            {"PAB_PIPELINE_MAX_ATTEMPTS": "0"},
+            "",
+            r"PAB_PIPELINE_MAX_ATTEMPTS='0', needs a whole number of 1 or more",
+        ),
         (("--gpu-memory", "much"), {}, "", r"--gpu-memory='much', needs a whole number of 1 or more"),
         (("--mesh", "sp=0"), {}, "", r"--mesh='sp=0': 'sp=0', needs auto, latency, or each of dp, cfg, sp"),
     ],
@@ -153,13 +163,26 @@ def test_blocks_are_compiled_on_gpus_unless_told_otherwise(flags: tuple[str, ...
     settings = settings_of("--cluster", "local", *flags)
     assert settings.render.compile is compiled
     job = settings.job_settings(run_id="r", mesh=Mesh(), broadcast_rules=None, pinned_weights={})
-    assert (job.compile, job.attention, job.keep, job.compile_cache) == (compiled, "auto", "full", None)
+    assert (job.render.compile, job.render.attention, job.render.keep, job.render.compile_cache) == (
+        compiled,
+        "auto",
+        "full",
+        None,
+    )
 
 
 def test_how_outputs_wait_to_be_reused_travels_into_jobs() -> None:
     settings = settings_of("--cluster", "local", "--keep", "int8")
     job = settings.job_settings(run_id="r", mesh=Mesh(), broadcast_rules=None, pinned_weights={})
-    assert (settings.render.keep, job.keep) == ("int8", "int8")
+    assert (settings.render.keep, job.render.keep) == ("int8", "int8")
+
+
+def test_quality_and_attempts_travel_into_jobs() -> None:
+    settings = settings_of("--cluster", "local", "--crf", "0", "--max-attempts", "4")
+    job = settings.job_settings(run_id="r", mesh=Mesh(), broadcast_rules=None, pinned_weights={})
+    assert (job.render.crf, job.render.max_attempts) == (0, 4)
+    plain = settings_of("--cluster", "local").render
+    assert (plain.crf, plain.max_attempts, plain.batch) == (18, 2, 0)
 
 
 def test_what_cannot_be_compiled_or_has_no_gpu_is_refused() -> None:

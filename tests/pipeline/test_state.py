@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket
+from pipeline.run.jobs_file import new_submit
 from pipeline.run.quarantine import write_quarantined
 from pipeline.run.state import failed_clips, read_progress
 
@@ -40,13 +42,27 @@ def test_a_clip_is_given_up_after_two_attempts_however_they_ended(tmp_path: Path
     assert [clip.clip_id for clip in failed_clips(bucket, progress)] == ["final", "kf", "twice", "told"]
 
 
+def test_the_latest_submit_says_how_often_a_clip_is_tried(tmp_path: Path) -> None:
+    bucket = Bucket(str(tmp_path))
+    twice = leave(bucket, "twice", marks=(1, 2), failures=(1, 2))
+    assert read_progress(bucket).failed == {twice}
+    new_submit("slurm", "work", max_attempts=3).write(bucket)
+    progress = read_progress(bucket)
+    assert (progress.failed, progress.again, dict(progress.tries)) == (set(), {twice}, {twice: 2})
+    (path,) = (tmp_path / "logs").iterdir()
+    before = json.loads(path.read_text())
+    del before["max_attempts"]
+    path.write_text(json.dumps(before))
+    assert read_progress(bucket).failed == {twice}, "submits from before there was a choice allowed two"
+
+
 def test_clips_whose_last_attempt_left_nothing_are_told_as_failed_and_no_others(tmp_path: Path) -> None:
     bucket = Bucket(str(tmp_path))
     killed, second = leave(bucket, "killed", marks=(1, 2)), leave(bucket, "second", marks=(1, 2), failures=(1,))
     others = [leave(bucket, "once", marks=(1,), failures=(1,)), leave(bucket, "runs", marks=(1,))]
     others += [leave(bucket, "told", marks=(1, 2), failures=(3,)), leave(bucket, "final", marks=(1,), failures=(2,))]
     before = bucket.failures()
-    assert write_quarantined(bucket, [killed, second, *others]) == {killed, second}
+    assert write_quarantined(bucket, [killed, second, *others], 2) == {killed, second}
     assert bucket.failures() == {**before, killed: [3], second: [1, 3]}
     failure = bucket.read_json(layout.failure(killed, 3))
     assert (failure["attempt"], failure["stage"], failure["message"]) == (2, "quarantine", "killed its group 2 times")

@@ -17,10 +17,11 @@ from manifests.accept import validate
 from pab.families import FAMILIES
 from pab.families.demo.family import DEMO
 from pipeline.exits import UsageError
-from pipeline.run.options import OPTIONS, Chosen
+from pipeline.run.build import build_settings
+from pipeline.run.options import choose
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import Run, find_run, start_run
-from pipeline.run.settings import RunSettings, build_settings
+from pipeline.run.settings import RunSettings
 from tests.pipeline.command import Command
 
 Manifest = Callable[..., Path]
@@ -75,23 +76,24 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def test_the_hub_is_asked_once_for_each_repository_of_the_families_that_rows_name(
-    command: Command, manifest: Manifest, hub: Hub
+    cold_command: Command, manifest: Manifest, hub: Hub
 ) -> None:
-    code, document = command.json("manifest", "validate", manifest())
+    # In processes: the hub's library reads its address when it is imported.
+    code, document = cold_command.json("manifest", "validate", manifest())
     assert (code, list(document["families"]), hub.asked) == (0, ["demo"], [])
     sizes = {"num_frames": [8, 16, 16], "height": [32, 512, 512], "width": [32, 512, 512], "num_steps": [4, 50, 50]}
     named = manifest(name="named", model=["demo", "latte", "latte"], **sizes)
-    code, document = command.json("manifest", "validate", named)
+    code, document = cold_command.json("manifest", "validate", named)
     assert (code, hub.asked) == (0, ["maxin-cn/Latte-1"])
     assert f"maxin-cn/Latte-1@{FIRST}" in document["families"]["latte"]
 
 
 def test_rows_of_a_family_whose_weights_are_nowhere_are_told_so(
-    command: Command, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+    cold_command: Command, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     sizes = {"num_frames": [8, 81, 8], "height": [32, 480, 32], "width": [32, 832, 32], "num_steps": [4, 50, 4]}
-    code, document = command.json("manifest", "validate", manifest(model=["demo", "wan", None], **sizes))
+    code, document = cold_command.json("manifest", "validate", manifest(model=["demo", "wan", None], **sizes))
     assert code == 4
     assert "row 1: model='wan', it cannot be used: weights='Wan-AI/" in document["error"]["message"]
     assert "cannot be fetched" in document["error"]["message"]
@@ -104,14 +106,12 @@ def test_every_family_of_the_hub_pins_its_weights() -> None:
                 family.pin("nowhere")
 
 
-def settings_of(url: Path, output: Path) -> RunSettings:
-    chosen = {option.name: Chosen(value=option.default, source=option.name) for option in OPTIONS}
-    for name, value in {"cluster": "local", "device": "cpu", "output": str(output)}.items():
-        chosen[name] = Chosen(value=value, source=name)
-    return build_settings(str(url), chosen)
+def settings_of(url: Path, output: Path, **flags: str) -> RunSettings:
+    given = {"cluster": "local", "device": "cpu", "output": str(output), **flags}
+    return build_settings(str(url), choose(given, {}))
 
 
-def submitted(url: Path, output: Path, hub: Hub, *, keep: bool = True) -> tuple[Run, RunRules]:
+def submitted(url: Path, output: Path, hub: Hub, *, keep: bool = True, **flags: str) -> tuple[Run, RunRules]:
     """Takes a manifest into a run as `submit` does, with a second family of the hub."""
     other = replace(
         DEMO,
@@ -119,12 +119,27 @@ def submitted(url: Path, output: Path, hub: Hub, *, keep: bool = True) -> tuple[
         pin=lambda weights: weights or f"some/model@{hub.commit}",
         weights_digest=lambda weights: str(weights)[-16:],
     )
-    bucket, settings = Bucket(str(output)), settings_of(url, output)
+    bucket, settings = Bucket(str(output)), settings_of(url, output, **flags)
     found = find_run(bucket)
     rules = run_rules(settings.render, {"demo": DEMO, "other": other}, begun=found.weights if found and keep else None)
     accepted = validate(str(url), rules.rows, default_model="demo")
     run = start_run(bucket, settings, manifest_digest=accepted.digest, num_clips=accepted.num_rows, rules=rules)
     return run, rules
+
+
+def test_a_run_that_began_before_quality_was_a_setting_goes_on(manifest: Manifest, tmp_path: Path) -> None:
+    hub, output = Hub(), tmp_path / "out"
+    url = manifest(model=["demo", "other", "other"])
+    run, _ = submitted(url, output, hub)
+    document = json.loads((output / "run.json").read_text())
+    assert document["pixels"].pop("--crf") == "18"
+    for name in ("crf", "batch", "max_attempts"):
+        del document["settings"]["render"][name]
+    document["settings"]["machines"]["batch"] = 0
+    (output / "run.json").write_text(json.dumps(document))
+    assert submitted(url, output, hub)[0].run_id == run.run_id
+    with pytest.raises(UsageError, match="--crf was 18, now 30"):
+        submitted(url, output, hub, crf="30")
 
 
 def test_a_run_goes_on_with_the_commit_it_began_with_when_the_branch_has_moved(

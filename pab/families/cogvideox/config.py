@@ -1,4 +1,4 @@
-"""Sizes and constants of the published CogVideoX models, and what tells them apart. No torch here."""
+"""Sizes and constants of the published CogVideoX models, and how they differ. No torch here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_FRAMES, HEIGHT, WIDTH = 49, 480, 720
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CogVideoXModel:
-    """What tells the published models apart. `rotary`: positions turn queries and keys, else they are added once.
+    """How the published models differ. `rotary`: positions turn queries and keys, else they are added once.
 
     `snr_shift`: how far the noise levels are shifted towards noise.
     """
@@ -41,24 +41,26 @@ def cogvideox_tokens(num_frames: int, height: int, width: int) -> int:
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 49 frames.
 _COST_2B = CostFigures(
+    measured=None,
     load_s=60.0,
     linear_s=1.7e-5,
     quadratic_s=5.7e-8,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.66, "mlp": 0.30},
     decode_s_per_pixel=5e-7,
-    memory=MemoryFigures(parameters=1.9e9, width=1920),
+    memory=MemoryFigures(measured=None, parameters=1.9e9, width=1920),
 )
 
 
 _COST_5B = CostFigures(
+    measured=None,
     load_s=90.0,
     linear_s=5e-5,
     quadratic_s=1.28e-7,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.60, "mlp": 0.35},
     decode_s_per_pixel=5e-7,
-    memory=MemoryFigures(parameters=5.8e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=5.8e9, width=3072),
 )
 
 

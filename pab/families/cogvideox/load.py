@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,16 @@ from torch import Tensor
 
 from pab.broadcast.state import BOTH
 from pab.families.cogvideox.attention import COGVIDEOX_PLAN, CogVideoXAttention
-from pab.families.cogvideox.config import MAX_TEXT_TOKENS, CogVideoXModel
+from pab.families.cogvideox.config import HEIGHT, MAX_TEXT_TOKENS, NUM_FRAMES, WIDTH, CogVideoXModel
 from pab.families.cogvideox.levels import trailing_timesteps
 from pab.families.cogvideox.sites import cogvideox_sites
-from pab.family import ClipRequest, LoadRequest
-from pab.library.broadcast_module import CurrentPass, install_sites
-from pab.library.parts import LibrarySampler, SchedulerSource, checked_config, load_part
-from pab.library.sequence import share_passes
+from pab.family import LoadRequest
+from pab.library.load import LibraryModel, load_library_model, t5_beside
+from pab.library.parts import ClipLevels
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
-from pab.model import Scheduler, StepInput
-from pab.parallel.mesh import Axis
-from pab.text.t5_text import T5Text
-from pab.weights.checkpoint import dtype_of
+from pab.model import StepInput
 
-CHECKED_STEPS = 10
-"""Of the scheduler that is compared with the planned levels when the model is loaded."""
 LATENT_CHANNELS = 16
 _VAE = {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": LATENT_CHANNELS}
 _SCHEDULER = {
@@ -43,69 +37,41 @@ Rotation = tuple[Tensor, Tensor]
 
 def load_cogvideox(root: Path, request: LoadRequest, model: CogVideoXModel) -> DiffusersVideo:
     """Loads the whole model for inference. Raises CheckpointError naming files, keys and values."""
-    dtype, device = dtype_of(request.precision), torch.device(request.device)
-    current = CurrentPass()
-    transformer = load_transformer(root / "transformer", model, dtype=dtype, device=device)
-    sites, attention = cogvideox_sites(model.num_layers), CogVideoXAttention(current=current)
-    share_passes(transformer, sites, plan=COGVIDEOX_PLAN, attention=attention, current=current)
-    install_sites(transformer, sites, current)
-    scheduler = SchedulerSource(
-        folder=root / "scheduler",
-        config=checked_config(
-            root / "scheduler", {**_SCHEDULER, "snr_shift_scale": model.snr_shift}, "scheduler_config.json"
+    described = LibraryModel(
+        transformer={
+            "_class_name": "CogVideoXTransformer3DModel",
+            "num_layers": model.num_layers,
+            "in_channels": LATENT_CHANNELS,
+            "use_rotary_positional_embeddings": model.rotary,
+        },
+        vae=_VAE,
+        scheduler={**_SCHEDULER, "snr_shift_scale": model.snr_shift},
+        sites=cogvideox_sites(model.num_layers),
+        attention=CogVideoXAttention,
+        plan=COGVIDEOX_PLAN,
+        levels=lambda num_steps, _size: ClipLevels(planned=trailing_timesteps(num_steps)),
+        default_size=(NUM_FRAMES, HEIGHT, WIDTH),
+        encode_text=partial(t5_beside, max_length=MAX_TEXT_TOKENS, reads_padding=True),
+        prepare_text=lambda text, dtype, device: text.y_BLC.to(device=device, dtype=dtype),
+        denoiser=lambda experts, dtype: CogVideoXDenoiser(
+            experts=experts, rotation=rotations(experts[0]) if model.rotary else None, dtype=dtype
         ),
-        device=device,
-    )
-    scheduler.open(CHECKED_STEPS, trailing_timesteps(CHECKED_STEPS))
-    return DiffusersVideo(
-        denoise=CogVideoXDenoiser(
-            experts=(transformer,), rotation=rotations(transformer, device) if model.rotary else None, dtype=dtype
-        ),
-        current=current,
-        encode_text=T5Text(
-            folder=root / "text_encoder",
-            tokenizer_folder=root / "tokenizer",
-            dtype=dtype,
-            device=device,
-            max_length=MAX_TEXT_TOKENS,
-            axis=request.clip_axis or Axis(),
-            reads_padding=True,
-        ),
-        prepare_text=lambda text: text.y_BLC.to(device=device, dtype=dtype),
-        codec=load_codec(root / "vae", dtype, device),
-        sampler=lambda clip: open_sampler(scheduler, clip),
+        codec=_codec,
         guided_passes=(BOTH,),
+        compute_buffers=_add_positions,
     )
+    return load_library_model(described, root, request)
 
 
-def open_sampler(source: SchedulerSource, request: ClipRequest) -> Scheduler:
-    """Returns the clip's DDIM scheduler."""
-    planned = trailing_timesteps(request.num_steps)
-    return LibrarySampler(scheduler=source.open(request.num_steps, planned), timesteps=planned)
+def _add_positions(transformer: Any) -> None:
+    patches = transformer.patch_embed
+    if patches.use_positional_embeddings:
+        patches.pos_embedding = patches._get_positional_embeddings(
+            patches.sample_height, patches.sample_width, patches.sample_frames
+        )
 
 
-def load_transformer(folder: Path, model: CogVideoXModel, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Loads the transformer; positions that are added are computed here, as no file holds them."""
-
-    def positions(module: Any) -> None:
-        patches = module.patch_embed
-        if patches.use_positional_embeddings:
-            patches.pos_embedding = patches._get_positional_embeddings(
-                patches.sample_height, patches.sample_width, patches.sample_frames
-            )
-
-    needed = {
-        "_class_name": "CogVideoXTransformer3DModel",
-        "num_layers": model.num_layers,
-        "in_channels": LATENT_CHANNELS,
-        "use_rotary_positional_embeddings": model.rotary,
-    }
-    return load_part(folder, needed, dtype=dtype, device=device, compute_buffers=positions)
-
-
-def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
-    """Loads the VAE, in the transformer's precision as published."""
-    vae = load_part(folder, _VAE, dtype=dtype, device=device)
+def _codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
     return open_codec(
         vae,
         strides=(vae.config.temporal_compression_ratio, 2 ** (len(vae.config.block_out_channels) - 1)),
@@ -114,7 +80,7 @@ def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> TiledC
     )
 
 
-def rotations(transformer: Any, device: torch.device) -> Callable[[int, int, int], Rotation]:
+def rotations(transformer: Any) -> Callable[[int, int, int], Rotation]:
     """Returns a function from latent frames, height and width to cosines and sines of every token's position.
 
     A clip of another size than the transformer's own sees the same range of positions, more or less densely.
@@ -133,7 +99,7 @@ def rotations(transformer: Any, device: torch.device) -> Callable[[int, int, int
             crops_coords=get_resize_crop_region_for_grid(grid, own_width, own_height),
             grid_size=grid,
             temporal_size=frames,
-            device=device,
+            device=transformer.device,
         )
 
     return rotation

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pab.families.cogvideox.config import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, MAX_TEXT_TOKENS, CogVideoXModel
+from pab.families.cogvideox.config import MAX_TEXT_TOKENS, CogVideoXModel
 from pab.library.parts import library_class
 from pab.weights.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
 
@@ -41,16 +41,6 @@ def transformer_config(model: CogVideoXModel) -> dict[str, object]:
         "max_text_seq_length": MAX_TEXT_TOKENS,
         "use_rotary_positional_embeddings": model.rotary,
     }
-
-
-def write_tiny_2b(folder: Path, seed: int) -> None:
-    """Writes a tiny CogVideoX 2B: transformer/, vae/, text_encoder/, tokenizer/ and scheduler/."""
-    write_small_cogvideox(folder, seed, COGVIDEOX_2B_MODEL)
-
-
-def write_tiny_5b(folder: Path, seed: int) -> None:
-    """Writes a tiny CogVideoX 5B."""
-    write_small_cogvideox(folder, seed, COGVIDEOX_5B_MODEL)
 
 
 def write_small_cogvideox(folder: Path, seed: int, model: CogVideoXModel) -> None:

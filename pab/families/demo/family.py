@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
-from pab.broadcast.sites import Site
 from pab.broadcast.step_rules import StepGroup, StepRules
 from pab.families.demo.config import DEMO_REFERENCES, DEPTH, demo_timesteps, demo_tokens, weights_path
 from pab.families.open_sora.sites import stdit3_sites
@@ -18,11 +17,6 @@ from pab.weights.digest import weights_digest
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
-
-
-def demo_sites(depth: int = DEPTH) -> tuple[Site, ...]:
-    """Returns the sites of the demo transformer in running order."""
-    return stdit3_sites(depth)
 
 
 def load_demo_model(request: LoadRequest) -> VideoModel:
@@ -75,7 +69,7 @@ DEMO = Family(
         max_tokens=4096,
         max_prompt_chars=500,
     ),
-    sites=demo_sites(),
+    sites=stdit3_sites(DEPTH),
     presets={
         "none": NO_BROADCAST,
         "pab246": pyramid(2, 4, 6, window=_WINDOW, mlp=_MLP),
@@ -88,13 +82,14 @@ DEMO = Family(
     timesteps=demo_timesteps,
     num_tokens=demo_tokens,
     cost=CostFigures(
+        measured=None,
         load_s=2.0,
         linear_s=4e-4,
         quadratic_s=0.0,
         fixed_step_s=0.02,
         kind_shares={"spatial": 0.2, "temporal": 0.2, "cross": 0.2, "mlp": 0.4},
         decode_s_per_pixel=5e-6,
-        memory=MemoryFigures(parameters=7.8e6, width=192),
+        memory=MemoryFigures(measured=None, parameters=7.8e6, width=192),
     ),
     load=load_demo_model,
     references=DEMO_REFERENCES,

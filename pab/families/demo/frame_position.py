@@ -1,14 +1,14 @@
-"""Tells the transformer where each frame stands in the clip, as channels beside the latents.
+"""Gives the transformer the position of each frame in the clip, as channels beside the latents.
 
-STDiT3's temporal attention knows only how far frames lie apart. A large model gathers from much data which way things
-move; this small one does not, unless it is told which frame comes first.
+STDiT3's temporal attention knows only how far apart frames are. A large model learns from much data which way things
+move. This small one does not learn it unless its input says which frame comes first.
 """
 
 import torch
 from torch import Tensor
 
 FRAME_CHANNELS = 2
-_SCALE = 4.0  # as loud as latents and place embedding together; faint channels were not learned to be heard
+_SCALE = 4.0  # as large as latents and place embedding together; training did not learn to use weaker channels
 _FRAMES_PER_UNIT = 8.0
 
 

@@ -16,10 +16,10 @@ from pab.families.demo.text import TextEncoder
 from pab.families.demo.weights import load_demo
 from pab.families.open_sora.stdit3_video import STDiT3Video, TextStates
 from pab.family import ClipRequest, LoadRequest
+from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.rectified_flow import timesteps
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from pab.weights.checkpoint import dtype_of
 
 
 def load_video_model(path: Path, request: LoadRequest) -> STDiT3Video:
@@ -27,13 +27,12 @@ def load_video_model(path: Path, request: LoadRequest) -> STDiT3Video:
 
     Raises FileNotFoundError if there is no such file, ValueError if it is not a demo model's or the precision is unknown.
     """
-    if request.precision not in DTYPES:
-        raise ValueError(f"precision={request.precision!r}, the demo family runs in {', '.join(DTYPES)}")
-    parts = load_demo(path, request.device, DTYPES[request.precision])
+    dtype = dtype_of(request.precision)
+    parts = load_demo(path, request.device, dtype)
     return STDiT3Video(
         transformer=parts.transformer,
         encode_text=DemoText(encoder=parts.text_encoder),
-        codec=DemoCodec(autoencoder=parts.autoencoder, dtype=DTYPES[request.precision]),
+        codec=DemoCodec(autoencoder=parts.autoencoder, dtype=dtype),
         timesteps=lambda clip: timesteps(clip.num_steps),
         model_fps=lambda clip: float(clip.fps),
         frame_channels=frame_positions,
@@ -83,6 +82,6 @@ class DemoCodec:
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
         """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root."""
         if not group.is_clip_root:
-            return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
+            return frames_of_no_clip(request)
         video_BCTHW = self.autoencoder.decode(latents.to(self.dtype)).float()
         return ((video_BCTHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)

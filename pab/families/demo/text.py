@@ -42,7 +42,7 @@ class EncodedText:
 
     y: Tensor
     mask: Tensor
-    unknown_words: list[tuple[str, ...]]
+    unknown_words: tuple[tuple[str, ...], ...]
 
 
 def split_words(prompt: str) -> list[str]:
@@ -127,7 +127,7 @@ class TextEncoder(nn.Module):
         ids_BL = torch.tensor([row[0] for row in rows], dtype=torch.int64, device=device).view(
             -1, self.config.max_words
         )
-        return EncodedText(y=self(ids_BL), mask=torch.ones_like(ids_BL), unknown_words=[row[1] for row in rows])
+        return EncodedText(y=self(ids_BL), mask=torch.ones_like(ids_BL), unknown_words=tuple(row[1] for row in rows))
 
 
 class _Layer(nn.Module):

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pab.families.demo.autoencoder import Autoencoder, AutoencoderConfig
+from pab.families.demo.config import WEIGHTS
 from pab.families.demo.frame_position import FRAME_CHANNELS
 from pab.families.demo.text import TextConfig, TextEncoder, build_vocabulary
 from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
 
-DEFAULT_WEIGHTS = Path(__file__).with_name("demo.safetensors")
 _PARTS = ("transformer", "autoencoder", "text_encoder")
 _FORMAT = "pab-demo-3"
 
@@ -97,7 +97,7 @@ def save_demo(parts: DemoParts, path: Path) -> None:
 
 
 def load_demo(
-    path: Path | str = DEFAULT_WEIGHTS, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path | str = WEIGHTS, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> DemoParts:
     """Loads the parts from a file that `save_demo` wrote, for inference.
 

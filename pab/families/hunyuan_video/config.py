@@ -1,4 +1,4 @@
-"""Sizes and constants of HunyuanVideo and SkyReels V1, and what tells them apart. No torch here."""
+"""Sizes and constants of HunyuanVideo and SkyReels V1, and how they differ. No torch here."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MAX_FRAMES, MAX_SHORT_SIDE, MAX_LONG_SIDE = 129, 720, 1280
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HunyuanModel:
-    """What tells the published models apart.
+    """How the published models differ.
 
-    `told_guidance`: the guidance scale that the transformer is told at every clip, in two branches that the clip's own
-    scale drives apart. None: it is told the clip's own, in one pass, being distilled for that.
+    `told_guidance`: the guidance scale that the transformer takes as an input for every clip; the clip's own scale then
+    guides by two branches. None: the transformer is distilled, and takes the clip's own scale in one pass.
     """
 
     name: str
@@ -43,24 +43,26 @@ def hunyuan_video_timesteps(request: ClipRequest, _precision: str) -> tuple[floa
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak. One pass a step at 129 frames, and two at 97.
 _COST_ONE_PASS = CostFigures(
+    measured=None,
     load_s=240.0,
     linear_s=3.4e-5,
     quadratic_s=2.4e-7,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.88, "mlp": 0.03},
     decode_s_per_pixel=7e-7,
-    memory=MemoryFigures(parameters=13.1e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072),
 )
 
 
 _COST_TWO_PASSES = CostFigures(
+    measured=None,
     load_s=240.0,
     linear_s=6.9e-5,
     quadratic_s=3.6e-7,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.80, "mlp": 0.05},
     decode_s_per_pixel=7e-7,
-    memory=MemoryFigures(parameters=13.1e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072),
 )
 
 

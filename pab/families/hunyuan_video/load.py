@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,14 @@ from pab.families.hunyuan_video.attention import HUNYUAN_VIDEO_PLAN, HunyuanAtte
 from pab.families.hunyuan_video.config import HunyuanModel
 from pab.families.hunyuan_video.levels import SHIFT, even_levels, moved_timesteps
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
-from pab.families.hunyuan_video.text import HunyuanText
+from pab.families.hunyuan_video.text import open_hunyuan_text
 from pab.family import LoadRequest
-from pab.library.broadcast_module import CurrentPass, install_sites
-from pab.library.parts import LibrarySampler, SchedulerSource, checked_config, load_part
-from pab.library.sequence import share_passes
+from pab.library.load import LibraryModel, load_library_model
+from pab.library.parts import ClipLevels
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
-from pab.model import Scheduler, StepInput
-from pab.parallel.mesh import Axis
+from pab.model import StepInput
 from pab.text.states import TextStates
-from pab.weights.checkpoint import dtype_of
 
 LATENT_CHANNELS = 16
 _TRANSFORMER = {
@@ -35,9 +33,6 @@ _TRANSFORMER = {
 }
 _VAE = {"_class_name": "AutoencoderKLHunyuanVideo", "latent_channels": LATENT_CHANNELS}
 _SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": SHIFT}
-
-CHECKED_STEPS = 10
-"""Of the scheduler that is compared with the planned levels when the model is loaded."""
 Text = tuple[Tensor, Tensor, Tensor]
 """States [rows, L, C], mask [rows, L] and CLIP's vector [rows, D], in the transformer's precision."""
 
@@ -47,60 +42,38 @@ def load_hunyuan_video(transformer: Path, root: Path, request: LoadRequest, mode
 
     Raises CheckpointError naming files, keys and values.
     """
-    dtype, device = dtype_of(request.precision), torch.device(request.device)
-    current = CurrentPass()
-    module = load_transformer(transformer, model, dtype=dtype, device=device)
-    sites = hunyuan_video_sites(model.num_layers, model.num_single_layers)
-    attention = HunyuanAttention(current=current)
-    share_passes(module, sites, plan=HUNYUAN_VIDEO_PLAN, attention=attention, current=current)
-    install_sites(module, sites, current)
-    source = SchedulerSource(
-        folder=root / "scheduler",
-        config=checked_config(root / "scheduler", _SCHEDULER, "scheduler_config.json"),
-        device=device,
-    )
-    open_sampler(source, CHECKED_STEPS)
-
-    def prepare_text(text: TextStates) -> Text:
-        assert text.pooled_BD is not None, "HunyuanText gives CLIP's vector"
-        states, mask, pooled = (
-            part.to(device=device, dtype=dtype) for part in (text.y_BLC, text.mask_BL, text.pooled_BD)
-        )
-        return states, mask, pooled
-
-    return DiffusersVideo(
-        denoise=HunyuanDenoiser(experts=(module,), told_guidance=model.told_guidance, dtype=dtype),
-        current=current,
-        encode_text=HunyuanText(root=root, dtype=dtype, device=device, axis=request.clip_axis or Axis()),
-        prepare_text=prepare_text,
-        codec=load_codec(root / "vae", device),
-        sampler=lambda clip: open_sampler(source, clip.num_steps),
+    needed = {**_TRANSFORMER, "num_layers": model.num_layers, "num_single_layers": model.num_single_layers}
+    described = LibraryModel(
+        # Where it is to be told the clip's guidance, it must have been made to hear it.
+        transformer=needed | ({"guidance_embeds": True} if model.told_guidance is None else {}),
+        vae=_VAE,
+        scheduler=_SCHEDULER,
+        sites=hunyuan_video_sites(model.num_layers, model.num_single_layers),
+        attention=HunyuanAttention,
+        plan=HUNYUAN_VIDEO_PLAN,
+        levels=_levels,
+        default_size=(model.num_frames, model.height, model.width),
+        encode_text=open_hunyuan_text,
+        prepare_text=_prepare_text,
+        denoiser=partial(HunyuanDenoiser, told_guidance=model.told_guidance),
+        codec=_codec,
         guided_passes=(COND,) if model.told_guidance is None else (COND, UNCOND),
+        vae_dtype=torch.float32,
     )
+    return load_library_model(described, root, request, experts=[transformer])
 
 
-def open_sampler(source: SchedulerSource, num_steps: int) -> Scheduler:
-    """Returns a clip's sampler."""
-    planned = moved_timesteps(num_steps)
-    scheduler = source.open(num_steps, planned, levels={"sigmas": list(even_levels(num_steps))})
-    return LibrarySampler(scheduler=scheduler, timesteps=planned)
+def _levels(num_steps: int, _size: tuple[int, int, int]) -> ClipLevels:
+    return ClipLevels(planned=moved_timesteps(num_steps), given={"sigmas": list(even_levels(num_steps))})
 
 
-def load_transformer(folder: Path, model: HunyuanModel, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Loads the transformer. Where it is to be told the clip's guidance, it must have been made to hear it."""
-    needed: dict[str, object] = {
-        **_TRANSFORMER,
-        "num_layers": model.num_layers,
-        "num_single_layers": model.num_single_layers,
-    }
-    if model.told_guidance is None:
-        needed["guidance_embeds"] = True
-    return load_part(folder, needed, dtype=dtype, device=device)
+def _prepare_text(text: TextStates, dtype: torch.dtype, device: torch.device) -> Text:
+    assert text.pooled_BD is not None, "HunyuanText gives CLIP's vector"
+    states, mask, pooled = (part.to(device=device, dtype=dtype) for part in (text.y_BLC, text.mask_BL, text.pooled_BD))
+    return states, mask, pooled
 
 
-def load_codec(folder: Path, device: torch.device) -> TiledCodec:
-    """Loads the VAE, in float32."""
-    vae = load_part(folder, _VAE, dtype=torch.float32, device=device)
+def _codec(vae: Any, _dtype: torch.dtype) -> TiledCodec:
     return open_codec(
         vae,
         strides=(vae.temporal_compression_ratio, vae.spatial_compression_ratio),
@@ -111,7 +84,7 @@ def load_codec(folder: Path, device: torch.device) -> TiledCodec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HunyuanDenoiser:
-    """Runs the transformer, which is told a guidance scale at every step: `told_guidance`, or the clip's own."""
+    """Runs the transformer, which takes a guidance scale at every step: `told_guidance`, or the clip's own."""
 
     experts: tuple[Any, ...]
     told_guidance: float | None

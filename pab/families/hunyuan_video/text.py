@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pab.family import LoadRequest
 from pab.parallel.mesh import Axis
 from pab.text.states import TextStates
 from pab.text.text_encoders import (
@@ -23,7 +24,7 @@ from pab.text.text_encoders import (
     tokenize,
     transformers_library,
 )
-from pab.weights.checkpoint import load_module, read_tensors
+from pab.weights.checkpoint import dtype_of, load_module, read_tensors
 
 INSTRUCTION = (
     "<|start_header_id|>system<|end_header_id|>\n\nDescribe the video by detailing the following aspects: "
@@ -88,6 +89,12 @@ class HunyuanText:
 
     def _width(self, folder: str) -> int:
         return int(read_encoder_config(self.root / folder, _CONFIGS[folder]).hidden_size)
+
+
+def open_hunyuan_text(root: Path, request: LoadRequest) -> HunyuanText:
+    """Returns the encoders of a model that is loaded as `request` says; weights are read when texts are encoded."""
+    dtype, device = dtype_of(request.precision), torch.device(request.device)
+    return HunyuanText(root=root, dtype=dtype, device=device, axis=request.clip_axis or Axis())
 
 
 _CONFIGS = {"text_encoder": "LlamaConfig", "text_encoder_2": "CLIPTextConfig"}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pab.families.hunyuan_video.config import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel
+from pab.families.hunyuan_video.config import HunyuanModel
 from pab.families.hunyuan_video.levels import SHIFT
 from pab.families.hunyuan_video.text import INSTRUCTION, MAX_CLIP_TOKENS, MAX_TEXT_TOKENS
 from pab.library.parts import library_class
@@ -50,16 +50,6 @@ def transformer_config(model: HunyuanModel) -> dict[str, object]:
         "pooled_projection_dim": CLIP_CHANNELS,
         "rope_axes_dim": [4, 6, 6],
     }
-
-
-def write_tiny_hunyuan_video(folder: Path, seed: int) -> None:
-    """Writes a tiny HunyuanVideo: transformer, VAE, both text encoders with their tokenizers, scheduler."""
-    write_small_hunyuan_video(folder, seed, HUNYUAN_VIDEO_MODEL)
-
-
-def write_tiny_skyreels_v1(folder: Path, seed: int) -> None:
-    """Writes a tiny SkyReels V1, all parts in one folder."""
-    write_small_hunyuan_video(folder, seed, SKYREELS_V1_MODEL)
 
 
 def write_small_hunyuan_video(folder: Path, seed: int, model: HunyuanModel) -> None:

@@ -1,4 +1,4 @@
-"""Configuration and blocks of Latte-1 and Open-Sora-Plan 1.1.0; `latte.py` is the transformer made of them.
+"""Configuration and blocks of Latte-1 and Open-Sora-Plan 1.1.0; `transformer.py` is the transformer made of them.
 
 Spatial blocks have cross attention to the text, temporal ones have not. Frames are split over the ranks of the sequence
 axis, so the only all-to-alls stand inside the temporal attention branch, and a broadcast temporal attention skips them.
@@ -9,21 +9,18 @@ tokens, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from pab.broadcast.state import handed_over
 from pab.families.latte.sites import LATTE_PARTS, LATTE_STACKS
-from pab.kernels import flash3, float8, modulated_norm, temporal_attention
+from pab.kernels import flash3, float8, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
 from pab.nn.adaln_single import Attention, FeedForward, modulation_table
+from pab.nn.gated_block import Tokens, norm_for, over_all_frames, run_branches
 from pab.nn.layers import rotate_halves
 from pab.parallel.mesh import SequenceParallel
-
-Norm = Callable[[Tensor, Sequence[Tensor], Tensor, Tensor], tuple[Tensor, Tensor | float8.Rows8]]
 
 PRODUCTS = ("attn1.to_qkv", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
 TEXT_PRODUCTS = ("attn2.to_q", "attn2.to_out.0")
@@ -85,11 +82,6 @@ class BlockContext:
     sp: SequenceParallel
     kernels: Kernels = PLAIN
 
-    @property
-    def normed(self) -> Norm:
-        """Returns the tokens plus what is added to them, and their modulated norm."""
-        return modulated_norm.fused if self.kernels.norm else modulated_norm.plain
-
 
 class SelfAttention(Attention):
     """Self attention; its keys and values may come from a coarser grid, and may carry rotary positions."""
@@ -119,7 +111,7 @@ class SelfAttention(Attention):
         self.to_qkv = joined
         del self.to_q, self.to_k, self.to_v
 
-    def over_space(self, x_BTSD: Tensor | float8.Rows8, context: BlockContext) -> Tensor:
+    def over_space(self, x_BTSD: Tokens, context: BlockContext) -> Tensor:
         """Attends over the patches of each frame."""
         bias = context.spatial_bias
         if self.to_qkv is None:
@@ -136,7 +128,7 @@ class SelfAttention(Attention):
             out = self.attend(q, k, v, bias)
         return out.view(*qkv_BTSE.shape[:-1], -1)
 
-    def over_time(self, x_BTSD: Tensor | float8.Rows8, context: BlockContext) -> Tensor:
+    def over_time(self, x_BTSD: Tokens, context: BlockContext) -> Tensor:
         """Attends over the frames of each patch; T is all frames."""
         if self.to_qkv is None:
             assert isinstance(x_BTSD, Tensor), "8-bit rows go into one product"
@@ -169,113 +161,56 @@ class SelfAttention(Attention):
         return self.norm(self.sr(cells).flatten(2).transpose(1, 2))
 
 
-class SpatialBlock(nn.Module):
-    """Self attention within each frame, cross attention and MLP; each branch is a broadcast site."""
+class LatteBlock(nn.Module):
+    """Self attention within each frame ("spatial") or over the frames of each patch ("temporal"), and an MLP.
+
+    Spatial blocks have cross attention between the two. Each branch is a broadcast site.
+    """
 
     attn1: SelfAttention
 
-    def __init__(self, config: LatteConfig, index: int) -> None:
+    def __init__(self, config: LatteConfig, index: int, *, stack: str) -> None:
         super().__init__()
-        dim = config.hidden_size
+        dim, self.spatial = config.hidden_size, stack == "spatial"
         compressed = config.compress_factor > 1 and index >= config.num_layers // 2
-        self.sites = tuple(f"{LATTE_STACKS['spatial']}.{index}.{part}" for part in LATTE_PARTS["spatial"])
+        self.sites = tuple(f"{LATTE_STACKS[stack]}.{index}.{part}" for part in LATTE_PARTS[stack])
         self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
-        self.attn1 = SelfAttention(config, spatial=True, compressed=compressed)
-        self.attn2 = Attention(dim, config.num_heads)
+        self.attn1 = SelfAttention(config, spatial=self.spatial, compressed=compressed)
+        if self.spatial:
+            self.attn2 = Attention(dim, config.num_heads)
         self.ff = FeedForward(dim)
 
     def forward(
         self,
         x_BTSD: Tensor,
         context: BlockContext,
-        text: tuple[Tensor, Tensor | None],
-        reuse: tuple[Tensor | None, ...] = (None, None, None),
-        wanted: tuple[bool, ...] = (False, False, False),
+        text: tuple[Tensor, Tensor | None] | None,
+        reuse: tuple[Tensor | None, ...] | None = None,
+        wanted: tuple[bool, ...] | None = None,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Returns the new tokens, and per site the output to be kept where it is wanted.
 
-        `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and bias.
+        `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and bias, for
+        spatial blocks. Without `reuse` and `wanted` every site computes and none is kept.
         """
-        table, normed = modulation_table(self.scale_shift_table, context.modulation, 2), _norm(self.ff, context)
-        attended, crossed, mixed = reuse
-        asking: Tensor | float8.Rows8 | None = None
-        if attended is None:
-            branch = self.attn1.over_space(normed(x_BTSD, (), table[0], table[1])[1], context)
-            if self.ff.is_float8 and crossed is None:
-                x_BTSD, attended, asking = float8.gated_sum(x_BTSD, branch, table[2], keeps=wanted[0])
-            else:
-                attended = table[2] * branch
-        addends: tuple[Tensor, ...] = () if attended is None else (attended,)
-        if crossed is None:
-            if asking is None:
-                asking = x_BTSD = x_BTSD + addends[0]
-            crossed = self.attn2.to_text(asking, *text)
-            addends = ()
-        x_BTSD, mixed = _mixed(self.ff, x_BTSD, (*addends, crossed), table, mixed, context)
-        return x_BTSD, handed_over((attended, crossed, mixed), wanted)
+        # Not from `sites`: a graph would hold their names, and blocks could not share it.
+        count = 3 if self.spatial else 2
+        # Over several ranks tokens travel, and become 8-bit behind that.
+        travels = not self.spatial and context.sp.size > 1
+        return run_branches(
+            x_BTSD,
+            modulation_table(self.scale_shift_table, context.modulation, 2),
+            (reuse or (None,) * count, wanted or (False,) * count),
+            norm=norm_for(context.kernels, is_float8=self.ff.is_float8 and not travels),
+            attend=lambda x: self._attend(x, context),
+            ask_text=None if text is None else lambda x: self.attn2.to_text(x, *text),
+            mlp=self.ff,
+            kernels=context.kernels,
+        )
 
-
-class TemporalBlock(nn.Module):
-    """Self attention over the frames of each patch, and MLP; each branch is a broadcast site."""
-
-    attn1: SelfAttention
-
-    def __init__(self, config: LatteConfig, index: int) -> None:
-        super().__init__()
-        dim = config.hidden_size
-        compressed = config.compress_factor > 1 and index >= config.num_layers // 2
-        self.sites = tuple(f"{LATTE_STACKS['temporal']}.{index}.{part}" for part in LATTE_PARTS["temporal"])
-        self.scale_shift_table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
-        self.attn1 = SelfAttention(config, spatial=False, compressed=compressed)
-        self.ff = FeedForward(dim)
-
-    def forward(
-        self,
-        x_BTSD: Tensor,
-        context: BlockContext,
-        reuse: tuple[Tensor | None, ...] = (None, None),
-        wanted: tuple[bool, ...] = (False, False),
-    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Returns the new tokens, and per site the output to be kept where it is wanted."""
-        table = modulation_table(self.scale_shift_table, context.modulation, 2)
-        attended, mixed = reuse
-        if attended is None:
-            # Over several ranks tokens travel, and become 8-bit behind that.
-            normed = context.normed if context.sp.size > 1 else _norm(self.ff, context)
-            attended = table[2] * self._attend(normed(x_BTSD, (), table[0], table[1])[1], context)
-        x_BTSD, mixed = _mixed(self.ff, x_BTSD, (attended,), table, mixed, context)
-        return x_BTSD, handed_over((attended, mixed), wanted)
-
-    def _attend(self, x_BTSD: Tensor | float8.Rows8, context: BlockContext) -> Tensor:
-        if isinstance(x_BTSD, float8.Rows8):
-            return self.attn1.over_time(x_BTSD, context)
-        patches, frames = x_BTSD.shape[2], context.num_frames
-        x_BTSD = context.sp.switch(x_BTSD, whole_dim=1, split_dim=2, size=frames)
-        x_BTSD = self.attn1.over_time(x_BTSD, context)
-        return context.sp.switch(x_BTSD, whole_dim=2, split_dim=1, size=patches)
-
-
-def _norm(ff: FeedForward, context: BlockContext) -> Norm:
-    """Returns the norm that a block's products want."""
-    return float8.norm_rows if ff.is_float8 else context.normed
-
-
-def _mixed(
-    ff: FeedForward,
-    x_BTSD: Tensor,
-    addends: tuple[Tensor, ...],
-    table: Tensor,
-    mixed: Tensor | None,
-    context: BlockContext,
-) -> tuple[Tensor, Tensor]:
-    """Returns the tokens after a block's last branch, and the branch's output; `mixed` is one to reuse.
-
-    `addends`: what the branches before add to the tokens, which a norm takes into its own pass over them.
-    """
-    if mixed is None:
-        x_BTSD, x = _norm(ff, context)(x_BTSD, addends, table[3], table[4])
-        mixed = table[5] * ff(x, fused=context.kernels.gelu)
-    else:
-        for addend in addends:
-            x_BTSD = x_BTSD + addend
-    return x_BTSD + mixed, mixed
+    def _attend(self, x_BTSD: Tokens, context: BlockContext) -> Tensor:
+        if self.spatial:
+            return self.attn1.over_space(x_BTSD, context)
+        return over_all_frames(
+            x_BTSD, lambda x: self.attn1.over_time(x, context), num_frames=context.num_frames, sp=context.sp
+        )

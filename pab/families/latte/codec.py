@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pab.family import ClipRequest
+from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import NodeGroup
 from pab.parallel.round_robin import deal_to_root
 from pab.vae.pixels import to_bytes
@@ -43,7 +44,7 @@ class ImageCodec:
             lambda index: self._decode(chunks[index]), shapes, like=like, axis=group.clip, to_cpu=False
         )
         if pieces is None:
-            return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
+            return frames_of_no_clip(request)
         return torch.cat(pieces).unflatten(0, (len(latents), -1))
 
     def _decode(self, frames_NCHW: Tensor) -> Tensor:

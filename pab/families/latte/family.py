@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _KEYS = (720, 640, 560, 480, 400)
 
 _MLP = tuple(
-    # The published keys, told by their place among the 50 published timesteps, so that they fit other step counts.
+    # The published keys, as positions among the 50 published timesteps, so that they fit other step counts.
     MlpRule(
         stack=stack, blocks=tuple(range(5)), skip_count=2, position=ddim_timesteps(NUM_STEPS).index(key) / NUM_STEPS
     )
@@ -83,13 +83,14 @@ LATTE = Family(
     # One H200, bfloat16, fused kernels, both guidance rows: a full step is 139 ms at 16,384 tokens, 72 ms without any
     # attention. Loading and decoding are not measured.
     cost=CostFigures(
+        measured="one H200, bfloat16, fused kernels (loading and decoding estimated)",
         load_s=90.0,
         linear_s=7.9e-6,
         quadratic_s=6.0e-10,
         fixed_step_s=0.0,
         kind_shares={"spatial": 0.24, "temporal": 0.15, "cross": 0.09, "mlp": 0.48},
         decode_s_per_pixel=2e-7,
-        memory=MemoryFigures(parameters=1.1e9, width=1152),
+        memory=MemoryFigures(measured=None, parameters=1.1e9, width=1152),
     ),
     load=load_latte,
     write_tiny=write_tiny,

@@ -12,10 +12,9 @@ from pab.families.latte.config import DEPTH, MAX_TEXT_TOKENS, NUM_FRAMES
 from pab.families.latte.transformer import Latte, latte_config
 from pab.family import LoadRequest
 from pab.nn.noise_video import NoiseVideo, clean_texts
-from pab.parallel.mesh import Axis
 from pab.sampling.samplers import DDIM
-from pab.text.t5_text import T5Text
-from pab.weights.checkpoint import CheckpointError, dtype_of, load_module, read_config, read_tensors
+from pab.text.t5_text import open_t5_text
+from pab.weights.checkpoint import CheckpointError, checked_config, dtype_of, load_module, read_config, read_tensors
 from pab.weights.folders import WeightFolders
 
 VAE_CLASSES = ("AutoencoderKLTemporalDecoder", "AutoencoderKL")
@@ -26,13 +25,8 @@ def load_video_model(folders: WeightFolders, request: LoadRequest) -> NoiseVideo
     dtype, device = dtype_of(request.precision), torch.device(request.device)
     return NoiseVideo(
         transformer=load_transformer(folders.transformer, dtype, device, latent_frames=NUM_FRAMES),
-        encode_text=T5Text(
-            folder=folders.text_encoder,
-            tokenizer_folder=folders.tokenizer,
-            dtype=dtype,
-            device=device,
-            max_length=MAX_TEXT_TOKENS,
-            axis=request.clip_axis or Axis(),
+        encode_text=open_t5_text(
+            request, folder=folders.text_encoder, tokenizer_folder=folders.tokenizer, max_length=MAX_TEXT_TOKENS
         ),
         codec=ImageCodec(vae=load_vae(folders.vae, dtype, device)),
         sampler=lambda clip, _: DDIM(num_steps=clip.num_steps),
@@ -44,13 +38,7 @@ def load_video_model(folders: WeightFolders, request: LoadRequest) -> NoiseVideo
 
 def load_transformer(folder: Path, dtype: torch.dtype, device: torch.device, *, latent_frames: int) -> Latte:
     """Loads a transformer of Latte-1 or Open-Sora-Plan 1.1.0, which was trained on `latent_frames`."""
-    config = latte_config(read_config(folder))
-    for name, found, needed in (
-        ("num_layers", config.num_layers, DEPTH),
-        ("video_length", config.video_length, latent_frames),
-    ):
-        if found != needed:
-            raise CheckpointError(f"{folder}/config.json: {name}={found}, this family's model has {needed}")
+    config = latte_config(checked_config(folder, {"num_layers": DEPTH, "video_length": latent_frames}))
     return load_module(
         lambda: Latte(config),
         read_tensors(folder),

@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.broadcast.state import Visit, run_block
-from pab.execution.compiled import any_length
 from pab.families.latte.blocks import (
     PRODUCTS,
     TEXT_PRODUCTS,
     BlockContext,
+    LatteBlock,
     LatteConfig,
-    SpatialBlock,
-    TemporalBlock,
 )
 from pab.kernels import float8
 from pab.kernels.choice import ChooseKernels, fastest, plain
@@ -29,10 +27,9 @@ from pab.nn.adaln_single import (
     PatchEmbed2D,
     TextProjection,
     TimestepModulation,
-    cut_text,
     masked_bias,
 )
-from pab.nn.adaln_transformer import project_out, published_sizes, step_modulation
+from pab.nn.adaln_transformer import keys_values_of, project_out, published_sizes, step_modulation
 from pab.nn.layers import axial_rotation, position_embedding_1d, position_embedding_2d, unpatchify
 from pab.parallel.mesh import SequenceParallel
 
@@ -82,6 +79,10 @@ class Conditions:
     rotations: tuple[Rotation | None, Rotation | None]
 
 
+def _blocks(config: LatteConfig, stack: str) -> nn.ModuleList:
+    return nn.ModuleList(LatteBlock(config, i, stack=stack) for i in range(config.num_layers))
+
+
 class Latte(nn.Module):
     """The transformer. `prepare` once per clip, `denoise` once per step; `forward` does both."""
 
@@ -91,8 +92,8 @@ class Latte(nn.Module):
         self.config = config
         self.scale_shift_table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
         self.pos_embed = PatchEmbed2D(patch, config.in_channels, dim)
-        self.transformer_blocks = nn.ModuleList(SpatialBlock(config, i) for i in range(config.num_layers))
-        self.temporal_transformer_blocks = nn.ModuleList(TemporalBlock(config, i) for i in range(config.num_layers))
+        self.transformer_blocks = _blocks(config, "spatial")
+        self.temporal_transformer_blocks = _blocks(config, "temporal")
         self.proj_out = nn.Linear(dim, patch * patch * config.out_channels)
         self.adaln_single = TimestepModulation(dim)
         self.caption_projection = TextProjection(
@@ -123,12 +124,12 @@ class Latte(nn.Module):
             float8.use_float8(over_time, PRODUCTS)
 
     @property
-    def spatial_blocks(self) -> list[SpatialBlock]:
+    def spatial_blocks(self) -> list[LatteBlock]:
         """The blocks within frames."""
         return list(self.transformer_blocks)  # type: ignore[arg-type]
 
     @property
-    def temporal_blocks(self) -> list[TemporalBlock]:
+    def temporal_blocks(self) -> list[LatteBlock]:
         """The blocks over frames; number i runs after spatial block i."""
         return list(self.temporal_transformer_blocks)  # type: ignore[arg-type]
 
@@ -155,13 +156,11 @@ class Latte(nn.Module):
         `size`: latent frames, height and width of the whole clip. Masks are 1 for what counts; text tokens that no row
         keeps are dropped. `several`: the rows are clips (`cut_text`).
         """
-        weight, patch = self.proj_out.weight, self.config.patch_size
-        text_BLC, text_bias = cut_text(text_BLC.to(weight), text_mask_BL, several=several)
-        mask_BTS = None
+        patch, mask_BTS = self.config.patch_size, None
         if latent_mask_BTHW is not None:
-            mask_BTS = F.max_pool2d(latent_mask_BTHW.float(), patch).flatten(2).to(weight.device)
-        text_BLD = self.caption_projection(text_BLC)
-        keys_values = tuple(any_length(block.attn2.keys_values(text_BLD), 3) for block in self.spatial_blocks)
+            mask_BTS = F.max_pool2d(latent_mask_BTHW.float(), patch).flatten(2).to(self.proj_out.weight.device)
+        attentions = [block.attn2 for block in self.spatial_blocks]
+        keys_values, text_bias = keys_values_of(self, attentions, text_BLC, text_mask_BL, several=several)
         return Conditions(
             keys_values=keys_values,
             text_bias=text_bias,
@@ -224,7 +223,7 @@ class Latte(nn.Module):
             if i == 0 and temporal and conditions.num_frames > 1:
                 x = x + sp.split(conditions.frame_positions_TD, 0)[:, None]
             if temporal:
-                x = run_block(over_time, x, context, visit=visit, own=own)
+                x = run_block(over_time, x, context, None, visit=visit, own=own)
         x = project_out(self, x, embedded).unflatten(2, grid)
         return unpatchify(x, (1, self.config.patch_size, self.config.patch_size), size).float()
 

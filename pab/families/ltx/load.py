@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,15 @@ import torch
 from torch import Tensor
 
 from pab.broadcast.state import BOTH
-from pab.families.ltx.config import HEIGHT, MAX_TEXT_TOKENS, NUM_FRAMES, WIDTH, LtxModel, ltx_timesteps, ltx_tokens
+from pab.families.ltx.config import HEIGHT, MAX_TEXT_TOKENS, NUM_FRAMES, WIDTH, LtxModel, ltx_tokens
 from pab.families.ltx.levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_timesteps
 from pab.families.ltx.sites import ltx_sites
 from pab.family import ClipRequest, LoadRequest
-from pab.library.attention import SelfAttention
-from pab.library.broadcast_module import CurrentPass, install_sites
-from pab.library.parts import LibrarySampler, SchedulerSource, checked_config, load_part
-from pab.library.sequence import library_plan, share_passes
+from pab.library.load import LibraryModel, load_library_model, t5_beside
+from pab.library.parts import ClipLevels
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
-from pab.model import Scheduler, StepInput
-from pab.parallel.mesh import Axis
-from pab.text.t5_text import T5Text
-from pab.weights.checkpoint import dtype_of
+from pab.model import StepInput
 
 LATENT_CHANNELS = 128
 FRAME_STRIDE, PIXEL_STRIDE = 8, 32
@@ -47,8 +43,6 @@ _SCHEDULER = {
     "shift_terminal": LAST_LEVEL,
 }
 
-CHECKED_STEPS = 10
-"""Of the scheduler that is compared with the planned levels when the model is loaded."""
 DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025
 """A VAE that knows the timestep takes the last noise away itself: its timestep, and the share of noise put in before."""
 Text = tuple[Tensor, Tensor]
@@ -57,50 +51,32 @@ Text = tuple[Tensor, Tensor]
 
 def load_ltx(root: Path, request: LoadRequest, model: LtxModel) -> DiffusersVideo:
     """Loads the whole model for inference. Raises CheckpointError naming files, keys and values."""
-    dtype, device = dtype_of(request.precision), torch.device(request.device)
-    current = CurrentPass()
-    needed = {**_TRANSFORMER, "num_layers": model.num_layers}
-    transformer = load_part(root / "transformer", needed, dtype=dtype, device=device)
-    sites, attention = ltx_sites(model.num_layers), SelfAttention(current=current)
-    share_passes(transformer, sites, plan=library_plan(type(transformer)), attention=attention, current=current)
-    install_sites(transformer, sites, current)
-    source = SchedulerSource(
-        folder=root / "scheduler",
-        config=checked_config(root / "scheduler", _SCHEDULER, "scheduler_config.json"),
-        device=device,
-    )
-    tokens = ltx_tokens(NUM_FRAMES, HEIGHT, WIDTH)
-    open_scheduler(source, CHECKED_STEPS, tokens, moved_timesteps(CHECKED_STEPS, tokens))
-    return DiffusersVideo(
-        denoise=LtxDenoiser(experts=(transformer,), dtype=dtype),
-        current=current,
-        encode_text=T5Text(
-            folder=root / "text_encoder",
-            tokenizer_folder=root / "tokenizer",
-            dtype=dtype,
-            device=device,
-            max_length=MAX_TEXT_TOKENS,
-            axis=request.clip_axis or Axis(),
-            reads_padding=True,
-        ),
-        prepare_text=lambda text: (text.y_BLC.to(device=device, dtype=dtype), text.mask_BL.to(device)),
-        codec=load_codec(root / "vae", dtype, device),
-        sampler=lambda clip: open_sampler(source, clip),
+    return load_library_model(ltx_library_model(model), root, request)
+
+
+def ltx_library_model(model: LtxModel) -> LibraryModel:
+    """Returns what is loaded of one published model, and how."""
+    return LibraryModel(
+        transformer={**_TRANSFORMER, "num_layers": model.num_layers},
+        vae=_VAE,
+        scheduler=_SCHEDULER,
+        sites=ltx_sites(model.num_layers),
+        levels=_levels,
+        default_size=(NUM_FRAMES, HEIGHT, WIDTH),
+        encode_text=partial(t5_beside, max_length=MAX_TEXT_TOKENS, reads_padding=True),
+        prepare_text=lambda text, dtype, device: (text.y_BLC.to(device=device, dtype=dtype), text.mask_BL.to(device)),
+        denoiser=LtxDenoiser,
+        codec=_codec,
         guided_passes=(BOTH,),
     )
 
 
-def open_scheduler(source: SchedulerSource, num_steps: int, num_tokens: int, planned: tuple[float, ...]) -> Any:
-    """Returns the library's scheduler for a clip of this many latent tokens."""
-    levels = {"sigmas": list(even_levels(num_steps)), "mu": log_shift(num_tokens)}
-    return source.open(num_steps, planned, levels=levels)
-
-
-def open_sampler(source: SchedulerSource, request: ClipRequest) -> Scheduler:
-    """Returns the clip's sampler."""
-    planned = ltx_timesteps(request, "float32")
-    tokens = ltx_tokens(request.num_frames, request.height, request.width)
-    return LibrarySampler(scheduler=open_scheduler(source, request.num_steps, tokens, planned), timesteps=planned)
+def _levels(num_steps: int, size: tuple[int, int, int]) -> ClipLevels:
+    tokens = ltx_tokens(*size)
+    return ClipLevels(
+        planned=moved_timesteps(num_steps, tokens),
+        given={"sigmas": list(even_levels(num_steps)), "mu": log_shift(tokens)},
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,11 +103,10 @@ class LtxDenoiser:
         return output_BSC.float().transpose(1, 2).unflatten(2, rows.shape[2:])
 
 
-def load_codec(folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
-    """Loads the VAE, in the transformer's precision as published; its folder says whether it knows the timestep."""
-    vae = load_part(folder, _VAE, dtype=dtype, device=device)
+def _codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
+    """Returns the decoder, whose configuration says whether it knows the timestep."""
+    device = vae.device
     mean, std = (values.float().view(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
-
     conditioned = vae.config.timestep_conditioning
 
     def unscale(latents: Tensor, request: ClipRequest) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pab.families.ltx.config import LTX_MODEL, MAX_TEXT_TOKENS, LtxModel
+from pab.families.ltx.config import MAX_TEXT_TOKENS, LtxModel
 from pab.families.ltx.levels import LAST_LEVEL, SHIFTS
 from pab.library.parts import library_class
 from pab.weights.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
@@ -65,11 +65,6 @@ def transformer_config(num_layers: int) -> dict[str, object]:
         "num_layers": num_layers,
         "caption_channels": TEXT_CHANNELS,
     }
-
-
-def write_tiny_ltx(folder: Path, seed: int) -> None:
-    """Writes a tiny LTX-Video 0.9.1: transformer/, vae/, text_encoder/, tokenizer/ and scheduler/."""
-    write_small_ltx(folder, seed, LTX_MODEL)
 
 
 def write_small_ltx(folder: Path, seed: int, model: LtxModel, *, timestep_vae: bool = True) -> None:

@@ -94,6 +94,7 @@ OPEN_SORA = Family(
     # One H200, bfloat16, fused kernels, both guidance rows: a full step is 230 ms at 23,850 tokens, 106 ms without any
     # attention; spatial attention itself, which grows with a frame's tokens, is 30 ms of it. 51 frames decode in 1.13 s.
     cost=CostFigures(
+        measured="one H200, bfloat16, fused kernels (loading estimated)",
         load_s=90.0,
         linear_s=8.4e-6,
         quadratic_s=7.9e-10,
@@ -102,7 +103,12 @@ OPEN_SORA = Family(
         decode_s_per_pixel=5.7e-8,
         # Measured with PAB246 on an H200 (docs/performance.md): 3.4 GB beside the kept outputs. 51 frames of 480x848 decode
         # in 4.8 GB, of 720x1280 in 9.8.
-        memory=MemoryFigures(parameters=1.2e9, width=1152, decode_bytes_per_pixel=1.1e4),
+        memory=MemoryFigures(
+            measured="one H200, bfloat16, PAB246: 16.8 GB in all",
+            parameters=1.2e9,
+            width=1152,
+            decode_bytes_per_pixel=1.1e4,
+        ),
     ),
     load=load_open_sora,
     write_tiny=write_tiny,

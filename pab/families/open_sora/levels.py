@@ -1,4 +1,4 @@
-"""What the published pipeline tells scheduler and transformer of a clip. No torch here."""
+"""What the published pipeline gives scheduler and transformer of a clip. No torch here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def model_size(request: ClipRequest, precision: str) -> tuple[float, float]:
 
 
 def model_fps(request: ClipRequest) -> float:
-    """Returns the frame rate the transformer is told."""
+    """Returns the frame rate that the transformer is given."""
     return float(IMAGE_FPS if request.num_frames == 1 else request.fps)
 
 

@@ -21,33 +21,27 @@ from pab.families.open_sora.temporal_vae import TemporalVAEConfig
 from pab.families.open_sora.vae import SCALE, SHIFT, Noise, OpenSoraVAE, OpenSoraVAEConfig
 from pab.families.open_sora.weights import WeightFolders
 from pab.family import ClipRequest, LoadRequest
-from pab.parallel.mesh import Axis, NodeGroup
+from pab.nn.video import frames_of_no_clip
+from pab.parallel.mesh import NodeGroup
 from pab.text.prompt_cleaning import clean
-from pab.text.t5_text import T5Text
+from pab.text.t5_text import open_t5_text
 from pab.vae.image_vae import ImageVAEConfig
-from pab.weights.checkpoint import CheckpointError, load_module, read_config, read_tensors
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from pab.weights.checkpoint import CheckpointError, dtype_of, load_module, read_config, read_tensors
 
 
 def load_video_model(folders: WeightFolders, request: LoadRequest) -> STDiT3Video:
     """Loads the whole model for inference. Raises CheckpointError, ValueError for a precision it does not run in."""
-    if request.precision not in DTYPES:
-        raise ValueError(f"precision={request.precision!r}, open_sora runs in {', '.join(DTYPES)}")
-    dtype, device, precision = DTYPES[request.precision], torch.device(request.device), request.precision
+    dtype, device, precision = dtype_of(request.precision), torch.device(request.device), request.precision
     transformer = load_transformer(folders.transformer, dtype, device)
     vae = load_vae(folders.vae, dtype, device)
-    text = T5Text(
-        folder=folders.text_encoder,
-        tokenizer_folder=folders.tokenizer,
-        dtype=dtype,
-        device=device,
-        max_length=transformer.config.model_max_length,
-        axis=request.clip_axis or Axis(),
-    )
     return STDiT3Video(
         transformer=transformer,
-        encode_text=text,
+        encode_text=open_t5_text(
+            request,
+            folder=folders.text_encoder,
+            tokenizer_folder=folders.tokenizer,
+            max_length=transformer.config.model_max_length,
+        ),
         codec=OpenSoraCodec(vae=vae),
         timesteps=lambda clip: levels(clip, precision),
         model_fps=model_fps,
@@ -137,5 +131,5 @@ class OpenSoraCodec:
         """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root. Collective."""
         frames = self.vae.decode_frames(latents, request.num_frames, group.clip)
         if frames is None:
-            return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
+            return frames_of_no_clip(request)
         return frames

@@ -10,7 +10,7 @@ from pab.text.prompt_cleaning import clean
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What the model is told of a clip's quality and motion, in the words of its training captions; None is left out."""
+    """A clip's quality and motion, in the words of the training captions; None is left out."""
 
     aesthetic: float | None = 6.5
     motion: float | None = None

@@ -65,7 +65,7 @@ def rendered_size(height: int, width: int) -> tuple[int, int]:
 def nominal_size(height: int, width: int) -> tuple[int, int]:
     """Returns the size of the published table that renders as this one, or the size itself where none does.
 
-    The published model is told nominal sizes (480x854) although it renders 480x848: noise levels and position
+    The published model is given nominal sizes (480x854) although it renders 480x848: noise levels and position
     embeddings depend on them.
     """
     for sizes in SIZES.values():

@@ -124,7 +124,7 @@ class STDiT3(nn.Module):
         return [block for pair in pairs for block in pair]  # type: ignore[misc]
 
     def use_float8(self) -> None:
-        """Has the blocks multiply by 8-bit floats from now on; their weights in full precision are let go."""
+        """Has the blocks multiply by 8-bit floats from now on; their weights in full precision are freed."""
         for block in self.blocks:
             float8.use_float8(block, PRODUCTS)
 
@@ -219,7 +219,7 @@ class STDiT3(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipShape:
-    """What the transformer is told of a clip besides latents and text.
+    """What the transformer is given of a clip besides latents and text.
 
     `height`, `width`: pixels. `fps` [n]: frames per second, tiled over the rows. `num_latent_frames`: all ranks' frames.
     """

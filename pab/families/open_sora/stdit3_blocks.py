@@ -14,15 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.broadcast.state import handed_over
 from pab.families.open_sora.sites import PARTS
 from pab.kernels import attention, flash3, float8, head_norm, modulated_norm, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
-from pab.nn.layers import (
-    Mlp,
-    RMSNorm,
-    rotate_pairs,
-)
+from pab.nn.gated_block import Tokens, norm_for, over_all_frames, run_branches
+from pab.nn.layers import Mlp, RMSNorm, rotate_pairs
 from pab.parallel.mesh import SequenceParallel
 
 PRODUCTS = ("attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.proj", "mlp.fc1", "mlp.fc2")
@@ -91,16 +87,11 @@ class SelfAttention(nn.Module):
         self.k_norm: nn.Module = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.proj: nn.Linear | float8.Float8Linear = nn.Linear(dim, dim)
 
-    def over_space(self, x_BTSD: Tensor | float8.Rows8, kernels: Kernels) -> Tensor:
+    def over_space(self, x_BTSD: Tokens, kernels: Kernels) -> Tensor:
         """Attends over the S patches of each frame."""
         qkv_BTSE = self.qkv(x_BTSD)
-        qkv = qkv_BTSE.flatten(0, 1)
-        if kernels.spatial:
-            out = attention.fused_self(qkv, self.num_heads, self._norm_weights())
-        else:
-            q, k, v = self._normed_heads(qkv, kernels)
-            attend = flash3.fused if kernels.flash3 else flash3.plain
-            out = attend(q, k, v).flatten(2)
+        attend = flash3.fused if kernels.flash3 else flash3.plain
+        out = attend(*self._normed_heads(qkv_BTSE.flatten(0, 1), kernels)).flatten(2)
         return self.proj(out.view(*qkv_BTSE.shape[:-1], -1))
 
     def _normed_heads(self, qkv_NLE: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,7 +102,7 @@ class SelfAttention(nn.Module):
             return *head_norm.fused(qkv_NLE, self.num_heads, weights), v
         return self.q_norm(q), self.k_norm(k), v
 
-    def over_time(self, x_BTSD: Tensor | float8.Rows8, rotation: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
+    def over_time(self, x_BTSD: Tokens, rotation: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
         """Attends over the T frames of each patch, with rotary positions."""
         qkv = self.qkv(x_BTSD)
         if kernels.temporal:
@@ -144,7 +135,7 @@ class CrossAttention(nn.Module):
 
     def forward(
         self,
-        x_BTSD: Tensor | float8.Rows8,
+        x_BTSD: Tokens,
         keys_values: Tensor,
         mask_B11L: Tensor | None,
         kernels: Kernels = PLAIN,
@@ -181,35 +172,20 @@ class STDiT3Block(nn.Module):
 
         `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and mask.
         """
-        table, kernels = self._modulation(context), context.kernels
-        eight = isinstance(self.mlp.fc1, float8.Float8Linear)
-        normed = float8.norm_rows if eight else modulated_norm.fused if kernels.norm else modulated_norm.plain
-        attended, crossed, mixed = reuse
-        asking: Tensor | float8.Rows8 | None = None
-        if attended is None:
+        kernels, norm = context.kernels, norm_for(context.kernels, is_float8=self.mlp.is_float8)
+        if self.mlp.is_float8 and self.temporal and context.sp.size > 1:
             # Over several ranks tokens travel, and become 8-bit behind that.
-            before = modulated_norm.plain if eight and self.temporal and context.sp.size > 1 else normed
-            branch = self._attend(before(x_BTSD, (), table[0], table[1])[1], context)
-            if eight and crossed is None:
-                x_BTSD, attended, asking = float8.gated_sum(x_BTSD, branch, table[2], keeps=wanted[0])
-            else:
-                attended = table[2] * branch
-        addends: tuple[Tensor, ...] = () if attended is None else (attended,)
-        if crossed is None:
-            if asking is None:
-                asking = x_BTSD = x_BTSD + addends[0]
-            crossed = self.cross_attn(asking, *text, kernels)
-            addends = ()
-        addends = (*addends, crossed)
-        if mixed is None:
-            # A norm takes the sums before it into its own pass over the tokens.
-            x_BTSD, x = normed(x_BTSD, addends, table[3], table[4])
-            mixed = table[5] * self.mlp(x, fused=kernels.gelu)
-        else:
-            for addend in addends:
-                x_BTSD = x_BTSD + addend
-        x_BTSD = x_BTSD + mixed
-        return x_BTSD, handed_over((attended, crossed, mixed), wanted)
+            norm = modulated_norm.plain
+        return run_branches(
+            x_BTSD,
+            self._modulation(context),
+            (reuse, wanted),
+            norm=norm,
+            attend=lambda x: self._attend(x, context),
+            ask_text=lambda x: self.cross_attn(x, *text, kernels),
+            mlp=self.mlp,
+            kernels=kernels,
+        )
 
     def _modulation(self, context: BlockContext) -> Tensor:
         """Returns [6, B, T or 1, 1, D]: shift, scale, gate of attention, then of the MLP."""
@@ -219,12 +195,12 @@ class STDiT3Block(nn.Module):
         still = (self.scale_shift_table + context.modulation0).transpose(0, 1)[:, :, None, None]
         return torch.where(context.active_BT[:, :, None, None], table, still)
 
-    def _attend(self, x_BTSD: Tensor | float8.Rows8, context: BlockContext) -> Tensor:
+    def _attend(self, x_BTSD: Tokens, context: BlockContext) -> Tensor:
         if not self.temporal:
             return self.attn.over_space(x_BTSD, context.kernels)
-        if isinstance(x_BTSD, float8.Rows8):
-            return self.attn.over_time(x_BTSD, context.rotation, context.kernels)
-        patches = x_BTSD.shape[2]
-        x_BTSD = context.sp.switch(x_BTSD, whole_dim=1, split_dim=2, size=context.num_frames)
-        x_BTSD = self.attn.over_time(x_BTSD, context.rotation, context.kernels)
-        return context.sp.switch(x_BTSD, whole_dim=2, split_dim=1, size=patches)
+        return over_all_frames(
+            x_BTSD,
+            lambda x: self.attn.over_time(x, context.rotation, context.kernels),
+            num_frames=context.num_frames,
+            sp=context.sp,
+        )

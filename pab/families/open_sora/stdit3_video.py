@@ -41,7 +41,7 @@ class STDiT3Video:
     frame_channels: Callable[[int, torch.device], Tensor] | None = None
     """Channels [C, T], made on a device, that tell the model of each of T latent frames; appended to the latents."""
     model_size: Callable[[ClipRequest], tuple[float, float]] = lambda request: (request.height, request.width)
-    """Height and width in pixels as the transformer is told them."""
+    """Height and width in pixels as the transformer is given them."""
     prepare: Callable[[ClipRequest], ClipRequest] = lambda request: request
     """Returns the clip with the texts that the encoder reads."""
     references: ReferenceRules | None = None
@@ -114,7 +114,7 @@ class STDiT3Video:
     def encode_end(
         self, latents: Tensor, request: ClipRequest, *, latent_frames: int, group: NodeGroup
     ) -> EncodedReference:
-        """Encodes the end of a rendered loop with noise from the loop's seed; the clip's root does and tells the others."""
+        """Encodes the end of a rendered loop with noise from its seed: on the clip's root, which sends it to the others."""
         noise = reference_noise(request.seed)
         whole = self.latent_shape(request)[1]
         shape = (1, latents.shape[1], latent_frames, *latents.shape[3:])

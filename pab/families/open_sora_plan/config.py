@@ -1,4 +1,4 @@
-"""Sizes and constants of Open-Sora-Plan 1.1.0 and 1.2.0, and what tells their checkpoints apart. No torch here."""
+"""Sizes and constants of Open-Sora-Plan 1.1.0 and 1.2.0, and how their checkpoints differ. No torch here."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ STEPS_V110, STEPS_V120 = 150, 100
 # One H200, bfloat16, fused kernels, both guidance rows: a full step is 152 ms at 17,408 tokens (65 frames); its shares are
 # Latte's, whose blocks are the same. Loading and decoding are not measured.
 _COST_V110 = CostFigures(
+    measured="one H200, bfloat16, fused kernels (shares of sites are Latte's; loading and decoding estimated)",
     load_s=90.0,
     linear_s=8.2e-6,
     quadratic_s=6.0e-10,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.24, "temporal": 0.15, "cross": 0.09, "mlp": 0.48},
     decode_s_per_pixel=4e-7,
-    memory=MemoryFigures(parameters=1.3e9, width=1152),
+    memory=MemoryFigures(measured=None, parameters=1.3e9, width=1152),
 )
 
 
 # Not measured: counted operations of 93 frames at 480x640 at half of an H200's rate. Attention grows with all tokens, the
 # figure with a frame's, so it holds for about that length.
 _COST_V120 = CostFigures(
+    measured=None,
     load_s=180.0,
     linear_s=2.2e-5,
     quadratic_s=2.9e-8,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.70, "cross": 0.08, "mlp": 0.20},
     decode_s_per_pixel=4e-7,
-    memory=MemoryFigures(parameters=3.0e9, width=2304),
+    memory=MemoryFigures(measured=None, parameters=3.0e9, width=2304),
 )
 
 

@@ -37,7 +37,7 @@ WINDOW = (100, 850)
 _CALLS = pndm_timesteps(STEPS_V110)
 
 _MLP = tuple(
-    # The published keys, told by their place among the 159 published calls, so that they fit other step counts.
+    # The published keys, as positions among the 159 published calls, so that they fit other step counts.
     MlpRule(stack=stack, blocks=tuple(range(7)), skip_count=2, position=_CALLS.index(key) / len(_CALLS))
     for stack in ("spatial", "temporal")
     for key in range(738, 425, -24)

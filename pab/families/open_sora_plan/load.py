@@ -15,11 +15,12 @@ from pab.families.open_sora_plan.config import DEPTH_V120, MAX_TEXT_TOKENS_V110,
 from pab.families.open_sora_plan.transformer import OpenSoraPlan, open_sora_plan_config
 from pab.family import ClipRequest, LoadRequest
 from pab.nn.noise_video import NoiseVideo, clean_texts
-from pab.parallel.mesh import Axis, NodeGroup
+from pab.nn.video import frames_of_no_clip
+from pab.parallel.mesh import NodeGroup
 from pab.sampling.samplers import PNDM, EulerAncestral
-from pab.text.t5_text import T5Text
+from pab.text.t5_text import T5Text, open_t5_text
 from pab.vae.pixels import to_bytes
-from pab.weights.checkpoint import CheckpointError, dtype_of, load_module, read_config, read_tensors
+from pab.weights.checkpoint import checked_config, dtype_of, load_module, read_config, read_tensors
 from pab.weights.folders import WeightFolders
 
 
@@ -40,11 +41,7 @@ def load_v110(folders: WeightFolders, request: LoadRequest, *, latent_frames: in
 def load_v120(folders: WeightFolders, request: LoadRequest) -> NoiseVideo:
     """Loads version 1.2.0. Raises CheckpointError naming files and keys."""
     dtype, device = dtype_of(request.precision), torch.device(request.device)
-    config = open_sora_plan_config(read_config(folders.transformer))
-    if config.num_layers != DEPTH_V120:
-        raise CheckpointError(
-            f"{folders.transformer}/config.json: num_layers={config.num_layers}, this family's model has {DEPTH_V120}"
-        )
+    config = open_sora_plan_config(checked_config(folders.transformer, {"num_layers": DEPTH_V120}))
     transformer = load_module(
         lambda: OpenSoraPlan(config),
         read_tensors(folders.transformer),
@@ -65,14 +62,7 @@ def load_v120(folders: WeightFolders, request: LoadRequest) -> NoiseVideo:
 
 
 def _text(folders: WeightFolders, request: LoadRequest, max_length: int) -> T5Text:
-    return T5Text(
-        folder=folders.text_encoder,
-        tokenizer_folder=folders.tokenizer,
-        dtype=dtype_of(request.precision),
-        device=torch.device(request.device),
-        max_length=max_length,
-        axis=request.clip_axis or Axis(),
-    )
+    return open_t5_text(request, folder=folders.text_encoder, tokenizer_folder=folders.tokenizer, max_length=max_length)
 
 
 def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> CausalVAE:
@@ -104,5 +94,5 @@ class CausalCodec:
         """Returns uint8 frames [B, T, H, W, 3] on the CPU; of no clip on ranks other than the clip's root. Collective."""
         pixels = self.vae.decode(latents, tiling=Tiling(), axis=group.clip)
         if pixels is None:
-            return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
+            return frames_of_no_clip(request)
         return to_bytes(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.broadcast.state import Visit, handed_over, run_block
-from pab.execution.compiled import any_length
 from pab.families.open_sora_plan.sites import open_sora_plan_sites
 from pab.nn.adaln_single import (
     Attention,
@@ -27,12 +26,11 @@ from pab.nn.adaln_single import (
     PatchEmbed2D,
     TextProjection,
     TimestepModulation,
-    cut_text,
     masked_bias,
     modulated_norm,
     modulation_table,
 )
-from pab.nn.adaln_transformer import project_out, published_sizes, step_modulation
+from pab.nn.adaln_transformer import keys_values_of, project_out, published_sizes, step_modulation
 from pab.nn.layers import axial_rotation, position_embedding_1d, rotate_halves, unpatchify
 from pab.parallel.mesh import SequenceParallel, padded
 
@@ -225,8 +223,8 @@ class OpenSoraPlan(nn.Module):
         keeps are dropped. `several`: the rows are clips (`cut_text`).
         """
         weight, config, grid = self.proj_out.weight, self.config, self.grid(size)
-        text_BLC, text_bias = cut_text(text_BLC.to(weight), text_mask_BL, several=several)
-        text_BLD = self.caption_projection(text_BLC)
+        attentions = [block.attn2 for block in self.blocks]
+        keys_values, text_bias = keys_values_of(self, attentions, text_BLC, text_mask_BL, several=several)
         mask_BTHW = None
         if latent_mask_BTHW is not None and not latent_mask_BTHW.bool().all():
             mask_BTHW = F.max_pool2d(latent_mask_BTHW.float(), config.patch_size).to(weight.device)
@@ -240,7 +238,7 @@ class OpenSoraPlan(nn.Module):
             positions = self._positions(grid).to(weight)
         return Conditions(
             grid=grid,
-            keys_values=tuple(any_length(block.attn2.keys_values(text_BLD), 3) for block in self.blocks),
+            keys_values=keys_values,
             text_bias=text_bias,
             mask_BTHW=mask_BTHW,
             rotation_THW=rotation,

@@ -1,4 +1,4 @@
-"""Sizes and constants of the published Wan models, and what tells them apart. No torch here."""
+"""Sizes and constants of the published Wan models, and how they differ. No torch here."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LARGE_PIXELS = 480 * 832
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WanModel:
-    """What tells the published models apart. `shifts`: of the noise levels, up to 480p and beyond.
+    """How the published models differ. `shifts`: of the noise levels, up to 480p and beyond.
 
     `boundary`: the timestep below which a second transformer takes over, None for a model that has one. `pixel_stride`:
-    pixels of a latent's side. `timed_tokens`: whether the transformer is told the timestep of every token.
+    pixels of a latent's side. `timed_tokens`: whether the transformer takes a timestep for every token.
     """
 
     name: str
@@ -48,13 +48,13 @@ class WanModel:
         """Counts latent tokens after patching: of the first frame and of every four that follow."""
         return ((num_frames - 1) // 4 + 1) * (height // self.token_side) * (width // self.token_side)
 
-    def shift(self, request: ClipRequest) -> float:
+    def shift(self, height: int, width: int) -> float:
         """Returns the shift of a clip's noise levels."""
-        return self.shifts[request.height * request.width > LARGE_PIXELS]
+        return self.shifts[height * width > LARGE_PIXELS]
 
     def timesteps(self, request: ClipRequest, _precision: str) -> tuple[float, ...]:
         """Returns UniPC's timesteps: whole numbers, embedded in float32 whatever the model's precision."""
-        return shifted_timesteps(request.num_steps, self.shift(request))
+        return shifted_timesteps(request.num_steps, self.shift(request.height, request.width))
 
     def fresh_steps(self, request: ClipRequest, precision: str) -> tuple[int, ...]:
         """Returns the step at which the second transformer takes over, if there is one."""
@@ -64,35 +64,38 @@ class WanModel:
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 81 frames.
 _COST_1_3B = CostFigures(
+    measured=None,
     load_s=60.0,
     linear_s=1.3e-5,
     quadratic_s=7.5e-8,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.75, "cross": 0.06, "mlp": 0.15},
     decode_s_per_pixel=3e-7,
-    memory=MemoryFigures(parameters=1.6e9, width=1536),
+    memory=MemoryFigures(measured=None, parameters=1.6e9, width=1536),
 )
 
 
 _COST_14B = CostFigures(
+    measured=None,
     load_s=240.0,
     linear_s=1.4e-4,
     quadratic_s=3.3e-7,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.74, "cross": 0.06, "mlp": 0.18},
     decode_s_per_pixel=3e-7,
-    memory=MemoryFigures(parameters=14.4e9, width=5120),
+    memory=MemoryFigures(measured=None, parameters=14.4e9, width=5120),
 )
 
 
 _COST_5B = CostFigures(
+    measured=None,
     load_s=120.0,
     linear_s=5e-5,
     quadratic_s=1.5e-7,
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.5, "cross": 0.1, "mlp": 0.35},
     decode_s_per_pixel=3e-7,
-    memory=MemoryFigures(parameters=5.0e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=5.0e9, width=3072),
 )
 
 
@@ -134,7 +137,7 @@ WAN22_A14B_MODEL = WanModel(
     width=1280,
     num_steps=40,
     guidance_scale=4.0,
-    cost=replace(_COST_14B, memory=MemoryFigures(parameters=28.8e9, width=5120)),
+    cost=replace(_COST_14B, memory=MemoryFigures(measured=None, parameters=28.8e9, width=5120)),
     boundary=875.0,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,13 @@ from pab.broadcast.state import COND, UNCOND
 from pab.families.wan.config import MAX_TEXT_TOKENS, WanModel
 from pab.families.wan.levels import shifted_timesteps
 from pab.families.wan.sites import wan_sites
-from pab.family import ClipRequest, LoadRequest
-from pab.library.attention import SelfAttention
-from pab.library.broadcast_module import CurrentPass, install_sites
-from pab.library.parts import LibrarySampler, SchedulerSource, checked_config, load_part
-from pab.library.sequence import library_plan, share_passes
+from pab.family import LoadRequest
+from pab.library.load import LibraryModel, load_library_model, t5_beside
+from pab.library.parts import ClipLevels
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
-from pab.model import Scheduler, StepInput
-from pab.parallel.mesh import Axis
-from pab.text.t5_text import T5Text
-from pab.weights.checkpoint import CheckpointError, dtype_of
+from pab.model import StepInput
+from pab.weights.checkpoint import CheckpointError
 
 _TRANSFORMER = {"_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2]}
 _SCHEDULER = {
@@ -35,79 +32,50 @@ _SCHEDULER = {
     "num_train_timesteps": 1000,
 }
 
-CHECKED_STEPS = 10
-"""Of the scheduler that is compared with the planned levels when the model is loaded."""
-
 
 def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVideo:
     """Loads the whole model for inference. Raises CheckpointError naming files, keys and values."""
-    dtype, device = dtype_of(request.precision), torch.device(request.device)
-    current = CurrentPass()
-    experts = [load_transformer(root / "transformer", model, dtype=dtype, device=device)]
-    if model.boundary is not None:
-        experts.append(load_transformer(root / "transformer_2", model, dtype=dtype, device=device))
-    sites, attention = wan_sites(model.num_layers), SelfAttention(current=current)
-    for expert in experts:
-        share_passes(expert, sites, plan=library_plan(type(expert)), attention=attention, current=current)
-        install_sites(expert, sites, current)
-    return DiffusersVideo(
-        denoise=WanDenoiser(
-            experts=tuple(experts),
-            boundary=model.boundary or 0.0,
-            dtype=dtype,
-            device=device,
-            timed_tokens=model.timed_tokens,
-        ),
-        current=current,
-        encode_text=T5Text(
-            folder=root / "text_encoder",
-            tokenizer_folder=root / "tokenizer",
-            dtype=dtype,
-            device=device,
-            max_length=MAX_TEXT_TOKENS,
-            axis=request.clip_axis or Axis(),
-            architecture="UMT5",
-        ),
+
+    def levels(num_steps: int, size: tuple[int, int, int]) -> ClipLevels:
+        shift = model.shift(*size[1:])
+        return ClipLevels(planned=shifted_timesteps(num_steps, shift), changes={"flow_shift": shift})
+
+    described = LibraryModel(
+        transformer={
+            **_TRANSFORMER,
+            "in_channels": model.latent_channels,
+            "num_layers": model.num_layers,
+            "image_dim": None,
+            "added_kv_proj_dim": None,
+        },
+        vae={"_class_name": "AutoencoderKLWan", "z_dim": model.latent_channels},
+        scheduler=_SCHEDULER,
+        sites=wan_sites(model.num_layers),
+        levels=levels,
+        default_size=(model.num_frames, model.height, model.width),
+        encode_text=partial(t5_beside, max_length=MAX_TEXT_TOKENS, architecture="UMT5"),
         # Words beyond the prompt count as zeros, which the transformer attends to.
-        prepare_text=lambda text: (text.y_BLC * text.mask_BL[..., None]).to(device=device, dtype=dtype),
-        codec=load_codec(root / "vae", device, model),
-        sampler=WanSampler(
-            model=model,
-            source=SchedulerSource(
-                folder=root / "scheduler",
-                config=checked_config(root / "scheduler", _SCHEDULER, "scheduler_config.json"),
-                device=device,
-            ),
-        ),
+        prepare_text=lambda text, dtype, device: (text.y_BLC * text.mask_BL[..., None]).to(device=device, dtype=dtype),
+        denoiser=partial(WanDenoiser, boundary=model.boundary or 0.0, timed_tokens=model.timed_tokens),
+        codec=_codec,
         guided_passes=(COND, UNCOND),
+        vae_dtype=torch.float32,
+        compute_buffers=_add_positions,
         clean=clean_text,
     )
+    parts = ("transformer",) if model.boundary is None else ("transformer", "transformer_2")
+    return load_library_model(described, root, request, experts=[root / part for part in parts])
 
 
-def load_transformer(folder: Path, model: WanModel, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """Loads one transformer. Norms, modulation and the timestep's embedding stay in float32, as in the library."""
-
-    def positions(module: Any) -> None:
-        config = module.config
-        module.rope = type(module.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
-
-    needed = {
-        **_TRANSFORMER,
-        "in_channels": model.latent_channels,
-        "num_layers": model.num_layers,
-        "image_dim": None,
-        "added_kv_proj_dim": None,
-    }
-    return load_part(folder, needed, dtype=dtype, device=device, compute_buffers=positions)
+def _add_positions(transformer: Any) -> None:
+    config = transformer.config
+    transformer.rope = type(transformer.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
 
 
-def load_codec(folder: Path, device: torch.device, model: WanModel) -> TiledCodec:
-    """Loads the VAE, in float32 as published."""
-    needed = {"_class_name": "AutoencoderKLWan", "z_dim": model.latent_channels}
-    vae = load_part(folder, needed, dtype=torch.float32, device=device)
+def _codec(vae: Any, _dtype: torch.dtype) -> TiledCodec:
     patch = vae.config.patch_size or 1
     mean, std = (
-        torch.tensor(values, device=device).view(1, -1, 1, 1, 1)
+        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
         for values in (vae.config.latents_mean, vae.config.latents_std)
     )
     return open_codec(
@@ -140,43 +108,24 @@ def decode_tile(vae: Any, tile_BCTHW: Tensor) -> Tensor:
 class WanDenoiser:
     """Runs the expert of a noise level. `boundary`: the timestep below which the second one takes over.
 
-    `timed_tokens`: every token is told its timestep; without given frames all are told the same.
+    `timed_tokens`: every token has a timestep; without given frames all are the same.
     """
 
     experts: tuple[Any, ...]
     boundary: float
     dtype: torch.dtype
-    device: torch.device
     timed_tokens: bool = False
 
     def __call__(self, rows: Tensor, step_input: StepInput, text: Tensor) -> Tensor:
         """Returns the predicted velocity [rows, C, T, H, W] in the transformer's precision."""
         expert = self.experts[0] if step_input.timestep >= self.boundary else self.experts[1]
-        timestep = torch.full((len(rows),), int(step_input.timestep), device=self.device)
+        timestep = torch.full((len(rows),), int(step_input.timestep), device=rows.device)
         if self.timed_tokens:
             frames, height, width = rows.shape[2:]
             timestep = timestep.float()[:, None].expand(-1, frames * (height // 2) * (width // 2))
         return expert(
             hidden_states=rows.to(self.dtype), timestep=timestep, encoder_hidden_states=text, return_dict=False
         )[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WanSampler:
-    """Makes each clip's UniPC scheduler, shifted as the clip's size wants it. Fails at once where the levels differ."""
-
-    model: WanModel
-    source: SchedulerSource
-
-    def __post_init__(self) -> None:
-        shift = self.model.shifts[0]
-        self.source.open(CHECKED_STEPS, shifted_timesteps(CHECKED_STEPS, shift), flow_shift=shift)
-
-    def __call__(self, request: ClipRequest) -> Scheduler:
-        """Returns the clip's sampler."""
-        planned = self.model.timesteps(request, "float32")
-        scheduler = self.source.open(request.num_steps, planned, flow_shift=self.model.shift(request))
-        return LibrarySampler(scheduler=scheduler, timesteps=planned)
 
 
 def clean_text(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pab.families.wan.config import MAX_TEXT_TOKENS, WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_MODEL, WanModel
+from pab.families.wan.config import MAX_TEXT_TOKENS, WanModel
 from pab.library.parts import library_class
 from pab.weights.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
 
@@ -64,21 +64,6 @@ SCHEDULER = {
     "use_flow_sigmas": True,
     "flow_shift": 3.0,
 }
-
-
-def write_tiny_wan(folder: Path, seed: int) -> None:
-    """Writes a tiny Wan 2.1 1.3B: transformer/, vae/, text_encoder/, tokenizer/ and scheduler/."""
-    write_small_wan(folder, seed, WAN_MODEL)
-
-
-def write_tiny_wan22(folder: Path, seed: int) -> None:
-    """Writes a tiny Wan 2.2 A14B, its second expert in transformer_2/."""
-    write_small_wan(folder, seed, WAN22_A14B_MODEL)
-
-
-def write_tiny_wan22_5b(folder: Path, seed: int) -> None:
-    """Writes a tiny Wan 2.2 TI2V 5B."""
-    write_small_wan(folder, seed, WAN22_5B_MODEL)
 
 
 def write_small_wan(folder: Path, seed: int, model: WanModel) -> None:

@@ -1,8 +1,6 @@
 """Attention for head sizes that are no power of two: a head of 72 is computed as 64 + 16 channels, not as 128.
 
-Queries, keys and values are read where they lie (a fused QKV, or a text's keys and values), and the output has the layout
-that the projection wants. Query and key norm happen inside: the norm's weights and the query's own norm go into the
-query once, a key's norm is one factor per score.
+Queries, keys and values are read where they lie, and the output has the layout that the projection wants.
 """
 
 from __future__ import annotations
@@ -29,30 +27,14 @@ class Tile:
     num_stages: int = 3
 
 
-SELF = Tile(queries=64, keys=128, num_warps=4, num_stages=2)
-CROSS = Tile(queries=64, keys=32, num_warps=4, num_stages=2)
-"""The fastest of those that `benchmarks.open_sora_gpu --tiles` tries, on an H200."""
+FASTEST = Tile(queries=64, keys=32, num_warps=4, num_stages=2)
+"""Of those that `benchmarks.open_sora_gpu --tiles` tries, on an H200."""
 
 
 @triton.jit
-def _key_norm_kernel(k, out, num_keys, row_stride, key_stride, HEADS: tl.constexpr, HD: tl.constexpr,
-                     WIDE: tl.constexpr, KEYS: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
-    head = tl.program_id(0) % HEADS
-    block = tl.program_id(0) // HEADS
-    row = tl.program_id(1)
-    key = block * KEYS + tl.arange(0, KEYS)
-    channel = tl.arange(0, WIDE)
-    inside = (key < num_keys)[:, None] & (channel < HD)[None, :]
-    at = row.to(tl.int64) * row_stride + head * HD
-    x = tl.load(k + at + (key * key_stride)[:, None] + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(x * x, axis=1) / HD + EPS)
-    tl.store(out + (row.to(tl.int64) * HEADS + head) * num_keys + key, inverse, mask=key < num_keys)
-
-
-@triton.jit
-def _step(q0, q1, acc0, acc1, largest, total, k, v, k_norm, counts, start, num_keys, key_stride, value_stride,
+def _step(q0, q1, acc0, acc1, largest, total, k, v, counts, start, num_keys, key_stride, value_stride,
           HD: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, SPLIT: tl.constexpr, KEYS: tl.constexpr,
-          NORM: tl.constexpr, CUT: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+          CUT: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Takes one tile of keys into account. CUT: the tile may reach beyond the last key."""
     key = start + tl.arange(0, KEYS)
     a = tl.arange(0, D0)
@@ -73,8 +55,6 @@ def _step(q0, q1, acc0, acc1, largest, total, k, v, k_norm, counts, start, num_k
     if SPLIT:
         k1 = tl.load(k_at + b[None, :], mask=b_inside, other=0.0)
         scores = tl.dot(q1, tl.trans(k1), scores, input_precision=PRECISION)
-    if NORM:
-        scores = scores * tl.load(k_norm + key, mask=seen, other=0.0)[None, :]
     if MASKED:
         seen = seen & (tl.load(counts + key, mask=seen, other=0) != 0)
     if CUT or MASKED:
@@ -95,11 +75,10 @@ def _step(q0, q1, acc0, acc1, largest, total, k, v, k_norm, counts, start, num_k
 
 # The text's length changes from clip to clip: one kernel for all of them.
 @triton.jit(do_not_specialize=["num_keys"])
-def _kernel(q, k, v, out, q_weight, k_weight, k_norm, counts, lengths, num_queries, num_keys, query_blocks,
+def _kernel(q, k, v, out, counts, lengths, num_queries, num_keys, query_blocks,
             q_row, q_token, k_row, k_token, v_row, v_token, scale,
             HEADS: tl.constexpr, HD: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, SPLIT: tl.constexpr,
-            QUERIES: tl.constexpr, KEYS: tl.constexpr, NORM: tl.constexpr, MASKED: tl.constexpr, EPS: tl.constexpr,
-            PRECISION: tl.constexpr):  # fmt: skip
+            QUERIES: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     head = tl.program_id(0) % HEADS
     block = tl.program_id(0) // HEADS
     row = (block // query_blocks).to(tl.int64)
@@ -113,19 +92,11 @@ def _kernel(q, k, v, out, q_weight, k_weight, k_norm, counts, lengths, num_queri
     kind = q0.dtype
     q0 = q0.to(tl.float32)
     q1 = tl.load(q_at + b[None, :], mask=b_inside, other=0.0).to(tl.float32)  # zeros where nothing is left over
-    if NORM:
-        inverse = tl.rsqrt((tl.sum(q0 * q0, axis=1) + tl.sum(q1 * q1, axis=1)) / HD + EPS)[:, None]
-        weight0 = tl.load(q_weight + a).to(tl.float32) * tl.load(k_weight + a).to(tl.float32)
-        weight1 = tl.load(q_weight + b, mask=b < HD, other=0.0).to(tl.float32)
-        weight1 = weight1 * tl.load(k_weight + b, mask=b < HD, other=0.0).to(tl.float32)
-        q0 = q0 * inverse * weight0[None, :]
-        q1 = q1 * inverse * weight1[None, :]
     q0 = (q0 * scale).to(kind)
     q1 = (q1 * scale).to(kind)
     # The heads of a token lie side by side: a constant stride lets 16 bytes be read at once, an argument of 72 does not.
     k += row * k_row + head * HD
     v += row * v_row + head * HD
-    k_norm += (row * HEADS + head) * num_keys
     counts += row * num_keys
     last = num_keys
     if MASKED:
@@ -137,13 +108,13 @@ def _kernel(q, k, v, out, q_weight, k_weight, k_norm, counts, lengths, num_queri
     whole = last // KEYS * KEYS
     for start in range(0, whole, KEYS):
         acc0, acc1, largest, total = _step(
-            q0, q1, acc0, acc1, largest, total, k, v, k_norm, counts, start, last, k_token, v_token,
-            HD, D0, D1, SPLIT, KEYS, NORM, False, MASKED, PRECISION,
+            q0, q1, acc0, acc1, largest, total, k, v, counts, start, last, k_token, v_token,
+            HD, D0, D1, SPLIT, KEYS, False, MASKED, PRECISION,
         )  # fmt: skip
     if whole < last:
         acc0, acc1, largest, total = _step(
-            q0, q1, acc0, acc1, largest, total, k, v, k_norm, counts, whole, last, k_token, v_token,
-            HD, D0, D1, SPLIT, KEYS, NORM, True, MASKED, PRECISION,
+            q0, q1, acc0, acc1, largest, total, k, v, counts, whole, last, k_token, v_token,
+            HD, D0, D1, SPLIT, KEYS, True, MASKED, PRECISION,
         )  # fmt: skip
     out_at = out + ((row * num_queries + query) * (HEADS * HD))[:, None] + head * HD
     tl.store(out_at + a[None, :], (acc0 / total[:, None]).to(kind), mask=seen)
@@ -151,30 +122,17 @@ def _kernel(q, k, v, out, q_weight, k_weight, k_norm, counts, lengths, num_queri
         tl.store(out_at + b[None, :], (acc1 / total[:, None]).to(kind), mask=b_inside)
 
 
-def key_norms(k_NLHC: Tensor, *, eps: float) -> Tensor:
-    """Returns the inverse root mean square [N, heads, L] float32 of keys [N, L, heads, head_dim]."""
-    rows, num_keys, num_heads, head_dim = k_NLHC.shape
-    out = k_NLHC.new_empty(rows, num_heads, num_keys, dtype=torch.float32)
-    _key_norm_kernel[(triton.cdiv(num_keys, 32) * num_heads, rows)](
-        k_NLHC, out, num_keys, k_NLHC.stride(0), k_NLHC.stride(1), HEADS=num_heads, HD=head_dim,
-        WIDE=triton.next_power_of_2(head_dim), KEYS=32, EPS=eps, num_warps=2,
-    )  # fmt: skip
-    return out
-
-
 def launch(
     q_NLHC: Tensor,
     k_NLHC: Tensor,
     v_NLHC: Tensor,
     *,
-    norm: tuple[Tensor, Tensor] | None = None,
-    eps: float = 1e-6,
     mask: tuple[Tensor, Tensor] | None = None,
     tile: Tile,
 ) -> Tensor:
     """Returns [N, queries, heads * head_dim]. Tensors may be views in which the heads of a token lie side by side.
 
-    `norm`: weights of query and key norm. `mask`: bool [N, L] of the keys that count, int32 [N] one more than the last of
+    `mask`: bool [N, L] of the keys that count, int32 [N] one more than the last of
     them.
     """
     rows, num_queries, num_heads, head_dim = q_NLHC.shape
@@ -184,15 +142,13 @@ def launch(
         assert x.stride()[2:] == (head_dim, 1), "the heads of a token must lie side by side"
     out = q_NLHC.new_empty(rows, num_queries, num_heads * head_dim)
     d0, d1 = head_parts(head_dim)
-    norms = out if norm is None else key_norms(k_NLHC, eps=eps)
-    q_weight, k_weight = norm or (out, out)
     counts, lengths = mask or (out, out)
     blocks = triton.cdiv(num_queries, tile.queries)
     _kernel[(blocks * num_heads * rows,)](
-        q_NLHC, k_NLHC, v_NLHC, out, q_weight, k_weight, norms, counts, lengths, num_queries, num_keys, blocks,
+        q_NLHC, k_NLHC, v_NLHC, out, counts, lengths, num_queries, num_keys, blocks,
         q_NLHC.stride(0), q_NLHC.stride(1), k_NLHC.stride(0), k_NLHC.stride(1), v_NLHC.stride(0), v_NLHC.stride(1),
         LOG2_E * head_dim**-0.5, HEADS=num_heads, HD=head_dim, D0=d0, D1=d1, SPLIT=d0 < head_dim,
-        QUERIES=tile.queries, KEYS=tile.keys, NORM=norm is not None, MASKED=mask is not None, EPS=eps,
+        QUERIES=tile.queries, KEYS=tile.keys, MASKED=mask is not None,
         PRECISION="ieee" if q_NLHC.dtype == torch.float32 else "tf32", num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip
     return out

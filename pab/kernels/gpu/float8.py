@@ -10,6 +10,8 @@ from torch import Tensor
 from pab.kernels.gpu.widths import two_parts
 
 FLOAT8 = torch.float8_e4m3fn
+PER_PROGRAM, WARPS = 1, 2
+"""Tokens of a program, and its warps."""
 SMALLEST_SCALE = tl.constexpr(1e-12)
 LARGEST_FLOAT = tl.constexpr(3.4028234e38)
 
@@ -93,20 +95,17 @@ def _gated_sum_kernel(x, branch, gate, total, gated, values, scales, num_tokens,
     tl.store(values + at + b, rounded(part_b, scale, values), mask=inside_b)
 
 
-def rows(
-    x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8, tile: tuple[int, int] = (1, 2)
-) -> tuple[Tensor, Tensor]:
+def rows(x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8) -> tuple[Tensor, Tensor]:
     """Returns 8-bit values [..., D] and float32 scales [..., 1] of x or of its GELU.
 
-    `dtype`: another one shows what is rounded. `tile`: tokens per program, warps.
+    `dtype`: another one shows what is rounded.
     """
     dim = x.shape[-1]
     values, scales = empty_rows(x, dtype)
     d0, d1 = two_parts(dim)
-    per_program, num_warps = tile
-    _rows_kernel[(triton.cdiv(scales.numel(), per_program),)](
-        x.contiguous(), values, scales, scales.numel(), D=dim, D0=d0, D1=d1, ROWS=per_program, GELU=gelu,
-        num_warps=num_warps,
+    _rows_kernel[(triton.cdiv(scales.numel(), PER_PROGRAM),)](
+        x.contiguous(), values, scales, scales.numel(), D=dim, D0=d0, D1=d1, ROWS=PER_PROGRAM, GELU=gelu,
+        num_warps=WARPS,
     )  # fmt: skip
     return values, scales
 
@@ -118,7 +117,6 @@ def gated_sum(
     *,
     keeps: bool,
     dtype: torch.dtype = FLOAT8,
-    tile: tuple[int, int] = (1, 2),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns x + gate * branch, the gated branch (empty unless it `keeps` it), and the sum's 8-bit values and scales."""
     dim = x_BTSD.shape[-1]
@@ -127,11 +125,10 @@ def gated_sum(
     gated = torch.empty_like(x_BTSD) if keeps else x_BTSD.new_empty(0)
     values, scales = empty_rows(x_BTSD, dtype)
     d0, d1 = two_parts(dim)
-    per_program, num_warps = tile
-    _gated_sum_kernel[(triton.cdiv(scales.numel(), per_program),)](
+    _gated_sum_kernel[(triton.cdiv(scales.numel(), PER_PROGRAM),)](
         x_BTSD, branch_BTSD, gate, total, gated, values, scales, scales.numel(),
-        scales.numel() // (gate.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=per_program, KEEPS=keeps,
-        num_warps=num_warps,
+        scales.numel() // (gate.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=PER_PROGRAM, KEEPS=keeps,
+        num_warps=WARPS,
     )  # fmt: skip
     return total, gated, values, scales
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from pab.kernels.gpu.float8 import FLOAT8, empty_rows, rounded, scale_of
 from pab.kernels.gpu.widths import two_parts
 
+TILE = (1, 2)
+"""Tokens of a program, and its warps."""
+
 
 @triton.jit
 def _summed(x, first, second, at, inside, ADDENDS: tl.constexpr):
@@ -76,7 +79,7 @@ def launch(
     scale: Tensor,
     *,
     eps: float,
-    tile: tuple[int, int] = (1, 2),
+    tile: tuple[int, int] = TILE,
 ) -> tuple[Tensor, Tensor]:
     """Returns the sum (x itself without addends) and its modulated norm.
 
@@ -94,14 +97,13 @@ def launch_rows(
     *,
     eps: float,
     dtype: torch.dtype = FLOAT8,
-    tile: tuple[int, int] = (1, 2),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what `launch` does, the norm as 8-bit values [B, T, S, D] and float32 scales [B, T, S, 1].
 
     `dtype`: another one shows what is rounded.
     """
     values, scales = empty_rows(x_BTSD.contiguous(), dtype)
-    return _launch(x_BTSD, addends, shift, scale, values, scales, eps=eps, tile=tile), values, scales
+    return _launch(x_BTSD, addends, shift, scale, values, scales, eps=eps, tile=TILE), values, scales
 
 
 def _launch(

@@ -1,7 +1,8 @@
+from pab.families.demo.config import WEIGHTS
 from pab.families.demo.training.generator import ClipSize
 from pab.families.demo.training.read_back import read_scenes
 from pab.families.demo.training.sample import SampleSettings, render_prompts
-from pab.families.demo.weights import DEFAULT_WEIGHTS, load_demo
+from pab.families.demo.weights import load_demo
 
 ASKED = (
     ("star", "yellow", "navy", "left"),
@@ -12,7 +13,7 @@ ASKED = (
 
 
 def test_the_shipped_weights_fit_into_sixteen_megabytes():
-    assert DEFAULT_WEIGHTS.stat().st_size <= 16e6
+    assert WEIGHTS.stat().st_size <= 16e6
 
 
 def test_the_shipped_model_draws_what_it_is_asked_for_and_moves_it_as_asked():

@@ -90,7 +90,7 @@ def test_case_and_punctuation_do_not_count():
 def test_unknown_words_are_named_once_each():
     encoder = TextEncoder(TextConfig(channels=16, num_heads=2, num_layers=1), build_vocabulary())
     encoded = encoder.encode(["a red dragon and a dragon on mars", "a red circle"])
-    assert encoded.unknown_words == [("dragon", "mars"), ()]
+    assert encoded.unknown_words == (("dragon", "mars"), ())
     assert encoded.y.shape == (2, 1, 32, 16)
     assert encoded.mask.tolist() == [[1] * 32] * 2
 

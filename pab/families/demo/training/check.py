@@ -7,7 +7,7 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from pab.families.demo.captions import write_caption
+from pab.families.demo.config import WEIGHTS
 from pab.families.demo.scene import Scene, draw_scenes
 from pab.families.demo.training.generator import ClipSize
 from pab.families.demo.training.read_back import READ_ATTRIBUTES, read_scenes
 from pab.families.demo.training.sample import SampleSettings, render_prompts
-from pab.families.demo.weights import DEFAULT_WEIGHTS, load_demo
+from pab.families.demo.weights import load_demo
 
 RenderPrompts = Callable[[Sequence[str]], Tensor]
 """Renders prompts to clips [B, 3, T, H, W] in -1..1."""
@@ -40,7 +41,7 @@ class CheckResult:
     """How many of the prompts' attributes the clips show."""
 
     num_prompts: int
-    hits: dict[str, int]
+    hits: Mapping[str, int]
     misses: tuple[Miss, ...]
 
     def rate(self, attribute: str) -> float:
@@ -62,7 +63,7 @@ class CheckResult:
         """Returns the result as JSON values."""
         rates = {name: self.rate(name) for name in READ_ATTRIBUTES}
         misses = [{"prompt": m.prompt, "attribute": m.attribute, "asked": m.asked, "read": m.read} for m in self.misses]
-        return {"num_prompts": self.num_prompts, "hits": self.hits, "rates": rates, "misses": misses}
+        return {"num_prompts": self.num_prompts, "hits": dict(self.hits), "rates": rates, "misses": misses}
 
 
 def held_out_prompts(num_prompts: int, seed: int) -> list[tuple[str, Scene]]:
@@ -91,7 +92,7 @@ def check_attributes(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the check from the command line. Returns 0 if every rate reaches --least, else 1."""
     parser = argparse.ArgumentParser(prog="python -m pab.families.demo.training.check", description=__doc__)
-    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=4.0)

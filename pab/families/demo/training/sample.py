@@ -12,6 +12,8 @@ from pab.families.demo.weights import DemoParts
 from pab.families.open_sora.stdit3 import ClipShape
 from pab.sampling.rectified_flow import RectifiedFlow, timesteps
 
+FPS = 8.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleSettings:
@@ -21,7 +23,6 @@ class SampleSettings:
     num_steps: int = 30
     guidance_scale: float = 4.0
     shift: float = 1.0
-    fps: int = 8
 
 
 @torch.inference_mode()
@@ -34,9 +35,7 @@ def render_prompts(parts: DemoParts, prompts: Sequence[str], *, seed: int, setti
     encoded = parts.text_encoder.encode(prompts)
     null = parts.transformer.y_embedder.y_embedding.to(encoded.y).expand(len(prompts), -1, -1)
     text = parts.transformer.prepare_text(torch.cat([encoded.y[:, 0], null]))
-    clip = ClipShape(
-        height=size.height, width=size.width, fps=torch.tensor([float(settings.fps)]), num_latent_frames=shape[1]
-    )
+    clip = ClipShape(height=size.height, width=size.width, fps=torch.tensor([FPS]), num_latent_frames=shape[1])
     flow = RectifiedFlow(timesteps=timesteps(settings.num_steps, shift=settings.shift))
     latents = noise.to(parts.device)
     positions = frame_positions(shape[1], parts.device)

@@ -1,0 +1,120 @@
+"""Loads a text-to-video model that the diffusers library builds, from the description that its family's `load.py` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pab.broadcast.sites import Site
+from pab.family import ClipRequest, LoadRequest
+from pab.library.attention import SelfAttention
+from pab.library.broadcast_module import CurrentPass, install_sites
+from pab.library.parts import ClipLevels, LibrarySampler, SchedulerSource, load_part
+from pab.library.sequence import library_plan, share_passes
+from pab.library.sequence_hooks import SequencePlan
+from pab.library.vae import TiledCodec
+from pab.library.video import DiffusersVideo
+from pab.model import StepInput
+from pab.text.states import TextStates
+from pab.text.t5_text import T5Text, open_t5_text
+from pab.weights.checkpoint import checked_config, dtype_of
+
+CHECKED_STEPS = 10
+"""Of a clip of default size, whose planned levels are compared with the scheduler's when a model is loaded."""
+
+
+Size = tuple[int, int, int]
+"""Frames, height and width of a clip, in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryModel:
+    """What a family says of one published model. The three configurations are what its files must say.
+
+    `sites`, `attention`, `plan`: what is broadcast, the processor of sites that exchange tokens, and where passes are split
+    (None: by the library's own plan). `levels(num_steps, size)`: the noise levels of a clip; `default_size`: that for which
+    they are checked. `encode_text(root, request)` opens the text encoder; `prepare_text(states, dtype, device)`
+    makes what `denoiser(experts=..., dtype=...)` is given as text. `codec(vae, dtype)` is the decoder of a loaded VAE, which
+    has the model's precision unless `vae_dtype` names another.
+    """
+
+    transformer: Mapping[str, object]
+    vae: Mapping[str, object]
+    scheduler: Mapping[str, object]
+    sites: Sequence[Site]
+    levels: Callable[[int, Size], ClipLevels]
+    default_size: Size
+    encode_text: Callable[[Path, LoadRequest], Callable[[Sequence[str]], TextStates]]
+    prepare_text: Callable[[TextStates, torch.dtype, torch.device], object]
+    denoiser: Callable[..., Callable[[Tensor, StepInput, Any], Tensor]]
+    codec: Callable[[Any, torch.dtype], TiledCodec]
+    guided_passes: tuple[str, ...]
+    attention: Callable[..., Callable[..., Any]] = SelfAttention
+    plan: SequencePlan | None = None
+    vae_dtype: torch.dtype | None = None
+    compute_buffers: Callable[[Any], None] = lambda _module: None
+    """Makes real what a transformer computes itself and no file holds."""
+    clean: Callable[[str], str] = lambda text: text
+    """From a clip's text to what the encoder reads."""
+
+
+def load_library_model(
+    model: LibraryModel, root: Path, request: LoadRequest, *, experts: Sequence[Path] | None = None
+) -> DiffusersVideo:
+    """Loads a whole model for inference. `experts`: the folders of its transformers, `root/transformer` unless given.
+
+    Raises CheckpointError naming files, keys and values.
+    """
+    dtype, device = dtype_of(request.precision), torch.device(request.device)
+    current = CurrentPass()
+    transformers = tuple(
+        _load_transformer(model, folder, dtype, device, current) for folder in experts or [root / "transformer"]
+    )
+    return DiffusersVideo(
+        denoise=model.denoiser(experts=transformers, dtype=dtype),
+        current=current,
+        encode_text=model.encode_text(root, request),
+        prepare_text=lambda text: model.prepare_text(text, dtype, device),
+        codec=load_codec(model, root / "vae", dtype, device),
+        sampler=_sampler(model, root / "scheduler", device),
+        guided_passes=model.guided_passes,
+        clean=model.clean,
+    )
+
+
+def _load_transformer(
+    model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device, current: CurrentPass
+) -> Any:
+    transformer = load_part(
+        folder, model.transformer, dtype=dtype, device=device, compute_buffers=model.compute_buffers
+    )
+    plan = library_plan(type(transformer)) if model.plan is None else model.plan
+    attention = model.attention(current=current)
+    share_passes(transformer, model.sites, plan=plan, attention=attention, current=current)
+    install_sites(transformer, model.sites, current)
+    return transformer
+
+
+def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callable[[ClipRequest], LibrarySampler]:
+    """Returns what makes a clip's sampler. Fails at once where the scheduler's levels are not the planned ones."""
+    config = checked_config(folder, model.scheduler, "scheduler_config.json")
+    source = SchedulerSource(folder=folder, config=config, device=device)
+    source.sampler(model.levels(CHECKED_STEPS, model.default_size))
+    return lambda clip: source.sampler(model.levels(clip.num_steps, (clip.num_frames, clip.height, clip.width)))
+
+
+def load_codec(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
+    """Loads the VAE in `folder`, beside a transformer of this precision."""
+    dtype = model.vae_dtype or dtype
+    return model.codec(load_part(folder, model.vae, dtype=dtype, device=device), dtype)
+
+
+def t5_beside(root: Path, request: LoadRequest, **options: Any) -> T5Text:
+    """Opens the T5 encoder in `root`, for a description's `encode_text`. `options`: those of `open_t5_text`."""
+    folder, tokenizer_folder = root / "text_encoder", root / "tokenizer"
+    return open_t5_text(request, folder=folder, tokenizer_folder=tokenizer_folder, **options)

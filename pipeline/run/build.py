@@ -1,0 +1,111 @@
+"""From what the user chose to the settings tree: fills in what depends on this machine, refuses what does not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.devices import visible_gpus
+from jobs.settings import RenderSettings, settings_in
+from pab.families import FAMILIES
+from pipeline.exits import UsageError
+from pipeline.run.environment import variables
+from pipeline.run.options import Chosen
+from pipeline.run.settings import MESH_GOALS, MachineSettings, RunSettings, absolute, default_output, parse_mesh
+
+SLURM_PARALLEL_JOBS = 16
+
+
+def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
+    """Builds the tree, filling in what depends on this machine. Raises UsageError naming the setting and its source."""
+    value: dict[str, Any] = {name: choice.value for name, choice in chosen.items()}
+    if value["cluster"] == "auto":
+        from cluster.slurm_settings import slurm_is_configured
+
+        value["cluster"] = "slurm" if slurm_is_configured() else "local"
+    gpus = visible_gpus(variables())
+    if value["device"] == "auto":
+        value["device"] = "cuda" if value["cluster"] == "slurm" or gpus else "cpu"
+    on_gpus = value["device"] == "cuda"
+    value["precision"] = value["precision"] or ("bfloat16" if on_gpus else "float32")
+    value["compile"] = value["compile"] == "on" or (value["compile"] == "auto" and on_gpus)
+    value["compile_cache"] = absolute(value["compile_cache"]) if value["compile_cache"] else None
+    value["output"] = absolute(value["output"] or default_output(manifest))
+    ranks = value["nodes_per_job"] * value["gpus_per_node"]
+    value["max_parallel_jobs"] = value["max_parallel_jobs"] or _parallel_jobs(value["cluster"], len(gpus), ranks)
+    value["weights"], family_weights = _weights(value["model"], value["weights"], chosen["weights"].source)
+    settings = RunSettings(
+        manifest=manifest,
+        render=RenderSettings(**_part(RenderSettings, value), family_weights=family_weights),
+        machines=MachineSettings(**_part(MachineSettings, value)),
+        **_part(RunSettings, value),
+    )
+    _check(settings, chosen)
+    return settings
+
+
+def _part(part: type, value: Mapping[str, Any]) -> dict[str, Any]:
+    # The values of the settings in one part of the tree, by field name.
+    return {field: value[setting.name or field] for field, (_, setting) in settings_in(part).items()}
+
+
+def _parallel_jobs(cluster: str, num_gpus: int, ranks: int) -> int:
+    return SLURM_PARALLEL_JOBS if cluster == "slurm" else max(1, num_gpus // ranks)
+
+
+def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
+    mesh, ranks = settings.machines.mesh, settings.machines.ranks_per_job
+    if mesh not in MESH_GOALS and (asked := parse_mesh(mesh, chosen["mesh"].source)).num_ranks != ranks:
+        raise UsageError(
+            f"{chosen['mesh'].source}={mesh} uses {asked.num_ranks} ranks, a job has {ranks} (--nodes-per-job "
+            f"{settings.machines.nodes_per_job} x --gpus-per-node {settings.machines.gpus_per_node}); change one of them"
+        )
+    family = FAMILIES.get(settings.render.model)
+    if chosen["compile"].value == "on" and family is not None and not family.compiles:
+        can = ", ".join(name for name, each in FAMILIES.items() if each.compiles)
+        raise UsageError(
+            f"{chosen['compile'].source}=on: the blocks of family {family.name} cannot be compiled, those of {can} can; "
+            "say auto or off"
+        )
+    if settings.render.batch > 1 and family is not None and family.max_batch == 1:
+        can = ", ".join(name for name, each in FAMILIES.items() if each.max_batch > 1)
+        raise UsageError(
+            f"{chosen['batch'].source}={settings.render.batch}: family {family.name} renders one clip at a time, {can} "
+            "render several together; say auto or 1"
+        )
+    if settings.render.device == "cpu" and settings.render.attention == "cudnn":
+        raise UsageError(f"{chosen['attention'].source}=cudnn needs a GPU and --device is cpu; allowed: auto, default")
+    for name in ("partition", "account", "qos", "slurm"):
+        if settings.machines.cluster == "local" and chosen[name].value:
+            raise UsageError(
+                f"{chosen[name].source} is SLURM's and the jobs run on this machine (--cluster "
+                f"{chosen['cluster'].value}); leave it out or say --cluster slurm"
+            )
+
+
+def _weights(model: str, given: tuple[str, ...], source: str) -> tuple[str | None, dict[str, str]]:
+    # Returns what is given without a family's name, and the others by family.
+    plain: list[str] = []
+    named: dict[str, str] = {}
+    for text in given:
+        family, equals, weights = text.partition("=")
+        if not equals or Path(text).expanduser().exists():
+            plain.append(_place(text))
+            continue
+        if family not in FAMILIES or not weights:
+            raise UsageError(f"{source}={text!r}, needs FAMILY=DIR_OR_HUB_ID of a family: {', '.join(FAMILIES)}")
+        if family in named:
+            raise UsageError(f"{source}={text!r}, {family} has {named[family]!r} already; give it once")
+        named[family] = _place(weights)
+    if len(plain) + (model in named) > 1:
+        twice = ", ".join([*plain, *(f"{model}={named[model]}" for _ in range(model in named))])
+        raise UsageError(
+            f"{source}: {twice} are all for --model {model}; write FAMILY=... before those of other families"
+        )
+    return (plain[0] if plain else None), named
+
+
+def _place(weights: str) -> str:
+    # A hub id looks like a relative path: it is one only if nothing of that name lies here.
+    return absolute(weights) if Path(weights).expanduser().exists() else weights

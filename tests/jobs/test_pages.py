@@ -1,0 +1,190 @@
+"""The pages of reports: nobody's text becomes part of them, they know what they miss, and they are installed whole."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2 import UndefinedError
+
+from jobs.reports.bench_html import bench_page
+from jobs.reports.calibration_svg import curves, plan_grid
+from jobs.reports.page import page
+from jobs.reports.report_svg import bar_chart, block_picture, plan_picture
+from jobs.reports.run_html import SHOWN_VIDEOS, run_page
+from tests.jobs.hostile import HOSTILE, assert_harmless, poisoned, tree
+
+ROOT = Path(__file__).parents[2]
+TEMPLATES = (
+    "bars.svg", "base.html", "bench.html", "blocks.svg", "calibration.html", "curves.svg", "grid.svg", "job.html",
+    "marks.svg", "parts.html", "run.html",
+)  # fmt: skip
+
+
+def run_document(**changes: Any) -> dict[str, Any]:
+    speedup = {"pab_factor": 1.234, "clips": 1}
+    job = {
+        "job": "job-00000", "mesh": "dp=1,cfg=1,sp=1", "clips": 3000, "rendered": 2, "failed": 1, "left": 0,
+        "measured_pab_factor": 1.234, "derived_pab_factor": None, "clips_per_gpu_hour": 56.789, "device_busy_share": 0.5,
+        "wall_s": 185.0, "starts": 1,
+    }  # fmt: skip
+    return {
+        "run_id": "r1", "output": "s3://videos/run1", "made_at": "2026-01-01", "num_clips": 3000,
+        "outcomes": {"rendered": 2, "failed": 1}, "seconds": {"elapsed": 5.0, "denoise": 7620.0},
+        "speedup": {"measured": speedup, "derived": {"pab_factor": 2.0, "clips": 1500}},
+        "throughput": {"clips_per_gpu_hour": 56.789, "device_busy_share": 0.5},
+        "all_to_alls": {"counted": 1, "without_broadcast": 4}, "jobs": [job],
+        "failures": [{"clip_id": "b", "stage": "denoise", "error": "ValueError", "message": "no such word"}],
+    } | changes  # fmt: skip
+
+
+def bench_document() -> dict[str, Any]:
+    run = {
+        "gpus": 0, "device": "cpu", "cores": 2, "load": 0.5, "torch": "2", "triton": None, "diffusers": "0.39",
+        "cache-dit": None, "python": "3.11", "size": "tiny", "backend": "eager", "began": "now", "command": "bench",
+    }  # fmt: skip
+    measured = {
+        "group": "wan", "side": "ours", "words": "eager none", "status": "measured", "seconds": 2.0, "spread": None,
+        "clips_per_gpu_hour": 1800.0, "computed_share": 1.0, "quality": None, "to_eager": {"relative_rms": 1.5e-6},
+        "peak_gb": None, "kept_gb": 0.25, "warm_up_s": 1.0, "graphs": 0, "graphs_after_warm_up": 0,
+        "step_ms": {"stcm": 2.0, "...m": 1.0}, "block_parameters": 2_500_000, "weights": "random", "precision": "float32",
+        "clip": {"height": 8, "width": 16, "num_frames": 5, "num_steps": 4, "guidance_scale": 7.5},
+    }  # fmt: skip
+    reused = {"quality": {"identical": False, "psnr_db": 30.46, "ssim": 0.99, "of": "video"}, "to_eager": None}
+    factor = {"group": "wan", "side": "ours", "of": "pab", "factor": 1.5, "from": "eager none", "to": "eager pab"}
+    return {
+        "runs": [run], "groups": {"wan": "Wan 2.1", "latte": "Latte-1"}, "factors": [factor],
+        "rows": [
+            measured, measured | reused | {"side": "diffusers", "words": "eager pab", "seconds": 1.0},
+            {"group": "wan", "side": "cache-dit", "words": "eager none", "status": "failed", "why": "it broke"},
+        ],
+        "not_here": [{"what": "VideoSys", "why": "no package"}],
+    }  # fmt: skip
+
+
+def cells(page: str) -> list[list[str]]:
+    return [["".join(cell.itertext()).strip() for cell in row if cell.tag == "td"] for row in tree(page).iter("tr")]
+
+
+def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> None:
+    ids = [f"clip-{number:02}" for number in range(30)]
+    found = run_page(run_document(), ids)
+    told = {div[0].text: div[1].text for div in tree(found).iter("div") if len(div) and div[0].tag == "dt"}
+    assert told == {
+        "clips per GPU-hour": "56.79", "devices busy, clip to clip": "50.0%", "clips": "3,000", "failed": "1",
+        "rendered": "2", "speedup, measured": "1.23x", "speedup, derived": "2.00x", "denoising": "2 h 7 min",
+        "all-to-alls left": "25%",
+    }  # fmt: skip
+    assert [
+        "job-00000",
+        "dp=1,cfg=1,sp=1",
+        "3,000",
+        "2",
+        "1",
+        "0",
+        "1.23x",
+        "-",
+        "56.79",
+        "50.0%",
+        "3 min 5 s",
+        "1",
+    ] in (cells(found))
+    assert ["b", "denoise", "ValueError: no such word"] in cells(found)
+    assert [video.get("src") for video in tree(found).iter("video")] == [
+        f"../videos/{name}.mp4" for name in ids[:SHOWN_VIDEOS]
+    ]
+    nothing = run_page(
+        run_document(speedup={"measured": None, "derived": None}, failures=[], jobs=[], outcomes={}), videos=[]
+    )
+    assert "No clip of this run reuses anything" in nothing
+    assert "Videos" not in nothing
+    assert "Failed clips" not in nothing
+
+
+def test_the_table_of_a_benchmark_has_a_bar_for_what_was_measured_and_a_reason_for_the_rest() -> None:
+    found = bench_page(bench_document())
+    ours, theirs, broken = cells(found)[1:4]
+    assert ours == [
+        "ours", "eager none", "2.000", "-", "", "1,800", "100%", "-", "-", "-", "1.5e-06", "-", "0.25", "1.0", "0", "0",
+    ]  # fmt: skip
+    assert theirs[7:11] == ["30.5 dB", "0.9900", "video", "-"]
+    assert broken == ["cache-dit", "eager none", "failed: it broke"]
+    assert [div.get("style") for div in tree(found).iter("div") if div.get("style")] == [
+        "width: 100.0%",
+        "width: 50.0%",
+    ]
+    assert ["ours", "pab", "1.50x", "-", "eager none → eager pab"] in cells(found)
+    assert [title.text for title in tree(found).iter("h2")] == ["Wan 2.1", "Not in the table"]
+    assert "2.5 million random weights in blocks" in found
+
+
+def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_run() -> None:
+    found = run_page(poisoned(run_document(), names=["outcomes"]), [HOSTILE, "a b?#%.mp4"])
+    assert_harmless(found, shown=11)
+    assert 'href="javascript%3Aalert' in found
+    assert 'src="../videos/a%20b%3F%23%25.mp4.mp4"' in found
+
+
+def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_benchmark() -> None:
+    assert_harmless(bench_page(poisoned(bench_document(), keep=["group"], names=["step_ms"])), shown=25)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        plan_picture([HOSTILE], ["s", "."]),
+        block_picture([(HOSTILE, "CB")]),
+        bar_chart([HOSTILE, "s"], [1.0, 2.0]),
+        curves([HOSTILE], [[0.5, 0.1]], first_step=0, what=HOSTILE),
+        plan_grid([HOSTILE], [[True, False]]),
+    ],
+    ids=["plan", "blocks", "bars", "curves", "grid"],
+)
+def test_hostile_labels_do_nothing_in_pictures(picture: str) -> None:
+    assert_harmless(str(picture), shown=2)
+
+
+def test_a_value_that_a_template_misses_is_an_error_and_no_gap() -> None:
+    with pytest.raises(UndefinedError, match="'document' is undefined"):
+        page("run.html", videos=[], shown=[])
+    document = run_document()
+    del document["jobs"][0]["mesh"]
+    with pytest.raises(UndefinedError, match=r"no attribute 'mesh'"):
+        run_page(document, [])
+
+
+def test_every_template_and_the_stylesheet_are_installed() -> None:
+    folder = files("jobs.reports")
+    assert sorted(each.name for each in (folder / "templates").iterdir()) == sorted(TEMPLATES)
+    for name in TEMPLATES:
+        assert (folder / "templates" / name).read_text()
+    assert ":root" in (folder / "report.css").read_text()
+    installed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    for name in (*TEMPLATES, "report.css"):
+        assert any(fnmatch(name, pattern) for pattern in installed), name
+
+
+def test_the_dashboards_page_has_the_colours_of_the_reports() -> None:
+    ours = (ROOT / "jobs/reports/report.css").read_text()
+    theirs = (ROOT / "cluster/run_page.html").read_text()
+    light, dark = colours(ours)
+    for own, mode in zip(colours(theirs), (light, dark), strict=True):
+        shared = own.keys() & mode.keys()
+        assert shared == {"ink", "quiet", "paper", "tile", "rule", "good", "bad", "computed"}
+        assert {name: own[name] for name in shared} == {name: mode[name] for name in shared}
+
+
+def colours(style: str) -> list[dict[str, str]]:
+    """The named colours of a style, light and dark."""
+    return [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL)]
+
+
+def test_the_dashboards_page_writes_what_it_is_told_as_text() -> None:
+    script = (ROOT / "cluster/run_page.html").read_text()
+    assert "textContent" in script
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|setAttribute|href =", script)
