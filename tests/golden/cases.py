@@ -165,7 +165,7 @@ def same_levels(ours: Sequence[float], stated: Sequence[float], what: str) -> No
     assert len(ours) == len(stated), f"{what}: {len(ours)} levels, stated {len(stated)}"
     a, b = (np.array(levels, dtype=np.float32) for levels in (ours, stated))
     # none is below 0, so neighbours are neighbours as whole numbers too
-    assert (a >= 0).all() and (b >= 0).all(), f"{what}: a level below 0 or none at all"
+    assert np.concatenate([a, b]).min(initial=0) >= 0, f"{what}: a level below 0, or not a number"
     apart = np.abs(a.view(np.int32).astype(np.int64) - b.view(np.int32).astype(np.int64))
     worst = int(apart.argmax()) if len(apart) else 0
     assert not len(apart) or apart[worst] <= 1, (

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 UNLIKE_THE_REFERENCE: Mapping[str, str] = {
     "counters that wrap": (
-        "The reference's counters start again after as many calls as a clip has steps, also where its sampler makes more calls "
-        "(PNDM makes nine more). Ours count every call of the clip. Checked: the reference's letters follow from counters "
+        "The reference's counters start again after as many calls as a clip has steps, also where its sampler makes more "
+        "of them (PNDM nine). Ours count every call of the clip. Checked: the reference's letters follow from counters "
         "that wrap, ours from counters that do not, and with the reference's letters our numbers are the reference's."
     ),
     "counters that are not reset": (
@@ -17,11 +17,12 @@ UNLIKE_THE_REFERENCE: Mapping[str, str] = {
         "first's attention. Our passes never reuse across guidance branches. Checked: the reference's letters only."
     ),
     "outputs of the clip before": (
-        "With counters that go on, the reference may reuse an output of the clip before. We keep none. Checked: letters only."
+        "With counters that go on, the reference may reuse an output of the clip before. We keep none. "
+        "Checked: letters only."
     ),
     "stored and not reused": (
-        "The reference stores an MLP output at every key timestep and may leave it in its store. We keep only what is reused. "
-        "Checked: the letters S and what is left follow from its store; ours reuse the same outputs."
+        "The reference stores an MLP output at every key timestep and may leave it in its store. We keep only what is "
+        "reused. Checked: the letters S and what is left follow from its store; ours reuse the same outputs."
     ),
     "intermediate results": "Tensors named mid.* help to find an error. The results that they lead to are compared.",
 }

@@ -110,8 +110,8 @@ def form_of(case: Case, forms: tuple[Form, ...]) -> Form:
     fitting = [form for form in forms if form.fits(case)]
     said = ", ".join(sorted({*case.content, *case.tensor_names})[:12]) or "nothing that can be read"
     assert fitting, (
-        f"{case.name}: not a form of case that is known. Its source: {case.content.get('source', case.content.get('model'))!r}; "
-        f"it states {said}"
+        f"{case.name}: not a form of case that is known. "
+        f"Its source: {case.content.get('source', case.content.get('model'))!r}; it states {said}"
     )
     groups = ", ".join(form.group for form in fitting)
     assert len(fitting) == 1, f"{case.name}: fits several forms ({groups}); one of them has to ask for more"

@@ -150,6 +150,6 @@ def check_bfloat16(case: Case, loop: Loop, plans: Plans) -> None:
     result, clip = run(loop, plans.reference), loop.clip
     for name in case.tensors:
         if name.startswith(("latents_before_", "model_output_")):
-            same(True, bool(case.tensors[name].float().isfinite().all()), f"{name} is finite")
+            assert case.tensors[name].float().isfinite().all(), f"{name}: not finite"
     expected = case.tensors["out"][clip.index : clip.index + 1].float()
     close(result.latents, expected, BFLOAT16_BOUND, "final latents in bfloat16")

@@ -18,8 +18,8 @@ class Decided:
     """What the reference does in the calls of one clip.
 
     `attention`: kind -> one letter a call. `mlp`: (stack, block) -> the same. `sources`: kind, or (stack, block), -> the
-    call whose output each call uses; below 0 for calls of clips before. `counters`: kind -> where the counter stands afterwards.
-    `left`: stack -> what stays in the store, by timestep and block.
+    call whose output each call uses; below 0 for calls of clips before. `counters`: kind -> where the counter stands
+    afterwards. `left`: stack -> what stays in the store, by timestep and block.
     """
 
     attention: Mapping[str, str]

@@ -51,6 +51,34 @@ def test_positions_of_mlp_rules_give_the_published_decisions_at_480p():
     assert plans[0].decisions(plans[0].index["spatial_blocks.0.mlp"]) == "CCCCCCCCCCCCCSBBCSBBCSBBCCCCCC"
 
 
+def test_a_key_timestep_that_repeats_computes_again_and_later_steps_take_the_latest() -> None:
+    rule = MlpRule(stack="spatial", blocks=(0,), skip_count=2, timestep=864)
+    plan = make_plan(pyramid(None, None, None, window=WINDOW, mlp=[rule]), [900, 864, 864, 860, 860, 850], SITES)
+    site = plan.index["spatial_blocks.0.mlp"]
+    assert plan.decisions(site) == "CCSBBC"
+    assert [row[site] for row in plan.sources] == [0, 1, 2, 2, 2, 5]
+
+
+def test_of_overlapping_keys_the_first_in_order_decides_also_for_blocks_that_it_leaves_out() -> None:
+    mlp = [
+        MlpRule(stack="spatial", blocks=(0,), skip_count=3, timestep=800),
+        MlpRule(stack="spatial", blocks=(0, 1), skip_count=2, timestep=700),
+    ]
+    plan = make_plan(pyramid(None, None, None, window=WINDOW, mlp=mlp), [800, 700, 600, 500, 400], SITES)
+    decided = [[row[plan.index[f"spatial_blocks.{block}.mlp"]] for row in plan.sources] for block in (0, 1)]
+    assert decided == [[0, 1, 0, 0, 4], [0, 1, 2, 3, 4]]
+
+
+def test_rules_by_position_leave_other_blocks_to_the_rules_behind_them() -> None:
+    mlp = [
+        MlpRule(stack="spatial", blocks=(0,), skip_count=2, position=0.2),
+        MlpRule(stack="spatial", blocks=(1,), skip_count=1, position=0.2),
+    ]
+    plan = make_plan(pyramid(None, None, None, window=WINDOW, mlp=mlp), [800, 700, 600, 500, 400], SITES)
+    decided = [[row[plan.index[f"spatial_blocks.{block}.mlp"]] for row in plan.sources] for block in (0, 1)]
+    assert decided == [[0, 1, 1, 1, 4], [0, 1, 1, 3, 4]]
+
+
 def test_mlp_key_near_the_end_reuses_only_steps_that_exist():
     rule = MlpRule(stack="spatial", blocks=(0,), skip_count=5, position=0.9)
     levels = [float(level) for level in range(1000, 0, -100)]
