@@ -107,7 +107,7 @@ async def _bounded(closing: Awaitable[object]) -> None:
     await asyncio.wait([task], timeout=_CLOSE_S)
     if not task.done():
         task.cancel()
-        await asyncio.wait([task], timeout=_CLOSE_S)
+        await asyncio.wait([task])
     elif not task.cancelled() and (error := task.exception()):
         _LOG.debug("closing: %r", error)
 

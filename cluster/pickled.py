@@ -33,8 +33,9 @@ def unseal(sealed: Mapping[str, object]) -> object:
         raise FormatError(f"pickled in format {found}, this version reads {FORMAT}")
     try:
         return pickle.loads(data)
-    except (ImportError, AttributeError) as error:
-        raise FormatError(f"pickled with classes that are not installed here: {error}") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        # A class that is not here, or one that says that it has other fields by now.
+        raise FormatError(f"it does not load here: {error}") from error
 
 
 class _Unknown:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, get_type_hints
 
 from pab.execution.choice import ATTENTION_CHOICES, KEEP_CHOICES, LINEARS_CHOICES, Execution, execution_of
 from pab.family import MAX_BATCH, Family
@@ -75,23 +75,6 @@ def read_batch(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d?", text) or int(text) > MAX_BATCH:
         raise ValueError(f"needs auto or a number of clips from 1 to {MAX_BATCH}")
     return int(text)
-
-
-def _state(told: Any) -> dict[str, object]:
-    return {each.name: getattr(told, each.name) for each in fields(told)}
-
-
-def _take_state(told: Any, state: object) -> None:
-    # Left to themselves, frozen dataclasses with slots pickle their values without names: another version's would go
-    # into wrong fields.
-    names = {each.name for each in fields(told)}
-    if not isinstance(state, dict) or set(state) != names:
-        raise ValueError(
-            f"this job was submitted by another version of the program: its {type(told).__name__} has other fields than "
-            f"{', '.join(sorted(names))}; cancel the run's jobs and submit again"
-        )
-    for name, value in state.items():
-        object.__setattr__(told, name, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +189,9 @@ class RenderSettings:
             low=0,
             high=51,
             metavar="N",
-            help="quality of the H.264 videos: 0 keeps every pixel of the encoder's 4:2:0 picture, each 6 more halve"
-            " the file, 51 is worst; part of a clip's digest where it is not 18",
+            help="quality of the H.264 videos: 0 is lossless, few players show it; 6 more about halve a file, 51 is worst. "
+            "Above 30 a video with much noise may be refused, as less than 25 dB like its frames. Part of a clip's "
+            "digest where it is not 18",
         ),
     ] = PLAIN_CRF
     compile_cache: Annotated[
@@ -278,9 +262,6 @@ class RenderSettings:
             except ValueError as error:
                 raise ValueError(f"{name}={getattr(self, name)}, {error}") from error
 
-    __getstate__ = _state
-    __setstate__ = _take_state
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
@@ -317,6 +298,3 @@ class JobSettings:
     def __post_init__(self) -> None:
         if self.hang_s <= 0:
             raise ValueError(f"hang_s={self.hang_s}, needs more than 0")
-
-    __getstate__ = _state
-    __setstate__ = _take_state

@@ -21,11 +21,14 @@ from pathlib import Path
 import time, sys
 wheel = Path(sys.argv[1])
 
-import cluster.run_page, jobs.reports.html, manifests.demo, pab.execution.compile_cache, pab.families.demo.config
+import cluster.run_page, jobs.reports.bench_html, jobs.reports.report_svg, manifests.demo
+import pab.execution.compile_cache, pab.families.demo.config
 assert Path(pab.__file__).is_relative_to(wheel), pab.__file__
 assert pab.families.demo.config.WEIGHTS.is_relative_to(wheel)
 assert pab.families.demo.config.WEIGHTS.stat().st_size > 1_000_000
-assert "<style>" in jobs.reports.html.page("a", ["b"])
+nothing = {"runs": [], "groups": {}, "rows": [], "factors": [], "not_here": []}
+assert ":root" in jobs.reports.bench_html.bench_page(nothing)
+assert "<svg" in jobs.reports.report_svg.bar_chart(["s"], [1.0])
 assert "<html" in cluster.run_page._PAGE.read_text()
 assert manifests.demo.DEMO_CSV.is_file() and manifests.demo.DEMO_PARQUET.is_file()
 assert pab.execution.compile_cache.operators_digest(pab.execution.compile_cache.KERNELS)
@@ -100,7 +103,5 @@ def test_every_path_made_from_a_files_own_exists() -> None:
                     made[f"{file.relative_to(ROOT)}: {ast.unparse(node)}"] = value
     assert [place for place, path in made.items() if not path.exists()] == []
     roots = {place.partition(":")[0] for place, path in made.items() if path == ROOT}
-    assert roots == {"cluster/dashboard.py", "cluster/local.py", "cluster/slurm.py"}, (
-        "where jobs are told to find the code"
-    )
+    assert roots == {"cluster/environment.py", "cluster/slurm.py"}, "where jobs are told to find the code"
     assert ROOT / "pab/kernels" in made.values()

@@ -269,11 +269,11 @@ Keyed = tuple[MlpRule, tuple[int, ...]]
 
 
 def _covering(rules: Sequence[Keyed], timesteps: Sequence[int]) -> dict[int, list[Keyed]]:
-    """Returns, per step behind a key step, the rules that have its timestep among those of their steps."""
+    """Returns, per step from a key step on, the rules that have its timestep among those of their steps."""
     found: dict[int, list[Keyed]] = {}
     for rule, keys in rules:
         covered = set(timesteps[keys[0] : keys[0] + 1 + rule.skip_count])
-        for step in range(keys[0] + 1, len(timesteps)):
+        for step in range(keys[0], len(timesteps)):
             if timesteps[step] in covered:
                 found.setdefault(step, []).append((rule, keys))
     return found

@@ -25,7 +25,7 @@ from cluster.slurm_queue import QueueRow
 from jobs.outcome import Failed, Rendered, ShardOutcome, Skipped
 from jobs.progress import NoProgress
 from jobs.render import RenderShard
-from jobs.settings import JobSettings, Mesh
+from jobs.settings import JobSettings, Mesh, RenderSettings
 from pipeline.run.machines import job_request
 from pipeline.run.settings import MachineSettings
 from tests.cluster.waiting import wait_over
@@ -38,6 +38,7 @@ INNER = {
     "jobs.render.RenderShard",
     "jobs.settings.JobSettings",
     "jobs.settings.Mesh",
+    "jobs.settings.RenderSettings",
     "cluster.dask_progress.DaskProgress",
     "jobs.progress.NoProgress",
     "pab.families.find_family",
@@ -45,9 +46,10 @@ INNER = {
 }
 FIELDS = {
     RenderShard: "settings shard progress again find_family",
-    JobSettings: "output run_id weights precision device mesh baseline max_attempts upload_timeout_s broadcast_rules "
-    "pinned_weights deadline_s crf collective_timeout_s hang_s compile compile_backend attention keep linears compile_cache "
-    "batch",
+    JobSettings: "output run_id mesh render broadcast_rules pinned_weights deadline_s hang_s upload_timeout_s "
+    "compile_backend",
+    RenderSettings: "model weights broadcast precision device compile attention keep linears crf compile_cache "
+    "baseline batch max_attempts family_weights",
     Mesh: "dp cfg sp",
     DaskProgress: "scheduler_file kept_tasks",
     ShardOutcome: "shard attempt clips left",
@@ -76,11 +78,9 @@ def names_in(data: bytes) -> Iterator[str]:
 
 
 def real_job(progress: DaskProgress | None) -> JobRequest:
-    machines = MachineSettings(
-        cluster="slurm", nodes_per_job=1, gpus_per_node=1, mesh="auto", job_minutes=30, hang_seconds=3600,
-        max_parallel_jobs=1, partition=None, account=None, qos=None, slurm={},
-    )  # fmt: skip
-    settings = JobSettings(output="/run", run_id="1", weights=None, precision="float32", device="cpu", mesh=Mesh())
+    render = RenderSettings(precision="float32", device="cpu", family_weights={"wan": "some/model"})
+    settings = JobSettings(output="/run", run_id="1", mesh=Mesh(), render=render)
+    machines = MachineSettings(cluster="slurm", max_parallel_jobs=1)
     return job_request(settings, machines, shard=7, planned_s=60, progress=progress)
 
 
@@ -143,7 +143,7 @@ def test_a_job_whose_classes_are_not_there_any_more_is_refused_in_words(
     wait_over(cluster, [job])
     assert (job.state, job.result()) == (JobState.LOST, None)
     error = str(job.error())
-    assert "pickled with classes that are not installed here: No module named 'moved_since'" in error
+    assert "it does not load here: No module named 'moved_since'" in error
     assert "submit the run again" in error
     assert "Traceback" not in error
 

@@ -62,7 +62,7 @@ class Form:
         """Fails, by name, for a field, argument, tensor or key of the configuration that the form does not list."""
         facts = case.content
         prose = {name for name in facts if name in PROSE or name.startswith(MEASURED_ELSEWHERE)}
-        only(facts, {*prose, *self.fields, *(self.has & set(facts)), "tensors"}, f"{case.name}: field")
+        only(facts, {*prose, *self.fields, *(self.has & set(facts)), "tensors", "args"}, f"{case.name}: field")
         only(facts.get("args") or {}, {*self.args, *self.unread_args}, f"{case.name}: argument")
         patterns = (*self.tensors, *(re.escape(name) for name in self.has - set(facts)))
         known = {name for name in case.tensor_names if any(re.fullmatch(pattern, name) for pattern in patterns)}

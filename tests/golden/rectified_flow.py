@@ -1,6 +1,6 @@
 """Open-Sora's scheduler: noise levels, the sampling loop with prescribed model outputs, the training loss."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,15 @@ class FlowClip:
         """Its rows of a batch of all clips, first each one's with its prompt, then each one's without."""
         return [self.index, self.count + self.index]
 
-    def flow(self) -> rf.RectifiedFlow:
+    def flow(self, stated: Sequence[float]) -> rf.RectifiedFlow:
+        """Its scheduler over the stated levels, which are ours but for how they are rounded.
+
+        Whether a frame is generated at a step turns on that: a first level just above 1000 leaves all frames out.
+        """
+        same_levels(self.levels, stated, f"clip {self.index}")
         noise = self.noise
         return rf.RectifiedFlow(
-            timesteps=self.levels,
+            timesteps=tuple(stated),
             frame_mask_BT=self.frame_mask_1T,
             noise=None if noise is None else lambda step: noise[step],
         )
@@ -171,10 +176,10 @@ def check_loop(case: Case) -> None:
 def check_clip(case: Case, clip: FlowClip) -> None:
     given, expected, where = case.inputs, case.tensors, f"clip {clip.index}"
     channels = given["z0"].shape[1]
-    flow, latents = clip.flow(), given["z0"][clip.index : clip.index + 1]
+    latents = given["z0"][clip.index : clip.index + 1]
     levels = expected["timesteps_given_to_model"][:, clip.rows].float()
     assert torch.equal(levels[:, 0], levels[:, 1]), f"{where}: levels with and without prompt"
-    same_levels(flow.timesteps, levels[:, 0].tolist(), where)
+    flow = clip.flow(levels[:, 0].tolist())
     shown = expected["z_given_to_model"]
     # of one clip the reference's file has no dim for clips
     shown = shown[:, clip.index] if shown.dim() == 6 else shown

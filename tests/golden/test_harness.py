@@ -202,6 +202,13 @@ def test_levels_may_differ_by_one_unit_in_the_last_place_and_no_more() -> None:
         same_levels([1.0], [1.0, 2.0], "here")
 
 
+def test_levels_that_a_reference_rounds_otherwise_are_the_ones_that_a_loop_walks_over(tmp_path: Path) -> None:
+    """A level above 1000, by its last place, leaves every frame as it is."""
+    case = loop_case(tmp_path, lift=True, **OWN_SIZES)
+    assert case.tensors["timesteps_given_to_model"][0].max() > 1000
+    check_case(case, FORMS)
+
+
 # -- loops ------------------------------------------------------------------------------------------------------------
 
 
@@ -224,9 +231,11 @@ def loop_case(folder: Path, **settings: Any) -> Case:
         length = torch.tensor(lengths, dtype=torch.float32)
         ratio = torch.tensor([h * w / 512**2 for h, w in sizes]).sqrt() * (length // 17 * 5).sqrt()
         unit = levels / 1000
-        levels = 1000 * ratio[:, None] * unit / (1 + (ratio[:, None] - 1) * unit)
+        levels = ratio[:, None] * unit / (1 + (ratio[:, None] - 1) * unit) * 1000
     elif discrete:
         levels = levels.long()
+    if settings.pop("lift", False):
+        levels[:, 0] = np.nextafter(np.float32(1000), np.float32(2000))
     shown, active_at, z, begun = [], [], z0.clone(), masks == 1
     for step in range(steps):
         level = levels[:, step]

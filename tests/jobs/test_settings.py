@@ -16,13 +16,6 @@ def test_a_job_that_is_pickled_comes_out_as_it_was() -> None:
     assert pickle.loads(pickle.dumps(JOB)) == JOB
 
 
-@pytest.mark.parametrize("state", [["out", "r", None, "float32"], {"output": "out", "weights": None}])
-def test_a_job_of_another_version_is_refused_in_words(state: object) -> None:
-    for settings in (JobSettings, RenderSettings):
-        with pytest.raises(ValueError, match=rf"another version .* its {settings.__name__} has other .* submit again"):
-            object.__new__(settings).__setstate__(state)
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

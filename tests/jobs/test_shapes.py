@@ -61,8 +61,11 @@ def trees(*patterns: str) -> Iterator[tuple[str, ast.Module]]:
 
 
 def names_in(annotation: ast.expr | None) -> set[str]:
-    """Returns the names in an annotation, those in quotes too."""
+    """Returns the names in an annotation, those in quotes too; of `Annotated[type, ...]` those of the type."""
     found: set[str] = set()
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
+        assert isinstance(annotation.slice, ast.Tuple)
+        annotation = annotation.slice.elts[0]
     for node in ast.walk(annotation) if annotation is not None else ():
         if isinstance(node, ast.Name):
             found.add(node.id)
@@ -181,8 +184,14 @@ def frozen_fields_that_can_be_written_to(tree: ast.Module) -> Iterator[tuple[str
         if isinstance(node, ast.ClassDef) and any("frozen=True" in ast.unparse(each) for each in node.decorator_list):
             for name, text in fields_of(node).items():
                 held = "" if "Callable" in text else text
-                if held and names_in(ast.parse(held, mode="eval").body) & MUTABLE:
+                if held and names_in(_without_setting(ast.parse(held, mode="eval").body)) & MUTABLE:
                     yield node.name, name
+
+
+def _without_setting(held: ast.expr) -> ast.expr:
+    # A setting says more of itself beside its type: `Annotated[int, Setting(...)]`.
+    annotated = isinstance(held, ast.Subscript) and ast.unparse(held.value) == "Annotated"
+    return held.slice.elts[0] if annotated else held
 
 
 def test_nothing_frozen_can_be_written_to():

@@ -193,7 +193,8 @@ class LatteBlock(nn.Module):
         `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and bias, for
         spatial blocks. Without `reuse` and `wanted` every site computes and none is kept.
         """
-        count = len(self.sites)
+        # Not from `sites`: a graph would hold their names, and blocks could not share it.
+        count = 3 if self.spatial else 2
         # Over several ranks tokens travel, and become 8-bit behind that.
         travels = not self.spatial and context.sp.size > 1
         return run_branches(
