@@ -142,7 +142,7 @@ def _pass(
             log.extend(sorted(problems, key=lambda problem: problem.row or 0))
             ids = clip_ids(rows, repetitions)
             if "clip_id" in batch.schema.names:  # generated ids are distinct among themselves
-                seen.append(string_hashes(ids))
+                seen.append(string_hashes(pc.ascii_lower(ids)))
             seeds = _seeds(rows, ids)
             hashes = _digests(rows, settings, seeds)
             loops.add_to_digests(hashes)
@@ -201,5 +201,5 @@ def _duplicates(manifest: ManifestFile, limits: Limits, suspects: Words) -> Iter
     repetitions = Repetitions()
     ids = ((clip_ids(rows, repetitions), rows.first_row) for rows, _ in _rows(manifest, limits))
     for row, clip_id, first in duplicates(ids, suspects):
-        allowed = f"row {first} has the same one and clip ids must be unique"
+        allowed = f"row {first} has the same one, or one that differs by case alone, and clip ids must be unique"
         yield Problem(row=row, column="clip_id", value=shown(clip_id), allowed=allowed)

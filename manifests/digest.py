@@ -102,4 +102,4 @@ def _sha256(texts: pa.Array) -> npt.NDArray[np.uint8]:
     # One call per row is the price of a cryptographic digest; all else is done by column.
     whole = b"".join([sha256(text).digest() for text in texts.cast(pa.binary()).to_pylist()])
     hashes = np.frombuffer(whole, np.uint8).reshape(-1, sha256().digest_size)
-    return np.ascontiguousarray(hashes[:, :DIGEST_BYTES])
+    return hashes[:, :DIGEST_BYTES].copy()  # of one row a slice would still be the bytes, which nobody may write to

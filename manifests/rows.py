@@ -27,8 +27,11 @@ from manifests.schema import (
 )
 from manifests.unique import Repetitions
 
-_CLIP_ID = r"\A[A-Za-z0-9._-]{1,128}\z"
-_CLIP_ID_WORDS = "1 to 128 of the characters A-Z a-z 0-9 . _ - are needed"
+_CLIP_ID = r"\A[A-Za-z0-9_]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?\z"
+_CLIP_ID_WORDS = "1 to 128 of the characters A-Z a-z 0-9 . _ - are needed, the first no . or -, the last no ."
+"""Files are named by it: a hidden one is not listed, one that begins with - is an option to many programs."""
+_RESERVED = r"(?i)\A(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|\z)"
+_RESERVED_WORDS = "Windows keeps this name for a device; add a letter"
 _PROMPT_WORDS = "a prompt that is not empty is needed"
 
 
@@ -154,8 +157,13 @@ def _bad_prompts(columns: Mapping[str, pa.Array], first_row: int) -> list[Proble
 def _bad_clip_ids(ids: pa.Array, first_row: int) -> list[Problem]:
     if ids.null_count == len(ids):
         return []
-    bad = [(at, shown(ids[at].as_py())) for at in _where(pc.invert(pc.match_substring_regex(ids, _CLIP_ID)))]
-    return _problems(bad, first_row, "clip_id", _CLIP_ID_WORDS)
+    problems = []
+    for mask, allowed in (
+        (pc.invert(pc.match_substring_regex(ids, _CLIP_ID)), _CLIP_ID_WORDS),
+        (pc.match_substring_regex(ids, _RESERVED), _RESERVED_WORDS),
+    ):
+        problems += _problems([(at, shown(ids[at].as_py())) for at in _where(mask)], first_row, "clip_id", allowed)
+    return problems
 
 
 def _long_prompts(columns: Mapping[str, pa.Array], first_row: int, limits: Limits) -> list[Problem]:

@@ -85,27 +85,28 @@ def repeated(hashes: Words) -> Words:
 
 
 def duplicates(batches: Iterable[tuple[pa.Array, int]], suspects: Words) -> Iterator[tuple[int, str, int]]:
-    """Yields (row, clip_id, first row with it) for every clip_id that came before.
+    """Yields (row, clip_id, first row with it) for every clip_id that came before, in upper or lower case.
 
-    `batches`: clip ids and the row of their first. `suspects`: the sorted hashes that came twice, so that only ids
-    with such a hash are compared; equal hashes of different ids are no duplicates.
+    `batches`: clip ids and the row of their first. `suspects`: the sorted hashes of lower-case ids that came twice, so that
+    only ids with such a hash are compared; equal hashes of different ids are no duplicates.
     """
     ids: list[pa.Array] = []
     rows: list[npt.NDArray[np.int64]] = []
     for clip_ids, first_row in batches:
-        found = np.flatnonzero(is_member(string_hashes(clip_ids), suspects))
+        found = np.flatnonzero(is_member(string_hashes(pc.ascii_lower(clip_ids)), suspects))
         ids.append(clip_ids.take(pa.array(found)))
         rows.append(found + first_row)
     if not ids:
         return
     all_rows = np.concatenate(rows)
-    codes = pa.chunked_array(ids).combine_chunks().dictionary_encode()
+    given = pa.chunked_array(ids).combine_chunks()
+    codes = pc.ascii_lower(given).dictionary_encode()
     indices = codes.indices.to_numpy(zero_copy_only=False)
     first = np.full(len(codes.dictionary), np.iinfo(np.int64).max)
     np.minimum.at(first, indices, all_rows)
-    for row, code in zip(all_rows, indices, strict=True):
+    for at, (row, code) in enumerate(zip(all_rows, indices, strict=True)):
         if row != first[code]:
-            yield int(row), codes.dictionary[int(code)].as_py(), int(first[code])
+            yield int(row), given[at].as_py(), int(first[code])
 
 
 def is_member(hashes: Words, members: Words) -> npt.NDArray[np.bool_]:

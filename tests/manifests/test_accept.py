@@ -145,6 +145,12 @@ def test_strings_of_any_encoding_are_accepted(manifest: Write, rules: Rules, kin
         ("clip_id", "x" * 129, r"row 1: clip_id='xxx.*…', 1 to 128 of the characters"),
         ("clip_id", "a\n", r"row 1: clip_id='a\\n', 1 to 128 of the characters"),
         ("clip_id", "", r"row 1: clip_id='', 1 to 128 of the characters"),
+        ("clip_id", ".writing-1", r"row 1: clip_id='.writing-1', .* the first no . or -"),
+        ("clip_id", "-rf", r"row 1: clip_id='-rf', .* the first no . or -"),
+        ("clip_id", "..", r"row 1: clip_id='..', .* the first no . or -"),
+        ("clip_id", "a.", r"row 1: clip_id='a.', .* the last no ."),
+        ("clip_id", "NUL", r"row 1: clip_id='NUL', Windows keeps this name"),
+        ("clip_id", "com1.x", r"row 1: clip_id='com1.x', Windows keeps this name"),
         ("prompt", None, r"row 1: prompt=null, a prompt that is not empty is needed"),
         ("prompt", "", r"row 1: prompt='', a prompt that is not empty is needed"),
         ("prompt", " \t\u3000", r"row 1: prompt=.*, a prompt that is not empty is needed"),
@@ -221,7 +227,10 @@ def test_all_problems_are_in_one_error_and_in_the_file(manifest: Write, rules: R
         "action": "fix the manifest",
     }
     assert lines[-1]["row"] == 99
-    assert lines[-1]["allowed"] == "row 98 has the same one and clip ids must be unique"
+    assert (
+        lines[-1]["allowed"]
+        == "row 98 has the same one, or one that differs by case alone, and clip ids must be unique"
+    )
 
 
 def test_the_errors_file_is_named_after_the_manifest(
@@ -249,6 +258,13 @@ def test_duplicates_are_found_across_row_groups_and_batches(manifest: Write, rul
         (200_000, "'clip-0000005'", "row 5"),
         (299_999, "'clip-0000005'", "row 5"),
     ]
+
+
+def test_ids_that_differ_by_case_alone_are_duplicates(manifest: Write, rules: Rules, tmp_path: Path) -> None:
+    error = refused(manifest({"prompt": ["a", "b", "c"], "clip_id": ["Cat", "dog", "cAT"]}), rules, tmp_path)
+    assert [(p.row, p.value) for p in error.problems] == [(2, "'cAT'")]
+    with pytest.raises(ManifestError, match="row 0 has the same one, or one that differs by case alone"):
+        raise error
 
 
 def test_a_given_id_that_equals_a_made_one_is_a_duplicate(manifest: Write, rules: Rules, tmp_path: Path) -> None:

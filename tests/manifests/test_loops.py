@@ -84,6 +84,17 @@ def test_loops_come_from_the_column_else_from_the_prompt_and_change_the_digest(
     assert accepted(str(path), rules).column("digest").equals(table.column("digest"))
 
 
+def test_a_row_that_comes_alone_has_the_id_and_digest_that_it_has_in_company(
+    manifest: Write, rules: dict[str, FamilyRules]
+) -> None:
+    # The last batch of a manifest may have one row.
+    for columns in ({"loops": 2}, {"prompt": "|0| a |1| b"}):
+        row = {"prompt": "a", "seed": 1, **columns}
+        alone = accepted(manifest({name: [value] for name, value in row.items()}), rules).to_pylist()
+        two = accepted(manifest({name: [value, value] for name, value in row.items()}), rules).to_pylist()
+        assert alone == two[:1]
+
+
 def test_planning_prices_clips_by_their_loops(manifest: Write, rules: dict[str, FamilyRules], tmp_path: Path) -> None:
     path = tmp_path / "accepted.parquet"
     pq.write_table(accepted(manifest({"prompt": ["a", "b", "c"], "loops": [1, 3, None]}), rules), path)
