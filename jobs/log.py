@@ -43,7 +43,10 @@ class LogfmtFormatter(logging.Formatter):
 def _value(value: object) -> str:
     text = f"{value:.3f}" if isinstance(value, float) else str(value)
     plain = text.isprintable() and not any(character in text for character in ' "=\\')
-    return text if plain and text else json.dumps(text, ensure_ascii=False)
+    if plain and text:
+        return text
+    # A control character beyond ASCII would reach the terminal of whoever reads the log.
+    return json.dumps(text, ensure_ascii=not text.replace("\n", "").isprintable())
 
 
 @contextmanager

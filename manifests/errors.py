@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from manifests.printable import one_line
+
 SHOWN_PROBLEMS, SHOWN_CHARS = 20, 60
 
 
@@ -36,7 +38,7 @@ class Problem:
         found = [part for part in (self.column, self.value) if part is not None]
         numbered = ((kind, at) for kind, at in (("row", self.row), ("line", self.line)) if at is not None)
         where = "".join(f"{kind} {at}: " for kind, at in numbered)
-        return f"{where}{'='.join(found)}{', ' if found else ''}{self.allowed}; {self.action}"
+        return one_line(f"{where}{'='.join(found)}{', ' if found else ''}{self.allowed}; {self.action}")
 
 
 class ManifestError(ValueError):
@@ -64,10 +66,10 @@ class ManifestError(ValueError):
 
     def _message(self) -> str:
         if self.num_problems == 1:
-            lines = [f"{self.name}: {self.problems[0]}"]
+            lines = [f"{one_line(self.name)}: {self.problems[0]}"]
         else:
             counts = ", rows count from 0" if any(problem.row is not None for problem in self.problems) else ""
-            lines = [f"{self.name}: {self.num_problems} problems{counts}"]
+            lines = [f"{one_line(self.name)}: {self.num_problems} problems{counts}"]
             lines += [f"  {problem}" for problem in self.problems[:SHOWN_PROBLEMS]]
         if self.num_problems > SHOWN_PROBLEMS:
             lines.append(f"  ... and {self.num_problems - SHOWN_PROBLEMS} more")

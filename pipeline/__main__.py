@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # the process's top: whatever it is, `--json` promises one object and an exit code
         exit_code = _exit_code(error)
         if exit_code is None:
-            traceback.print_exc()
+            screen.note(traceback.format_exc())
             exit_code = Exit.ERROR
         screen.error(type(error).__name__, str(error) or repr(error), exit_code)
         return exit_code

@@ -1,10 +1,15 @@
-"""What the user sees: results on stdout (one JSON document with --json), all else on stderr."""
+"""What the user sees: results on stdout (one JSON document with --json), all else on stderr.
+
+Prompts, URLs, ids, a store's messages and a job's log come from elsewhere, so all text is made printable here.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import dataclass
+
+from manifests.printable import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,12 +19,12 @@ class Screen:
     as_json: bool = False
 
     def note(self, text: str) -> None:
-        """Tells something on the way, on stderr."""
-        print(text, file=sys.stderr, flush=True)
+        """Says something on the way, on stderr."""
+        print(printable(text), file=sys.stderr, flush=True)
 
     def result(self, document: dict[str, object], text: str) -> None:
         """Writes the command's result: the document with --json, else the text."""
-        print(json.dumps(document, indent=1, default=str) if self.as_json else text, flush=True)
+        print(json.dumps(document, indent=1, default=str) if self.as_json else printable(text), flush=True)
 
     def error(self, kind: str, message: str, exit_code: int) -> None:
         """Tells why the command ended; with --json the document on stdout says it too."""

@@ -32,3 +32,12 @@ def test_a_traceback_stays_on_its_line_and_nothing_is_logged_after_the_end(tmp_p
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert 'traceback="Traceback (most recent call last):\\n' in line
     assert "ValueError: broken" in line
+
+
+def test_control_characters_of_any_plane_are_written_as_escapes(tmp_path):
+    with open_log(tmp_path / "log", run="r"):
+        log_event(LOG, "odd", url="a\x1b[31m\x9b2J\u202eb", text="é 猫")
+    line = (tmp_path / "log").read_text()
+    assert line.rstrip("\n").isprintable()
+    assert 'url="a\\u001b[31m\\u009b2J\\u202eb"' in line
+    assert 'text="é 猫"' in line
