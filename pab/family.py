@@ -126,10 +126,10 @@ class Family:
     embedded_guidance: bool = False
     """Whether the transformer takes `guidance_scale` as an input, in one pass a step: axis `cfg` then has no use."""
     max_batch: int = 1
-    """The most clips that its model renders in one pass (`pab.model.RendersTogether`)."""
+    """The most clips that its model renders in one pass (`pab.model.RendersBatches`)."""
     write_tiny: Callable[[Path, int], None] | None = None
     """Writes a small model with random weights, drawn by a seed, in the published layout; None for a family without."""
-    fresh_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
+    cache_reset_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps at which nothing kept before is reused, because another transformer takes over. Called like `timesteps`."""
 
 

@@ -24,7 +24,7 @@ class EncodedPrompt:
     branches a rank runs cost memory. `warnings` go into the clip's record, e.g. words the model does not know.
     `guided_passes`: the branches of a guided step on a rank that runs all of it: one pass over both rows,
     ("cond", "uncond") for a model that is published with a pass for each, or ("cond",) for one whose transformer is
-    given the guidance scale. `texts`: what `RendersTogether.join_prompts` joins for several clips; None for
+    given the guidance scale. `texts`: what `RendersBatches.batch_prompts` joins for several clips; None for
     models that render one clip at a time.
     """
 
@@ -101,16 +101,16 @@ class VideoModel(Protocol):
 
 
 @runtime_checkable
-class RendersTogether(Protocol):
+class RendersBatches(Protocol):
     """A `VideoModel` that takes several clips of one size in one pass; its family has a `max_batch` above 1."""
 
-    def join_prompts(self, prompts: Sequence[EncodedPrompt], request: ClipRequest) -> EncodedPrompt:
+    def batch_prompts(self, prompts: Sequence[EncodedPrompt], request: ClipRequest) -> EncodedPrompt:
         """Returns the text of several clips as one: for "both" all conditional rows, then all unconditional ones.
 
         Texts may differ in length; each row attends to its own tokens alone. `request`: one of the clips, for their size.
         """
 
-    def scheduler_of_several(self, requests: Sequence[ClipRequest], sp: SequenceParallel) -> Scheduler:
+    def batch_scheduler(self, requests: Sequence[ClipRequest], sp: SequenceParallel) -> Scheduler:
         """Returns what `scheduler` returns, for the clips side by side: each gets the noise that it would get alone."""
 
 

@@ -1,1 +1,1 @@
-"""The command line: the only place where manifests, jobs and clusters meet."""
+"""The command line: the only place that imports all of manifests, jobs and cluster."""

@@ -113,7 +113,7 @@ TORCH_FREE = (
     "jobs/media/reference_files.py",
     "jobs/reports/report*.py",
     "jobs/reports/bench_html.py",
-    "jobs/reports/figures.py",
+    "jobs/reports/number_formats.py",
     "jobs/reports/page.py",
     "jobs/reports/run_html.py",
     "jobs/reports/svg.py",
@@ -144,7 +144,7 @@ ROOMS = {
     "botocore": ("jobs/store/s3_listing.py",),
     "pyarrow": ("manifests/*", "pipeline/run/report*.py", "pipeline/commands/report.py"),
     "numpy": ("manifests/*", "pab/*", "jobs/*", "pipeline/run/report*.py"),
-    "imageio_ffmpeg": ("jobs/media/*", "jobs/rendering/*", "pipeline/commands/checks.py"),
+    "imageio_ffmpeg": ("jobs/media/*", "jobs/rendering/*", "pipeline/commands/doctor_checks.py"),
     "rich": ("pipeline/*",),
     "jinja2": ("jobs/reports/*",),
     "markupsafe": ("jobs/reports/*",),
@@ -465,7 +465,7 @@ def test_a_cycle_is_found_and_an_import_for_types_is_none(tmp_path: Path) -> Non
 BROAD = {
     "pipeline/__main__.py:main",  # the process's top
     "jobs/rendering/context.py:contain",  # the clip's border
-    "jobs/rendering/context.py:contain_several",  # that of clips rendered together
+    "jobs/rendering/context.py:contain_batch",  # that of clips rendered together
     "jobs/bench/run.py:line",  # a benchmark row's border
     "jobs/rendering/shard_run.py:_kept_log",  # a job's top
     "jobs/rendering/finish.py:_run",  # threads' tops

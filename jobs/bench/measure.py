@@ -95,7 +95,7 @@ class OurClips:
             noise=initial_noise(request, model.latent_shape(request)),
             plan=plan,
             group=group,
-            loop=LoopSettings(keep=self.keep, recorder=self.recorder if records else None),
+            loop=LoopSettings(cache_dtype=self.keep, recorder=self.recorder if records else None),
         )
 
     def clip(self, request: ClipRequest) -> Timed:

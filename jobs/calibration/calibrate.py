@@ -194,7 +194,7 @@ class Calibrator:
 
     def _fixed(self, request: ClipRequest, num_steps: int) -> Steps:
         fixed = np.zeros(num_steps, dtype=np.bool_)
-        fixed[[0, *self.request.family.fresh_steps(request, self.request.precision)]] = True
+        fixed[[0, *self.request.family.cache_reset_steps(request, self.request.precision)]] = True
         return fixed
 
     def _search(self, measured: Measured, time_share: float | None = None) -> StepRules:

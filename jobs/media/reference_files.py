@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fsspec.utils import get_protocol
 
 from jobs.log import log_event
-from jobs.store.retry import Patience, is_transient, persist, store_errors, within
+from jobs.store.retry import RetryPolicy, is_transient, retry, store_errors, within
 
 _LOG = logging.getLogger(__name__)
 MAX_BYTES = 1 << 30
@@ -63,7 +63,7 @@ class Reference:
     num_frames: int
 
 
-def reference_stamp(url: str, patience: Patience) -> str | None:
+def reference_stamp(url: str, retry_policy: RetryPolicy) -> str | None:
     """Returns what changes when the file's content does (size, times, ETag), as its store says it, without reading it.
 
     None if the store does not say such things (HTTP), does not answer, or has no such file.
@@ -72,7 +72,7 @@ def reference_stamp(url: str, patience: Patience) -> str | None:
         return None
     try:
         fs, path = _open(url)
-        info = within(patience.operation_s, lambda: fs.info(path))
+        info = within(retry_policy.operation_s, lambda: fs.info(path))
     except UnusableReferenceError:
         return None
     except store_errors():
@@ -82,9 +82,9 @@ def reference_stamp(url: str, patience: Patience) -> str | None:
     return json.dumps([str(info.get(name)) for name in _STAMP])
 
 
-def fetch_reference(url: str, patience: Patience) -> Reference:
+def fetch_reference(url: str, retry_policy: RetryPolicy) -> Reference:
     """Fetches a reference and counts its frames. Raises UnusableReferenceError."""
-    data = _fetch(url, patience)
+    data = _fetch(url, retry_policy)
     still = _is_image(data)
     num_frames = 1 if still else _count_frames(data)
     return Reference(data=data, sha256=hashlib.sha256(data).hexdigest(), still=still, num_frames=num_frames)
@@ -100,22 +100,22 @@ def _open(url: str) -> tuple[Any, str]:
         raise UnusableReferenceError(f"its file system cannot be opened ({error})") from error
 
 
-def _fetch(url: str, patience: Patience) -> bytes:
+def _fetch(url: str, retry_policy: RetryPolicy) -> bytes:
     fs, path = _open(url)
     web = get_protocol(url) in ("http", "https")
 
     def get() -> bytes:
         # Over HTTP fsspec reports every error of `info` as a missing file.
-        info = {} if web else within(patience.operation_s, lambda: fs.info(path))
+        info = {} if web else within(retry_policy.operation_s, lambda: fs.info(path))
         if info.get("type") == "directory":
             raise IsADirectoryError("it is a folder")
         size_bytes = info.get("size") or 0
         if size_bytes > MAX_BYTES:
             raise UnusableReferenceError(f"it has {size_bytes / 1e9:.1f} GB, at most {MAX_BYTES / 1e9:.1f} GB are read")
-        return within(patience.deadline_s(size_bytes or _UNKNOWN_BYTES), lambda: bytes(fs.cat_file(path)))
+        return within(retry_policy.deadline_s(size_bytes or _UNKNOWN_BYTES), lambda: bytes(fs.cat_file(path)))
 
     try:
-        return persist(get, patience, lambda error, wait_s: _tell_retry(url, error, wait_s))
+        return retry(get, retry_policy, lambda error, wait_s: _tell_retry(url, error, wait_s))
     except store_errors() as error:
         why = "the file does not exist" if isinstance(error, FileNotFoundError) else f"{type(error).__name__}: {error}"
         raise UnusableReferenceError(f"it cannot be read ({why})", away=is_transient(error)) from error

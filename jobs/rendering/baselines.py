@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from jobs.log import log_event
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext
-from jobs.rendering.deadline import Pace
+from jobs.rendering.deadline import Deadline
 from jobs.rendering.finish import Finisher
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
@@ -29,7 +29,7 @@ class Baselines:
 
     context: JobContext
     measures: Measures
-    pace: Pace
+    deadline: Deadline
     watch: HangWatch
     measured: set[str]
     _compared: list[Attempt] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Baselines:
         if finisher is not None:
             # An encoder beside it would make the baseline slower than what it is compared with.
             finisher.wait()
-        if not ranks.agree(self.pace.fits(rendered.units * _BASELINE_UNITS)):
+        if not ranks.broadcast_in_clip(self.deadline.fits(rendered.units * _BASELINE_UNITS)):
             log_event(_LOG, "baseline_left", clip=clip_id, reason="the job's time is not enough")
             return
         log_event(_LOG, "baseline_started", clip=clip_id)

@@ -15,13 +15,13 @@ from jobs.rendering.loops import clip_requests
 from jobs.settings import JobSettings
 from pab.execution.compiled import Compiled
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.batch import apart, denoise_together, noise_of
+from pab.sampling.batch import denoise_batch, noise_of, unbatch
 from pab.sampling.denoise import NotFiniteError, plan_for
 from pab.sampling.device_clock import DeviceClock
 
 
 @torch.inference_mode()
-def render_together(
+def render_batch(
     loaded: LoadedFamily, attempts: Sequence[Attempt], *, settings: JobSettings, group: NodeGroup
 ) -> list[NotFiniteError | None]:
     """Renders clips that differ in prompt and seed alone, and leaves in each attempt what came out of it.
@@ -42,7 +42,7 @@ def render_together(
         noise = noise_of(requests, loaded.model.latent_shape(request))
     wait_for_device(shared, group)
     with shared.time("denoise"):
-        denoised = denoise_together(
+        denoised = denoise_batch(
             loaded.model,
             requests,
             prompts=prompts,
@@ -52,7 +52,7 @@ def render_together(
             loop=loaded.loop_settings(request, plan, group, clips=len(attempts)),
         )
     compiled = _share(loaded.compiled_since(before), len(attempts))
-    parts = apart(denoised)
+    parts = unbatch(denoised)
     for attempt in attempts:
         attempt.masks = (None,)
         attempt.stages.take(shared, share=1 / len(attempts))

@@ -15,12 +15,12 @@ from jobs.outcome import ClipOutcome, Failed, skipped
 from jobs.rendering.announce import Announcer
 from jobs.rendering.baselines import Baselines
 from jobs.rendering.batch_size import parts_of
-from jobs.rendering.batch_work import on_device, render_together
+from jobs.rendering.batch_work import on_device, render_batch
 from jobs.rendering.batching import Batching
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_work import render_clip
-from jobs.rendering.context import JobContext, contain, contain_several
-from jobs.rendering.deadline import Pace
+from jobs.rendering.context import JobContext, contain, contain_batch
+from jobs.rendering.deadline import Deadline
 from jobs.rendering.finish import Finisher
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
@@ -46,7 +46,7 @@ class ClipLoop:
 
     loaded: LoadedFamily
     context: JobContext
-    pace: Pace
+    deadline: Deadline
     measures: Measures
     watch: HangWatch
     finisher: Finisher | None
@@ -92,7 +92,7 @@ class ClipLoop:
         ranks, attempts = self.context.ranks, self.context.attempts
         root = ranks.node.is_clip_root
         mark = layout.encoding(self.context.shard, self.loaded.family.name, ranks.node.dp.rank)
-        if not ranks.agree(attempts.hold(mark) if root else None):
+        if not ranks.broadcast_in_clip(attempts.hold(mark) if root else None):
             why = "an earlier start ended in their encoding"
             log_event(_LOG, "prompts_one_by_one", level=logging.WARNING, error=why)
             return False
@@ -102,7 +102,7 @@ class ClipLoop:
                 seconds = encode_prompts(self.loaded, clips)
         except (ValueError, RuntimeError) as error:
             log_event(_LOG, "prompts_one_by_one", level=logging.WARNING, error=repr(error))
-        ranks.meet()
+        ranks.barrier()
         if root:
             attempts.release(mark)
         self.measures.prompts_s += seconds
@@ -112,7 +112,7 @@ class ClipLoop:
     def _mark(self, alike: Sequence[Attempt]) -> list[int]:
         """Leaves the marks of the clips that come next; returns their attempts' numbers, or why one is not begun."""
         is_root = self.context.ranks.node.is_clip_root
-        return self.context.ranks.agree(self._mark_next(alike) if is_root else None)
+        return self.context.ranks.broadcast_in_clip(self._mark_next(alike) if is_root else None)
 
     def _mark_next(self, alike: Sequence[Attempt]) -> list[int]:
         first = alike[0].clip
@@ -120,7 +120,7 @@ class ClipLoop:
         size = kind.batch.next_size(len(alike))
         if self.baselines.wants(first, reuses=kind.reuses):
             size = 1
-        while size > 1 and not self.pace.fits(size * self._units(first)):
+        while size > 1 and not self.deadline.fits(size * self._units(first)):
             size //= 2
         return [self._mark_one(attempt.clip, attempt.number) for attempt in itertools.islice(alike, size)]
 
@@ -128,7 +128,7 @@ class ClipLoop:
         # Another submit's job may hold the same clip: what it has recorded meanwhile is not rendered again.
         if self.context.bucket.exists(layout.record(clip.key)):
             return _RECORDED
-        return self.context.attempts.begin(clip.key, number) if self.pace.fits(self._units(clip)) else _NO_TIME
+        return self.context.attempts.begin(clip.key, number) if self.deadline.fits(self._units(clip)) else _NO_TIME
 
     def _units(self, clip: Clip) -> float:
         # A family may round a very short clip down to no token at all.
@@ -170,7 +170,7 @@ class ClipLoop:
 
     def _render_at_once(self, part: list[Attempt]) -> None:
         if len(part) > 1:
-            self._render_together(part)
+            self._render_batch(part)
         else:
             self._render(part[0])
 
@@ -187,7 +187,7 @@ class ClipLoop:
         if failed is not None:
             self.tell(attempt, failed)
             return False
-        self.pace.measured(attempt.units, attempt.elapsed_s)
+        self.deadline.measured(attempt.units, attempt.elapsed_s)
         self.measures.device_use.clips.append(attempt.on_device)
         self.baselines.take(attempt)
         if references is None and attempt.clip.loops == 1:
@@ -195,16 +195,16 @@ class ClipLoop:
         self._hand_over([attempt])
         return True
 
-    def _render_together(self, attempts: Sequence[Attempt]) -> None:
+    def _render_batch(self, attempts: Sequence[Attempt]) -> None:
         """Renders several clips at once; where that fails as a whole, one by one."""
         context, first = self.context, attempts[0]
-        work = partial(render_together, self.loaded, attempts, settings=context.settings, group=context.ranks.node)
+        work = partial(render_batch, self.loaded, attempts, settings=context.settings, group=context.ranks.node)
         with self.watch.over(", ".join(first.company), clips=len(attempts)):
-            errors = contain_several(attempts, context, work)
+            errors = contain_batch(attempts, context, work)
         if errors is None:
             self._render_one_by_one(attempts)
             return
-        self.pace.measured(first.units, first.elapsed_s)
+        self.deadline.measured(first.units, first.elapsed_s)
         if (use := on_device(attempts)) is not None:
             self.measures.device_use.clips.append(use)
         self.batching.measured(attempts)
@@ -227,13 +227,13 @@ class ClipLoop:
         read: ClipReferences | Failed | None = None
         if self.context.ranks.node.is_clip_root:
             read = contain(attempt, self.context, partial(self._read_references, family, attempt), collective=False)
-        return cast(ClipReferences | Failed, self.context.ranks.agree(read))
+        return cast(ClipReferences | Failed, self.context.ranks.broadcast_in_clip(read))
 
     def _read_references(self, family: Family, attempt: Attempt) -> ClipReferences:
         with attempt.stages.time("read_references"):
             if family.references is None:
                 raise ValueError(f"{family.name} takes no references; leave the column empty")
-            return take_references(attempt.clip, family.references, self.context.bucket.patience)
+            return take_references(attempt.clip, family.references, self.context.bucket.retry_policy)
 
     def _hand_over(self, rendered: Sequence[Attempt]) -> None:
         if self.finisher is not None and rendered:

@@ -137,7 +137,7 @@ def _denoise(
     group: NodeGroup,
     given: Beginning | None,
 ) -> Denoised:
-    loop = LoopSettings(keep=loaded.execution.keep)
+    loop = LoopSettings(cache_dtype=loaded.execution.keep)
     if given is None:
         loop = loaded.loop_settings(request, plan, group, clips=1)
     with stages.time("denoise"):

@@ -117,7 +117,7 @@ def contain(attempt: Attempt, context: JobContext, work: Callable[[], T], *, col
     return failed
 
 
-def contain_several(attempts: Sequence[Attempt], context: JobContext, work: Callable[[], T]) -> T | None:
+def contain_batch(attempts: Sequence[Attempt], context: JobContext, work: Callable[[], T]) -> T | None:
     """Returns what the work on several clips at once returns, or None after an error, which may be of any of them.
 
     No failure is written: they are then rendered one by one. Raises GroupLostError where other ranks share the clips;

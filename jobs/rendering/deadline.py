@@ -8,7 +8,7 @@ import time
 _MARGIN = 1.1
 
 
-class Pace:
+class Deadline:
     """Seconds per token and step, measured. Safe to use from several threads."""
 
     def __init__(self, *, started: float, deadline_s: float | None) -> None:

@@ -28,7 +28,7 @@ from pab.parallel.mesh import NodeGroup, open_group
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
-_MEET_S = 300.0
+_RENDEZVOUS_S = 300.0
 _COLLECTIVE_S = 900.0
 """How long a rank waits for another inside the model before it gives the group up: far above what a pass takes."""
 _POLL_S = 0.05
@@ -86,7 +86,7 @@ def find_place() -> Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRanks:
-    """The ranks of a job once they have met: the model's axes, and how ranks agree on plain values.
+    """The ranks of an open job: the model's axes, and collectives for plain values.
 
     What ranks tell each other here goes over gloo with a time limit of its own, because a rank that waits for the bucket
     makes the others wait; inside the model nobody waits longer than `_COLLECTIVE_S`.
@@ -100,20 +100,20 @@ class JobRanks:
     store: Store | None
     """Where the ranks met; None in a group of one."""
 
-    def agree(self, value: T | None) -> T:
+    def broadcast_in_clip(self, value: T | None) -> T:
         """Returns, on every rank of a clip, what the clip's root gave."""
         return _broadcast(value, self.clip, is_root=self.node.is_clip_root)
 
-    def share(self, value: T | None) -> T:
+    def broadcast_in_job(self, value: T | None) -> T:
         """Returns, on every rank of the job, what rank 0 gave."""
         return _broadcast(value, self.everyone, is_root=self.place.rank == 0)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Waits for the other ranks of this rank's clip."""
         if self.clip is not None:
             dist.barrier(group=self.clip)
 
-    def join(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Returns every rank's value in rank order, on every rank; so it is also where ranks wait for each other."""
         if self.everyone is None:
             return [value]
@@ -169,7 +169,7 @@ def open_job(settings: JobSettings) -> Iterator[JobRanks]:
             "ask for as many ranks (nodes x GPUs per node) as the mesh has"
         )
     device = _device(settings, place)
-    store = _meet(place, device) if place.world > 1 else None
+    store = _rendezvous(place, device) if place.world > 1 else None
     node = open_group(dp=settings.mesh.dp, cfg=settings.mesh.cfg, sp=settings.mesh.sp, device=device)
     everyone, clip = _control_groups(place, settings, node)
     yield JobRanks(place=place, node=node, host=socket.gethostname(), everyone=everyone, clip=clip, store=store)
@@ -199,10 +199,10 @@ def _device(settings: JobSettings, place: Place) -> torch.device:
     return device
 
 
-def _meet(place: Place, device: torch.device) -> Store:
+def _rendezvous(place: Place, device: torch.device) -> Store:
     if place.folder is None:
-        raise GroupError("a group of several ranks needs submitit's shared folder to meet in")
-    limit = timedelta(seconds=_MEET_S)
+        raise GroupError("a group of several ranks needs submitit's shared folder, where rank 0 says how to reach it")
+    limit = timedelta(seconds=_RENDEZVOUS_S)
     note = place.folder / f"{place.name}.meet"
     try:
         if place.rank == 0:
@@ -220,7 +220,7 @@ def _meet(place: Place, device: torch.device) -> Store:
             device_id=device if device.type == "cuda" else None,
         )
     except (dist.DistError, RuntimeError) as error:
-        raise GroupError(f"rank {place.rank} of {place.world}: the ranks do not come together ({error})") from error
+        raise GroupError(f"rank {place.rank} of {place.world}: the rendezvous failed ({error})") from error
     finally:
         if place.rank == 0:
             note.unlink(missing_ok=True)
@@ -228,7 +228,7 @@ def _meet(place: Place, device: torch.device) -> Store:
 
 
 def open_store(place: Place, limit: timedelta) -> TCPStore:
-    """Returns the store in which the ranks of a job meet: rank 0's, on loopback where all of them are on its machine."""
+    """Returns rank 0's rendezvous store, on loopback where all ranks are on its machine."""
     # Port 0: the system gives a free one, so two jobs on a node never share it.
     store = partial(TCPStore, world_size=place.world, is_master=True, timeout=limit, wait_for_workers=False)
     if place.num_nodes > 1:
@@ -245,13 +245,13 @@ def _publish(note: Path, text: str) -> None:
 
 
 def _await_note(note: Path) -> str:
-    end = time.monotonic() + _MEET_S
+    end = time.monotonic() + _RENDEZVOUS_S
     while time.monotonic() < end:
         try:
             return note.read_text()
         except FileNotFoundError:
             time.sleep(_POLL_S)
-    raise GroupError(f"rank 0 did not leave {note} within {_MEET_S:.0f} s; its log says why")
+    raise GroupError(f"rank 0 did not leave {note} within {_RENDEZVOUS_S:.0f} s; its log says why")
 
 
 def _control_groups(

@@ -61,7 +61,7 @@ class LoadedFamily:
     def loop_settings(self, request: ClipRequest, plan: BroadcastPlan, group: NodeGroup, *, clips: int) -> LoopSettings:
         """Returns how the loop of clips that begin from noise is run."""
         records = records_loop(request, self.family, plan, group, clips=clips)
-        return LoopSettings(keep=self.execution.keep, recorder=self.recorder if records else None)
+        return LoopSettings(cache_dtype=self.execution.keep, recorder=self.recorder if records else None)
 
 
 def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:

@@ -12,7 +12,7 @@ import torch
 from jobs.log import log_event
 from jobs.media.reference_files import Reference, UnusableReferenceError, decode_frames, fetch_reference
 from jobs.rendering.loops import clip_loops
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from manifests.clip import Clip
 from pab.conditioning.frame_masks import FrameMask
 from pab.conditioning.reference_pixels import ReferencePixels, fit_frame
@@ -31,14 +31,14 @@ class ClipReferences:
     num_frames: tuple[int, ...]
 
 
-def take_references(clip: Clip, rules: ReferenceRules, patience: Patience) -> ClipReferences:
+def take_references(clip: Clip, rules: ReferenceRules, retry_policy: RetryPolicy) -> ClipReferences:
     """Returns the clip's references as the model wants them.
 
     Raises UnusableReferenceError naming one that cannot be read, or is not the file that it was when the clip was
     submitted; ValueError if the mask strategy does not fit.
     """
     fetched = [
-        _fetched(url, sha256, patience) for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
+        _fetched(url, sha256, retry_policy) for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
     ]
     num_frames = tuple(reference.num_frames for reference in fetched)
     assert clip.mask_strategy is not None, "a clip with references has a mask strategy"
@@ -48,8 +48,8 @@ def take_references(clip: Clip, rules: ReferenceRules, patience: Patience) -> Cl
     return ClipReferences(masks=masks, pixels=pixels, num_frames=num_frames)
 
 
-def _fetched(url: str, sha256: str, patience: Patience) -> Reference:
-    reference = _named(url, lambda: fetch_reference(url, patience))
+def _fetched(url: str, sha256: str, retry_policy: RetryPolicy) -> Reference:
+    reference = _named(url, lambda: fetch_reference(url, retry_policy))
     if reference.sha256 != sha256:
         raise UnusableReferenceError(
             f"reference {url} has changed since the clip was submitted: its SHA-256 is {reference.sha256}, was {sha256}; "

@@ -20,7 +20,7 @@ from jobs.rendering.batching import Batching
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_loop import ClipLoop
 from jobs.rendering.context import JobContext
-from jobs.rendering.deadline import Pace
+from jobs.rendering.deadline import Deadline
 from jobs.rendering.finish import Finisher
 from jobs.rendering.group import JobRanks, open_job
 from jobs.rendering.hang import HangWatch
@@ -30,7 +30,7 @@ from jobs.rendering.scratch import open_scratch, remove_left_over
 from jobs.rendering.todo import Todo, sort_shard
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from pab.execution.compile_cache import compile_cache
 from pab.execution.compiled import executing
 from pab.family import Family
@@ -50,7 +50,7 @@ def run_shard(job: RenderShard) -> ShardOutcome:
     with ExitStack() as stack:
         ranks = stack.enter_context(open_job(job.settings))
         scratch = stack.enter_context(open_scratch())
-        bucket = Bucket(job.settings.output, patience=Patience(total_s=job.settings.upload_timeout_s))
+        bucket = Bucket(job.settings.output, retry_policy=RetryPolicy(total_s=job.settings.upload_timeout_s))
         context = JobContext(
             settings=job.settings,
             shard=job.shard,
@@ -94,7 +94,7 @@ class _ShardRun:
         self._context = context
         self._ranks: JobRanks = context.ranks
         self._lock = threading.Lock()
-        self._pace = Pace(started=started, deadline_s=job.settings.deadline_s)
+        self._deadline = Deadline(started=started, deadline_s=job.settings.deadline_s)
         self._outcomes: list[ClipOutcome] = []
         self._left: list[str] = []
         self._announcer: Announcer | None = None
@@ -109,7 +109,7 @@ class _ShardRun:
         ranks = self._ranks
         log_event(_LOG, "job_started", **self._context.facts())
         remove_left_over()
-        todo, self._has_baseline = ranks.share(self._look() if ranks.place.rank == 0 else None)
+        todo, self._has_baseline = ranks.broadcast_in_job(self._look() if ranks.place.rank == 0 else None)
         log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.attempts), ended=len(todo.ended))
         mine = todo.attempts[ranks.node.dp.rank :: ranks.node.dp.size]
         with ExitStack() as stack:
@@ -133,11 +133,11 @@ class _ShardRun:
 
     def _report(self, todo: Todo, outcome: ShardOutcome) -> None:
         self._measures.take_peaks()
-        measures = self._ranks.join(self._measures)
+        measures = self._ranks.all_gather_object(self._measures)
         if self._ranks.place.rank == 0:
             leave_report(self._context, todo, outcome, measures, time.monotonic() - self._started)
         # The others wait: a cluster may end a job soon after its first rank has ended.
-        self._ranks.join(None)
+        self._ranks.all_gather_object(None)
 
     def _render_all(self, attempts: Sequence[Attempt]) -> None:
         self._finisher = Finisher(self._context, self._tell) if self._ranks.node.is_clip_root else None
@@ -187,7 +187,7 @@ class _ShardRun:
         return ClipLoop(
             loaded=loaded,
             context=self._context,
-            pace=self._pace,
+            deadline=self._deadline,
             measures=self._measures,
             watch=self._watch,
             finisher=self._finisher,
@@ -197,7 +197,7 @@ class _ShardRun:
             baselines=Baselines(
                 context=self._context,
                 measures=self._measures,
-                pace=self._pace,
+                deadline=self._deadline,
                 watch=self._watch,
                 measured=self._has_baseline,
             ),
@@ -219,7 +219,7 @@ class _ShardRun:
 
     def _tell(self, attempt: Attempt, outcome: ClipOutcome) -> None:
         if isinstance(outcome, Rendered):
-            self._pace.measured(attempt.units, outcome.elapsed_s)
+            self._deadline.measured(attempt.units, outcome.elapsed_s)
         with self._lock:
             self._outcomes.append(outcome)
         if self._announcer is not None:
@@ -227,7 +227,7 @@ class _ShardRun:
             self._announcer.finished(attempt.clip.clip_id, word, attempt.elapsed_s)
 
     def _joined(self, todo: Todo) -> ShardOutcome:
-        joined = self._ranks.join((self._outcomes, self._left if self._ranks.node.is_clip_root else []))
+        joined = self._ranks.all_gather_object((self._outcomes, self._left if self._ranks.node.is_clip_root else []))
         by_id = {clip.clip_id: clip for outcomes, _ in joined for clip in outcomes}
         by_id |= {clip.clip_id: clip for clip in todo.ended}
         left = {clip_id for _, ids in joined for clip_id in ids} | {clip.clip_id for clip in todo.put_off}

@@ -28,7 +28,7 @@ from jobs.store import layout, local_files
 from jobs.store.history import ClipHistory
 from jobs.store.layout import KINDS
 from jobs.store.outgoing import Outgoing
-from jobs.store.retry import Patience, advice, error_code, persist, store_errors, within
+from jobs.store.retry import RetryPolicy, advice, error_code, retry, store_errors, within
 from jobs.store.s3_listing import list_names
 
 T = TypeVar("T")
@@ -50,26 +50,26 @@ class BucketError(Exception):
 
 
 class Bucket:
-    """A run's folder. Pickles as its URL and patience; the filesystem is opened when first used, once per process.
+    """A run's folder. Pickles as its URL and retry policy; the filesystem is opened when first used, once per process.
 
     `url`: any fsspec URL, or a local path. Credentials and endpoint come from the library's own chain (environment,
     profile, instance role), never from the URL. Raises BucketError for a URL that holds credentials.
     """
 
-    def __init__(self, url: str, *, patience: Patience | None = None) -> None:
+    def __init__(self, url: str, *, retry_policy: RetryPolicy | None = None) -> None:
         if "@" in url.partition("://")[2].partition("/")[0]:
             raise BucketError(
                 f"{url.partition('://')[0]}://...: a URL may not hold credentials; set them in the environment"
             )
         self.url = (url if "://" in url or "::" in url else str(Path(url).absolute())).rstrip("/")
-        self.patience = patience or Patience()
+        self.retry_policy = retry_policy or RetryPolicy()
         self._opened: tuple[int, Any, str] | None = None
 
-    def __getstate__(self) -> tuple[str, Patience]:
-        return self.url, self.patience
+    def __getstate__(self) -> tuple[str, RetryPolicy]:
+        return self.url, self.retry_policy
 
-    def __setstate__(self, state: tuple[str, Patience]) -> None:
-        self.url, self.patience = state
+    def __setstate__(self, state: tuple[str, RetryPolicy]) -> None:
+        self.url, self.retry_policy = state
         self._opened = None
 
     def __repr__(self) -> str:
@@ -79,7 +79,7 @@ class Bucket:
 
     def write(self, path: str, data: bytes) -> None:
         """Writes a file whole, over what is there. Raises BucketError."""
-        self._persist("write", path, lambda fs, full: self._put(fs, full, data))
+        self._with_retries("write", path, lambda fs, full: self._put(fs, full, data))
 
     def create(self, path: str, data: bytes) -> bool:
         """Writes a file that must not exist yet; returns False if it does.
@@ -88,7 +88,7 @@ class Bucket:
         answer it is read back to learn who wrote it. Raises BucketError.
         """
         assert len(data) <= _SINGLE_PUT_BYTES, f"{path}: some stores create exclusively in a single request only"
-        return self._persist("create", path, lambda fs, full: self._create(fs, full, data))
+        return self._with_retries("create", path, lambda fs, full: self._create(fs, full, data))
 
     def upload(self, local: Path, path: str) -> None:
         """Writes a local file whole, over what is there, and checks what arrived. Raises BucketError."""
@@ -97,14 +97,14 @@ class Bucket:
             return self.write(path, local.read_bytes())
 
         def put(fs: Any, full: str) -> None:
-            deadline_s = self.patience.deadline_s(size_bytes)
+            deadline_s = self.retry_policy.deadline_s(size_bytes)
             if fs.async_impl:
                 _await(fs, lambda: fs._put_file(str(local), full), deadline_s)
             else:
                 within(deadline_s, lambda: fs.put_file(str(local), full))
             self._check_size(fs, full, size_bytes)
 
-        return self._persist("upload", path, put)
+        return self._with_retries("upload", path, put)
 
     def open_output(self, path: str) -> BinaryIO:
         """Returns a binary file that is written to `path`, whole, when closed; an error inside `with` writes nothing."""
@@ -123,11 +123,11 @@ class Bucket:
 
         def rm(fs: Any, full: str) -> None:
             try:
-                within(self.patience.operation_s, lambda: fs.rm_file(full))
+                within(self.retry_policy.operation_s, lambda: fs.rm_file(full))
             except FileNotFoundError:
                 return
 
-        self._persist("remove", path, rm)
+        self._with_retries("remove", path, rm)
 
     # Reading
 
@@ -135,9 +135,9 @@ class Bucket:
         """Returns a file's bytes. Raises FileNotFoundError if there is none, else BucketError."""
 
         def get(fs: Any, full: str) -> bytes:
-            return within(self.patience.deadline_s(1 << 28), lambda: bytes(fs.cat_file(full)))
+            return within(self.retry_policy.deadline_s(1 << 28), lambda: bytes(fs.cat_file(full)))
 
-        return self._persist("read", path, get, absent_is_an_answer=True)
+        return self._with_retries("read", path, get, absent_is_an_answer=True)
 
     def read_present(self, path: str) -> bytes:
         """Returns the bytes of a file that must be there. Raises BucketError, also where there is none."""
@@ -165,11 +165,11 @@ class Bucket:
 
         def info(fs: Any, full: str) -> bool:
             try:
-                return within(self.patience.operation_s, lambda: fs.info(full)["type"] == "file")
+                return within(self.retry_policy.operation_s, lambda: fs.info(full)["type"] == "file")
             except FileNotFoundError:
                 return False
 
-        return self._persist("look for", path, info)
+        return self._with_retries("look for", path, info)
 
     def histories(self, keys: Iterable[str]) -> dict[str, ClipHistory]:
         """Returns what is known of these clips; the cost depends on their number, not on the size of the run."""
@@ -191,7 +191,7 @@ class Bucket:
     def names(self, kind: str) -> Iterator[str]:
         """Yields the names in one of `layout.KINDS`; none if the folder does not exist. Raises BucketError."""
         assert kind in KINDS, f"{kind!r} is not one of {KINDS}"
-        yield from self._persist("list", kind, self._list)
+        yield from self._with_retries("list", kind, self._list)
 
     def recorded_keys(self) -> set[str]:
         """Returns `<clip_id>.<digest>` of every record, from one listing."""
@@ -244,7 +244,7 @@ class Bucket:
     def _local(fs: Any) -> bool:
         return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
 
-    def _persist(
+    def _with_retries(
         self, verb: str, path: str, operation: Callable[[Any, str], T], *, absent_is_an_answer: bool = False
     ) -> T:
         fs, root = self._fs()
@@ -260,7 +260,7 @@ class Bucket:
             log_event(_LOG, "bucket_retry", level=logging.WARNING, **fields)
 
         try:
-            return persist(lambda: operation(fs, f"{root}/{path}"), self.patience, tell)
+            return retry(lambda: operation(fs, f"{root}/{path}"), self.retry_policy, tell)
         except FileNotFoundError as error:
             if absent_is_an_answer and error_code(error) != "NoSuchBucket":
                 raise
@@ -271,7 +271,7 @@ class Bucket:
     def _refused(self, verb: str, path: str, error: Exception) -> BucketError:
         # Some servers send no message: s3fs then says "None", and only the cause says what happened.
         cause = f"{type(error).__name__}: {error}" + (f", from {error.__cause__}" if error.__cause__ else "")
-        return BucketError(f"cannot {verb} {self.url}/{path} ({cause}); {advice(error, self.patience)}")
+        return BucketError(f"cannot {verb} {self.url}/{path} ({cause}); {advice(error, self.retry_policy)}")
 
     def _put(self, fs: Any, full: str, data: bytes) -> None:
         if self._local(fs):
@@ -285,14 +285,14 @@ class Bucket:
         self._check_size(fs, full, len(data))
 
     def _pipe(self, fs: Any, full: str, data: bytes, **options: str) -> None:
-        deadline_s = self.patience.deadline_s(len(data))
+        deadline_s = self.retry_policy.deadline_s(len(data))
         if fs.async_impl:
             _await(fs, lambda: fs._pipe_file(full, data, **options), deadline_s)
         else:
             within(deadline_s, lambda: fs.pipe_file(full, data, **options))
 
     def _check_size(self, fs: Any, full: str, size_bytes: int) -> None:
-        found = within(self.patience.operation_s, lambda: fs.info(full)["size"])
+        found = within(self.retry_policy.operation_s, lambda: fs.info(full)["size"])
         if found != size_bytes:
             raise OSError(f"{full}: {found} bytes arrived of {size_bytes}")
 
@@ -306,7 +306,7 @@ class Bucket:
             if not taken and not isinstance(error, FileExistsError):
                 raise
             # It may be our own: the answer to an earlier try was lost.
-            return within(self.patience.operation_s, lambda: bytes(fs.cat_file(full))) == data
+            return within(self.retry_policy.operation_s, lambda: bytes(fs.cat_file(full))) == data
         return True
 
     def _list(self, fs: Any, full: str) -> list[str]:

@@ -31,7 +31,7 @@ _FINAL_CLIENT_ERRORS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """How long one operation on the bucket may take, all its tries together, and how it waits between them.
 
     `total_s`: after which a bucket that is away is an error. `operation_s` and `bytes_per_s`: the deadline of one try is
@@ -77,10 +77,10 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, store_errors()) and type(error).__name__ not in _FINAL_CLIENT_ERRORS
 
 
-def advice(error: BaseException, patience: Patience) -> str:
+def advice(error: BaseException, retry_policy: RetryPolicy) -> str:
     """Returns what to do about an error that ended an operation."""
     if is_transient(error):
-        return f"the bucket was away for {patience.total_s:.0f} s; submit again when it is back"
+        return f"the bucket was away for {retry_policy.total_s:.0f} s; submit again when it is back"
     if isinstance(error, FileNotFoundError):
         return "create the bucket (or folder) first, or check its name"
     if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
@@ -97,12 +97,12 @@ def error_code(error: BaseException) -> str:
     return ""
 
 
-def persist(operation: Callable[[], T], patience: Patience, tell: Callable[[BaseException, float], None]) -> T:
+def retry(operation: Callable[[], T], retry_policy: RetryPolicy, tell: Callable[[BaseException, float], None]) -> T:
     """Returns what the operation returns, trying again after transient errors. `tell(error, wait_s)` hears of each.
 
-    Raises the last error when it is not transient or `patience` is over.
+    Raises the last error if it is not transient, or when the policy's time is over.
     """
-    waits = patience.waits()
+    waits = retry_policy.waits()
     while True:
         try:
             return operation()

@@ -180,24 +180,26 @@ class BroadcastPlan:
 
 
 def make_plan(
-    rules: Rules, timesteps: Sequence[float], sites: Sequence[Site], *, fresh_steps: Collection[int] = ()
+    rules: Rules, timesteps: Sequence[float], sites: Sequence[Site], *, cache_reset_steps: Collection[int] = ()
 ) -> BroadcastPlan:
     """Decides every step and site.
 
     `timesteps`: noise level of each model call as the model sees it (after the cast to its precision). The first call
     of every site computes, whatever the rules say; a reuse takes the last computed output, which may lie before the
-    window. At `fresh_steps` every site computes as well, and nothing from before them is reused after them.
+    window. At `cache_reset_steps` every site computes as well, and nothing from before them is reused after them.
 
     Under Foresight's rules nothing is decided yet: the plan that is returned computes everything, which is the most that
-    a clip may come to. Raises ValueError where those rules meet fresh steps, and for a plan that is not for these sites.
+    a clip may come to. Raises ValueError for those rules with cache reset steps, and for a plan of other sites.
     """
     if isinstance(rules, StepRules):
-        skipped = rules.skipped(len(timesteps)) - {*fresh_steps}
-        rows = _step_sources(rules, len(timesteps), sites, skipped=skipped, fresh_steps=fresh_steps)
+        skipped = rules.skipped(len(timesteps)) - {*cache_reset_steps}
+        rows = _step_sources(rules, len(timesteps), sites, skipped=skipped, cache_reset_steps=cache_reset_steps)
         return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules, skipped=skipped)
     if isinstance(rules, ForesightRules):
-        if fresh_steps:
-            raise ValueError(f"foresight: another model takes over at step {min(fresh_steps)}; use a broadcast preset")
+        if cache_reset_steps:
+            raise ValueError(
+                f"foresight: another model takes over at step {min(cache_reset_steps)}; use a broadcast preset"
+            )
         rows = tuple((step,) * len(sites) for step in range(len(timesteps)))
         return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules)
     whole = [int(timestep) for timestep in timesteps]
@@ -208,10 +210,10 @@ def make_plan(
         for i, site in enumerate(sites):
             if site.kind == "mlp":
                 source = mlp_sources.get((site.stack, site.block), {}).get(step, step)
-                row.append(step if any(source < fresh <= step for fresh in fresh_steps) else source)
+                row.append(step if any(source < fresh <= step for fresh in cache_reset_steps) else source)
                 continue
             rule = rules.attention(site.kind)
-            allowed = step > 0 and step not in fresh_steps
+            allowed = step > 0 and step not in cache_reset_steps
             reuse = allowed and rule is not None and rule.reuses(step, timestep)
             row.append(sources[step - 1][i] if reuse else step)
         sources.append(tuple(row))
@@ -224,13 +226,13 @@ def _step_sources(
     sites: Sequence[Site],
     *,
     skipped: Collection[int],
-    fresh_steps: Collection[int],
+    cache_reset_steps: Collection[int],
 ) -> tuple[tuple[int, ...], ...]:
     if problem := rules.misfit(rules.family or "this model", sites):
         raise ValueError(problem)
     everywhere = frozenset(range(num_steps))
     columns = [rules.computing(site, num_steps) for site in sites]
-    computing = [everywhere if column is None else column | {*fresh_steps} for column in columns]
+    computing = [everywhere if column is None else column | {*cache_reset_steps} for column in columns]
     sources: list[tuple[int, ...]] = []
     for step in range(num_steps):
         sources.append(

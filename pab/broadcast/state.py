@@ -112,11 +112,11 @@ def kept_bytes(kept: Mapping[tuple[str, str], Kept]) -> int:
 class BroadcastState:
     """Kept outputs of one clip, and how often each kind of site was computed and reused (the counted calls).
 
-    `keep`: "full" or "int8" (`pab.kernels.kept_int8`).
+    `cache_dtype`: of kept outputs, "full" (as they are) or "int8" (`pab.kernels.kept_int8`).
     """
 
     plan: BroadcastPlan
-    keep: str = "full"
+    cache_dtype: str = "full"
     kept: dict[tuple[str, str], Kept] = field(default_factory=dict)
     computed: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
@@ -202,4 +202,4 @@ class PlannedVisit:
         state.computed[kind] += 1
         if plan.keeps(self.step, index):
             assert streams is not None, f"site {site} computed at step {self.step} but handed over nothing"
-            state.kept[site, self.branch] = tuple(map(pack, streams)) if state.keep == "int8" else streams
+            state.kept[site, self.branch] = tuple(map(pack, streams)) if state.cache_dtype == "int8" else streams

@@ -93,5 +93,5 @@ def over_all_frames(
     if isinstance(x_BTSD, float8.Rows8):
         return attend(x_BTSD)
     patches = x_BTSD.shape[2]
-    x_BTSD = sp.switch(x_BTSD, whole_dim=1, split_dim=2, size=num_frames)
-    return sp.switch(attend(x_BTSD), whole_dim=2, split_dim=1, size=patches)
+    x_BTSD = sp.all_to_all(x_BTSD, whole_dim=1, split_dim=2, size=num_frames)
+    return sp.all_to_all(attend(x_BTSD), whole_dim=2, split_dim=1, size=patches)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pab.broadcast.state import BOTH, Visit
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, Scheduler, StepInput, UsesFloat8, UsesKernels
-from pab.nn.video import LatentCodec, encode_pairs, guided_prompt, join_prompts
+from pab.nn.video import LatentCodec, batch_prompts, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.text.prompt_cleaning import clean
 from pab.text.states import TextStates
@@ -118,9 +118,9 @@ class NoiseVideo:
             text.y_BLC, size=size, text_mask_BL=text.mask_BL, several=several
         )  # fmt: skip
 
-    def join_prompts(self, prompts: Sequence[EncodedPrompt], request: ClipRequest) -> EncodedPrompt:
+    def batch_prompts(self, prompts: Sequence[EncodedPrompt], request: ClipRequest) -> EncodedPrompt:
         """Returns the text of several clips of one size as one."""
-        return join_prompts(prompts, self._prepare(self._size(request), several=True))
+        return batch_prompts(prompts, self._prepare(self._size(request), several=True))
 
     def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
         """Returns (C, T, H, W) of the clip's latents."""
@@ -132,9 +132,9 @@ class NoiseVideo:
 
     def scheduler(self, request: ClipRequest, sp: SequenceParallel) -> Scheduler:
         """Returns the clip's sampler."""
-        return self.scheduler_of_several([request], sp)
+        return self.batch_scheduler([request], sp)
 
-    def scheduler_of_several(self, requests: Sequence[ClipRequest], sp: SequenceParallel) -> Scheduler:
+    def batch_scheduler(self, requests: Sequence[ClipRequest], sp: SequenceParallel) -> Scheduler:
         """Returns the sampler of clips side by side."""
         seeds, shape = [request.seed for request in requests], self.latent_shape(requests[0])
         return self.sampler(requests[0], StepNoise(seeds, shape, lambda noise: self._to_device(noise, sp)))

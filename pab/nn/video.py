@@ -70,7 +70,7 @@ class GuidedTexts:
     uncond: TextStates
 
 
-def join_prompts(prompts: Sequence[EncodedPrompt], prepare: Callable[[TextStates], object]) -> EncodedPrompt:
+def batch_prompts(prompts: Sequence[EncodedPrompt], prepare: Callable[[TextStates], object]) -> EncodedPrompt:
     """Returns the prompts of several clips as one whose states `prepare` makes."""
     pairs = [prompt.texts for prompt in prompts]
     assert all(isinstance(pair, GuidedTexts) for pair in pairs), "prompts come from this model's encode_prompts"

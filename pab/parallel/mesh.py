@@ -150,8 +150,8 @@ class SequenceParallel:
             return x
         return torch.cat(self.axis.all_gather(x), dim=dim).narrow(dim, 0, size)
 
-    def switch(self, x: Tensor, *, whole_dim: int, split_dim: int, size: int) -> Tensor:
-        """Makes `whole_dim`, split until now and of true length `size`, whole, and splits `split_dim` instead.
+    def all_to_all(self, x: Tensor, *, whole_dim: int, split_dim: int, size: int) -> Tensor:
+        """Moves the split from `whole_dim`, whose true length is `size`, to `split_dim`.
 
         One all-to-all. Returns x itself in a group of one.
         """

@@ -1,4 +1,4 @@
-"""Independent pieces of one clip dealt to its ranks in turn, as when a VAE decodes chunks, frames or tiles.
+"""Independent pieces of one clip, computed by its ranks in turn (round robin): chunks, frames or tiles of a VAE.
 
 Every piece is computed by one rank, just as a single rank would, so results do not depend on the number of ranks.
 """
@@ -16,7 +16,7 @@ from pab.parallel.mesh import Axis
 Shape = Sequence[int]
 
 
-def deal(compute: Callable[[int], Tensor], shapes: Sequence[Shape], *, like: Tensor, axis: Axis) -> list[Tensor]:
+def round_robin(compute: Callable[[int], Tensor], shapes: Sequence[Shape], *, like: Tensor, axis: Axis) -> list[Tensor]:
     """Returns every piece on every rank; rank r computes pieces r, r + size, ... Collective.
 
     `shapes`: of each piece, in order. `like`: a tensor of the pieces' dtype and device.
@@ -31,7 +31,7 @@ def deal(compute: Callable[[int], Tensor], shapes: Sequence[Shape], *, like: Ten
     return pieces
 
 
-def deal_to_root(
+def round_robin_to_root(
     compute: Callable[[int], Tensor], shapes: Sequence[Shape], *, like: Tensor, axis: Axis, to_cpu: bool = True
 ) -> list[Tensor] | None:
     """Returns every piece on the axis' rank 0, None on the others. Collective.

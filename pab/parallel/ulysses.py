@@ -37,7 +37,7 @@ def ulysses_attention(
     num_heads = q_BPHD.shape[2]
     assert q_BPHD.shape[1] == sum(parts), f"{q_BPHD.shape[1]} tokens here, streams of {lengths} give {parts}"
     traded = torch.stack([q_BPHD, k_BPHD, v_BPHD])
-    traded = sp.switch(traded, whole_dim=2, split_dim=3, size=sp.size * sum(parts))
+    traded = sp.all_to_all(traded, whole_dim=2, split_dim=3, size=sp.size * sum(parts))
     by_stream = traded.unflatten(2, (sp.size, -1)).split(parts, dim=3)
     whole = [stream.flatten(2, 3).narrow(2, 0, length) for stream, length in zip(by_stream, lengths, strict=True)]
     q, k, v = torch.cat(whole, dim=2).unbind(0)
@@ -46,7 +46,7 @@ def ulysses_attention(
         pad_dim(stream, 1, sp.size * part).unflatten(1, (sp.size, part))
         for stream, part in zip(out_BShD.split(list(lengths), dim=1), parts, strict=True)
     ]
-    return sp.switch(torch.cat(dealt, dim=2).flatten(1, 2), whole_dim=2, split_dim=1, size=num_heads)
+    return sp.all_to_all(torch.cat(dealt, dim=2).flatten(1, 2), whole_dim=2, split_dim=1, size=num_heads)
 
 
 def _attention(q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, mask: Tensor | None) -> Tensor:

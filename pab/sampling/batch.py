@@ -1,6 +1,6 @@
 """Several clips in one denoising loop: rows side by side, each with its own noise and its own text, under one plan.
 
-Rows never meet: a clip comes out of company with the numbers that it has alone, but for the order of sums, which kernels
+Rows never mix: a clip has the same numbers in a batch as alone, but for the order of sums, which kernels
 choose by the size of their input.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pab.broadcast.plan import BroadcastPlan
 from pab.family import ClipRequest
-from pab.model import EncodedPrompt, RendersTogether, Scheduler, VideoModel
+from pab.model import EncodedPrompt, RendersBatches, Scheduler, VideoModel
 from pab.parallel.mesh import NodeGroup, SequenceParallel, Traffic
 from pab.sampling.denoise import (
     PLAIN_LOOP,
@@ -45,7 +45,7 @@ def noise_of(requests: Sequence[ClipRequest], shape: Sequence[int]) -> Tensor:
     return torch.cat([initial_noise(request, shape) for request in requests])
 
 
-def denoise_together(
+def denoise_batch(
     model: VideoModel,
     requests: Sequence[ClipRequest],
     *,
@@ -59,23 +59,23 @@ def denoise_together(
 
     `noise`: of `noise_of`. Raises NotFiniteError when no clip's result is finite.
     """
-    assert isinstance(model, RendersTogether), "only clips of a family with a max_batch are rendered together"
+    assert isinstance(model, RendersBatches), "only clips of a family with a max_batch are rendered together"
     assert len({own_choices(request) for request in requests}) == 1, (
         "clips rendered together differ in more than prompts"
     )
     return denoise(
         model,
         requests[0],
-        prompt=model.join_prompts(prompts, requests[0]),
+        prompt=model.batch_prompts(prompts, requests[0]),
         noise=noise,
         plan=plan,
         group=group,
         loop=loop,
-        given=_SideBySide(scheduler=lambda sp: model.scheduler_of_several(requests, sp)),
+        given=_SideBySide(scheduler=lambda sp: model.batch_scheduler(requests, sp)),
     )
 
 
-def apart(denoised: Denoised) -> list[Denoised | NotFiniteError]:
+def unbatch(denoised: Denoised) -> list[Denoised | NotFiniteError]:
     """Returns every clip's own part of what was denoised together, or how it failed.
 
     Seconds and bytes are its share, an N-th. Calls, all-to-alls and memory are those of the loop that it was in.

@@ -32,13 +32,13 @@ def not_finite_text(count: int, latents: Tensor) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """How a loop is run. `keep`: how outputs wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`).
+    """How a loop is run. `cache_dtype`: of outputs that wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`).
 
     `recorder`: records and replays the loop, of a clip of which `records_loop` is true and a model that is a
     `pab.model.Recordable`.
     """
 
-    keep: str = "full"
+    cache_dtype: str = "full"
     recorder: LoopRecorder | None = None
 
 
@@ -145,7 +145,7 @@ def plan_for(family: Family, request: ClipRequest, rules: Rules, precision: str)
         rules,
         family.timesteps(request, precision),
         family.sites,
-        fresh_steps=family.fresh_steps(request, precision),
+        cache_reset_steps=family.cache_reset_steps(request, precision),
     )
 
 
@@ -192,7 +192,7 @@ def _texts(
 def _state(plan: BroadcastPlan, group: NodeGroup, loop: LoopSettings) -> ClipState:
     if isinstance(plan.rules, ForesightRules):
         return ForesightState(plan=plan, rules=plan.rules, group=group)
-    return BroadcastState(plan, loop.keep)
+    return BroadcastState(plan, loop.cache_dtype)
 
 
 def _kind(
@@ -200,7 +200,7 @@ def _kind(
 ) -> tuple[object, ...]:
     """Returns all but noise and texts: the clip without its prompts and seed, its plan, the shapes of its texts."""
     alike = replace(request, prompt="", negative_prompt=None, seed=0)
-    return alike, plan.digest, guidance_scale, loop.keep, *texts, *shapes_of(texts)
+    return alike, plan.digest, guidance_scale, loop.cache_dtype, *texts, *shapes_of(texts)
 
 
 def _not_finite(latents: Tensor) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pab.parallel.mesh import Axis
-from pab.parallel.round_robin import deal
+from pab.parallel.round_robin import round_robin
 from pab.weights.checkpoint import CheckpointError
 
 
@@ -97,7 +97,7 @@ def encode_batches(
             return encode(encoder, tokens[batch].to(like.device), masks[batch].to(like.device))
 
         shapes = [(rows_per_batch, *row_shape)] * len(tokens)
-        return [piece.cpu() for piece in deal(compute, shapes, like=like, axis=axis)]
+        return [piece.cpu() for piece in round_robin(compute, shapes, like=like, axis=axis)]
 
     states = torch.cat(pieces())[: len(tokens_BL)]
     gc.collect()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pab.parallel.mesh import Axis
-from pab.parallel.round_robin import deal_to_root
+from pab.parallel.round_robin import round_robin_to_root
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ def tiled_decode(
         return whole.cpu() if whole is not None and to_cpu else whole
     tiles = _cut(z_BCTHW, grid)
     shapes = [_pixel_shape(tile.latents, grid.strides, channels) for tile in tiles]
-    pieces = deal_to_root(
+    pieces = round_robin_to_root(
         lambda index: decode(index, tiles[index].latents), shapes, like=z_BCTHW, axis=axis, to_cpu=to_cpu
     )
     if pieces is None:

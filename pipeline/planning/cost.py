@@ -48,8 +48,8 @@ class ClipCosts:
     def _plan_with(self, group: ClipGroup, rules: Rules) -> BroadcastPlan:
         family = self._rules.families[group.model]
         request, precision = clip_request(family, group), self._precision
-        fresh_steps = family.fresh_steps(request, precision)
-        return make_plan(rules, family.timesteps(request, precision), family.sites, fresh_steps=fresh_steps)
+        cache_reset_steps = family.cache_reset_steps(request, precision)
+        return make_plan(rules, family.timesteps(request, precision), family.sites, cache_reset_steps=cache_reset_steps)
 
 
 def clip_request(family: Family, group: ClipGroup) -> ClipRequest:

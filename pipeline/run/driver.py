@@ -14,7 +14,7 @@ from cluster.job import Cluster, ClusterError, Job, JobRequest, JobState
 from cluster.run_state import JobLine
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from manifests.read import read_clips
 from pipeline.exits import CommandError
 from pipeline.run.display import Display, Snapshot
@@ -36,7 +36,7 @@ MAX_FRUITLESS = 2
 MAX_FRUITLESS_RUN = 6
 """Jobs in a row, of any shard, that end without a clip, before it is no clip's fault; 3 x `--max-attempts` if more."""
 
-RESTARTS = Patience(total_s=3600.0, first_wait_s=5.0, longest_wait_s=120.0)
+RESTARTS = RetryPolicy(total_s=3600.0, first_wait_s=5.0, longest_wait_s=120.0)
 """How long a job that must start again is asked for: a controller comes back, a limit on jobs passes, in less."""
 
 _OPEN = (JobState.WAITING, JobState.RUNNING)
@@ -79,7 +79,7 @@ class Driver:
         screen: Screen,
         submit: StartedJobs,
         num_clips: int,
-        restarts: Patience = RESTARTS,
+        restarts: RetryPolicy = RESTARTS,
     ) -> None:
         self._cluster = cluster
         self._bucket = bucket

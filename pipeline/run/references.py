@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 from jobs.media.reference_files import UnusableReferenceError, fetch_reference, reference_stamp
 from jobs.store import layout
 from jobs.store.bucket import Bucket
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from manifests.references import SeenReference
 
 PARALLEL_READS = 16
-PATIENCE = Patience(total_s=10.0, operation_s=20.0)
+RETRY_POLICY = RetryPolicy(total_s=10.0, operation_s=20.0)
 MOST_TIMES_AWAY = 3
 """A store that left so many references without an answer is not asked for more: each would take as long again."""
 _REMEMBERED = 100_000
@@ -36,8 +36,10 @@ class ReferenceReader:
     `known`: by URL, what an earlier submit has read; a file whose stamp is still the same is not read again.
     """
 
-    def __init__(self, patience: Patience = PATIENCE, *, known: Mapping[str, KnownReference] | None = None) -> None:
-        self._patience = patience
+    def __init__(
+        self, retry_policy: RetryPolicy = RETRY_POLICY, *, known: Mapping[str, KnownReference] | None = None
+    ) -> None:
+        self._retry_policy = retry_policy
         self.known = dict(known or {})
         self._seen: dict[str, SeenReference | str] = {}
         self._away: dict[str, int] = {}
@@ -58,12 +60,12 @@ class ReferenceReader:
         store = f"{parts.scheme}://{parts.netloc}"
         if self._away.get(store, 0) >= MOST_TIMES_AWAY:
             return f"{store} gave no answer {MOST_TIMES_AWAY} times, so this one was not tried"
-        stamp = reference_stamp(url, self._patience)
+        stamp = reference_stamp(url, self._retry_policy)
         known = self.known.get(url)
         if known is not None and known.stamp == stamp:
             return SeenReference(sha256=known.sha256, num_frames=known.num_frames)
         try:
-            reference = fetch_reference(url, self._patience)
+            reference = fetch_reference(url, self._retry_policy)
         except UnusableReferenceError as error:
             if error.away:
                 with self._lock:

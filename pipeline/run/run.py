@@ -13,7 +13,7 @@ from typing import Any
 from jobs.settings import PLAIN_CRF
 from jobs.store import layout
 from jobs.store.bucket import Bucket
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from pipeline.exits import UsageError
 from pipeline.run.rules import RunRules
 from pipeline.run.settings import RunSettings, absolute
@@ -23,7 +23,7 @@ FORMAT = 1
 PACKAGES = ("torch", "numpy", "pyarrow", "submitit", "dask", "distributed", "fsspec", "s3fs", "imageio-ffmpeg")
 _BEFORE = {"--compile": "off", "--attention": "default", "--keep": "full", "--linears": "full", "--crf": str(PLAIN_CRF)}
 """What runs rendered with before they said so."""
-PATIENCE = Patience(total_s=20.0)
+RETRY_POLICY = RetryPolicy(total_s=20.0)
 """The command line waits less long for a bucket than a job does: somebody sits before it."""
 
 
@@ -43,7 +43,7 @@ class Run:
 
 def open_bucket(output: str) -> Bucket:
     """Returns the run's bucket, as patient as a person."""
-    return Bucket(absolute(output), patience=PATIENCE)
+    return Bucket(absolute(output), retry_policy=RETRY_POLICY)
 
 
 def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:

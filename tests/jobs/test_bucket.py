@@ -11,23 +11,23 @@ import pytest
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from tests.jobs.stores import FlakyFileSystem
 
-QUICK = Patience(total_s=5, operation_s=0.3, first_wait_s=0.01, longest_wait_s=0.02)
+QUICK = RetryPolicy(total_s=5, operation_s=0.3, first_wait_s=0.01, longest_wait_s=0.02)
 
 
 @pytest.fixture(params=["file", "memory"])
 def bucket(request, tmp_path):
     url = str(tmp_path / "out") if request.param == "file" else f"memory://{tmp_path.name}-{request.node.name}/out"
-    return Bucket(url, patience=QUICK)
+    return Bucket(url, retry_policy=QUICK)
 
 
 @pytest.fixture
 def flaky(tmp_path):
     FlakyFileSystem.troubles.clear()
     FlakyFileSystem.release = threading.Event()
-    yield Bucket(f"flaky://{tmp_path.name}", patience=QUICK)
+    yield Bucket(f"flaky://{tmp_path.name}", retry_policy=QUICK)
     FlakyFileSystem.release.set()
 
 
@@ -130,7 +130,7 @@ def test_a_relative_path_means_the_same_folder_in_a_job_that_runs_elsewhere(tmp_
 def test_a_bucket_pickles_as_url_and_patience_only(bucket):
     bucket.write("run.json", b"{}")
     state = bucket.__reduce_ex__(4)
-    assert (bucket.url, bucket.patience) in state
+    assert (bucket.url, bucket.retry_policy) in state
     copy = pickle.loads(pickle.dumps(bucket))
     assert copy.read("run.json") == b"{}"
 
@@ -183,9 +183,9 @@ def test_a_refusal_is_told_at_once_with_its_cause_and_what_to_do(flaky):
 
 def test_a_bucket_that_stays_away_is_an_error_after_the_patience_is_over(tmp_path):
     FlakyFileSystem.troubles[:] = [ConnectionResetError("gone")] * 1000
-    patience = Patience(total_s=0.2, operation_s=1, first_wait_s=0.01, longest_wait_s=0.02)
+    retry_policy = RetryPolicy(total_s=0.2, operation_s=1, first_wait_s=0.01, longest_wait_s=0.02)
     with pytest.raises(BucketError, match=r"away for 0 s; submit again"):
-        Bucket(f"flaky://{tmp_path.name}", patience=patience).write("a", b"data")
+        Bucket(f"flaky://{tmp_path.name}", retry_policy=retry_policy).write("a", b"data")
     assert 0 < len(FlakyFileSystem.troubles) < 1000
     FlakyFileSystem.troubles.clear()
 

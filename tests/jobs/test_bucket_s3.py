@@ -16,14 +16,14 @@ import s3fs
 from jobs.outcome import Rendered
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from tests.cluster.daemons.ceph import S3Server
 from tests.jobs.world import clip, render_job, write_shard
 
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.cluster
-QUICK = Patience(total_s=20, operation_s=3, first_wait_s=0.1, longest_wait_s=0.5)
+QUICK = RetryPolicy(total_s=20, operation_s=3, first_wait_s=0.1, longest_wait_s=0.5)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def output(s3_server: S3Server, monkeypatch) -> str:
 
 
 def test_of_many_creators_one_wins_and_knows_it(output):
-    bucket = Bucket(output, patience=QUICK)
+    bucket = Bucket(output, retry_policy=QUICK)
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda number: bucket.create("run.json", b"%d" % number), range(24)))
     assert sum(won) == 1
@@ -47,7 +47,7 @@ def test_of_many_creators_one_wins_and_knows_it(output):
 def test_files_of_any_size_arrive_whole(output, tmp_path, size):
     local = tmp_path / "data"
     local.write_bytes(b"x" * size)
-    bucket = Bucket(output, patience=QUICK)
+    bucket = Bucket(output, retry_policy=QUICK)
     bucket.upload(local, "videos/a.mp4")
     assert bucket.read("videos/a.mp4") == b"x" * size
     bucket.remove("videos/a.mp4")
@@ -56,7 +56,7 @@ def test_files_of_any_size_arrive_whole(output, tmp_path, size):
 
 
 def test_a_listing_reads_more_than_one_page(output):
-    bucket = Bucket(output, patience=QUICK)
+    bucket = Bucket(output, retry_policy=QUICK)
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: bucket.write(layout.record(f"a.b.{number:04}"), b"{}"), range(1100)))
     assert bucket.recorded_keys() == {f"a.b.{number:04}" for number in range(1100)}
@@ -65,7 +65,7 @@ def test_a_listing_reads_more_than_one_page(output):
 
 
 def test_what_another_process_writes_and_removes_is_seen_at_once(output):
-    here, there = Bucket(output, patience=QUICK), Bucket(output, patience=QUICK)
+    here, there = Bucket(output, retry_policy=QUICK), Bucket(output, retry_policy=QUICK)
     assert (here.exists("records/a.0a.json"), here.recorded_keys()) == (False, set())
     there.write("records/a.0a.json", b"{}")
     assert (here.exists("records/a.0a.json"), here.recorded_keys()) == (True, {"a.0a"})
@@ -89,7 +89,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_a_forked_process_reaches_the_bucket_through_a_client_of_its_own(output):
     assert subprocess.run([sys.executable, "-c", FORKED, output], cwd=ROOT, timeout=60, check=False).returncode == 0
-    assert sorted(Bucket(output, patience=QUICK).names("logs")) == ["child", "parent"]
+    assert sorted(Bucket(output, retry_policy=QUICK).names("logs")) == ["child", "parent"]
 
 
 def test_refusals_are_told_at_once_with_the_servers_own_word(output, monkeypatch):
@@ -108,7 +108,7 @@ def test_refusals_are_told_at_once_with_the_servers_own_word(output, monkeypatch
 def test_a_server_that_never_answers_is_left_after_the_deadline(output, monkeypatch, size):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mute.getsockname()[1]}")
-        bucket = Bucket(output, patience=Patience(total_s=1, operation_s=1, bytes_per_s=1e8, first_wait_s=0.1))
+        bucket = Bucket(output, retry_policy=RetryPolicy(total_s=1, operation_s=1, bytes_per_s=1e8, first_wait_s=0.1))
         start = time.monotonic()
         with pytest.raises(BucketError, match="the bucket was away for 1 s; submit again"):
             bucket.write("a", b"x" * size)
@@ -120,7 +120,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(output, s3_server, monk
         port = probe.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     threading.Thread(target=_forward_after, args=(1.5, port, s3_server.endpoint), daemon=True).start()
-    bucket = Bucket(output, patience=QUICK)
+    bucket = Bucket(output, retry_policy=QUICK)
     start = time.monotonic()
     bucket.write("records/a.json", b"{}")
     assert time.monotonic() - start > 1

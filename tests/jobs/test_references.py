@@ -13,12 +13,12 @@ from jobs.media.reference_files import Reference, UnusableReferenceError, decode
 from jobs.outcome import Failed, Rendered
 from jobs.settings import Mesh
 from jobs.store import layout
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from tests.jobs.machines import run_on_forked_ranks
 from tests.jobs.videos import read_video
 from tests.jobs.world import clip, render_job, write_shard
 
-SHORT = Patience(total_s=0.2, operation_s=5, first_wait_s=0.05)
+SHORT = RetryPolicy(total_s=0.2, operation_s=5, first_wait_s=0.05)
 
 
 def picture(height: int = 32, width: int = 48) -> np.ndarray:

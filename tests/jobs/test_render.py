@@ -12,7 +12,7 @@ import torch
 from jobs.outcome import Failed, Rendered, Skipped
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_work import render_clip
-from jobs.rendering.deadline import Pace
+from jobs.rendering.deadline import Deadline
 from jobs.rendering.group import GroupError
 from jobs.rendering.loaded_family import load_family
 from jobs.settings import Mesh
@@ -212,14 +212,14 @@ def test_a_listener_hears_of_each_clip_to_render_once(tmp_path):
 
 
 def test_a_clip_does_not_begin_when_the_clips_before_it_say_that_it_would_not_end():
-    pace = Pace(started=time.monotonic(), deadline_s=10.0)
-    assert pace.fits(1e9)
-    pace.measured(100, 2.0)
-    pace.measured(100, 1.0)
-    assert pace.fits(400)
-    assert not pace.fits(460)
-    assert not Pace(started=time.monotonic() - 11, deadline_s=10.0).fits(1)
-    assert Pace(started=0.0, deadline_s=None).fits(1e9)
+    deadline = Deadline(started=time.monotonic(), deadline_s=10.0)
+    assert deadline.fits(1e9)
+    deadline.measured(100, 2.0)
+    deadline.measured(100, 1.0)
+    assert deadline.fits(400)
+    assert not deadline.fits(460)
+    assert not Deadline(started=time.monotonic() - 11, deadline_s=10.0).fits(1)
+    assert Deadline(started=0.0, deadline_s=None).fits(1e9)
 
 
 def test_clips_of_a_prompt_batch_that_does_not_encode_fail_alone(tmp_path):

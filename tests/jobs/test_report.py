@@ -17,7 +17,7 @@ from jobs.reports.report_html import report_page
 from jobs.reports.report_times import settled_s, warm_up_s
 from jobs.settings import Mesh
 from jobs.store import layout
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from tests.jobs.hostile import assert_harmless, poisoned
 from tests.jobs.machines import run_on_forked_ranks
 from tests.jobs.world import clip, render_job, write_shard
@@ -190,7 +190,7 @@ def test_two_ranks_report_the_all_to_alls_that_broadcast_saved(tmp_path):
 def decoded(data: bytes, folder: Path) -> np.ndarray:
     """The pixels of a picture as ffmpeg reads it, which is not what has written it."""
     (folder / "picture").write_bytes(data)
-    (frame,) = decode_frames(fetch_reference(str(folder / "picture"), Patience()), range(1))
+    (frame,) = decode_frames(fetch_reference(str(folder / "picture"), RetryPolicy()), range(1))
     return frame
 
 

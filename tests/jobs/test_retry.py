@@ -11,7 +11,7 @@ import botocore.exceptions
 import botocore.parsers
 import pytest
 
-from jobs.store.retry import Patience, is_transient, persist, store_errors
+from jobs.store.retry import RetryPolicy, is_transient, retry, store_errors
 
 AWAY = [
     TimeoutError("no answer"),
@@ -45,8 +45,8 @@ def calls(error: Exception, *, failing: int) -> tuple[int, list[float]]:
             raise error
         return count
 
-    patience = Patience(total_s=60, first_wait_s=0.001, longest_wait_s=0.001)
-    return persist(operation, patience, lambda _, wait_s: waits.append(wait_s)), waits
+    retry_policy = RetryPolicy(total_s=60, first_wait_s=0.001, longest_wait_s=0.001)
+    return retry(operation, retry_policy, lambda _, wait_s: waits.append(wait_s)), waits
 
 
 @pytest.mark.parametrize("error", AWAY, ids=repr)

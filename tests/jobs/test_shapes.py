@@ -22,14 +22,15 @@ SHAPES = {
 NO_CLIP = {
     "what a family is": "Family ClipDefaults ClipLimits CostFigures MemoryFigures LoadRequest",
     "what a loaded model can do": (
-        "VideoModel RendersTogether UsesKernels UsesFloat8 Recordable TakesReferences Beginning Scheduler"
+        "VideoModel RendersBatches UsesKernels UsesFloat8 Recordable TakesReferences Beginning Scheduler"
     ),
     "schedulers": "RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
     "how a loop is run": "LoopSettings LoopRecorder Recording",
     "clocks and measures": "DeviceClock Stages ClipOnDevice DeviceUse Measures",
     "a field of a shape, or an argument of one call": "EncodedPrompt StepInput ComingFrames ClipReferences",
     "a job and its parts": (
-        "JobContext JobRanks Place LoadedFamily ClipLoop Finisher Announcer OpenAttempts HangWatch Pace Baselines _ShardRun"
+        "JobContext JobRanks Place LoadedFamily ClipLoop Finisher Announcer OpenAttempts HangWatch Deadline Baselines "
+        "_ShardRun"
     ),
     "many clips": "Todo Batching BatchSize KindOfClip",
     "errors": "NotFiniteError GroupLostError GroupKilledError GroupError",

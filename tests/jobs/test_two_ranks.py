@@ -34,8 +34,13 @@ def latents_on_this_rank(job, item):
         loaded = load_family(TINY, job.settings, torch.device("cpu"))
         rendered = Attempt(clip=item, number=1)
         render_clip(loaded, rendered, settings=job.settings, group=ranks.node)
-        told = ranks.join(("rank", ranks.place.rank))
-        return rendered.denoised.latents, rendered.denoised.traffic, told, ranks.agree(f"from {ranks.place.rank}")
+        told = ranks.all_gather_object(("rank", ranks.place.rank))
+        return (
+            rendered.denoised.latents,
+            rendered.denoised.traffic,
+            told,
+            ranks.broadcast_in_clip(f"from {ranks.place.rank}"),
+        )
 
 
 def test_ranks_of_one_machine_meet_on_loopback_only():

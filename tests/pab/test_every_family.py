@@ -99,7 +99,7 @@ def test_without_a_plan_every_family_is_its_plain_model_bit_for_bit(weights, nam
 def test_modules_run_when_the_plan_says_so_and_the_plan_is_the_rule(weights, name):
     model = load(name, weights)
     done, traces = traced(name, model, EVERY_OTHER)
-    fresh = family(name).fresh_steps(request_of(name), "float32")
+    fresh = family(name).cache_reset_steps(request_of(name), "float32")
     steps, levels = range(done.plan.num_steps), done.plan.timesteps
     for index, site in enumerate(done.plan.sites):
         reused = [

@@ -239,4 +239,4 @@ def test_the_plan_made_before_a_clip_is_a_bound_that_computes_everything():
     plan = plan_for(DEMO, clip(num_frames=16, height=64, width=64, num_steps=30), DEMO.presets["foresight"], "float32")
     assert len(plan.full_steps) == 30
     with pytest.raises(ValueError, match="another model takes over at step 3"):
-        make_plan(ForesightRules(), [3.0, 2.0, 1.0, 0.0], DEMO.sites, fresh_steps=(3,))
+        make_plan(ForesightRules(), [3.0, 2.0, 1.0, 0.0], DEMO.sites, cache_reset_steps=(3,))

@@ -140,7 +140,7 @@ def test_what_is_not_finite_is_not_hidden_by_int8(broken: float, way: str) -> No
 
 def test_a_clip_that_keeps_int8_holds_a_quarter_and_stays_near() -> None:
     full = render(model_with(PLAIN), SHORT, REUSING, depth=1)
-    small = render(model_with(PLAIN), SHORT, REUSING, depth=1, loop=LoopSettings(keep="int8"))
+    small = render(model_with(PLAIN), SHORT, REUSING, depth=1, loop=LoopSettings(cache_dtype="int8"))
     width = 48
     assert small.kept_bytes_peak == full.kept_bytes_peak * (width + 4) / (4 * width)
     off = (small.latents - full.latents).abs().max()

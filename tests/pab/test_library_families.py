@@ -236,7 +236,7 @@ def test_nothing_kept_crosses_from_one_transformer_to_the_next():
     family = WORLDS["wan22_a14b"].family
     request = WORLDS["wan22_a14b"].clip(num_steps=40)
     plan = plan_for(family, request, pyramid(2, None, 6, window=(0, 1000)), "float32")
-    (fresh,) = family.fresh_steps(request, "float32")
+    (fresh,) = family.cache_reset_steps(request, "float32")
     assert plan.timesteps[fresh - 1] >= 875 > plan.timesteps[fresh]
     for kind in ("spatial", "cross"):
         assert all((source < fresh) == (step < fresh) for step, source in enumerate(sources(plan, kind)))
@@ -248,7 +248,7 @@ def test_mlp_reuse_ends_at_a_fresh_step():
     rules = rules_from_dict({"mlp": [{"stack": "spatial", "blocks": [0], "skip_count": 3, "position": 0.0}]})
     site = Site(name="ff", kind="mlp", stack="spatial", block=0)
     for fresh, told in (((), [0, 0, 0, 0, 4]), ((2,), [0, 0, 2, 3, 4])):
-        plan = make_plan(rules, (900.0, 800.0, 700.0, 600.0, 500.0), [site], fresh_steps=fresh)
+        plan = make_plan(rules, (900.0, 800.0, 700.0, 600.0, 500.0), [site], cache_reset_steps=fresh)
         assert sources(plan, "mlp") == told
 
 

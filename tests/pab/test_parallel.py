@@ -15,8 +15,8 @@ def switch_one(group: NodeGroup, frames: int, patches: int):
     before = group.sp.axis.traffic.snapshot()
     whole = torch.arange(2 * frames * patches * 4, dtype=torch.float32).reshape(2, frames, patches, 4)
     mine = group.sp.split(whole, 1)
-    by_patch = group.sp.switch(mine, whole_dim=1, split_dim=2, size=frames)
-    back = group.sp.switch(by_patch, whole_dim=2, split_dim=1, size=patches)
+    by_patch = group.sp.all_to_all(mine, whole_dim=1, split_dim=2, size=frames)
+    back = group.sp.all_to_all(by_patch, whole_dim=2, split_dim=1, size=patches)
     return whole, by_patch, group.sp.gather(back, 1, frames), group.sp.axis.traffic.since(before)
 
 
@@ -49,4 +49,4 @@ def test_a_group_of_one_passes_tensors_through():
     sp, x = NodeGroup().sp, torch.ones(2, 3, 4)
     assert sp.split(x, 1) is x
     assert sp.gather(x, 1, 3) is x
-    assert sp.switch(x, whole_dim=1, split_dim=2, size=3) is x
+    assert sp.all_to_all(x, whole_dim=1, split_dim=2, size=3) is x

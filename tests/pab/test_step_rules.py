@@ -21,8 +21,8 @@ SITES = [
 LEVELS = [float(level) for level in range(1000, 0, -100)]
 
 
-def plan_of(*groups: StepGroup, num_steps: int = 10, levels=LEVELS, fresh_steps=()):
-    return make_plan(StepRules(num_steps=num_steps, groups=groups), levels, SITES, fresh_steps=fresh_steps)
+def plan_of(*groups: StepGroup, num_steps: int = 10, levels=LEVELS, cache_reset_steps=()):
+    return make_plan(StepRules(num_steps=num_steps, groups=groups), levels, SITES, cache_reset_steps=cache_reset_steps)
 
 
 def letters(plan, name: str) -> str:
@@ -52,11 +52,11 @@ def test_at_steps_without_a_pass_nothing_is_computed_or_handed_out():
     assert plan.digest != make_plan(StepRules(num_steps=10, groups=(group,)), LEVELS, SITES).digest
     assert rules_from_dict(json.loads(json.dumps(rules.to_dict()))) == rules
     assert rules.skipped(20) == {4, 5, 6, 7, 12, 13, 16, 17}
-    assert make_plan(rules, LEVELS, SITES, fresh_steps=(6,)).skipped == {2, 3, 8}
+    assert make_plan(rules, LEVELS, SITES, cache_reset_steps=(6,)).skipped == {2, 3, 8}
 
 
 def test_nothing_is_reused_across_a_fresh_step():
-    plan = plan_of(StepGroup(kind="cross", stack="spatial", compute=(0, 8)), fresh_steps=(5,))
+    plan = plan_of(StepGroup(kind="cross", stack="spatial", compute=(0, 8)), cache_reset_steps=(5,))
     assert letters(plan, "spatial.0.cross") == "CBBBBCBBCB"
 
 

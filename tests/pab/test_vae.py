@@ -8,7 +8,7 @@ from pab.families.open_sora.vae import SPATIAL_SCALE
 from pab.families.open_sora_plan.causal_tiles import Tiling
 from pab.families.open_sora_plan.causal_vae import CausalVAE, CausalVAEConfig
 from pab.parallel.mesh import Axis
-from pab.parallel.round_robin import deal, deal_to_root
+from pab.parallel.round_robin import round_robin, round_robin_to_root
 from pab.vae.image_vae import ImageVAEConfig
 from tests.pab.vae_ranks import TILING, causal_vae, decode_causal, decode_open_sora, open_sora_vae, whole_axis
 from tests.ranks import run_on_ranks
@@ -29,7 +29,7 @@ def deal_squares() -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         return torch.full(shapes[index], float(index * index))
 
     like = torch.zeros(1)
-    return deal(square, shapes, like=like, axis=axis), deal_to_root(square, shapes, like=like, axis=axis)
+    return round_robin(square, shapes, like=like, axis=axis), round_robin_to_root(square, shapes, like=like, axis=axis)
 
 
 @pytest.fixture(scope="module")

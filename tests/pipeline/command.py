@@ -21,6 +21,7 @@ from unittest import mock
 import imageio_ffmpeg
 
 from pipeline.__main__ import main
+from pipeline.exits import Exit
 
 ROOT = Path(__file__).parent.parent.parent
 FAST = ("--cluster", "local", "--device", "cpu", "--no-dask", "--no-baseline")
@@ -80,6 +81,8 @@ def _called(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
             code = main(words)
         except SystemExit as ended:  # --help
             code = int(ended.code or 0)
+    if code == Exit.INTERRUPTED:  # it was the tests that somebody interrupted
+        raise KeyboardInterrupt
     return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
 
 

@@ -14,7 +14,7 @@ import pytest
 from cluster.job import ClusterError, Job, JobRequest, JobState
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from manifests.schema import CLIP_SCHEMA, accepted_schema
 from pipeline.run.display import open_display
 from pipeline.run.driver import Driver, ShardJob, shard_keys
@@ -66,7 +66,7 @@ def shard_job() -> ShardJob:
 
 
 def driver_of(folder: Path, machines: Machines) -> Driver:
-    bucket = Bucket(str(folder), patience=Patience(total_s=0.1))
+    bucket = Bucket(str(folder), retry_policy=RetryPolicy(total_s=0.1))
     return Driver(machines, bucket, screen=Screen(), submit=new_submit("slurm", "work"), num_clips=1)
 
 
@@ -145,12 +145,12 @@ class Refusing:
         assert not jobs, "nothing is to be cancelled here"
 
 
-def drive(folder: Path, machines: Refusing, *, patience: Patience, max_attempts: int = 2) -> Driver:
+def drive(folder: Path, machines: Refusing, *, retry_policy: RetryPolicy, max_attempts: int = 2) -> Driver:
     (folder / "shards").mkdir()
     (folder / "shards/00000.parquet").write_bytes(a_shard(CLIP))
     submit = new_submit("slurm", "work", max_attempts=max_attempts)
     bucket = Bucket(str(folder))
-    driver = Driver(machines, bucket, screen=Screen(), submit=submit, num_clips=1, restarts=patience)
+    driver = Driver(machines, bucket, screen=Screen(), submit=submit, num_clips=1, restarts=retry_policy)
     driver.start([shard_job()])
     driver.run(open_display(), planned_s=0.0, keep_alive=lambda: None)
     return driver
@@ -167,7 +167,7 @@ def test_a_job_that_is_refused_when_it_must_start_again_is_asked_for_until_it_is
 ) -> None:
     bucket = Bucket(str(tmp_path))
     machines = Refusing(refusals=2, on_start=lambda start: start == 2 and bucket.write_json(layout.record("c0.0a"), {}))
-    driver = drive(tmp_path, machines, patience=Patience(total_s=60, first_wait_s=0.05))
+    driver = drive(tmp_path, machines, retry_policy=RetryPolicy(total_s=60, first_wait_s=0.05))
     assert [request.call for request in machines.asked] == [int, float]
     said = capsys.readouterr().err
     assert said.count("job-00000: refused, asked for again in ") == 2
@@ -179,7 +179,7 @@ def test_a_job_that_is_refused_for_too_long_is_given_up_and_said_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machines = Refusing(refusals=1000)
-    drive(tmp_path, machines, patience=Patience(total_s=0.3, first_wait_s=0.05, longest_wait_s=0.1))
+    drive(tmp_path, machines, retry_policy=RetryPolicy(total_s=0.3, first_wait_s=0.05, longest_wait_s=0.1))
     assert len(machines.asked) == 1
     assert "job-00000: given up, refused for 0 minutes: Unable to contact" in capsys.readouterr().err
 
@@ -187,7 +187,7 @@ def test_a_job_that_is_refused_for_too_long_is_given_up_and_said_so(
 def test_a_clip_that_killed_its_last_group_is_given_up_without_another_start(tmp_path: Path) -> None:
     bucket = Bucket(str(tmp_path))
     machines = Refusing(refusals=0, on_start=lambda start: bucket.write(layout.attempt("c0.0a", start), b"{}"))
-    drive(tmp_path, machines, patience=Patience())
+    drive(tmp_path, machines, retry_policy=RetryPolicy())
     assert len(machines.asked) == 2
     assert read_progress(bucket).quarantined == {"c0.0a"}
 
@@ -203,7 +203,7 @@ def test_a_clip_that_failed_is_tried_again_on_another_node_if_there_is_one(
         bucket.write_json(layout.failure("c0.0a", start), {"job": {"node": "node7"}})
 
     machines = Refusing(refusals=0, avoidable=avoidable, on_start=fail)
-    drive(tmp_path, machines, patience=Patience())
+    drive(tmp_path, machines, retry_policy=RetryPolicy())
     assert [request.avoid_nodes for request in machines.asked] == [set(), avoided]
     assert read_progress(bucket).failed == {"c0.0a"}
 
@@ -218,6 +218,6 @@ def test_a_clip_is_tried_as_often_as_the_run_says(tmp_path: Path, ends: str) -> 
             bucket.write_json(layout.failure("c0.0a", start), {"job": {"node": "node7"}})
 
     machines = Refusing(refusals=0, on_start=end)
-    drive(tmp_path, machines, patience=Patience(), max_attempts=6)
+    drive(tmp_path, machines, retry_policy=RetryPolicy(), max_attempts=6)
     assert len(machines.asked) == 6
     assert read_progress(bucket).not_rendered == {"c0.0a"}

@@ -15,7 +15,7 @@ from jobs.media.encode import encode
 from jobs.media.picture import png
 from jobs.rendering.references import take_references
 from jobs.store.bucket import Bucket
-from jobs.store.retry import Patience
+from jobs.store.retry import RetryPolicy
 from manifests.clip import Clip
 from manifests.references import SeenReference
 from pab.families.open_sora.family import OPEN_SORA
@@ -42,7 +42,7 @@ def first_chunk(weights: Path, values: dict) -> np.ndarray:
     lists = {name: tuple(values[name]) for name in ("references", "reference_digests")}
     clip = Clip(**(values | lists))
     model = OPEN_SORA.load(LoadRequest(weights=str(weights), precision="float32", device="cpu"))
-    taken = take_references(clip, OPEN_SORA.references, Patience())
+    taken = take_references(clip, OPEN_SORA.references, RetryPolicy())
     request = replace(CLIP, seed=clip.seed)
     given = model.given_frames(request, model.encode_references(request, taken.pixels), taken.masks[0])
     return model.decode(given.latents_BCTHW, request, NodeGroup())[0, :17].numpy()
@@ -138,7 +138,7 @@ def test_a_reference_that_an_earlier_submit_has_read_is_read_again_only_if_its_f
 def test_a_reference_is_read_once_and_a_store_that_is_away_is_not_asked_for_ever(tmp_path: Path) -> None:
     image = png(np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(image)
-    reader = ReferenceReader(Patience(total_s=0.05, operation_s=2, first_wait_s=0.02))
+    reader = ReferenceReader(RetryPolicy(total_s=0.05, operation_s=2, first_wait_s=0.02))
     here = str(tmp_path / "a.png")
     seen = SeenReference(sha256=hashlib.sha256(image).hexdigest(), num_frames=1)
     assert reader([here]) == {here: seen}

@@ -11,7 +11,7 @@ from torch import Tensor
 from pab.family import ClipRequest
 from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import NodeGroup
-from pab.parallel.round_robin import deal_to_root
+from pab.parallel.round_robin import round_robin_to_root
 from pab.vae.pixels import to_bytes
 
 FRAMES_PER_CHUNK = 14
@@ -40,7 +40,7 @@ class ImageCodec:
         height, width = (latents.shape[dim] * self._stride for dim in (3, 4))
         shapes = [(len(chunk), height, width, 3) for chunk in chunks]
         like = torch.empty(0, dtype=torch.uint8, device=latents.device)
-        pieces = deal_to_root(
+        pieces = round_robin_to_root(
             lambda index: self._decode(chunks[index]), shapes, like=like, axis=group.clip, to_cpu=False
         )
         if pieces is None:

@@ -173,7 +173,8 @@ class STDiT3Block(nn.Module):
         `reuse`: per site the output kept from an earlier step, or None to compute. `text`: keys and values, and mask.
         """
         kernels, norm = context.kernels, norm_for(context.kernels, is_float8=self.mlp.is_float8)
-        if self.mlp.is_float8 and self.temporal and context.sp.size > 1:
+        # Where attention is reused nothing asks for the stack: blocks of both share a graph.
+        if reuse[0] is None and self.mlp.is_float8 and self.temporal and context.sp.size > 1:
             # Over several ranks tokens travel, and become 8-bit behind that.
             norm = modulated_norm.plain
         return run_branches(

@@ -18,9 +18,9 @@ from pab.family import ClipRequest
 from pab.kernels.choice import fastest
 from pab.model import EncodedPrompt, EncodedReference, StepInput
 from pab.nn.noise_video import StepNoise
-from pab.nn.video import LatentCodec, ReferenceCodec, encode_pairs, guided_prompt, join_prompts
+from pab.nn.video import LatentCodec, ReferenceCodec, batch_prompts, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
-from pab.parallel.round_robin import deal
+from pab.parallel.round_robin import round_robin
 from pab.sampling.rectified_flow import RectifiedFlow
 from pab.text.states import TextStates
 
@@ -74,9 +74,9 @@ class STDiT3Video:
     def _prepare_text(self, text: TextStates) -> object:
         return self.transformer.prepare_text(text.y_BLC, text.mask_BL)
 
-    def join_prompts(self, prompts: Sequence[EncodedPrompt], request: ClipRequest) -> EncodedPrompt:
+    def batch_prompts(self, prompts: Sequence[EncodedPrompt], request: ClipRequest) -> EncodedPrompt:
         """Returns the text of several clips as one."""
-        return join_prompts(
+        return batch_prompts(
             prompts, lambda text: self.transformer.prepare_text(text.y_BLC, text.mask_BL, several=True)
         )  # fmt: skip
 
@@ -93,7 +93,7 @@ class STDiT3Video:
         """Returns rectified flow over the clip's noise levels."""
         return RectifiedFlow(timesteps=self.timesteps(request))
 
-    def scheduler_of_several(self, requests: Sequence[ClipRequest], sp: SequenceParallel) -> RectifiedFlow:
+    def batch_scheduler(self, requests: Sequence[ClipRequest], sp: SequenceParallel) -> RectifiedFlow:
         """Returns the flow of any of them: it draws no noise."""
         return self.scheduler(requests[0], sp)
 
@@ -118,7 +118,7 @@ class STDiT3Video:
         noise = reference_noise(request.seed)
         whole = self.latent_shape(request)[1]
         shape = (1, latents.shape[1], latent_frames, *latents.shape[3:])
-        (end,) = deal(
+        (end,) = round_robin(
             lambda _: self._reference_codec.encode_end(latents, latent_frames, noise),
             [shape],
             like=torch.empty(0, device=latents.device),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pab.families.open_sora.temporal_vae import TemporalVAE, TemporalVAEConfig
 from pab.parallel.mesh import Axis
-from pab.parallel.round_robin import deal, deal_to_root
+from pab.parallel.round_robin import round_robin, round_robin_to_root
 from pab.vae.image_vae import ImageVAE, ImageVAEConfig
 from pab.vae.pixels import to_bytes
 
@@ -94,7 +94,7 @@ class OpenSoraVAE(nn.Module):
         stride = self.config.spatial.stride
         shapes = [(len(batch), batch.shape[2] * stride, batch.shape[3] * stride, 3) for batch in batches]
         like = torch.empty(0, dtype=torch.uint8, device=z_BCTHW.device)
-        pieces = deal_to_root(
+        pieces = round_robin_to_root(
             lambda index: to_bytes(self._pixels(batches[index])), shapes, like=like, axis=axis, to_cpu=False
         )
         return None if pieces is None else torch.cat(pieces).unflatten(0, (-1, num_frames))
@@ -110,7 +110,7 @@ class OpenSoraVAE(nn.Module):
             return self.temporal_vae.decode(chunks[index], counts[index])
 
         shapes = [(batch, channels, count, height, width) for count in counts]
-        return torch.cat(deal(decode_chunk, shapes, like=z_BCTHW, axis=axis), dim=2)
+        return torch.cat(round_robin(decode_chunk, shapes, like=z_BCTHW, axis=axis), dim=2)
 
     def encode(self, x_BCTHW: Tensor, noise: Noise) -> Tensor:
         """Returns normalised latents sampled from the posteriors.

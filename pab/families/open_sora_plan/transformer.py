@@ -127,11 +127,11 @@ class FullAttention(Attention):
         q, k, v = (layer(x_BARD).unflatten(-1, (self.num_heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
         if context.rotation is not None:
             q, k = rotate_halves(q, context.rotation), rotate_halves(k, context.rotation)
-        parts = sp.switch(torch.stack([q, k, v]), whole_dim=2, split_dim=4, size=context.length)
+        parts = sp.all_to_all(torch.stack([q, k, v]), whole_dim=2, split_dim=4, size=context.length)
         q, k, v = parts.flatten(2, 3).transpose(2, 3)
         out_BNHd = F.scaled_dot_product_attention(q, k, v, attn_mask=context.bias).transpose(1, 2)
         out = out_BNHd.unflatten(1, (context.length, -1))
-        out = sp.switch(out, whole_dim=3, split_dim=1, size=self.num_heads)
+        out = sp.all_to_all(out, whole_dim=3, split_dim=1, size=self.num_heads)
         assert out.shape[1] == places, "the split axis comes back as it was"
         return self.project(out.flatten(3))
 

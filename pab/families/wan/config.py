@@ -56,7 +56,7 @@ class WanModel:
         """Returns UniPC's timesteps: whole numbers, embedded in float32 whatever the model's precision."""
         return shifted_timesteps(request.num_steps, self.shift(request.height, request.width))
 
-    def fresh_steps(self, request: ClipRequest, precision: str) -> tuple[int, ...]:
+    def cache_reset_steps(self, request: ClipRequest, precision: str) -> tuple[int, ...]:
         """Returns the step at which the second transformer takes over, if there is one."""
         below = [timestep < (self.boundary or 0) for timestep in self.timesteps(request, precision)]
         return (below.index(True),) if True in below[1:] and not below[0] else ()

@@ -64,7 +64,7 @@ def wan_family(model: WanModel) -> Family:
             "pab3-6": pyramid(3, None, 6, window=(100, 850)),
         },
         timesteps=model.timesteps,
-        fresh_steps=model.fresh_steps,
+        cache_reset_steps=model.cache_reset_steps,
         num_tokens=model.num_tokens,
         cost=model.cost,
         load=load,

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pab.model import RendersTogether
+from pab.model import RendersBatches
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.sampling.batch import apart, denoise_together, noise_of
+from pab.sampling.batch import denoise_batch, noise_of, unbatch
 from pab.sampling.denoise import LoopSettings, NotFiniteError, denoise, initial_noise, plan_for
 from tests.pab import every_family
 from tests.pab.every_family import EVERY_OTHER
@@ -30,15 +30,15 @@ def requests_of(name):
     ]
 
 
-def render_together(name, model, requests, group=None, keep="full"):
-    return denoise_together(
+def render_batch(name, model, requests, group=None, keep="full"):
+    return denoise_batch(
         model,
         requests,
         prompts=model.encode_prompts(requests),
         noise=noise_of(requests, model.latent_shape(requests[0])),
         plan=plan_for(every_family.family(name), requests[0], EVERY_OTHER, "float32"),
         group=group or NodeGroup(),
-        loop=LoopSettings(keep=keep),
+        loop=LoopSettings(cache_dtype=keep),
     )
 
 
@@ -50,7 +50,7 @@ def render_alone(name, model, request, keep="full"):
         noise=initial_noise(request, model.latent_shape(request)),
         plan=plan_for(every_family.family(name), request, EVERY_OTHER, "float32"),
         group=NodeGroup(),
-        loop=LoopSettings(keep=keep),
+        loop=LoopSettings(cache_dtype=keep),
     )
 
 
@@ -74,9 +74,9 @@ def alone(folder):
 @pytest.mark.parametrize("name", TOGETHER)
 def test_clips_rendered_together_equal_each_alone(name, folder, alone):
     model = every_family.load(name, folder)
-    together = render_together(name, model, requests_of(name))
+    together = render_batch(name, model, requests_of(name))
     assert together.latents.shape[0] == 3
-    for one, own in zip(apart(together), alone[name], strict=True):
+    for one, own in zip(unbatch(together), alone[name], strict=True):
         assert differs(one.latents, own) < BOUND
     assert differs(together.latents[:1], alone[name][1]) > 0.1
 
@@ -84,15 +84,15 @@ def test_clips_rendered_together_equal_each_alone(name, folder, alone):
 def test_every_family_that_says_so_renders_clips_together_and_no_other(folder):
     assert {name for name in every_family.SMALL if every_family.family(name).max_batch > 1} == set(TOGETHER)
     for name in TOGETHER:
-        assert isinstance(every_family.load(name, folder), RendersTogether)
+        assert isinstance(every_family.load(name, folder), RendersBatches)
 
 
 @pytest.mark.parametrize("name", ["open_sora", "open_sora_plan_v120"])
 def test_clips_of_one_branch_and_outputs_kept_as_int8_equal_each_alone(name, folder):
     model = every_family.load(name, folder)
     requests = [replace(request, guidance_scale=1.0) for request in requests_of(name)]
-    together = render_together(name, model, requests, keep="int8")
-    for one, request in zip(apart(together), requests, strict=True):
+    together = render_batch(name, model, requests, keep="int8")
+    for one, request in zip(unbatch(together), requests, strict=True):
         # A value on the border of two integers may fall to either side.
         assert differs(one.latents, render_alone(name, model, request, keep="int8").latents) < 1e-3
 
@@ -103,7 +103,7 @@ def together_on_ranks(folder):
     for name in TOGETHER:
         model = every_family.load(name, folder)
         for mesh, group in groups.items():
-            done = render_together(name, model, requests_of(name), group=group)
+            done = render_batch(name, model, requests_of(name), group=group)
             results[mesh, name] = (done.latents, done.traffic, done.plan.all_to_alls)
     return results
 
@@ -133,7 +133,7 @@ class OneRowBroken:
 
 def test_a_clip_that_is_not_finite_fails_alone_and_the_others_are_as_they_were(folder, alone):
     model = OneRowBroken(every_family.load("open_sora", folder), 1)
-    first, second, third = apart(render_together("open_sora", model, requests_of("open_sora")))
+    first, second, third = unbatch(render_batch("open_sora", model, requests_of("open_sora")))
     assert isinstance(second, NotFiniteError)
     assert str(second).startswith(f"1 of {alone['open_sora'][1].numel()} latent values are NaN or infinite")
     assert differs(first.latents, alone["open_sora"][0]) < BOUND
@@ -142,8 +142,8 @@ def test_a_clip_that_is_not_finite_fails_alone_and_the_others_are_as_they_were(f
 
 def test_a_clips_part_has_its_share_of_seconds_and_bytes_and_the_calls_of_the_loop(folder):
     model, requests = every_family.load("demo", folder), requests_of("demo")
-    together = render_together("demo", model, requests)
-    part = apart(together)[2]
+    together = render_batch("demo", model, requests)
+    part = unbatch(together)[2]
     assert not isinstance(part, NotFiniteError)
     assert sum(part.step_seconds) == pytest.approx(sum(together.step_seconds) / 3)
     assert part.computed == render_alone("demo", model, requests[2]).computed
@@ -156,14 +156,14 @@ def test_clips_of_different_sizes_are_not_rendered_together(folder):
     model = every_family.load("demo", folder)
     first, second, _ = requests_of("demo")
     with pytest.raises(AssertionError, match="differ in more than prompts"):
-        render_together("demo", model, [first, replace(second, guidance_scale=2.0)])
+        render_batch("demo", model, [first, replace(second, guidance_scale=2.0)])
 
 
 def test_prompts_of_one_length_have_a_mask_too_so_that_they_share_the_graphs_of_the_others(folder):
     model = every_family.load("open_sora", folder)
     request = every_family.request_of("open_sora")
     prompts = model.encode_prompts([request, replace(request, seed=9)])
-    mask = model.join_prompts(prompts, request).states("both").mask_B11L
+    mask = model.batch_prompts(prompts, request).states("both").mask_B11L
     assert mask.shape[0] == 4
     assert mask.all()
     assert prompts[0].states("both").mask_B11L is None
