@@ -57,13 +57,14 @@ class Reference:
         places = [(stack, block) for stack in self.stacks for block in range(self.depth)]
         mlp: dict[tuple[str, int], str] = dict.fromkeys(places, "")
         sources: dict[Any, list[int]] = {key: [] for key in (*ATTENTION_KINDS, *places)}
+        rules = {stack: self._mlp_rules(stack) for stack in self.stacks}
         for call, timestep in enumerate(timesteps):
             for kind in ATTENTION_KINDS:
                 letter, source = self._attention(kind, timestep, self.calls_before + call)
                 attention[kind] += letter
                 sources[kind].append(source - self.calls_before)
             for stack, block in places:
-                letter, source = self._mlp(stack, block, timestep, timesteps, self.calls_before + call)
+                letter, source = self._mlp(rules[stack], (stack, block), timestep, timesteps, self.calls_before + call)
                 mlp[stack, block] += letter
                 sources[stack, block].append(source - self.calls_before)
         self.calls_before += len(timesteps)
@@ -88,8 +89,15 @@ class Reference:
             self.latest[kind] = call
         return letter, self.latest.get(kind, -1)
 
-    def _mlp(self, stack: str, block: int, timestep: int, timesteps: Sequence[int], call: int) -> tuple[str, int]:
-        rules = self._mlp_rules(stack)
+    def _mlp(
+        self,
+        rules: Mapping[int, Any],
+        place: tuple[str, int],
+        timestep: int,
+        timesteps: Sequence[int],
+        call: int,
+    ) -> tuple[str, int]:
+        stack, block = place
         if timestep in rules and block in rules[timestep]["block"]:
             self.store[stack][timestep, block] = call
             return "S", call

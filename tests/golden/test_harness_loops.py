@@ -40,7 +40,7 @@ def loop_case(folder: Path, **settings: Any) -> Case:
     elif discrete:
         levels = levels.long()
     if settings.pop("lift", False):
-        levels[:, 0] = np.nextafter(np.float32(1000), np.float32(2000))
+        levels[:, 0] = float(np.nextafter(np.float32(1000), np.float32(2000)))
     shown, active_at, z, begun = [], [], z0.clone(), masks == 1
     for step in range(steps):
         level = levels[:, step]
