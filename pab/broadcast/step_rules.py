@@ -1,9 +1,9 @@
 """An explicit plan: the steps at which the model runs and, per group of sites, the steps at which they compute.
 
-`calibrate` finds and writes such plans. At a step without a pass, the last prediction is reused. At a step with a pass, a site
-that does not compute reuses its last computed output. Steps count model calls. If a clip has another number of steps than the
-plan, each of its steps covers one or more of the plan's steps and computes if any of these does. So decisions stay at their
-noise levels, and nothing is reused over a longer way than in the plan.
+`calibrate` finds and writes such plans. At a step without a pass, the last prediction is reused. At a step with a pass, a
+site that does not compute reuses its last computed output. Steps count model calls. If a clip has another number of steps
+than the plan, each of its steps covers one or more of the plan's steps and computes if any of these does. So decisions stay
+at their noise levels, and nothing is reused over a longer way than in the plan.
 """
 
 from __future__ import annotations
