@@ -165,7 +165,7 @@ def _decode(loaded: LoadedFamily, clip: Clip, loops: Sequence[Denoised], group: 
         frames_THWC = loaded.model.decode(denoised.latents, request, group)[0 if group.is_clip_root else slice(0)]
         if group.is_clip_root:
             frames_THWC = frames_THWC[repeated if loop else 0 :]
-        # A device has room for one loop's frames, not for those of all.
+        # The device has room for the frames of one loop, but not of all loops.
         parts.append(frames_THWC.cpu() if len(loops) > 1 else frames_THWC)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

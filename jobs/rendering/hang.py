@@ -17,11 +17,11 @@ HUNG_EXIT = 75
 
 
 class HangWatch:
-    """Ends this process with `HUNG_EXIT` when a clip takes longer than `limit_s`, or a batch of N clips longer than N times that.
+    """Ends this process with `HUNG_EXIT` when a clip takes longer than `limit_s`, or a batch of N clips N times as long.
 
-    A thread that hangs in a kernel or a collective cannot be interrupted, so no error is raised in it. The clip's attempt mark
-    stays: a clip that hangs repeatedly is quarantined, like a clip that crashes. `last_words` is called first, to save what
-    can be saved; it must return within a bounded time.
+    A thread that hangs in a kernel or a collective cannot be interrupted, so no error is raised in it. The clip's attempt
+    mark stays: a clip that hangs repeatedly is quarantined, like a clip that crashes. `last_words` is called first, to save
+    what can be saved; it must return within a bounded time.
     """
 
     def __init__(self, limit_s: float, *, last_words: Callable[[], object]) -> None:
