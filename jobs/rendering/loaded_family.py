@@ -64,7 +64,7 @@ class LoadedFamily:
 
 
 def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
-    """Returns the broadcast rules that a clip names: the run's own, else the family's. Raises ValueError listing the names."""
+    """Returns the broadcast rules that a clip names: the run's own, else the family's. Raises ValueError with all names."""
     own: Mapping[str, dict[str, object]] = settings.broadcast_rules or {}
     if clip.broadcast in own:
         return rules_from_dict(own[clip.broadcast])

@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipReferences:
-    """The frames of a clip's references that the masks of its loops need; None for a reference from which none is needed."""
+    """A clip's frame masks, one per loop, and its references' pixels; None for a loop or reference without any."""
 
     masks: tuple[FrameMask | None, ...]
     pixels: tuple[ReferencePixels | None, ...]

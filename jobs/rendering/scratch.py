@@ -37,7 +37,7 @@ def remove_left_over() -> list[Path]:
     """Removes the folders of this user's ended jobs; returns them. Folders that cannot be removed stay."""
     removed = []
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        # No lock file: its owner is about to make it. No access: another user's.
+        # Without a lock file, its owner is about to make one. Without access, it is another user's.
         with suppress(OSError), (folder / _LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
