@@ -25,7 +25,7 @@ AUTO = 0
 class Setting:
     """Describes a field of the settings tree, beside its name, type and default: `Annotated[int, Setting(...)]`.
 
-    `pipeline.run.options` makes the flag, the environment variable, the key of a --config file and the line in --help from it.
+    `pipeline.run.options` makes the flag, the environment variable, the key of a --config file and the line in --help of it.
     `help`: for a bool, it says what giving the flag does. `asked`: the default as users write it, if it is not a value of the
     field ("auto"). `name`: if it differs from the field's name. `kind`: the type that users give, if it differs from the
     field's; list is text that may be repeated. `choices`: the allowed texts. `low`, `high`: bounds of a whole number. `read`:
@@ -79,7 +79,7 @@ def read_batch(text: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
-    """How the ranks of a job are used: `dp` clips at once, guidance branches over `cfg` (1 or 2) ranks, `sp` ranks per pass."""
+    """How a job's ranks are used: `dp` clips at once, guidance branches over `cfg` (1 or 2) ranks, a pass over `sp` ranks."""
 
     dp: int = 1
     cfg: int = 1
@@ -144,7 +144,7 @@ class RenderSettings:
             asked="auto",
             choices=("auto", "cpu", "cuda"),
             commands=("calibrate",),
-            help="auto is cuda under SLURM and if this machine has an NVIDIA GPU, else cpu",
+            help="auto is cuda under SLURM or if this machine has an NVIDIA GPU, else cpu",
         ),
     ]
     compile: Annotated[
