@@ -119,7 +119,9 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
     status = _run_command(commands, "status", "show how far a run is; reads only its output")
     _add_json(status)
     watch = _run_command(commands, "watch", "show the status again and again until the run is finished")
-    watch.add_argument("--interval", type=_seconds, default=5.0, metavar="S", help="seconds between updates (default: 5)")
+    watch.add_argument(
+        "--interval", type=_seconds, default=5.0, metavar="S", help="seconds between updates (default: 5)"
+    )
     report = _run_command(commands, "report", "join the jobs' reports into reports/run.json, run.html, index.parquet")
     _add_json(report)
     retry = _run_command(
@@ -159,14 +161,28 @@ def _add_manifest(commands: _Commands[Parser]) -> None:
 
 def _add_bench(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "bench", "time our models, and their alternatives, on this machine", BENCH)
-    parser.add_argument("--output", default="runs/bench", metavar="DIR", help="folder for bench.json and bench.html (default: runs/bench)")
-    parser.add_argument("--rows", metavar="TEXT,...", help="names of groups, or parts of rows' names (default: all; see --list)")
-    parser.add_argument("--list", action="store_true", help="list the rows, and about how long each group takes")
-    parser.add_argument("--join", nargs="+", metavar="FILE", help="measure nothing; make one page of several bench.json")
     parser.add_argument(
-        "--size", choices=("auto", "full", "tiny"), default="auto", help="size of the models; auto: full on a GPU, else tiny"
+        "--output",
+        default="runs/bench",
+        metavar="DIR",
+        help="folder for bench.json and bench.html (default: runs/bench)",
     )
-    parser.add_argument("--repeat", type=_count, default=3, metavar="N", help="timed clips per row, at most (default: 3)")
+    parser.add_argument(
+        "--rows", metavar="TEXT,...", help="names of groups, or parts of rows' names (default: all; see --list)"
+    )
+    parser.add_argument("--list", action="store_true", help="list the rows, and about how long each group takes")
+    parser.add_argument(
+        "--join", nargs="+", metavar="FILE", help="measure nothing; make one page of several bench.json"
+    )
+    parser.add_argument(
+        "--size",
+        choices=("auto", "full", "tiny"),
+        default="auto",
+        help="size of the models; auto: full on a GPU, else tiny",
+    )
+    parser.add_argument(
+        "--repeat", type=_count, default=3, metavar="N", help="timed clips per row, at most (default: 3)"
+    )
     parser.add_argument(
         "--seconds",
         type=_seconds,
@@ -188,7 +204,10 @@ def _add_bench(commands: _Commands[Parser]) -> None:
 
 def _add_calibrate(commands: _Commands[Parser]) -> None:
     parser = _command(
-        commands, "calibrate", "measure on your prompts what may be reused, and search a plan for submit --broadcast", CALIBRATE
+        commands,
+        "calibrate",
+        "measure on your prompts what may be reused, and search a plan for submit --broadcast",
+        CALIBRATE,
     )
     parser.add_argument("prompts", metavar="PROMPTS", help="a manifest, or a .txt, .csv or .jsonl file of prompts")
     parser.add_argument("--output", dest="plan", type=Path, required=True, metavar="FILE.json", help="the plan file")
@@ -196,7 +215,12 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
     target = parser.add_argument_group("goal of the search (default: --match with the family's default preset)")
     one = target.add_mutually_exclusive_group()
     one.add_argument("--match", metavar="PRESET", help="the best quality for at most this preset's work")
-    one.add_argument("--computed-share", type=float, metavar="X", help="the best quality for at most this share of the work, e.g. 0.6")
+    one.add_argument(
+        "--computed-share",
+        type=float,
+        metavar="X",
+        help="the best quality for at most this share of the work, e.g. 0.6",
+    )
     one.add_argument(
         "--min-psnr", type=float, metavar="DB", help="the least work with at least this median PSNR, in dB"
     )
@@ -209,10 +233,18 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
         help="what the plan may reuse: predictions of whole passes, outputs of sites, or all of them (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--block-ranges", type=int, default=1, metavar="N", help="number of block ranges that each get their own decisions (default: 1)"
+        "--block-ranges",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of block ranges that each get their own decisions (default: 1)",
     )
     parser.add_argument(
-        "--probe-every", type=int, default=2, metavar="N", help="measure the effect of reuse at every Nth step (default: 2)"
+        "--probe-every",
+        type=int,
+        default=2,
+        metavar="N",
+        help="measure the effect of reuse at every Nth step (default: 2)",
     )
     parser.add_argument(
         "--report", type=Path, metavar="FILE.html", help="the report page (default: the plan's name with .html)"

@@ -1,7 +1,7 @@
 """The run's folder in object storage, reached through fsspec. A file is either complete or not there.
 
-Local files are written under another name and renamed. S3 objects are one PUT, or a multipart upload that appears only when it
-is complete. Nothing is streamed to its final path, where an error half-way would publish a part of the file.
+Local files are written under another name and renamed. S3 objects are one PUT, or a multipart upload that appears only
+when it is complete. Nothing is streamed to its final path, where an error half-way would publish a part of the file.
 """
 
 from __future__ import annotations
