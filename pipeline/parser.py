@@ -34,9 +34,9 @@ COLUMNS = """columns of a manifest:
   references              paths or URLs of images and videos, separated by ;
   mask_strategy           which frames the references give; if empty, the first reference begins the clip
   loops                   how many times num_frames are rendered, each time continuing from the last frames; if empty,
-                          as the prompt's texts need: |0| a calm shore |2| a storm
+                          up to the prompt's last text, so 3 for |0| a calm shore |2| a storm
   condition_frame_length  number of latent frames from which a loop continues
-  condition_frame_edit    how far these frames may change, from 0 to 1
+  condition_frame_edit    how much noise these frames start from: 0 keeps them, 1 draws them again
   Any other column is kept.
 
 """

@@ -41,7 +41,7 @@ class GroupError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """This process's place in its job. `start`: how often SLURM has restarted the job. `folder`: submitit's folder.
+    """Place of this process in its job. `start`: how often SLURM has restarted the job. `folder`: submitit's folder.
 
     `node`: SLURM's name for this machine; without SLURM its host name.
     """

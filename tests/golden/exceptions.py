@@ -1,4 +1,4 @@
-"""What is on purpose unlike the reference, or cannot be compared: the one list. Whatever is not here has to be equal."""
+"""The list of all that differs from the reference on purpose, or cannot be compared. Everything else must be equal."""
 
 from collections.abc import Mapping
 
@@ -29,5 +29,5 @@ UNLIKE_THE_REFERENCE: Mapping[str, str] = {
 
 
 def reason(name: str) -> str:
-    """Returns why, so that a check that leaves something out names an entry of the list."""
+    """Returns an entry's reason. A check that leaves something out calls this, so that it names an entry of the list."""
     return UNLIKE_THE_REFERENCE[name]
