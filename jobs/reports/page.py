@@ -8,7 +8,7 @@ from importlib.resources import files
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from jobs.reports.figures import FILTERS
+from jobs.reports.number_formats import FILTERS
 
 
 def page(template: str, **values: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from pipeline.commands.checks import Check, bucket_check, machine_checks, weights_check
+from pipeline.commands.doctor_checks import Check, bucket_check, machine_checks, weights_check
 from pipeline.exits import Exit
 from pipeline.run.run import versions
 from pipeline.screen import Screen

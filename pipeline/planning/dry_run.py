@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cluster.slurm_settings import UnreachableError
-from jobs.reports.figures import duration
+from jobs.reports.number_formats import duration
 from manifests.shards import ClipGroup
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan

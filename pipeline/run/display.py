@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cluster.run_state import JobLine
-from jobs.reports.figures import duration
+from jobs.reports.number_formats import duration
 
 _LINE_EVERY_S = 15.0
 

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 from cluster.job import JobState
 from cluster.run_state import RunState
-from jobs.reports.figures import duration
+from jobs.reports.number_formats import duration
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from pipeline.run.display import Display, Snapshot

@@ -1,4 +1,4 @@
-from jobs.reports.figures import axis_seconds
+from jobs.reports.number_formats import axis_seconds
 from jobs.reports.report_svg import bar_chart
 
 

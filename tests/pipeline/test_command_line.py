@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.reports.figures import duration
+from jobs.reports.number_formats import duration
 from pipeline.__main__ import COMMANDS
-from pipeline.commands.checks import disk_check, ffmpeg_check, python_check, weights_check
+from pipeline.commands.doctor_checks import disk_check, ffmpeg_check, python_check, weights_check
 from pipeline.parser import build_parser
 from pipeline.run.display import Snapshot
 from pipeline.screen import counted
