@@ -161,8 +161,8 @@ class RenderSettings:
         str,
         Setting(
             choices=ATTENTION_CHOICES,
-            help="attention kernel: torch's own choice (default), or cuDNN first. auto is cuDNN if compiled blocks on a "
-            "GPU have heads of 72 channels. cuDNN is part of a clip's digest",
+            help="attention kernel: default leaves the choice to torch, cudnn tries cuDNN first. auto is cudnn if compiled "
+            "blocks on a GPU have heads of 72 channels. cudnn is part of a clip's digest",
         ),
     ] = "auto"
     keep: Annotated[
@@ -216,9 +216,9 @@ class RenderSettings:
             kind=str,
             read=read_batch,
             metavar="auto|N",
-            help="how many clips of one size and plan are rendered in one batch, if the family can (at most 8). auto begins "
-            "with one and takes more as long as the job measures that this is faster. On the record, but not in the digest: "
-            "it changes rounding no more than another kind of GPU does",
+            help="how many clips of one size and plan are rendered in one batch, at most 8, if the family has batches. auto "
+            "begins with one and takes more as long as the job measures that this is faster. The record names the batch, but "
+            "the digest does not: a batch changes rounding no more than another kind of GPU does",
         ),
     ] = 1
     max_attempts: Annotated[

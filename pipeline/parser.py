@@ -131,7 +131,7 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
     )
     retry.add_argument("--clip", action="append", metavar="ID", help="only this clip; may be repeated")
     _add_json(retry)
-    cancel = _run_command(commands, "cancel", "cancel the run's jobs; what is rendered stays")
+    cancel = _run_command(commands, "cancel", "cancel the run's jobs; rendered clips stay")
     _add_json(cancel)
     logs = _run_command(commands, "logs", "show what the jobs logged about a clip")
     logs.add_argument("--clip", required=True, metavar="ID", help="the clip's id")

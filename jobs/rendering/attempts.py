@@ -93,7 +93,7 @@ class OpenAttempts:
 
 @contextmanager
 def interruptible(on_signal: Callable[[], object]) -> Iterator[None]:
-    """Calls `on_signal` at once, in a thread of its own, when a signal asks the process to end; then ends the main thread.
+    """When a signal asks the process to end, calls `on_signal` at once, in a separate thread, then ends the main thread.
 
     Earlier handlers of SIGTERM, SIGINT and SIGUSR2 (such as our requeue) are called too, except that SIGTERM is never
     ignored. Outside of the main thread no handler can be set: there it only runs the body.

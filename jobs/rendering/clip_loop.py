@@ -33,7 +33,7 @@ from pab.sampling.denoise import NotFiniteError
 
 _LOG = logging.getLogger(__name__)
 _NO_TIME, _RECORDED = 0, -1
-"""These stand in place of an attempt's number and say why a clip is not begun."""
+"""Values in place of an attempt's number, which say why a clip is not begun."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -45,7 +45,7 @@ _LOG_FILE = "job.log"
 
 
 def run_shard(job: RenderShard) -> ShardOutcome:
-    """Renders what is left of a shard. Collective over the job's ranks; see `RenderShard.__call__`."""
+    """Renders the clips of a shard that are still to do. Collective over the job's ranks; see `RenderShard.__call__`."""
     started = time.monotonic()
     with ExitStack() as stack:
         ranks = stack.enter_context(open_job(job.settings))

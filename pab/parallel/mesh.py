@@ -67,11 +67,11 @@ class TrafficMeter:
         return self.snapshot().since(earlier)
 
     def all_to_all(self, num_bytes: int) -> None:
-        """Counts an all-to-all that sends so many bytes."""
+        """Counts one all-to-all, which sends `num_bytes`."""
         _count(self.counts, _ALL_TO_ALLS, num_bytes)
 
     def gather(self, num_bytes: int) -> None:
-        """Counts a gather that sends so many bytes."""
+        """Counts one gather, which sends `num_bytes`."""
         _count(self.counts, _GATHERS, num_bytes)
 
 

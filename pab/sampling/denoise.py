@@ -96,7 +96,7 @@ def denoise(
         state.begin(step)
         model_input = scheduler.model_input(latents, step)
         if step in plan.skipped:
-            state.skip(tuple(texts))  # the last prediction stands in
+            state.skip(tuple(texts))  # the last prediction is reused
         else:
             active, timestep = scheduler.active_frames(step), plan.timesteps[step]
             step_input = StepInput(request=request, step=step, timestep=timestep, active_frames=active)

@@ -146,7 +146,7 @@ class RunSettings:
     ]
     render: RenderSettings
     machines: MachineSettings
-    dask: Annotated[bool, Setting(group="machines", help="start no Dask dashboard beside the driver")] = True
+    dask: Annotated[bool, Setting(group="machines", help="do not start the Dask dashboard with the driver")] = True
 
     def to_dict(self) -> dict[str, object]:
         """Returns the tree as JSON values."""
