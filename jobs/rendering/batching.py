@@ -68,11 +68,11 @@ class Batching:
             rules = clip_rules(clip, family, self.settings)
             plan = plan_for(family, clip_requests(clip)[0], rules, self.settings.render.precision)
         except ValueError:
-            most = 1  # it will fail, alone
+            most = 1  # it will fail, so it is rendered alone
         else:
             reuses = isinstance(rules, ForesightRules) or len(plan.full_steps) < plan.num_steps
             if isinstance(rules, ForesightRules):
-                most = 1  # it decides by what it measures in the whole pass
+                most = 1  # Foresight decides by changes that it measures over the whole pass
         return KindOfClip(batch=BatchSize(asked=self.settings.render.batch, most=most), reuses=reuses)
 
     @staticmethod

@@ -101,7 +101,7 @@ def contain(attempt: Attempt, context: JobContext, work: Callable[[], T], *, col
     """
     try:
         return work()
-    except Exception as error:  # the clip's border: what a model, ffmpeg or a store raises costs no other clip
+    except Exception as error:  # the clip's border: no error of a model, ffmpeg or a store may harm other clips
         if context.attempts.is_withdrawn(attempt.clip.key, attempt.number):
             # The job is being ended from outside, so this error is not the clip's fault.
             raise
@@ -140,8 +140,8 @@ def contain_batch(attempts: Sequence[Attempt], context: JobContext, work: Callab
 def write_failure(attempt: Attempt, context: JobContext, error: BaseException, *, number: int | None = None) -> Failed:
     """Writes a clip's failure to the bucket and returns it as a value. If several ranks do so, the first one's file stays.
 
-    `number`: the failure's number. None takes the attempt's number; or, if the error is in the row itself, so that it would
-    occur on every node, the last allowed number, so that the clip is not tried again.
+    `number`: the failure's number; by default the attempt's. A ValueError is in the row itself and would occur on every
+    node: then the default is the last allowed number, so that the clip is not tried again.
     """
     if number is None:
         final = isinstance(error, ValueError)

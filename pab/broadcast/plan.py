@@ -87,7 +87,7 @@ class BroadcastPlan:
 
     @property
     def all_to_alls_without_broadcast(self) -> int:
-        """The same if every site computed at every step."""
+        """The number of all-to-alls if every site computed at every step."""
         return self.num_steps * sum(site.all_to_alls for site in self.sites)
 
     def decisions(self, site: int) -> str:
