@@ -1,7 +1,7 @@
-"""What travels as a pickle into a job and back: the caller's value as bytes, beside a format number.
+"""The pickles that go into a job and back: the caller's value as bytes, and a format number.
 
-Around those bytes stand only plain values and `cluster.rank.RankCall`, so code of every later version can load what an
-earlier one has queued, and refuses in words what it cannot run.
+Outside of these bytes a pickle has only plain values and `cluster.rank.RankCall`. So every later version can load what an
+earlier one queued, and can refuse with a message what it cannot run.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ import pickle
 from collections.abc import Mapping
 
 FORMAT = 2
-"""To be raised when a class that is pickled changes its name, its place or its fields.
+"""Raise this number when a pickled class changes its name, its module or its fields.
 
-Without that a dataclass of other fields would load and mean something else. Format 1 did not say its number.
+Otherwise an old pickle of a dataclass could load with a wrong meaning. Pickles of format 1 have no number.
 """
 
 
 class FormatError(Exception):
-    """A pickle is not of this version of the program; the message says in which way."""
+    """A pickle is from another version of the program; the message says how it differs."""
 
 
 def seal(value: object) -> dict[str, object]:
-    """Returns the value pickled, with the format. Raises what `pickle` raises for a value that is not importable."""
+    """Returns the pickled value with the format. Raises the error of `pickle` for a value that cannot be pickled."""
     return {"format": FORMAT, "value": pickle.dumps(value)}
 
 
 def unseal(sealed: Mapping[str, object]) -> object:
-    """Returns what was sealed. Raises FormatError where another version sealed it, or where its classes are not here."""
+    """Returns the sealed value. Raises FormatError if another version sealed it, or if its classes do not exist here."""
     found, data = sealed.get("format"), sealed.get("value")
     if found != FORMAT or not isinstance(data, bytes):
         raise FormatError(f"pickled in format {found}, this version reads {FORMAT}")
     try:
         return pickle.loads(data)
     except (ImportError, AttributeError, ValueError) as error:
-        # A class that is not here, or one that says that it has other fields by now.
+        # The class does not exist here, or it reports that its fields have changed.
         raise FormatError(f"it does not load here: {error}") from error
 
 
 class _Unknown:
-    """Stands for any class in an outcome: code of format 1 pickled its own. `state`: what the class was pickled with."""
+    """Replaces any class in an outcome, since format 1 pickled its own classes. `state`: the pickled state of the class."""
 
     state: object = None
 
@@ -51,20 +51,20 @@ class _Unknown:
 
 class _OutcomeReader(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> type[_Unknown]:
-        """Imports nothing: an outcome can be read whatever has moved since."""
+        """Imports nothing, so an outcome can be read even if its classes have moved since."""
         return _Unknown
 
 
 def read_outcome(data: bytes) -> tuple[str, object]:
-    """Reads what submitit writes for a rank: "success" and what `RankCall` returned, or "error" and a traceback.
+    """Reads the file that submitit writes for a rank: "success" and the result of `RankCall`, or "error" and a traceback.
 
-    The result of a job of format 1 becomes a mapping too, with its `attempt` and without its value. Raises
-    pickle.UnpicklingError for what is not such a pickle.
+    The result of a job of format 1 is also returned as a mapping, with its `attempt` but without its value. Raises
+    pickle.UnpicklingError for anything else.
     """
     try:
         outcome, value = _OutcomeReader(io.BytesIO(data)).load()
     except (EOFError, LookupError, ValueError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        # What reading broken bytes raises beside UnpicklingError.
+        # Broken bytes can also raise these errors, not only UnpicklingError.
         raise pickle.UnpicklingError(repr(error)) from error
     if isinstance(value, _Unknown) and isinstance(value.state, list) and value.state:
         value = {"format": 1, "attempt": value.state[0]}

@@ -1,4 +1,4 @@
-"""What runs on every rank around the caller's function: old results away first, no life without the group, requeue."""
+"""What runs on every rank around the caller's function: removes old results, ends with its job, requeues the job."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _WATCH_S = 0.5
 
 
 def rank_result(*, attempt: int, value: object) -> dict[str, object]:
-    """Returns what a rank leaves: rank 0's value (None from the others) and the start of the job that it belongs to."""
+    """Returns what a rank writes as its result: the value, and the number of the job's start. Only rank 0 has a value."""
     return seal(value) | {"attempt": attempt}
 
 
 class RankCall:
-    """The callable that submitit pickles for a job; it runs `call` on one rank. Its name and place stay what they are.
+    """The callable that submitit pickles for a job; it runs `call` on one rank. Queued jobs name it, so it must not move.
 
-    `max_requeues`: how often the job puts itself back into SLURM's queue at its time limit or a preemption.
+    `max_requeues`: how often the job requeues itself in SLURM at its time limit or a preemption.
     """
 
     def __init__(self, *, call: Callable[[], object], max_requeues: int = 0) -> None:
@@ -39,11 +39,11 @@ class RankCall:
         return self._job
 
     def __setstate__(self, state: object) -> None:
-        # Before the format was told, this was a dataclass, whose state is the list of its fields.
+        # In format 1 this was a dataclass, whose state is a list of its fields.
         self._job = state if isinstance(state, dict) else {"format": 1}
 
     def __call__(self) -> dict[str, object]:
-        """Runs the call and returns its `rank_result`. Ends the process in words if another version queued the job."""
+        """Runs the call and returns its `rank_result`. If another version queued the job, ends the process with a message."""
         environment = submitit.JobEnvironment()
         attempt = restart_count()
         _drop_old_result(environment)
@@ -64,8 +64,8 @@ class RankCall:
 
 
 def _drop_old_result(environment: submitit.JobEnvironment) -> None:
-    # A requeued job finds what its earlier start left, on this rank only: a result that would pass for its own, or a
-    # half-written one, which makes submitit refuse to write.
+    # A requeued job may find this rank's result from its earlier start. A complete one would be taken for the new result; a
+    # half-written one makes submitit refuse to write.
     result = environment.paths.result_pickle
     result.unlink(missing_ok=True)
     result.with_suffix(result.suffix + ".save_tmp").unlink(missing_ok=True)
@@ -75,15 +75,15 @@ def _die_with(parent_pid: int) -> None:
     def watch() -> None:
         while os.getppid() == parent_pid:
             time.sleep(_WATCH_S)
-        # Each rank leads a process group of its own, so this takes its children (ffmpeg, data loaders) along.
+        # Each rank leads its own process group, so this also kills its children (ffmpeg, data loaders).
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _requeue_on_usr2(environment: submitit.JobEnvironment, *, attempt: int, max_requeues: int) -> None:
-    # submitit's own handler guesses timeout or preemption from the wall time, pickles the function again, and can be
-    # killed by the very requeue that it asks for. All state is in the bucket: the first pickle is good for every start.
+    # submitit's handler guesses from the wall time whether it is a timeout or a preemption, pickles the function again, and
+    # can be killed by the requeue that it asks for. All state is in the bucket, so the first pickle works for every start.
     def requeue(_signum: int, _frame: FrameType | None) -> None:
         if environment.global_rank != 0:
             return
@@ -91,7 +91,7 @@ def _requeue_on_usr2(environment: submitit.JobEnvironment, *, attempt: int, max_
             _LOG.error("job %s: started %d times, not requeued again", environment.job_id, attempt + 1)
             sys.exit(1)
         _LOG.warning("job %s: out of time or preempted, requeueing", environment.job_id)
-        # SLURM signals the whole step while `scontrol requeue` still runs in it; what is ignored stays ignored in a child.
+        # SLURM signals the whole step while `scontrol requeue` still runs in it. Signals ignored here are also ignored there.
         for ending in (signal.SIGTERM, signal.SIGCONT):
             signal.signal(ending, signal.SIG_IGN)
         subprocess.run(["scontrol", "requeue", environment.job_id], timeout=60, check=True)

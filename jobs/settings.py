@@ -1,6 +1,6 @@
-"""What a job is told, and the settings among it: each says here, once, all that flags, variables, files and help need.
+"""The settings that jobs follow. A field states a setting once, with all that its flag, variable, file key and help need.
 
-Plain values only: it is pickled into jobs, so it holds no secret.
+Plain values only. They are pickled into jobs, so they must not hold secrets.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from pab.execution.choice import ATTENTION_CHOICES, KEEP_CHOICES, LINEARS_CHOICE
 from pab.family import MAX_BATCH, Family
 
 MAX_ATTEMPTS = 2
-"""A clip that has failed or killed its group so often is given up, unless the run says otherwise."""
+"""A clip that has failed or killed its group this many times is given up, unless the run sets another number."""
 PLAIN_CRF = 18
-"""Digests name the quality of a video only where it is another one, so those from before there was a choice stay."""
+"""Digests name the quality only if it is a different one, so digests from before it could be chosen stay the same."""
 AUTO = 0
-"""As `batch`: the measured times decide."""
+"""The value of `batch` that lets measured times decide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a field of the settings tree says of itself beside its name, type and default: `Annotated[int, Setting(...)]`.
+    """Describes a field of the settings tree, beside its name, type and default: `Annotated[int, Setting(...)]`.
 
-    The flag, the environment variable, the key of a --config file and the line in --help are made of it
-    (`pipeline.run.options`). `help`: of a flag that sets a bool, what the flag does. `asked`: the default, where that is no
-    value of the field ("auto"). `name`: if it is not the field's. `kind`: what is asked for, if it is not of the field's
-    type; list is text that may be given again. `choices`: the allowed texts. `low`, `high`: bounds of a whole number.
-    `read`: makes the field's value of an allowed text; its ValueError says what is needed. `group`: the heading in --help,
-    if it is not the name of the tree's part. `commands`: those that take the flag, besides `submit`.
+    `pipeline.run.options` makes the flag, the environment variable, the key of a --config file and the line in --help of it.
+    `help`: for a bool, it says what giving the flag does. `asked`: the default as users write it, if it is not a value of the
+    field ("auto"). `name`: if it differs from the field's name. `kind`: the type that users give, if it differs from the
+    field's; list is text that may be repeated. `choices`: the allowed texts. `low`, `high`: bounds of a whole number. `read`:
+    turns an allowed text into the field's value; its ValueError says what is needed. `group`: the part of the tree under
+    whose heading --help shows it, if not its own. `commands`: the commands besides `submit` that take the flag.
     """
 
     help: str
@@ -46,19 +46,19 @@ class Setting:
     commands: tuple[str, ...] = ()
 
     def check_number(self, number: int) -> None:
-        """Raises ValueError, saying what is needed, for a number out of bounds."""
+        """Raises ValueError, which says what is needed, for a number out of bounds."""
         if number < self.low or (self.high is not None and number > self.high):
             raise ValueError(self.needed_number)
 
     @property
     def needed_number(self) -> str:
-        """What is needed where a number is asked for."""
+        """The end of an error message: which whole numbers are allowed."""
         bounds = f"of {self.low} or more" if self.high is None else f"from {self.low} to {self.high}"
         return f"needs a whole number {bounds}"
 
 
 def settings_in(part: type) -> dict[str, tuple[object, Setting]]:
-    """Returns by field name the type and the setting of each field that is one. `part`: a dataclass of the tree."""
+    """Returns field name -> (type, `Setting`) for the fields that have a `Setting`. `part`: a dataclass of the tree."""
     hints = get_type_hints(part, include_extras=True)
     return {
         each.name: (hints[each.name].__origin__, said)
@@ -69,7 +69,7 @@ def settings_in(part: type) -> dict[str, tuple[object, Setting]]:
 
 
 def read_batch(text: str) -> int:
-    """Returns the number of clips that `auto` or a number means. Raises ValueError saying what is needed."""
+    """Reads `auto` (returned as `AUTO`) or a number of clips. Raises ValueError, which says what is needed."""
     if text == "auto":
         return AUTO
     if not re.fullmatch(r"[1-9]\d?", text) or int(text) > MAX_BATCH:
@@ -79,7 +79,7 @@ def read_batch(text: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
-    """How the ranks of a job are used: `dp` clips at once, `cfg` guidance branches apart, `sp` ranks per pass."""
+    """How a job's ranks are used: `dp` clips at once, guidance branches over `cfg` (1 or 2) ranks, a pass over `sp` ranks."""
 
     dp: int = 1
     cfg: int = 1
@@ -96,11 +96,11 @@ class Mesh:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderSettings:
-    """The settings that jobs follow. Those of machines and SLURM are `pipeline.run.settings.MachineSettings`.
+    """The settings that jobs follow. Those of machines and SLURM are in `pipeline.run.settings.MachineSettings`.
 
-    All but `device`, `compile_cache`, `baseline`, `batch` and `max_attempts` change a video, so they are part of clips'
-    digests. `weights`: given for `model` without its name. `family_weights`: those given with a family's name. `batch`:
-    clips that are rendered together, or `AUTO`.
+    All except `device`, `compile_cache`, `baseline`, `batch` and `max_attempts` change a video, so they are part of clips'
+    digests. `weights`: those given without a family's name; they are for `model`. `family_weights`: those given with a
+    family's name. `batch`: how many clips are rendered in one batch, or `AUTO`.
     """
 
     model: Annotated[
@@ -117,8 +117,8 @@ class RenderSettings:
             kind=list,
             metavar="[FAMILY=]DIR_OR_HUB_ID",
             commands=("validate", "calibrate"),
-            help="weights of --model, or of the family that is named: a folder, a file or a hub id (default: each "
-            "family's own); may be repeated, a --config file has a table",
+            help="weights of --model, or of the named family: a folder, a file or a hub id (default: each family's own). "
+            "May be repeated; in a --config file it is a table",
         ),
     ] = None
     broadcast: Annotated[
@@ -127,7 +127,7 @@ class RenderSettings:
             metavar="PRESET_OR_FILE",
             commands=("validate",),
             help="broadcast of rows that name none: a preset of the family (`none` never reuses), or a JSON file of "
-            "rules, whose name without .json rows may use too",
+            "rules. Rows may also name the file, without .json",
         ),
     ] = None
     precision: Annotated[
@@ -135,7 +135,7 @@ class RenderSettings:
         Setting(
             choices=("float32", "bfloat16"),
             commands=("validate", "calibrate"),
-            help="what the model computes in (default: float32 on CPUs, bfloat16 on GPUs)",
+            help="number format in which the model computes (default: float32 on CPUs, bfloat16 on GPUs)",
         ),
     ]
     device: Annotated[
@@ -144,7 +144,7 @@ class RenderSettings:
             asked="auto",
             choices=("auto", "cpu", "cuda"),
             commands=("calibrate",),
-            help="auto is cuda under SLURM and where this machine has an NVIDIA GPU, else cpu",
+            help="auto is cuda under SLURM or if this machine has an NVIDIA GPU, else cpu",
         ),
     ]
     compile: Annotated[
@@ -152,35 +152,35 @@ class RenderSettings:
         Setting(
             asked="auto",
             choices=("auto", "on", "off"),
-            help="compile the model's blocks, a graph per step pattern; rounds otherwise than eager blocks do, so it"
-            " is part of a clip's digest, as are the fused kernels that Open-Sora's blocks then use on GPUs in "
-            "bfloat16. auto is on for GPUs, for the families whose blocks can be compiled",
+            help="compile the model's blocks, one graph per step pattern. Compiled blocks round differently from eager "
+            "ones, so this is part of a clip's digest, and so are the fused kernels that Open-Sora's blocks then use on "
+            "GPUs in bfloat16. auto is on for GPUs, for families whose blocks can be compiled",
         ),
     ] = False
     attention: Annotated[
         str,
         Setting(
             choices=ATTENTION_CHOICES,
-            help="attention kernel: torch's own choice (default) or cuDNN first; auto is cuDNN where compiled blocks"
-            " on a GPU have heads of 72 channels. Part of a clip's digest where it is cuDNN",
+            help="attention kernel: default leaves the choice to torch, cudnn tries cuDNN first. auto is cudnn if compiled "
+            "blocks on a GPU have heads of 72 channels. cudnn is part of a clip's digest",
         ),
     ] = "auto"
     keep: Annotated[
         str,
         Setting(
             choices=KEEP_CHOICES,
-            help="how outputs of sites wait to be reused: as they are, or as 8-bit integers with a scale per token, "
-            "in half of bfloat16's memory; part of a clip's digest where it is int8. Foresight keeps whole "
-            "blocks, and always full",
+            help="how kept outputs of sites are stored: full (as they are), or int8 (8-bit integers with a scale per "
+            "token, half of bfloat16's memory). int8 is part of a clip's digest. Foresight keeps outputs of whole blocks, "
+            "always in full",
         ),
     ] = "full"
     linears: Annotated[
         str,
         Setting(
             choices=LINEARS_CHOICES,
-            help="matrix products of the model's blocks: in its precision, or of 8-bit floats (families that have "
-            "them: open_sora, latte, open_sora_plan_v110), faster on GPUs from compute capability 8.9 on; part "
-            "of a clip's digest where it is float8",
+            help="matrix products of the model's blocks: full (in --precision), or float8 (8-bit floats; open_sora, latte "
+            "and open_sora_plan_v110 have them), which is faster on GPUs of compute capability 8.9 or higher. float8 is part "
+            "of a clip's digest",
         ),
     ] = "full"
     crf: Annotated[
@@ -189,23 +189,23 @@ class RenderSettings:
             low=0,
             high=51,
             metavar="N",
-            help="quality of the H.264 videos: 0 is lossless, few players show it; 6 more about halve a file, 51 is worst. "
-            "Above 30 a video with much noise may be refused, as less than 25 dB like its frames. Part of a clip's "
-            "digest where it is not 18",
+            help="quality of the H.264 videos, from 0 (lossless, which few players show) to 51 (worst); adding 6 about "
+            "halves a file. Above 30 a video with much noise may be refused, because its PSNR to the frames is below 25 dB. "
+            "Any value but 18 is part of a clip's digest",
         ),
     ] = PLAIN_CRF
     compile_cache: Annotated[
         str | None,
         Setting(
             metavar="DIR",
-            help="where jobs keep compiled kernels for the next one (default: a folder of yours in each node's "
+            help="where jobs keep compiled kernels for later jobs (default: a folder of yours in each node's "
             "temporary folder)",
         ),
     ] = None
     baseline: Annotated[
         bool,
         Setting(
-            help="do not render one clip per job a second time without broadcast; reports then hold no measured "
+            help="do not render one clip per job a second time without broadcast; reports then have no measured "
             "speedup",
         ),
     ] = True
@@ -216,23 +216,23 @@ class RenderSettings:
             kind=str,
             read=read_batch,
             metavar="auto|N",
-            help="how many clips of one size and plan are rendered together, where the family can (at most 8): N, or"
-            " as many as the job measures to be faster, beginning with one. On the record, not in the digest: "
-            "it rounds otherwise, no more than another kind of GPU does",
+            help="how many clips of one size and plan are rendered in one batch, at most 8, if the family has batches. auto "
+            "begins with one and takes more as long as the job measures that this is faster. The record names the batch, but "
+            "the digest does not: a batch changes rounding no more than another kind of GPU does",
         ),
     ] = 1
     max_attempts: Annotated[
         int,
         Setting(
             metavar="N",
-            help="how often a clip is tried, failures and ends of its job counted, before it is given up; after a "
-            "failure on another node where there is one. A later submit of the run may say another number",
+            help="how often a clip is tried before it is given up; failures count, and so do jobs that died during the "
+            "clip. After a failure it is tried on another node if there is one. A later submit may give another number",
         ),
     ] = MAX_ATTEMPTS
     family_weights: Mapping[str, str] = field(default_factory=dict)
 
     def weights_of(self, model: str) -> str | None:
-        """Returns the weights that the user gives a family; None for its own."""
+        """Returns the weights that the user chose for a family; None for the family's own."""
         return self.family_weights.get(model, self.weights if model == self.model else None)
 
     def execution(self, family: Family) -> Execution:
@@ -249,7 +249,7 @@ class RenderSettings:
 
     @property
     def video_identity(self) -> str:
-        """What a clip's digest holds of how its frames become a video; empty for the plain way."""
+        """The part of a clip's digest that says how frames become a video; empty for the default quality."""
         return "" if self.crf == PLAIN_CRF else f" crf {self.crf}"
 
     def __post_init__(self) -> None:
@@ -265,14 +265,14 @@ class RenderSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSettings:
-    """What every job of a run is told: the settings that it follows, and what `submit` found out.
+    """What every job of a run gets: the settings that it follows, and what `submit` looked up.
 
     `output`: the run's fsspec URL. `broadcast_rules`: name -> rules (as `pab.broadcast.rules.BroadcastRules.to_dict`) of
-    user-made plans that rows or the command line name. `pinned_weights`: by family, what `submit` found its weights to
-    mean, on the hub a certain commit; it is what jobs load, and None where nothing was looked up. `deadline_s`: seconds
-    that the job may run; a clip that would not end before it is left for the next start; None for no limit. `hang_s`: how
-    long one clip may take from its mark to its frames before it is taken to hang and the process ends itself.
-    `upload_timeout_s`: how long the job waits for a bucket that is away. `compile_backend`: torch.compile's.
+    user-made plans that rows or the command line name. `pinned_weights`: family -> the exact weights that jobs load, for
+    those on the hub a certain commit; None if nothing was looked up. `deadline_s`: seconds that the job may run, None for no
+    limit; a clip that would not end in time is left for the next start. `hang_s`: seconds from a clip's mark to its frames
+    after which it counts as hanging and the process ends itself. `upload_timeout_s`: how long the job waits for a bucket
+    that does not answer. `compile_backend`: the backend of torch.compile.
     """
 
     output: str
@@ -288,11 +288,11 @@ class JobSettings:
 
     @property
     def weights(self) -> str | None:
-        """What the user gives as the weights of `--model`; None for its own."""
+        """The weights that the user chose for `--model`; None for the family's own."""
         return self.render.weights_of(self.render.model)
 
     def weights_of(self, model: str) -> str | None:
-        """Returns what is loaded as the weights of a family; None for its own."""
+        """Returns the weights that jobs load for a family; None for the family's own."""
         return self.weights if self.pinned_weights is None else self.pinned_weights.get(model)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The command line's commands and flags. Nothing heavy is imported here, so `--help` answers at once."""
+"""The command line's commands and flags. Nothing slow is imported here, so `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EXITS = """exit codes:
   4 manifest invalid   5 cluster or bucket refused   130 interrupted"""
 
 SETTINGS = """settings:
-  Every setting above may also stand in the environment (PAB_PIPELINE_GPUS_PER_NODE=4) or in a --config file
-  (gpus_per_node = 4; slurm = { constraint = "a100" }). A flag wins over the environment, that over the file.
+  Every setting above may also be an environment variable (PAB_PIPELINE_GPUS_PER_NODE=4) or a key of a --config file
+  (gpus_per_node = 4; slurm = { constraint = "a100" }). A flag wins over a variable, a variable wins over the file.
 
 """
 
@@ -29,17 +29,21 @@ SUBMIT = """examples:
 
 
 COLUMNS = """columns of a manifest:
-  prompt; if wanted clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale,
-  broadcast, references (paths or URLs of images and videos, with ; between them) and mask_strategy (which frames they
-  give; empty: the first one begins the clip), loops (how many times num_frames are rendered, each time going on from the
-  frames before; empty: as many as the prompt has texts, |0| a calm shore |2| a storm), condition_frame_length (latent
-  frames gone on from) and condition_frame_edit. Any other column is kept.
+  required: prompt
+  optional: clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale, broadcast
+  references              paths or URLs of images and videos, separated by ;
+  mask_strategy           which frames the references give; if empty, the first reference begins the clip
+  loops                   how many times num_frames are rendered, each time continuing from the last frames; if empty,
+                          up to the prompt's last text, so 3 for |0| a calm shore |2| a storm
+  condition_frame_length  number of latent frames from which a loop continues
+  condition_frame_edit    how much noise these frames start from: 0 keeps them, 1 draws them again
+  Any other column is kept.
 
 """
 
 
 BENCH = """examples:
-  python -m pipeline bench                          everything; on a CPU tiny models of the same classes, in a minute or two
+  python -m pipeline bench                 all rows; on a CPU tiny models of the same classes, in a minute or two
   python -m pipeline bench --rows latte --seconds 500
   python -m pipeline bench --rows "open_sora: compiled pab357 int8, open_sora ours: compiled none"
   python -m pipeline bench --join runs/a runs/b --output runs/both
@@ -55,7 +59,7 @@ CALIBRATE = """examples:
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells wrong usage by an error that carries the exit code, so that --json can tell it too."""
+    """Raises an error with the exit code for wrong usage, so that --json can report it too."""
 
     def error(self, message: str) -> NoReturn:
         """Raises UsageError."""
@@ -100,32 +104,34 @@ def _add_json(parser: Parser) -> None:
 
 
 def _add_submit(commands: _Commands[Parser]) -> None:
-    parser = _command(commands, "submit", "render a manifest, or go on with a run", SETTINGS + SUBMIT)
+    parser = _command(commands, "submit", "render a manifest, or continue a run", SETTINGS + SUBMIT)
     parser.add_argument("manifest", metavar="MANIFEST", help="Parquet file or fsspec URL; one row is one clip")
     add_options(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
     parser.add_argument("--detach", action="store_true", help="hand the jobs to SLURM and return")
     parser.add_argument(
-        "--dry-run", action="store_true", help="show jobs, time, saving and scripts; start and write nothing"
+        "--dry-run", action="store_true", help="show jobs, times, saving and scripts; start and write nothing"
     )
     _add_json(parser)
 
 
 def _add_run_commands(commands: _Commands[Parser]) -> None:
-    status = _run_command(commands, "status", "tell how far a run is, from its output alone")
+    status = _run_command(commands, "status", "show how far a run is; reads only its output")
     _add_json(status)
     watch = _run_command(commands, "watch", "show the status again and again until the run is finished")
-    watch.add_argument("--interval", type=_seconds, default=5.0, metavar="S", help="seconds between looks (default: 5)")
+    watch.add_argument(
+        "--interval", type=_seconds, default=5.0, metavar="S", help="seconds between updates (default: 5)"
+    )
     report = _run_command(commands, "report", "join the jobs' reports into reports/run.json, run.html, index.parquet")
     _add_json(report)
     retry = _run_command(
         commands,
         "retry",
-        "forget the failures of failed clips (their files move to history/), so that submit tries again",
+        "let the next submit try failed clips again (their failures move to history/)",
     )
     retry.add_argument("--clip", action="append", metavar="ID", help="only this clip; may be repeated")
     _add_json(retry)
-    cancel = _run_command(commands, "cancel", "cancel the run's jobs; what is rendered stays")
+    cancel = _run_command(commands, "cancel", "cancel the run's jobs; rendered clips stay")
     _add_json(cancel)
     logs = _run_command(commands, "logs", "show what the jobs logged about a clip")
     logs.add_argument("--clip", required=True, metavar="ID", help="the clip's id")
@@ -141,7 +147,7 @@ def _run_command(commands: _Commands[Parser], name: str, summary: str) -> Parser
 def _add_manifest(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "manifest", "check or make manifests")
     inner = parser.add_subparsers(dest="manifest_command", metavar="COMMAND", required=True)
-    validate = _command(inner, "validate", "check every row of a manifest", COLUMNS)
+    validate = _command(inner, "validate", "check every row of a manifest and list the wrong ones", COLUMNS)
     validate.add_argument("manifest", metavar="MANIFEST", help="Parquet file or fsspec URL")
     add_options_of(validate, "validate")
     _add_json(validate)
@@ -154,45 +160,67 @@ def _add_manifest(commands: _Commands[Parser]) -> None:
 
 
 def _add_bench(commands: _Commands[Parser]) -> None:
-    parser = _command(commands, "bench", "time our models, and what users would pick instead, on this machine", BENCH)
-    parser.add_argument("--output", default="runs/bench", metavar="DIR", help="bench.json, bench.html (runs/bench)")
-    parser.add_argument("--rows", metavar="TEXT,...", help="groups or parts of rows' names (default: all; --list)")
-    parser.add_argument("--list", action="store_true", help="tell the rows, and about how long a group takes")
-    parser.add_argument("--join", nargs="+", metavar="FILE", help="measure nothing: one page of several bench.json")
+    parser = _command(commands, "bench", "time our models, and their alternatives, on this machine", BENCH)
     parser.add_argument(
-        "--size", choices=("auto", "full", "tiny"), default="auto", help="auto: full on a GPU, else tiny"
+        "--output",
+        default="runs/bench",
+        metavar="DIR",
+        help="folder for bench.json and bench.html (default: runs/bench)",
     )
-    parser.add_argument("--repeat", type=_count, default=3, metavar="N", help="timed clips a row at most (default: 3)")
+    parser.add_argument(
+        "--rows", metavar="TEXT,...", help="names of groups, or parts of rows' names (default: all; see --list)"
+    )
+    parser.add_argument("--list", action="store_true", help="list the rows, and about how long each group takes")
+    parser.add_argument(
+        "--join", nargs="+", metavar="FILE", help="measure nothing; make one page of several bench.json"
+    )
+    parser.add_argument(
+        "--size",
+        choices=("auto", "full", "tiny"),
+        default="auto",
+        help="size of the models; auto: full on a GPU, else tiny",
+    )
+    parser.add_argument(
+        "--repeat", type=_count, default=3, metavar="N", help="timed clips per row, at most (default: 3)"
+    )
     parser.add_argument(
         "--seconds",
         type=_seconds,
         default=3600,
         metavar="S",
-        help="rows that are not begun by then say so (default: 3600)",
+        help="no row begins after this time; rows left out are marked (default: 3600)",
     )
     parser.add_argument(
-        "--row-seconds", type=_seconds, default=300, metavar="S", help="what a single row may take (default: 300)"
+        "--row-seconds", type=_seconds, default=300, metavar="S", help="time limit of a single row (default: 300)"
     )
     parser.add_argument(
         "--backend",
         default="auto",
         metavar="NAME",
-        help="torch.compile's; auto: inductor on a GPU; on a CPU eager: graphs alone",
+        help="backend of torch.compile; auto: inductor on a GPU, eager (graphs without generated kernels) on a CPU",
     )
     _add_json(parser)
 
 
 def _add_calibrate(commands: _Commands[Parser]) -> None:
     parser = _command(
-        commands, "calibrate", "measure on prompts what may be reused, and search a plan that submit takes", CALIBRATE
+        commands,
+        "calibrate",
+        "measure on your prompts what may be reused, and search a plan for submit --broadcast",
+        CALIBRATE,
     )
     parser.add_argument("prompts", metavar="PROMPTS", help="a manifest, or a .txt, .csv or .jsonl file of prompts")
     parser.add_argument("--output", dest="plan", type=Path, required=True, metavar="FILE.json", help="the plan file")
     add_options_of(parser, "calibrate")
-    target = parser.add_argument_group("what is sought (default: --match with the family's default)")
+    target = parser.add_argument_group("goal of the search (default: --match with the family's default preset)")
     one = target.add_mutually_exclusive_group()
-    one.add_argument("--match", metavar="PRESET", help="the best quality for at most what this preset computes")
-    one.add_argument("--computed-share", type=float, metavar="X", help="the same for at most this share, e.g. 0.6")
+    one.add_argument("--match", metavar="PRESET", help="the best quality for at most this preset's work")
+    one.add_argument(
+        "--computed-share",
+        type=float,
+        metavar="X",
+        help="the best quality for at most this share of the work, e.g. 0.6",
+    )
     one.add_argument(
         "--min-psnr", type=float, metavar="DB", help="the least work with at least this median PSNR, in dB"
     )
@@ -202,25 +230,33 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
     )
     parser.add_argument(
         "--reuse", choices=("all", "passes", "sites"), default="all",
-        help="what the plan may reuse: predictions of whole passes, outputs of sites, or both (default: all)",
+        help="what the plan may reuse: predictions of whole passes, outputs of sites, or all of them (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--block-ranges", type=int, default=1, metavar="N", help="ranges of blocks that decide apart (default: 1)"
+        "--block-ranges",
+        type=int,
+        default=1,
+        metavar="N",
+        help="number of block ranges that each get their own decisions (default: 1)",
     )
     parser.add_argument(
-        "--probe-every", type=int, default=2, metavar="N", help="measure what reuse does at every Nth step (default: 2)"
+        "--probe-every",
+        type=int,
+        default=2,
+        metavar="N",
+        help="measure the effect of reuse at every Nth step (default: 2)",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="FILE.html", help="the page (default: FILE.html beside the plan)"
+        "--report", type=Path, metavar="FILE.html", help="the report page (default: the plan's name with .html)"
     )
     _add_json(parser)
 
 
 def _add_doctor(commands: _Commands[Parser]) -> None:
-    parser = _command(commands, "doctor", "check this machine and say how to mend what is missing")
+    parser = _command(commands, "doctor", "check this machine and say what to do about what is missing")
     parser.add_argument("--weights", metavar="DIR", help="check that this folder holds the weights of --model")
-    parser.add_argument("--model", metavar="FAMILY", default="demo", help="the family (default: demo)")
-    parser.add_argument("--output", metavar="URL", help="check that a run may be written here")
+    parser.add_argument("--model", metavar="FAMILY", default="demo", help="the family of --weights (default: demo)")
+    parser.add_argument("--output", metavar="URL", help="check that a run can be written to this folder or URL")
     _add_json(parser)
 
 

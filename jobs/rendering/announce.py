@@ -1,4 +1,4 @@
-"""Brings what happens to a job's clips to its progress listener on rank 0, also from replicas on other ranks."""
+"""Brings news of a job's clips to the progress listener on rank 0, also from replicas on other ranks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _POLL_S = 0.5
 
 
 class Announcer:
-    """Tells of clips. On rank 0 it hears the other replicas; there it owns `progress`, elsewhere that is None.
+    """Announces when clips start and finish. `progress`: the listener on rank 0; None on other ranks.
 
-    Safe to use from several threads; the listener hears one call at a time. Other replicas' news pass through the store
-    at which the ranks met, so no rank ever waits for another.
+    Rank 0 also passes on what other replicas announce. Their news go through the rendezvous store, so no rank ever waits for
+    another. Safe to use from several threads; the listener gets one call at a time.
     """
 
     def __init__(self, ranks: JobRanks, progress: OpenProgress | None) -> None:
@@ -33,11 +33,11 @@ class Announcer:
         self._thread = threading.Thread(target=self._listen, name="announcer", daemon=True)
 
     def started(self, clip_id: str) -> None:
-        """Tells that the clip's denoising begins."""
+        """Announces that the clip's denoising begins."""
         self._tell(["started", clip_id])
 
     def finished(self, clip_id: str, outcome: str, elapsed_s: float) -> None:
-        """Tells how a clip ended: "rendered" or "failed"."""
+        """Announces how a clip ended: "rendered" or "failed"."""
         self._tell(["finished", clip_id, outcome, elapsed_s])
 
     def __enter__(self) -> Self:
@@ -71,7 +71,7 @@ class Announcer:
     def _listen(self) -> None:
         last = False
         while not last:
-            # One more round after the end: what was told just before it.
+            # One more round after the end, for news from just before it.
             last = self._end.wait(_POLL_S)
             for replica in self._others:
                 self._hear(replica)

@@ -1,9 +1,9 @@
-"""Attempt marks: what tells a clip that killed its group from one that never started.
+"""Attempt marks: they distinguish a clip that killed its group from a clip that never started.
 
-A mark is written before a clip starts and stays. A mark without record and failure means that the group died with
-the clip. Prompts that are encoded together have a mark of the same kind. So a start that is interrupted from outside
-(preemption, time limit, Ctrl-C) takes its open marks away again, even while the main thread is deep in a kernel or a
-collective.
+A mark is written before a clip starts, and it stays. A mark with neither record nor failure means that the group died during
+the clip. Encoding the prompts of a job has a mark of the same kind. A start that is interrupted from outside (preemption,
+time limit, Ctrl-C) must not look like that, so it removes its open marks, even while the main thread is busy in a kernel or
+a collective.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class OpenAttempts:
         self._withdrawn: set[str] = set()
 
     def begin(self, key: str, attempt: int) -> int:
-        """Leaves a clip's mark and returns the attempt's number: `attempt`, or the next that is free. Raises BucketError."""
+        """Writes a clip's mark and returns the attempt's number: `attempt`, or the next free one. Raises BucketError."""
         while True:
             if self._create(layout.attempt(key, attempt), attempt=attempt):
                 return attempt
             attempt += 1
 
     def hold(self, path: str) -> bool:
-        """Leaves a mark for work on several clips, until `release`; False if an earlier start left it. Raises BucketError."""
+        """Writes a mark for work on several clips, until `release`. False if an earlier start left it. Raises BucketError."""
         return self._create(path)
 
     def release(self, path: str) -> None:
-        """Takes a mark of `hold` away: the work has ended. Raises BucketError."""
+        """Removes a mark of `hold`, when the work has ended. Raises BucketError."""
         self._close(path)
         self._bucket.remove(path)
 
@@ -69,7 +69,7 @@ class OpenAttempts:
         return False
 
     def end(self, key: str, attempt: int) -> None:
-        """Tells that the clip's record or failure is written: its mark stays."""
+        """Closes an attempt whose record or failure is written; its mark stays."""
         self._close(layout.attempt(key, attempt))
 
     def _close(self, path: str) -> None:
@@ -77,7 +77,7 @@ class OpenAttempts:
             self._open.discard(path)
 
     def withdraw(self) -> list[str]:
-        """Takes the marks of unfinished clips away, so that this start does not count; returns them. Raises BucketError."""
+        """Removes the marks of unfinished clips, so that this start does not count; returns them. Raises BucketError."""
         with self._lock:
             paths, self._open = sorted(self._open), set()
             self._withdrawn.update(paths)
@@ -86,17 +86,17 @@ class OpenAttempts:
         return paths
 
     def is_withdrawn(self, key: str, attempt: int) -> bool:
-        """Whether this attempt was taken back by an interruption."""
+        """Whether an interruption removed this attempt's mark."""
         with self._lock:
             return layout.attempt(key, attempt) in self._withdrawn
 
 
 @contextmanager
 def interruptible(on_signal: Callable[[], object]) -> Iterator[None]:
-    """Calls `on_signal` at once, in a thread of its own, when the process is told to end; then ends the main thread.
+    """When a signal asks the process to end, calls `on_signal` at once, in a separate thread, then ends the main thread.
 
-    SIGTERM, SIGINT and SIGUSR2 reach handlers that were there before (submitit's requeue), except that SIGTERM is never
-    ignored. Outside of the main thread, where no handler can be set, only runs the body.
+    Earlier handlers of SIGTERM, SIGINT and SIGUSR2 (such as our requeue) are called too, except that SIGTERM is never
+    ignored. Outside of the main thread no handler can be set: there it only runs the body.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -108,7 +108,7 @@ def interruptible(on_signal: Callable[[], object]) -> Iterator[None]:
     ending = threading.Event()
 
     def end(signum: int, frame: FrameType | None) -> None:
-        # One signal often follows another (USR2, then TERM by the requeue that it asked for): the first one decides.
+        # A second signal often follows (USR2 asks for a requeue, which sends TERM): the first one decides.
         if ending.is_set():
             return
         handler = earlier[signal.Signals(signum)]
@@ -121,7 +121,7 @@ def interruptible(on_signal: Callable[[], object]) -> Iterator[None]:
         ending.set()
         raise SystemExit(128 + signum)
 
-    # The C handler writes to this pipe even while Python cannot run handlers: the thread hears of it at once.
+    # The C handler writes to this pipe even while Python cannot run handlers, so the thread reads it at once.
     earlier_fd = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watch.start()
     for signum in _END_SIGNALS:

@@ -1,4 +1,4 @@
-"""Clips that are rendered a second time without broadcast: one of each broadcast in a job, so that a speedup is measured."""
+"""Clips that are rendered again without broadcast, one per broadcast in a job, so that reports have a measured speedup."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from manifests.clip import Clip
 
 _LOG = logging.getLogger(__name__)
 _BASELINE_UNITS = 3.0
-"""How many times the work of a clip with broadcast its baseline is at most taken to be."""
+"""A baseline is expected to take at most this many times the work of the clip with broadcast."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Baselines:
-    """The baselines of one family on one replica; the first replica renders them. Collective over a clip's ranks.
+    """The baselines of one family. Only the first replica renders them. Collective over a clip's ranks.
 
-    `measured`: broadcasts that were compared, in this start or an earlier one; added to.
+    `measured`: names of the broadcasts that were compared, in this start or an earlier one; this class adds to it.
     """
 
     context: JobContext
@@ -35,14 +35,14 @@ class Baselines:
     _compared: list[Attempt] = field(default_factory=list)
 
     def wants(self, clip: Clip, *, reuses: bool) -> bool:
-        """Whether a clip is to be compared, for which it is rendered alone. `reuses`: whether its plan reuses anything."""
+        """Whether a clip is to be compared; such a clip is rendered alone. `reuses`: whether its plan reuses anything."""
         first_replica = self.context.ranks.node.dp.rank == 0
         return (
             self.context.settings.render.baseline and first_replica and reuses and clip.broadcast not in self.measured
         )
 
     def take(self, rendered: Attempt) -> None:
-        """Keeps a rendered clip until the others are done, if it is to be compared."""
+        """Keeps a rendered clip until the other clips are done, if it is to be compared."""
         if self.wants(rendered.clip, reuses=len(rendered.plan.full_steps) < rendered.plan.num_steps):
             self.measured.add(rendered.clip.broadcast)
             self._compared.append(rendered)
@@ -52,16 +52,16 @@ class Baselines:
         return any(rendered.clip == clip for rendered in self._compared)
 
     def render(self, loaded: LoadedFamily, finisher: Finisher | None) -> None:
-        """Renders all that are kept, and lets them go."""
+        """Renders the baselines of all kept clips, then drops these clips."""
         compared, self._compared = self._compared, []
         for rendered in compared:
             self._render(loaded, rendered, finisher)
 
     def _render(self, loaded: LoadedFamily, rendered: Attempt, finisher: Finisher | None) -> None:
-        """Renders one clip, if the job's time is enough; all its ranks alike."""
+        """Renders one clip's baseline if the job has enough time; the clip's root decides for its ranks."""
         ranks, clip_id = self.context.ranks, rendered.clip.clip_id
         if finisher is not None:
-            # An encoder beside it would make the baseline slower than what it is compared with.
+            # An encoder that runs at the same time would make the baseline too slow.
             finisher.wait()
         if not ranks.broadcast_in_clip(self.deadline.fits(rendered.units * _BASELINE_UNITS)):
             log_event(_LOG, "baseline_left", clip=clip_id, reason="the job's time is not enough")
@@ -71,7 +71,7 @@ class Baselines:
             with self.watch.over(clip_id):
                 self.measures.measure_baseline(loaded, rendered, self.context)
         except (RuntimeError, ArithmeticError, ValueError) as error:
-            # Every clip is safe by now: only where ranks wait for each other must the job end.
+            # All clips are recorded by now. The job has to end only if other ranks wait for this one.
             if ranks.shares_clips:
                 raise
             log_event(_LOG, "baseline_failed", level=logging.ERROR, error=repr(error))

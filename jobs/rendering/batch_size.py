@@ -1,7 +1,7 @@
-"""How many clips of a kind are rendered together: decided from the seconds per clip that were measured. Free of torch.
+"""The batch size: how many clips of a kind are rendered together, decided by measured seconds per clip. Needs no torch.
 
-Sizes are powers of two, so that a rest of any length is made of sizes that were rendered before: on the compiled path each
-size has graphs of its own.
+Compiled blocks have separate graphs for each size. Sizes are powers of two, so that the last clips, however many, are
+rendered in sizes that have their graphs already.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from statistics import median
 from jobs.settings import AUTO
 
 WORTH = 0.95
-"""A larger batch stays if a clip in it takes at most this part of what it takes in the smaller one."""
+"""A larger batch size is kept if its seconds per clip are at most this share of the smaller size's."""
 MOST_FOR_COMPILING = 0.1
-"""A size is tried only where compiling for it is expected to cost at most this part of the work that is left."""
+"""A size is tried only if compiling for it is expected to take at most this share of the time for the clips left."""
 
 
 @dataclass(slots=True, kw_only=True)
 class BatchSize:
-    """The size of the next batch of clips that cost the same. Lives as long as their family is loaded.
+    """The size of the next batch of one kind of clip. Lives as long as the family is loaded.
 
-    `asked`: a fixed size, or AUTO: alone first, then 2, 4, ... up to `most` as long as seconds per clip fall. `most` may
-    fall later, when memory is known.
+    `asked`: a fixed size, or AUTO: 1, then 2, 4, ... up to `most`, as long as the seconds per clip fall. `most` may be
+    lowered later, when the memory per clip is known.
     """
 
     asked: int
     most: int
     seconds: dict[int, float] = field(default_factory=dict)
-    """By size, the least seconds of denoising per clip; batches that compiled anything do not count."""
+    """By size, the least seconds of denoising per clip, without batches in which something was compiled."""
     compile_s: dict[int, float] = field(default_factory=dict)
     size: int = 1
-    """The largest that is known to pay."""
+    """The largest size that was measured to be worth it."""
     grows: bool = True
 
     def next_size(self, clips_left: int) -> int:
-        """Returns how many of the clips that are left are rendered next."""
+        """Returns how many of the clips left are rendered next."""
         wanted = self.asked
         if wanted == AUTO:
             wanted = 2 * self.size if self._tries_more(clips_left) else self.size
@@ -50,7 +50,7 @@ class BatchSize:
         return compiling_s <= MOST_FOR_COMPILING * clips_left * self.seconds[self.size]
 
     def measured(self, size: int, seconds_per_clip: float, *, compile_s: float) -> None:
-        """Takes in what a batch took: seconds of denoising per clip, and of compiling in all."""
+        """Takes a batch's times: seconds of denoising per clip, and seconds of compiling for the whole batch."""
         self.compile_s.setdefault(size, compile_s)
         if compile_s:
             return
@@ -64,24 +64,24 @@ class BatchSize:
 
     @property
     def largest_rendered(self) -> int:
-        """The largest batch that was rendered so far."""
+        """The size of the largest batch so far."""
         return max(self.compile_s, default=1)
 
     def broke(self, size: int) -> None:
-        """Takes in that a batch failed whose clips could be rendered alone: none so large is tried again."""
+        """Is called when a batch failed whose clips could be rendered alone: this size is not tried again, nor any larger."""
         self.most = max(1, size // 2)
         self.size = min(self.size, self.most)
 
 
 def largest_part(clips: int, *, own: int = 1) -> int:
-    """Returns how many of so many clips are rendered next: `own` if there are so many, else the largest power of two."""
+    """Returns how many of `clips` are rendered next: all if they are `own` in number, else the largest power of two."""
     if clips < 1 or clips == own:
         return max(1, clips)
     return int(2 ** (clips.bit_length() - 1))
 
 
 def parts_of(clips: int, *, own: int = 1) -> list[int]:
-    """Returns the sizes in which so many clips are rendered."""
+    """Returns the batch sizes in which `clips` clips are rendered."""
     parts: list[int] = []
     while clips:
         parts.append(largest_part(clips, own=own))
@@ -90,7 +90,7 @@ def parts_of(clips: int, *, own: int = 1) -> list[int]:
 
 
 def settled(patterns: Sequence[str], seconds: Iterable[float]) -> float:
-    """Returns the seconds of a loop with each step at the median of its pattern, so that a warm-up does not count."""
+    """Returns a loop's seconds with every step at the median of the steps of its pattern, so a warm-up does not count."""
     by_pattern: dict[str, list[float]] = {}
     for pattern, step_s in zip(patterns, seconds, strict=True):
         by_pattern.setdefault(pattern, []).append(step_s)

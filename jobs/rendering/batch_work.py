@@ -1,4 +1,4 @@
-"""Several clips from their rows to their frames in one denoising loop. Collective over their ranks."""
+"""A batch of clips, from the rows to the frames, in one denoising loop. Collective over the clips' ranks."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pab.sampling.device_clock import DeviceClock
 def render_batch(
     loaded: LoadedFamily, attempts: Sequence[Attempt], *, settings: JobSettings, group: NodeGroup
 ) -> list[NotFiniteError | None]:
-    """Renders clips that differ in prompt and seed alone, and leaves in each attempt what came out of it.
+    """Renders clips that differ only in prompts and seed, and fills in their attempts.
 
-    Returns, clip by clip, None, or that its latents are not finite. Clips are decoded one after the other, as when they are
-    alone, so only denoising takes more memory. What they went through together counts with an N-th for each.
+    Returns one entry per clip: None, or the error of a clip whose latents are not finite. Clips are decoded one after the
+    other, so only denoising takes more memory than for a clip alone. Each of N clips gets an N-th of shared times.
     """
     shared, requests = Stages(), [clip_requests(attempt.clip)[0] for attempt in attempts]
     first, request = attempts[0].clip, requests[0]
@@ -71,7 +71,7 @@ def _share(compiled: Compiled, num_clips: int) -> Compiled:
 
 
 def on_device(attempts: Sequence[Attempt]) -> ClipOnDevice | None:
-    """Returns when the device worked on clips that were rendered together; None where none came out."""
+    """Returns when the device worked on a batch of clips; None if no clip of it succeeded."""
     rendered = [attempt for attempt in attempts if attempt.loops]
     if not rendered:
         return None

@@ -1,4 +1,4 @@
-"""Which clips of a family may be rendered together, and how many of them next, by kind of clip."""
+"""Which clips of a family may be rendered in one batch and, by kind of clip, how large the next batch is."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from pab.sampling.denoise import plan_for
 
 _LOG = logging.getLogger(__name__)
 MEMORY_SHARE = 0.9
-"""Of a GPU's memory, what a batch may be expected to take."""
+"""The share of a GPU's memory that a batch may be expected to take."""
 
 Kind = tuple[ClipRequest, str]
-"""What clips that are rendered together have in common: all of a request but prompt and seed, and the broadcast."""
+"""What the clips of a batch have in common: the broadcast, and the request without its prompts and seed."""
 
 
 def kind_of(clip: Clip) -> Kind:
@@ -44,7 +44,7 @@ class KindOfClip:
 
 @dataclass(slots=True, kw_only=True)
 class Batching:
-    """The batches of one family, as long as it is loaded. On a clip's root it decides; on other ranks it only looks."""
+    """The batches of one family, as long as it is loaded. A clip's root decides; other ranks only read."""
 
     loaded: LoadedFamily
     settings: JobSettings
@@ -56,7 +56,7 @@ class Batching:
         self._loaded_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else 0
 
     def of(self, clip: Clip) -> KindOfClip:
-        """Returns what is known of a clip's kind. Clips that must be alone have a kind whose batches are of one."""
+        """Returns what is known of a clip's kind. For clips that must be rendered alone, the batch size is always 1."""
         kind = kind_of(clip)
         if kind not in self._kinds:
             self._kinds[kind] = self._look_at(clip)
@@ -68,18 +68,18 @@ class Batching:
             rules = clip_rules(clip, family, self.settings)
             plan = plan_for(family, clip_requests(clip)[0], rules, self.settings.render.precision)
         except ValueError:
-            most = 1  # it will fail, alone
+            most = 1  # it will fail, so it is rendered alone
         else:
             reuses = isinstance(rules, ForesightRules) or len(plan.full_steps) < plan.num_steps
             if isinstance(rules, ForesightRules):
-                most = 1  # it decides by what it measures in the whole pass
+                most = 1  # Foresight decides by changes that it measures over the whole pass
         return KindOfClip(batch=BatchSize(asked=self.settings.render.batch, most=most), reuses=reuses)
 
     @staticmethod
     def runs(attempts: Iterable[Attempt], *, alone: bool = False) -> list[list[Attempt]]:
-        """Returns the clips in runs of neighbours that may be rendered together; all `alone` if so.
+        """Splits the clips into runs of neighbours that may share a batch; with `alone`, every clip is a run of one.
 
-        A clip with references or of several loops is alone, and so is one whose earlier attempt may have killed its group.
+        Clips with references or several loops are alone, and so are clips whose earlier attempt may have killed the group.
         """
 
         def run(attempt: Attempt) -> object:
@@ -90,7 +90,7 @@ class Batching:
         return [list(alike) for _, alike in itertools.groupby(attempts, key=run)]
 
     def measured(self, attempts: Sequence[Attempt]) -> None:
-        """Takes in how long clips of a kind took together; of those that failed there is nothing to learn."""
+        """Takes the times of a batch; failed clips have no times."""
         rendered = next((attempt for attempt in attempts if attempt.loops), None)
         if rendered is None:
             return
@@ -109,7 +109,7 @@ class Batching:
         )  # fmt: skip
 
     def _most_in_memory(self) -> int:
-        """Returns how many clips are expected to fit: each of them takes at most what clips alone took so far."""
+        """Returns how many clips are expected to fit: each needs the peak so far, divided by the largest batch so far."""
         if self.device.type != "cuda":
             return self.loaded.family.max_batch
         peak = torch.cuda.max_memory_allocated(self.device) - self._loaded_bytes

@@ -1,4 +1,4 @@
-"""One attempt at a clip: what a job knows of it from its row to its record."""
+"""One attempt at a clip: all that a job knows of it, from the row to the record."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pab.sampling.denoise import Denoised
 
 @dataclass(slots=True)
 class Stages:
-    """Seconds by stage of one clip. `current` is the stage that runs, or ran last: where an error came from."""
+    """Seconds by stage of one clip. `current`: the stage that runs, or ran last. An error came from that stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     current: str = "begin"
 
     @contextmanager
     def time(self, stage: str) -> Iterator[None]:
-        """Adds the time spent inside to a stage; an error inside leaves `current` at it."""
+        """Adds the time spent inside to a stage. After an error inside, `current` stays at this stage."""
         self.current = stage
         start = time.perf_counter()
         try:
@@ -37,7 +37,7 @@ class Stages:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def take(self, shared: Stages, *, share: float) -> None:
-        """Adds a share of the seconds that clips went through together, and stands where they stand."""
+        """Adds a share of the seconds of a batch, and takes over its current stage."""
         self.current = shared.current
         for stage, seconds in shared.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + share * seconds
@@ -45,38 +45,38 @@ class Stages:
 
 @dataclass(slots=True, kw_only=True)
 class Attempt:
-    """One attempt at rendering a clip. It is filled in from its mark to its record, so it is not frozen.
+    """One attempt at rendering a clip. It is filled in between its mark and its record, so it is not frozen.
 
-    A job first holds attempts that wait, of which only clip and number count; `begin` makes the one that runs. What waits
-    is held as long as the job, so it must never hold frames.
+    A job first makes waiting attempts, which have only a clip and a number. `begin` then makes the attempt that runs. The
+    waiting ones live as long as the job, so they must never hold frames.
     """
 
     clip: Clip
     number: int
-    """1 for the first; a higher one follows attempts that failed or ended with their group."""
+    """1 for the first attempt; higher after attempts that failed or whose group died."""
     units: float = 1.0
-    """Tokens times steps of what is rendered at once: the measure of its work."""
+    """The amount of work, in tokens times steps, of the clip or of the whole batch that it is in."""
     company: tuple[str, ...] = ()
-    """Ids of the clips that are rendered together, its own too; empty for one that is rendered alone."""
+    """Ids of all clips of the batch, this clip's included; empty for a clip that is rendered alone."""
     stages: Stages = field(default_factory=Stages)
     started: float = field(default_factory=time.monotonic)
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
 
     masks: tuple[FrameMask | None, ...] = ()
-    """Per loop, which of its frames are given; None for a loop that begins from noise alone."""
+    """Per loop, which of its frames are given; None for a loop that begins from noise only."""
     encoded: tuple[EncodedReference | None, ...] = ()
-    """What of the references is encoded."""
+    """The encoded references."""
 
     loops: tuple[Denoised, ...] = ()
-    """What denoising each loop left; empty until all of them are rendered, and after an error."""
+    """The result of each loop; empty until all loops are rendered, and after an error."""
     frames: ComingFrames | None = None
-    """The frames of all loops; None until then."""
+    """The frames of all loops; None until all loops are rendered."""
     execution: Execution = field(default_factory=Execution)
     compiled: Compiled = field(default_factory=Compiled)
     warnings: tuple[str, ...] = ()
 
     def begin(self, number: int, *, units: float) -> Attempt:
-        """Returns the attempt that starts now, with nothing of this one but its clip."""
+        """Returns the attempt that starts now; it takes only the clip from this one."""
         return Attempt(clip=self.clip, number=number, units=units)
 
     @property
@@ -86,12 +86,12 @@ class Attempt:
 
     @property
     def denoised(self) -> Denoised:
-        """What was measured and counted over all loops."""
+        """The measurements and counts of all loops, joined."""
         return joined(self.loops)
 
     @property
     def plan(self) -> BroadcastPlan:
-        """The plan of the first loop: of all, unless they were decided while they were rendered."""
+        """The first loop's plan. All loops have the same plan, unless Foresight decided them."""
         return self.loops[0].plan
 
     @property
@@ -107,5 +107,5 @@ class Attempt:
 
     @property
     def on_device(self) -> ClipOnDevice:
-        """When the device worked on it."""
+        """When the device worked on the clip."""
         return ClipOnDevice(denoise=self.denoised.clock, decode=self.coming.clock, compile_s=self.compiled.seconds)

@@ -1,4 +1,4 @@
-"""The clips of one family on one replica: marked, rendered alone or together, handed over; baselines at the end."""
+"""The loop over the clips of one family on one replica: marks, renders (alone or in batches), hands over; baselines last."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from pab.sampling.denoise import NotFiniteError
 
 _LOG = logging.getLogger(__name__)
 _NO_TIME, _RECORDED = 0, -1
-"""Instead of an attempt's number: why a clip is not begun."""
+"""Values in place of an attempt's number, which say why a clip is not begun."""
 
 
 @dataclass(slots=True, kw_only=True)
 class ClipLoop:
-    """Renders clips with a loaded family. Collective over the clips' ranks, whose root decides.
+    """Renders clips with a loaded family. Collective over the clips' ranks; their root decides.
 
-    `finisher` is None on ranks that are no root. `tell` hears of clips that ended; `left` takes ids of clips for which the
-    job has no time.
+    `finisher`: None on ranks that are not a clip's root. `tell` is called for clips that ended. `left` collects the ids of
+    clips for which the job has no time.
     """
 
     loaded: LoadedFamily
@@ -56,10 +56,10 @@ class ClipLoop:
     baselines: Baselines
     batching: Batching
     _suspect: bool = False
-    """Whether one of the prompts may have killed an earlier start."""
+    """Whether one of the prompts may have killed the group in an earlier start."""
 
     def render(self, attempts: Sequence[Attempt]) -> None:
-        """Begins and renders all of them, then renders a second time what is to be compared."""
+        """Renders all clips, then the baselines of the clips that are to be compared."""
         self._suspect = not self._encode_prompts([attempt.clip for attempt in attempts])
         for alike in self.batching.runs(attempts, alone=self._suspect):
             queue = deque(alike)
@@ -69,25 +69,25 @@ class ClipLoop:
         self.baselines.render(self.loaded, self.finisher)
 
     def _render_next(self, alike: deque[Attempt]) -> None:
-        """Takes as many clips of a run as are rendered at once, and renders them."""
+        """Takes the next batch of clips of one kind from the queue, and renders it."""
         if (alike[0].number > 1 or self._suspect) and self.finisher is not None:
-            # It may kill the group, as it or its prompt did before: no other clip is in hand should that be so.
+            # It, or its prompt, may have killed the group before and may do so again: first let the other clips be recorded.
             self.finisher.wait()
         numbers = self._mark(alike)
         taken = [alike.popleft() for _ in numbers]
         parts = self._parts(self._begin(taken, numbers))
         while parts:
-            # Taken off before it is rendered: what came out of it goes as soon as it is recorded.
+            # Removed from the queue before it is rendered, so that its frames are freed as soon as it is recorded.
             self._render_at_once(parts.popleft())
         for waiting in taken:
             if not self.baselines.holds(waiting.clip):
                 self.loaded.prompts.pop(waiting.clip.key, None)
 
     def _encode_prompts(self, clips: Sequence[Clip]) -> bool:
-        """Encodes all prompts in one call; returns False if an earlier start ended in the midst of it, which leaves them.
+        """Encodes all prompts in one call. Returns False, without encoding, if an earlier start died during this call.
 
-        One bad prompt must not take the others along. After that, or after an error, each clip encodes its own, fails
-        alone, and has a mark that counts against it should the group die with it.
+        One bad prompt must not make the other clips fail. So after such a death, or after an error, each clip encodes its
+        own prompt, fails alone, and has a mark that counts if the group dies.
         """
         ranks, attempts = self.context.ranks, self.context.attempts
         root = ranks.node.is_clip_root
@@ -110,7 +110,7 @@ class ClipLoop:
         return True
 
     def _mark(self, alike: Sequence[Attempt]) -> list[int]:
-        """Leaves the marks of the clips that come next; returns their attempts' numbers, or why one is not begun."""
+        """Writes the marks of the next clips; returns for each its attempt's number, or why it is not begun."""
         is_root = self.context.ranks.node.is_clip_root
         return self.context.ranks.broadcast_in_clip(self._mark_next(alike) if is_root else None)
 
@@ -125,18 +125,18 @@ class ClipLoop:
         return [self._mark_one(attempt.clip, attempt.number) for attempt in itertools.islice(alike, size)]
 
     def _mark_one(self, clip: Clip, number: int) -> int:
-        # Another submit's job may hold the same clip: what it has recorded meanwhile is not rendered again.
+        # A job of another submit may have the same clip. If it has recorded it meanwhile, it is not rendered again.
         if self.context.bucket.exists(layout.record(clip.key)):
             return _RECORDED
         return self.context.attempts.begin(clip.key, number) if self.deadline.fits(self._units(clip)) else _NO_TIME
 
     def _units(self, clip: Clip) -> float:
-        # A family may round a very short clip down to no token at all.
+        # Some families round a very short clip down to 0 tokens.
         tokens = self.loaded.family.num_tokens(clip.num_frames, clip.height, clip.width)
         return float(max(1, tokens) * clip.num_steps * clip.loops)
 
     def _begin(self, taken: Sequence[Attempt], numbers: Sequence[int]) -> list[Attempt]:
-        """Returns the attempts that have their marks, begun; tells of the others."""
+        """Begins and returns the attempts that have their marks; announces the other clips."""
         begun: list[Attempt] = []
         for waiting, number in zip(taken, numbers, strict=True):
             clip, units = waiting.clip, self._units(waiting.clip)
@@ -156,7 +156,7 @@ class ClipLoop:
         return begun
 
     def _parts(self, begun: Sequence[Attempt]) -> deque[list[Attempt]]:
-        """Returns what is rendered at once: some of those that were to be may have been recorded by another job."""
+        """Splits the begun attempts into batches: there may be fewer than planned, if another job recorded some."""
         parts: deque[list[Attempt]] = deque()
         rest = deque(begun)
         for size in parts_of(len(begun), own=self.context.settings.render.batch):
@@ -175,7 +175,7 @@ class ClipLoop:
             self._render(part[0])
 
     def _render(self, attempt: Attempt) -> bool:
-        """Renders one clip and hands it over; returns whether it came out."""
+        """Renders one clip and hands it to the finisher; returns whether it was rendered."""
         node, settings = self.context.ranks.node, self.context.settings
         references = self._references(self.loaded.family, attempt)
         if isinstance(references, Failed):
@@ -196,7 +196,7 @@ class ClipLoop:
         return True
 
     def _render_batch(self, attempts: Sequence[Attempt]) -> None:
-        """Renders several clips at once; where that fails as a whole, one by one."""
+        """Renders a batch; if the whole batch fails, renders its clips one by one."""
         context, first = self.context, attempts[0]
         work = partial(render_batch, self.loaded, attempts, settings=context.settings, group=context.ranks.node)
         with self.watch.over(", ".join(first.company), clips=len(attempts)):
@@ -210,7 +210,7 @@ class ClipLoop:
         self.batching.measured(attempts)
         for attempt, error in zip(attempts, errors, strict=True):
             if error is not None and context.ranks.node.is_clip_root:
-                # All its ranks know, and none waits for another: the clip fails, not the group.
+                # All its ranks know of the error, and none waits for another: only the clip fails, not the group.
                 failed = contain(attempt, context, partial(_fail, error), collective=False)
                 self.tell(attempt, cast(Failed, failed))
         self._hand_over([attempt for attempt, error in zip(attempts, errors, strict=True) if error is None])
@@ -221,7 +221,7 @@ class ClipLoop:
             self.batching.of(attempts[0].clip).batch.broke(len(attempts))
 
     def _references(self, family: Family, attempt: Attempt) -> ClipReferences | Failed | None:
-        """Returns what the clip's root has read of its references, or how that failed: one bad file is one clip's failure."""
+        """Returns the references as the clip's root read them, or the failure: a bad file makes only its own clip fail."""
         if not attempt.clip.references:
             return None
         read: ClipReferences | Failed | None = None

@@ -1,4 +1,4 @@
-"""One clip from its row to its frames, and the same clip without broadcast to compare with. Collective over its ranks."""
+"""Renders one clip, from its row to its frames, and its baseline without broadcast. Collective over the clip's ranks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def render_clip(
     group: NodeGroup,
     references: ClipReferences | None = None,
 ) -> None:
-    """Renders one clip; its stages and what comes out are left in `attempt`. Collective over the clip's ranks."""
+    """Renders one clip; stages and results are filled into `attempt`. Collective over the clip's ranks."""
     clip, stages = attempt.clip, attempt.stages
     requests = clip_requests(clip)
     with stages.time("plan"):
@@ -55,9 +55,9 @@ def render_clip(
 
 @torch.inference_mode()
 def render_baseline(loaded: LoadedFamily, attempt: Attempt, *, settings: JobSettings, group: NodeGroup) -> Attempt:
-    """Renders a rendered clip again with every site computed at every step: same prompt, seed, steps and references.
+    """Renders a clip again with every site computed at every step: same prompt, seed, steps and references.
 
-    Collective. Returns what came out as an attempt of its own, which leaves no mark and no record.
+    Collective. Returns the result as a separate attempt, without mark and record.
     """
     baseline = Attempt(clip=attempt.clip, number=attempt.number, masks=attempt.masks, encoded=attempt.encoded)
     requests = clip_requests(attempt.clip)
@@ -67,14 +67,14 @@ def render_baseline(loaded: LoadedFamily, attempt: Attempt, *, settings: JobSett
 
 
 def wait_for_device(stages: Stages, group: NodeGroup) -> None:
-    """Waits until the device has decoded the clip before, so that this is not the next one's time."""
+    """Waits until the device has decoded the previous clip, so that this time does not count for the next one."""
     with stages.time("wait"):
         if group.device.type == "cuda":
             torch.cuda.current_stream(group.device).synchronize()
 
 
 def decode_loops(loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoised], group: NodeGroup) -> ComingFrames:
-    """Has the latents of all loops decoded, those of one loop without waiting for the device. Collective."""
+    """Decodes the latents of all loops; does not wait for the device if there is only one loop. Collective."""
     clock = DeviceClock(group.device)
     with attempt.stages.time("decode"):
         clock.mark()
@@ -93,7 +93,7 @@ def fill_in(
     prompts: Sequence[EncodedPrompt],
     compiled: Compiled,
 ) -> None:
-    """Leaves in an attempt what its record is made of. Comes last, so that an attempt that failed holds no frames."""
+    """Fills the results into an attempt, for its record. This comes last, so that a failed attempt holds no frames."""
     attempt.loops, attempt.frames = tuple(loops), frames
     attempt.execution, attempt.compiled = loaded.execution, compiled
     attempt.warnings = _warnings(attempt.clip, loaded.family, prompts, frames.size)
@@ -115,7 +115,7 @@ def _render_loops(
 def _given(
     loaded: LoadedFamily, attempt: Attempt, request: ClipRequest, before: Sequence[Denoised], group: NodeGroup
 ) -> Beginning | None:
-    """Returns the frames that the next loop begins with; None where it begins from noise alone."""
+    """Returns the frames that the next loop begins with; None if it begins from noise only."""
     mask, encoded = attempt.masks[len(before)], list(attempt.encoded)
     if mask is None:
         return None
@@ -157,7 +157,7 @@ def _denoise(
 
 
 def _decode(loaded: LoadedFamily, clip: Clip, loops: Sequence[Denoised], group: NodeGroup) -> Tensor:
-    """Returns the frames [T, H, W, 3] of all loops; what one repeats of the loop before is left out."""
+    """Returns the frames [T, H, W, 3] of all loops, without the frames that a loop repeats from the previous one."""
     rules = loaded.family.references
     repeated = 0 if rules is None else rules.repeated_frames(clip_loops(clip))
     parts = []
@@ -165,7 +165,7 @@ def _decode(loaded: LoadedFamily, clip: Clip, loops: Sequence[Denoised], group: 
         frames_THWC = loaded.model.decode(denoised.latents, request, group)[0 if group.is_clip_root else slice(0)]
         if group.is_clip_root:
             frames_THWC = frames_THWC[repeated if loop else 0 :]
-        # A device has room for one loop's frames, not for those of all.
+        # The device has room for the frames of one loop, but not of all loops.
         parts.append(frames_THWC.cpu() if len(loops) > 1 else frames_THWC)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 

@@ -1,4 +1,4 @@
-"""What all parts of one running job share, and the one place where a clip's error becomes a value."""
+"""The context that all parts of a running job share, and the one place where a clip's error becomes a value."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class GroupLostError(Exception):
-    """The ranks of a clip can no longer work together; the job ends, and its next start goes on from the records."""
+    """The ranks of a clip can no longer work together: the job ends, and its next start continues from the records."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobContext:
     """One running job on one rank.
 
-    `scratch`: a local folder that goes with the job. `again`: whether this start tries clips again that failed before.
+    `scratch`: a local folder that is removed with the job. `again`: whether this start retries clips that failed before.
     """
 
     settings: JobSettings
@@ -67,14 +67,14 @@ class JobContext:
 
 
 def device_name(device: torch.device) -> str:
-    """Returns what the device calls itself."""
+    """Returns the device's own name, such as the GPU's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu ({platform.machine()})"
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what decides or encodes pixels."""
+    """Returns the versions of the software that computes or encodes pixels."""
     return {
         "pab-pipeline": _installed("pab-pipeline", "source tree"),
         "torch": torch.__version__,
@@ -94,16 +94,16 @@ def _installed(package: str, otherwise: str = "none") -> str:
 
 
 def contain(attempt: Attempt, context: JobContext, work: Callable[[], T], *, collective: bool) -> T | Failed:
-    """Returns what the work returns, or, after writing the clip's failure, a `Failed`.
+    """Returns the work's result or, after an error, writes the clip's failure and returns it as a `Failed`.
 
-    Raises GroupLostError where other ranks share this work (`collective`): an error of one is then the end of all. What
-    only says that another rank is gone is no failure of the clip, and no file is written for it. Raises BucketError.
+    `collective`: whether other ranks share this work. If so, an error ends the whole group, so GroupLostError is raised. An
+    error that only says that another rank is gone is not the clip's failure, so none is written. Raises BucketError.
     """
     try:
         return work()
-    except Exception as error:  # the clip's border: what a model, ffmpeg or a store raises costs no other clip
+    except Exception as error:  # the clip's border: no error of a model, ffmpeg or a store may harm other clips
         if context.attempts.is_withdrawn(attempt.clip.key, attempt.number):
-            # The job is being ended from outside: what breaks now is no fault of the clip.
+            # The job is being ended from outside, so this error is not the clip's fault.
             raise
         shared = collective and context.ranks.shares_clips
         if shared and is_lost_peer(error):
@@ -118,10 +118,10 @@ def contain(attempt: Attempt, context: JobContext, work: Callable[[], T], *, col
 
 
 def contain_batch(attempts: Sequence[Attempt], context: JobContext, work: Callable[[], T]) -> T | None:
-    """Returns what the work on several clips at once returns, or None after an error, which may be of any of them.
+    """Returns the result of the work on a batch, or None after an error, which any of its clips may have caused.
 
-    No failure is written: they are then rendered one by one. Raises GroupLostError where other ranks share the clips;
-    each has its own mark, so the next start renders each alone.
+    No failure is written; the caller then renders the clips one by one. Raises GroupLostError if other ranks share the clips;
+    each clip has its mark, so the next start renders it alone.
     """
     try:
         return work()
@@ -138,10 +138,10 @@ def contain_batch(attempts: Sequence[Attempt], context: JobContext, work: Callab
 
 
 def write_failure(attempt: Attempt, context: JobContext, error: BaseException, *, number: int | None = None) -> Failed:
-    """Writes what tells how a clip failed and returns it as a value. Of several ranks the first one tells it.
+    """Writes a clip's failure to the bucket and returns it as a value. If several ranks do so, the first one's file stays.
 
-    `number`: of the failure; None for the attempt's, or, where the error is in the row itself and every node would find it
-    so, one that says that the clip is not tried again.
+    `number`: the failure's number; by default the attempt's. A ValueError is in the row itself and would occur on every
+    node: then the default is the last allowed number, so that the clip is not tried again.
     """
     if number is None:
         final = isinstance(error, ValueError)

@@ -1,4 +1,4 @@
-"""From frames to the record, in a thread beside the next clip's denoising: encode, check, upload, record."""
+"""From frames to the record: encode, check, upload, record. Runs in a thread while the next clip is denoised."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _WAITING = 1
 
 
 class Finisher:
-    """Takes frames and leaves videos and records, one clip at a time; what was rendered next may wait.
+    """Turns rendered clips into videos and records, one clip at a time; one more clip or batch may wait.
 
-    `tell(attempt, outcome)` hears of every clip, in the thread. An error that is not the clip's own (the bucket is gone)
-    ends the thread and is raised by the next `submit` or `close`.
+    `tell(attempt, outcome)` is called for every clip, in the thread. An error that is not the clip's own (such as a lost
+    bucket) ends the thread, and the next `submit` or `close` raises it.
     """
 
     def __init__(self, context: JobContext, tell: Callable[[Attempt, ClipOutcome], None]) -> None:
@@ -43,23 +43,23 @@ class Finisher:
         self._thread.start()
 
     def submit(self, clips: Sequence[Attempt]) -> None:
-        """Hands over what was rendered at once; waits while two such are in hand. Raises what ended the thread."""
+        """Hands over a rendered clip or batch; waits while two are unfinished. Raises the error that ended the thread."""
         self._put(clips, math.inf)
 
     def wait(self) -> None:
-        """Waits until nothing is in hand. Raises what ended the thread."""
+        """Waits until everything handed over is finished. Raises the error that ended the thread."""
         while self._thread.is_alive() and self._queue.unfinished_tasks:
             time.sleep(_POLL_S / 4)
         self._raise()
 
     def close(self) -> None:
-        """Waits until all clips are recorded. Raises what ended the thread."""
+        """Waits until all clips are recorded, then ends the thread. Raises the error that ended the thread."""
         self._put(None, math.inf)
         self._thread.join()
         self._raise()
 
     def abandon(self, timeout_s: float) -> BaseException | None:
-        """Lets what is in hand be recorded within `timeout_s`, for a job that ends badly. Returns what ended the thread."""
+        """Waits at most `timeout_s` for clips to be recorded, when a job fails. Returns the error that ended the thread."""
         end = time.monotonic() + timeout_s
         self._offer(None, end)
         self._thread.join(max(0.0, end - time.monotonic()))
@@ -96,7 +96,7 @@ class Finisher:
 def finish_clip(attempt: Attempt, context: JobContext) -> Rendered | Skipped:
     """Makes a rendered clip's video, checks it, uploads it, then writes the record. Raises EncodeError, BucketError.
 
-    Two submits at once may render a clip twice: the record that is first stays, and so does its video.
+    Two submits at the same time may render a clip twice: the first record stays, and so does its video.
     """
     clip, stages = attempt.clip, attempt.stages
     path = context.scratch / f"{clip.digest}.mp4"
@@ -124,8 +124,8 @@ def finish_clip(attempt: Attempt, context: JobContext) -> Rendered | Skipped:
 def write_record(bucket: Bucket, clip: Clip, record: Mapping[str, object], *, sha256: str) -> bool:
     """Writes the record of a video that was just uploaded; returns False if another job's record was first and stays.
 
-    It stays if it tells of the video that lies there. If that is ours (`sha256`) and differs from the other's, it was
-    uploaded over the other's, whose record is then replaced: record and video always belong together. Raises BucketError.
+    The other record stays if it describes the video in the bucket. If our video (`sha256`) differs and was uploaded over the
+    other job's, our record replaces the other one: record and video always belong together. Raises BucketError.
     """
     path = layout.record(clip.key)
     if bucket.create_json(path, record):

@@ -1,4 +1,4 @@
-"""A clip's frames on their way off the device, and how busy the device was from clip to clip."""
+"""A clip's frames on their way from the device to the CPU, and the share of time in which the device was busy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Frames = npt.NDArray[np.uint8]
 
 
 class ComingFrames:
-    """Frames that the device may still be decoding. The thread that needs them fetches them, beside what is queued since.
+    """Frames that the device may still be decoding. A thread fetches them without waiting for work that was queued later.
 
-    `frames_THWC`: uint8 RGB on the device or the CPU, complete once the device has reached `clock`'s last mark; None on
+    `frames_THWC`: uint8 RGB on the device or the CPU, complete when the device has reached `clock`'s last mark; None on
     ranks that do not write the clip.
     """
 
@@ -33,7 +33,7 @@ class ComingFrames:
         self._lock = threading.Lock()
 
     def fetch(self) -> Frames:
-        """Returns the frames [T, H, W, 3] on the CPU; waits for them, not for what the device was told to do since."""
+        """Returns the frames [T, H, W, 3] on the CPU; waits for them, but not for work that was queued later."""
         with self._lock:
             if self._coming is not None:
                 self._here, self._coming = _to_cpu(self._coming, self.clock), None
@@ -42,7 +42,7 @@ class ComingFrames:
 
     @property
     def decode_s(self) -> float:
-        """Seconds of the device for decoding; waits for it."""
+        """Seconds that the device took for decoding; waits until it is done."""
         return sum(self.clock.seconds())
 
 
@@ -50,7 +50,7 @@ def _to_cpu(frames: Tensor, clock: DeviceClock) -> Frames:
     if frames.device.type != "cuda":
         return frames.numpy()
     with torch.cuda.device(frames.device):
-        # On a stream of its own: the default one already holds the next clip's denoising.
+        # On a separate stream: the next clip's denoising is already queued on the default one.
         stream = torch.cuda.Stream()
         here = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
         clock.wait()
@@ -63,7 +63,7 @@ def _to_cpu(frames: Tensor, clock: DeviceClock) -> Frames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipOnDevice:
-    """When the device worked on one clip. `compile_s`: seconds of it in which blocks were compiled and it waited."""
+    """When the device worked on one clip. `compile_s`: the seconds in which it waited while blocks were compiled."""
 
     denoise: DeviceClock
     decode: DeviceClock
@@ -72,10 +72,10 @@ class ClipOnDevice:
 
 @dataclass(slots=True)
 class DeviceUse:
-    """The share of time in which this rank's device worked, between the first and the last clip of a family.
+    """The share of time in which this rank's device worked on the clips of a family.
 
-    From the end of the first clip, which warms up and compiles, to the end of the last. Busy is what lies between the
-    marks of denoising and of decoding: gaps from clip to clip count as idle, and so does compiling.
+    It is measured from the end of the first clip, which warms up and compiles, to the end of the last. The device counts as
+    busy between the marks of denoising and of decoding. Gaps between clips count as idle, and so does compiling.
     """
 
     clips: list[ClipOnDevice] = field(default_factory=list)
@@ -85,7 +85,7 @@ class DeviceUse:
     gaps_s: list[float] = field(default_factory=list)
 
     def close_window(self) -> None:
-        """Adds up the clips so far and begins anew, as when another family is loaded; waits for the device."""
+        """Adds up the clips so far and starts a new window, e.g. for the next family; waits for the device."""
         clips, self.clips = self.clips, []
         for before, clip in pairwise(clips):
             clip.decode.wait()
@@ -96,7 +96,7 @@ class DeviceUse:
             self.counted += 1
 
     def facts(self) -> dict[str, Any]:
-        """Returns what was added up as JSON values."""
+        """Returns the sums as JSON values."""
         return {
             "share": round(self.busy_s / self.window_s, 4) if self.window_s else None,
             "busy_s": round(self.busy_s, 3),

@@ -1,6 +1,6 @@
-"""The ranks of a job: who this process is, from submitit's environment, and the process group between them.
+"""The ranks of a job: this process's place, from submitit's environment, and the process groups.
 
-Without submitit (tests, one process by hand) a job is a group of one.
+Without submitit (in tests, or a process started by hand) a job is a group of one.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _RENDEZVOUS_S = 300.0
 _COLLECTIVE_S = 900.0
-"""How long a rank waits for another inside the model before it gives the group up: far above what a pass takes."""
+"""How long a rank waits for another one inside the model before it gives up; far longer than a pass takes."""
 _POLL_S = 0.05
 _DEFAULT_JOB_S = 7 * 86400.0
 
 
 class GroupError(Exception):
-    """The ranks of a job do not come together, or fit neither mesh nor devices; the message says what to change."""
+    """The rendezvous failed, or the ranks do not fit the mesh or the devices; the message says what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where this process stands in its job. `start`: how often SLURM had restarted the job. `folder`: submitit's own.
+    """Place of this process in its job. `start`: how often SLURM has restarted the job. `folder`: submitit's folder.
 
-    `node`: the name by which SLURM knows this machine; without SLURM its host name.
+    `node`: SLURM's name for this machine; without SLURM its host name.
     """
 
     rank: int
@@ -58,12 +58,12 @@ class Place:
 
     @property
     def name(self) -> str:
-        """Names one start of a job, e.g. `1234_5-0`."""
+        """The name of one start of a job, e.g. `1234_5-0`."""
         return f"{self.job_id}-{self.start}"
 
 
 def find_place() -> Place:
-    """Returns this process's place from submitit's environment; a group of one outside of it."""
+    """Returns this process's place from submitit's environment; without submitit, a group of one."""
     try:
         environment = submitit.JobEnvironment()
     except RuntimeError:
@@ -88,8 +88,8 @@ def find_place() -> Place:
 class JobRanks:
     """The ranks of an open job: the model's axes, and collectives for plain values.
 
-    What ranks tell each other here goes over gloo with a time limit of its own, because a rank that waits for the bucket
-    makes the others wait; inside the model nobody waits longer than `_COLLECTIVE_S`.
+    The collectives here use gloo with a longer time limit, because a rank that waits for the bucket makes the others wait.
+    Collectives inside the model have the limit `_COLLECTIVE_S`.
     """
 
     place: Place
@@ -98,14 +98,14 @@ class JobRanks:
     everyone: dist.ProcessGroup | None
     clip: dist.ProcessGroup | None
     store: Store | None
-    """Where the ranks met; None in a group of one."""
+    """The store of the rendezvous; None in a group of one."""
 
     def broadcast_in_clip(self, value: T | None) -> T:
-        """Returns, on every rank of a clip, what the clip's root gave."""
+        """Returns the value of the clip's root on every rank of the clip."""
         return _broadcast(value, self.clip, is_root=self.node.is_clip_root)
 
     def broadcast_in_job(self, value: T | None) -> T:
-        """Returns, on every rank of the job, what rank 0 gave."""
+        """Returns the value of rank 0 on every rank of the job."""
         return _broadcast(value, self.everyone, is_root=self.place.rank == 0)
 
     def barrier(self) -> None:
@@ -114,7 +114,7 @@ class JobRanks:
             dist.barrier(group=self.clip)
 
     def all_gather_object(self, value: T) -> list[T]:
-        """Returns every rank's value in rank order, on every rank; so it is also where ranks wait for each other."""
+        """Returns every rank's value in rank order, on every rank. So it also works as a barrier."""
         if self.everyone is None:
             return [value]
         values: list[T | None] = [None] * self.place.world
@@ -122,10 +122,10 @@ class JobRanks:
         return values  # type: ignore[return-value]
 
     def all_told_to_end(self, *, wait_s: float = 1.5) -> bool:
-        """Whether every rank of this rank's clip has called this too, within `wait_s`: they live, and all are to end.
+        """Whether every rank of this rank's clip calls this within `wait_s`: then all are alive, and all were told to end.
 
-        A job is also told to end when one of its ranks has died; then that one is missing here. Called by the thread that
-        hears signals, so it works while the ranks wait for each other. Only the clip's root gets True.
+        A job is also told to end when one of its ranks has died, but then that rank does not call this. The thread that
+        reads signals calls it, so it works while the ranks wait for each other. Only the clip's root gets True.
         """
         if self.store is None:
             return True
@@ -145,7 +145,7 @@ class JobRanks:
 
     @property
     def shares_clips(self) -> bool:
-        """Whether a clip is rendered by more than one rank, so that an error of one is everyone's."""
+        """Whether several ranks render a clip together, so that an error on one rank ends all of them."""
         return self.node.clip.size > 1
 
 
@@ -158,9 +158,9 @@ def _broadcast(value: T | None, group: dist.ProcessGroup | None, *, is_root: boo
 
 @contextmanager
 def open_job(settings: JobSettings) -> Iterator[JobRanks]:
-    """Brings the ranks of this job together. Collective.
+    """Opens the process groups of this job. Collective.
 
-    Raises GroupError when mesh, ranks and devices do not fit or a rank does not come within five minutes.
+    Raises GroupError when mesh, ranks and devices do not fit, or when a rank does not arrive within five minutes.
     """
     place = find_place()
     if settings.mesh.num_ranks != place.world:
@@ -173,7 +173,7 @@ def open_job(settings: JobSettings) -> Iterator[JobRanks]:
     node = open_group(dp=settings.mesh.dp, cfg=settings.mesh.cfg, sp=settings.mesh.sp, device=device)
     everyone, clip = _control_groups(place, settings, node)
     yield JobRanks(place=place, node=node, host=socket.gethostname(), everyone=everyone, clip=clip, store=store)
-    # Not after an error: a rank may be gone, and closing would wait for it.
+    # Not after an error: a rank may be gone, and this call would wait for it.
     if place.world > 1:
         dist.destroy_process_group()
 
@@ -187,7 +187,7 @@ def _device(settings: JobSettings, place: Place) -> torch.device:
     if settings.render.device != "cuda":
         return torch.device(settings.render.device)
     count = torch.cuda.device_count()
-    # A site may hand each task one GPU, which is then number 0 for everyone.
+    # Some sites show each task only one GPU, which then is number 0 in every task.
     index = 0 if count == 1 else place.local_rank
     if index >= count:
         raise GroupError(
@@ -228,12 +228,12 @@ def _rendezvous(place: Place, device: torch.device) -> Store:
 
 
 def open_store(place: Place, limit: timedelta) -> TCPStore:
-    """Returns rank 0's rendezvous store, on loopback where all ranks are on its machine."""
+    """Returns rank 0's rendezvous store; it listens on loopback if all ranks are on this machine."""
     # Port 0: the system gives a free one, so two jobs on a node never share it.
     store = partial(TCPStore, world_size=place.world, is_master=True, timeout=limit, wait_for_workers=False)
     if place.num_nodes > 1:
         return store("0.0.0.0", 0)
-    # The store asks nobody for a password, and left to itself listens at every address of the machine.
+    # The store has no password, and by default it listens at every address of the machine.
     listener = socket.create_server((place.master, 0), backlog=place.world)
     return store(place.master, listener.getsockname()[1], master_listen_fd=listener.detach())
 

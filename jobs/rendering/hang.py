@@ -1,4 +1,4 @@
-"""A clip that hangs: the process ends itself, so that the group ends, and the next start goes on from the records."""
+"""A clip that hangs: the process ends itself, so that the whole group ends and the next start continues from the records."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HUNG_EXIT = 75
 
 
 class HangWatch:
-    """Ends this process with `HUNG_EXIT` when one clip takes longer than `limit_s`, or several so many times as long.
+    """Ends this process with `HUNG_EXIT` when a clip takes longer than `limit_s`, or a batch of N clips N times as long.
 
-    A thread that hangs in a kernel or a collective cannot be interrupted, so nothing is raised in it. The clip's attempt mark
-    stays: a clip that hangs again and again is quarantined like one that crashes. `last_words` is called first, for what
-    is to be saved; it must come back within a bounded time.
+    A thread that hangs in a kernel or a collective cannot be interrupted, so no error is raised in it. The clip's attempt
+    mark stays: a clip that hangs repeatedly is quarantined, like a clip that crashes. `last_words` is called first, to save
+    what can be saved; it must return within a bounded time.
     """
 
     def __init__(self, limit_s: float, *, last_words: Callable[[], object]) -> None:
@@ -30,7 +30,7 @@ class HangWatch:
 
     @contextmanager
     def over(self, clip_id: str | None, *, clips: int = 1) -> Iterator[None]:
-        """Watches over the work on one clip, or on several at once, that is done inside; None for the prompts of all."""
+        """Watches the work done inside, on one clip or on a batch. `clip_id` None: the encoding of all prompts."""
         timer = threading.Timer(self._limit_s * clips, self._end, [clip_id])
         timer.name, timer.daemon = "hang-watch", True
         timer.start()

@@ -1,4 +1,4 @@
-"""What a start of a job measures of itself, and the report that it leaves, joined with what earlier starts left."""
+"""What one start of a job measures, and the job's report, which also includes its earlier starts."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Measures:
-    """What one rank measured of this start, filled in as it goes.
+    """One rank's measurements of this start, filled in while it runs.
 
-    `strip_png`: of the first baseline, frames without broadcast over those with.
+    `strip_png`: a picture of the first baseline: frames without broadcast above the same frames with it.
     """
 
     load_s: dict[str, float] = field(default_factory=dict)
@@ -47,13 +47,13 @@ class Measures:
     peak_cuda_bytes: int = 0
 
     def take_peaks(self) -> None:
-        """Notes the most memory that this process has held until now."""
+        """Stores this process's peak memory so far."""
         self.peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.peak_cuda_bytes = torch.cuda.max_memory_allocated()
 
     def measure_baseline(self, loaded: LoadedFamily, rendered: Attempt, context: JobContext) -> None:
-        """Renders a clip without broadcast and compares it with how it came out with it. Collective over its ranks."""
+        """Renders a clip again without broadcast and compares both results. Collective over the clip's ranks."""
         start, node = time.perf_counter(), context.ranks.node
         baseline = render_baseline(loaded, rendered, settings=context.settings, group=node)
         if node.is_clip_root:
@@ -64,7 +64,7 @@ class Measures:
 
 
 def compare(rendered: Attempt, baseline: Attempt) -> tuple[Json, bytes]:
-    """Returns a measured baseline as JSON values, and the strip of frames. For the clip's root, which has them."""
+    """Returns a measured baseline as JSON values, and the strip of frames. Only the clip's root has the frames to do so."""
     clip, frames, reference = rendered.clip, rendered.coming.fetch(), baseline.coming.fetch()
     noise_db = psnr(reference, frames)
     facts = {
@@ -88,14 +88,14 @@ def _steps(rendered: Attempt) -> Json:
 
 
 def measured_broadcasts(context: JobContext) -> set[str]:
-    """Returns the broadcasts that earlier starts of this job compared with a baseline already."""
+    """Returns the names of the broadcasts that earlier starts of this job have compared with a baseline."""
     return {baseline["clip"]["broadcast"] for baseline in _earlier_baselines(_earlier(context))}
 
 
 def leave_report(
     context: JobContext, todo: Todo, outcome: ShardOutcome, measures: list[Measures], wall_s: float
 ) -> Json:
-    """Writes the job's report and its page, and returns the report. `measures`: of every rank, in rank order."""
+    """Writes the job's report and its page, and returns the report. `measures`: one entry per rank, in rank order."""
     bucket, shard = context.bucket, context.shard
     earlier = _earlier(context)
     records = bucket.records(clip.key for clip in todo.order)
@@ -155,7 +155,7 @@ def _own_records(context: JobContext, records: Mapping[str, Json]) -> list[Json]
 def _settled(baseline: Json, own: list[Json]) -> Json:
     broadcast = {"clip": baseline["clip"], "steps": baseline["broadcast_steps"]}
     others = [record for record in own if record["digest"] != baseline["digest"]]
-    # Only clips of this start: an earlier one may have run on another kind of device.
+    # Only clips of this start: an earlier start may have run on another kind of device.
     return {
         **baseline,
         "settled_s": round(settled_s(baseline, ()), 6),
@@ -191,7 +191,7 @@ def _device_bytes(device: torch.device) -> int | None:
 
 
 def _compiled(measures: list[Measures]) -> Json | None:
-    # Every rank compiles for itself, all at the same time: the slowest one's seconds are the job's.
+    # Every rank compiles for itself, all at the same time, so the job's seconds are those of the slowest rank.
     most = max((rank.compiled for rank in measures), key=lambda compiled: compiled.seconds)
     return {**asdict(most), "seconds": round(most.seconds, 3)} if most.graphs else None
 

@@ -1,4 +1,4 @@
-"""A family on a rank's device: loaded as a job's settings say, with the prompts that are encoded so far."""
+"""A family on a rank's device, loaded as the job's settings say, with the prompts encoded so far."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ from pab.sampling.recorded_loop import LoopRecorder
 
 @dataclass(slots=True, kw_only=True)
 class LoadedFamily:
-    """A family whose weights are on this rank's device, and by clip key the prompts that are encoded so far, one per loop.
+    """A family whose weights are on this rank's device. Not frozen: `prompts` are added and removed.
 
-    Not frozen: `prompts` of clips come and go.
-    `graphs` counts what was compiled since it was loaded; None where blocks run eagerly. `recorder` replays the loops of
-    small clips; None where they are not recorded.
+    `prompts`: by clip key, the encoded prompts, one per loop. `graphs`: counts what was compiled since the family was
+    loaded; None if blocks run eagerly. `recorder`: replays the loops of small clips; None if they are not recorded.
     """
 
     family: Family
@@ -43,7 +42,7 @@ class LoadedFamily:
     prompts: dict[str, tuple[EncodedPrompt, ...]] = field(default_factory=dict)
 
     def make_room(self) -> Compiled:
-        """Makes room for what a clip may need compiled; returns what was compiled so far."""
+        """Makes room for the graphs that the next clip may need; returns the count of what was compiled so far."""
         if self.graphs is None:
             return Compiled()
         if self.graphs.make_room() and self.recorder is not None:
@@ -51,21 +50,21 @@ class LoadedFamily:
         return self.graphs.so_far()
 
     def compiled_since(self, before: Compiled) -> Compiled:
-        """Returns what was compiled since `make_room` said `before`."""
+        """Returns what was compiled since `make_room` returned `before`."""
         return Compiled() if self.graphs is None else self.graphs.so_far().since(before)
 
     def prompts_of(self, clip: Clip, requests: Sequence[ClipRequest]) -> tuple[EncodedPrompt, ...]:
-        """Returns the texts of a clip's loops, encoded now if its job could not encode all at once."""
+        """Returns the encoded prompts of a clip's loops; encodes them now if the job could not encode all in one call."""
         return self.prompts.get(clip.key) or tuple(self.model.encode_prompts(requests))
 
     def loop_settings(self, request: ClipRequest, plan: BroadcastPlan, group: NodeGroup, *, clips: int) -> LoopSettings:
-        """Returns how the loop of clips that begin from noise is run."""
+        """Returns the settings of a loop that begins from noise, for one clip or a batch."""
         records = records_loop(request, self.family, plan, group, clips=clips)
         return LoopSettings(cache_dtype=self.execution.keep, recorder=self.recorder if records else None)
 
 
 def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
-    """Returns the broadcast rules a clip names: the run's own, else the family's. Raises ValueError naming what there is."""
+    """Returns the broadcast rules that a clip names: the run's own, else the family's. Raises ValueError with all names."""
     own: Mapping[str, dict[str, object]] = settings.broadcast_rules or {}
     if clip.broadcast in own:
         return rules_from_dict(own[clip.broadcast])
@@ -78,9 +77,9 @@ def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
 def load_family(
     family: Family, settings: JobSettings, device: torch.device, *, clip_axis: Axis | None = None
 ) -> LoadedFamily:
-    """Loads a family's weights onto a device, and has its blocks compiled at their first calls if settings say so.
+    """Loads a family's weights onto a device. If the settings ask for it, its blocks are compiled at their first calls.
 
-    `clip_axis`: the ranks that share this one's clips, and so its prompts.
+    `clip_axis`: the ranks that share their clips, and so their prompts, with this one.
     """
     start = time.perf_counter()
     execution = settings.render.execution(family)
@@ -111,10 +110,10 @@ def load_family(
 
 @torch.inference_mode()
 def encode_prompts(loaded: LoadedFamily, clips: Sequence[Clip]) -> float:
-    """Encodes the text of all clips; returns the seconds it took.
+    """Encodes the prompts of all clips; returns the seconds that it took.
 
-    One call, because a family with a large text encoder loads it for the call and lets it go before the first clip is
-    denoised; it cuts the prompts into batches itself.
+    This is one call, because a family with a large text encoder loads the encoder for the call and frees it before the first
+    clip is denoised. The family cuts the prompts into batches itself.
     """
     start = time.perf_counter()
     if clips:

@@ -1,4 +1,4 @@
-"""The loops of a clip: what each asks the model for, and what they leave together."""
+"""The loops of a clip: the request of each loop, and the joined results of all loops."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pab.sampling.device_clock import DeviceClock
 
 
 def clip_loops(clip: Clip) -> Loops:
-    """Returns how a clip's loops go on from each other."""
+    """Returns how each of a clip's loops continues from the previous one."""
     return Loops(
         count=clip.loops,
         condition_frame_length=clip.condition_frame_length or 0,
@@ -24,7 +24,7 @@ def clip_loops(clip: Clip) -> Loops:
 
 
 def clip_requests(clip: Clip) -> tuple[ClipRequest, ...]:
-    """Returns what the model is asked for, loop by loop: each has its text and its noise."""
+    """Returns the request to the model for each loop; each has its own text and noise."""
     return tuple(
         ClipRequest(
             prompt=text,
@@ -42,7 +42,7 @@ def clip_requests(clip: Clip) -> tuple[ClipRequest, ...]:
 
 
 def joined(loops: Sequence[Denoised]) -> Denoised:
-    """Returns what all loops of a clip measured and counted, as of one as long as all; latents and plan are the first's."""
+    """Joins the results of a clip's loops: measurements and counts as if of one long loop, latents and plan of the first."""
     first = loops[0]
     if len(loops) == 1:
         return first

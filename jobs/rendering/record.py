@@ -19,7 +19,7 @@ from pab.parallel.mesh import NodeGroup
 
 
 class ClipRecord(TypedDict):
-    """A record's keys, in the order in which they are written (docs/jobs.md says what they tell)."""
+    """A record's keys, in the order in which they are written (docs/jobs.md explains them)."""
 
     schema: int
     clip_id: str
@@ -48,7 +48,7 @@ class ClipRecord(TypedDict):
 
 
 def clip_record(attempt: Attempt, context: JobContext, *, video: Video, sha256: str) -> ClipRecord:
-    """Returns the record of a rendered clip. Seconds are wall time; counts are of the clip's root rank."""
+    """Returns the record of a rendered clip. Seconds are wall time; counts are those of the clip's root rank."""
     clip, denoised, compile_s = attempt.clip, attempt.denoised, round(attempt.compiled.seconds, 3)
     return {
         "schema": layout.SCHEMA,
@@ -98,7 +98,7 @@ def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:
 
 
 def loop_facts(attempt: Attempt) -> list[dict[str, object]]:
-    """Returns each loop's text, seed and plan, with what was measured of it."""
+    """Returns each loop's text, seed, plan and measurements."""
     return [
         {
             "prompt": request.prompt,
@@ -113,10 +113,10 @@ def loop_facts(attempt: Attempt) -> list[dict[str, object]]:
 
 
 def plan_facts(plans: Sequence[BroadcastPlan], broadcast: str) -> dict[str, object]:
-    """Returns names of a clip's plan, and counts over all steps and sites of all loops, for one pass.
+    """Returns the names of a clip's plan, and counts over all steps and sites of all loops, for one pass per step.
 
-    `plans`: of each loop, all the same but under Foresight, which decided them block by block; names and blocks are those of
-    the first.
+    `plans`: one per loop. They are all the same, except under Foresight, which decides block by block. Names and blocks are
+    those of the first.
     """
     plan = plans[0]
     facts: dict[str, object] = {
@@ -135,7 +135,7 @@ def plan_facts(plans: Sequence[BroadcastPlan], broadcast: str) -> dict[str, obje
 
 
 def planned_counts(attempt: Attempt, group: NodeGroup) -> dict[str, object]:
-    """Returns what the plan foretells of one rank: site calls by kind, and all-to-alls."""
+    """Returns the counts that the plan predicts for one rank: site calls by kind, and all-to-alls."""
     plans, passes = [loop.plan for loop in attempt.loops], attempt.denoised.passes
     exchanging = passes if group.sp.size > 1 else 0
     return {
@@ -147,7 +147,7 @@ def planned_counts(attempt: Attempt, group: NodeGroup) -> dict[str, object]:
 
 
 def counted(attempt: Attempt) -> dict[str, object]:
-    """Returns what this rank's denoising did: site calls by kind, collectives and the bytes it sent."""
+    """Returns what this rank counted in denoising: site calls by kind, collectives and sent bytes."""
     denoised = attempt.denoised
     return {
         "computed": _by_kind(denoised.computed),

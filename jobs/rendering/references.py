@@ -1,4 +1,4 @@
-"""A clip's references on their way into the model: fetched, compared with what submit saw, decoded, brought to its size."""
+"""A clip's references: fetched, compared with the file that `submit` saw, decoded, and resized for the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipReferences:
-    """What a clip takes from its references: their frames that the masks of its loops need (None where they take nothing)."""
+    """A clip's frame masks, one per loop, and its references' pixels; None for a loop or reference without any."""
 
     masks: tuple[FrameMask | None, ...]
     pixels: tuple[ReferencePixels | None, ...]
@@ -32,10 +32,10 @@ class ClipReferences:
 
 
 def take_references(clip: Clip, rules: ReferenceRules, retry_policy: RetryPolicy) -> ClipReferences:
-    """Returns the clip's references as the model wants them.
+    """Returns the clip's references in the form that the model takes.
 
-    Raises UnusableReferenceError naming one that cannot be read, or is not the file that it was when the clip was
-    submitted; ValueError if the mask strategy does not fit.
+    Raises UnusableReferenceError naming a reference that cannot be read, or whose file has changed since the submit;
+    ValueError if the mask strategy does not fit.
     """
     fetched = [
         _fetched(url, sha256, retry_policy) for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)

@@ -1,4 +1,4 @@
-"""A job's local folder for temporary files. It goes with the job; what a killed job left, the next one here removes."""
+"""A job's local folder for temporary files. It is removed with the job; the next job here removes what killed jobs left."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ _LOCK = ".owner"
 
 @contextmanager
 def open_scratch() -> Iterator[Path]:
-    """Yields an empty folder of this process's own, where the system keeps temporary files (TMPDIR).
+    """Yields an empty folder for this process alone, in the system's folder for temporary files (TMPDIR).
 
-    Its owner holds a lock as long as it lives, so that a later job on this machine sees which folders are left over: a
-    process that is killed removes nothing, and SLURM does not either.
+    The process holds a lock on it as long as it lives, so that a later job on this machine knows which folders are left
+    over: a killed process cannot remove its folder, and SLURM does not do it either.
     """
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with (folder / f"{_LOCK}.new").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # Locked before it has its name: another job that starts now would take an unlocked one for left over.
+            # It is locked before it gets its name, or a job that starts now would take it for left over.
             (folder / f"{_LOCK}.new").rename(folder / _LOCK)
             yield folder
 
 
 def remove_left_over() -> list[Path]:
-    """Removes the folders of this user's jobs that no longer live; returns them. What cannot be removed is left."""
+    """Removes the folders of this user's ended jobs; returns them. Folders that cannot be removed stay."""
     removed = []
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        # No lock file: its owner is about to make it. No access: another user's.
+        # Without a lock file, its owner is about to make one. Without access, it is another user's.
         with suppress(OSError), (folder / _LOCK).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""One start of a job, from opening the group to the outcome; the clips of a family are `jobs.rendering.clip_loop`'s."""
+"""One start of a job, from opening the group to the outcome. `jobs.rendering.clip_loop` renders the clips of a family."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _LOG_FILE = "job.log"
 
 
 def run_shard(job: RenderShard) -> ShardOutcome:
-    """Renders what is left of a shard. Collective over the job's ranks; see `RenderShard.__call__`."""
+    """Renders the clips of a shard that are still to do. Collective over the job's ranks; see `RenderShard.__call__`."""
     started = time.monotonic()
     with ExitStack() as stack:
         ranks = stack.enter_context(open_job(job.settings))
@@ -71,7 +71,7 @@ def _kept_log(context: JobContext) -> Iterator[None]:
     with open_log(file, run=context.settings.run_id, job=layout.job_name(context.shard), rank=place.rank):
         try:
             yield
-        except Exception:  # the job's top on this rank: the log that goes to the bucket must hold why it ended
+        except Exception:  # the job's top on this rank: the log in the bucket must say why the job ended
             _LOG.exception("job_broken")
             raise
         finally:
@@ -87,7 +87,7 @@ def _keep_log(context: JobContext) -> None:
 
 
 class _ShardRun:
-    """The clips of this rank's replica in this start, and what became of them."""
+    """The clips of this rank's replica in this start, and their outcomes."""
 
     def __init__(self, job: RenderShard, context: JobContext, started: float) -> None:
         self._job = job
@@ -105,7 +105,7 @@ class _ShardRun:
         self._watch = HangWatch(job.settings.hang_s, last_words=self._last_words)
 
     def run(self) -> ShardOutcome:
-        """Renders, then joins what all replicas did."""
+        """Renders this replica's clips, then joins the outcomes of all replicas."""
         ranks = self._ranks
         log_event(_LOG, "job_started", **self._context.facts())
         remove_left_over()
@@ -136,7 +136,7 @@ class _ShardRun:
         measures = self._ranks.all_gather_object(self._measures)
         if self._ranks.place.rank == 0:
             leave_report(self._context, todo, outcome, measures, time.monotonic() - self._started)
-        # The others wait: a cluster may end a job soon after its first rank has ended.
+        # The other ranks wait here: a cluster may end a job soon after its first rank has ended.
         self._ranks.all_gather_object(None)
 
     def _render_all(self, attempts: Sequence[Attempt]) -> None:
@@ -156,13 +156,13 @@ class _ShardRun:
             self._finisher.close()
 
     def _take_back_marks(self) -> None:
-        # Told to end from outside: the clips in hand did not kill the group, unless one of their ranks is gone already.
+        # A signal from outside ends the job, so its clips did not kill the group, unless one of their ranks died before.
         if self._ranks.all_told_to_end():
             marks = self._context.attempts.withdraw()
             log_event(_LOG, "attempts_taken_back", attempts=len(marks))
 
     def _last_words(self) -> None:
-        # The rank hangs in a clip; the one before it may still be on its way.
+        # The rank hangs in a clip; the previous clip may not be recorded yet.
         self._save_last_uploads()
         log = threading.Thread(target=_keep_log, args=(self._context,), daemon=True)
         log.start()

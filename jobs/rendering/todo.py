@@ -1,4 +1,4 @@
-"""What a start of a job has to do: which clips are done, which failed, which have killed their group too often."""
+"""What a start of a job has to do. Sorts the clips: done, failed, killed their group too often, or still to render."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _LOG = logging.getLogger(__name__)
 
 
 class GroupKilledError(Exception):
-    """A clip's earlier starts ended with neither record nor failure: the process died with it."""
+    """A clip's earlier attempts ended with neither record nor failure: the process died during the clip."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Todo:
-    """A shard sorted: the attempts to make, none of them begun, and what has ended before this start.
+    """A sorted shard. `attempts`: still to be made, none of them begun. `ended`: outcomes from before this start.
 
-    `put_off`: clips that failed and have an attempt left, which is for a start on another node.
+    `put_off`: clips that failed and have an attempt left, which a start on another node makes.
     """
 
     order: tuple[Clip, ...]
@@ -36,9 +36,9 @@ class Todo:
 
 
 def sort_shard(context: JobContext) -> Todo:
-    """Reads the shard and what the bucket knows of its clips. Writes a failure for clips whose last attempt left none.
+    """Reads the shard and the history of its clips. Writes the failure of clips that killed their group too often.
 
-    Raises BucketError, also when there is no such shard.
+    Raises BucketError, also if there is no such shard.
     """
     clips = read_shard(context)
     histories = context.bucket.histories(clip.key for clip in clips)
@@ -54,7 +54,7 @@ def sort_shard(context: JobContext) -> Todo:
             put_off.append(clip)
         else:
             attempts.append(Attempt(clip=clip, number=history.next_attempt))
-    # Those that failed or killed their group come last: if they do it again, the others are rendered by then.
+    # Clips that failed or killed their group come last: if they do it again, the others are already rendered.
     attempts.sort(key=lambda attempt: attempt.number > 1)
     return Todo(order=tuple(clips), attempts=tuple(attempts), ended=tuple(ended), put_off=tuple(put_off))
 

@@ -1,7 +1,7 @@
-"""The run's folder in object storage, reached through fsspec: everything written is whole or not there.
+"""The run's folder in object storage, reached through fsspec. A file is either complete or not there.
 
-Local files are written beside their place and renamed; S3 objects are one PUT, or a multipart upload that shows only when
-complete. Nothing is streamed into its final place, where an error half-way would publish what is there so far.
+Local files are written under another name and renamed. S3 objects are one PUT, or a multipart upload that appears only
+when it is complete. Nothing is streamed to its final path, where an error half-way would publish a part of the file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jobs.store.s3_listing import list_names
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 _S3_OPTIONS = {
-    # Two layers retry below us (botocore, s3fs); ours is the one that knows how long to wait, so theirs are kept short.
+    # Two layers below also retry (botocore, s3fs). Only ours knows how long to wait, so theirs are kept short.
     "config_kwargs": {
         "connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"},
         "max_pool_connections": 32,
@@ -46,14 +46,14 @@ _SINGLE_PUT_BYTES = 64 << 20
 
 
 class BucketError(Exception):
-    """The bucket refused, or was away for too long; the message names URL, cause and what to do."""
+    """The bucket refused, or could not be reached for too long; the message has the URL, the cause and what to do."""
 
 
 class Bucket:
-    """A run's folder. Pickles as its URL and retry policy; the filesystem is opened when first used, once per process.
+    """A run's folder. A pickle of it has only URL and retry policy; each process opens the filesystem at its first use.
 
-    `url`: any fsspec URL, or a local path. Credentials and endpoint come from the library's own chain (environment,
-    profile, instance role), never from the URL. Raises BucketError for a URL that holds credentials.
+    `url`: any fsspec URL, or a local path. Credentials and endpoint come from where the library looks for them (environment,
+    profile, instance role), never from the URL. Raises BucketError for a URL that contains credentials.
     """
 
     def __init__(self, url: str, *, retry_policy: RetryPolicy | None = None) -> None:
@@ -78,20 +78,20 @@ class Bucket:
     # Writing
 
     def write(self, path: str, data: bytes) -> None:
-        """Writes a file whole, over what is there. Raises BucketError."""
+        """Writes a file, and replaces an existing one. Raises BucketError."""
         self._with_retries("write", path, lambda fs, full: self._put(fs, full, data))
 
     def create(self, path: str, data: bytes) -> bool:
         """Writes a file that must not exist yet; returns False if it does.
 
-        Exactly one of many racing writers gets True. `data` must be the writer's own (hold a unique id): after a lost
-        answer it is read back to learn who wrote it. Raises BucketError.
+        If many writers race, exactly one gets True. `data` must contain an id that is unique to the writer: if the server's
+        answer is lost, the file is read back to see who wrote it. Raises BucketError.
         """
         assert len(data) <= _SINGLE_PUT_BYTES, f"{path}: some stores create exclusively in a single request only"
         return self._with_retries("create", path, lambda fs, full: self._create(fs, full, data))
 
     def upload(self, local: Path, path: str) -> None:
-        """Writes a local file whole, over what is there, and checks what arrived. Raises BucketError."""
+        """Uploads a local file, replaces an existing one, and checks what arrived. Raises BucketError."""
         size_bytes = local.stat().st_size
         if size_bytes <= _SINGLE_PUT_BYTES or self._local(self._fs()[0]):
             return self.write(path, local.read_bytes())
@@ -107,11 +107,11 @@ class Bucket:
         return self._with_retries("upload", path, put)
 
     def open_output(self, path: str) -> BinaryIO:
-        """Returns a binary file that is written to `path`, whole, when closed; an error inside `with` writes nothing."""
+        """Returns a binary file. Closing it writes all of it to `path`; after an error inside `with`, nothing is written."""
         return Outgoing(lambda local: self.upload(local, path))
 
     def write_json(self, path: str, value: Mapping[str, object]) -> None:
-        """Writes a JSON document over what is there. Raises BucketError."""
+        """Writes a JSON document, and replaces an existing one. Raises BucketError."""
         self.write(path, _json(value))
 
     def create_json(self, path: str, value: Mapping[str, object]) -> bool:
@@ -119,7 +119,7 @@ class Bucket:
         return self.create(path, _json({**value, "written_by": uuid.uuid4().hex}))
 
     def remove(self, path: str) -> None:
-        """Removes a file; one that is gone already is fine. Raises BucketError."""
+        """Removes a file, if it is there. Raises BucketError."""
 
         def rm(fs: Any, full: str) -> None:
             try:
@@ -140,7 +140,7 @@ class Bucket:
         return self._with_retries("read", path, get, absent_is_an_answer=True)
 
     def read_present(self, path: str) -> bytes:
-        """Returns the bytes of a file that must be there. Raises BucketError, also where there is none."""
+        """Returns the bytes of a file that must exist. Raises BucketError, also if there is none."""
         try:
             return self.read(path)
         except FileNotFoundError as error:
@@ -172,11 +172,11 @@ class Bucket:
         return self._with_retries("look for", path, info)
 
     def histories(self, keys: Iterable[str]) -> dict[str, ClipHistory]:
-        """Returns what is known of these clips; the cost depends on their number, not on the size of the run."""
+        """Returns the histories of these clips; the cost depends on their number, not on the size of the run."""
         return self._map(self._history, keys)
 
     def records(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Returns the records of these clips; those without one are left out. Raises BucketError."""
+        """Returns the records of these clips; clips without one are left out. Raises BucketError."""
 
         def record(key: str) -> dict[str, Any] | None:
             try:
@@ -198,11 +198,11 @@ class Bucket:
         return {name.removesuffix(".json") for name in self.names("records") if name.endswith(".json")}
 
     def failures(self) -> dict[str, list[int]]:
-        """Returns, by clip key, the attempts that left a failure, ascending; from one listing."""
+        """Returns, by clip key, the numbers of the attempts that left a failure, ascending; from one listing."""
         return layout.attempts_by_key(name.removesuffix(".json") for name in self.names("failures"))
 
     def attempts(self) -> dict[str, list[int]]:
-        """Returns, by clip key, the attempts that left a mark, ascending; from one listing."""
+        """Returns, by clip key, the numbers of the attempts that left a mark, ascending; from one listing."""
         return layout.attempts_by_key(self.names("attempts"))
 
     def counts(self) -> dict[str, int]:
@@ -210,7 +210,7 @@ class Bucket:
         return {kind: sum(1 for _ in self.names(kind)) for kind in KINDS}
 
     def forget_failures(self, keys: Iterable[str] | None = None) -> list[str]:
-        """Removes failures and attempt marks of unrecorded clips, so that they start anew; returns their keys.
+        """Removes failures and attempt marks of unrecorded clips, so that they are tried again; returns their keys.
 
         `keys`: only these clips; None for all that have a failure. Raises BucketError.
         """
@@ -218,7 +218,7 @@ class Bucket:
         chosen = set(failures) if keys is None else set(keys) & (set(failures) | set(attempts))
         chosen -= self.recorded_keys()
         paths = [layout.attempt(key, attempt) for key in chosen for attempt in attempts.get(key, ())]
-        # Failures last: if this is interrupted, the clip still counts as failed and `retry` finds it again.
+        # Failures come last: if this is interrupted, the clip still counts as failed and `retry` finds it again.
         self._map(self.remove, paths)
         self._map(self.remove, [layout.failure(key, attempt) for key in chosen for attempt in failures.get(key, ())])
         return sorted(chosen)
@@ -269,7 +269,7 @@ class Bucket:
             raise self._refused(verb, path, error) from error
 
     def _refused(self, verb: str, path: str, error: Exception) -> BucketError:
-        # Some servers send no message: s3fs then says "None", and only the cause says what happened.
+        # Some servers send no message. s3fs then says "None", and only the error's cause says what happened.
         cause = f"{type(error).__name__}: {error}" + (f", from {error.__cause__}" if error.__cause__ else "")
         return BucketError(f"cannot {verb} {self.url}/{path} ({cause}); {advice(error, self.retry_policy)}")
 
@@ -279,7 +279,7 @@ class Bucket:
             return
         options = {}
         if "s3" in fs.protocol and len(data) <= _SINGLE_PUT_BYTES:
-            # The server compares it with what arrived: a check of the content at the price of a header.
+            # The server compares this hash with what arrived: a check of the content that costs only a header.
             options["ContentMD5"] = _md5(data)
         self._pipe(fs, full, data, **options)
         self._check_size(fs, full, len(data))
@@ -305,7 +305,7 @@ class Bucket:
             taken = error_code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict")
             if not taken and not isinstance(error, FileExistsError):
                 raise
-            # It may be our own: the answer to an earlier try was lost.
+            # The file may be our own, if the answer to an earlier try was lost.
             return within(self.retry_policy.operation_s, lambda: bytes(fs.cat_file(full))) == data
         return True
 
@@ -324,7 +324,7 @@ class Bucket:
         failures: list[int] = []
         for number in itertools.count(1):
             marked = self.exists(layout.attempt(key, number))
-            # An interruption can take a mark back whose attempt has failed on another rank.
+            # An interruption can remove a mark although the attempt has failed on another rank.
             failed = self.exists(layout.failure(key, number))
             attempts += [number] if marked else []
             failures += [number] if failed else []

@@ -1,4 +1,4 @@
-"""Waiting for a store that is away: which errors pass, how long to wait between tries, and when to give up."""
+"""Retries for a store that does not answer: which errors are transient, how long to wait, and when to give up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FINAL_OS_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADire
 _FINAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
 _FINAL_CODES = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "ExpiredToken")
 _CLIENT_ERRORS = {
-    # What the client libraries raise that is no OSError, by the module that defines it.
+    # Errors of the client libraries that are not OSErrors, by the module that defines them.
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
     "botocore.parsers": ("ResponseParserError",),
     "aiohttp.client_exceptions": ("ClientError",),
@@ -32,10 +32,10 @@ _FINAL_CLIENT_ERRORS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How long one operation on the bucket may take, all its tries together, and how it waits between them.
+    """How long an operation on the bucket may take, over all its tries, and how long it waits between tries.
 
-    `total_s`: after which a bucket that is away is an error. `operation_s` and `bytes_per_s`: the deadline of one try is
-    `operation_s + size / bytes_per_s`, because a server that hangs would otherwise hang the writer for ever.
+    `total_s`: after this time a bucket that does not answer is an error. `operation_s` and `bytes_per_s`: one try may take
+    `operation_s + size / bytes_per_s`; without this deadline a server that hangs would block the writer for ever.
     """
 
     total_s: float = 600.0
@@ -53,23 +53,23 @@ class RetryPolicy:
         end = time.monotonic() + self.total_s
         longest = self.first_wait_s
         while time.monotonic() < end:
-            # Many ranks lose one bucket at the same moment; they must not come back in step.
+            # Many ranks lose the bucket at the same moment; they must not all retry at the same moment too.
             yield min(random.uniform(longest / 2, longest), max(0.0, end - time.monotonic()))
             longest = min(longest * 2, self.longest_wait_s)
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """Returns the types of errors that come from a store or the way to it, and not from a mistake in this program.
+    """Returns the types of errors that come from a store or the network, and not from a mistake in this program.
 
-    To be asked when there is an error (`except store_errors()` does so): only libraries that are loaded by then can have
-    raised it, and no other is imported for its types.
+    Call it after an error has occurred, as `except store_errors()` does: only libraries that are loaded by then can have
+    raised it, so no other library is imported for its error types.
     """
     loaded = [(sys.modules[module], names) for module, names in _CLIENT_ERRORS.items() if module in sys.modules]
     return (OSError, *(getattr(module, name) for module, names in loaded for name in names if hasattr(module, name)))
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same operation may work later: a timeout, a lost connection, a busy server; not a refusal."""
+    """Whether the same operation may succeed later: a timeout, a lost connection, a busy server; but not a refusal."""
     if error_code(error) in _FINAL_CODES:
         return False
     if isinstance(error, OSError):
@@ -98,7 +98,7 @@ def error_code(error: BaseException) -> str:
 
 
 def retry(operation: Callable[[], T], retry_policy: RetryPolicy, tell: Callable[[BaseException, float], None]) -> T:
-    """Returns what the operation returns, trying again after transient errors. `tell(error, wait_s)` hears of each.
+    """Returns the operation's result; retries after transient errors, and calls `tell(error, wait_s)` before each retry.
 
     Raises the last error if it is not transient, or when the policy's time is over.
     """
@@ -115,7 +115,7 @@ def retry(operation: Callable[[], T], retry_policy: RetryPolicy, tell: Callable[
 
 
 class _Call(threading.Thread, Generic[T]):
-    """One call in a thread of its own, so that it can be left behind when it hangs."""
+    """One call in its own thread, so that it can be abandoned when it hangs."""
 
     def __init__(self, operation: Callable[[], T]) -> None:
         super().__init__(name="bucket-call", daemon=True)
@@ -124,15 +124,15 @@ class _Call(threading.Thread, Generic[T]):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        """Keeps the value or the error for `within`."""
+        """Stores the value or the error for `within`."""
         try:
             self.values.append(self._operation())
-        except BaseException as error:  # the thread's top: `within` raises it where the call was made
+        except BaseException as error:  # the thread's top: `within` raises it in the caller
             self.error = error
 
 
 def within(deadline_s: float, operation: Callable[[], T]) -> T:
-    """Returns what the operation returns, or raises TimeoutError after `deadline_s`; a call that hangs is left behind."""
+    """Returns the operation's result, or raises TimeoutError after `deadline_s` and abandons the call."""
     call = _Call(operation)
     call.start()
     call.join(deadline_s)

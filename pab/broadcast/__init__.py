@@ -1,1 +1,1 @@
-"""Pyramid Attention Broadcast: the plan, the rules that make it, and what a clip keeps between steps."""
+"""Pyramid Attention Broadcast: the plan, the rules that make it, and the outputs that a clip keeps between steps."""

@@ -1,8 +1,8 @@
-"""Foresight (arXiv 2506.00329, section 3): a block computes or reuses, as its output changed much or little. Plain numbers.
+"""Foresight (arXiv 2506.00329, section 3): a block is reused if its output last changed little. Plain numbers, no torch.
 
-All blocks compute in the warm-up, and its last changes give each block a threshold. After it a block's last computed output
-is reused as long as its last change is small against its threshold. A change is the mean squared difference of two outputs
-that the block computed one after the other; sums do as well as means, since outputs keep their size.
+All blocks compute during the warm-up, and its last changes give each block a threshold. After the warm-up, a block's last
+computed output is reused as long as its last change is small against the threshold. A change is the mean squared difference
+between two successive computed outputs of a block. Sums may stand for means, since outputs keep their size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 
 MIN_WARM_UP_STEPS = 4
-"""Three changes make a threshold, so four outputs."""
+"""A threshold needs three changes, so four outputs."""
 _CHANGES = MIN_WARM_UP_STEPS - 1
 _NEEDED = "needs {'warm_up': share, 'reuse_steps': N, 'recompute_every': R, 'gamma': factor}, each of them optional"
 
@@ -23,9 +23,9 @@ _NEEDED = "needs {'warm_up': share, 'reuse_steps': N, 'recompute_every': R, 'gam
 class ForesightRules:
     """The method's parameters, at the paper's values: N1R2, 15 % warm-up, gamma 0.5.
 
-    `warm_up`: share of the steps in which everything computes, rounded up to whole steps, at least four. `reuse_steps` (N):
-    how many steps running a kept output may stand in. `recompute_every` (R): every so many steps all blocks compute. `gamma`:
-    a block is reused while its change is at most gamma times its threshold.
+    `warm_up`: share of the steps in which all blocks compute, rounded up to whole steps, at least four. `reuse_steps` (N):
+    for how many steps in a row a kept output may be reused. `recompute_every` (R): all blocks compute at every R-th step.
+    `gamma`: a block is reused while its change is at most gamma times its threshold.
     """
 
     warm_up: float = 0.15
@@ -45,7 +45,7 @@ class ForesightRules:
             raise ValueError(f"foresight gamma={self.gamma}, needs a number above 0")
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the rules as JSON values; `foresight_from_dict` reads what is under "foresight" back."""
+        """Returns the rules as JSON values under "foresight", from where `foresight_from_dict` reads them."""
         return {"foresight": asdict(self)}
 
     @property
@@ -54,16 +54,16 @@ class ForesightRules:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def warm_up_steps(self, num_steps: int) -> int:
-        """Returns how many steps the warm-up has, which may be more than there are."""
+        """Returns how many steps the warm-up has; it may be more than `num_steps`."""
         return max(MIN_WARM_UP_STEPS, math.ceil(self.warm_up * num_steps))
 
     def may_reuse(self, step: int, num_steps: int) -> bool:
-        """Whether blocks may reuse at this step; at the others all compute."""
+        """Whether blocks may reuse at this step; if not, all compute."""
         since_warm_up = step - (self.warm_up_steps(num_steps) - 1)
         return since_warm_up > 0 and since_warm_up % self.recompute_every != 0
 
     def least_share(self, num_steps: int) -> float:
-        """Returns the share of block calls that compute if every block reuses whenever it may."""
+        """Returns the smallest possible share of computed block calls: every block reuses whenever it may."""
         computed = age = 0
         for step in range(num_steps):
             age = age + 1 if self.may_reuse(step, num_steps) and age < self.reuse_steps else 0
@@ -102,9 +102,9 @@ def foresight_from_dict(values: object) -> ForesightRules:
 
 @dataclass(slots=True, kw_only=True)
 class ForesightDecisions:
-    """One clip's decisions: it takes changes as they are measured, and says per step which blocks reuse.
+    """One clip's decisions: takes changes as they are measured, and decides per step which blocks reuse.
 
-    `thresholds` and `changes` are per block, `steps` has per step decided so far whether each block reuses.
+    `thresholds` and `changes` have one value per block. `steps` has, for each step decided so far, whether each block reuses.
     """
 
     rules: ForesightRules
@@ -126,20 +126,20 @@ class ForesightDecisions:
         return self.rules.warm_up_steps(self.num_steps)
 
     def measures(self, step: int) -> bool:
-        """Whether the change of a block that computes at this step is used: by its threshold, or by a later decision."""
+        """Whether a change at this step is needed, for the threshold or for a later decision."""
         if step < self.warm_up_steps - _CHANGES:
             return False
         return any(self.rules.may_reuse(later, self.num_steps) for later in range(step + 1, self.num_steps))
 
     def keeps(self, step: int) -> bool:
-        """Whether what computes at this step is used later: measured against, or reused."""
+        """Whether an output computed at this step is needed later: to measure a change, or to be reused."""
         return step >= self.warm_up_steps - _CHANGES - 1 and (
             step + 1 < self.num_steps
             and (self.measures(step + 1) or self.rules.may_reuse(step + 1, self.num_steps))
         )  # fmt: skip
 
     def measured(self, step: int, changes: Sequence[float | None]) -> None:
-        """Takes each block's change at a step, None where it did not compute."""
+        """Takes each block's change at a step; None for a block that did not compute."""
         before = self.warm_up_steps - 1 - step
         for block, change in enumerate(changes):
             if change is None:
@@ -149,7 +149,7 @@ class ForesightDecisions:
                 self.thresholds[block] += change / 10**before
 
     def decide(self, step: int) -> tuple[bool, ...]:
-        """Decides a step, in order: per block, whether its kept output stands in."""
+        """Returns, per block, whether its kept output is reused at a step. Steps must be decided in order."""
         assert step == len(self.steps), f"step {step} is asked for, step {len(self.steps)} is next"
         allowed = self.rules.may_reuse(step, self.num_steps)
         reuse = tuple(

@@ -1,9 +1,9 @@
-"""What a clip under Foresight keeps, one output per block, and what decides. Lives as long as one denoising loop.
+"""The kept outputs of a clip under Foresight, one per block, and its decisions. Lives as long as one denoising loop.
 
-A block's output is the tokens after it, as in the paper: a reused block puts the tokens of an earlier step in place of
-those that come in, so what blocks before it compute at that step goes no further than into their own kept outputs.
-Changes stay on the device as sums. Before a step that may reuse, the ranks of the clip exchange theirs in one small
-gather, and every one of them adds up the same numbers in the same order, so all decide alike.
+A block's output is the tokens after it, as in the paper. A reused block ignores the tokens that come in and returns those of
+an earlier step, so the blocks before it affect only their own kept outputs at that step. Changes stay on the device as sums.
+Before a step that may reuse, the clip's ranks gather all sums on every rank and add them in the same order, so all ranks make
+the same decisions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pab.parallel.mesh import NodeGroup
 
 @dataclass(slots=True, kw_only=True)
 class ForesightState:
-    """Kept block outputs of one clip, by name of the block's first site and branch, and its decisions.
+    """Kept block outputs of one clip, by (name of the block's first site, guidance branch), and the clip's decisions.
 
-    `plan`: what `make_plan` gives for these rules; of it sites and timesteps are used.
+    `plan`: what `make_plan` returns for these rules; only its sites and timesteps are used.
     """
 
     plan: BroadcastPlan
@@ -53,7 +53,7 @@ class ForesightState:
 
     @property
     def decided(self) -> BroadcastPlan:
-        """The plan that says what was computed and reused, once the last step is over."""
+        """What was computed and reused, as a plan; complete after the last step."""
         sources: list[tuple[int, ...]] = []
         for step, reuse in enumerate(self.decisions.steps):
             row = [step] * len(self.plan.sites)
@@ -71,15 +71,15 @@ class ForesightState:
         self.decisions.decide(step)
 
     def visit(self, step: int, branch: str) -> ForesightVisit:
-        """Returns what the model is given for one pass of one step."""
+        """Returns the `Visit` for one pass of one step."""
         return ForesightVisit(state=self, step=step, branch=branch)
 
     def skip(self, branches: Sequence[str]) -> None:
-        """Is never reached: only plans leave passes out."""
+        """Is never called: only plans leave passes out."""
         raise TypeError("foresight decides block by block in every pass")
 
     def measure(self, step: int, block: int, difference: Tensor) -> None:
-        """Adds one pass's part of a block's change: the sum of squares over this rank's places."""
+        """Adds one pass's part of a block's change: the sum of squared differences over this rank's tokens."""
         sums = self._sums.setdefault(step, [None] * self.decisions.num_blocks)
         norm = torch.linalg.vector_norm(difference, dtype=torch.float32)
         before = sums[block]
@@ -124,9 +124,9 @@ class ForesightVisit:
         return output
 
     def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
-        """Raises TypeError: this model's sites stand in modules, not in blocks."""
+        """Raises TypeError: this model's sites are single modules, and Foresight decides whole blocks."""
         raise TypeError(f"site {site}: foresight keeps outputs of blocks, this model keeps those of modules")
 
     def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
-        """Is never reached: `reuse_streams` comes first."""
+        """Is never called: `reuse_streams` is called first and raises."""
         raise TypeError(f"site {site}: foresight keeps outputs of blocks, this model keeps those of modules")

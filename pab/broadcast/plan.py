@@ -1,7 +1,7 @@
-"""The broadcast plan: for every step and site, compute, or reuse the output of which earlier step.
+"""The broadcast plan: for every step and site, whether it computes, or which earlier step's output it reuses.
 
-Made in plain Python from the noise scheduler's own timesteps before step 0, so it is equal on every rank, printable before a
-GPU is asked for, and nothing needs a reset.
+It is made in plain Python from the noise scheduler's own timesteps before step 0. So it is the same on every rank, it can be
+printed before a GPU is asked for, and there is no state to reset.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pab.broadcast.step_rules import StepRules
 class BroadcastPlan:
     """For every step and site, the step whose output is used.
 
-    `sources[step][i]` is the step at which the output of `sites[i]` that step `step` uses is computed: `step` itself
-    where it computes, an earlier one where it reuses. At `skipped` steps the model does not run: the last prediction stands
-    in, and no kept output of a site is used.
+    `sources[step][i]` is the step whose output of `sites[i]` is used at `step`: `step` itself where the site computes, an
+    earlier one where it reuses. At `skipped` steps the model does not run: the last prediction is reused, and no kept output
+    of a site is used.
     """
 
     sites: tuple[Site, ...]
@@ -36,7 +36,7 @@ class BroadcastPlan:
 
     @property
     def num_steps(self) -> int:
-        """The number of model calls (a scheduler may make more of them than the clip's `num_steps`)."""
+        """The number of model calls (some schedulers make more of them than the clip's `num_steps`)."""
         return len(self.timesteps)
 
     @cached_property
@@ -46,7 +46,7 @@ class BroadcastPlan:
 
     @cached_property
     def last_uses(self) -> tuple[dict[int, int], ...]:
-        """Per site: computing step -> the last step that reuses its output. Steps nobody reuses are absent."""
+        """Per site: computing step -> the last step that reuses its output. Steps whose output is not reused are absent."""
         uses: list[dict[int, int]] = [{} for _ in self.sites]
         for step, row in enumerate(self.sources):
             for i, source in enumerate(row):
@@ -55,15 +55,15 @@ class BroadcastPlan:
         return tuple(uses)
 
     def reuses(self, step: int, site: int) -> bool:
-        """Whether this site skips its computation at this step."""
+        """Whether this site reuses a kept output at this step."""
         return self.sources[step][site] != step
 
     def keeps(self, step: int, site: int) -> bool:
-        """Whether what this site computes at this step is reused later, so must be kept."""
+        """Whether this site's output of this step is reused later, so it must be kept."""
         return step in self.last_uses[site]
 
     def is_last_use(self, step: int, site: int) -> bool:
-        """Whether nothing after this step reuses what this step reuses, so that it can be freed."""
+        """Whether this step is the last that reuses this output, so it can be freed after it."""
         return self.last_uses[site].get(self.sources[step][site]) == step
 
     def computed(self, kind: str) -> int:
@@ -77,7 +77,7 @@ class BroadcastPlan:
 
     @property
     def all_to_alls(self) -> int:
-        """What the computed sites of one pass make on several ranks, over all steps."""
+        """All-to-alls of the computed sites on several ranks, over all steps, for one pass per step."""
         return sum(
             site.all_to_alls
             for step in range(self.num_steps)
@@ -87,11 +87,11 @@ class BroadcastPlan:
 
     @property
     def all_to_alls_without_broadcast(self) -> int:
-        """What one pass would make if every site computed at every step."""
+        """The number of all-to-alls if every site computed at every step."""
         return self.num_steps * sum(site.all_to_alls for site in self.sites)
 
     def decisions(self, site: int) -> str:
-        """Returns one letter a step: C computed, S computed and kept for MLP reuse, B broadcast (reused), - no pass."""
+        """Returns one letter per step: C computed, S computed and kept for MLP reuse, B broadcast (reused), - no pass."""
         kept = "S" if self.sites[site].kind == "mlp" else "C"
         return "".join(
             "-" if step in self.skipped else "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C"
@@ -100,14 +100,14 @@ class BroadcastPlan:
 
     @cached_property
     def patterns(self) -> tuple[str, ...]:
-        """Per step, which kinds compute: `stcm` all, `..cm` spatial and temporal reused, capital where only some do."""
+        """Per step, which kinds compute: `stcm` all, `..cm` spatial and temporal reused; a capital if only some sites do."""
         return tuple(self._pattern(step) for step in range(self.num_steps))
 
     def _pattern(self, step: int) -> str:
         letters = self._letters(step)
         if not isinstance(self.rules, ForesightRules) or letters == letters.lower():
             return letters
-        # How many blocks compute differs from step to step, and so does the time that they take.
+        # How many blocks compute differs between steps, and so does their time.
         share = sum(source == step for source in self.sources[step]) / len(self.sites)
         return f"{letters} {10 * round(10 * share)}%"
 
@@ -122,7 +122,7 @@ class BroadcastPlan:
 
     @cached_property
     def graphs(self) -> int:
-        """How many different things its blocks do: compute, keep or reuse at each site. A compiled graph for each."""
+        """How many compiled graphs its blocks need: one for each different combination of compute, keep and reuse."""
         return len(
             {
                 (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
@@ -133,7 +133,7 @@ class BroadcastPlan:
 
     @cached_property
     def full_steps(self) -> tuple[int, ...]:
-        """The steps that compute every site."""
+        """The steps at which every site computes."""
         return tuple(step for step, row in enumerate(self.sources) if all(source == step for source in row))
 
     @cached_property
@@ -145,7 +145,7 @@ class BroadcastPlan:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def block_decisions(self) -> tuple[tuple[str, str], ...]:
-        """Returns, per block in running order, its name and the letters of its first site; for blocks that decide whole."""
+        """Returns, per block in running order, its name and its first site's letters. For plans that decide whole blocks."""
         names = [self.sites[members[0]].name.rpartition(".")[0] for members in self.blocks]
         return tuple((name, self.decisions(members[0])) for name, members in zip(names, self.blocks, strict=True))
 
@@ -158,7 +158,7 @@ class BroadcastPlan:
         return tuple(tuple(members) for members in found.values())
 
     def table(self) -> str:
-        """Returns the plan as text: one line per group of sites that decide alike, one letter per step."""
+        """Returns the plan as text: one line per group of sites with the same decisions, one letter per step."""
         groups: dict[tuple[str, str, str], list[int]] = {}
         for i, site in enumerate(self.sites):
             groups.setdefault((site.kind, site.stack if site.kind == "mlp" else "", self.decisions(i)), []).append(i)
@@ -173,7 +173,7 @@ class BroadcastPlan:
         return "\n".join(lines)
 
     def _label(self, kind: str, members: Sequence[int]) -> str:
-        # A kind that stands in several stacks is told with its stack where they decide otherwise.
+        # If a kind has sites in several stacks whose decisions differ, the label names the stack too.
         stacks = {self.sites[i].stack for i in members}
         several = len({site.stack for site in self.sites if site.kind == kind}) > 1
         return f"{kind} {stacks.pop()}" if len(stacks) == 1 and (several or kind == "mlp") else kind
@@ -184,12 +184,12 @@ def make_plan(
 ) -> BroadcastPlan:
     """Decides every step and site.
 
-    `timesteps`: noise level of each model call as the model sees it (after the cast to its precision). The first call
-    of every site computes, whatever the rules say; a reuse takes the last computed output, which may lie before the
-    window. At `cache_reset_steps` every site computes as well, and nothing from before them is reused after them.
+    `timesteps`: noise level of each model call as the model gets it (after the cast to its precision). Every site computes
+    at its first call, whatever the rules say. A reuse takes the last computed output, which may lie before the window. At
+    `cache_reset_steps` every site computes too, and no output from before such a step is reused after it.
 
-    Under Foresight's rules nothing is decided yet: the plan that is returned computes everything, which is the most that
-    a clip may come to. Raises ValueError for those rules with cache reset steps, and for a plan of other sites.
+    Under Foresight's rules nothing is decided yet: every site computes in the returned plan, the most that the clip can
+    need. Raises ValueError for Foresight's rules with cache reset steps, and for step rules of other sites.
     """
     if isinstance(rules, StepRules):
         skipped = rules.skipped(len(timesteps)) - {*cache_reset_steps}
@@ -246,8 +246,8 @@ def _step_sources(
 def _mlp_sources(rules: Iterable[MlpRule], timesteps: Sequence[int]) -> dict[tuple[str, int], dict[int, int]]:
     """Returns (stack, block) -> {step that reuses: step that computed}.
 
-    A key step always computes, and so does every later one at the same key timestep. Of overlapping rules of a stack the
-    first in order decides. As published, a rule by timestep decides for blocks that it does not list, too: they compute.
+    A key step always computes, and so does every later step with the same key timestep. If rules of a stack overlap, the
+    first one decides. As published, a rule by timestep also decides for blocks that it does not list: they compute.
     """
     sources: dict[tuple[str, int], dict[int, int]] = {}
     keyed = [(rule, keys) for rule in rules if (keys := rule.key_steps(timesteps))]
@@ -260,7 +260,7 @@ def _mlp_sources(rules: Iterable[MlpRule], timesteps: Sequence[int]) -> dict[tup
             for step, rules_there in covering.items():
                 deciding = _deciding(rules_there, block)
                 if deciding is not None and step not in computing:
-                    # A rule by position takes the latest output there is; one by timestep that of its own timestep.
+                    # A rule by position reuses the latest kept output; a rule by timestep the one of its own timestep.
                     own = computing if deciding[0].timestep is None else deciding[1]
                     found[step] = max(key for key in own if key < step)
     return sources
@@ -271,7 +271,7 @@ Keyed = tuple[MlpRule, tuple[int, ...]]
 
 
 def _covering(rules: Sequence[Keyed], timesteps: Sequence[int]) -> dict[int, list[Keyed]]:
-    """Returns, per step from a key step on, the rules that have its timestep among those of their steps."""
+    """Returns, per step, the rules that cover it: from their key step on, those whose steps include its timestep."""
     found: dict[int, list[Keyed]] = {}
     for rule, keys in rules:
         covered = set(timesteps[keys[0] : keys[0] + 1 + rule.skip_count])
@@ -282,7 +282,7 @@ def _covering(rules: Sequence[Keyed], timesteps: Sequence[int]) -> dict[int, lis
 
 
 def _deciding(rules: Sequence[Keyed], block: int) -> Keyed | None:
-    """Returns the rule that makes a block reuse at a step, out of those that cover it; None where it computes."""
+    """Returns the one of the rules covering a step that makes the block reuse; None if the block computes."""
     for rule, keys in rules:
         if block in rule.blocks:
             return rule, keys

@@ -1,6 +1,6 @@
-"""How a broadcast plan is made: a range and a window of noise levels per kind of site, or Foresight instead of them.
+"""The rules that make a broadcast plan: a range and a window of noise levels per kind of site, or Foresight instead.
 
-The rules of Pyramid Attention Broadcast (arXiv 2408.12588, section 3.2) as plain values, and how a JSON file states them.
+These are the rules of Pyramid Attention Broadcast (arXiv 2408.12588, section 3.2) as plain values, and their form in JSON.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class AttentionRule:
             raise ValueError(f"broadcast window {self.low}..{self.high} is empty; write the smaller timestep first")
 
     def reuses(self, step: int, timestep: float) -> bool:
-        """Whether the output kept from an earlier step stands in at this one. The phase is the absolute step."""
+        """Whether this step reuses an earlier output. Ranges are counted from step 0, not from the window's first step."""
         return step % self.range_steps != 0 and self.low < int(timestep) < self.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MlpRule:
-    """At one key step the listed blocks' MLP outputs are kept for the next `skip_count` steps.
+    """The listed blocks keep their MLP outputs of a key step, and reuse them at the next `skip_count` steps.
 
-    The key is an exact integer `timestep` (as the published configurations state it), or `position`, a fraction of
-    the steps, which fits every size, length and step count. Exactly one of them is given.
+    The key is either an exact integer `timestep`, as in the published configurations, or a `position`, a fraction of the
+    steps, which works at every size, length and step count. Exactly one of them is given.
     """
 
     stack: str
@@ -59,7 +59,7 @@ class MlpRule:
             raise ValueError(f"mlp rule skip_count={self.skip_count}, needs 1 or more")
 
     def key_steps(self, timesteps: Sequence[int]) -> tuple[int, ...]:
-        """Returns the steps at which the output is computed and kept: of a timestep all that have it, perhaps none."""
+        """Returns the steps whose output is kept. A key timestep may occur at several steps, or at none."""
         if self.position is not None:
             return (min(round(self.position * len(timesteps)), len(timesteps) - 1),)
         return tuple(step for step, timestep in enumerate(timesteps) if timestep == self.timestep)
@@ -67,7 +67,7 @@ class MlpRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BroadcastRules:
-    """How a plan is made: one rule per attention kind, any number for MLPs. Empty rules never reuse anything."""
+    """How a plan is made: one rule per kind of attention, any number of rules for MLPs. Empty rules never reuse anything."""
 
     spatial: AttentionRule | None = None
     temporal: AttentionRule | None = None
@@ -75,7 +75,7 @@ class BroadcastRules:
     mlp: tuple[MlpRule, ...] = ()
 
     def attention(self, kind: str) -> AttentionRule | None:
-        """Returns the rule of one attention kind."""
+        """Returns the rule for one kind of attention."""
         return {"spatial": self.spatial, "temporal": self.temporal, "cross": self.cross}[kind]
 
     def to_dict(self) -> dict[str, object]:
@@ -100,7 +100,7 @@ class BroadcastRules:
 
 
 Rules = BroadcastRules | StepRules | ForesightRules
-"""How a clip's reuse is decided: before its first step by rules or step by step, or while it is rendered."""
+"""How a clip's reuse is decided: before its first step (rules or a plan file), or while it is rendered (Foresight)."""
 
 
 NO_BROADCAST = BroadcastRules()
@@ -114,7 +114,7 @@ def pyramid(
     window: tuple[int, int],
     mlp: Iterable[MlpRule] = (),
 ) -> BroadcastRules:
-    """Returns rules with one window and a range per kind: `pyramid(2, 4, 6, window=(450, 930))` is PAB246."""
+    """Returns rules with one window and one range per kind: `pyramid(2, 4, 6, window=(450, 930))` is PAB246."""
 
     def rule(range_steps: int | None) -> AttentionRule | None:
         return None if range_steps is None else AttentionRule(range_steps=range_steps, low=window[0], high=window[1])
@@ -125,8 +125,7 @@ def pyramid(
 def rules_from_dict(values: Mapping[str, object]) -> Rules:
     """Reads user-made rules, e.g. `{"spatial": {"range": 2, "window": [450, 930]}}` or `{"foresight": {"gamma": 1.0}}`.
 
-    A plan has its steps under "steps"; what stands beside them under "about" changes nothing. Raises ValueError naming
-    the key.
+    A plan file has its steps under "steps"; its "about" is for readers and is ignored. Raises ValueError naming the key.
     """
     if "steps" in values:
         if others := sorted(set(values) - {"steps", "about"}):

@@ -1,4 +1,4 @@
-"""A site is one place in a transformer whose output may be kept and reused. Sites follow from depth; no model is needed."""
+"""Sites: the places in a transformer whose output may be kept and reused. The depth gives them; no model is needed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from pab.broadcast.rules import KINDS
 
 PART_KINDS: Mapping[str, str] = {"attn1": "spatial", "attn2": "cross", "ff": "mlp"}
-"""The kinds of a block's parts, by the names that most published transformers give them, in running order."""
+"""Name of a block's part, as in most published transformers -> kind of its site; in running order."""
 THERE_AND_BACK = 2
-"""All-to-alls of an attention that needs another split than the rest: to it, and back."""
+"""All-to-alls of an attention whose tokens are split differently from the rest of the block: one there, one back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """One place in a model whose output PAB may keep.
 
-    `name` is the module path (`spatial_blocks.3.attn`), `kind` one of `KINDS`, `stack` the kind of block it stands in
-    ("spatial" or "temporal"), `block` the block's index in that stack. `all_to_alls`: how many it makes on several ranks
-    when it computes; a reused site makes none.
+    `name`: the module path (`spatial_blocks.3.attn`). `kind`: one of `KINDS`. `stack`: the stack of blocks that it belongs
+    to ("spatial" or "temporal"). `block`: the block's index in that stack. `all_to_alls`: how many it makes on several
+    ranks when it computes; a reused site makes none.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Site:
 def block_sites(blocks: str, num_layers: int, kinds: Mapping[str, str]) -> tuple[Site, ...]:
     """Returns the sites of `num_layers` equal blocks in running order. `kinds`: part of a block -> kind of its site.
 
-    `blocks`: the module path of the list of blocks. Attention of kind spatial, over all tokens, exchanges them between ranks.
+    `blocks`: the module path of the list of blocks. Spatial attention is over all tokens, so it makes all-to-alls.
     """
     return tuple(
         Site(

@@ -1,9 +1,9 @@
-"""What a clip's sites keep between steps. One state lives as long as one denoising loop.
+"""The outputs that a clip's sites keep between steps. One state lives as long as one denoising loop.
 
-`BroadcastState` follows a plan, `ForesightState` (`foresight_state.py`) decides while it goes; models see either
-through `Visit`. A new clip gets a new state, so nothing has to be reset and a clip after a failed one decides like the
-first. Outputs are keyed by (site, guidance branch) and freed at their last use. Most sites hand over one tensor; a site
-that works on several streams at once hands over all of them.
+`BroadcastState` follows a plan; `ForesightState` (`foresight_state.py`) decides while the clip is rendered. Models use either
+of them through `Visit`. Every clip gets a new state, so nothing is reset, and nothing of a failed clip remains. Outputs
+are keyed by (site, guidance branch) and freed after their last use. Most sites keep one tensor; a site that works on several
+streams keeps one per stream.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pab.broadcast.plan import BroadcastPlan
 from pab.kernels.kept_int8 import Packed, pack, unpack
 
 BOTH, COND, UNCOND = "both", "cond", "uncond"
-"""Guidance branches: one pass over both rows, or a pass of its own for each."""
+"""Guidance branches: one pass over both rows, or one pass for each row."""
 
 Kept = tuple[Tensor | Packed, ...]
-"""All streams of a site's output as they lie in memory between two steps."""
+"""All streams of a site's output, as they are stored between two steps."""
 Reuse = tuple[Tensor | None, ...]
 RunBlock = Callable[[Reuse, tuple[bool, ...]], tuple[Tensor, tuple[Tensor | None, ...]]]
-"""Runs a block, given per site the output to reuse and whether its own is wanted: its tokens, and the wanted outputs."""
+"""Runs a block. Takes, per site, the output to reuse and whether the new output is wanted; returns tokens and outputs."""
 
 
 class Visit(Protocol):
-    """One pass of the model at one step for one guidance branch, as the model sees it."""
+    """One pass of the model at one step for one guidance branch: what a model may ask of the clip's state."""
 
     @property
     def step(self) -> int:
@@ -40,17 +40,17 @@ class Visit(Protocol):
         """The guidance branch."""
 
     def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
-        """Returns the tokens after a block with these sites. Of dim 1 of `x` the first `own` places are no padding."""
+        """Returns the tokens after a block with these sites. The first `own` places in dim 1 of `x` are not padding."""
 
     def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
         """Returns all streams of a site's kept output, or None where it computes."""
 
     def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
-        """Takes what a site computed, None where it reused."""
+        """Takes a site's computed output; None if the site reused."""
 
 
 class ClipState(Protocol):
-    """What one clip keeps and decides, as the denoising loop sees it."""
+    """The state of one clip, as the denoising loop uses it."""
 
     computed: Counter[str]
     reused: Counter[str]
@@ -61,13 +61,13 @@ class ClipState(Protocol):
         """Kept outputs by site and guidance branch."""
 
     def begin(self, step: int) -> None:
-        """Comes before the passes of every step, on all ranks of the clip."""
+        """Is called before the passes of every step, on all ranks of the clip."""
 
     def visit(self, step: int, branch: str) -> Visit:
         """Returns what the model is given for one pass of one step."""
 
     def skip(self, branches: Sequence[str]) -> None:
-        """Comes instead of the visits of a step without passes; counts every site of these branches as reused."""
+        """Is called at a step without passes, instead of `visit`; counts every site of these branches as reused."""
 
     @property
     def kept_bytes(self) -> int:
@@ -75,27 +75,27 @@ class ClipState(Protocol):
 
     @property
     def decided(self) -> BroadcastPlan:
-        """What was computed and reused, once the last step is over."""
+        """What was computed and reused, as a plan; complete after the last step."""
 
 
 class Block(Protocol):
-    """A block of a model: `(tokens, what the pass shares..., reuse, wanted)`, both of them optional, per site."""
+    """A block of a model, called as `(tokens, values of the pass..., reuse, wanted)`; the last two are per site, optional."""
 
     sites: tuple[str, ...]
 
     def __call__(self, x: Tensor, /, *shared: Any) -> Any:
-        """Returns the new tokens, and per site the output to be kept where it is wanted."""
+        """Returns the new tokens and, per site, the output if it is wanted."""
 
 
 def handed_over(outputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Returns a block's outputs by site, None where they are not wanted."""
+    """Returns a block's outputs by site; None for those that are not wanted."""
     return tuple(output if want else None for output, want in zip(outputs, wanted, strict=True))
 
 
 def run_block(block: Block, x: Tensor, *shared: Any, visit: Visit | None, own: int) -> Tensor:
-    """Returns the tokens after a block, with what the visit keeps and hands out; without a visit it just computes.
+    """Returns the tokens after a block. The visit gives outputs to reuse and keeps new ones; without it all sites compute.
 
-    `shared`: what the block takes besides tokens. Of dim 1 of `x` the first `own` places are no padding.
+    `shared`: the block's other arguments. The first `own` places in dim 1 of `x` are not padding.
     """
     if visit is None:
         computed: Tensor = block(x, *shared)[0]
@@ -104,15 +104,15 @@ def run_block(block: Block, x: Tensor, *shared: Any, visit: Visit | None, own: i
 
 
 def kept_bytes(kept: Mapping[tuple[str, str], Kept]) -> int:
-    """Returns the memory that kept outputs hold."""
+    """Returns the bytes that kept outputs take."""
     return sum(stream.nbytes for output in kept.values() for stream in output)
 
 
 @dataclass(slots=True)
 class BroadcastState:
-    """Kept outputs of one clip, and how often each kind of site was computed and reused (the counted calls).
+    """Kept outputs of one clip, and how often each kind of site computed and reused (the counted calls).
 
-    `cache_dtype`: of kept outputs, "full" (as they are) or "int8" (`pab.kernels.kept_int8`).
+    `cache_dtype`: how outputs are stored, "full" (as they are) or "int8" (`pab.kernels.kept_int8`).
     """
 
     plan: BroadcastPlan
@@ -121,7 +121,7 @@ class BroadcastState:
     computed: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
     kept_bytes_peak: int = 0
-    """The most memory that kept outputs held at the end of a step."""
+    """The largest `kept_bytes` at the end of a step."""
 
     @property
     def decided(self) -> BroadcastPlan:
@@ -129,7 +129,7 @@ class BroadcastState:
         return self.plan
 
     def begin(self, step: int) -> None:
-        """Has nothing to decide."""
+        """Does nothing: the plan is already decided."""
 
     def visit(self, step: int, branch: str) -> PlannedVisit:
         """Returns what the model is given for one pass of one step."""
@@ -148,20 +148,20 @@ class BroadcastState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedVisit:
-    """One pass of the model at one step for one guidance branch: hands out kept outputs and takes new ones."""
+    """One pass of the model at one step for one guidance branch: returns kept outputs and stores new ones."""
 
     state: BroadcastState
     step: int
     branch: str
 
     def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
-        """Returns the tokens after a block, each of whose sites computes or reuses as planned."""
+        """Returns the tokens after a block; each of its sites computes or reuses as planned."""
         x, outputs = run(self.reuse(sites), self.wants(sites))
         self.keep(sites, outputs)
         return x
 
     def reuse(self, sites: Sequence[str]) -> Reuse:
-        """Returns, per site, the kept output that stands in for its computation, or None where it computes."""
+        """Returns, per site, the kept output to reuse, or None if the site computes."""
         found: list[Tensor | None] = []
         for name in sites:
             streams = self.reuse_streams(name)
@@ -178,19 +178,19 @@ class PlannedVisit:
         return tuple(unpack(stream) if isinstance(stream, Packed) else stream for stream in kept)
 
     def wants(self, sites: Sequence[str]) -> tuple[bool, ...]:
-        """Returns, per site, whether what it computes at this step is reused later and must be handed to `keep`."""
+        """Returns, per site, whether its output of this step is reused later and must be given to `keep`."""
         plan = self.state.plan
         return tuple(
             not plan.reuses(self.step, plan.index[name]) and plan.keeps(self.step, plan.index[name]) for name in sites
         )
 
     def keep(self, sites: Sequence[str], outputs: Sequence[Tensor | None]) -> None:
-        """Takes the outputs of sites that were wanted (None for the others), and frees what was used for the last time."""
+        """Takes the wanted outputs of sites (None for the others), and frees outputs after their last use."""
         for name, output in zip(sites, outputs, strict=True):
             self.keep_streams(name, None if output is None else (output,))
 
     def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
-        """Does what `keep` does, for one site and all streams of its output."""
+        """Does the same as `keep`, for one site and all streams of its output."""
         plan, state = self.state.plan, self.state
         index = plan.index[site]
         kind = plan.sites[index].kind

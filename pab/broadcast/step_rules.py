@@ -1,9 +1,9 @@
-"""An explicit plan: the steps at which the model runs, and per group of sites those that compute. Plain values.
+"""An explicit plan: the steps at which the model runs and, per group of sites, the steps at which they compute.
 
-`calibrate` finds and writes such plans. At a step without a pass the last prediction is reused. At one with a pass, a site
-that does not compute reuses what it computed last. Steps count model calls. If a clip has another number of them, each of
-its steps covers one or more of the plan's, and computes if any of these does. So decisions stay at their noise levels, and
-nothing is reused over a longer way than the plan says.
+`calibrate` finds and writes such plans. At a step without a pass, the last prediction is reused. At a step with a pass, a
+site that does not compute reuses its last computed output. Steps count model calls. If a clip has another number of steps
+than the plan, each of its steps covers one or more of the plan's steps and computes if any of these does. So decisions stay
+at their noise levels, and nothing is reused over a longer way than in the plan.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class StepGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRules:
-    """A plan for `num_steps` steps. Sites that no group holds compute in every pass.
+    """A plan for `num_steps` steps. Sites that belong to no group compute in every pass.
 
-    `passes`: the steps at which the model runs; None for all. `family`: the only one that the plan is for; None for any with
-    the same sites.
+    `passes`: the steps at which the model runs; None for all. `family`: the only family that may use the plan; None for any
+    with the same sites.
     """
 
     num_steps: int
@@ -97,7 +97,7 @@ class StepRules:
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
 
     def misfit(self, family: str, sites: Sequence[Site]) -> str | None:
-        """Returns why the plan is not for a family with these sites; None where it is."""
+        """Returns why a family with these sites cannot use the plan; None if it can."""
         if self.family not in (None, family):
             return f"the plan is for family {self.family}, not {family}"
         have = sorted({(site.kind, site.stack) for site in sites})
@@ -113,7 +113,7 @@ class StepRules:
         return None
 
     def skipped(self, num_steps: int) -> frozenset[int]:
-        """Returns at which of `num_steps` steps no pass is made."""
+        """Returns which of `num_steps` steps have no pass."""
         if self.passes is None:
             return frozenset()
         return frozenset(range(num_steps)) - spread_over(self.passes, self.num_steps, num_steps)
@@ -127,7 +127,7 @@ class StepRules:
 
 
 def spread_over(compute: Iterable[int], planned_steps: int, num_steps: int) -> frozenset[int]:
-    """Returns which of `num_steps` steps compute where a plan of `planned_steps` steps computes at `compute`."""
+    """Returns which of `num_steps` steps compute, if a plan for `planned_steps` steps computes at the steps `compute`."""
     planned = set(compute)
     return frozenset(
         step
@@ -139,7 +139,7 @@ def spread_over(compute: Iterable[int], planned_steps: int, num_steps: int) -> f
 
 
 def step_rules_from_dict(values: object) -> StepRules:
-    """Reads a plan from what stands under "steps" in JSON. Raises ValueError naming what is wrong."""
+    """Reads a plan from the value of "steps" in JSON. Raises ValueError naming what is wrong."""
     if not isinstance(values, Mapping) or not isinstance(values.get("groups"), list):
         raise ValueError(f"broadcast rules: steps={_short(values)}, {_NEEDED}")
     unknown = sorted(set(values) - {f.name for f in fields(StepRules)})

@@ -1,1 +1,1 @@
-"""How the ranks of one clip split their work and talk."""
+"""How the ranks of one clip split their work and exchange tensors."""

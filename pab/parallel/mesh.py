@@ -1,7 +1,7 @@
-"""The ranks of one node group and how they talk: sequence parallelism, guidance parallelism, clips side by side.
+"""The ranks of one node group and their collectives: sequence parallelism, guidance parallelism, data parallelism.
 
-Parallel state is one frozen object that is passed in. A group of one is the same object: its collectives return their
-argument. What crosses the wire is counted at the collective (DSP, arXiv 2403.10266, section 3).
+Parallel state is one frozen object that is passed in. A group of one rank has the same type: its collectives return their
+argument. Each collective counts the bytes that it sends (DSP, arXiv 2403.10266, section 3).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Collectives of one rank. Bytes leave out what a rank keeps for itself."""
+    """Collectives of one rank. Bytes do not include what a rank keeps for itself."""
 
     all_to_alls: int = 0
     all_to_all_bytes: int = 0
@@ -24,7 +24,7 @@ class Traffic:
     gather_bytes: int = 0
 
     def since(self, earlier: Traffic) -> Traffic:
-        """Returns what came after an earlier count."""
+        """Returns what was counted since an earlier count."""
         return Traffic(
             self.all_to_alls - earlier.all_to_alls,
             self.all_to_all_bytes - earlier.all_to_all_bytes,
@@ -34,7 +34,7 @@ class Traffic:
 
 
 _ALL_TO_ALLS, _GATHERS = 0, 2
-"""Where each kind's number of collectives stands among the counts; their bytes stand behind it."""
+"""Index of each kind's number of collectives in the counts; the next place has their bytes."""
 
 
 @torch.library.custom_op("pab::count_collective", mutates_args=("counts",))
@@ -44,16 +44,16 @@ def _count(counts: Tensor, kind: int, num_bytes: int) -> None:
 
 
 def _no_counts() -> Tensor:
-    with torch.inference_mode(mode=False):  # counted on inside and outside of inference
+    with torch.inference_mode(mode=False):  # it is changed inside and outside of inference mode
         return torch.zeros(4, dtype=torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficMeter:
-    """Counts one axis' collectives where they happen.
+    """Counts the collectives of one axis.
 
-    The counts are a tensor on the CPU that one operation changes: plain integers would be constants of a compiled
-    block, which is then compiled anew for every value they take.
+    The counts are a tensor on the CPU that a custom operation changes. Plain integers would be constants of a compiled
+    block, which would then be compiled again for every new value.
     """
 
     counts: Tensor = field(default_factory=_no_counts)
@@ -63,25 +63,25 @@ class TrafficMeter:
         return Traffic(*self.counts.tolist())
 
     def since(self, earlier: Traffic) -> Traffic:
-        """Returns what came after an earlier snapshot."""
+        """Returns what was counted since an earlier snapshot."""
         return self.snapshot().since(earlier)
 
     def all_to_all(self, num_bytes: int) -> None:
-        """Counts an all-to-all that sends so many bytes."""
+        """Counts one all-to-all, which sends `num_bytes`."""
         _count(self.counts, _ALL_TO_ALLS, num_bytes)
 
     def gather(self, num_bytes: int) -> None:
-        """Counts a gather that sends so many bytes."""
+        """Counts one gather, which sends `num_bytes`."""
         _count(self.counts, _GATHERS, num_bytes)
 
 
 def padded(size: int, parts: int) -> int:
-    """Returns the smallest multiple of `parts` that holds `size`."""
+    """Returns the smallest multiple of `parts` that is at least `size`."""
     return -(-size // parts) * parts
 
 
 def pad_dim(x: Tensor, dim: int, size: int) -> Tensor:
-    """Returns x with zeros at the end of `dim`, so that it has `size`."""
+    """Returns x with zeros at the end of `dim`, so that this dim has length `size`."""
     missing = size - x.shape[dim]
     if missing == 0:
         return x
@@ -90,7 +90,7 @@ def pad_dim(x: Tensor, dim: int, size: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One axis of the mesh: the ranks among which this one is `rank` of `size`."""
+    """One axis of the mesh: `size` ranks, of which this one is number `rank`."""
 
     size: int = 1
     rank: int = 0
@@ -98,7 +98,7 @@ class Axis:
     traffic: TrafficMeter = field(default_factory=TrafficMeter)
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
-        """Returns every rank's tensor, in rank order. All must have one shape."""
+        """Returns every rank's tensor, in rank order. All must have the same shape."""
         if self.size == 1:
             return [x]
         x = x.contiguous()
@@ -108,7 +108,7 @@ class Axis:
         return parts
 
     def gather_on_root(self, x: Tensor) -> list[Tensor] | None:
-        """Returns every rank's tensor, in rank order, on the axis' rank 0; None elsewhere. All must have one shape."""
+        """Returns every rank's tensor in rank order on the axis' rank 0, None elsewhere. All must have the same shape."""
         if self.size == 1:
             return [x]
         x = x.contiguous()
@@ -122,8 +122,8 @@ class Axis:
 class SequenceParallel:
     """Splits one pass over the ranks of an axis and moves the split from one tensor dim to another.
 
-    A dim that does not divide evenly is padded with zeros at its end; whoever undoes the split gives the true size,
-    and the padding is cut off again.
+    A dim that does not divide evenly is padded with zeros at its end. The caller that undoes the split gives the true
+    size, and the padding is cut off.
     """
 
     axis: Axis = field(default_factory=Axis)
@@ -134,18 +134,18 @@ class SequenceParallel:
         return self.axis.size
 
     def split(self, x: Tensor, dim: int, *, multiple: int = 1) -> Tensor:
-        """Returns this rank's part of `dim`, whose parts are equal and multiples of `multiple`; zeros pad the end."""
+        """Returns this rank's part of `dim`. All parts have one length, a multiple of `multiple`; zeros pad the end."""
         if self.size == 1:
             return x
         part = padded(x.shape[dim], self.size * multiple) // self.size
         return pad_dim(x, dim, part * self.size).narrow(dim, self.axis.rank * part, part)
 
     def own_size(self, part: int, size: int) -> int:
-        """Returns how many places of this rank's `part` are not padding, where the whole has `size`."""
+        """Returns how many places of this rank's part are not padding. `part`: length of a part, `size`: of the whole dim."""
         return max(0, min(part, size - self.axis.rank * part))
 
     def gather(self, x: Tensor, dim: int, size: int) -> Tensor:
-        """Undoes `split`: returns the whole of `dim`, cut to its true `size`, on every rank."""
+        """Undoes `split`: returns the whole `dim`, cut to its true `size`, on every rank."""
         if self.size == 1:
             return x
         return torch.cat(self.axis.all_gather(x), dim=dim).narrow(dim, 0, size)
@@ -153,7 +153,7 @@ class SequenceParallel:
     def all_to_all(self, x: Tensor, *, whole_dim: int, split_dim: int, size: int) -> Tensor:
         """Moves the split from `whole_dim`, whose true length is `size`, to `split_dim`.
 
-        One all-to-all. Returns x itself in a group of one.
+        Makes one all-to-all. Returns x itself in a group of one.
         """
         if self.size == 1:
             return x
@@ -168,9 +168,9 @@ class SequenceParallel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeGroup:
-    """The ranks that render together: `dp` clips at once, `cfg` guidance branches apart, `sp` ranks per pass.
+    """The ranks of one job: `dp` clips at once, a clip's guidance branches over `cfg` (1 or 2) ranks, a pass over `sp` ranks.
 
-    `rank` counts in the order dp, cfg, sp with sp innermost. `clip` spans the cfg x sp ranks that share one clip.
+    Ranks are numbered in the order dp, cfg, sp, with sp innermost. `clip` has the cfg x sp ranks that share one clip.
     """
 
     rank: int = 0
@@ -187,12 +187,12 @@ class NodeGroup:
 
     @property
     def is_clip_root(self) -> bool:
-        """Whether this rank writes what its clip leaves behind."""
+        """Whether this rank writes its clip's video and record."""
         return self.clip.rank == 0
 
 
 def open_group(*, dp: int, cfg: int, sp: int, device: torch.device) -> NodeGroup:
-    """Builds the group's axes over the default process group, which must be open when there is more than one rank.
+    """Builds the group's axes over the default process group, which must be initialized when there are several ranks.
 
     Collective: every rank calls it. Raises ValueError when dp x cfg x sp is not the number of ranks.
     """

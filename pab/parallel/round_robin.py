@@ -1,6 +1,6 @@
-"""Independent pieces of one clip, computed by its ranks in turn (round robin): chunks, frames or tiles of a VAE.
+"""Independent pieces of one clip (chunks, frames or tiles of a VAE), computed by its ranks in turn (round robin).
 
-Every piece is computed by one rank, just as a single rank would, so results do not depend on the number of ranks.
+One rank computes a whole piece, as a single rank would, so results do not depend on the number of ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Shape = Sequence[int]
 def round_robin(compute: Callable[[int], Tensor], shapes: Sequence[Shape], *, like: Tensor, axis: Axis) -> list[Tensor]:
     """Returns every piece on every rank; rank r computes pieces r, r + size, ... Collective.
 
-    `shapes`: of each piece, in order. `like`: a tensor of the pieces' dtype and device.
+    `shapes`: the shape of each piece, in order. `like`: a tensor with the pieces' dtype and device.
     """
     if axis.size == 1:
         return [compute(index) for index in range(len(shapes))]
@@ -36,8 +36,8 @@ def round_robin_to_root(
 ) -> list[Tensor] | None:
     """Returns every piece on the axis' rank 0, None on the others. Collective.
 
-    With `to_cpu` each round is moved off the device before the next, so a device holds one piece per rank at most, and
-    each round waits for the device. Without it the pieces stay there and nothing waits.
+    With `to_cpu` each round's pieces move to the CPU before the next round: a device holds at most one piece per rank, and
+    each round waits for the device. Without it the pieces stay on the device and nothing waits.
     """
     moved: Callable[[Tensor], Tensor] = Tensor.cpu if to_cpu else _as_it_is
     if axis.size == 1:
@@ -58,7 +58,7 @@ def _as_it_is(piece: Tensor) -> Tensor:
 def _my_piece(
     compute: Callable[[int], Tensor], shapes: Sequence[Shape], start: int, like: Tensor, axis: Axis
 ) -> Tensor:  # fmt: skip
-    """Returns this rank's piece of a round, flat and padded to the round's largest; zeros where it has none."""
+    """Returns this rank's piece of a round, flat and padded to the round's largest; only zeros if it has none."""
     sizes = [math.prod(shape) for shape in shapes[start : start + axis.size]]
     flat = torch.zeros(max(sizes), dtype=like.dtype, device=like.device)
     if axis.rank < len(sizes):

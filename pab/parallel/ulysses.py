@@ -1,6 +1,6 @@
 """Ulysses attention (arXiv 2309.14509, section 3): ranks trade their parts of a sequence for parts of the heads, and back.
 
-Both all-to-alls lie within the call, so an attention that is not computed makes neither.
+Both all-to-alls are made inside the call, so a reused attention makes none.
 
 Shape letters: B rows, P this rank's tokens, S all ranks' tokens, H heads, h this rank's heads, D channels of a head.
 """
@@ -25,11 +25,11 @@ def ulysses_attention(
     sp: SequenceParallel,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Returns [B, P, H, D]: what this rank's tokens attend to among the tokens of all ranks. Collective: two all-to-alls.
+    """Returns [B, P, H, D]: attention of this rank's tokens over the tokens of all ranks. Collective: two all-to-alls.
 
-    `lengths`: true lengths of the streams that follow one another in P, each split over the ranks by itself; no
-    padding is attended to. `mask` [B or 1, 1, S or 1, S], as torch takes it, over all tokens of the first
-    stream, then of the next. Heads that the ranks do not divide are padded with empty ones.
+    `lengths`: true lengths of the streams (such as text and video) that follow one another in P. Each stream is split
+    over the ranks separately; padding is not attended to. `mask` [B or 1, 1, S or 1, S], as torch takes it, over all tokens
+    of the first stream, then of the next. If the number of ranks does not divide that of heads, empty heads are added.
     """
     if sp.size == 1:
         return _attention(q_BPHD, k_BPHD, v_BPHD, mask)

@@ -1,1 +1,1 @@
-"""From noise to latents: the denoising loop, alone or with several clips in it, and the samplers."""
+"""From noise to latents: the denoising loop of one clip or of a batch, and the samplers."""

@@ -1,7 +1,7 @@
-"""Several clips in one denoising loop: rows side by side, each with its own noise and its own text, under one plan.
+"""A batch: several clips in one denoising loop, a row for each, with its own noise and its own text, under one plan.
 
-Rows never mix: a clip has the same numbers in a batch as alone, but for the order of sums, which kernels
-choose by the size of their input.
+Rows never mix. A clip in a batch differs from the same clip alone only by rounding: kernels choose the order in which they
+sum by the size of their input.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class _SideBySide:
 
 
 def own_choices(request: ClipRequest) -> ClipRequest:
-    """Returns the request less what clips that are rendered together may differ in: prompts and seed."""
+    """Returns the request without its prompts and seed, in which the clips of a batch may differ."""
     return replace(request, prompt="", negative_prompt=None, seed=0)
 
 
 def noise_of(requests: Sequence[ClipRequest], shape: Sequence[int]) -> Tensor:
-    """Returns the initial noise [N, *shape] of several clips, each drawn from its own seed as when it is alone."""
+    """Returns the initial noise [N, *shape] of several clips: each is drawn from its own seed, as for a clip alone."""
     return torch.cat([initial_noise(request, shape) for request in requests])
 
 
@@ -55,9 +55,9 @@ def denoise_batch(
     group: NodeGroup,
     loop: LoopSettings = PLAIN_LOOP,
 ) -> Denoised:
-    """Renders latents [N, C, T, H, W] of N clips that differ in prompt and seed alone. Collective over the clips' ranks.
+    """Renders latents [N, C, T, H, W] of N clips that differ only in prompts and seed. Collective over the clips' ranks.
 
-    `noise`: of `noise_of`. Raises NotFiniteError when no clip's result is finite.
+    `noise`: what `noise_of` returns. Raises NotFiniteError when no clip's result is finite.
     """
     assert isinstance(model, RendersBatches), "only clips of a family with a max_batch are rendered together"
     assert len({own_choices(request) for request in requests}) == 1, (
@@ -76,9 +76,9 @@ def denoise_batch(
 
 
 def unbatch(denoised: Denoised) -> list[Denoised | NotFiniteError]:
-    """Returns every clip's own part of what was denoised together, or how it failed.
+    """Splits a batch: returns each clip's part of the result, or the error of a clip that is not finite.
 
-    Seconds and bytes are its share, an N-th. Calls, all-to-alls and memory are those of the loop that it was in.
+    Each of N clips gets an N-th of the seconds and bytes. Calls, all-to-alls and memory are the whole batch's.
     """
     num_clips = len(denoised.latents)
     seconds = tuple(step_s / num_clips for step_s in denoised.step_seconds)

@@ -32,9 +32,9 @@ def not_finite_text(count: int, latents: Tensor) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """How a loop is run. `cache_dtype`: of outputs that wait to be reused, "full" or "int8" (`pab.kernels.kept_int8`).
+    """How a loop is run. `cache_dtype`: how kept outputs are stored, "full" or "int8" (`pab.kernels.kept_int8`).
 
-    `recorder`: records and replays the loop, of a clip of which `records_loop` is true and a model that is a
+    `recorder`: records and replays the loop. It needs a clip for which `records_loop` is true and a model that is a
     `pab.model.Recordable`.
     """
 
@@ -53,7 +53,7 @@ class Denoised:
     not_finite: tuple[int, ...]
     """Per clip, how many of its latent values are NaN or infinite."""
     plan: BroadcastPlan
-    """What was computed and reused: the plan that was given, or what Foresight decided under way."""
+    """What was computed and reused: the given plan, or what Foresight decided during the loop."""
     step_seconds: tuple[float, ...]
     computed: Mapping[str, int]
     """Site calls computed, by kind, over all passes of this rank."""
@@ -63,7 +63,7 @@ class Denoised:
     traffic: Traffic
     kept_bytes_peak: int
     clock: DeviceClock
-    """The marks between steps, and before the first and after the last."""
+    """One mark before the first step, one between steps, one after the last."""
 
 
 @torch.inference_mode()
@@ -78,10 +78,10 @@ def denoise(
     given: Beginning | None = None,
     loop: LoopSettings = PLAIN_LOOP,
 ) -> Denoised:
-    """Renders one clip's latents, or those of a batch: clips that differ in prompt and seed alone (`batch.py`). Collective.
+    """Renders the latents of one clip or of a batch (`batch.py`). Collective over the clips' ranks.
 
-    `noise`: whole [B, C, T, H, W] on the CPU. `given`: frames that references give, or what several clips begin from. Nothing
-    in the loop waits for the device, but for Foresight's one decision before a step that may reuse. Raises NotFiniteError
+    `noise`: the whole [B, C, T, H, W] on the CPU. `given`: the frames that references give, or what a batch begins from.
+    Nothing in the loop waits for the device, except Foresight: once before each step that may reuse. Raises NotFiniteError
     when no clip's result is finite (after the loop, on every rank).
     """
     scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
@@ -91,12 +91,12 @@ def denoise(
     prediction: Tensor | None = None
 
     def run_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
-        """Returns the latents after a step: a pass for every branch of this rank, guidance, the scheduler's update."""
+        """Returns the latents after a step: one pass per branch of this rank, guidance, the scheduler's update."""
         nonlocal prediction
         state.begin(step)
         model_input = scheduler.model_input(latents, step)
         if step in plan.skipped:
-            state.skip(tuple(texts))  # the last prediction stands in
+            state.skip(tuple(texts))  # the last prediction is reused
         else:
             active, timestep = scheduler.active_frames(step), plan.timesteps[step]
             step_input = StepInput(request=request, step=step, timestep=timestep, active_frames=active)
@@ -137,9 +137,9 @@ def denoise(
 
 
 def plan_for(family: Family, request: ClipRequest, rules: Rules, precision: str) -> BroadcastPlan:
-    """Returns the plan of one clip: what every rank computes alike, and what `--dry-run` prints.
+    """Returns the plan of one clip. Every rank makes the same one, and `--dry-run` prints it.
 
-    Under Foresight's rules it computes everything; the loop decides.
+    Under Foresight's rules every site computes in this plan; the loop then decides what is reused.
     """
     return make_plan(
         rules,
@@ -150,18 +150,18 @@ def plan_for(family: Family, request: ClipRequest, rules: Rules, precision: str)
 
 
 def initial_noise(request: ClipRequest, shape: Sequence[int]) -> Tensor:
-    """Draws the whole latent's noise [1, *shape] on the CPU from the clip's own seed, the same on any number of ranks."""
+    """Draws the noise [1, *shape] of the whole latents on the CPU from the clip's seed: the same on any number of ranks."""
     generator = torch.Generator().manual_seed(request.seed)
     return torch.randn(1, *shape, generator=generator)
 
 
 def branch_guidance(request: ClipRequest, prompt: EncodedPrompt) -> float:
-    """Returns the scale that drives the two branches apart: 1.0, which needs but one, where the model is told the scale."""
+    """Returns the scale between the two branches. It is 1.0 (one branch) where the model gets the scale as an input."""
     return 1.0 if prompt.guided_passes == (COND,) else request.guidance_scale
 
 
 def branches(request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup) -> tuple[str, ...]:
-    """Returns the guidance branches this rank runs in a step, a pass for each."""
+    """Returns the guidance branches that this rank runs in a step, one pass for each."""
     if branch_guidance(request, prompt) == 1.0:
         return (COND,)
     if group.cfg.size == 1:
@@ -170,7 +170,7 @@ def branches(request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup) -> t
 
 
 def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) -> Tensor:
-    """Joins this rank's predictions to the guided one: uncond + scale * (cond - uncond), on every rank."""
+    """Combines the branches' predictions: uncond + scale * (cond - uncond), on every rank."""
     if guidance_scale == 1.0:
         return outputs[0]
     if group.cfg.size > 1:
@@ -198,7 +198,7 @@ def _state(plan: BroadcastPlan, group: NodeGroup, loop: LoopSettings) -> ClipSta
 def _kind(
     request: ClipRequest, plan: BroadcastPlan, guidance_scale: float, loop: LoopSettings, texts: Texts
 ) -> tuple[object, ...]:
-    """Returns all but noise and texts: the clip without its prompts and seed, its plan, the shapes of its texts."""
+    """Returns what a recording fixes: the clip without its prompts and seed, its plan, the shapes of its texts."""
     alike = replace(request, prompt="", negative_prompt=None, seed=0)
     return alike, plan.digest, guidance_scale, loop.cache_dtype, *texts, *shapes_of(texts)
 
@@ -213,6 +213,6 @@ def _not_finite(latents: Tensor) -> tuple[int, ...]:
 def records_loop(
     request: ClipRequest, family: Family, plan: BroadcastPlan, group: NodeGroup, *, clips: int = 1
 ) -> bool:
-    """Whether the loop of clips is worth recording, and can be: small, on one rank, decided before its first step."""
+    """Whether a loop is worth recording and can be: its clips are small, on one rank, and planned before the first step."""
     small = clips * family.num_tokens(request.num_frames, request.height, request.width) <= MAX_TOKENS
     return small and group.clip.size == 1 and not isinstance(plan.rules, ForesightRules)

@@ -1,4 +1,4 @@
-"""Marks in the work of a device, read later: CUDA events, or on a CPU, where nothing is queued, the wall clock."""
+"""Marks in a device's work that are read later: CUDA events, or the wall clock on a CPU, where nothing is queued."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Mark = torch.cuda.Event | float
 
 @dataclass(slots=True)
 class DeviceClock:
-    """Marks borders in what is queued on the current stream, without waiting for the device; seconds are read later."""
+    """Sets marks in the current stream without waiting for the device; the seconds between them are read later."""
 
     device: torch.device
     marks: list[Mark] = field(default_factory=list)
 
     def mark(self) -> None:
-        """Notes that everything queued so far belongs to what came before."""
+        """Sets a mark after everything that is queued so far."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -39,7 +39,7 @@ class DeviceClock:
 
 
 def seconds_between(earlier: Mark, later: Mark) -> float:
-    """Returns the seconds between two marks of one device that it has reached."""
+    """Returns the seconds between two marks of one device, which must have reached both."""
     if isinstance(earlier, torch.cuda.Event) and isinstance(later, torch.cuda.Event):
         return earlier.elapsed_time(later) / 1e3
     assert isinstance(earlier, float), "both marks are of one device"

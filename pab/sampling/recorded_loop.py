@@ -1,8 +1,8 @@
-"""The denoising loop of small clips as CUDA graphs: a graph per step, recorded once and replayed for every like clip.
+"""The denoising loop of small clips as CUDA graphs: one graph per step, recorded once, replayed for all clips of its kind.
 
-The kernels of a small clip run faster than a host can launch them. What a step launches is known beforehand (a static plan, a
-shape, a guidance scale), so it is recorded in the second clip of its kind and replayed from then on. Clips of a kind differ
-in noise and text only, which are copied to where the recording reads them.
+The kernels of a small clip run faster than a host can launch them. Plan, shapes and guidance scale fix what a step launches.
+So the second clip of a kind records it, and later clips replay it. Clips of one kind differ only in noise and text, which
+are copied to where the recording reads them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from pab.broadcast.state import ClipState
 MAX_TOKENS = 8192
 """Latent tokens up to which an H200's host is slower than its device (docs/performance.md)."""
 MAX_RECORDINGS = 4
-"""Of one model; each holds the memory that its loop needs. The one that was used least recently goes first."""
+"""Per model. Each recording holds the memory that its loop needs; the least recently used one is dropped first."""
 
 Texts = Mapping[str, object]
-"""What the model reads of the prompt, by guidance branch: tensors in tuples and frozen dataclasses."""
+"""By guidance branch, what the model gets of the prompt: tensors in tuples and frozen dataclasses."""
 RunStep = Callable[[Tensor, int, Texts], Tensor]
 """One step of a loop: takes the latents, the step's index and the texts, returns the latents after the step."""
 Replay = Callable[[], None]
 Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
-"""Records what a function launches: returns what launches it again, and the tensor that holds its result each time."""
+"""Records what a function launches. Returns a function that launches it again, and the tensor that then has the result."""
 
 
 @dataclass(slots=True)
 class LoopRecorder:
     """Records the loops of a model's small clips. `capture`: makes a recording; None for CUDA graphs.
 
-    The first clip of a kind runs plainly, since what is compiled in it cannot be recorded.
+    The first clip of a kind is not recorded, because its blocks may still be compiled, and compiling cannot be captured.
     """
 
     capture: Callable[[], Capture] | None = None
@@ -43,10 +43,10 @@ class LoopRecorder:
     _recordings: OrderedDict[tuple[object, ...], Recording] = field(default_factory=OrderedDict)
 
     def wrap(self, run_step: RunStep, *, kind: tuple[object, ...], num_steps: int, state: ClipState) -> RunStep:
-        """Returns what runs the steps of one clip's loop in the place of `run_step`, from step 0 to the last.
+        """Returns a function that takes the place of `run_step` in one clip's loop, for step 0 to the last.
 
-        `kind`: all that a recording fixes; clips of one kind launch the same kernels. `state`: of this clip, in which
-        `run_step` counts; after the last step it has the counts of a loop, whether that was run or replayed.
+        `kind`: everything that a recording fixes; clips of one kind launch the same kernels. `state`: the clip's state, in
+        which `run_step` counts. After the last step it has a whole loop's counts, also when the loop was replayed.
         """
         if kind not in self._seen:
             self._seen.add(kind)
@@ -68,7 +68,7 @@ class LoopRecorder:
         return len(self._recordings)
 
     def forget(self) -> None:
-        """Lets all recordings go: what they launch may be gone."""
+        """Drops all recordings, for when the kernels that they launch may no longer be loaded."""
         self._seen.clear()
         self._recordings.clear()
 
@@ -79,7 +79,7 @@ class LoopRecorder:
     def _record(
         self, run_step: RunStep, noise: Tensor, texts: Texts, *, num_steps: int, state: ClipState
     ) -> Recording:  # fmt: skip
-        """Records all steps of a loop. The result of none of them is to be looked at before a replay."""
+        """Records all steps of a loop. Their results are not valid before a replay."""
         capture = (self.capture or cuda_graphs)()
         noise = noise.clone()
         texts = {branch: _mapped(text, Tensor.clone) for branch, text in texts.items()}
@@ -100,7 +100,7 @@ class LoopRecorder:
 
 @dataclass(slots=True, kw_only=True)
 class Recording:
-    """The steps of a loop that read `noise` and `texts` and leave `latents`, and what the loop counts.
+    """The recorded steps of a loop, which read `noise` and `texts` and write `latents`, and the loop's counts.
 
     Not frozen: every clip writes its noise and texts into the tensors here.
     """
@@ -114,9 +114,9 @@ class Recording:
     kept_bytes_peak: int
 
     def replay(self, latents: Tensor, step: int, texts: Texts, state: ClipState) -> Tensor:
-        """Runs one step for another clip: step 0 takes over its noise and texts, the last one returns its latents.
+        """Runs one step for another clip: step 0 copies its noise and texts in, the last step returns its latents.
 
-        Steps between them pass latents on inside the recording and return what they were given.
+        The steps between pass latents on inside the recording and return their argument.
         """
         if step == 0:
             self.noise.copy_(latents)
@@ -149,7 +149,7 @@ def cuda_graphs() -> Capture:
 
 
 def run_again(run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-    """Stands in for a CUDA graph on a CPU: a replay calls the function again and puts its result in the same place."""
+    """Replaces a CUDA graph on a CPU: a replay calls the function again and writes its result into the same tensor."""
     result = run().clone()
 
     def replay() -> None:
@@ -182,5 +182,5 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def shapes_of(texts: Mapping[str, object]) -> tuple[object, ...]:
-    """Returns the shapes of all tensors of texts, part of a clip's kind."""
+    """Returns the shapes of all tensors in the texts; they are part of a clip's kind."""
     return tuple(tuple(tensor.shape) for tensor in _tensors(texts))

@@ -1,7 +1,7 @@
 """Open-Sora 1.2's rectified flow: noise levels, the update of one step, frame conditioning and the training loss.
 
 `timesteps` needs no torch: the broadcast plan is made from it before anything is loaded. Its arithmetic is float32
-throughout, with the size figures rounded to the model's precision first, as the published pipeline has them.
+throughout. Height, width and length are rounded to the model's precision first, as in the published pipeline.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def round_to(precision: str, value: float) -> float:
 
 
 def size_shift(*, height: float, width: float, num_frames: float, precision: str) -> float:
-    """Returns the ratio by which larger clips stay longer at high noise: sqrt of pixels times sqrt of latent frames.
+    """Returns the noise levels' shift, sqrt of pixels times sqrt of latent frames: larger clips stay longer at high noise.
 
-    `height`, `width`, `num_frames` in pixels and pixel frames; every intermediate result is rounded to `precision`.
+    `height` and `width` in pixels, `num_frames` in pixel frames; every intermediate result is rounded to `precision`.
     Raises ValueError for 2 to 16 frames, for which the published formula gives no usable noise levels.
     """
 
@@ -66,9 +66,9 @@ def timesteps(num_steps: int, *, shift: float = 1.0, discrete: bool = False) -> 
 class RectifiedFlow:
     """Steps one clip from noise to data: z <- z + v * dt, with v the model's velocity (data minus noise).
 
-    `frame_mask_BT`: 1 generates a frame, 0 keeps it, a value between starts it from noise of that level (Open-Sora's edit
-    ratio); None generates all. `noise(step)` gives the noise mixed into frames that begin at that step. Under sequence
-    parallelism mask and noise are this rank's frames.
+    `frame_mask_BT`: 1 generates a frame, 0 keeps it, a value between them starts it from noise of that level (Open-Sora's
+    edit ratio); None generates all frames. `noise(step)` gives the noise that is mixed into frames that begin at that step.
+    Under sequence parallelism mask and noise cover this rank's frames only.
     """
 
     timesteps: tuple[float, ...]
@@ -77,7 +77,7 @@ class RectifiedFlow:
     init_noise_sigma: float = field(default=1.0, init=False)
 
     def step_size(self, step: int) -> float:
-        """Returns dt as a float32 value: the fall of the noise level over this step, in units of the whole way."""
+        """Returns dt as a float32 value: by how much the noise level falls in this step, where 1 is from noise to data."""
         levels = np.array([*self.timesteps, 0.0], dtype=np.float32)
         return float((levels[step] - levels[step + 1]) / np.float32(NUM_TRAIN_TIMESTEPS))
 
@@ -88,7 +88,7 @@ class RectifiedFlow:
         return self.frame_mask_BT * NUM_TRAIN_TIMESTEPS >= self.timesteps[step]
 
     def model_input(self, latents_BCTHW: Tensor, step: int) -> Tensor:
-        """Returns the latents the model sees: frames that begin at this step get their noise."""
+        """Returns the latents that the model gets: frames that begin at this step get their noise."""
         if self.frame_mask_BT is None:
             return latents_BCTHW
         assert self.noise is not None, "frame conditioning needs noise"

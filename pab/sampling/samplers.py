@@ -1,7 +1,7 @@
 """Samplers of models that predict noise: DDIM (arXiv 2010.02502), PNDM (arXiv 2202.09778), Euler ancestral (k-diffusion).
 
-All three walk over 1000 training levels with betas rising linearly from 0.0001 to 0.02. Timesteps and coefficients are
-plain numbers made before the loop, without torch, so that the broadcast plan is known before anything is loaded.
+All three use 1000 training levels, with betas that rise linearly from 0.0001 to 0.02. Timesteps and coefficients are plain
+numbers, made before the loop without torch, so that the broadcast plan is known before anything is loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RUNGE_KUTTA_CALLS = 12
 
 @cache
 def signal_levels() -> tuple[float, ...]:
-    """Returns, per training level, the share of the variance that is signal: the published samplers' float32 values."""
+    """Returns, per training level, the share of the variance that is signal: float32 values, as published."""
     betas = np.linspace(1e-4, 0.02, NUM_TRAIN_TIMESTEPS).astype(np.float32)
     kept = np.cumprod((np.float32(1) - betas).astype(np.float64))
     return tuple(float(level) for level in kept.astype(np.float32))
@@ -38,7 +38,7 @@ def _stride(num_steps: int) -> int:
 
 @cache
 def ddim_timesteps(num_steps: int) -> tuple[float, ...]:
-    """Returns DDIM's levels with leading spacing: the last is 0, the first lies a stride below the top."""
+    """Returns DDIM's levels with leading spacing: the last is 0, the first lies one stride below 1000."""
     stride = _stride(num_steps)
     return tuple(float(i * stride) for i in reversed(range(num_steps)))
 
@@ -47,7 +47,8 @@ def ddim_timesteps(num_steps: int) -> tuple[float, ...]:
 def pndm_timesteps(num_steps: int) -> tuple[float, ...]:
     """Returns the level of each of PNDM's `num_steps + 9` model calls, repeated ones included.
 
-    The first three steps take four Runge-Kutta calls each: at the level, twice half a stride lower, and at the next.
+    The first three steps make four Runge-Kutta calls each: one at the step's level, two half a stride lower, one at the
+    next level.
     Raises ValueError for fewer than 4 steps.
     """
     stride = _stride(num_steps)
@@ -69,7 +70,7 @@ def euler_ancestral_timesteps(num_steps: int) -> tuple[float, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class DDIM:
-    """Steps one clip deterministically (eta 0): data is estimated from the predicted noise, then noised to the next level."""
+    """Steps one clip deterministically (eta 0): estimates data from the predicted noise, then noises it to the next level."""
 
     num_steps: int
     init_noise_sigma: float = field(default=1.0, init=False)
@@ -98,15 +99,15 @@ class DDIM:
 
 @dataclass(kw_only=True)
 class PNDM:
-    """Steps one clip by the pseudo linear multi-step method, begun by three pseudo Runge-Kutta steps.
+    """Steps one clip by the pseudo linear multi-step method, after three pseudo Runge-Kutta steps.
 
-    Lives as long as one clip: it keeps the last predictions, and the latents from which a Runge-Kutta step set out.
+    Lives as long as one clip: it keeps the last predictions, and the latents at the start of a Runge-Kutta step.
     """
 
     num_steps: int
     init_noise_sigma: float = field(default=1.0, init=False)
     predictions: list[Tensor] = field(default_factory=list, init=False)
-    """One per finished step, the latest last: at most 4."""
+    """One per finished step, the latest last; at most 4."""
     _departure: Tensor | None = field(default=None, init=False)
     _slope: Tensor | None = field(default=None, init=False)
 
@@ -142,7 +143,7 @@ class PNDM:
             assert self._slope is not None, "a Runge-Kutta step begins with stage 0"
             self._slope = self._slope + noise / (6 if stage == 3 else 3)
         assert self._departure is not None, "a Runge-Kutta step begins with stage 0"
-        # Stages 0 and 2 go half a stride below their own level, stages 1 and 3 to their own.
+        # Stages 0 and 2 end half a stride below their own level, stages 1 and 3 at it.
         target = timestep - (_stride(self.num_steps) // 2 if stage % 2 == 0 else 0)
         start = int(self.timesteps[call - stage])
         return self._transfer(self._departure, self._slope if stage == 3 else noise, start, target)
@@ -159,9 +160,9 @@ class PNDM:
 
 @dataclass(frozen=True, kw_only=True)
 class EulerAncestral:
-    """Steps one clip by Euler's method, a little too far down, and adds fresh noise back each step.
+    """Steps one clip by Euler's method: each step goes below its target level, then adds new noise to come back up to it.
 
-    `noise(step)` gives that noise: this rank's part of the whole latents', in step order.
+    `noise(step)` gives that noise, this rank's part of the noise for the whole latents. It is called in the order of steps.
     """
 
     num_steps: int
@@ -174,12 +175,12 @@ class EulerAncestral:
 
     @property
     def sigmas(self) -> tuple[float, ...]:
-        """Noise over signal at every timestep (float32 values), and 0 at the end."""
+        """The ratio of noise to signal at every timestep (float32 values), and 0 at the end."""
         return euler_sigmas(self.num_steps)
 
     @property
     def init_noise_sigma(self) -> float:
-        """What the initial noise is multiplied by."""
+        """The factor by which the initial noise is multiplied."""
         return max(self.sigmas)
 
     def model_input(self, latents: Tensor, step: int) -> Tensor:
@@ -200,7 +201,7 @@ class EulerAncestral:
 
 @cache
 def euler_sigmas(num_steps: int) -> tuple[float, ...]:
-    """Returns noise over signal at Euler's timesteps, between training levels by straight lines, and 0 at the end."""
+    """Returns the ratio of noise to signal at Euler's timesteps, interpolated between training levels, and 0 at the end."""
     signal = np.array(signal_levels(), dtype=np.float32)
     ratios = ((np.float32(1) - signal) / signal) ** np.float32(0.5)
     at = np.array(euler_ancestral_timesteps(num_steps))

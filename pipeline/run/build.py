@@ -1,4 +1,4 @@
-"""From what the user chose to the settings tree: fills in what depends on this machine, refuses what does not go together."""
+"""Builds the settings tree from the user's choices: fills in what depends on this machine, refuses contradictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SLURM_PARALLEL_JOBS = 16
 
 
 def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
-    """Builds the tree, filling in what depends on this machine. Raises UsageError naming the setting and its source."""
+    """Builds the tree and fills in what depends on this machine. Raises UsageError naming the setting and its source."""
     value: dict[str, Any] = {name: choice.value for name, choice in chosen.items()}
     if value["cluster"] == "auto":
         from cluster.slurm_settings import slurm_is_configured
@@ -85,7 +85,7 @@ def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
 
 
 def _weights(model: str, given: tuple[str, ...], source: str) -> tuple[str | None, dict[str, str]]:
-    # Returns what is given without a family's name, and the others by family.
+    # Returns the weights given without a family's name, and the others by family.
     plain: list[str] = []
     named: dict[str, str] = {}
     for text in given:
@@ -107,5 +107,5 @@ def _weights(model: str, given: tuple[str, ...], source: str) -> tuple[str | Non
 
 
 def _place(weights: str) -> str:
-    # A hub id looks like a relative path: it is one only if nothing of that name lies here.
+    # A hub id looks like a relative path: it is a hub id only if no file here has that name.
     return absolute(weights) if Path(weights).expanduser().exists() else weights

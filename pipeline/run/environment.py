@@ -1,4 +1,4 @@
-"""The only file of this package that reads environment variables: PAB_PIPELINE_MESH=sp=2 stands for --mesh sp=2."""
+"""The only file of this package that reads environment variables: PAB_PIPELINE_MESH=sp=2 means --mesh sp=2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PREFIX = "PAB_PIPELINE_"
 
 
 def environment_settings(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Returns the settings that the environment names: `PAB_PIPELINE_MESH=sp=2` is `{"mesh": "sp=2"}`."""
+    """Returns the settings in the environment: `PAB_PIPELINE_MESH=sp=2` gives `{"mesh": "sp=2"}`."""
     variables = os.environ if environment is None else environment
     return {
         name.removeprefix(PREFIX).lower(): value
@@ -19,5 +19,5 @@ def environment_settings(environment: Mapping[str, str] | None = None) -> dict[s
 
 
 def variables() -> Mapping[str, str]:
-    """Returns the whole environment, for what others name (`CUDA_VISIBLE_DEVICES`)."""
+    """Returns the whole environment, for variables of other programs (`CUDA_VISIBLE_DEVICES`)."""
     return os.environ

@@ -1,4 +1,4 @@
-"""Flags, variables and keys of --config files, all made from the settings tree, which says each setting once."""
+"""Flags, variables and keys of --config files, all made from the settings tree, which states each setting once."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pipeline.run.settings import RunSettings
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 GROUPS = {"render": "rendering", "machines": "machines"}
-"""By part of the tree, its heading in --help."""
+"""Part of the tree -> its heading in --help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One setting of the tree as a user gives it.
+    """One setting of the tree, as users give it.
 
-    `kind` is str, int, bool, list for text that may be given again (a table in a file gives `KEY=VALUE`), or dict for
-    `KEY=VALUE` pairs. A bool's flag sets what it is not without it: `--no-dask`.
+    `kind`: str, int, bool, list for text that may be repeated (a table in a file gives `KEY=VALUE`), or dict for `KEY=VALUE`
+    pairs. The flag of a bool sets the opposite of its default, such as `--no-dask`.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Option:
 
 
 def options_of(tree: type, group: str = "") -> tuple[Option, ...]:
-    """Returns the settings of a tree (a dataclass, with those that it holds) in the order of its fields."""
+    """Returns the settings of a tree (a dataclass and the dataclasses in its fields), in the order of the fields."""
     said, hints = settings_in(tree), get_type_hints(tree)
     found: list[Option] = []
     for each in fields(tree):
@@ -69,7 +69,7 @@ def options_of(tree: type, group: str = "") -> tuple[Option, ...]:
 
 
 def _kind(held: object) -> type:
-    # The type of a field, without None: text, a number, a truth value, or pairs.
+    # The type of a field without None: str, int, bool or dict.
     (kind, *others) = (
         [each for each in get_args(held) if each is not type(None)] if isinstance(held, UnionType) else [held]
     )
@@ -83,14 +83,14 @@ OPTIONS = options_of(RunSettings)
 
 
 def add_options(parser: argparse.ArgumentParser, options: Sequence[Option] = OPTIONS) -> None:
-    """Adds every setting as a flag; a flag that is not given is None, so that variables and files can speak."""
+    """Adds every setting as a flag. A flag that is not given is None, so that the variable or the file counts."""
     groups = {name: parser.add_argument_group(name) for name in GROUPS.values()}
     for option in options:
         _add_option(groups[option.group], option)
 
 
 def add_options_of(parser: argparse.ArgumentParser, command: str) -> None:
-    """Adds the settings that a command besides `submit` takes as flags."""
+    """Adds the flags of the settings that a command other than `submit` takes."""
     for option in OPTIONS:
         if command in option.setting.commands:
             _add_option(parser, option)
@@ -128,7 +128,7 @@ def choose(
 ) -> dict[str, Chosen]:
     """Decides every setting: flag, else environment variable, else --config file, else default.
 
-    Raises UsageError for an unknown name or a value of the wrong type, naming where it stands.
+    Raises UsageError for an unknown name or a value of the wrong type; the message names the place.
     """
     file = read_config(config) if config else {}
     _refuse_unknown(environment, file, config, {option.name for option in options})

@@ -1,8 +1,8 @@
-"""The settings tree of a run: what it holds, saved in run.json, handed down in parts.
+"""The settings tree of a run. It is saved in run.json, and its parts are handed to the code that needs them.
 
-A setting stands once: as a field of `MachineSettings` here, or of `jobs.settings.RenderSettings` if jobs follow it. Its flag,
-variable, key of a --config file and line in --help come from there (`options.py`); `build.py` fills in what depends on this
-machine.
+A setting is stated once: as a field of `jobs.settings.RenderSettings` if jobs follow it, else of `MachineSettings` here.
+`options.py` makes its flag, variable, key of a --config file and line in --help from the field. `build.py` fills in what
+depends on this machine.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from jobs.settings import JobSettings, Mesh, RenderSettings, Setting
 from pipeline.exits import UsageError
 
 MESH_GOALS = ("auto", "latency")
-"""Instead of a mesh: what one is chosen for (`pipeline.planning.mesh`)."""
+"""Values of --mesh that let `pipeline.planning.mesh` choose one: for throughput, or for the time of one clip."""
 HANG_OVER_PLAN = 4.0
-"""A plan is an estimate: a clip is taken to hang only when it takes this many times as long, however short the limit."""
+"""Planned times are estimates: a clip must take at least this many times as long as planned before it counts as hanging."""
 
 
 def _prefix(path: str) -> str:
@@ -28,31 +28,31 @@ def _prefix(path: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSettings:
-    """What machines a run gets. Nothing here changes pixels, so it may differ from one submit to the next."""
+    """The machines that a run gets. Nothing here changes pixels, so it may differ from one submit to the next."""
 
     cluster: Annotated[
         str,
         Setting(
             asked="auto",
             choices=("auto", "local", "slurm"),
-            help="auto is slurm where sbatch is found and configured, else local",
+            help="auto is slurm if sbatch is found and configured here, else local",
         ),
     ]
-    nodes_per_job: Annotated[int, Setting(metavar="N", help="nodes of a job's group")] = 1
+    nodes_per_job: Annotated[int, Setting(metavar="N", help="nodes of each job")] = 1
     gpus_per_node: Annotated[
         int,
         Setting(
             metavar="N",
-            help="GPUs, so ranks, on each of them; on CPUs a GPU is a process",
+            help="GPUs, and so ranks, on each node of a job; on CPUs a GPU is a process",
         ),
     ] = 1
     mesh: Annotated[
         str,
         Setting(
             metavar="auto|latency|dp=A,cfg=B,sp=C",
-            help="how a job's ranks are used: dp clips at once, cfg=2 guidance branches apart, sp ranks per pass. "
-            "auto takes what gives the most clips per GPU-hour, latency what renders one clip fastest, of what "
-            "fits into memory; --dry-run shows all of them and why one was taken",
+            help="how a job's ranks are used: dp clips at once, cfg=2 for the two guidance branches on separate ranks, sp "
+            "ranks per pass. auto takes the mesh with the most clips per GPU-hour, latency the one that renders a clip "
+            "fastest, among those that fit into memory; --dry-run shows all of them and why one was taken",
         ),
     ] = "auto"
     measured: Annotated[
@@ -60,7 +60,8 @@ class MachineSettings:
         Setting(
             metavar="FILE",
             help="measured times for choosing the mesh and planning: a run's reports/run.json or a bench's JSON "
-            "(default: what earlier jobs of the same output measured, else the family's figures)",
+            "(default: what earlier jobs of the same output measured, else the family's own figures, measured or "
+            "estimated)",
         ),
     ] = None
     gpu_memory_gb: Annotated[
@@ -68,30 +69,31 @@ class MachineSettings:
         Setting(
             name="gpu_memory",
             metavar="GB",
-            help="memory of a rank's device, 10^9 bytes each; a mesh that is expected to need more is not taken "
-            "(default: what earlier jobs of the same output had, here what the driver says, else no bound)",
+            help="memory of a rank's device in units of 10^9 bytes; a mesh that is expected to need more is not taken "
+            "(default: the memory that earlier jobs of the same output had, on this machine what the driver says, else no "
+            "bound)",
         ),
     ] = None
     job_minutes: Annotated[
         int,
         Setting(
             metavar="M",
-            help="how much work a job is given; SLURM's time limit leaves room above it",
+            help="minutes of work that a job gets; SLURM's time limit is longer, to leave a margin",
         ),
     ] = 60
     hang_seconds: Annotated[
         int,
         Setting(
             metavar="S",
-            help="a clip that takes longer hangs: its job ends and is started again. Never less than four times what"
-            " the longest clip of the run is planned to take",
+            help="a clip that takes longer counts as hanging: its job ends and is started again. The limit is never less "
+            "than four times the planned time of the run's longest clip",
         ),
     ] = 3600
     max_parallel_jobs: Annotated[
         int,
         Setting(
             metavar="N",
-            help="jobs at once (default: 16 under SLURM; here as many as the GPUs allow, 1 without GPUs)",
+            help="jobs at once (default: 16 under SLURM; on this machine as many as the GPUs allow, 1 without GPUs)",
         ),
     ]
     partition: Annotated[str | None, Setting(metavar="P", help="SLURM partition")] = None
@@ -108,9 +110,9 @@ class MachineSettings:
         str | None,
         Setting(
             metavar="ADDRESS",
-            help="address of this machine at which jobs reach Dask, over TLS (default: loopback for local jobs, "
-            "under SLURM what this host's name stands for); a host with several networks needs the one that the"
-            " nodes see. The page itself is on loopback always",
+            help="address of this machine at which jobs reach Dask, over TLS (default: loopback for local jobs, under "
+            "SLURM the address of this host's name). On a host with several networks give the address that the nodes can "
+            "reach. The page itself is always on loopback",
         ),
     ] = None
     dashboard_prefix: Annotated[
@@ -130,7 +132,7 @@ class MachineSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """One run: a manifest, an output and how the one becomes the other."""
+    """One run: a manifest, an output, and how the manifest is rendered."""
 
     manifest: str
     output: Annotated[
@@ -144,7 +146,7 @@ class RunSettings:
     ]
     render: RenderSettings
     machines: MachineSettings
-    dask: Annotated[bool, Setting(group="machines", help="start no Dask dashboard beside the driver")] = True
+    dask: Annotated[bool, Setting(group="machines", help="do not start the Dask dashboard with the driver")] = True
 
     def to_dict(self) -> dict[str, object]:
         """Returns the tree as JSON values."""
@@ -159,7 +161,7 @@ class RunSettings:
         pinned_weights: dict[str, str],
         longest_clip_s: float = 0.0,
     ) -> JobSettings:
-        """Returns the part that travels into the jobs. `longest_clip_s`: what the longest clip is planned to take."""
+        """Returns the part that jobs get. `longest_clip_s`: planned seconds of the longest clip."""
         return JobSettings(
             output=self.output,
             run_id=run_id,
@@ -172,7 +174,7 @@ class RunSettings:
 
 
 def parse_mesh(text: str, source: str = "--mesh") -> Mesh:
-    """Reads `dp=2,cfg=2,sp=4`; an axis left out is 1. Raises UsageError."""
+    """Reads a mesh such as `dp=2,cfg=2,sp=4`; an axis that is left out is 1. Raises UsageError."""
     axes: dict[str, int] = {}
     for word in text.split(","):
         found = re.fullmatch(r"(dp|cfg|sp)=([1-9]\d*)", word.strip())
@@ -192,5 +194,5 @@ def default_output(manifest: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """Returns a local path as an absolute one, so that jobs find it from any folder; a URL as it is."""
+    """Returns a local path as an absolute one, so that jobs find it from any folder; returns a URL unchanged."""
     return url if "://" in url or "::" in url else str(Path(url).expanduser().absolute())

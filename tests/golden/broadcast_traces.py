@@ -32,7 +32,7 @@ SAME_AGAIN = "same decisions as the first"
 
 
 def rules_from_reference(config: dict | None) -> BroadcastRules:
-    """Reads a configuration in the reference's words. Without any kind of attention the reference broadcasts nothing."""
+    """Reads a configuration in the reference's form. If it has no kind of attention, the reference broadcasts nothing."""
     only(config or {}, CONFIG, "pab_config")
     if config is None or not any(config.get(f"{kind}_broadcast") for kind in ATTENTION_KINDS):
         return BroadcastRules()
@@ -53,7 +53,7 @@ def rules_from_reference(config: dict | None) -> BroadcastRules:
 
 
 def check_decisions(plan: BroadcastPlan, decisions: dict, stacks: tuple[str, ...] = STACKS) -> None:
-    """Every site of the plan decides as the reference does."""
+    """Checks that every site of the plan decides as the reference does."""
     for i, site in enumerate(plan.sites):
         if site.kind in ATTENTION_KINDS:
             assert plan.decisions(i) == decisions[site.kind], site.name
@@ -68,12 +68,12 @@ def mlp_decisions(stated: dict | list, block: int) -> str:
 
 
 def full_attention_sites(depth: int) -> tuple[Site, ...]:
-    """One self attention a block, over space and time at once, as CogVideoX has."""
+    """Returns sites with one self attention per block, over space and time at once, as in CogVideoX."""
     return tuple(Site(name=f"blocks.{i}.attn1", kind="spatial", stack="spatial", block=i) for i in range(depth))
 
 
 def three_attentions_sites(depth: int) -> tuple[Site, ...]:
-    """Spatial, temporal and cross attention in every block, as Vchitect 2.0 has."""
+    """Returns sites with spatial, temporal and cross attention in every block, as in Vchitect 2.0."""
     return tuple(
         Site(name=f"blocks.{i}.{kind}", kind=kind, stack="spatial", block=i)
         for i in range(depth)
@@ -98,10 +98,10 @@ FAMILIES: Mapping[str, tuple[Callable[[int], tuple[Site, ...]], tuple[Levels, ..
     "cogvideox.*DDIM": (full_attention_sites, (trailing_timesteps, ddim_timesteps)),
     "vchitect": (three_attentions_sites, ()),
 }
-"""What a file of traces says of its model -> the model's sites, and the levels that its sampler may walk over.
+"""Model as named by a file of traces -> the model's sites, and the noise levels that its sampler may use.
 
-Open-Sora's levels follow from the size that each trace states. Vchitect is none of our families: its levels are taken as
-stated.
+Open-Sora's levels follow from the size that each trace states. Vchitect is not one of our families, so its levels are taken
+from the trace.
 """
 FAMILIES_PATTERN = "|".join(f"^ ?{pattern}" for pattern in FAMILIES)
 
@@ -127,7 +127,7 @@ def check(case: Case) -> None:
 
 
 def check_one_of(levels: Sequence[Levels], steps: int, stated: Sequence[float], where: str) -> None:
-    """The stated levels are those of one of the ways to space them."""
+    """Checks that the stated levels are spaced in one of the known ways."""
     problems = []
     for walk in levels:
         try:
@@ -139,7 +139,7 @@ def check_one_of(levels: Sequence[Levels], steps: int, stated: Sequence[float], 
 
 
 def check_trace(trace: Mapping[str, Any], sites: tuple[Site, ...], where: str) -> None:
-    """What is stated follows from the reference's counters; ours decide alike, but for what `exceptions` names."""
+    """Checks a trace against the reference's counters, and our plan against both, except for what `exceptions` names."""
     whole, counted, config = trace["timesteps_int"], trace["steps_given_to_manager"], trace["pab_config"]
     passes, rest = divmod(trace["n_transformer_calls"], len(whole))
     same(0, rest, f"{where}: calls that are left over")
@@ -167,7 +167,7 @@ def reference_for(config: dict | None, counted: int, sites: Sequence[Site], dept
 
 
 def check_ours(plan: BroadcastPlan, config: dict | None, depth: int, where: str) -> None:
-    """Our plan decides, and takes from the same calls, as the reference would with counters that do not wrap."""
+    """Checks that our plan decides, and reuses the same calls, as the reference would if its counters did not wrap."""
     calls = [int(level) for level in plan.timesteps]
     endless = reference_for(config, len(calls), plan.sites, depth).decide(calls)
     assert reason("counters that wrap")
@@ -180,14 +180,14 @@ def check_ours(plan: BroadcastPlan, config: dict | None, depth: int, where: str)
 
 
 def plan_of(decided: Decided, plan: BroadcastPlan) -> BroadcastPlan:
-    """Returns the plan that decides as the reference did. Nothing of a clip before can be in it."""
+    """Returns the plan that decides as the reference did. It cannot reuse outputs of an earlier clip."""
     keys = [(site.stack, site.block) if site.kind == "mlp" else site.kind for site in plan.sites]
     rows = tuple(tuple(decided.sources[key][call] for key in keys) for call in range(plan.num_steps))
     return replace(plan, sources=rows)
 
 
 def check_stated(decided: Decided, stated: Mapping[str, Any], calls: Sequence[int], where: str) -> None:
-    """Every letter, count, counter and source that is stated."""
+    """Checks every letter, count, counter and source that is stated."""
     mlp_names = {f"mlp_{stack}" for stack in STACKS}
     only(stated, {*ATTENTION_KINDS, *mlp_names, "n_compute", "counters_after"}, where)
     for kind in set(ATTENTION_KINDS) & set(stated):
@@ -214,7 +214,7 @@ def mlp_stated(stated: Mapping[str, str] | Sequence[Mapping[str, Any]]) -> list[
 
 
 def check_left(first: Decided, second: Decided, stated: Mapping[str, Sequence[Any]], where: str) -> None:
-    """What stays in the store after the first generation or after both."""
+    """Checks what stays in the reference's store after the first generation, or after both."""
     only(stated, {f"mlp_{stack}" for stack in STACKS}, f"{where}: mlp_cache_entries_left")
     for name, entries in stated.items():
         stack = name.removeprefix("mlp_")

@@ -1,4 +1,4 @@
-"""Reading reference cases: a JSON file, its tensors, and the weights it names. What is read is remembered."""
+"""Reads reference cases: a JSON file, its tensors, and the weights that it names. Remembers which values were read."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 differences: dict[str, float] = {}
-"""Largest difference of the case in work, by precision; of bfloat16 as a part of the norm where that is compared."""
+"""Largest difference in the current case, by precision; for bfloat16 as a share of the norm if norms are compared."""
 
 
 class Stated(Mapping[str, Any]):
-    """What a case states, by name. `unread` are the names that nobody has asked for."""
+    """The values that a case states, by name. `unread`: the names that were never read."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -42,7 +42,7 @@ class Stated(Mapping[str, Any]):
 
 
 class Inputs(Mapping[str, torch.Tensor]):
-    """Tensors named `in.*`, without the prefix; an absent one is None to `get`."""
+    """The tensors named `in.*`, without the prefix; `get` returns None for an absent one."""
 
     def __init__(self, tensors: Stated) -> None:
         self._tensors = tensors
@@ -62,7 +62,7 @@ class Inputs(Mapping[str, torch.Tensor]):
 
 @dataclass(frozen=True)
 class Case:
-    """One reference case: a JSON file, and a file of tensors of the same name beside it when it holds tensors."""
+    """One reference case: a JSON file and, if the case has tensors, a file of tensors with the same name beside it."""
 
     path: Path
     root: Path
@@ -77,7 +77,7 @@ class Case:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """What the JSON file holds, with nothing noted as read; empty where there is no JSON object."""
+        """The content of the JSON file, without marking it as read; empty if there is no JSON object."""
         try:
             content = json.loads(self.path.read_text())
         except (OSError, ValueError):
@@ -94,7 +94,7 @@ class Case:
 
     @cached_property
     def tensor_names(self) -> frozenset[str]:
-        """Names in the file of tensors, which is not read for them."""
+        """The names in the file of tensors; the tensors themselves are not read."""
         if not self.tensor_file.exists():
             return frozenset()
         try:
@@ -117,7 +117,7 @@ class Case:
         return tuple((self.path.parent / name).resolve() for name in ([stated] if isinstance(stated, str) else stated))
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The weights that it names, in float32, without the `param.` prefix."""
+        """The weights that the case names, in float32, without the `param.` prefix."""
         return {
             key.removeprefix("param."): value.float()
             for file in self.weight_files
@@ -126,9 +126,9 @@ class Case:
 
 
 def find_cases(root: Path) -> list[Case]:
-    """Every JSON file that is neither weights nor a report by what it says, and every file of tensors that has none.
+    """Returns every JSON file whose content is neither weights nor a report, and every file of tensors without a JSON file.
 
-    Beside the folders, in `root` itself, only files with tensors count: what else lies there tells of the whole set.
+    In `root` itself, outside of its folders, only files with tensors count: other files there describe the whole set.
     """
     # some of them are weights: those have a JSON file that says so
     named = {*root.rglob("*.json"), *(file.with_suffix(".json") for file in root.rglob("*.safetensors"))}
@@ -146,7 +146,7 @@ def _is_companion(facts: Mapping[str, Any]) -> bool:
 
 
 def only(values: Mapping[str, Any], names: Sequence[str] | frozenset[str] | set[str], where: str) -> None:
-    """Fails, by name, for what is stated and not among the known names."""
+    """Fails for a stated name that is not known; the message says which one."""
     unknown = sorted(set(values) - set(names))
     assert not unknown, f"{where}: {', '.join(unknown)} not known; known are {', '.join(sorted(names))}"
 
@@ -161,10 +161,10 @@ def _short(value: object) -> str:
 
 
 def same_levels(ours: Sequence[float], stated: Sequence[float], what: str) -> None:
-    """Fails unless noise levels are equal as float32, but for one unit in the last place: a reference may round otherwise."""
+    """Fails if float32 noise levels differ by more than one unit in the last place: a reference may round differently."""
     assert len(ours) == len(stated), f"{what}: {len(ours)} levels, stated {len(stated)}"
     a, b = (np.array(levels, dtype=np.float32) for levels in (ours, stated))
-    # none is below 0, so neighbours are neighbours as whole numbers too
+    # no level is below 0, so the bits of neighbouring levels, read as whole numbers, are neighbours too
     assert np.concatenate([a, b]).min(initial=0) >= 0, f"{what}: a level below 0, or not a number"
     apart = np.abs(a.view(np.int32).astype(np.int64) - b.view(np.int32).astype(np.int64))
     worst = int(apart.argmax()) if len(apart) else 0

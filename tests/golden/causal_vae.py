@@ -31,19 +31,19 @@ def _load(weights: tuple[Path, ...], config: CausalVAEConfig, half: str) -> Caus
     state = {key.removeprefix("param."): v.float() for file in weights for key, v in load_file(file).items()}
     missing, surplus = model.load_state_dict(state, strict=False)
     assert not surplus, surplus
-    # some cases come with the weights of one half only: that one has to be whole
+    # some cases have the weights of one half only, which must be complete
     needed = [key for key in missing if key.split(".")[0] in HALVES[half]]
     assert not needed, needed
     return model
 
 
 def load_model(case: Case, half: str) -> CausalVAE:
-    """The case's VAE with its weights, by the published key names; `half`: what it is asked to do."""
+    """Returns the case's VAE with its weights, by the published key names. `half`: the half that is used."""
     return _load(case.weight_files, CausalVAEConfig.from_published(case.facts["config"]), half)
 
 
 def tiling_from(facts: dict[str, Any] | None) -> Tiling | None:
-    """Every size of a tile is a number of its own, as it is in the reference."""
+    """Reads the tiling: each size of a tile is a separate number, as in the reference."""
     if facts is None:
         return None
     only(facts, set(TILE_SIZES.values()), "tiling")

@@ -1,4 +1,4 @@
-"""Every form of reference case, and which check serves it."""
+"""Every form of reference case, and the check for it."""
 
 from tests.golden import (
     broadcast_traces,
@@ -181,7 +181,7 @@ FORMS: tuple[Form, ...] = (
 
 
 def group_of(case: Case) -> str | None:
-    """Returns the name under which a case's differences are told; None for a case that is not known."""
+    """Returns the name under which a case's differences are reported; None for a case of no known form."""
     try:
         return form_of(case, FORMS).group
     except AssertionError:

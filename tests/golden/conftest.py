@@ -1,4 +1,4 @@
-"""Makes one test of every reference case found under --golden, whatever it is."""
+"""Makes one test of every reference case found under --golden, whether its form is known or not."""
 
 import pytest
 

@@ -1,6 +1,7 @@
-"""What a case is, by what it says: the fields and tensors that it has, and the program that its numbers come from.
+"""The form of a case, from its content: the fields and tensors that it has, and the program that made its numbers.
 
-File and folder names decide nothing. A form lists all that a case of it may state; what is not listed fails the case by name.
+File and folder names do not matter. A form lists all that its cases may state; a case that states something else fails, and
+the message names it.
 """
 
 import re
@@ -16,11 +17,11 @@ PROSE = frozenset({
     "loose", "seed", "input_seed", "beyond_published", "params_without_influence", "params_with_weak_influence",
     "n_trainable", "buffers_in_state_dict", "non_trainable_parameters",
 })  # fmt: skip
-"""Fields that tell a reader something and that no number depends on."""
+"""Fields for human readers; no number depends on them."""
 MEASURED_ELSEWHERE = ("maxdiff_", "sensitivity_")
-"""Fields that begin so are how far the reference's own numbers move."""
+"""Prefixes of fields that say how much the reference's own numbers vary."""
 AIDS = "mid."
-"""Tensors that begin so are listed in `exceptions`, "intermediate results"; a check may read them all the same."""
+"""Prefixes of tensors that `exceptions` lists as "intermediate results"; a check need not read them, but may."""
 STORED = {
     "F16": "float16",
     "F32": "float32",
@@ -34,11 +35,11 @@ STORED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One form of cases. `group`: the name under which its differences are told.
+    """One form of cases. `group`: the name under which its differences are reported.
 
-    `source`: a pattern that fits what a case says of its source or model. `has`: fields and tensors that make it this form,
-    `lacks`: that make it another. `fields`, `args`, `tensors` (patterns): all that it may state besides those and prose.
-    `config`: keys of its configuration; `inert`: those of them that are not built, and the value that they must have.
+    `source`: a pattern for the source or model that a case states. `has`: fields and tensors that a case of this form must
+    have; `lacks`: those that it must not have. `fields`, `args`, `tensors` (patterns): all else that it may state, besides
+    prose. `config`: keys of its configuration; `inert`: keys that we do not implement, with the value that they must have.
     """
 
     group: str
@@ -59,7 +60,7 @@ class Form:
         return self.has <= said and not self.lacks & said and re.search(self.source, text) is not None
 
     def check_stated(self, case: Case) -> None:
-        """Fails, by name, for a field, argument, tensor or key of the configuration that the form does not list."""
+        """Fails for a field, argument, tensor or key of the configuration that the form does not list, and names it."""
         facts = case.content
         prose = {name for name in facts if name in PROSE or name.startswith(MEASURED_ELSEWHERE)}
         only(facts, {*prose, *self.fields, *(self.has & set(facts)), "tensors", "args"}, f"{case.name}: field")
@@ -76,7 +77,7 @@ class Form:
         check_tensor_facts(case)
 
     def check_read(self, case: Case) -> None:
-        """Fails, by name, for what the case states and its check did not look at."""
+        """Fails for a value that the case states and its check did not read, and names it."""
         facts = {f for f in case.facts.unread if f not in PROSE and not f.startswith(MEASURED_ELSEWHERE)}
         tensors = {name for name in case.tensors.unread if not name.startswith(AIDS)}
         args = {f"args.{name}" for name in case.args.unread - self.unread_args}
@@ -85,7 +86,7 @@ class Form:
 
 
 def check_tensor_facts(case: Case) -> None:
-    """The tensors are those that the case lists, with their shapes, kinds of numbers and largest values."""
+    """Checks that the tensors are those that the case lists, with their shapes, dtypes and largest values."""
     stated = case.content.get("tensors")
     if stated is None:
         assert not case.tensor_names, f"{case.name}: has tensors and does not list them"
@@ -106,7 +107,7 @@ def check_tensor_facts(case: Case) -> None:
 
 
 def form_of(case: Case, forms: tuple[Form, ...]) -> Form:
-    """Returns the one form that a case has. Fails, by name, for a case that is not known."""
+    """Returns the one form of a case. Fails for a case of no known form, and names it."""
     fitting = [form for form in forms if form.fits(case)]
     said = ", ".join(sorted({*case.content, *case.tensor_names})[:12]) or "nothing that can be read"
     assert fitting, (
@@ -119,7 +120,7 @@ def form_of(case: Case, forms: tuple[Form, ...]) -> Form:
 
 
 def check_case(case: Case, forms: tuple[Form, ...]) -> None:
-    """Checks one case, and that nothing it states is passed over."""
+    """Checks one case, and that the check reads all that it states."""
     form = form_of(case, forms)
     form.check_stated(case)
     form.check(case)

@@ -1,4 +1,4 @@
-"""A mask strategy's entries of one loop, applied to a clip."""
+"""Applies a mask strategy's entries for one loop to a clip."""
 
 from collections.abc import Sequence
 

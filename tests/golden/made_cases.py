@@ -1,4 +1,4 @@
-"""Cases that tests make: shipped ones under other names and edited, with what they state of their tensors kept true."""
+"""Cases that tests make: copies of shipped cases under other names, edited so that their facts still fit their tensors."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).parents[1] / "data" / "golden"
 
 
 def copy_case(name: str, folder: Path, new_name: str = "a/renamed") -> Case:
-    """A shipped case under another name, with its weights beside it."""
+    """Copies a shipped case and its weights under another name."""
     source = SHIPPED / name
     target = folder / new_name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def copy_case(name: str, folder: Path, new_name: str = "a/renamed") -> Case:
 
 
 def change(case: Case, edit: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> Case:
-    """Edits facts and tensors of a copied case, and what it states of its tensors with them."""
+    """Edits facts and tensors of a copied case, and updates what the case states of its tensors."""
     facts = json.loads(case.path.read_text())
     tensors = load_file(case.tensor_file) if case.tensor_file.exists() else {}
     edit(facts, tensors)

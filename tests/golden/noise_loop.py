@@ -23,12 +23,12 @@ from tests.golden.cases import Case, close, same, same_levels
 from tests.golden.reference_loop import FixedCodec, Plans, check_answers, plans_of, rows_of_steps
 
 LOOP_BOUND = 1e-5
-"""Times the largest value of what is compared."""
+"""Allowed difference, as a share of the largest compared value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pipeline:
-    """What differs from family to family. `negative_cut_by_prompt`: the pipeline cuts both texts by the prompt's length."""
+    """What differs between families. `negative_cut_by_prompt`: the pipeline cuts both texts to the prompt's length."""
 
     load: Callable[[Case], Any]
     sites: Callable[[int], tuple[Site, ...]]
@@ -58,7 +58,7 @@ OSP120 = Pipeline(
 
 @dataclass
 class RecordedModel:
-    """A `VideoModel` that remembers what it was asked and what it answered, call by call."""
+    """A `VideoModel` that remembers the inputs and the output of every call."""
 
     video: NoiseVideo
     noise: Tensor | None
@@ -79,7 +79,7 @@ class RecordedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """One clip of a case made ready to run."""
+    """One clip of a case, ready to run."""
 
     model: RecordedModel
     request: ClipRequest
@@ -88,7 +88,7 @@ class Loop:
     count: int
 
     def run(self, plan: BroadcastPlan, group: NodeGroup | None = None) -> Denoised:
-        """Runs the clip, with nothing remembered from a run before."""
+        """Runs the clip after clearing what an earlier run remembered."""
         self.model.asked.clear()
         self.model.answered.clear()
         (prompt,) = self.model.encode_prompts([self.request])
@@ -98,12 +98,12 @@ class Loop:
 
     @property
     def rows(self) -> list[int]:
-        """Its rows of the reference's batch, which has all clips without their prompt first, in our order."""
+        """The clip's rows in the reference's batch, in our order. The reference puts all rows without a prompt first."""
         return [self.count + self.index, self.index]
 
 
 def texts_of(case: Case, clip: slice):
-    """Text states of one clip by the prompts "positive" and "negative"."""
+    """Returns a function from the prompts "positive" and "negative" to one clip's text states."""
     given = case.inputs
 
     def states(prompts) -> TextStates:
@@ -116,7 +116,7 @@ def texts_of(case: Case, clip: slice):
 
 
 def loops_of(case: Case, pipeline: Pipeline) -> list[Loop]:
-    """Every clip of the case, each with its own text, latents and noise."""
+    """Returns every clip of the case, each with its own text, latents and noise."""
     given, args = case.inputs, case.args
     count, _, *size = given["z0"].shape
     same(size, [args["F"], args["H"], args["Wd"]], "size of the latents")
@@ -175,19 +175,19 @@ def check(case: Case, pipeline: Pipeline) -> None:
 
 
 def check_second_is_first(loop: Loop, plans: Plans) -> None:
-    """The reference's counters go on from clip to clip; our second clip is our first, bit by bit."""
+    """Checks that our second clip equals our first, bit for bit, although the reference's counters continue between clips."""
     first, second = loop.run(plans.ours), loop.run(plans.ours)
     assert torch.equal(first.latents, second.latents), "our second clip is another than our first"
 
 
 def check_numbers(case: Case, loop: Loop, plans: Plans) -> None:
-    """With the reference's letters every number is the reference's."""
+    """Checks that with the reference's decisions every number equals the reference's."""
     names = [name for name in case.tensors if name.startswith(("latents_before_", "model_input_before_"))]
     same(1, len(names), "records of what the model saw")
     asked = rows_of_steps(case, names[0], loop.count, loop.index)
     expected = case.tensors["out"][loop.index : loop.index + 1]
     if plans.reference is None:
-        # nothing can be run: it begins with what the clip before left
+        # it cannot be run, because it begins with outputs that the previous clip left
         for name in ("model_output_first_", "model_output_mid_"):
             rows_of_answers(case, name)
         return
@@ -205,7 +205,7 @@ def rows_of_answers(case: Case, prefix: str) -> Tensor:
 
 
 def check_answer(ours: Tensor, theirs: Tensor, what: str) -> None:
-    """Ours has only the noise; theirs perhaps more channels."""
+    """Compares model outputs: ours has only the noise channels, theirs may have more."""
     close(ours, theirs[:, : ours.shape[1]], 5e-5, what)
 
 

@@ -27,7 +27,7 @@ BFLOAT16_BOUND = 0.3
 
 @dataclass
 class RecordedModel:
-    """A `VideoModel` over a reference case: its text, its scheduler, and what it was asked step by step."""
+    """A `VideoModel` made of a reference case: its text, its scheduler, and the inputs of every step."""
 
     video: STDiT3Video
     flow: RectifiedFlow
@@ -51,7 +51,7 @@ class RecordedModel:
 
 @dataclass(frozen=True)
 class Loop:
-    """One clip of a case made ready to run."""
+    """One clip of a case, ready to run."""
 
     model: RecordedModel
     request: ClipRequest
@@ -84,7 +84,7 @@ def make_loop(case: Case, clip: FlowClip, transformer: STDiT3, precision: str, l
 
 
 def _of_clip(mask_nL: Tensor, clip: FlowClip) -> Tensor:
-    """The text mask of one clip; a case may state one for all."""
+    """Returns the text mask of one clip; a case may state one mask for all clips."""
     return mask_nL[clip.index : clip.index + 1] if len(mask_nL) == clip.count else mask_nL
 
 
@@ -95,14 +95,14 @@ def run(loop: Loop, plan: BroadcastPlan, group: NodeGroup | None = None) -> Deno
 
 
 def levels_of(case: Case, clip: FlowClip) -> list[float]:
-    """The stated levels of one clip; a case may state one list for all."""
+    """Returns the stated levels of one clip; a case may state one list for all clips."""
     stated = case.tensors["timesteps"].float()
     levels = stated[:, clip.index] if stated.dim() == 2 else stated
     return levels.tolist()
 
 
 def check(case: Case) -> None:
-    """Every clip of the case, each with its own size, text, mask and noise."""
+    """Checks every clip of the case, each with its own size, text, mask and noise."""
     precision = case.facts.get("compute_dtype", "float32")
     same(case.args.get("dtype", precision), precision, "args.dtype and compute_dtype")
     transformer = load_model(case)
@@ -145,7 +145,7 @@ def _first_output(case: Case, clip: FlowClip) -> Tensor:
 
 
 def check_bfloat16(case: Case, loop: Loop, plans: Plans) -> None:
-    """Decisions and noise levels are exact; bfloat16 latents agree as two public implementations do, loosely."""
+    """Checks decisions and noise levels exactly, bfloat16 latents as loosely as two public implementations agree."""
     assert plans.reference is not None, "its counters end with the clip"
     result, clip = run(loop, plans.reference), loop.clip
     for name in case.tensors:

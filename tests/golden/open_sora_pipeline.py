@@ -1,4 +1,4 @@
-"""What the published pipeline does around the model: prompts, sizes and lengths, frames given by references."""
+"""The published pipeline's steps around the model: prompts, sizes and lengths, frames given by references."""
 
 import pytest
 

@@ -13,7 +13,7 @@ from tests.golden.stdit3 import check_keys
 
 FORWARD_BOUND = 1e-5
 BFLOAT16_BOUND = 0.012
-"""Of the whole output's norm; one element may be farther off."""
+"""As a share of the whole output's norm; single elements may differ more."""
 
 
 @cache
@@ -25,12 +25,12 @@ def _load(weights: tuple[Path, ...], config: OpenSoraPlanConfig) -> OpenSoraPlan
 
 
 def load_model(case: Case) -> OpenSoraPlan:
-    """The case's model with its weights, loaded strictly by the published key names."""
+    """Returns the case's model with its weights, loaded strictly by the published key names."""
     return _load(case.weight_files, open_sora_plan_config(case.facts["config"]))
 
 
 def check_layout(case: Case) -> None:
-    """A model of the published size has exactly the published keys and shapes, in order."""
+    """Checks that a model of the published size has exactly the published keys and shapes, in order."""
     with torch.device("meta"):
         model = OpenSoraPlan(open_sora_plan_config(case.facts["config"]))
     check_keys(model, case)

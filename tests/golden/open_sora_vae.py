@@ -46,7 +46,7 @@ def _load(weights: Path, chunk_frames: int | None) -> OpenSoraVAE:
 
 
 def load_model(case: Case) -> OpenSoraVAE:
-    """The case's VAE: sizes as the weights' file says, chunks as the case says; loaded by the published key names."""
+    """Returns the case's VAE: sizes from the file of weights, chunks from the case; loaded by the published key names."""
     (weights,) = case.weight_files
     return _load(weights, case.facts["micro_frame_size"])
 
@@ -59,7 +59,7 @@ def check_frame_counts(case: Case) -> None:
 
 
 def check_layout(case: Case) -> None:
-    """A VAE of the published size has exactly the published keys and shapes, in order, and the published constants."""
+    """Checks that a VAE of the published size has exactly the published keys and shapes, in order, and the constants."""
     facts = case.facts["config"]
     only(facts, {"spatial", "temporal", "micro_frame_size", "micro_batch_size", "shift", "scale"}, "config")
     with torch.device("meta"):
@@ -82,7 +82,7 @@ def check_decode(case: Case) -> None:
 def check_encode(case: Case) -> None:
     vae, given = load_model(case), case.inputs
     same(given["x"].shape[2], case.facts["num_frames"], "frames")
-    # "noise_temporal.<chunk>"; a VAE that cuts nothing may leave the number out
+    # "noise_temporal.<chunk>"; a VAE without chunks may leave the number out
     chunks = sorted((key for key in given if key.startswith("noise_temporal")), key=lambda key: int("0" + key[15:]))
     frames = given["noise_spatial"].split(vae.config.micro_batch)
     recorded = iter([*frames, *(given[key] for key in chunks)])

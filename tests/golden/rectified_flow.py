@@ -1,4 +1,4 @@
-"""Open-Sora's scheduler: noise levels, the sampling loop with prescribed model outputs, the training loss."""
+"""Open-Sora's scheduler: noise levels, the sampling loop with given model outputs, the training loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ ROW = frozenset({
 
 @dataclass(frozen=True, kw_only=True)
 class FlowClip:
-    """What a loop case says of one of its clips: its size in pixels and pixel frames, its levels, what is given of it."""
+    """One clip of a loop case: its size in pixels and pixel frames, its noise levels, and its given frames."""
 
     index: int
     count: int
@@ -46,13 +46,13 @@ class FlowClip:
 
     @property
     def rows(self) -> list[int]:
-        """Its rows of a batch of all clips, first each one's with its prompt, then each one's without."""
+        """The clip's rows in a batch of all clips: first the rows with prompts, then the rows without."""
         return [self.index, self.count + self.index]
 
     def flow(self, stated: Sequence[float]) -> rf.RectifiedFlow:
-        """Its scheduler over the stated levels, which are ours but for how they are rounded.
+        """Returns the clip's scheduler over the stated levels, which differ from ours only in rounding.
 
-        Whether a frame is generated at a step turns on that: a first level just above 1000 leaves all frames out.
+        The rounding decides whether a frame is generated at a step: a first level just above 1000 leaves all frames out.
         """
         same_levels(self.levels, stated, f"clip {self.index}")
         noise = self.noise
@@ -64,7 +64,7 @@ class FlowClip:
 
 
 def clips_of(case: Case, precision: str = "float32") -> list[FlowClip]:
-    """Every clip of a loop case, with settings of its own where the case states them."""
+    """Returns every clip of a loop case, with its own settings if the case states them per clip."""
     given, args = case.inputs, case.args
     count, _, *size = given["z0"].shape
     same(size, [args[name] for name in ("T", "H", "Wd" if "Wd" in args else "W")], "size of the latents")
@@ -88,14 +88,14 @@ def clips_of(case: Case, precision: str = "float32") -> list[FlowClip]:
 
 
 def flag(case: Case, *names: str, default: bool) -> bool:
-    """Reads a switch that a case may state under several names, among its arguments or beside them. They have to agree."""
+    """Reads a switch that a case may state under several names, inside or outside of its arguments. They must agree."""
     stated = {bool(values[name]) for values in (case.args, case.facts) for name in names if name in values}
     assert len(stated) < 2, f"{' and '.join(names)} contradict each other"
     return stated.pop() if stated else default
 
 
 def _sizes(case: Case, count: int) -> list[tuple[float, float, float]]:
-    """Height, width and frames of every clip: stated once for all or for each, and as the model's inputs too."""
+    """Returns height, width and frames of every clip, stated once or per clip, possibly also as inputs of the model."""
     given, args = case.inputs, case.args
     if "hw" in args:
         same(args["n"], count, "number of clips")
@@ -126,7 +126,7 @@ def check_tables(case: Case) -> None:
 
 
 def check_timesteps(row: Mapping[str, Any], where: str) -> None:
-    """Noise levels are equal; what the model sees of them and the step sizes follow from the stated ones, bit by bit."""
+    """Checks noise levels; what the model gets and the step sizes must follow from the stated levels bit for bit."""
     precision = row["model_args_dtype"]
     shift = 1.0
     if row["use_timestep_transform"]:
@@ -139,7 +139,7 @@ def check_timesteps(row: Mapping[str, Any], where: str) -> None:
     levels = rf.timesteps(row["steps"], shift=shift, discrete=row["use_discrete_timesteps"])
     stated = row["timesteps"]
     same_levels(levels, stated, where)
-    # whole levels that nothing shifts stay whole numbers
+    # whole levels stay whole numbers if no shift changes them
     whole = row["use_discrete_timesteps"] and not row["use_timestep_transform"]
     same(row["timesteps_dtype"], "int64" if whole else "float32", f"{where}: kind of numbers")
     seen = [rf.round_to(precision, level) for level in stated]
@@ -181,7 +181,7 @@ def check_clip(case: Case, clip: FlowClip) -> None:
     assert torch.equal(levels[:, 0], levels[:, 1]), f"{where}: levels with and without prompt"
     flow = clip.flow(levels[:, 0].tolist())
     shown = expected["z_given_to_model"]
-    # of one clip the reference's file has no dim for clips
+    # for a single clip the reference's file has no dim for clips
     shown = shown[:, clip.index] if shown.dim() == 6 else shown
     same(len(given["model_outputs"]), len(flow.timesteps), f"{where}: steps")
     for step, outputs in enumerate(given["model_outputs"]):

@@ -1,7 +1,7 @@
-"""How the reference decides: counters that run through calls and clips, and a store of MLP outputs under their timestep.
+"""How the reference decides: counters that run over calls and clips, and a store of MLP outputs by timestep.
 
-Written from its behaviour, apart from our own planning, so that each can be held against the other. A counter starts again
-after as many calls as the reference was told there are steps, whether a clip has ended or not.
+It is written from the reference's behaviour and shares no code with our planning, so each can be checked against the other. A
+counter restarts after as many calls as the reference's number of steps, whether a clip has ended or not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,11 @@ STACKS = ("spatial", "temporal")
 
 @dataclass(frozen=True, kw_only=True)
 class Decided:
-    """What the reference does in the calls of one clip.
+    """The reference's decisions in the calls of one clip.
 
-    `attention`: kind -> one letter a call. `mlp`: (stack, block) -> the same. `sources`: kind, or (stack, block), -> the
-    call whose output each call uses; below 0 for calls of clips before. `counters`: kind -> where the counter stands
-    afterwards. `left`: stack -> what stays in the store, by timestep and block.
+    `attention`: kind -> one letter per call. `mlp`: (stack, block) -> the same. `sources`: kind, or (stack, block) -> for
+    each call, the call whose output it uses; negative for calls of earlier clips. `counters`: kind -> value of the counter
+    after the clip. `left`: stack -> what stays in the store, by timestep and block.
     """
 
     attention: Mapping[str, str]
@@ -29,18 +29,18 @@ class Decided:
     left: Mapping[str, Sequence[tuple[int, int]]]
 
     def computed(self, kind: str) -> int:
-        """How many calls of a kind compute, at each of its sites."""
+        """Returns how many calls of a kind compute, per site."""
         return self.attention[kind].count("C")
 
     @property
     def looks_back(self) -> bool:
-        """Whether anything is taken over from the clip before."""
+        """Whether any output of an earlier clip is reused."""
         return any(source < 0 for sources in self.sources.values() for source in sources)
 
 
 @dataclass(kw_only=True)
 class Reference:
-    """One set of counters and one store, kept from clip to clip. `config` None decides as without broadcast."""
+    """One set of counters and one store, kept between clips. `config` None: no broadcast."""
 
     config: Mapping[str, Any] | None
     counted: int
@@ -52,7 +52,7 @@ class Reference:
     calls_before: int = 0
 
     def decide(self, timesteps: Sequence[int]) -> Decided:
-        """Runs through the calls of one clip. Raises KeyError where the reference finds no stored output and stops."""
+        """Decides the calls of one clip. Raises KeyError where the reference stops because it finds no stored output."""
         attention: dict[str, str] = dict.fromkeys(ATTENTION_KINDS, "")
         places = [(stack, block) for stack in self.stacks for block in range(self.depth)]
         mlp: dict[tuple[str, int], str] = dict.fromkeys(places, "")
@@ -73,7 +73,7 @@ class Reference:
 
     @property
     def on(self) -> bool:
-        """Without any kind of attention the reference broadcasts nothing, and its counters stand still."""
+        """Whether the reference broadcasts. Without any kind of attention it does not, and its counters do not move."""
         return self.config is not None and any(self.config.get(f"{kind}_broadcast") for kind in ATTENTION_KINDS)
 
     def _attention(self, kind: str, timestep: int, call: int) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""What whole denoising runs of every family are checked by: plans, decisions, and what was shown to the model."""
+"""Checks that whole denoising runs of all families share: plans, decisions, and the inputs and outputs of the model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from tests.golden.exceptions import reason
 
 @dataclass(frozen=True)
 class FixedCodec:
-    """Only knows the size of the latents."""
+    """A codec that only knows the size of the latents."""
 
     shape: tuple[int, ...]
 
@@ -25,16 +25,16 @@ class FixedCodec:
 
 @dataclass(frozen=True, kw_only=True)
 class Plans:
-    """Our plan of a case, and the one that decides as the reference did; None where that reuses a clip before."""
+    """Our plan for a case, and the plan that decides as the reference did; None if the reference reused an earlier clip."""
 
     ours: BroadcastPlan
     reference: BroadcastPlan | None
 
 
 def plans_of(case: Case, seen: Sequence[float], sites: tuple[Site, ...], depth: int) -> Plans:
-    """Checks every stated decision, and that ours are the reference's, but for what `exceptions` names.
+    """Checks every stated decision, and that ours equal the reference's, except for what `exceptions` names.
 
-    `seen`: the noise level of every call as the model sees it.
+    `seen`: the noise level of every call, as the model gets it.
     """
     config, steps = case.facts["pab_config"], case.args["steps"]
     ours = make_plan(rules_from_reference(config), seen, sites)
@@ -59,7 +59,7 @@ def plans_of(case: Case, seen: Sequence[float], sites: tuple[Site, ...], depth: 
 
 
 def rows_of_steps(case: Case, prefix: str, count: int, clip: int) -> Any:
-    """What was shown to the model at every call, of one clip; of a single one the file has no dim for clips."""
+    """Returns one clip's model inputs of every call. For a single clip the file has no dim for clips."""
     (name,) = [name for name in case.tensors if name.startswith(prefix)]
     shown: Tensor = case.tensors[name]
     if shown.dim() == 6:
@@ -72,7 +72,7 @@ def rows_of_steps(case: Case, prefix: str, count: int, clip: int) -> Any:
 def check_answers(
     case: Case, answered: Sequence[Tensor], rows: Sequence[int], compare: Callable[[Tensor, Tensor, str], None]
 ) -> None:
-    """The first model output and the one half-way; `rows`: the reference's rows in our order."""
+    """Checks the first model output and the one half-way. `rows`: the reference's rows, in our order."""
     for part, call in (("first", 0), ("mid", len(answered) // 2)):
         (name,) = [name for name in case.tensors if name.startswith(f"model_output_{part}_")]
         compare(answered[call], case.tensors[name][list(rows)], f"{part} model output")

@@ -1,4 +1,4 @@
-"""The transformer split over 1, 2, 3, 4 and 8 ranks gives one process' numbers: masks, one frame, odd sizes, batch 3."""
+"""The transformer on 1, 2, 3, 4 and 8 ranks gives the numbers of one process: masks, one frame, odd sizes, batch 3."""
 
 import re
 from functools import cache
@@ -34,7 +34,7 @@ def predict(case: Case, sp: SequenceParallel) -> torch.Tensor:
 
 
 def predict_all(paths: tuple[Path, ...], root: Path) -> dict[tuple[Path, int], torch.Tensor]:
-    """On one of the ranks: every case's output at every number of ranks that this one belongs to."""
+    """Runs on a rank: returns every case's output for every number of ranks that includes this rank."""
     rank, outputs = dist.get_rank(), {}
     for size in SIZES:
         group = dist.new_group(list(range(size))) if size > 1 else None
@@ -53,7 +53,7 @@ def outputs_of_ranks(paths: tuple[Path, ...], root: Path) -> list[dict[tuple[Pat
 
 @cache
 def cases_for_ranks(root: Path) -> tuple[Path, ...]:
-    """Every case of this form in the set that states only what is known: they run on one start of the ranks."""
+    """Returns the cases of this form that state only known values; all of them run in one start of the ranks."""
     from tests.golden.checks import FORMS
 
     (form,) = [form for form in FORMS if form.check is check]
@@ -80,7 +80,7 @@ def check(case: Case) -> None:
         for size in SIZES:
             if rank < size:
                 close(outputs[case.path, size], expected["out"], BOUND, f"rank {rank} of {size}")
-    # the ranks read them in processes of their own
+    # the ranks read these values, in other processes
     assert {*given} <= {"x", "timestep", "y", "fps", "height", "width", "mask", "x_mask"}
     for name in given:
         given[name]

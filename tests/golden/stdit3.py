@@ -29,12 +29,12 @@ def _load(weights: tuple[Path, ...], config: STDiT3Config) -> STDiT3:
 
 
 def load_model(case: Case) -> STDiT3:
-    """The case's model with its weights, loaded strictly by the published key names."""
+    """Returns the case's model with its weights, loaded strictly by the published key names."""
     return _load(case.weight_files, config_from(case.facts["config"]))
 
 
 def check_layout(case: Case) -> None:
-    """A model of the published size has exactly the published keys and shapes, in order."""
+    """Checks that a model of the published size has exactly the published keys and shapes, in order."""
     with torch.device("meta"):
         model = STDiT3(config_from(case.facts["config"]))
     check_keys(model, case)
@@ -48,7 +48,7 @@ def check_keys(model: torch.nn.Module, case: Case) -> None:
 
 
 def clip_of(case: Case) -> ClipShape:
-    """What the transformer is told of the clips; of several sizes the reference takes the first for all."""
+    """Returns the clip shape for the transformer. If the clips' sizes differ, the reference takes the first one for all."""
     given = case.inputs
     return ClipShape(
         height=float(given["height"][0]),

@@ -1,4 +1,4 @@
-"""Tiles of Open-Sora-Plan's VAE with sizes of their own, against the same tiles told one by one."""
+"""Tiles of Open-Sora-Plan's VAE in sizes of the test's choice, against the same tiles computed one by one."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from pab.parallel.mesh import Axis
 from pab.vae.tiles import tiled_decode, tiled_map
 
 TILINGS = (
-    # latents and pixels of a tile, latent frames and frames, overlap; latents
+    # of a tile: size in latents and in pixels, latent frames and frames, overlap; then the shape of the latents
     ((4, 32, 3, 9, 0.25), (5, 6, 5)),
     ((3, 24, 2, 5, 0.4), (4, 5, 7)),
     ((4, 32, 2, 5, 0.5), (3, 4, 3)),
@@ -38,13 +38,13 @@ def test_tiles_with_sizes_of_their_own_are_those_of_the_reference(
 
 
 def larger(z: Tensor) -> Tensor:
-    """Stands in for a decoder: 4n + 1 frames, 8x8 pixels a latent, and every number depends on where its tile begins."""
+    """Replaces a decoder: 4n + 1 frames, 8x8 pixels per latent, and every number depends on where its tile begins."""
     whole = z.repeat_interleave(4, 2)[:, :, 3:].repeat_interleave(8, 3).repeat_interleave(8, 4)
     return sum(whole.cumsum(dim) / (10 + dim) for dim in (2, 3, 4))
 
 
 def smaller(x: Tensor) -> Tensor:
-    """Stands in for an encoder, as `larger` for a decoder."""
+    """Replaces an encoder, as `larger` replaces a decoder."""
     return sum(x.cumsum(dim) / (10 + dim) for dim in (2, 3, 4))[:, :, ::4, ::8, ::8]
 
 
@@ -59,7 +59,7 @@ def test_the_causal_vae_encodes_in_tiles_of_pixels() -> None:
 
 
 def in_tiles(apply, x: Tensor, *, size: int, result: int, frames: int, overlap: float) -> Tensor:
-    """Tiles one by one, told by their corners: spans of time that share one frame, and in each rows of tiles."""
+    """Applies a function to tiles one by one: spans of time that share one frame, and rows of tiles in each span."""
     step, fade = int(size * (1 - overlap)), int(result * overlap)
     spans = []
     for start in range(0, max(x.shape[2] - 1, 1), frames - 1):

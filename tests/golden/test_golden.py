@@ -1,4 +1,4 @@
-"""Our numbers equal the reference implementations'. `--golden DIR` names another folder of the same form."""
+"""Our numbers equal those of the reference implementations. `--golden DIR` names another folder of cases."""
 
 from collections.abc import Callable
 

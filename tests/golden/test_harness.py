@@ -1,4 +1,4 @@
-"""The harness itself: it goes by what a case says, and fails by name for what it does not know."""
+"""The harness itself: the content of a case decides, and unknown content fails the case by name."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Loops of several clips, with levels, masks, sizes and lengths of their own, are built as they are stated."""
+"""Loops of several clips, each with its own levels, mask, size and length, are built as the case states them."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.golden.made_cases import SHIPPED, change, copy_case
 
 
 def loop_case(folder: Path, **settings: Any) -> Case:
-    """A loop of two clips with masks, sizes and lengths of their own, computed here step by step as published."""
+    """Makes a loop of two clips, each with its own mask, size and length, computed step by step as published."""
     n, channels, frames, height, width, steps = 2, 4, 3, 3, 5, settings.pop("steps", 7)
     sizes, lengths = settings.pop("hw"), settings.pop("nf")
     masks = torch.tensor([[0.0, 1.0, 0.6], [1.0, 0.3, 1.0]])
@@ -139,7 +139,7 @@ def test_levels_are_those_that_torch_computes(discrete: bool, precision: str) ->
 
 
 def test_a_run_of_several_clips_gives_each_its_own_text_mask_size_and_levels(tmp_path: Path) -> None:
-    """Two clips of the reference as one case."""
+    """Joins two clips of the reference into one case."""
     parts = [Case(SHIPPED / "e2e_stdit3" / f"{name}.json", SHIPPED) for name in ("none", "none_360p_204f")]
 
     def join(facts: dict, tensors: dict) -> None:
@@ -166,7 +166,7 @@ def test_a_run_of_several_clips_gives_each_its_own_text_mask_size_and_levels(tmp
 
 
 def test_levels_that_a_reference_rounds_otherwise_are_the_ones_that_a_loop_walks_over(tmp_path: Path) -> None:
-    """A level above 1000, by its last place, leaves every frame as it is."""
+    """A first level above 1000 by one unit in the last place leaves every frame unchanged."""
     case = loop_case(tmp_path, lift=True, **OWN_SIZES)
     assert case.tensors["timesteps_given_to_model"][0].max() > 1000
     check_case(case, FORMS)

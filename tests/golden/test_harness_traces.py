@@ -1,4 +1,4 @@
-"""Traces of other step counts, sizes, depths and rules are known, and our plans decide as the reference's counters do."""
+"""Traces with other step counts, sizes, depths and rules are accepted, and our plans decide as the reference's counters."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def config(window: tuple[int, int], ranges: tuple[int, int, int], mlp: dict[int,
 
 
 def trace_of(reference_config: dict, levels: tuple[float, ...], steps: int, depth: int, sites) -> dict:
-    """A trace in the reference's form, of another number of steps and another depth."""
+    """Makes a trace in the reference's form, with another number of steps and another depth."""
     calls = [int(level) for level in levels]
     reference = reference_for(reference_config, steps, sites(depth), depth)
     generations, after = [], []
@@ -76,7 +76,7 @@ def test_traces_of_other_step_counts_and_depths_are_known(tmp_path: Path) -> Non
         rules = config((100, 800), (2, 3, 6), keys)
         trace = trace_of(rules, ddim_timesteps(steps), steps, 3, latte_sites)
         check_case(trace_case(tmp_path, "latte (Latte-1), DDIM, leading", {f"s{steps}": trace}), FORMS)
-    # of 25 steps one key is the last step of the key before: its entry stays in the reference's store
+    # with 25 steps one key is the last step that the previous key covers: its entry stays in the reference's store
     assert trace_of(rules, ddim_timesteps(25), 25, 3, latte_sites)["mlp_cache_entries_left"]["mlp_spatial"]
 
 
@@ -123,6 +123,6 @@ def test_our_plan_decides_as_the_reference_where_timesteps_repeat_and_keys_overl
         try:
             reference_for(made, len(levels), plan.sites, 2).decide(levels)
         except KeyError:
-            continue  # the reference stops here: it has given its stored output away
+            continue  # the reference stops here: its stored output is already removed
         check_ours(plan, made, 2, f"{levels} {mlp}")
         compared += 1
