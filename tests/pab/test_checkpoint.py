@@ -20,6 +20,7 @@ from pab.weights.checkpoint import (
     read_config,
     read_tensors,
 )
+from pab.weights.digest import weights_digest
 from pab.weights.folders import HubPart, PublishedParts
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -219,3 +220,25 @@ def test_a_transport_error_of_the_hubs_client_is_told_as_a_hub_that_cannot_be_re
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(CheckpointError, match=r"cannot be fetched [(]name or service not known"):
         pin(None, PUBLISHED)
+
+
+def test_weights_behind_links_to_folders_are_part_of_the_digest(tmp_path: Path) -> None:
+    parts, linked, plain = tmp_path / "parts", tmp_path / "linked", tmp_path / "plain"
+    for root in (parts, plain):
+        (root / "transformer").mkdir(parents=True)
+        (root / "transformer" / "model.safetensors").write_bytes(b"first")
+    linked.mkdir()
+    (linked / "transformer").symlink_to(parts / "transformer")
+    (parts / "transformer" / "back").symlink_to(parts)  # a link to a folder above ends nothing
+    before = weights_digest(linked)
+    assert before == weights_digest(plain), "a linked part is the part"
+    (parts / "transformer" / "model.safetensors").write_bytes(b"other")
+    assert weights_digest(linked) != before
+
+
+@pytest.mark.parametrize("inside", [(), ("transformer",)])
+def test_a_folder_without_a_file_names_no_weights(tmp_path: Path, inside: tuple[str, ...]) -> None:
+    for name in inside:
+        (tmp_path / name).mkdir()
+    with pytest.raises(FileNotFoundError, match="holds no file; give the folder"):
+        weights_digest(tmp_path)
