@@ -11,7 +11,7 @@ import html
 import re
 from contextvars import ContextVar
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote_plus
 
 from jobs.store.key_ranges import list_keys
 
@@ -67,6 +67,9 @@ def _take_keys(response_dict: dict[str, Any], customized_response_dict: dict[str
         return
     # Of the two ways to write a slash the longer one costs a decoding of every key.
     objects = body[first:end].replace(b"%2F", b"/").decode()
-    decode = unquote if b"<EncodingType>url</EncodingType>" in body else html.unescape
-    customized_response_dict["Keys"] = [decode(key) for key in _KEY.findall(objects)]
+    keys = [html.unescape(key) for key in _KEY.findall(objects)]
+    if b"<EncodingType>url</EncodingType>" in body:
+        # AWS writes a blank as + and a plus as %2B, as in a form; others write %20. The library reads both so too.
+        keys = [unquote_plus(key) for key in keys]
+    customized_response_dict["Keys"] = keys
     response_dict["body"] = body[:first] + body[end:]

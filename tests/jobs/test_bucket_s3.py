@@ -64,6 +64,14 @@ def test_a_listing_reads_more_than_one_page(output):
     assert [histories[key].recorded for key in histories] == [True, False]
 
 
+@pytest.mark.parametrize("prefix", ["my run", "a+b", "100%", "a&b=c", "Mädchen 猫"])
+def test_a_run_below_any_prefix_sees_its_records(output, prefix):
+    bucket = Bucket(f"{output}/{prefix}", retry_policy=QUICK)
+    bucket.write(layout.record("a.0a"), b"{}")
+    assert bucket.recorded_keys() == {"a.0a"}
+    assert bucket.exists(layout.record("a.0a"))
+
+
 def test_what_another_process_writes_and_removes_is_seen_at_once(output):
     here, there = Bucket(output, retry_policy=QUICK), Bucket(output, retry_policy=QUICK)
     assert (here.exists("records/a.0a.json"), here.recorded_keys()) == (False, set())
