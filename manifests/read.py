@@ -60,11 +60,13 @@ class ManifestFile:
         rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         return np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
 
-    def row_bytes(self) -> float:
-        """Returns the mean size of a row in memory, roughly: from the uncompressed sizes in the footer."""
+    def row_bytes(self, columns: Sequence[str] | None = None) -> float:
+        """Returns the mean size of a row (of these columns) in memory, roughly: from the uncompressed sizes in the footer."""
         metadata = self._parquet.metadata
-        total = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-        return float(total) / max(1, self.num_rows)
+        groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+        chunks = (group.column(i) for group in groups for i in range(group.num_columns))
+        wanted = (chunk for chunk in chunks if columns is None or chunk.path_in_schema.partition(".")[0] in columns)
+        return float(sum(chunk.total_uncompressed_size for chunk in wanted)) / max(1, self.num_rows)
 
     def iter_batches(
         self,
@@ -78,7 +80,7 @@ class ManifestFile:
         `batch_rows`: the most rows of a batch, by default BATCH_ROWS and fewer where rows are large.
         """
         if batch_rows is None:
-            batch_rows = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(1.0, self.row_bytes()))))
+            batch_rows = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(1.0, self.row_bytes(columns)))))
         batches = self._parquet.iter_batches(batch_size=batch_rows, row_groups=row_groups, columns=columns)
         try:
             yield from batches

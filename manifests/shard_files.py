@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from manifests.ahead import read_ahead
 from manifests.read import ManifestFile
+from manifests.schema import clip_columns
 from manifests.shards import ShardPlan
 
 WINDOW_BYTES = 128 << 20
@@ -35,8 +36,9 @@ def write_shards(
     window_bytes: int = WINDOW_BYTES,
     num_threads: int = 4,
 ) -> None:
-    """Writes every shard of `plan` as a Parquet file with the columns of `accepted`, the manifest that was planned.
+    """Writes every shard of `plan` as a Parquet file: its rows of `accepted`, the manifest that was planned.
 
+    Columns that no job reads are left out, since one of them may be larger than all else.
     `open_output(shard_index)` returns a file to write bytes to, which is closed here; it is called from `num_threads`
     threads, as a bucket takes long to answer. Rows are in the order of rendering. Raises ValueError if the plan is of a
     manifest with another number of rows.
@@ -44,7 +46,7 @@ def write_shards(
     if len(plan.assignment) != accepted.num_rows:
         rows = f"the plan has {len(plan.assignment)} rows, {accepted.name} {accepted.num_rows}"
         raise ValueError(f"{rows}; plan it again")
-    window_rows = max(1, int(window_bytes / max(1.0, accepted.row_bytes())))
+    window_rows = max(1, int(window_bytes / max(1.0, accepted.row_bytes(clip_columns(accepted.schema)))))
     with ThreadPoolExecutor(num_threads, thread_name_prefix="write-shards") as pool:
         for shards in _windows(plan, window_rows):
             for written in [pool.submit(_write, open_output, *part) for part in _tables(plan, accepted, shards)]:
@@ -85,14 +87,16 @@ def _windows(plan: ShardPlan, window_rows: int) -> Iterator[list[int]]:
 
 def _read_rows(accepted: ManifestFile, rows: Indices) -> pa.Table:
     """Reads `rows` (ascending, distinct) from the row groups that hold them."""
+    columns = clip_columns(accepted.schema)
+    schema = pa.schema([accepted.schema.field(name) for name in columns], metadata=accepted.schema.metadata)
     starts = accepted.row_group_starts()
     holders = np.unique(np.searchsorted(starts, rows, "right") - 1)
     numbers = np.concatenate([np.arange(starts[holder], starts[holder + 1]) for holder in holders])
     kept = []
     position = 0
-    for batch in read_ahead(accepted.iter_batches(row_groups=[int(holder) for holder in holders])):
+    for batch in read_ahead(accepted.iter_batches(columns, row_groups=[int(holder) for holder in holders])):
         here = numbers[position : position + len(batch)]
         wanted = rows[np.searchsorted(rows, here[0]) : np.searchsorted(rows, here[-1], "right")]
         kept.append(batch.take(pa.array(np.searchsorted(here, wanted))))
         position += len(batch)
-    return pa.Table.from_batches(kept, schema=accepted.schema).combine_chunks()
+    return pa.Table.from_batches([batch.select(columns) for batch in kept], schema=schema).combine_chunks()

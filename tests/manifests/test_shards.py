@@ -247,7 +247,8 @@ def test_shard_files_hold_the_planned_clips_in_order(manifest: Write, tmp_path: 
     for shard in plan.shards:
         rows = plan.rows(shard.index)
         table = pq.read_table(io.BytesIO(outputs.files[shard.index]))
-        assert table["note"].to_pylist() == rows.tolist()
+        assert "note" not in table.column_names, "no job reads it, and it may be large"
+        assert table["prompt"].to_pylist() == [f"prompt {row}" for row in rows]
         assert [clip.prompt for clip in read_clips(io.BytesIO(outputs.files[shard.index]))] == [
             f"prompt {row}" for row in rows
         ]
