@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -65,10 +66,13 @@ class StepNoise:
         return torch.cat([torch.randn(self._shape, generator=generator) for generator in self._generators])
 
 
-def clean_texts(request: ClipRequest) -> ClipRequest:
+def clean_texts(request: ClipRequest, *, keep_ideographs: bool = False) -> ClipRequest:
     """Returns the clip with prompt and negative prompt cleaned as the captions of the training were."""
+    cleaned = partial(clean, keep_ideographs=keep_ideographs)
     negative = request.negative_prompt
-    return replace(request, prompt=clean(request.prompt), negative_prompt=None if negative is None else clean(negative))
+    return replace(
+        request, prompt=cleaned(request.prompt), negative_prompt=None if negative is None else cleaned(negative)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

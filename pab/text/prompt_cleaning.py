@@ -35,17 +35,18 @@ _LINKS = _rules(
     )
 )
 
+_IDEOGRAPHS = "[\u4e00-\u9fff]+"
 _CHARACTERS = _rules(
     (r"@[\w\d]+\b", ""),  # nicknames
     *((f"[{first}-{last}]+", "") for first, last in (
-        ("\u31c0", "\u31ef"),  # CJK strokes, extensions, symbols and ideographs
+        ("\u31c0", "\u31ef"),  # CJK strokes, extensions and symbols
         ("\u31f0", "\u31ff"),
         ("\u3200", "\u32ff"),
         ("\u3300", "\u33ff"),
         ("\u3400", "\u4dbf"),
         ("\u4dc0", "\u4dff"),
-        ("\u4e00", "\u9fff"),
     )),
+    (_IDEOGRAPHS, ""),
     (f"[{_DASHES}]+", "-"),
     ("[`´«»“”¨]", '"'),
     ("[‘’]", "'"),
@@ -92,12 +93,17 @@ _ENDS = _rules(
 )
 
 
-def clean(text: str) -> str:
-    """Returns a caption cleaned as the training captions were: twice, since the first time may uncover more to clean."""
-    return _clean_once(_clean_once(text))
+def clean(text: str, *, keep_ideographs: bool = False) -> str:
+    """Returns a caption cleaned as the training captions were: twice, since the first time may uncover more to clean.
+
+    `keep_ideographs`: leaves Chinese characters (U+4E00 to U+9FFF) in, as Open-Sora-Plan 1.2's own program does; without
+    them nothing is left of a Chinese prompt.
+    """
+    characters = tuple(rule for rule in _CHARACTERS if not (keep_ideographs and rule[0].pattern == _IDEOGRAPHS))
+    return _clean_once(_clean_once(text, characters), characters)
 
 
-def _clean_once(text: str) -> str:
+def _clean_once(text: str, characters: Iterable[Rule]) -> str:
     try:
         import ftfy
         from bs4 import BeautifulSoup
@@ -106,7 +112,7 @@ def _clean_once(text: str) -> str:
     text = unquote_plus(text).strip().lower().replace("<person>", "person")
     text = _apply(_LINKS, text)
     text = BeautifulSoup(text, features="html.parser").text
-    text = _apply(_CHARACTERS, text)
+    text = _apply(characters, text)
     if len(_JOINERS.findall(text)) > _MOST_JOINERS:
         text = _JOINERS.sub(" ", text)
     text = html.unescape(html.unescape(ftfy.fix_text(text)))

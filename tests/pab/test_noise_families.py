@@ -1,6 +1,7 @@
 """The families of Latte and Open-Sora-Plan: presets, limits, loading the published layout, a clip from prompt to frames."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,19 @@ def weights(tiny_weights) -> Path:
 
 def load(family: Family, folder: Path):
     return family.load(LoadRequest(weights=str(folder / family.name), precision="float32", device="cpu"))
+
+
+def test_a_chinese_prompt_is_read_by_open_sora_plan_1_2_and_by_no_family_whose_program_empties_it(weights):
+    read = {}
+    for name in TINY:
+        chinese = replace(clip(find_family(name)), prompt="一只橙色的猫", negative_prompt="模糊")
+        prepared = load(find_family(name), weights).prepare(chinese)
+        read[name] = (prepared.prompt, prepared.negative_prompt)
+    assert read == {
+        "latte": ("", ""),
+        "open_sora_plan_v110": ("", ""),
+        "open_sora_plan_v120": ("一只橙色的猫", "模糊"),
+    }
 
 
 def render(folder: Path, name: str, mesh: dict | None):

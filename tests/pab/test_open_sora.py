@@ -131,6 +131,20 @@ def test_captions_are_cleaned_by_the_published_rules(text: str, cleaned: str) ->
     assert clean(text) == cleaned
 
 
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("一只橙色的猫在窗台上睡觉", "一只橙色的猫在窗台上睡觉"),
+        ("雨后的小巷，灯光映在水面上", "雨后的小巷, 灯光映在水面上"),
+        ("A cat 猫 ㈱ 㐀", "a cat 猫"),  # other CJK signs go in either case
+        ("a quiet street after rain", "a quiet street after rain"),
+    ],
+)
+def test_ideographs_stay_only_where_the_family_s_own_program_keeps_them(text: str, kept: str) -> None:
+    assert clean(text, keep_ideographs=True) == kept
+    assert not any("\u4e00" <= letter <= "\u9fff" for letter in clean(text))
+
+
 def test_mask_strategies_that_cannot_be_meant_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'0,a': .*needs whole numbers"):
         read_strategy("0,a")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def load_v120(folders: WeightFolders, request: LoadRequest) -> NoiseVideo:
         sampler=lambda clip, noise: EulerAncestral(num_steps=clip.num_steps, noise=noise),
         device=device,
         negative_cut_by_prompt=False,
-        prepare=clean_texts,
+        prepare=partial(clean_texts, keep_ideographs=True),
     )
 
 
