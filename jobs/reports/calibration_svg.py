@@ -14,7 +14,7 @@ from jobs.reports.svg import COMPUTED, REUSED, Columns, GridRow, grid
 _LEFT, _TOP, _HEIGHT = 170, 10, 230
 _COLOURS = 8
 _DASHES = ("none", "7 4", "2 3")
-"""Lines are told apart by their dashes as well as by colour."""
+"""Lines differ by their dashes as well as by colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

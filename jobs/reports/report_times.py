@@ -1,4 +1,4 @@
-"""Seconds of clips out of their records: of steps by pattern, with what a warm-up cost told apart."""
+"""Seconds of clips from their records: of steps by pattern, with the cost of a warm-up kept separate."""
 
 from __future__ import annotations
 
