@@ -9,7 +9,6 @@ from typing import Protocol, Self
 from cluster.job import JobState
 from cluster.run_state import RunState
 from jobs.reports.number_formats import duration
-from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from pipeline.run.display import Display, Snapshot
 from pipeline.screen import counted
@@ -87,7 +86,7 @@ class PanelDisplay:
         if name is None:
             return
         try:
-            speedup = self._bucket.read_json(layout.job_report(layout.shard_of(name)))["speedup"]
+            speedup = self._bucket.job_report(name)["speedup"]
         except (FileNotFoundError, BucketError):
             speedup = {}
         found = speedup.get("measured") or speedup.get("derived") or {}
