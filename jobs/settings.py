@@ -99,7 +99,7 @@ class RenderSettings:
     """The settings that jobs follow. Those of machines and SLURM are in `pipeline.run.settings.MachineSettings`.
 
     All except `device`, `compile_cache`, `baseline`, `plain_videos`, `batch` and `max_attempts` change a video, so they are
-    part of clips' digests. `weights`: those given without a family's name; they are for `model`. `family_weights`: those given
+    part of clips' digests. `weights`: those given without a family's name; they are for `model`. `family_weights`: given
     with a family's name. `batch`: how many clips are rendered in one batch, or `AUTO`.
     """
 

@@ -109,8 +109,8 @@ class Bucket(Filesystem):
             raise DamagedError(f"{self.url}/{path}", fault)
         return report
 
-    def job_reports(self, newest: int | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-        """Returns the jobs' reports, by shard, and what is wrong with those that are damaged.
+    def job_reports(self, newest: int | None = None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Returns the jobs' reports, by shard, and of those that are damaged, by path, what is wrong.
 
         `newest`: only so many, of the latest shards. Raises BucketError.
         """
@@ -121,12 +121,13 @@ class Bucket(Filesystem):
             try:
                 return self.job_report(name)
             except FileNotFoundError:
-                return f"{name}: its report is gone"
+                return "it is gone"
             except DamagedError as error:
-                return str(error)
+                return error.what
 
-        told = self.map_files(report, names).values()
-        return [each for each in told if isinstance(each, dict)], [each for each in told if isinstance(each, str)]
+        told = self.map_files(report, names)
+        damaged = {f"reports/{name}.json": what for name, what in told.items() if isinstance(what, str)}
+        return [each for each in told.values() if isinstance(each, dict)], damaged
 
     # Listing
 

@@ -50,9 +50,10 @@ def record(key: str) -> str:
     return f"records/{key}.json"
 
 
-def record_aside(key: str, stamp: str) -> str:
-    """Returns the path of a damaged record that was put aside."""
-    return f"history/{key}.record.{stamp}.json"
+def aside(path: str, stamp: str) -> str:
+    """Returns where a damaged file, such as `records/a.0a.json`, is put aside."""
+    folder, _, name = path.rpartition("/")
+    return f"history/{name}.{folder}.{stamp}"
 
 
 def claim(name: str) -> str:

@@ -110,12 +110,14 @@ def advice(error: BaseException, retry_policy: RetryPolicy) -> str:
     """Returns what to do about an error that ended an operation."""
     if is_transient(error):
         return f"the bucket was away for {retry_policy.total_s:.0f} s; submit again when it is back"
-    code = store_answer(error).code
+    answer = store_answer(error)
+    code = answer.code
     if said := next((what for start, what in _ADVICE.items() if code.startswith(start)), ""):
         return said
     if isinstance(error, FileNotFoundError):
         return "create the bucket (or folder) first, or check its name"
-    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+    denied = isinstance(error, PermissionError) and answer.status in (None, 401, 403)
+    if denied or "Credential" in type(error).__name__:
         return "check credentials, endpoint and the bucket's policy"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space, then submit again"

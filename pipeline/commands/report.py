@@ -52,7 +52,7 @@ def write_report(bucket: Bucket, run: Run, keys: Collection[str]) -> Json:
         )
         bucket.upload(index, layout.INDEX)
     document = report_document(bucket.url, run, totals=totals, reports=reports, failures=failures)
-    document["damaged"] = damaged
+    document["damaged"] = [f"{path}: {what}" for path, what in damaged.items()]
     bucket.write_json(layout.RUN_REPORT, document)
     shown = rows.videos(SHOWN_VIDEOS)
     bucket.write(layout.RUN_PAGE, run_page(document, shown, num_rendered=len(progress.recorded)).encode())

@@ -125,8 +125,8 @@ def _mend(bucket: Bucket, keys: Collection[str], settings: RunSettings, screen: 
     plain = settings.render.plain_videos
     found = look_for_damage(bucket, keys, plain_videos=plain)
     again = put_aside(bucket, found.damages)
-    if again:
-        screen.note(f"{counted(len(again), 'clip')} recorded with damage, rendered again:")
+    if found.damages:
+        screen.note(f"{counted(len(found.damages), 'object')} damaged, {counted(len(again), 'clip')} to render again:")
         tell_damages(found.damages, screen)
     if found.misnamed:
         write_plain_names(bucket, found.misnamed)

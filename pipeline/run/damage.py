@@ -5,7 +5,7 @@ Listings show empty and missing files at no cost. Whether a record and its video
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -61,7 +61,7 @@ def look_for_damage(bucket: Bucket, keys: Collection[str], *, plain_videos: bool
                 damages.append(Damage(path=layout.record(key), what=fault, key=key))
             elif plain_videos and sizes.of(layout.video(clip_id(key))) != record["video"]["size_bytes"]:
                 misnamed[key] = path
-    return Found(damages=tuple(damages), misnamed=misnamed)
+    return Found(damages=(*damages, *_damaged_reports(bucket)), misnamed=misnamed)
 
 
 def check_all(bucket: Bucket, keys: Collection[str], *, tell: Callable[[int, int], None]) -> list[Damage]:
@@ -79,28 +79,26 @@ def check_all(bucket: Bucket, keys: Collection[str], *, tell: Callable[[int, int
         good = {key: record for key, record in part.items() if not isinstance(record, Damage)}
         checked = bucket.map_files(lambda key, good=good: _check_videos(bucket, key, good[key]), good)  # type: ignore[misc]
         damages += [damage for found in checked.values() for damage in found]
-    _, reports = bucket.job_reports()
-    damages += [Damage(path="reports", what=what) for what in reports]
-    return damages
+    return damages + _damaged_reports(bucket)
 
 
-def put_aside(bucket: Bucket, damages: Iterable[Damage]) -> set[str]:
-    """Moves damaged records to `history/`, with the marks of their attempts, so that their clips are rendered again.
+def put_aside(bucket: Bucket, damages: Sequence[Damage]) -> set[str]:
+    """Moves damaged objects to `history/`, records with the marks of their attempts, so that their clips are rendered again.
 
-    Returns the keys. Raises BucketError.
+    Returns the keys of these clips. Raises BucketError.
     """
-    keys = {damage.key for damage in damages if damage.key}
-    if not keys:
-        return keys
+    keys = dict.fromkeys(damage.key for damage in damages if damage.key)
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
+    for damage in damages:
+        if not damage.key and damage.path.startswith("reports/"):
+            _copy_aside(bucket, damage.path, stamp)
+            bucket.remove(damage.path)
+    if not keys:
+        return set()
     attempts, failures = bucket.attempts(), bucket.failures()
 
     def move(key: str) -> None:
-        try:
-            data = bucket.read(layout.record(key))
-        except FileNotFoundError:
-            return
-        bucket.write(layout.record_aside(key, stamp), data)
+        _copy_aside(bucket, layout.record(key), stamp)
         # The record comes last: if this is interrupted, it is found damaged again.
         for number in attempts.get(key, ()):
             bucket.remove(layout.attempt(key, number))
@@ -109,7 +107,14 @@ def put_aside(bucket: Bucket, damages: Iterable[Damage]) -> set[str]:
         bucket.remove(layout.record(key))
 
     bucket.map_files(move, keys)
-    return keys
+    return set(keys)
+
+
+def _copy_aside(bucket: Bucket, path: str, stamp: str) -> None:
+    try:
+        bucket.write(layout.aside(path, stamp), bucket.read(path))
+    except FileNotFoundError:  # another submit was faster
+        return
 
 
 def write_plain_names(bucket: Bucket, misnamed: Mapping[str, str]) -> None:
@@ -149,6 +154,11 @@ def _mine(bucket: Bucket, keys: Collection[str]) -> dict[str, int]:
 
 def _empty(key: str) -> Damage:
     return Damage(path=layout.record(key), what="it is empty", key=key)
+
+
+def _damaged_reports(bucket: Bucket) -> list[Damage]:
+    _, damaged = bucket.job_reports()
+    return [Damage(path=path, what=what) for path, what in damaged.items()]
 
 
 def _read(bucket: Bucket, keys: Collection[str]) -> dict[str, dict[str, Any] | Damage]:
