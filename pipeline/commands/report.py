@@ -46,10 +46,10 @@ def write_report(bucket: Bucket, run: Run, keys: Collection[str]) -> Json:
     failures = failed_clips(bucket, progress, limit=MAX_ERRORS)
     rows = RunRows(bucket, progress, told_rows(reports))
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
-        index = Path(folder) / "index.parquet"
-        totals = write_index(
-            f"{bucket.url}/{layout.MANIFEST}", rows, errors_by_id(failures), url=bucket.url, path=index
-        )
+        index, manifest = Path(folder) / "index.parquet", Path(folder) / "manifest.parquet"
+        # Read in one piece, with retries: the library reads a remote file in many, each of which may fail.
+        manifest.write_bytes(bucket.read_present(layout.MANIFEST))
+        totals = write_index(manifest, rows, errors_by_id(failures), url=bucket.url, path=index)
         bucket.upload(index, layout.INDEX)
     document = report_document(bucket.url, run, totals=totals, reports=reports, failures=failures)
     document["damaged"] = [f"{path}: {what}" for path, what in damaged.items()]

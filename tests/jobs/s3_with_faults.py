@@ -81,6 +81,10 @@ class FaultyS3:
         headers = {"ETag": f'"{hashlib.md5(data).hexdigest()}"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
         if request.method == "HEAD":
             return web.Response(headers={**headers, "Content-Length": str(len(data))})
+        if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", "")):
+            first, last = int(wanted[1]), int(wanted[2] or len(data) - 1)
+            headers["Content-Range"] = f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"
+            return web.Response(status=206, body=data[first : last + 1], headers=headers)
         return web.Response(body=data, headers=headers)
 
     def _put(self, request: web.Request, key: str, data: bytes) -> web.Response:
