@@ -48,7 +48,9 @@ class IndexTotals:
 
 
 def write_index(manifest_file: Path, rows: RunRows, errors: Mapping[str, str], *, url: str, path: Path) -> IndexTotals:
-    """Writes the index of a run to a local file. `manifest_file`: the run's, on this machine. `url`: the run's, which videos are named under.
+    """Writes the index of a run to a local file.
+
+    `manifest_file`: the run's manifest, on this machine. `url`: the run's, which videos are named under.
 
     A column of the manifest that is named like one of ours keeps its values as `<name>_in_manifest`.
     """

@@ -49,7 +49,7 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
     found = records(output)
     assert index[0]["plan"] == found["a"]["plan"]["digest"]
     assert index[0]["elapsed_s"] == found["a"]["elapsed_s"]
-    assert index[0]["video_url"] == f"{output}/videos/a.mp4"
+    assert index[0]["video_url"] == f"{output}/{found['a']['video']['path']}"
     assert index[1]["video_url"] is None
     assert "words that the demo model knows" in index[1]["error"]
 
