@@ -290,7 +290,7 @@ def test_what_a_job_measured_is_what_the_next_submit_plans_with(tmp_path: Path) 
     assert (told["mesh"], told["batch"], told["clips"], told["seconds_per_clip"]) == ("cfg=2,sp=1", 1, 2, 5.5)
     bucket = Bucket(str(tmp_path))
     assert read_measured_jobs(bucket, precision="float32") == NOTHING_MEASURED
-    others: dict[str, object] = dict.fromkeys(("counts", "speedup", "throughput", "all_to_alls", "calls"), {})
+    others: dict[str, object] = {key: {} for key in ("counts", "speedup", "throughput", "all_to_alls", "calls")}
     parts = {**others, "mesh": "cfg=2,sp=1", "clips": []}
     bucket.write_json("reports/job-00003.json", {"job": "job-00003", "starts": starts, "measured": [told], **parts})
     # Of a version that measured nothing, and one that is damaged.
