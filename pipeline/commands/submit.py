@@ -25,7 +25,8 @@ from pipeline.planning.inputs import plan_work
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.build import build_settings
 from pipeline.run.display import Display, open_display
-from pipeline.run.driver import Driver, ShardJob
+from pipeline.run.driven import ShardJob
+from pipeline.run.driver import Driver
 from pipeline.run.environment import environment_settings
 from pipeline.run.jobs_file import new_submit
 from pipeline.run.machines import driver_host, job_request, open_cluster, work_folder
