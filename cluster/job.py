@@ -86,5 +86,8 @@ class Cluster(Protocol):
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Ends jobs; those that ended already are left alone."""
 
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        """Ends those of the jobs that have not begun, and returns them. Raises ClusterError."""
+
     def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
         """Keeps jobs that start from now on off these nodes, as far as enough others are left; returns those it keeps off."""

@@ -234,6 +234,14 @@ class LocalCluster:
         for job in alive:
             job.wait_ended(_CANCEL_S)
 
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        """Ends those of the jobs that have not begun, and returns them."""
+        wanted = {id(job) for job in jobs}
+        waiting = [job for job in self._jobs if id(job) in wanted and job.state is JobState.WAITING]
+        for job in waiting:
+            job.terminate()
+        return list(waiting)
+
     def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
         """Avoids none: there is only this machine."""
         return frozenset()

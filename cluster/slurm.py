@@ -169,6 +169,19 @@ class SlurmCluster:
             self._end(alive, read_queue())
         self._asked_at_s = float("-inf")
 
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        """Ends those of the jobs that have not begun, and returns them. Raises ClusterError."""
+        rows = read_queue()
+        wanted = {job.id for job in jobs}
+        waiting = [
+            job
+            for job in self._jobs
+            if job.id in wanted and (row := rows.get(job.id)) and row.live_state is JobState.WAITING
+        ]
+        self._asked_at_s = float("-inf")
+        # One that begins in this moment goes on.
+        return list(self._end(waiting, rows, "--state=PENDING"))
+
     def cancel_run(self) -> list[Job]:
         """Ends all jobs of the run, whoever submitted them, and returns those that were alive. Raises ClusterError.
 
@@ -292,7 +305,7 @@ class SlurmCluster:
         except ClusterError as error:
             _LOG.warning("jobs that were handed over cannot be taken back, `cancel` the run to end them: %s", error)
 
-    def _end(self, jobs: Iterable[SlurmJob], rows: Mapping[str, QueueRow]) -> list[SlurmJob]:
+    def _end(self, jobs: Iterable[SlurmJob], rows: Mapping[str, QueueRow], *options: str) -> list[SlurmJob]:
         """Ends those of the jobs that are alive and still the ones that their ids name; returns them."""
         alive = []
         for job in jobs:
@@ -311,7 +324,7 @@ class SlurmCluster:
                 alive.append(job)
         for start in range(0, len(alive), _CANCEL_AT_ONCE):
             # --quiet: jobs that ended meanwhile are no error
-            ask_slurm("scancel", "--quiet", *(job.id for job in alive[start : start + _CANCEL_AT_ONCE]))
+            ask_slurm("scancel", "--quiet", *options, *(job.id for job in alive[start : start + _CANCEL_AT_ONCE]))
         return alive
 
 

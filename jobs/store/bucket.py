@@ -25,7 +25,7 @@ from fsspec.utils import get_protocol
 
 from jobs.log import log_event
 from jobs.store import layout, local_files
-from jobs.store.history import ClipHistory
+from jobs.store.history import ClipHistory, is_withdrawn
 from jobs.store.layout import KINDS
 from jobs.store.outgoing import Outgoing
 from jobs.store.retry import RetryPolicy, advice, error_code, retry, store_errors, within
@@ -323,15 +323,21 @@ class Bucket:
         attempts: list[int] = []
         failures: list[int] = []
         for number in itertools.count(1):
-            marked = self.exists(layout.attempt(key, number))
+            mark = self._mark(layout.attempt(key, number))
             # An interruption can remove a mark although the attempt has failed on another rank.
             failed = self.exists(layout.failure(key, number))
-            attempts += [number] if marked else []
+            attempts += [number] if mark is not None and not is_withdrawn(mark) else []
             failures += [number] if failed else []
-            if not marked and not failed:
+            if mark is None and not failed:
                 break
         recorded = self.exists(layout.record(key))
         return ClipHistory(recorded=recorded, attempts=tuple(attempts), failures=tuple(failures))
+
+    def _mark(self, path: str) -> bytes | None:
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
 
     def _map(self, function: Callable[[str], T], items: Iterable[str]) -> dict[str, T]:
         items = list(items)

@@ -14,6 +14,7 @@ from cluster.job import CancelledError, Cluster, ClusterError, Job, JobRequest, 
 from cluster.run_state import JobLine
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
+from manifests.errors import ManifestError
 from pipeline.exits import CommandError
 from pipeline.run.deaths import DEATHS_OF_A_NODE, Deaths
 from pipeline.run.display import Display, Snapshot
@@ -25,7 +26,7 @@ from pipeline.run.state import NOTHING_KNOWN, Progress, read_progress
 from pipeline.screen import Screen
 
 POLL_S = 0.5
-LOOK_S = 2.0
+LOOK_POLLS = 4
 LOOK_SHARE = 0.05
 """Listing the bucket may take this part of the driver's time at most: a run of millions lists for seconds."""
 BUCKET_AWAY_S = 900.0
@@ -56,6 +57,7 @@ class Driver:
         submit: StartedJobs,
         num_clips: int,
         restarts: RetryPolicy = RESTARTS,
+        poll_s: float = POLL_S,
     ) -> None:
         self._cluster = cluster
         self._bucket = bucket
@@ -63,6 +65,7 @@ class Driver:
         self._submit = submit
         self._num_clips = num_clips
         self._restarts = restarts
+        self._poll_s = poll_s
         self._shards: list[Driven] = []
         self._ended: list[Job] = []
         self._deaths = Deaths(limit=max(MAX_FRUITLESS_RUN, 3 * submit.max_attempts), avoid=cluster.avoid)
@@ -126,11 +129,11 @@ class Driver:
                 if now >= look_at or self._has_ended():
                     progress = self._look() or progress
                     took = time.monotonic() - now
-                    look_at = now + max(LOOK_S, took / LOOK_SHARE)
+                    look_at = now + max(LOOK_POLLS * self._poll_s, took / LOOK_SHARE)
                 display.update(self._snapshot(progress, before, elapsed_s=now - began, planned_s=planned_s))
                 if all(shard.is_done for shard in self._shards):
                     return
-                time.sleep(POLL_S)
+                time.sleep(self._poll_s)
 
     def _look(self) -> Progress | None:
         # The jobs wait for a bucket that is away; their driver must not be the first to give up.
@@ -233,17 +236,25 @@ class Driver:
     def _start_no_more(self) -> None:
         """Waits for the jobs that are at work while every start dies. Raises CommandError when there is none (any more)."""
         died = f"{self._deaths.in_a_row} jobs in a row ended without rendering a clip"
-        waiting = [shard.job for shard in self._shards if shard.job.state is JobState.WAITING]
-        running = any(shard.job.state is JobState.RUNNING for shard in self._shards)
-        if running or (waiting and not self._deaths.is_hopeless):
-            if not self._told_stop:
-                self._screen.note(
-                    f"{died}, so no job is started again until one of those at work ends a clip; the last, {self._last_death}"
-                )
-            return
-        if waiting:
-            self._cluster.cancel(waiting)
-        raise CommandError(f"{died}, and none is at work; the last, {self._last_death}")
+        waiting = [shard for shard in self._shards if shard.job.state is JobState.WAITING]
+        if waiting and self._deaths.is_hopeless:
+            taken_back = self._take_back([shard.job for shard in waiting])
+            for shard in [shard for shard in waiting if shard.job.id in taken_back]:
+                shard.wanted = shard.asked.request  # it is asked for again if another job ends a clip
+            waiting = [shard for shard in waiting if not shard.wanted]
+        if not waiting and not any(shard.job.state is JobState.RUNNING for shard in self._shards):
+            raise CommandError(f"{died}, and none is at work; the last, {self._last_death}")
+        if not self._told_stop:
+            self._screen.note(
+                f"{died}, so no job is started again until one of those at work ends a clip; the last, {self._last_death}"
+            )
+
+    def _take_back(self, jobs: Sequence[Job]) -> set[str]:
+        try:
+            return {job.id for job in self._cluster.take_back(jobs)}
+        except ClusterError as error:
+            self._screen.note(f"jobs that wait cannot be taken back: {error}")
+            return set()
 
     def _start_again(self, shard: Driven, request: JobRequest) -> None:
         """Asks for the job; if it is refused, asks again later, for the other shards need their driver meanwhile."""
@@ -294,7 +305,14 @@ class Driver:
 
     def _shard_keys(self, shard: Driven) -> frozenset[str]:
         if shard.asked.shard not in self._keys:
-            self._keys[shard.asked.shard] = shard_keys(self._bucket, shard.asked.shard)
+            try:
+                self._keys[shard.asked.shard] = shard_keys(self._bucket, shard.asked.shard)
+            except ManifestError as error:
+                # No start of its job can read it either. The other shards need their driver.
+                self._keys[shard.asked.shard] = frozenset()
+                self._screen.note(
+                    f"{shard.job.name}: its clips wait for the next submit, its shard is damaged: {error}"
+                )
         return self._keys[shard.asked.shard]
 
     def _job_lines(self, progress: Progress) -> list[JobLine]:

@@ -157,7 +157,7 @@ def test_options_that_the_other_clients_must_know_or_that_hide_the_answer_are_re
 @pytest.mark.parametrize("names", ["a,b", "all"])
 def test_jobs_are_followed_in_one_cluster_only(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
     monkeypatch.setenv("SLURM_CLUSTERS", names)
-    with pytest.raises(ClusterError, match="SLURM_CLUSTERS='.*': jobs are followed in one cluster only"):
+    with pytest.raises(ClusterError, match=r"SLURM_CLUSTERS='.*': jobs are followed in one cluster only"):
         check_one_cluster()
 
 

@@ -59,6 +59,9 @@ class Machines:
     def cancel(self, jobs: Sequence[Job]) -> None:
         assert not jobs, "nothing is to be cancelled here"
 
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        return []
+
     def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
         return nodes
 
@@ -148,6 +151,9 @@ class Refusing:
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         assert not jobs, "nothing is to be cancelled here"
+
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        return []
 
     def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
         return nodes
