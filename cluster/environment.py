@@ -36,10 +36,12 @@ def for_slurm() -> dict[str, str]:
 
     Left out are those of the job around the driver, which would pass into new jobs, and the user's habits: a filter in
     SQUEUE_PARTITION would hide jobs, SCANCEL_INTERACTIVE would wait for a key. The clusters in SLURM_CLUSTERS hold for all
-    clients alike.
+    clients alike, unless it is empty, which they would take for a name.
     """
     return {
-        name: value for name, value in os.environ.items() if name in _OF_THE_SITE or not name.startswith(_OF_CLIENTS)
+        name: value
+        for name, value in os.environ.items()
+        if (name in _OF_THE_SITE and value) or not name.startswith(_OF_CLIENTS)
     }
 
 

@@ -179,8 +179,7 @@ class SlurmCluster:
             if job.id in wanted and (row := rows.get(job.id)) and row.live_state is JobState.WAITING
         ]
         self._asked_at_s = float("-inf")
-        # One that begins in this moment goes on.
-        return list(self._end(waiting, rows, "--state=PENDING"))
+        return list(self._end(waiting, rows))
 
     def cancel_run(self) -> list[Job]:
         """Ends all jobs of the run, whoever submitted them, and returns those that were alive. Raises ClusterError.
@@ -241,7 +240,7 @@ class SlurmCluster:
         asked = self._asked.get(names)
         if isinstance(asked, list):
             return asked
-        record = settle(asked, UnansweredError("asked before"), settle_s=self._settle_s) if asked else None
+        record = settle(asked, UnansweredError("it gave no answer"), settle_s=self._settle_s) if asked else None
         if asked and record is None:
             keep(asked.refuse())
             self._replaced.add(asked.job_name)
@@ -305,7 +304,7 @@ class SlurmCluster:
         except ClusterError as error:
             _LOG.warning("jobs that were handed over cannot be taken back, `cancel` the run to end them: %s", error)
 
-    def _end(self, jobs: Iterable[SlurmJob], rows: Mapping[str, QueueRow], *options: str) -> list[SlurmJob]:
+    def _end(self, jobs: Iterable[SlurmJob], rows: Mapping[str, QueueRow]) -> list[SlurmJob]:
         """Ends those of the jobs that are alive and still the ones that their ids name; returns them."""
         alive = []
         for job in jobs:
@@ -323,8 +322,9 @@ class SlurmCluster:
             if row is not None and row.live_state is not None:
                 alive.append(job)
         for start in range(0, len(alive), _CANCEL_AT_ONCE):
-            # --quiet: jobs that ended meanwhile are no error
-            ask_slurm("scancel", "--quiet", *options, *(job.id for job in alive[start : start + _CANCEL_AT_ONCE]))
+            # --quiet: jobs that ended meanwhile are no error. No filter such as --state: with one, scancel ends other jobs of
+            # the array too.
+            ask_slurm("scancel", "--quiet", *(job.id for job in alive[start : start + _CANCEL_AT_ONCE]))
         return alive
 
 
