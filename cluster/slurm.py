@@ -12,7 +12,7 @@ import shlex
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from cluster.slurm_nodes import keep_off, may_avoid
 from cluster.slurm_queue import QueueRow, read_queue
 from cluster.slurm_record import ArrayRecord, cancel_mark, leave_cancel_mark, name_prefix, read_records
 from cluster.slurm_sbatch import hand_over, keep, prepare, settle
-from cluster.slurm_script import array_script, shape_of
+from cluster.slurm_script import array_script, arrays, max_array_size, names_of, shape_of
 from cluster.slurm_settings import SlurmSettings, ask_slurm, check_extra, check_one_cluster, sbatch_options
 
 _LOG = logging.getLogger(__name__)
@@ -87,10 +87,10 @@ class SlurmCluster:
         that were taken are found. Raises CancelledError if the run was cancelled since this object was made.
         """
         self._refuse_if_cancelled()
-        size = _max_array_size()
+        size = max_array_size()
         submitted: list[SlurmJob] = []
         try:
-            for array in _arrays(requests, size):
+            for array in arrays(requests, size):
                 after = submitted[-1].id.split("_")[0] if submitted and self._settings.max_parallel_jobs else None
                 submitted += self._submit_array(array, after=after)
             self._refuse_if_cancelled()
@@ -100,8 +100,8 @@ class SlurmCluster:
         except BaseException:
             self._take_back(submitted)
             raise
-        for array in _arrays(requests, size):
-            self._asked.pop(_names(array), None)
+        for array in arrays(requests, size):
+            self._asked.pop(names_of(array), None)
         self._know(submitted)
         return list(submitted)
 
@@ -116,6 +116,24 @@ class SlurmCluster:
             else:
                 found += self._know(SlurmJob(job) for job in record.jobs())
         return list(found)
+
+    def unclaimed(self) -> list[Job]:
+        """Returns jobs of the run that are alive, of whose start their submit could not know, so that nobody drives them."""
+        if not self.unanswered:
+            return []
+        try:
+            rows = read_queue()
+        except ClusterError as error:
+            _LOG.warning("jobs of earlier submits are not looked for: %s", error)
+            return []
+        found = [self._open[name] for name in sorted(self._open) if self._open[name].names]
+        self._adopt(rows)
+        ours = {record.job_name for record in found}
+        return [
+            job
+            for job in self._jobs
+            if job.submitted.job_name in ours and job.id in rows and rows[job.id].live_state is not None
+        ]
 
     def poll(self) -> None:
         """Brings all states up to date with one squeue, if `queue_interval_s` has passed; an outage changes no state."""
@@ -236,7 +254,7 @@ class SlurmCluster:
             raise CancelledError("the run was cancelled meanwhile, so no jobs are handed over; submit again to go on")
 
     def _submit_array(self, requests: Sequence[JobRequest], *, after: str | None) -> list[SlurmJob]:
-        names = _names(requests)
+        names = names_of(requests)
         asked = self._asked.get(names)
         if isinstance(asked, list):
             return asked
@@ -326,24 +344,3 @@ class SlurmCluster:
             # the array too.
             ask_slurm("scancel", "--quiet", *(job.id for job in alive[start : start + _CANCEL_AT_ONCE]))
         return alive
-
-
-def _names(requests: Sequence[JobRequest]) -> tuple[str, ...]:
-    return tuple(request.name for request in requests)
-
-
-def _arrays(requests: Sequence[JobRequest], size: int) -> Iterator[list[JobRequest]]:
-    """Cuts the requests, in order, into runs of one shape of at most `size`."""
-    array: list[JobRequest] = []
-    for request in requests:
-        if array and (len(array) == size or shape_of(request) != shape_of(array[0])):
-            yield array
-            array = []
-        array.append(request)
-    if array:
-        yield array
-
-
-def _max_array_size() -> int:
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask_slurm("scontrol", "show", "config"), re.MULTILINE)
-    return max(1, int(found.group(1))) if found else 1000

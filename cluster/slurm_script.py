@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from submitit.core.utils import DelayedSubmission
 
 from cluster.job import ClusterError, JobRequest
 from cluster.rank import RankCall
-from cluster.slurm_settings import SlurmSettings
+from cluster.slurm_settings import SlurmSettings, ask_slurm
 from cluster.whole_files import write_whole
 
 _AFTER_FIRST_EXIT_S = 300
@@ -114,3 +115,26 @@ def _setup(cpus_per_task: int | None) -> list[str]:
     if cpus_per_task:
         lines.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cpus_per_task}}}"')
     return lines
+
+
+def names_of(requests: Sequence[JobRequest]) -> tuple[str, ...]:
+    """Returns the names of jobs, in order."""
+    return tuple(request.name for request in requests)
+
+
+def arrays(requests: Sequence[JobRequest], size: int) -> Iterator[list[JobRequest]]:
+    """Cuts the requests, in order, into runs of one shape of at most `size`."""
+    array: list[JobRequest] = []
+    for request in requests:
+        if array and (len(array) == size or shape_of(request) != shape_of(array[0])):
+            yield array
+            array = []
+        array.append(request)
+    if array:
+        yield array
+
+
+def max_array_size() -> int:
+    """Returns how many jobs an array may have here. Raises ClusterError."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask_slurm("scontrol", "show", "config"), re.MULTILINE)
+    return max(1, int(found.group(1))) if found else 1000

@@ -18,7 +18,7 @@ from manifests.errors import ManifestError
 from pipeline.exits import CommandError
 from pipeline.run.deaths import DEATHS_OF_A_NODE, Deaths
 from pipeline.run.display import Display, Snapshot
-from pipeline.run.driven import Driven, ShardJob, failed_nodes, job_line, shard_keys, why_again
+from pipeline.run.driven import Driven, ShardJob, failed_nodes, job_line, same_clips, shard_keys, why_again
 from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.machines import claim_folder
 from pipeline.run.quarantine import write_quarantined
@@ -55,7 +55,7 @@ class Driver:
         *,
         screen: Screen,
         submit: StartedJobs,
-        num_clips: int,
+        keys: frozenset[str],
         restarts: RetryPolicy = RESTARTS,
         poll_s: float = POLL_S,
     ) -> None:
@@ -63,7 +63,7 @@ class Driver:
         self._bucket = bucket
         self._screen = screen
         self._submit = submit
-        self._num_clips = num_clips
+        self._all_keys = keys
         self._restarts = restarts
         self._poll_s = poll_s
         self._shards: list[Driven] = []
@@ -91,10 +91,18 @@ class Driver:
             claim_folder(Path(self._submit.folder), self._bucket.url)
         except OSError as error:
             raise ClusterError(f"cannot write into {self._submit.folder}: {error}; make room there") from error
-        jobs = self._hand_over([shard.request for shard in asked])
+        jobs = same_clips(self._bucket, asked, self._cluster.unclaimed())
+        for job in jobs.values():
+            self._screen.note(
+                f"{job.name} ({job.id}): an earlier submit did not know that the cluster took it; it goes on"
+            )
+        new = [shard for shard in asked if shard.shard not in jobs]
+        if new:
+            handed_over = self._hand_over([shard.request for shard in new])
+            jobs |= {shard.shard: job for shard, job in zip(new, handed_over, strict=True)}
         self._shards = [
-            Driven(asked=shard, job=job, tries_left=self._submit.max_attempts * shard.num_clips)
-            for shard, job in zip(asked, jobs, strict=True)
+            Driven(asked=shard, job=jobs[shard.shard], tries_left=self._submit.max_attempts * shard.num_clips)
+            for shard in asked
         ]
         self._tell_jobs()
 
@@ -139,7 +147,7 @@ class Driver:
         # The jobs wait for a bucket that is away; their driver must not be the first to give up.
         try:
             self._write_jobs()
-            progress = read_progress(self._bucket, self._submit.max_attempts)
+            progress = read_progress(self._bucket, self._all_keys, self._submit.max_attempts)
             self._attend(progress)
             self._lines = self._job_lines(progress)
         except BucketError as error:
@@ -203,6 +211,8 @@ class Driver:
         keys = self._shard_keys(shard)
         quarantined = write_quarantined(self._bucket, keys & progress.started, self._submit.max_attempts)
         left = keys - progress.recorded - progress.not_rendered - quarantined
+        # A store may list what was written only later, so each clip that seems to be left is asked for.
+        left -= self._bucket.recorded_among(left)
         if not left or shard.job.state is JobState.CANCELLED:
             shard.is_done = True
             return
@@ -325,7 +335,7 @@ class Driver:
     def _snapshot(self, progress: Progress, before: int, *, elapsed_s: float, planned_s: float) -> Snapshot:
         states = [shard.job.state for shard in self._shards]
         return Snapshot(
-            num_clips=self._num_clips,
+            num_clips=len(self._all_keys),
             rendered=len(progress.recorded),
             failed=len(progress.not_rendered),
             started=len(progress.started),

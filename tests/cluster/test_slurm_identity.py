@@ -174,7 +174,13 @@ def test_a_node_that_kills_every_job_is_avoided_after_two_and_ends_no_other(
     (tmp_path / "out/records").mkdir(parents=True)
     bucket = Bucket(str(tmp_path / "out"))
     cluster = cluster_in(tmp_path, extra={"exclusive": True}, max_parallel_jobs=4)
-    driver = Driver(cluster, bucket, screen=Screen(), submit=new_submit("slurm", str(tmp_path)), num_clips=num_shards)
+    driver = Driver(
+        cluster,
+        bucket,
+        screen=Screen(),
+        submit=new_submit("slurm", str(tmp_path)),
+        keys=frozenset(f"c{n}.0a" for n in range(num_shards)),
+    )
     driver.start([shard_of_one(bucket, number, bad) for number in range(num_shards)])
     driver.run(open_display(), planned_s=0.0, keep_alive=lambda: None)
     assert bucket.recorded_keys() == {f"c{number}.0a" for number in range(num_shards)}

@@ -24,6 +24,8 @@ from pipeline.run.driver import Driver
 from pipeline.run.jobs_file import new_submit
 from pipeline.screen import Screen
 
+KEYS = frozenset({"c1.0a", "c3.0a"})
+
 
 @dataclass(slots=True, kw_only=True)
 class NodeJob:
@@ -59,6 +61,9 @@ class Nodes:
             for index, request in enumerate(requests)
         ]
         return list(self.jobs[first:])
+
+    def unclaimed(self) -> list[Job]:
+        return list(self.jobs)
 
     def poll(self) -> None:
         for job in [job for job in self.jobs if job.state is JobState.RUNNING]:
@@ -100,18 +105,22 @@ def shard(number: int) -> ShardJob:
     return ShardJob(shard=number, num_clips=1, request=request, again=request)
 
 
+def a_shard(clip_id: str) -> bytes:
+    clip = {
+        "clip_id": clip_id, "digest": "0a", "prompt": "a circle", "seed": 1, "model": "demo", "num_frames": 8,
+        "height": 32, "width": 32, "fps": 8, "num_steps": 4, "guidance_scale": 1.0, "broadcast": "none", "loops": 1,
+    }  # fmt: skip
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([clip], schema=accepted_schema(CLIP_SCHEMA)), stream)
+    return stream.getvalue()
+
+
 def start(bucket: Bucket, machines: Nodes, num_shards: int) -> Driver:
     for number in range(num_shards):
-        clip = {
-            "clip_id": f"c{number}", "digest": "0a", "prompt": "a circle", "seed": 1, "model": "demo", "num_frames": 8,
-            "height": 32, "width": 32, "fps": 8, "num_steps": 4, "guidance_scale": 1.0, "broadcast": "none", "loops": 1,
-        }  # fmt: skip
-        stream = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist([clip], schema=accepted_schema(CLIP_SCHEMA)), stream)
-        bucket.write(layout.shard(number), stream.getvalue())
-    driver = Driver(
-        machines, bucket, screen=Screen(), submit=new_submit("slurm", "none"), num_clips=num_shards, poll_s=0.002
-    )  # fmt: skip
+        bucket.write(layout.shard(number), a_shard(f"c{number}"))
+    keys = frozenset(f"c{number}.0a" for number in range(num_shards))
+    submit = new_submit("slurm", "none")
+    driver = Driver(machines, bucket, screen=Screen(), submit=submit, keys=keys, poll_s=0.002)
     driver.start([shard(number) for number in range(num_shards)])
     return driver
 
@@ -212,6 +221,25 @@ def test_jobs_of_which_nobody_knows_whether_they_were_taken_are_asked_for_until_
     run(start(bucket, machines, 2))
     assert machines.asked == [2, 2, 2]
     assert capsys.readouterr().err.count("sbatch did not say; looked for again in ") == 2
+
+
+def test_a_job_that_the_cluster_took_without_saying_so_is_driven_by_the_next_submit_of_the_same_clips(
+    bucket: Bucket,
+) -> None:
+    machines = Nodes(bucket=bucket, good=["n1"], bad=[])
+    start(bucket, machines, 2)
+    # The next submit wrote the same clips of one shard under a new number; the other shard's clips are others.
+    earlier = machines.jobs[:]
+    driver = Driver(
+        machines, bucket, screen=Screen(), submit=new_submit("slurm", "none"), keys=KEYS, poll_s=0.002
+    )  # fmt: skip
+    bucket.write(layout.shard(2), bucket.read(layout.shard(1)))
+    bucket.write(layout.shard(3), a_shard("c3"))
+    driver.start([shard(3), shard(2)])
+    assert [job.name for job in machines.jobs[2:]] == ["job-00003"]
+    assert driver.jobs == [machines.jobs[2], earlier[1]]
+    run(driver)
+    assert {"c1.0a", "c3.0a"} <= bucket.recorded_keys()
 
 
 def test_a_cancelled_run_starts_no_job_again(bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
