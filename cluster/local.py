@@ -144,8 +144,8 @@ class LocalJob:
         now = time.monotonic()
         if now < self._start_at:
             return False
-        executor = _GroupExecutor(self._folder, name=self.name, num_ranks=self.num_ranks, place=place)
         try:
+            executor = _GroupExecutor(self._folder, name=self.name, num_ranks=self.num_ranks, place=place)
             self._process = executor.submit(RankCall(call=self.request.call))._process
         except OSError as error:
             if self._refused_since is None:

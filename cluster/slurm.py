@@ -6,6 +6,7 @@ of a requeued job counts, an id may name another job by now, and a refusal of sb
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import shlex
@@ -89,17 +90,18 @@ class SlurmCluster:
         self._refuse_if_cancelled()
         size = max_array_size()
         submitted: list[SlurmJob] = []
-        try:
-            for array in arrays(requests, size):
-                after = submitted[-1].id.split("_")[0] if submitted and self._settings.max_parallel_jobs else None
-                submitted += self._submit_array(array, after=after)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._undo, submitted)
+            try:
+                for array in arrays(requests, size):
+                    after = submitted[-1].id.split("_")[0] if submitted and self._settings.max_parallel_jobs else None
+                    submitted += self._submit_array(array, after=after)
+            except UnansweredError:
+                undo.pop_all()
+                self._know(submitted)
+                raise
             self._refuse_if_cancelled()
-        except UnansweredError:
-            self._know(submitted)
-            raise
-        except BaseException:
-            self._take_back(submitted)
-            raise
+            undo.pop_all()
         for array in arrays(requests, size):
             self._asked.pop(names_of(array), None)
         self._know(submitted)
@@ -311,7 +313,7 @@ class SlurmCluster:
         except ClusterError as error:
             _LOG.warning("%s, which is not needed, cannot be ended: %s", jobs[0].id, error)
 
-    def _take_back(self, jobs: list[SlurmJob]) -> None:
+    def _undo(self, jobs: list[SlurmJob]) -> None:
         """Ends what a submit that fails or is interrupted has handed over, as far as it can."""
         unanswered = [record for record in self._asked.values() if isinstance(record, ArrayRecord)]
         self._asked.clear()
