@@ -16,15 +16,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from manifests.digest import DIGEST_BYTES
-from manifests.errors import Problem, shown
+from manifests.errors import Problem, cut, shown
 from manifests.limits import Limits, Settings
 from manifests.rules import ClipLoops
 
+SHOWN_URL_CHARS = 300
 DEFAULT_STRATEGY = "0"
 """What references without a mask strategy mean: the first latent frame of the first one begins the clip."""
 SEPARATOR = ";"
 """Between references that are written as one string."""
 
+_CACHES = ("simplecache::", "filecache::", "blockcache::")
+"""What a user may write before a manifest's URL; files beside it are read without."""
 _NO_REFERENCES = "a mask strategy says which frames references give, and the row names no references"
 
 
@@ -119,12 +122,17 @@ def split_references(value: str | Sequence[str | None]) -> tuple[str, ...]:
 
 
 def resolved(name: str, manifest: str) -> str:
-    """Returns a reference's URL: a relative path is one beside the manifest."""
-    if "://" in name or "::" in name:
+    """Returns a reference's URL: a relative path is one beside the manifest. What it may name is not checked here."""
+    if "://" in name or "::" in name or "\0" in name:
         return name
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~somebody, whom nobody knows
+        path = Path(name)
     if path.is_absolute():
         return str(path)
+    for cache in _CACHES:
+        manifest = manifest.removeprefix(cache)
     if "://" in manifest or "::" in manifest:
         return f"{manifest.rpartition('/')[0]}/{PurePosixPath(name)}"
     return str((Path(manifest).expanduser().parent / path).absolute())
@@ -192,7 +200,9 @@ class ReferenceCheck:
     def _unusable(urls: Sequence[str], facts: Sequence[SeenReference | str]) -> Problem | None:
         for url, fact in zip(urls, facts, strict=False):
             if isinstance(fact, str):
-                return Problem(column="references", value=url, allowed=fact, action="check path and access")
+                return Problem(
+                    column="references", value=cut(url, SHOWN_URL_CHARS), allowed=fact, action="check path and access"
+                )
         return None
 
     def _misfit(

@@ -14,7 +14,7 @@ from pipeline.exits import Exit
 from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.options import choose
-from pipeline.run.references import ReferenceReader
+from pipeline.run.references import ReferenceReader, access_of
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.screen import Screen, counted
 
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         rules.rows,
         default_model=settings.render.model,
         errors_path=errors_path(arguments.manifest),
-        read_references=ReferenceReader(),
+        read_references=ReferenceReader(access_of(settings.render)),
     )
     tell_warnings(accepted.warnings, screen)
     screen.result(

@@ -13,6 +13,7 @@ import torch
 
 from jobs.media.encode import encode
 from jobs.media.picture import png
+from jobs.media.reference_access import ReferenceAccess
 from jobs.rendering.references import take_references
 from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy
@@ -42,7 +43,8 @@ def first_chunk(weights: Path, values: dict) -> np.ndarray:
     lists = {name: tuple(values[name]) for name in ("references", "reference_digests")}
     clip = Clip(**(values | lists))
     model = OPEN_SORA.load(LoadRequest(weights=str(weights), precision="float32", device="cpu"))
-    taken = take_references(clip, OPEN_SORA.references, RetryPolicy())
+    access = ReferenceAccess(roots=("/",))
+    taken = take_references(clip, OPEN_SORA.references, RetryPolicy(), access=access)
     request = replace(CLIP, seed=clip.seed)
     given = model.given_frames(request, model.encode_references(request, taken.pixels), taken.masks[0])
     return model.decode(given.latents_BCTHW, request, NodeGroup())[0, :17].numpy()
@@ -116,29 +118,31 @@ def test_a_family_that_takes_no_references_says_so(command: Command, manifest: M
 
 def test_a_reference_that_an_earlier_submit_has_read_is_read_again_only_if_its_file_has_changed(tmp_path: Path) -> None:
     bucket, here = Bucket(str(tmp_path / "out")), str(tmp_path / "a.png")
+    access = ReferenceAccess(roots=(str(tmp_path),))
     assert known_references(bucket) == {}
     first, second = (png(np.zeros((8, 8, 3), np.uint8)) + end for end in (b"a", b"b"))
     Path(here).write_bytes(first)
-    reader = ReferenceReader()
+    reader = ReferenceReader(access)
     assert reader([here])[here] == SeenReference(sha256=hashlib.sha256(first).hexdigest(), num_frames=1)
     # Another SHA-256 in what is kept shows whether the file was read.
     keep_references(bucket, {here: replace(reader.known[here], sha256="as kept")})
-    reader = ReferenceReader(known=known_references(bucket))
+    reader = ReferenceReader(access, known=known_references(bucket))
     assert reader([here])[here] == SeenReference(sha256="as kept", num_frames=1)
     times = Path(here).stat()
     Path(here).write_bytes(second)
     os.utime(here, ns=(times.st_atime_ns, times.st_mtime_ns))
-    reader = ReferenceReader(known=known_references(bucket))
+    reader = ReferenceReader(access, known=known_references(bucket))
     assert reader([here])[here] == SeenReference(sha256=hashlib.sha256(second).hexdigest(), num_frames=1)
     Path(here).unlink()
-    reader = ReferenceReader(known=known_references(bucket))
+    reader = ReferenceReader(access, known=known_references(bucket))
     assert "the file does not exist" in str(reader([here])[here])
 
 
 def test_a_reference_is_read_once_and_a_store_that_is_away_is_not_asked_for_ever(tmp_path: Path) -> None:
     image = png(np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(image)
-    reader = ReferenceReader(RetryPolicy(total_s=0.05, operation_s=2, first_wait_s=0.02))
+    access = ReferenceAccess(roots=(str(tmp_path),), private=True)
+    reader = ReferenceReader(access, RetryPolicy(total_s=0.05, operation_s=2, first_wait_s=0.02))
     here = str(tmp_path / "a.png")
     seen = SeenReference(sha256=hashlib.sha256(image).hexdigest(), num_frames=1)
     assert reader([here]) == {here: seen}
