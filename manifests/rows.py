@@ -25,6 +25,7 @@ from manifests.schema import (
     as_strings,
     has_references,
 )
+from manifests.suffixes import SUFFIX
 from manifests.unique import Repetitions
 
 _CLIP_ID = r"\A[A-Za-z0-9_]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?\z"
@@ -88,6 +89,7 @@ def read_rows(batch: pa.RecordBatch, first_row: int, limits: Limits) -> Rows:
             columns[name], bad = convert(batch.column(name))
             problems += _problems(bad, first_row, name, allowed)
     problems += _long_prompts(columns, first_row, limits)
+    problems += _unread_suffixes(columns["prompt"], first_row)
     broken = {problem.row for problem in problems if problem.column == "prompt"}
     problems += [problem for problem in _bad_prompts(columns, first_row) if problem.row not in broken]
     problems += _bad_clip_ids(columns["clip_id"], first_row)
@@ -152,6 +154,21 @@ def _bad_prompts(columns: Mapping[str, pa.Array], first_row: int) -> list[Proble
     empty = pc.fill_null(pc.or_(pc.equal(pc.binary_length(prompts), 0), pc.utf8_is_space(prompts)), fill_value=True)
     bad = [(at, _shown(prompts, at)) for at in _where(empty)]
     return _problems(bad, first_row, "prompt", _PROMPT_WORDS)
+
+
+def _unread_suffixes(prompts: pa.Array, first_row: int) -> list[Problem]:
+    """Refuses prompts that end with Open-Sora's JSON of references, which a model would be given as words."""
+    found = _where(pc.match_substring_regex(prompts, SUFFIX))
+    return [
+        Problem(
+            row=first_row + at,
+            column="prompt",
+            value=_shown(prompts, at),
+            allowed="it ends with JSON of references, which is no text of a prompt",
+            action="put it into columns references and mask_strategy, as `manifest build` does for a text file",
+        )
+        for at in found
+    ]
 
 
 def _bad_clip_ids(ids: pa.Array, first_row: int) -> list[Problem]:

@@ -152,10 +152,28 @@ def _add_manifest(commands: _Commands[Parser]) -> None:
     add_options_of(validate, "validate")
     _add_json(validate)
     build = _command(
-        inner, "build", "make a Parquet manifest from CSV, JSON lines, or text with one prompt a line", COLUMNS
+        inner,
+        "build",
+        "make a Parquet manifest from CSV, TSV, JSON, JSON lines, or text with one prompt a line",
+        COLUMNS,
     )
-    build.add_argument("source", metavar="SOURCE", help="a .csv, .jsonl or .txt file")
+    build.add_argument("source", metavar="SOURCE", help="a .csv, .tsv, .json, .jsonl or .txt file")
     build.add_argument("manifest", metavar="MANIFEST", help="the Parquet file to write")
+    build.add_argument(
+        "--prompt-column", metavar="NAME", help="the column that holds the prompts, if its name is not prompt"
+    )
+    build.add_argument(
+        "--records",
+        metavar="NAME",
+        help="where in a .json file the list of rows is, such as data.items (default: its only list of objects)",
+    )
+    build.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="C",
+        help="the character between the cells of a .csv file; tab for tabulators (default: found from the first line)",
+    )
+    build.add_argument("--overwrite", action="store_true", help="replace the Parquet file if it exists")
     _add_json(build)
 
 
@@ -258,6 +276,13 @@ def _add_doctor(commands: _Commands[Parser]) -> None:
     parser.add_argument("--model", metavar="FAMILY", default="demo", help="the family of --weights (default: demo)")
     parser.add_argument("--output", metavar="URL", help="check that a run can be written to this folder or URL")
     _add_json(parser)
+
+
+def _delimiter(text: str) -> str:
+    character = "\t" if text in ("tab", "\\t") else text
+    if len(character) != 1 or character in '"\r\n':
+        raise argparse.ArgumentTypeError(f"{text!r}, needs one character, or tab")
+    return character
 
 
 def _count(text: str) -> int:

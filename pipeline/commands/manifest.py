@@ -48,7 +48,15 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 
 def _build(arguments: argparse.Namespace, screen: Screen) -> int:
-    built = build(arguments.source, arguments.manifest, errors_path=errors_path(arguments.source))
+    built = build(
+        arguments.source,
+        arguments.manifest,
+        errors_path=errors_path(arguments.source),
+        prompt_column=arguments.prompt_column,
+        records=arguments.records,
+        delimiter=arguments.delimiter,
+        overwrite=arguments.overwrite,
+    )
     tell_warnings(built.warnings, screen)
     screen.result(
         {"manifest": arguments.manifest, "num_clips": built.num_rows, "columns": list(built.columns)},

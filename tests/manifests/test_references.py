@@ -155,14 +155,14 @@ def test_csv_and_json_lines_carry_references(tmp_path: Path) -> None:
     )
     tables = []
     for name in ("a.csv", "a.jsonl"):
-        build(str(tmp_path / name), tmp_path / "built.parquet")
+        build(str(tmp_path / name), tmp_path / "built.parquet", overwrite=True)
         tables.append(pq.read_table(tmp_path / "built.parquet"))
     assert tables[0].equals(tables[1])
     assert tables[0].column("references").to_pylist() == [["a.png", "b.mp4"], None]
     assert tables[0].schema.metadata[VERSION_KEY] == b"2"
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x", "references": [1]}\n')
     with pytest.raises(ManifestError, match="a string or a list of strings is needed"):
-        build(str(tmp_path / "bad.jsonl"), tmp_path / "built.parquet", errors_path=tmp_path / "errors")
+        build(str(tmp_path / "bad.jsonl"), tmp_path / "bad.parquet", errors_path=tmp_path / "errors")
 
 
 @pytest.mark.parametrize(
