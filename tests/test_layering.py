@@ -99,6 +99,7 @@ TORCH_FREE = (
     "pab/conditioning/loops.py",
     "pab/sampling/rectified_flow.py",
     "pab/sampling/samplers.py",
+    "pab/text/prompt_cleaning.py",
     "pab/weights/checkpoint.py",
     "pab/weights/digest.py",
     "pab/weights/folders.py",
