@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,9 +25,11 @@ from pab.family import LoadRequest
 from pab.parallel.mesh import NodeGroup
 from pab.tiny_weights.__main__ import main as write_tiny
 from pipeline.run.references import MOST_TIMES_AWAY, ReferenceReader, keep_references, known_references
+from tests.jobs.test_reference_access import sends, web_server
 from tests.jobs.videos import read_video
 from tests.pab.open_sora_ranks import CLIP
 from tests.pipeline.command import Command, records
+from tests.pipeline.conftest import write_manifest
 
 Manifest = Callable[..., Path]
 SIZE = {"num_frames": [34, 34], "height": [112, 112], "width": [128, 128], "num_steps": [2, 2]}
@@ -104,6 +107,43 @@ def test_rows_whose_references_cannot_be_rendered_are_refused_with_all_other_bad
     assert "row 3: num_frames=9" in told
     assert "row 4: mask_strategy='0,0,0,4', it starts at latent frame 4 of the clip, which has 4" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_files_outside_of_the_manifests_folder_are_read_only_if_the_user_names_their_folder(
+    command: Command, tmp_path: Path
+) -> None:
+    for name in ("media", "manifests"):
+        (tmp_path / name).mkdir()
+    picture, url = (
+        tmp_path / "media" / "a.png",
+        write_manifest(tmp_path / "manifests", 1, references=["../media/a.png"]),
+    )
+    picture.write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    code, document = command.submit(url, tmp_path / "out", "--dry-run")
+    told = document["error"]["message"]
+    assert code == 4
+    assert "row 0: references=" in told
+    assert "it is (or leads to) a file outside of the folders that references may be read from" in told
+    assert f"({tmp_path}/manifests); move it there, or name its folder: --reference-root DIR" in told
+    named = ("--reference-root", str(tmp_path / "media"))
+    assert command.json("manifest", "validate", url, *named)[0] == 0
+    assert command.submit(url, tmp_path / "out", *named)[0] == 0
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["render"]
+    assert settings["reference_roots"] == [str(tmp_path / "manifests"), str(tmp_path / "media")]
+    assert settings["allow_private_references"] is False
+    code, document = command.json("manifest", "validate", url, "--reference-root", str(picture))
+    assert (code, "is no folder here" in document["error"]["message"]) == (2, True)
+
+
+def test_private_addresses_are_asked_only_if_the_user_says_so(command: Command, manifest: Manifest) -> None:
+    image = png(np.zeros((8, 8, 3), np.uint8))
+    with web_server(sends(image)) as server:
+        url = manifest(1, references=[f"{server}/a.png"])
+        code, document = command.json("manifest", "validate", url)
+        assert code == 4
+        assert "it leads to 127.0.0.1, which is no public address" in document["error"]["message"]
+        assert "--allow-private-references" in document["error"]["message"]
+        assert command.json("manifest", "validate", url, "--allow-private-references")[0] == 0
 
 
 def test_a_family_that_takes_no_references_says_so(command: Command, manifest: Manifest, tmp_path: Path) -> None:
