@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from manifests.clip import Clip
-from manifests.errors import ManifestError, Problem
+from manifests.errors import ManifestError, Problem, shown
 from manifests.pages import (
     MAX_PAGE_BYTES,
     MAX_TEXT_BYTES,
@@ -36,6 +36,7 @@ MOST_BATCH_BYTES = 256 << 20
 _READ_BYTES = 4 << 20
 _DAMAGED = "the file is damaged"
 _OURS = frozenset(ROW_COLUMNS)
+_LEADS_ELSEWHERE = r"[/\\\x00-\x1f]|\A\.{0,2}\z"
 
 
 class ManifestFile:
@@ -248,7 +249,18 @@ def iter_clips(file: BinaryIO | str, *, batch_rows: int | None = None) -> Iterat
         if problems:
             raise ManifestError(name, problems)
         for batch in manifest.iter_batches(clip_columns(manifest.schema), batch_rows=batch_rows):
+            _check_names(name, batch)
             yield from map(_clip, batch.to_pylist())
+
+
+def _check_names(name: str, batch: pa.RecordBatch) -> None:
+    """Refuses names that would lead a job to files outside of its run: who can write to the bucket can write a shard."""
+    for column in ("clip_id", "digest"):
+        bad = pc.match_substring_regex(batch.column(column), _LEADS_ELSEWHERE)
+        if pc.any(bad).as_py():
+            value = shown(batch.column(column).filter(bad)[0].as_py())
+            allowed = "no accepted manifest has such a name; somebody else wrote this file"
+            raise ManifestError(name, [Problem(column=column, value=value, allowed=allowed, action="submit again")])
 
 
 def _clip(row: dict[str, Any]) -> Clip:
