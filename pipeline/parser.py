@@ -31,7 +31,8 @@ SUBMIT = """examples:
 COLUMNS = """columns of a manifest:
   required: prompt
   optional: clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale, broadcast
-  references              paths or URLs of images and videos, separated by ;
+  references              paths or URLs of images and videos, separated by ;. Allowed are files below the manifest's
+                          folder or a --reference-root, http(s) at public addresses, s3, gs, az, abfs and abfss
   mask_strategy           which frames the references give; if empty, the first reference begins the clip
   loops                   how many times num_frames are rendered, each time continuing from the last frames; if empty,
                           up to the prompt's last text, so 3 for |0| a calm shore |2| a storm

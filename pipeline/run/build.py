@@ -53,7 +53,8 @@ def _part(part: type, value: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reference_roots(manifest: str, named: Sequence[str], source: str) -> tuple[str, ...]:
     # The folder of a manifest in object storage has no local files.
-    own = () if "://" in manifest or "::" in manifest else (str(Path(absolute(manifest)).parent),)
+    path = manifest.removeprefix("file://")
+    own = () if "://" in path or "::" in path else (str(Path(absolute(path)).parent),)
     for root in named:
         if not Path(root).expanduser().is_dir():
             raise UsageError(f"{source}={root!r} is no folder here; name a folder, or leave it out")
