@@ -142,7 +142,12 @@ ROOMS = {
     "distributed": ("cluster/*",),
     "bokeh": ("cluster/*",),
     "tornado": ("cluster/*",),
-    "fsspec": ("manifests/*", "jobs/store/bucket.py", "jobs/media/reference_files.py", "jobs/media/web_files.py"),
+    "fsspec": (
+        "manifests/*",
+        "jobs/store/filesystem.py",
+        "jobs/media/reference_files.py",
+        "jobs/media/web_files.py",
+    ),
     "aiohttp": ("jobs/media/web_files.py",),
     "s3fs": ("jobs/store/bucket.py",),
     "botocore": ("jobs/store/s3_listing.py",),

@@ -47,9 +47,9 @@ INNER = {
 FIELDS = {
     RenderShard: "settings shard progress again find_family",
     JobSettings: "output run_id mesh render broadcast_rules pinned_weights deadline_s hang_s upload_timeout_s "
-    "compile_backend",
+    "compile_backend exclusive",
     RenderSettings: "model weights broadcast precision device compile attention keep linears crf compile_cache "
-    "baseline batch max_attempts reference_roots allow_private_references family_weights",
+    "baseline plain_videos batch max_attempts reference_roots allow_private_references family_weights",
     Mesh: "dp cfg sp",
     DaskProgress: "scheduler_file kept_tasks",
     ShardOutcome: "shard attempt clips left",
