@@ -35,7 +35,7 @@ from pipeline.run.jobs_file import new_submit
 from pipeline.run.machines import driver_host, open_cluster, work_folder
 from pipeline.run.options import choose
 from pipeline.run.panel import PanelDisplay
-from pipeline.run.references import ReferenceReader, keep_references, known_references
+from pipeline.run.references import ReferenceReader, access_of, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import Run, asked_run, check_same, find_run, open_bucket, start_run, undo_run
 from pipeline.run.settings import RunSettings
@@ -86,7 +86,7 @@ def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
     found = find_run(bucket)
     rules = run_rules(settings.render, begun=found.weights if found else None)
     known = known_references(bucket) if found else {}
-    references = ReferenceReader(known=known)
+    references = ReferenceReader(access_of(settings.render), known=known)
     model = settings.render.model
     with ExitStack() as stack:
         manifest = accepted_manifest(arguments.manifest, rules, model=model, read_references=references)
