@@ -120,6 +120,8 @@ class Family:
     """Whether its blocks can multiply by 8-bit floats; its model is then a `pab.model.UsesFloat8`."""
     records_loops: bool = False
     """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
+    clean_prompt: Callable[[str], str] | None = None
+    """What is left of a prompt after the family's cleaning, where that may drop words; it needs no torch."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
     `pab.model.TakesReferences` describes."""

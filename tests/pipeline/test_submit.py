@@ -260,4 +260,6 @@ def test_two_submits_at_once_do_each_other_no_harm(command: Command, manifest: M
     documents = [json.loads(process.communicate(timeout=240)[0]) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert [document["rendered"] for document in documents] == [4, 4]
+    assert len(list((output / "attempts").iterdir())) == 4, "no clip is begun twice"
+    assert list((output / "claims").iterdir()) == []
     assert_whole(output, ["c0", "c1", "c2", "c3"])
