@@ -181,16 +181,13 @@ def freeze_node(run: Run) -> bool:
 
 
 def freeze_controller(run: Run) -> bool:
-    """Stops slurmctld in the moment in which a submit asks sbatch, until sbatch has given up; then it acts on the request."""
+    """Stops slurmctld in the moment in which the run asks sbatch, until sbatch has given up; then it acts on the request."""
     slurm, sbatch = run.world.slurm, run.world.sbatch
     assert slurm
     assert sbatch
-    _kill_drivers(run)
     pid = slurm.daemons.pid("slurmctld")
-    sbatch.order(f"kill -STOP {pid}")
     try:
-        run.submit()
-        hit = run.wait_for(lambda: sbatch.is_met, timeout_s=_MEETS_S)
+        hit = _meet_in_sbatch(run, f"kill -STOP {pid}")
         if hit:
             run.wait(run.rng.uniform(3.0, 25.0))
     finally:
@@ -200,22 +197,14 @@ def freeze_controller(run: Run) -> bool:
 
 
 def cancel_in_submit(run: Run) -> bool:
-    """Cancels the run while sbatch is at work, or has not yet told its submit of it; then submits again."""
-    slurm, sbatch = run.world.slurm, run.world.sbatch
-    assert slurm
-    assert sbatch
-    _kill_drivers(run)
+    """Cancels the run while sbatch is at work, or has not yet told its caller of it; then submits again."""
     seconds = run.rng.uniform(0.5, 6.0)
-    sbatch.order(run.rng.choice((f"sleep {seconds:.1f}", f"AFTER={seconds:.1f}")))
-    run.submit()
-    driver = run.drivers[-1]
-    if not run.wait_for(lambda: sbatch.is_met, timeout_s=_MEETS_S):
-        sbatch.take_back()
+    if not _meet_in_sbatch(run, run.rng.choice((f"sleep {seconds:.1f}", f"AFTER={seconds:.1f}"))):
         return False
     code = run.command("cancel", run.url)
-    ended = run.wait_for(lambda: driver.poll() is not None, timeout_s=_CANCELLED_S)
+    ended = run.wait_for(lambda: not run.running_drivers(), timeout_s=_CANCELLED_S)
     left = [] if run.wait_for(lambda: not _live(run), timeout_s=_CANCELLED_S) else _live(run)
-    run.note(f"cancel in sbatch ended with {code}, its submit with {driver.poll()}, jobs left: {left}")
+    run.note(f"cancel in sbatch ended with {code}, its submits {'too' if ended else 'still run'}, jobs left: {left}")
     if code == 0 and (left or not ended):
         run.broken.append(
             f"{run.url}: {_CANCELLED_S:.0f} s after `cancel` said that all is cancelled, jobs {left} are left and the submit "
@@ -225,10 +214,25 @@ def cancel_in_submit(run: Run) -> bool:
     return True
 
 
-def _kill_drivers(run: Run) -> None:
-    for driver in run.running_drivers():
-        driver.kill()
-        driver.wait()
+def _meet_in_sbatch(run: Run, order: str) -> bool:
+    """Lets the run ask sbatch, for a job that has died or for all jobs anew, and carries out the order in this moment."""
+    slurm, sbatch = run.world.slurm, run.world.sbatch
+    assert slurm
+    assert sbatch
+    ranks = run.ranks()
+    sbatch.order(order)
+    if run.running_drivers() and ranks and run.rng.random() < 0.5:
+        signal_all([run.rng.choice(ranks)], signal.SIGKILL)
+    else:
+        # The next submit would take over jobs that go on.
+        for driver in run.running_drivers():
+            driver.kill()
+            driver.wait()
+        slurm.end_jobs()
+        run.submit()
+    hit = run.wait_for(lambda: sbatch.is_met, timeout_s=_MEETS_S)
+    sbatch.take_back()
+    return hit
 
 
 def _live(run: Run) -> list[str]:
