@@ -27,12 +27,13 @@ _PAB_ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "parallel": set(),
     "conditioning": set(),
+    "own_folder": set(),
     "vae": {"parallel"},
     "broadcast": {"kernels", "parallel"},
     "family": {"broadcast", "conditioning", "parallel"},
     "model": {"family", "broadcast", "conditioning", "parallel"},
     "sampling": {"broadcast", "parallel", "conditioning", *_SEAMS},
-    "execution": _SEAMS,
+    "execution": {"own_folder", *_SEAMS},
     "text": {"weights", "parallel", *_SEAMS},
     "nn": {"text", "kernels", "parallel", "broadcast", "execution", *_SEAMS},
     "library": {"nn", "text", "vae", "weights", "broadcast", "parallel", "execution", *_SEAMS},
@@ -82,6 +83,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
 """Each room (a folder, or a file beside the rooms) and the rooms of its package that it may import."""
 TORCH_FREE = (
     "pab/family.py",
+    "pab/own_folder.py",
     "pab/families/__init__.py",
     "pab/families/tiny_weights.py",
     "pab/families/*/family.py",

@@ -31,7 +31,7 @@ from jobs.rendering.todo import Todo, sort_shard
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
-from pab.execution.compile_cache import compile_cache
+from pab.execution.compile_cache import CompileCacheError, compile_cache
 from pab.execution.compiled import executing
 from pab.family import Family
 
@@ -208,7 +208,7 @@ class _ShardRun:
         settings, node = self._context.settings, self._ranks.node
         loaded = load_family(family, settings, node.device, clip_axis=node.clip)
         if loaded.execution.compiled:
-            stack.enter_context(compile_cache(settings.render.compile_cache, loaded.execution.attention))
+            self._enter_cache(loaded.execution.attention, stack)
         stack.enter_context(executing(loaded.execution))
         self._measures.load_s[family.name] = loaded.load_s
         log_event(
@@ -216,6 +216,17 @@ class _ShardRun:
             attention=loaded.execution.attention, kernels=loaded.execution.kernels,
         )  # fmt: skip
         return loaded
+
+    def _enter_cache(self, attention: str, stack: ExitStack) -> None:
+        place = self._context.settings.render.compile_cache
+        try:
+            stack.enter_context(compile_cache(place, attention))
+        except CompileCacheError as error:
+            if place is None:
+                raise
+            # What another user has put there must not end the job: it compiles again, in a folder of its own.
+            log_event(_LOG, "compile_cache_refused", level=logging.ERROR, error=str(error))
+            stack.enter_context(compile_cache(None, attention))
 
     def _tell(self, attempt: Attempt, outcome: ClipOutcome) -> None:
         if isinstance(outcome, Rendered):
