@@ -57,6 +57,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "jobs/settings": set(),
     "jobs/outcome": set(),
     "jobs/progress": set(),
+    "jobs/ranks": {"jobs/log"},
     "jobs/store": {"jobs/log"},
     "jobs/media": {"jobs/log", "jobs/store"},
     "jobs/calibration": {"jobs/media"},
@@ -66,6 +67,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
         "jobs/settings",
         "jobs/outcome",
         "jobs/progress",
+        "jobs/ranks",
         "jobs/store",
         "jobs/media",
         "jobs/reports",
@@ -151,12 +153,13 @@ ROOMS = {
     "jinja2": ("jobs/reports/*",),
     "markupsafe": ("jobs/reports/*",),
     "PIL": ("jobs/media/*",),
+    "psutil": ("jobs/ranks/interfaces.py",),
 }
 
 TOUCH_ENVIRONMENT = {
     "pipeline/run/environment.py": "the variables of settings, PAB_PIPELINE_*, and CUDA_VISIBLE_DEVICES",
     "cluster/environment.py": "what SLURM and submitit say of a job, and the variables of child processes",
-    "jobs/rendering/group.py": "what SLURM says of the job that a rank belongs to",
+    "jobs/rendering/group.py": "what SLURM says of the job that a rank belongs to, and the interface of gloo and NCCL",
     "pab/execution/compile_cache.py": "the folders of inductor and Triton, which know no other way to be told",
 }
 """The files that may read or change environment variables, each with what for."""

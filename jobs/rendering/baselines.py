@@ -63,7 +63,7 @@ class Baselines:
         if finisher is not None:
             # An encoder that runs at the same time would make the baseline too slow.
             finisher.wait()
-        if not ranks.broadcast_in_clip(self.deadline.fits(rendered.units * _BASELINE_UNITS)):
+        if not ranks.broadcast_in_clip(self.deadline.fits(rendered.units * _BASELINE_UNITS), bool):
             log_event(_LOG, "baseline_left", clip=clip_id, reason="the job's time is not enough")
             return
         log_event(_LOG, "baseline_started", clip=clip_id)

@@ -92,7 +92,7 @@ class ClipLoop:
         ranks, attempts = self.context.ranks, self.context.attempts
         root = ranks.node.is_clip_root
         mark = layout.encoding(self.context.shard, self.loaded.family.name, ranks.node.dp.rank)
-        if not ranks.broadcast_in_clip(attempts.hold(mark) if root else None):
+        if not ranks.broadcast_in_clip(attempts.hold(mark) if root else None, bool):
             why = "an earlier start ended in their encoding"
             log_event(_LOG, "prompts_one_by_one", level=logging.WARNING, error=why)
             return False
@@ -112,7 +112,7 @@ class ClipLoop:
     def _mark(self, alike: Sequence[Attempt]) -> list[int]:
         """Writes the marks of the next clips; returns for each its attempt's number, or why it is not begun."""
         is_root = self.context.ranks.node.is_clip_root
-        return self.context.ranks.broadcast_in_clip(self._mark_next(alike) if is_root else None)
+        return self.context.ranks.broadcast_in_clip(self._mark_next(alike) if is_root else None, list[int])
 
     def _mark_next(self, alike: Sequence[Attempt]) -> list[int]:
         first = alike[0].clip
@@ -227,7 +227,8 @@ class ClipLoop:
         read: ClipReferences | Failed | None = None
         if self.context.ranks.node.is_clip_root:
             read = contain(attempt, self.context, partial(self._read_references, family, attempt), collective=False)
-        return cast(ClipReferences | Failed, self.context.ranks.broadcast_in_clip(read))
+        kind = ClipReferences | Failed
+        return cast(ClipReferences | Failed, self.context.ranks.broadcast_in_clip(read, kind))
 
     def _read_references(self, family: Family, attempt: Attempt) -> ClipReferences:
         with attempt.stages.time("read_references"):

@@ -109,7 +109,9 @@ class _ShardRun:
         ranks = self._ranks
         log_event(_LOG, "job_started", **self._context.facts())
         remove_left_over()
-        todo, self._has_baseline = ranks.broadcast_in_job(self._look() if ranks.place.rank == 0 else None)
+        todo = ranks.broadcast_in_job(sort_shard(self._context) if ranks.place.rank == 0 else None, Todo)
+        has_baseline = measured_broadcasts(self._context) if ranks.place.rank == 0 else None
+        self._has_baseline = ranks.broadcast_in_job(has_baseline, set[str])
         log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.attempts), ended=len(todo.ended))
         mine = todo.attempts[ranks.node.dp.rank :: ranks.node.dp.size]
         with ExitStack() as stack:
@@ -128,16 +130,13 @@ class _ShardRun:
             )  # fmt: skip
         return outcome
 
-    def _look(self) -> tuple[Todo, set[str]]:
-        return sort_shard(self._context), measured_broadcasts(self._context)
-
     def _report(self, todo: Todo, outcome: ShardOutcome) -> None:
         self._measures.take_peaks()
-        measures = self._ranks.all_gather_object(self._measures)
+        measures = self._ranks.all_gather(self._measures, Measures)
         if self._ranks.place.rank == 0:
             leave_report(self._context, todo, outcome, measures, time.monotonic() - self._started)
         # The other ranks wait here: a cluster may end a job soon after its first rank has ended.
-        self._ranks.all_gather_object(None)
+        self._ranks.all_gather(None, None)
 
     def _render_all(self, attempts: Sequence[Attempt]) -> None:
         self._finisher = Finisher(self._context, self._tell) if self._ranks.node.is_clip_root else None
@@ -238,14 +237,15 @@ class _ShardRun:
             self._announcer.finished(attempt.clip.clip_id, word, attempt.elapsed_s)
 
     def _joined(self, todo: Todo) -> ShardOutcome:
-        joined = self._ranks.all_gather_object((self._outcomes, self._left if self._ranks.node.is_clip_root else []))
+        left = self._left if self._ranks.node.is_clip_root else []
+        joined = self._ranks.all_gather((self._outcomes, left), tuple[list[ClipOutcome], list[str]])
         by_id = {clip.clip_id: clip for outcomes, _ in joined for clip in outcomes}
         by_id |= {clip.clip_id: clip for clip in todo.ended}
-        left = {clip_id for _, ids in joined for clip_id in ids} | {clip.clip_id for clip in todo.put_off}
+        all_left = {clip_id for _, ids in joined for clip_id in ids} | {clip.clip_id for clip in todo.put_off}
         ids = [clip.clip_id for clip in todo.order]
         return ShardOutcome(
             shard=self._context.shard,
             attempt=self._ranks.place.start,
             clips=tuple(by_id[clip_id] for clip_id in ids if clip_id in by_id),
-            left=tuple(clip_id for clip_id in ids if clip_id in left),
+            left=tuple(clip_id for clip_id in ids if clip_id in all_left),
         )

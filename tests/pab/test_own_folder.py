@@ -44,10 +44,9 @@ def make_link(path: Path) -> None:
 
 
 def make_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        # The path of a socket has at most 107 bytes.
-        with contextlib.chdir(path.parent):
-            server.bind(path.name)
+    # The path of a socket has at most 107 bytes.
+    with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(path.parent):
+        server.bind(path.name)
 
 
 LAID: dict[str, Callable[[Path], None]] = {
