@@ -15,10 +15,11 @@ import os
 import secrets
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from jobs.log import log_event
@@ -32,6 +33,8 @@ _GREET_S = 10.0
 _MOST_GREETED = 64
 """Strangers that are being greeted at once; each is let go after `_GREET_S`."""
 _CHUNK_BYTES = 1 << 16
+_NETWORK = Path("/proc/self/net")
+_MAPPED = "0000000000000000FFFF0000"
 _LOST = struct.Struct("!I")
 _ENDED_WELL = 0xFFFFFFFF
 _IDLE_S, _BETWEEN_S, _PROBES = 10, 5, 3
@@ -131,11 +134,13 @@ class Lifeline:
     def _connect(self, kind: bytes) -> socket.socket:
         where = "{}:{}".format(*self._gate)
         try:
-            connection = socket.create_connection(self._gate, timeout=_GREET_S)
-            _present(connection, self._secret, _HELLO.pack(kind, self._rank), time.monotonic() + _GREET_S)
+            with ExitStack() as undo:
+                connection = undo.enter_context(socket.create_connection(self._gate, timeout=_GREET_S))
+                _present(connection, self._secret, _HELLO.pack(kind, self._rank), time.monotonic() + _GREET_S)
+                connection.settimeout(None)
+                undo.pop_all()
         except OSError as error:
             raise GateError(f"rank 0's gate at {where}: {error}") from error
-        connection.settimeout(None)
         return connection
 
 
@@ -245,14 +250,19 @@ def _pass_on(source: socket.socket, sink: socket.socket) -> None:
 
 def _uid_of(peer: tuple[str, int], own: tuple[str, int]) -> int | None:
     """Returns the user of the process that has connected over loopback; None if the system does not say."""
-    wanted = [
-        f"{socket.htonl(int.from_bytes(socket.inet_aton(host), 'big')):08X}:{port:04X}" for host, port in (peer, own)
-    ]
-    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
-        row = line.split()
-        if row[1:3] == wanted:
-            return int(row[7])
+    pair = [_as_the_kernel_writes(*each) for each in (peer, own)]
+    # torch connects by a socket of IPv6, for which the same addresses are written longer.
+    for table, before in (("tcp", ""), ("tcp6", _MAPPED)):
+        wanted = [before + each for each in pair]
+        for line in (_NETWORK / table).read_text().splitlines()[1:]:
+            row = line.split()
+            if row[1:3] == wanted:
+                return int(row[7])
     return None
+
+
+def _as_the_kernel_writes(host: str, port: int) -> str:
+    return f"{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}"
 
 
 def _keep_alive(connection: socket.socket) -> None:

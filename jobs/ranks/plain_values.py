@@ -104,16 +104,15 @@ def _from_plain(plain: Any, kind: Any, parts: Sequence[bytes]) -> Any:
         return parts[plain]
     if origin is torch.Tensor:
         at, dtype, shape = plain
-        flat = (
-            torch.frombuffer(bytearray(parts[at]), dtype=torch.uint8)
-            if parts[at]
-            else torch.empty(0, dtype=torch.uint8)
-        )
+        empty = torch.empty(0, dtype=torch.uint8)
+        flat = torch.frombuffer(bytearray(parts[at]), dtype=torch.uint8) if parts[at] else empty
         return flat.view(_DTYPES[dtype]).reshape(shape)
     if dataclasses.is_dataclass(origin):
         make = typing.cast(Callable[..., Any], origin)
         of = _fields(typing.cast(type, origin))
-        return make(**{name: _from_plain(inside, of[name], parts) for name, inside in plain.items()})
+        if not isinstance(plain, dict) or set(plain) != set(of):
+            raise PlainValueError(f"{plain!r:.200} is no {_name(kind)}")
+        return make(**{name: _from_plain(plain[name], each, parts) for name, each in of.items()})
     if origin in (dict, Mapping):
         return {
             _from_plain(key, arguments[0], parts): _from_plain(inside, arguments[1], parts) for key, inside in plain
