@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -107,16 +108,13 @@ def _open_gate(attendee: Attendee, board: _Board, store_port: int, lost: Lost) -
     notes = {rank: note for rank in others if (note := board.read(rank)) is not None}
     address = job_address(attendee, board.own, list(notes.values()))
     secret = secrets.token_hex(32)
-    gate = Gate(
-        address, secret=bytes.fromhex(secret), world=attendee.world, store_port=store_port, lost=lost
-    )  # fmt: skip
-    try:
+    gate = Gate(address, secret=bytes.fromhex(secret), world=attendee.world, store_port=store_port, lost=lost)
+    with ExitStack() as undo:
+        undo.callback(gate.close, well=False)
         board.say(gate=address, gate_port=gate.port, store_port=store_port, secret=secret)
         board.wait_for(f"did not come to the gate at {address}:{gate.port}", gate.missing, watched=others)
         interface = interface_of(address)
-    except BaseException:
-        gate.close(well=False)
-        raise
+        undo.pop_all()
     return Met(interface=interface, store_port=store_port, secret=secret, lifeline=gate)
 
 

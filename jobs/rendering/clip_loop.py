@@ -111,8 +111,11 @@ class ClipLoop:
 
     def _mark(self, alike: Sequence[Attempt]) -> list[int]:
         """Writes the marks of the next clips; returns for each its attempt's number, or why it is not begun."""
-        is_root = self.context.ranks.node.is_clip_root
-        return self.context.ranks.broadcast_in_clip(self._mark_next(alike) if is_root else None, list[int])
+        numbers: list[int] | None = None
+        if self.context.ranks.node.is_clip_root:
+            with self.watch.over_stage("mark", extra_s=self.context.store_s(2 * len(alike))):
+                numbers = self._mark_next(alike)
+        return self.context.ranks.broadcast_in_clip(numbers, list[int])
 
     def _mark_next(self, alike: Sequence[Attempt]) -> list[int]:
         first = alike[0].clip
@@ -199,7 +202,8 @@ class ClipLoop:
         """Renders a batch; if the whole batch fails, renders its clips one by one."""
         context, first = self.context, attempts[0]
         work = partial(render_batch, self.loaded, attempts, settings=context.settings, group=context.ranks.node)
-        with self.watch.over(", ".join(first.company), clips=len(attempts)):
+        expected_s = self.deadline.expected_s(first.units)
+        with self.watch.over(", ".join(first.company), clips=len(attempts), expected_s=expected_s):
             errors = contain_batch(attempts, context, work)
         if errors is None:
             self._render_one_by_one(attempts)
@@ -226,7 +230,9 @@ class ClipLoop:
             return None
         read: ClipReferences | Failed | None = None
         if self.context.ranks.node.is_clip_root:
-            read = contain(attempt, self.context, partial(self._read_references, family, attempt), collective=False)
+            extra_s = self.context.store_s(1 + len(attempt.clip.references))
+            with self.watch.over_stage("read_references", clip_id=attempt.clip.clip_id, extra_s=extra_s):
+                read = contain(attempt, self.context, partial(self._read_references, family, attempt), collective=False)
         kind = ClipReferences | Failed
         return cast(ClipReferences | Failed, self.context.ranks.broadcast_in_clip(read, kind))
 

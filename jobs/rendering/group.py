@@ -30,6 +30,7 @@ from jobs.log import log_event
 from jobs.ranks.interfaces import LOOPBACK
 from jobs.ranks.meeting import GLOO_INTERFACE, NCCL_INTERFACE, Attendee, MeetingError, Met, meet
 from jobs.ranks.plain_values import from_bytes, to_bytes
+from jobs.rendering.hang import HangWatch
 from jobs.settings import JobSettings
 from pab.parallel.mesh import NodeGroup, open_group
 
@@ -40,6 +41,7 @@ _COLLECTIVE_S = 900.0
 """How long a rank waits for another one inside the model before it gives up; far longer than a pass takes."""
 _POLL_S = 0.05
 _DEFAULT_JOB_S = 7 * 86400.0
+_CLOSE_S = 300.0
 LOST_EXIT = 76
 _LAST_WORDS_S = 30.0
 """How long a rank has to bring home what it has rendered, after another rank of its job is gone."""
@@ -215,7 +217,8 @@ def open_job(settings: JobSettings) -> Iterator[JobRanks]:
         yield JobRanks(place=place, node=node, host=socket.gethostname(), everyone=everyone, clip=clip, store=store)
         # Not after an error: a rank may be gone, and this call would wait for it.
         if place.world > 1:
-            dist.destroy_process_group()
+            with HangWatch(_CLOSE_S, last_words=lambda: None).over_stage("close the group"):
+                dist.destroy_process_group()
 
 
 def is_lost_peer(error: BaseException) -> bool:
