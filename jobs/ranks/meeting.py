@@ -76,11 +76,12 @@ class Note:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Met:
-    """How this rank reaches the others. `interface`: name of the network interface, which gloo and NCCL are to take.
+    """How this rank reaches the others. `address`: its own; `interface`: the one that has it, for gloo and NCCL.
 
     `store_port`: the rendezvous store's port on this rank's loopback. `secret`: in hex, known to the job's ranks only.
     """
 
+    address: str
     interface: str
     store_port: int
     secret: str
@@ -115,7 +116,7 @@ def _open_gate(attendee: Attendee, board: _Board, store_port: int, lost: Lost) -
         board.wait_for(f"did not come to the gate at {address}:{gate.port}", gate.missing, watched=others)
         interface = interface_of(address)
         undo.pop_all()
-    return Met(interface=interface, store_port=store_port, secret=secret, lifeline=gate)
+    return Met(address=address, interface=interface, store_port=store_port, secret=secret, lifeline=gate)
 
 
 def _enter(attendee: Attendee, board: _Board, lost: Lost) -> Met:
@@ -131,7 +132,7 @@ def _enter(attendee: Attendee, board: _Board, lost: Lost) -> Met:
     line = _lifeline(attendee, note, board, lost)
     interface = attendee.interface or interface_of(line.own_address)
     port = note.store_port if note.machine == board.own.machine else line.forward()
-    return Met(interface=interface, store_port=port, secret=note.secret, lifeline=line)
+    return Met(address=line.own_address, interface=interface, store_port=port, secret=note.secret, lifeline=line)
 
 
 def _lifeline(attendee: Attendee, note: Note, board: _Board, lost: Lost) -> Lifeline:

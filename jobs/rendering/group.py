@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from jobs.log import log_event
-from jobs.ranks.interfaces import LOOPBACK
+from jobs.ranks.interfaces import LOOPBACK, is_loopback
 from jobs.ranks.meeting import GLOO_INTERFACE, NCCL_INTERFACE, Attendee, MeetingError, Met, meet
 from jobs.ranks.plain_values import from_bytes, to_bytes
 from jobs.rendering.hang import HangWatch
@@ -301,8 +301,13 @@ def _prefix(met: Met) -> str:
 
 @contextmanager
 def _interfaces_named(met: Met) -> Iterator[None]:
-    """Tells gloo and NCCL the interface, unless the user has: they know no other way, and gloo takes the host's name."""
-    ours = {GLOO_INTERFACE: met.interface, NCCL_INTERFACE: f"={met.interface}"}
+    """Tells gloo and NCCL the interface, unless the user has: they know no other way, and gloo takes the host's name.
+
+    On one machine NCCL is left to itself: it asks for no name.
+    """
+    ours = {GLOO_INTERFACE: met.interface}
+    if not is_loopback(met.address):
+        ours[NCCL_INTERFACE] = f"={met.interface}"  # this one alone, not all that begin like it
     ours = {name: value for name, value in ours.items() if not os.environ.get(name)}
     os.environ.update(ours)
     try:

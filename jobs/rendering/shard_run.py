@@ -111,7 +111,7 @@ class _ShardRun:
         """Renders this replica's clips, then joins the outcomes of all replicas."""
         ranks = self._ranks
         log_event(_LOG, "job_started", **self._context.facts())
-        with self._watch.over_stage("remove_left_over"):
+        with self._watch.over_stage("remove_left_over", extra_s=self._context.store_s(1)):
             remove_left_over()
         todo = self._look()
         log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.attempts), ended=len(todo.ended))
@@ -225,7 +225,7 @@ class _ShardRun:
 
     def _load(self, family: Family, stack: ExitStack) -> LoadedFamily:
         settings, node = self._context.settings, self._ranks.node
-        with self._watch.over_stage("load"):
+        with self._watch.over_stage("load", extra_s=self._context.store_s(1)):
             loaded = load_family(family, settings, node.device, clip_axis=node.clip)
         if loaded.execution.compiled:
             self._enter_cache(loaded.execution.attention, stack)
