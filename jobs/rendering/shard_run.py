@@ -43,8 +43,8 @@ _LOG = logging.getLogger(__name__)
 _LAST_UPLOADS_S = 20.0
 _LAST_LOG_S = 10.0
 _LOG_FILE = "job.log"
-_STORE_CALLS = 8
-"""Calls of the bucket in one stage, at most: finishing a clip makes six."""
+_STORE_CALLS = 10
+"""Calls of the bucket in one stage, at most: finishing a clip makes eight."""
 
 
 def run_shard(job: RenderShard) -> ShardOutcome:
@@ -53,7 +53,11 @@ def run_shard(job: RenderShard) -> ShardOutcome:
     with ExitStack() as stack:
         ranks = stack.enter_context(open_job(job.settings))
         scratch = stack.enter_context(open_scratch())
-        bucket = Bucket(job.settings.output, retry_policy=RetryPolicy(total_s=job.settings.upload_timeout_s))
+        bucket = Bucket(
+            job.settings.output,
+            retry_policy=RetryPolicy(total_s=job.settings.upload_timeout_s),
+            exclusive=job.settings.exclusive,
+        )
         context = JobContext(
             settings=job.settings,
             shard=job.shard,
