@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,13 +58,11 @@ def local_address(target: str) -> str | None:
 def address_towards(nodes: Mapping[str, Iterable[str]]) -> str | None:
     """Returns this machine's address that faces other nodes; None if there is no way to any of them.
 
-    `nodes`: for each node's name the addresses that it says it has. What its name resolves to here comes first, unless that
-    is an address of this machine itself.
+    `nodes`: for each node's name the addresses that it says it has. What the first one's name resolves to here comes first,
+    then what the nodes say, then the other names: each name that nobody knows may take half a minute.
     """
     own = own_interfaces()
-    targets = [address for name in nodes for address in _resolved(name)]
-    targets += [address for addresses in nodes.values() for address in addresses]
-    for target in targets:
+    for target in _targets(nodes):
         # Many machines have the same address on a bridge of their own, such as 172.17.0.1 of Docker.
         if target in own or is_loopback(target):
             continue
@@ -72,6 +70,15 @@ def address_towards(nodes: Mapping[str, Iterable[str]]) -> str | None:
         if local is not None and not is_loopback(local):
             return local
     return None
+
+
+def _targets(nodes: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    first, *others = nodes
+    yield from _resolved(first)
+    for addresses in nodes.values():
+        yield from addresses
+    for name in others:
+        yield from _resolved(name)
 
 
 def _resolved(name: str) -> list[str]:

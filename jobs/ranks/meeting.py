@@ -8,12 +8,13 @@ whose note is no longer renewed is gone: the others end within a minute and say 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -97,7 +98,8 @@ def meet(attendee: Attendee, *, store_port: int, lost: Lost, limits: MeetingLimi
     try:
         return _open_gate(attendee, board, store_port, lost) if attendee.rank == 0 else _enter(attendee, board, lost)
     except (MeetingError, OSError) as error:
-        board.say(ended=str(error), secret="")
+        with suppress(OSError):
+            board.say(ended=str(error), secret="")
         raise MeetingError(f"rank {attendee.rank} of {attendee.world} on {attendee.node}: {error}") from error
     finally:
         board.leave()
@@ -234,7 +236,12 @@ class _Board:
         """Returns a rank's note; None if there is none yet. Raises MeetingError if the rank has given up."""
         try:
             found = json.loads(self._path(rank).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
+            return None
+        except OSError as error:
+            # On NFS a note that was renewed while it was read.
+            if error.errno != errno.ESTALE:
+                raise
             return None
         note = Note(**{**found, "addresses": tuple(found["addresses"])})
         if note.ended is not None:

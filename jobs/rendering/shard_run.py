@@ -93,6 +93,10 @@ def _keep_log(context: JobContext) -> None:
         log_event(_LOG, "log_not_kept", level=logging.ERROR, error=str(error))
 
 
+def _log_refused(error: CompileCacheError) -> None:
+    log_event(_LOG, "compile_cache_refused", level=logging.ERROR, error=str(error))
+
+
 class _ShardRun:
     """The clips of this rank's replica in this start, and their outcomes."""
 
@@ -232,7 +236,8 @@ class _ShardRun:
         with self._watch.over_stage("load", extra_s=self._context.store_s(1)):
             loaded = load_family(family, settings, node.device, clip_axis=node.clip)
         if loaded.execution.compiled:
-            self._enter_cache(loaded.execution.attention, stack)
+            place, attention = settings.render.compile_cache, loaded.execution.attention
+            stack.enter_context(compile_cache(place, attention, refused=_log_refused))
         stack.enter_context(executing(loaded.execution))
         self._measures.load_s[family.name] = loaded.load_s
         log_event(
@@ -240,17 +245,6 @@ class _ShardRun:
             attention=loaded.execution.attention, kernels=loaded.execution.kernels,
         )  # fmt: skip
         return loaded
-
-    def _enter_cache(self, attention: str, stack: ExitStack) -> None:
-        place = self._context.settings.render.compile_cache
-        try:
-            stack.enter_context(compile_cache(place, attention))
-        except CompileCacheError as error:
-            if place is None:
-                raise
-            # What another user has put there must not end the job: it compiles again, in a folder of its own.
-            log_event(_LOG, "compile_cache_refused", level=logging.ERROR, error=str(error))
-            stack.enter_context(compile_cache(None, attention))
 
     def _tell(self, attempt: Attempt, outcome: ClipOutcome) -> None:
         if isinstance(outcome, Rendered):

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,9 +59,25 @@ def operators_digest(folder: Path) -> str:
 
 
 @contextmanager
-def compile_cache(place: str | None, attention: str, *, max_bytes: int = MAX_CACHE_BYTES) -> Iterator[Path]:
-    """Keeps what is compiled inside in `cache_folder`, which it makes. Raises CompileCacheError."""
-    folder = cache_folder(place, attention)
+def compile_cache(
+    place: str | None,
+    attention: str,
+    *,
+    max_bytes: int = MAX_CACHE_BYTES,
+    refused: Callable[[CompileCacheError], object] | None = None,
+) -> Iterator[Path]:
+    """Keeps what is compiled inside in `cache_folder`, which it makes. Raises CompileCacheError.
+
+    `refused`: is called with the error if `place` is not safe, and the node's temporary folder is taken: what another user has
+    put there ends no job then.
+    """
+    try:
+        folder = cache_folder(place, attention)
+    except CompileCacheError as error:
+        if refused is None or place is None:
+            raise
+        refused(error)
+        folder = cache_folder(None, attention)
     earlier = {name: os.environ.get(name) for name in _VARIABLES}
     with os.fdopen(open_regular(folder / "in-use"), "r+b") as lock:
         _empty_if_large(folder, lock.fileno(), max_bytes)

@@ -219,6 +219,13 @@ def test_a_rank_that_was_there_and_is_silent_has_ended(tmp_path: Path, rank: int
     assert json.loads((tmp_path / f"7-0.rank{rank}.meet").read_text())["ended"] in found[0]
 
 
+def test_a_note_that_is_no_whole_note_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "7-0.rank0.meet").write_text('{"node": "n')
+    found: list[Any] = []
+    attend(tmp_path, 1, MeetingLimits(arrive_s=0.3), found)
+    assert found == ["rank 1 of 2 on n1: rank 0 did not say where its gate is within 0 s; its log says why"]
+
+
 def test_a_rank_that_does_not_come_is_named(tmp_path: Path) -> None:
     found: list[Any] = []
     attend(tmp_path, 0, MeetingLimits(arrive_s=0.3), found)

@@ -157,6 +157,17 @@ def test_kernels_are_not_taken_from_below_another_users_folder(tmp_path: Path, t
         cache_folder(str(place), "default")
 
 
+def test_a_refused_place_of_kernels_ends_nothing_where_somebody_hears_of_it(tmp_path: Path, shared: Path) -> None:
+    place = tmp_path / "cache"
+    place.mkdir()
+    place.chmod(0o777)
+    heard: list[CompileCacheError] = []
+    with compile_cache(str(place), "default", refused=heard.append) as folder:
+        assert folder.is_relative_to(first_name(shared) / "compiled")
+    assert [str(error).startswith(f"{place} belongs to user") for error in heard] == [True]
+    assert list(place.iterdir()) == []
+
+
 def test_a_link_that_is_swapped_in_below_the_place_is_not_followed(tmp_path: Path) -> None:
     place = tmp_path / "cache"
     folder = cache_folder(str(place), "default")
