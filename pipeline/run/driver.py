@@ -87,10 +87,6 @@ class Driver:
         """Hands the shards' jobs to the cluster. Raises ClusterError; BucketError only before any job is started."""
         # First, so that `cancel` finds the jobs even if the bucket refuses what is written after they are started.
         self._submit.write(self._bucket)
-        try:
-            claim_folder(Path(self._submit.folder), self._bucket.url)
-        except OSError as error:
-            raise ClusterError(f"cannot write into {self._submit.folder}: {error}; make room there") from error
         jobs = same_clips(self._bucket, asked, self._cluster.unclaimed())
         for job in jobs.values():
             self._screen.note(
@@ -104,6 +100,11 @@ class Driver:
             Driven(asked=shard, job=jobs[shard.shard], tries_left=self._submit.max_attempts * shard.num_clips)
             for shard in asked
         ]
+        try:
+            # Now that the cluster has made the folder. The jobs are at work, so a full disk is no reason to leave them.
+            claim_folder(Path(self._submit.folder), self._bucket.url)
+        except OSError as error:
+            self._screen.note(f"cannot note in {self._submit.folder} whose it is: {error}")
         self._tell_jobs()
 
     def _hand_over(self, requests: Sequence[JobRequest]) -> list[Job]:
