@@ -15,18 +15,14 @@ from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.rules import Rules
 from pab.broadcast.state import COND, UNCOND, BroadcastState, ClipState
 from pab.family import ClipRequest, Family
-from pab.model import Beginning, EncodedPrompt, Recordable, StepInput, VideoModel
+from pab.model import Beginning, EncodedPrompt, NotFiniteError, Recordable, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, Traffic
 from pab.sampling.device_clock import DeviceClock
 from pab.sampling.recorded_loop import MAX_TOKENS, LoopRecorder, RunStep, Texts, shapes_of
 
 
-class NotFiniteError(ArithmeticError):
-    """The latents hold NaN or infinity after denoising; the message says how many values."""
-
-
 def not_finite_text(count: int, latents: Tensor) -> str:
-    """Returns what a NotFiniteError says."""
+    """Returns what a NotFiniteError says of latents."""
     return f"{count} of {latents.numel()} latent values are NaN or infinite after denoising"
 
 

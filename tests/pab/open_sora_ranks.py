@@ -32,7 +32,7 @@ def render(folder: Path, request: ClipRequest, broadcast: str, cfg: int) -> tupl
         plan=plan,
         group=group,
     )
-    return done.latents, model.decode(done.latents, request, group)
+    return done.latents, model.decode(done.latents, request, group).frames
 
 
 def t5_text(folder: Path, max_length: int = 48) -> T5Text:

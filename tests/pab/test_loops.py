@@ -133,7 +133,7 @@ def test_a_clip_of_loops_is_each_loop_going_on_and_what_it_repeats_is_shown_once
         end = model.codec.vae.encode(whole[:, :, 17:], reference_noise(seed))
         torch.testing.assert_close(latents[loop][:, :, :5], end, rtol=0, atol=1e-5)
         assert (latents[loop][:, :, 5:] - latents[loop - 1][:, :, 5:]).abs().max() > 0.1
-    parts = [model.decode(latents[loop], requests[loop], NodeGroup())[0, 17 * (loop > 0) :] for loop in range(3)]
+    parts = [model.decode(latents[loop], requests[loop], NodeGroup()).frames[0, 17 * (loop > 0) :] for loop in range(3)]
     assert torch.equal(torch.from_numpy(attempt.coming.fetch()), torch.cat(parts))
     assert attempt.warnings == ()
     assert len(attempt.patterns) == len(attempt.denoised.step_seconds) == 12

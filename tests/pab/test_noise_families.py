@@ -147,7 +147,7 @@ def render(folder: Path, name: str, mesh: dict | None):
         group=group,
     )
     counts = {kind: (done.computed.get(kind, 0), plan.computed(kind), plan.total(kind)) for kind in KINDS}
-    frames = model.decode(done.latents, request, group)
+    frames = model.decode(done.latents, request, group).frames
     return done.latents, frames, (done.traffic.all_to_alls, plan.all_to_alls), counts
 
 

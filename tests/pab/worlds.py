@@ -13,6 +13,7 @@ from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
 from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.family import ClipRequest
+from pab.model import DecodedFrames
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
 from pab.sampling.rectified_flow import timesteps
@@ -34,7 +35,7 @@ class BlockCodec:
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         return (4, num_frames // 2, height // 8, width // 8)
 
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
         raise NotImplementedError
 
 
