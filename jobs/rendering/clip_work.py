@@ -96,7 +96,7 @@ def fill_in(
     """Fills the results into an attempt, for its record. This comes last, so that a failed attempt holds no frames."""
     attempt.loops, attempt.frames = tuple(loops), frames
     attempt.execution, attempt.compiled = loaded.execution, compiled
-    attempt.warnings = _warnings(attempt.clip, loaded.family, prompts, frames.size)
+    attempt.warnings = _warnings(attempt.clip, loaded.family, prompts, loops[0].plan, frames.size)
 
 
 def _render_loops(
@@ -203,9 +203,15 @@ def _decode(
 
 
 def _warnings(
-    clip: Clip, family: Family, prompts: Sequence[EncodedPrompt], size: tuple[int, ...] | None
+    clip: Clip,
+    family: Family,
+    prompts: Sequence[EncodedPrompt],
+    plan: BroadcastPlan,
+    size: tuple[int, ...] | None,
 ) -> tuple[str, ...]:
     warnings = list(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings))
+    if held_back := plan.warning(clip.broadcast):
+        warnings.append(held_back)
     rules = family.references
     num_frames = clip.num_frames if rules is None else rules.video_frames(clip.num_frames, clip_loops(clip))
     asked = (num_frames, clip.height, clip.width)

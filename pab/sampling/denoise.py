@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.foresight_state import ForesightState
-from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import Rules
 from pab.broadcast.state import COND, UNCOND, BroadcastState, ClipState
 from pab.family import ClipRequest, Family
@@ -133,16 +133,8 @@ def denoise(
 
 
 def plan_for(family: Family, request: ClipRequest, rules: Rules, precision: str) -> BroadcastPlan:
-    """Returns the plan of one clip. Every rank makes the same one, and `--dry-run` prints it.
-
-    Under Foresight's rules every site computes in this plan; the loop then decides what is reused.
-    """
-    return make_plan(
-        rules,
-        family.timesteps(request, precision),
-        family.sites,
-        cache_reset_steps=family.cache_reset_steps(request, precision),
-    )
+    """Returns `family.plan` of a clip."""
+    return family.plan(request, rules, precision)
 
 
 def initial_noise(request: ClipRequest, shape: Sequence[int]) -> Tensor:

@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         progress = read_progress(bucket, settings.render.max_attempts)
         work = plan_work(settings, rules, path, progress, bucket)
         screen.note(f"mesh: {work.choice.reason}")
+        tell_warnings(work.warnings, screen)
         numbers = create_shards(bucket, work.shards, path)
     submission = Submission(
         settings=settings,

@@ -143,6 +143,8 @@ def load_tiny(request: LoadRequest) -> Trouble:
 TINY: Family = replace(
     DEMO,
     name="tiny",
+    # Its rules are made for the few steps of these clips: none of them is one of few steps.
+    defaults=replace(DEMO.defaults, num_steps=4),
     sites=stdit3_sites(CONFIG.depth),
     presets={"none": NO_BROADCAST, "pab": TINY_PAB, "foresight": ForesightRules(gamma=4.0)},
     timesteps=lambda request, _precision: timesteps(request.num_steps),

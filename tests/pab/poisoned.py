@@ -43,7 +43,9 @@ def poison_file(file: Path, value: float = float("nan")) -> None:
 def decoded(name: str, model: VideoModel, group: NodeGroup | None = None) -> DecodedFrames:
     """What a model decodes of random latents, of two clips where it renders batches."""
     request = request_of(name)
-    latents = torch.randn(min(2, family(name).max_batch), *model.latent_shape(request), generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(
+        min(2, family(name).max_batch), *model.latent_shape(request), generator=torch.Generator().manual_seed(1)
+    )
     return model.decode(latents, request, group or NodeGroup())
 
 

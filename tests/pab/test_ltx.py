@@ -63,7 +63,9 @@ def test_a_whole_ltx_run_is_the_library_s_from_the_seed_alone(weights):
     ours = model.decode(world.render(model, request, NO_BROADCAST).latents, request, NodeGroup()).frames
     assert torch.equal(torch.get_rng_state(), before), "noise inside the decoder is the clip's, not the process's"
     assert (ours / 255 - theirs.permute(0, 1, 3, 4, 2)).abs().max() < 0.6 / 255
-    other = model.decode(world.render(model, request, NO_BROADCAST).latents, replace(request, seed=4), NodeGroup()).frames
+    other = model.decode(
+        world.render(model, request, NO_BROADCAST).latents, replace(request, seed=4), NodeGroup()
+    ).frames
     assert not torch.equal(other, ours)
 
 
