@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pab.broadcast.plan import BroadcastPlan
+from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.sites import Site
 from pab.execution.choice import Execution
 from pab.execution.compiled import compile_blocks
@@ -71,9 +71,7 @@ class Subject:
 
     def plan(self, request: ClipRequest, broadcast: str) -> BroadcastPlan:
         """Returns the plan of a clip under one of the family's presets."""
-        return replace(self.family, sites=tuple(self.sites)).plan(
-            request, self.family.presets[broadcast], self.precision
-        )
+        return make_plan(self.family.presets[broadcast], self.family.timesteps(request, self.precision), self.sites)
 
     @property
     def short(self) -> ClipRequest:

@@ -146,8 +146,8 @@ class BroadcastPlan:
             return None
         left = "nothing is reused" if len(self.full_steps) == self.num_steps else "less is reused"
         return (
-            f"broadcast {broadcast} with {self.num_steps} steps: {left}, {self.held_back} of the steps compute what they would "
-            f"have reused before the shape is decided (these rules are made for {self.full_length} steps); "
+            f"broadcast {broadcast} with {self.num_steps} steps: {left}, {self.held_back} of the steps compute what they "
+            f"would have reused before the shape is decided (these rules are made for {self.full_length} steps); "
             "use more steps, or --broadcast none"
         )
 

@@ -15,7 +15,12 @@ from pab.family import ClipRequest, LoadRequest
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.batch import denoise_batch, noise_of
 
-ASKED = (("red", "ring", "right"), ("red", "triangle", "down"), ("green", "triangle", "right"), ("red", "star", "right"))
+ASKED = (
+    ("red", "ring", "right"),
+    ("red", "triangle", "down"),
+    ("green", "triangle", "right"),
+    ("red", "star", "right"),
+)
 """Of clips that show nothing at 12 steps if the rules of the default plan decide alone; with their seeds."""
 SEEDS = (1, 3, 4, 7)
 
@@ -113,7 +118,18 @@ def test_a_plan_says_how_many_steps_were_held_back_and_what_to_do():
 
 @pytest.mark.parametrize(
     ("steps", "first", "begin"),
-    [(12, 3, 3), (20, 3, 3), (9, 3, 3), (8, 3, 8), (30, 3, 0), (60, 3, 0), (12, 1, 0), (12, None, 0), (20, 9, 6), (12, 2, 2)],
+    [
+        (12, 3, 3),
+        (20, 3, 3),
+        (9, 3, 3),
+        (8, 3, 8),
+        (30, 3, 0),
+        (60, 3, 0),
+        (12, 1, 0),
+        (12, None, 0),
+        (20, 9, 6),
+        (12, 2, 2),
+    ],
 )
 def test_reuse_begins_after_as_many_steps_and_as_much_noise(steps, first, begin):
     levels, full = ([1000 - 1000 * i / n for i in range(n)] for n in (steps, 30))

@@ -1,13 +1,13 @@
 """A tiny STDiT3 with random weights as a loaded model, for tests of the loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from pab.broadcast.plan import make_plan
-from pab.broadcast.rules import MlpRule, Rules, pyramid
+from pab.broadcast.rules import ATTENTION_KINDS, BroadcastRules, MlpRule, Rules, pyramid
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
@@ -26,6 +26,13 @@ PAB246 = pyramid(
     2, 4, 6, window=(300, 930),
     mlp=[MlpRule(stack=stack, blocks=(0,), skip_count=2, position=0.5) for stack in ("spatial", "temporal")],
 )  # fmt: skip
+
+
+def from_the_start(rules: Rules) -> Rules:
+    """The same rules with windows that hold all noise, so that a clip of few steps reuses as they say."""
+    assert isinstance(rules, BroadcastRules)
+    kinds = {kind: rules.attention(kind) for kind in ATTENTION_KINDS}
+    return replace(rules, **{kind: replace(rule, high=1001) for kind, rule in kinds.items() if rule is not None})
 
 
 @dataclass(frozen=True)
