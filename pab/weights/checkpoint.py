@@ -24,6 +24,23 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+__all__ = [
+    "CheckpointError",
+    "Published",
+    "check_keys",
+    "checked_config",
+    "checkpoint_digest",
+    "dtype_of",
+    "find_checkpoint",
+    "hub_errors",
+    "hub_name",
+    "load_module",
+    "pin",
+    "read_config",
+    "read_tensors",
+    "weight_files",
+]
+
 ModuleT = TypeVar("ModuleT", bound="nn.Module")
 
 
