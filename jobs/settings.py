@@ -98,9 +98,9 @@ class Mesh:
 class RenderSettings:
     """The settings that jobs follow. Those of machines and SLURM are in `pipeline.run.settings.MachineSettings`.
 
-    All except `device`, `compile_cache`, `baseline`, `batch` and `max_attempts` change a video, so they are part of clips'
-    digests. `weights`: those given without a family's name; they are for `model`. `family_weights`: those given with a
-    family's name. `batch`: how many clips are rendered in one batch, or `AUTO`.
+    All except `device`, `compile_cache`, `baseline`, `plain_videos`, `batch` and `max_attempts` change a video, so they are
+    part of clips' digests. `weights`: those given without a family's name; they are for `model`. `family_weights`: given
+    with a family's name. `batch`: how many clips are rendered in one batch, or `AUTO`.
     """
 
     model: Annotated[
@@ -209,6 +209,13 @@ class RenderSettings:
             "speedup",
         ),
     ] = True
+    plain_videos: Annotated[
+        bool,
+        Setting(
+            help="do not also write each video as videos/CLIP_ID.mp4, which takes its space twice on an object store. "
+            "Records and index.parquet name the file in renders/",
+        ),
+    ] = True
     batch: Annotated[
         int,
         Setting(
@@ -272,7 +279,8 @@ class JobSettings:
     those on the hub a certain commit; None if nothing was looked up. `deadline_s`: seconds that the job may run, None for no
     limit; a clip that would not end in time is left for the next start. `hang_s`: seconds from a clip's mark to its frames
     after which it counts as hanging and the process ends itself. `upload_timeout_s`: how long the job waits for a bucket
-    that does not answer. `compile_backend`: the backend of torch.compile.
+    that does not answer. `compile_backend`: the backend of torch.compile. `exclusive`: whether the bucket itself refuses to
+    create what exists, as `submit` found out by trying.
     """
 
     output: str
@@ -285,6 +293,7 @@ class JobSettings:
     hang_s: float = 3600.0
     upload_timeout_s: float = 600.0
     compile_backend: str = "inductor"
+    exclusive: bool = True
 
     @property
     def weights(self) -> str | None:

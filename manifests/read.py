@@ -151,6 +151,21 @@ def iter_clips(file: BinaryIO | str, *, batch_rows: int | None = None) -> Iterat
             yield from map(_clip, batch.to_pylist())
 
 
+def read_keys(file: BinaryIO | str) -> Iterator[str]:
+    """Yields `<clip_id>.<digest>` of every row of an accepted manifest. Raises ManifestError if it is damaged, or none."""
+    name = file if isinstance(file, str) else "manifest"
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open_source(file)) if isinstance(file, str) else file
+        manifest = ManifestFile(name, stream)
+        columns = ["clip_id", "digest"]
+        if missing := [column for column in columns if column not in manifest.schema.names]:
+            allowed = "the column of an accepted manifest is missing"
+            raise ManifestError(name, [Problem(column=missing[0], allowed=allowed, action="submit again")])
+        for batch in manifest.iter_batches(columns):
+            ids, digests = (batch.column(column).to_pylist() for column in columns)
+            yield from (f"{clip_id}.{digest}" for clip_id, digest in zip(ids, digests, strict=True))
+
+
 def _clip(row: dict[str, Any]) -> Clip:
     for name in ("references", "reference_digests"):
         row[name] = tuple(row.get(name) or ())

@@ -117,6 +117,9 @@ def _add_submit(commands: _Commands[Parser]) -> None:
 
 def _add_run_commands(commands: _Commands[Parser]) -> None:
     status = _run_command(commands, "status", "show how far a run is; reads only its output")
+    status.add_argument(
+        "--check", action="store_true", help="also read every record and video, and say which are damaged"
+    )
     _add_json(status)
     watch = _run_command(commands, "watch", "show the status again and again until the run is finished")
     watch.add_argument(

@@ -139,7 +139,7 @@ ROOMS = {
     "distributed": ("cluster/*",),
     "bokeh": ("cluster/*",),
     "tornado": ("cluster/*",),
-    "fsspec": ("manifests/*", "jobs/store/bucket.py", "jobs/media/reference_files.py"),
+    "fsspec": ("manifests/*", "jobs/store/filesystem.py", "jobs/media/reference_files.py"),
     "s3fs": ("jobs/store/bucket.py",),
     "botocore": ("jobs/store/s3_listing.py",),
     "pyarrow": ("manifests/*", "pipeline/run/report*.py", "pipeline/commands/report.py"),

@@ -126,7 +126,7 @@ class ClipLoop:
 
     def _mark_one(self, clip: Clip, number: int) -> int:
         # A job of another submit may have the same clip. If it has recorded it meanwhile, it is not rendered again.
-        if self.context.bucket.exists(layout.record(clip.key)):
+        if self.context.bucket.is_recorded(clip.key):
             return _RECORDED
         return self.context.attempts.begin(clip.key, number) if self.deadline.fits(self._units(clip)) else _NO_TIME
 

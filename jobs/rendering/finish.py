@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from jobs.media.encode import Video, check, encode
 from jobs.outcome import ClipOutcome, Rendered, Skipped, skipped
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, contain
-from jobs.rendering.record import clip_record
+from jobs.rendering.record import ClipRecord, clip_record
 from jobs.store import layout
-from jobs.store.bucket import Bucket
+from jobs.store.bucket import Bucket, BucketError, DamagedError
 from manifests.clip import Clip
 
 _LOG = logging.getLogger(__name__)
@@ -94,25 +94,27 @@ class Finisher:
 
 
 def finish_clip(attempt: Attempt, context: JobContext) -> Rendered | Skipped:
-    """Makes a rendered clip's video, checks it, uploads it, then writes the record. Raises EncodeError, BucketError.
+    """Makes a rendered clip's video, checks it, uploads it, writes the record, then the video's plain name.
 
-    Two submits at the same time may render a clip twice: the first record stays, and so does its video.
+    The video goes under a name that its bytes decide, so a late upload of another attempt, or of a killed sender, never
+    changes what a record names. Two submits at the same time may render a clip twice: the first record stays. Raises
+    EncodeError, BucketError.
     """
-    clip, stages = attempt.clip, attempt.stages
+    clip, stages, bucket = attempt.clip, attempt.stages, context.bucket
     path = context.scratch / f"{clip.digest}.mp4"
     try:
         video = _encode(attempt, context, path)
-        if context.bucket.exists(layout.record(clip.key)):
+        if bucket.is_recorded(clip.key):
             return _leave_to_other(attempt, context)
         with stages.time("upload"):
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            context.bucket.upload(path, layout.video(clip.clip_id))
+            bucket.upload(path, layout.render(clip.key, sha256))
+        stages.current = "record"
+        if not write_record(bucket, clip, clip_record(attempt, context, video=video, sha256=sha256)):
+            return _leave_to_other(attempt, context)
+        _write_plain_name(attempt, context, path, layout.render(clip.key, sha256))
     finally:
         path.unlink(missing_ok=True)
-    stages.current = "record"
-    record = clip_record(attempt, context, video=video, sha256=sha256)
-    if not write_record(context.bucket, clip, record, sha256=sha256):
-        return _leave_to_other(attempt, context)
     context.attempts.end(clip.key, attempt.number)
     log_event(
         _LOG, "clip_rendered", clip=clip.clip_id, attempt=attempt.number, elapsed_s=attempt.elapsed_s,
@@ -121,20 +123,37 @@ def finish_clip(attempt: Attempt, context: JobContext) -> Rendered | Skipped:
     return Rendered(clip_id=clip.clip_id, digest=clip.digest, elapsed_s=attempt.elapsed_s)
 
 
-def write_record(bucket: Bucket, clip: Clip, record: Mapping[str, object], *, sha256: str) -> bool:
+def write_record(bucket: Bucket, clip: Clip, record: ClipRecord) -> bool:
     """Writes the record of a video that was just uploaded; returns False if another job's record was first and stays.
 
-    The other record stays if it describes the video in the bucket. If our video (`sha256`) differs and was uploaded over the
-    other job's, our record replaces the other one: record and video always belong together. Raises BucketError.
+    A record that is damaged does not stay: ours replaces it. Raises BucketError.
     """
     path = layout.record(clip.key)
     if bucket.create_json(path, record):
         return True
-    first = bucket.read_json(path)["video"]["sha256"]
-    if first == sha256 or hashlib.sha256(bucket.read_present(layout.video(clip.clip_id))).hexdigest() == first:
-        return False
-    bucket.write_json(path, record)
-    return True
+    try:
+        bucket.record(clip.key)
+    except FileNotFoundError:  # put aside in this moment, as damaged
+        return bucket.create_json(path, record)
+    except DamagedError as error:
+        log_event(_LOG, "record_replaced", level=logging.WARNING, clip=clip.clip_id, error=str(error))
+        bucket.write_json(path, record)
+        return True
+    return False
+
+
+def _write_plain_name(attempt: Attempt, context: JobContext, path: Path, rendered: str) -> None:
+    """Writes `videos/<clip_id>.mp4`. The clip is done without it: a bucket that is away now costs only this name."""
+    if not context.settings.render.plain_videos:
+        return
+    name, bucket = layout.video(attempt.clip.clip_id), context.bucket
+    try:
+        if bucket.is_local:
+            bucket.copy(rendered, name)
+        else:
+            bucket.upload(path, name)
+    except BucketError as error:
+        log_event(_LOG, "plain_name_missing", level=logging.WARNING, clip=attempt.clip.clip_id, error=str(error))
 
 
 def _leave_to_other(attempt: Attempt, context: JobContext) -> Skipped:

@@ -24,6 +24,7 @@ from jobs.reports.report import JobFacts, build_report
 from jobs.reports.report_html import report_page
 from jobs.reports.report_times import settled_s, warm_up_s
 from jobs.store import layout
+from jobs.store.bucket import DamagedError
 from pab.execution.compiled import Compiled
 
 Json = dict[str, Any]
@@ -136,8 +137,8 @@ def leave_report(
 
 def _earlier(context: JobContext) -> Json:
     try:
-        return context.bucket.read_json(layout.job_report(context.shard))
-    except FileNotFoundError:
+        return context.bucket.job_report(layout.job_name(context.shard))
+    except (FileNotFoundError, DamagedError):
         return {}
 
 

@@ -73,7 +73,7 @@ def clip_record(attempt: Attempt, context: JobContext, *, video: Video, sha256: 
         "elapsed_s": round(attempt.elapsed_s, 6),
         "started_at": attempt.started_at,
         "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "video": video_facts(video, layout.video(clip.clip_id), sha256),
+        "video": video_facts(video, layout.render(clip.key, sha256), sha256),
         "job": context.facts(),
         "versions": versions(),
         "warnings": list(attempt.warnings),

@@ -50,7 +50,11 @@ def run_shard(job: RenderShard) -> ShardOutcome:
     with ExitStack() as stack:
         ranks = stack.enter_context(open_job(job.settings))
         scratch = stack.enter_context(open_scratch())
-        bucket = Bucket(job.settings.output, retry_policy=RetryPolicy(total_s=job.settings.upload_timeout_s))
+        bucket = Bucket(
+            job.settings.output,
+            retry_policy=RetryPolicy(total_s=job.settings.upload_timeout_s),
+            exclusive=job.settings.exclusive,
+        )
         context = JobContext(
             settings=job.settings,
             shard=job.shard,

@@ -10,6 +10,9 @@ from jobs.reports.page import page
 SHOWN_VIDEOS = 24
 
 
-def run_page(document: Mapping[str, Any], videos: Sequence[str]) -> str:
-    """Returns the page. `document`: what reports/run.json holds. `videos`: ids of the rendered clips, the first are shown."""
-    return page("run.html", document=document, videos=videos, shown=videos[:SHOWN_VIDEOS])
+def run_page(document: Mapping[str, Any], videos: Sequence[tuple[str, str]], *, num_rendered: int) -> str:
+    """Returns the page. `document`: what reports/run.json holds.
+
+    `videos`: clip id and the video's path below the run's folder, of the first rendered clips; `num_rendered`: of all.
+    """
+    return page("run.html", document=document, videos=videos[:SHOWN_VIDEOS], num_rendered=num_rendered)

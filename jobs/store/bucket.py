@@ -1,110 +1,42 @@
-"""The run's folder in object storage, reached through fsspec. A file is either complete or not there.
-
-Local files are written under another name and renamed. S3 objects are one PUT, or a multipart upload that appears only
-when it is complete. Nothing is streamed to its final path, where an error half-way would publish a part of the file.
-"""
+"""The run's folder in object storage: its documents, listings of its parts, and what they say of clips."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import hashlib
 import itertools
 import json
 import logging
-import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import fsspec
-from fsspec.asyn import sync
-from fsspec.utils import get_protocol
-
 from jobs.log import log_event
-from jobs.store import layout, local_files
+from jobs.store import layout
+from jobs.store.damage import record_fault, report_fault
+from jobs.store.filesystem import BucketError, Filesystem
 from jobs.store.history import ClipHistory
 from jobs.store.layout import KINDS
 from jobs.store.outgoing import Outgoing
-from jobs.store.retry import RetryPolicy, advice, error_code, retry, store_errors, within
-from jobs.store.s3_listing import list_names
+
+__all__ = ["Bucket", "BucketError", "DamagedError"]
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
-_S3_OPTIONS = {
-    # Two layers below also retry (botocore, s3fs). Only ours knows how long to wait, so theirs are kept short.
-    "config_kwargs": {
-        "connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"},
-        "max_pool_connections": 32,
-    },
-}  # fmt: skip
-_S3_RETRIES = 2
 _PARALLEL_REQUESTS = 16
-_SINGLE_PUT_BYTES = 64 << 20
 
 
-class BucketError(Exception):
-    """The bucket refused, or could not be reached for too long; the message has the URL, the cause and what to do."""
+class DamagedError(BucketError):
+    """A file is there, but it does not hold what it must. `what`: what is wrong with it; the message also says where."""
+
+    def __init__(self, place: str, what: str, action: str = "remove it and submit again") -> None:
+        super().__init__(f"{place}: {what}; {action}")
+        self.what = what
 
 
-class Bucket:
-    """A run's folder. A pickle of it has only URL and retry policy; each process opens the filesystem at its first use.
-
-    `url`: any fsspec URL, or a local path. Credentials and endpoint come from where the library looks for them (environment,
-    profile, instance role), never from the URL. Raises BucketError for a URL that contains credentials.
-    """
-
-    def __init__(self, url: str, *, retry_policy: RetryPolicy | None = None) -> None:
-        if "@" in url.partition("://")[2].partition("/")[0]:
-            raise BucketError(
-                f"{url.partition('://')[0]}://...: a URL may not hold credentials; set them in the environment"
-            )
-        self.url = (url if "://" in url or "::" in url else str(Path(url).absolute())).rstrip("/")
-        self.retry_policy = retry_policy or RetryPolicy()
-        self._opened: tuple[int, Any, str] | None = None
-
-    def __getstate__(self) -> tuple[str, RetryPolicy]:
-        return self.url, self.retry_policy
-
-    def __setstate__(self, state: tuple[str, RetryPolicy]) -> None:
-        self.url, self.retry_policy = state
-        self._opened = None
-
-    def __repr__(self) -> str:
-        return f"Bucket({self.url!r})"
+class Bucket(Filesystem):
+    """A run's folder. All paths are relative to it; `jobs.store.layout` makes them."""
 
     # Writing
-
-    def write(self, path: str, data: bytes) -> None:
-        """Writes a file, and replaces an existing one. Raises BucketError."""
-        self._with_retries("write", path, lambda fs, full: self._put(fs, full, data))
-
-    def create(self, path: str, data: bytes) -> bool:
-        """Writes a file that must not exist yet; returns False if it does.
-
-        If many writers race, exactly one gets True. `data` must contain an id that is unique to the writer: if the server's
-        answer is lost, the file is read back to see who wrote it. Raises BucketError.
-        """
-        assert len(data) <= _SINGLE_PUT_BYTES, f"{path}: some stores create exclusively in a single request only"
-        return self._with_retries("create", path, lambda fs, full: self._create(fs, full, data))
-
-    def upload(self, local: Path, path: str) -> None:
-        """Uploads a local file, replaces an existing one, and checks what arrived. Raises BucketError."""
-        size_bytes = local.stat().st_size
-        if size_bytes <= _SINGLE_PUT_BYTES or self._local(self._fs()[0]):
-            return self.write(path, local.read_bytes())
-
-        def put(fs: Any, full: str) -> None:
-            deadline_s = self.retry_policy.deadline_s(size_bytes)
-            if fs.async_impl:
-                _await(fs, lambda: fs._put_file(str(local), full), deadline_s)
-            else:
-                within(deadline_s, lambda: fs.put_file(str(local), full))
-            self._check_size(fs, full, size_bytes)
-
-        return self._with_retries("upload", path, put)
 
     def open_output(self, path: str) -> BinaryIO:
         """Returns a binary file. Closing it writes all of it to `path`; after an error inside `with`, nothing is written."""
@@ -118,84 +50,104 @@ class Bucket:
         """Writes a JSON document that must not exist yet; returns False if it does. Raises BucketError."""
         return self.create(path, _json({**value, "written_by": uuid.uuid4().hex}))
 
-    def remove(self, path: str) -> None:
-        """Removes a file, if it is there. Raises BucketError."""
-
-        def rm(fs: Any, full: str) -> None:
-            try:
-                within(self.retry_policy.operation_s, lambda: fs.rm_file(full))
-            except FileNotFoundError:
-                return
-
-        self._with_retries("remove", path, rm)
+    def test_exclusive(self) -> bool:
+        """Finds out whether the store refuses to create what exists, by trying, and keeps the answer. Raises BucketError."""
+        path = layout.claim(f"test-{uuid.uuid4().hex}")
+        self.exclusive = True
+        try:
+            self.exclusive = self.create(path, b"first") and not self.create(path, b"second")
+        finally:
+            self.remove(path)
+        return self.exclusive
 
     # Reading
 
-    def read(self, path: str) -> bytes:
-        """Returns a file's bytes. Raises FileNotFoundError if there is none, else BucketError."""
-
-        def get(fs: Any, full: str) -> bytes:
-            return within(self.retry_policy.deadline_s(1 << 28), lambda: bytes(fs.cat_file(full)))
-
-        return self._with_retries("read", path, get, absent_is_an_answer=True)
-
-    def read_present(self, path: str) -> bytes:
-        """Returns the bytes of a file that must exist. Raises BucketError, also if there is none."""
-        try:
-            return self.read(path)
-        except FileNotFoundError as error:
-            raise BucketError(f"{self.url}/{path}: there is no such file; submit the run again") from error
-
     def read_json(self, path: str) -> dict[str, Any]:
-        """Returns a JSON document. Raises FileNotFoundError if there is none, else BucketError."""
+        """Returns a JSON document. Raises FileNotFoundError if there is none, DamagedError, else BucketError."""
         try:
             value = json.loads(self.read(path))
         except ValueError as error:
-            raise BucketError(
-                f"{self.url}/{path}: not a JSON document ({error}); remove it and submit again"
-            ) from error
+            raise DamagedError(f"{self.url}/{path}", f"it is not a JSON document ({error})") from error
         if not isinstance(value, dict):
-            raise BucketError(
-                f"{self.url}/{path}: a JSON {type(value).__name__}, needs an object; remove it, submit again"
-            )
+            raise DamagedError(f"{self.url}/{path}", f"it is a JSON {type(value).__name__}, needs an object")
         return value
 
     def exists(self, path: str) -> bool:
         """Whether the file is there. Raises BucketError."""
-
-        def info(fs: Any, full: str) -> bool:
-            try:
-                return within(self.retry_policy.operation_s, lambda: fs.info(full)["type"] == "file")
-            except FileNotFoundError:
-                return False
-
-        return self._with_retries("look for", path, info)
+        return self.size(path) is not None
 
     def histories(self, keys: Iterable[str]) -> dict[str, ClipHistory]:
         """Returns the histories of these clips; the cost depends on their number, not on the size of the run."""
-        return self._map(self._history, keys)
+        return self.map_files(self._history, keys)
 
     def records(self, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """Returns the records of these clips; clips without one are left out. Raises BucketError."""
+        """Returns the records of these clips. Clips without one, or with a damaged one, are left out. Raises BucketError."""
 
         def record(key: str) -> dict[str, Any] | None:
             try:
-                return self.read_json(layout.record(key))
+                return self.record(key)
             except FileNotFoundError:
                 return None
+            except DamagedError as error:
+                log_event(_LOG, "record_damaged", level=logging.WARNING, error=str(error))
+                return None
 
-        return {key: value for key, value in self._map(record, keys).items() if value is not None}
+        return {key: value for key, value in self.map_files(record, keys).items() if value is not None}
+
+    def record(self, key: str) -> dict[str, Any]:
+        """Returns a clip's record. Raises FileNotFoundError if there is none, DamagedError, else BucketError."""
+        record = self.read_json(layout.record(key))
+        if fault := record_fault(record, key):
+            raise DamagedError(f"{self.url}/{layout.record(key)}", fault)
+        return record
+
+    def job_report(self, name: str) -> dict[str, Any]:
+        """Returns the report of a job, `job-00007`. Raises FileNotFoundError, DamagedError, else BucketError."""
+        path = layout.job_report(layout.shard_of(name))
+        report = self.read_json(path)
+        if fault := report_fault(report):
+            raise DamagedError(f"{self.url}/{path}", fault)
+        return report
+
+    def job_reports(self, newest: int | None = None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Returns the jobs' reports, by shard, and of those that are damaged, by path, what is wrong.
+
+        `newest`: only so many, of the latest shards. Raises BucketError.
+        """
+        found = (layout.report_of(name) for name in self.names("reports"))
+        names = sorted(name for name in found if name)[-newest if newest else None :]
+
+        def report(name: str) -> dict[str, Any] | str:
+            try:
+                return self.job_report(name)
+            except FileNotFoundError:
+                return "it is gone"
+            except DamagedError as error:
+                return error.what
+
+        told = self.map_files(report, names)
+        damaged = {f"reports/{name}.json": what for name, what in told.items() if isinstance(what, str)}
+        return [each for each in told.values() if isinstance(each, dict)], damaged
 
     # Listing
 
     def names(self, kind: str) -> Iterator[str]:
         """Yields the names in one of `layout.KINDS`; none if the folder does not exist. Raises BucketError."""
         assert kind in KINDS, f"{kind!r} is not one of {KINDS}"
-        yield from self._with_retries("list", kind, self._list)
+        yield from self.listing(kind)
 
     def recorded_keys(self) -> set[str]:
-        """Returns `<clip_id>.<digest>` of every record, from one listing."""
-        return {name.removesuffix(".json") for name in self.names("records") if name.endswith(".json")}
+        """Returns `<clip_id>.<digest>` of every record, from one listing. An empty file is no record."""
+        sizes = self.listing("records")
+        return {name.removesuffix(".json") for name, size in sizes.items() if size and name.endswith(".json")}
+
+    def recorded_among(self, keys: Iterable[str]) -> set[str]:
+        """Returns which of these clips have a record, by asking for each: a listing may be late. Raises BucketError."""
+        return {key for key, found in self.map_files(self.is_recorded, keys).items() if found}
+
+    def is_recorded(self, key: str) -> bool:
+        """Whether the clip has a record. An empty file is none. Raises BucketError."""
+        return bool(self.size(layout.record(key)))
 
     def failures(self) -> dict[str, list[int]]:
         """Returns, by clip key, the numbers of the attempts that left a failure, ascending; from one listing."""
@@ -219,105 +171,11 @@ class Bucket:
         chosen -= self.recorded_keys()
         paths = [layout.attempt(key, attempt) for key in chosen for attempt in attempts.get(key, ())]
         # Failures come last: if this is interrupted, the clip still counts as failed and `retry` finds it again.
-        self._map(self.remove, paths)
-        self._map(self.remove, [layout.failure(key, attempt) for key in chosen for attempt in failures.get(key, ())])
+        self.map_files(self.remove, paths)
+        self.map_files(
+            self.remove, [layout.failure(key, attempt) for key in chosen for attempt in failures.get(key, ())]
+        )
         return sorted(chosen)
-
-    # Below: the filesystem
-
-    def _fs(self) -> tuple[Any, str]:
-        if self._opened is None or self._opened[0] != os.getpid():
-            protocol = get_protocol(self.url)
-            options = _S3_OPTIONS if protocol in ("s3", "s3a") else {}
-            try:
-                fs, root = fsspec.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True, **options)
-            except (ImportError, ValueError) as error:
-                raise BucketError(
-                    f"{self.url}: {error}; install the filesystem's package or name another URL"
-                ) from error
-            if options:
-                fs.retries = _S3_RETRIES
-            self._opened = (os.getpid(), fs, root.rstrip("/"))
-        return self._opened[1], self._opened[2]
-
-    @staticmethod
-    def _local(fs: Any) -> bool:
-        return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
-
-    def _with_retries(
-        self, verb: str, path: str, operation: Callable[[Any, str], T], *, absent_is_an_answer: bool = False
-    ) -> T:
-        fs, root = self._fs()
-
-        def tell(error: BaseException, wait_s: float) -> None:
-            fields: dict[str, Any] = {
-                "verb": verb,
-                "path": path,
-                "wait_s": wait_s,
-                "error": repr(error),
-                "cause": error.__cause__,
-            }
-            log_event(_LOG, "bucket_retry", level=logging.WARNING, **fields)
-
-        try:
-            return retry(lambda: operation(fs, f"{root}/{path}"), self.retry_policy, tell)
-        except FileNotFoundError as error:
-            if absent_is_an_answer and error_code(error) != "NoSuchBucket":
-                raise
-            raise self._refused(verb, path, error) from error
-        except store_errors() as error:
-            raise self._refused(verb, path, error) from error
-
-    def _refused(self, verb: str, path: str, error: Exception) -> BucketError:
-        # Some servers send no message. s3fs then says "None", and only the error's cause says what happened.
-        cause = f"{type(error).__name__}: {error}" + (f", from {error.__cause__}" if error.__cause__ else "")
-        return BucketError(f"cannot {verb} {self.url}/{path} ({cause}); {advice(error, self.retry_policy)}")
-
-    def _put(self, fs: Any, full: str, data: bytes) -> None:
-        if self._local(fs):
-            local_files.write(Path(full), data)
-            return
-        options = {}
-        if "s3" in fs.protocol and len(data) <= _SINGLE_PUT_BYTES:
-            # The server compares this hash with what arrived: a check of the content that costs only a header.
-            options["ContentMD5"] = _md5(data)
-        self._pipe(fs, full, data, **options)
-        self._check_size(fs, full, len(data))
-
-    def _pipe(self, fs: Any, full: str, data: bytes, **options: str) -> None:
-        deadline_s = self.retry_policy.deadline_s(len(data))
-        if fs.async_impl:
-            _await(fs, lambda: fs._pipe_file(full, data, **options), deadline_s)
-        else:
-            within(deadline_s, lambda: fs.pipe_file(full, data, **options))
-
-    def _check_size(self, fs: Any, full: str, size_bytes: int) -> None:
-        found = within(self.retry_policy.operation_s, lambda: fs.info(full)["size"])
-        if found != size_bytes:
-            raise OSError(f"{full}: {found} bytes arrived of {size_bytes}")
-
-    def _create(self, fs: Any, full: str, data: bytes) -> bool:
-        if self._local(fs):
-            return local_files.create(Path(full), data)
-        try:
-            self._pipe(fs, full, data, mode="create")
-        except OSError as error:
-            taken = error_code(error) in ("PreconditionFailed", "412", "ConditionalRequestConflict")
-            if not taken and not isinstance(error, FileExistsError):
-                raise
-            # The file may be our own, if the answer to an earlier try was lost.
-            return within(self.retry_policy.operation_s, lambda: bytes(fs.cat_file(full))) == data
-        return True
-
-    def _list(self, fs: Any, full: str) -> list[str]:
-        if self._local(fs):
-            return local_files.names(Path(full))
-        if "s3" in fs.protocol:
-            return sync(fs.loop, list_names, fs, full)
-        try:
-            return [name.rsplit("/", 1)[-1] for name in fs.ls(full, detail=False)]
-        except FileNotFoundError:
-            return []
 
     def _history(self, key: str) -> ClipHistory:
         attempts: list[int] = []
@@ -330,26 +188,15 @@ class Bucket:
             failures += [number] if failed else []
             if not marked and not failed:
                 break
-        recorded = self.exists(layout.record(key))
-        return ClipHistory(recorded=recorded, attempts=tuple(attempts), failures=tuple(failures))
+        return ClipHistory(recorded=self.is_recorded(key), attempts=tuple(attempts), failures=tuple(failures))
 
-    def _map(self, function: Callable[[str], T], items: Iterable[str]) -> dict[str, T]:
+    def map_files(self, function: Callable[[str], T], items: Iterable[str]) -> dict[str, T]:
+        """Returns the function's value for each item; 16 at once. Raises the first error."""
         items = list(items)
         self._fs()
         with ThreadPoolExecutor(_PARALLEL_REQUESTS, thread_name_prefix="bucket") as pool:
             return dict(zip(items, pool.map(function, items), strict=True))
 
 
-def _await(fs: Any, make: Callable[[], Any], deadline_s: float) -> None:
-    async def go() -> None:
-        await asyncio.wait_for(make(), deadline_s)
-
-    sync(fs.loop, go)
-
-
 def _json(value: Mapping[str, object]) -> bytes:
     return (json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1) + "\n").encode()
-
-
-def _md5(data: bytes) -> str:
-    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()

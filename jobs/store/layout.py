@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 SCHEMA = 1
@@ -12,8 +13,10 @@ REFERENCES = "references.json"
 RUN_REPORT = "reports/run.json"
 RUN_PAGE = "reports/run.html"
 INDEX = "reports/index.parquet"
-KINDS = ("shards", "videos", "records", "failures", "attempts", "reports", "logs")
+KINDS = ("shards", "renders", "videos", "records", "failures", "attempts", "reports", "logs", "claims")
 """The folders of a run."""
+SHA256_DIGITS = 16
+"""How much of the hash of its bytes the name of a video in `renders/` has; its record has the whole."""
 
 
 def shard(index: int) -> str:
@@ -21,14 +24,41 @@ def shard(index: int) -> str:
     return f"shards/{index:05d}.parquet"
 
 
+def render(key: str, sha256: str) -> str:
+    """Returns the path of a video that a record names. Its bytes decide it, so no other attempt writes other bytes there."""
+    return f"renders/{key}.{sha256[:SHA256_DIGITS]}.mp4"
+
+
+def rendered_key(name: str) -> str:
+    """Returns the clip's key from the name of a file in `renders/`; empty if it is none of ours."""
+    key, _, rest = name.removesuffix(".mp4").rpartition(".")
+    return key if name.endswith(".mp4") and len(rest) == SHA256_DIGITS else ""
+
+
 def video(clip_id: str) -> str:
-    """Returns the path of a clip's video."""
+    """Returns the plain name of a clip's video: a copy of the file that its record names, written after the record."""
     return f"videos/{clip_id}.mp4"
+
+
+def is_video(path: str) -> bool:
+    """Whether a path that stands in a record is one of ours. Whoever writes to a bucket must not choose what is read."""
+    return re.fullmatch(r"(videos|renders)/[A-Za-z0-9._-]+\.mp4", path) is not None
 
 
 def record(key: str) -> str:
     """Returns the path of a clip's record; `key` is `<clip_id>.<digest>`."""
     return f"records/{key}.json"
+
+
+def aside(path: str, stamp: str) -> str:
+    """Returns where a damaged file, such as `records/a.0a.json`, is put aside."""
+    folder, _, name = path.rpartition("/")
+    return f"history/{name}.{folder}.{stamp}"
+
+
+def claim(name: str) -> str:
+    """Returns the path of a file that says that a submit is planning this run now."""
+    return f"claims/{name}"
 
 
 def failure(key: str, number: int) -> str:
@@ -61,6 +91,12 @@ def job_report(shard_index: int, suffix: str = "json") -> str:
     return f"reports/{job_name(shard_index)}.{suffix}"
 
 
+def report_of(name: str) -> str:
+    """Returns the job's name from the name of a file in `reports/`; empty if it is not the report of a job."""
+    job = name.removesuffix(".json")
+    return job if name.endswith(".json") and job.startswith("job-") and job[4:].isdigit() else ""
+
+
 def job_log(shard_index: int, start: str, rank: int) -> str:
     """Returns the path of one rank's log; `start` names one start of the job."""
     return f"logs/{job_name(shard_index)}.{start}.rank{rank}.log"
@@ -74,6 +110,6 @@ def attempts_by_key(names: Iterable[str]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for name in names:
         key, _, number = name.rpartition(".")
-        if number.isdigit():
+        if number.isascii() and number.isdigit():
             found.setdefault(key, []).append(int(number))
     return {key: sorted(numbers) for key, numbers in found.items()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import ExitStack
+import uuid
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 _PREFIX = ".writing-"
@@ -29,13 +30,38 @@ def create(path: Path, data: bytes) -> bool:
     return True
 
 
-def names(folder: Path) -> list[str]:
-    """Returns the names of the files in a folder, without those being written; none if there is no folder."""
+def sizes(folder: Path) -> dict[str, int]:
+    """Returns the names of the files in a folder with their sizes in bytes, without those being written.
+
+    A folder that does not exist has none.
+    """
+    found = {}
     try:
         with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if not entry.name.startswith(_PREFIX)]
+            for entry in entries:
+                if not entry.name.startswith(_PREFIX):
+                    # A file may be removed between its name and its size.
+                    with suppress(FileNotFoundError):
+                        found[entry.name] = entry.stat().st_size
     except FileNotFoundError:
-        return []
+        return {}
+    return found
+
+
+def link(source: Path, path: Path) -> bool:
+    """Makes `path` another name of `source` in one step, replacing what it was; False if the disk cannot do that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{_PREFIX}{uuid.uuid4().hex}"
+    try:
+        os.link(source, temporary)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    # Renaming does nothing where both are already names of one file.
+    temporary.replace(path)
+    temporary.unlink(missing_ok=True)
+    return True
 
 
 def _written_beside(path: Path, data: bytes) -> Path:

@@ -15,7 +15,22 @@ T = TypeVar("T")
 
 _FINAL_OS_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 _FINAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
-_FINAL_CODES = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "ExpiredToken")
+_FINAL_CODES = (
+    "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "ExpiredToken", "InvalidToken",
+    "NotImplemented", "QuotaExceeded",
+)  # fmt: skip
+"""Refusals that name no HTTP status, as some servers and proxies send them."""
+_PASSING_CODES = (
+    # Refusals by their status, which still pass: the request came late, cut, changed on its way, or beside another one.
+    "RequestTimeout", "RequestTimeoutException", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
+    "XAmzContentChecksumMismatch", "ConditionalRequestConflict", "OperationAborted", "NoSuchUpload", "InvalidPart",
+    "Throttling", "ThrottlingException", "TooManyRequestsException", "SlowDown", "RequestLimitExceeded",
+)  # fmt: skip
+_PASSING_STATUS = (408, 409, 425, 429)
+_STALE_CREDENTIALS = (
+    "ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidAccessKeyId", "RequestExpired",
+    "TokenRefreshRequired", "UnrecognizedClientException",
+)  # fmt: skip
 _CLIENT_ERRORS = {
     # Errors of the client libraries that are not OSErrors, by the module that defines them.
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
@@ -23,10 +38,11 @@ _CLIENT_ERRORS = {
     "aiohttp.client_exceptions": ("ClientError",),
     "aiohttp.http_exceptions": ("HttpProcessingError",),
     "gcsfs.retry": ("HttpError", "ChecksumError"),
+    "azure.core.exceptions": ("AzureError",),
 }
 _FINAL_CLIENT_ERRORS = (
     "NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "NoRegionError", "ProfileNotFound",
-    "InvalidEndpoint", "InvalidURL",
+    "InvalidEndpoint", "InvalidURL", "ClientAuthenticationError",
 )  # fmt: skip
 
 
@@ -69,32 +85,104 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same operation may succeed later: a timeout, a lost connection, a busy server; but not a refusal."""
-    if error_code(error) in _FINAL_CODES:
+    """Whether the same operation may succeed later: a timeout, a lost connection, a busy server; but not a refusal.
+
+    A store's own answer decides first: 5xx and 429 pass; 3xx, 4xx and 501 do not, except for a few codes.
+    """
+    answer = store_answer(error)
+    if answer.code in _PASSING_CODES:
+        return True
+    if answer.code in _FINAL_CODES:
         return False
+    if answer.status is not None and answer.status >= 300:
+        return answer.status in _PASSING_STATUS or (answer.status >= 500 and answer.status != NOT_IMPLEMENTED)
     if isinstance(error, OSError):
         return not isinstance(error, _FINAL_OS_ERRORS) and error.errno not in _FINAL_ERRNOS
     return isinstance(error, store_errors()) and type(error).__name__ not in _FINAL_CLIENT_ERRORS
+
+
+def are_credentials_stale(error: BaseException) -> bool:
+    """Whether the store refused the credentials as old: the file that holds them may have newer ones by now."""
+    return store_answer(error).code in _STALE_CREDENTIALS
 
 
 def advice(error: BaseException, retry_policy: RetryPolicy) -> str:
     """Returns what to do about an error that ended an operation."""
     if is_transient(error):
         return f"the bucket was away for {retry_policy.total_s:.0f} s; submit again when it is back"
+    answer = store_answer(error)
+    code = answer.code
+    if said := next((what for start, what in _ADVICE.items() if code.startswith(start)), ""):
+        return said
     if isinstance(error, FileNotFoundError):
         return "create the bucket (or folder) first, or check its name"
-    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+    denied = isinstance(error, PermissionError) and answer.status in (None, 401, 403)
+    if denied or "Credential" in type(error).__name__:
         return "check credentials, endpoint and the bucket's policy"
-    return "check the output URL"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space, then submit again"
+    return f"the store refused it ({code}), which waiting does not change" if code else "check the output URL"
+
+
+_ADVICE = {
+    # By how the store's code begins.
+    "Expired": "renew the credentials",
+    "InvalidToken": "renew the credentials",
+    "InvalidAccessKeyId": "check credentials, endpoint and the bucket's policy",
+    "SignatureDoesNotMatch": "check credentials, endpoint and the bucket's policy",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    "KMS.": "the bucket's encryption key cannot be used; ask who owns it",
+    "QuotaExceeded": "free some space, or raise the quota",
+    "AuthorizationHeaderMalformed": "the region is wrong; set AWS_DEFAULT_REGION to the bucket's",
+    "PermanentRedirect": "the bucket is in another region; set AWS_DEFAULT_REGION and the endpoint to the bucket's",
+    "NotImplemented": "the store does not know this request; name another store",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreAnswer:
+    """What a store answered to a request: its own error code, e.g. `PreconditionFailed`, and the HTTP status.
+
+    The code is empty and the status None where no store answered, or where its answer does not hold them.
+    """
+
+    code: str = ""
+    status: int | None = None
+
+    def __str__(self) -> str:
+        status = "" if self.status is None or self.code == str(self.status) else f"HTTP {self.status}"
+        return " ".join(part for part in (self.code, status) if part)
+
+
+NOT_IMPLEMENTED = 501
+
+
+def store_answer(error: BaseException) -> StoreAnswer:
+    """Returns what the store answered, from the error or its cause: of S3, Google's storage or Azure's."""
+    for link in (error, error.__cause__):
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):
+            code = str(response.get("Error", {}).get("Code", ""))
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            # An answer to HEAD has no body: the library makes the status the code.
+            return StoreAnswer(code=code, status=_number(status if status is not None else code))
+        if link is not None and isinstance(link, store_errors()):
+            # Of Google's client `code` is the status of an answer; of others it is given to what is no answer, too.
+            names = ("status_code", "status", *(("code",) if type(link).__module__.startswith("gcsfs") else ()))
+            numbers = (getattr(link, name, None) for name in names)
+            status = next((found for number in numbers if (found := _number(number)) is not None), None)
+            if status is not None:
+                return StoreAnswer(code=str(getattr(link, "error_code", None) or status), status=status)
+    return StoreAnswer()
+
+
+def _number(value: object) -> int | None:
+    return int(str(value)) if str(value).isdigit() else None
 
 
 def error_code(error: BaseException) -> str:
     """Returns the store's own error code, e.g. `PreconditionFailed`, from the error or its cause; empty if it has none."""
-    for link in (error, error.__cause__):
-        response = getattr(link, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
+    return store_answer(error).code
 
 
 def retry(operation: Callable[[], T], retry_policy: RetryPolicy, tell: Callable[[BaseException, float], None]) -> T:

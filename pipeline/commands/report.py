@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.reports.run_html import run_page
+from jobs.reports.run_html import SHOWN_VIDEOS, run_page
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.measured import joined_measured
 from pipeline.run.report_index import IndexTotals, write_index
-from pipeline.run.report_rows import RunRows, errors_by_id, read_job_reports, told_rows
+from pipeline.run.report_rows import RunRows, errors_by_id, told_rows
 from pipeline.run.run import Run, load_run, open_bucket
-from pipeline.run.state import FailedClip, clip_id, failed_clips, read_progress
+from pipeline.run.run_keys import run_keys
+from pipeline.run.state import FailedClip, failed_clips, read_progress
 from pipeline.screen import Screen
 
 Json = dict[str, Any]
@@ -30,28 +31,31 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `report`."""
     bucket = open_bucket(arguments.output)
     known = load_run(bucket)
-    if not bucket.exists(layout.MANIFEST):
+    keys = run_keys(bucket)
+    if keys is None:
         raise UsageError(f"{bucket.url} has no {layout.MANIFEST}: its submit was cut off early; submit again first")
-    document = write_report(bucket, known)
+    document = write_report(bucket, known, keys)
     screen.result(document, report_text(document))
     return Exit.OK
 
 
-def write_report(bucket: Bucket, run: Run) -> Json:
+def write_report(bucket: Bucket, run: Run, keys: Collection[str]) -> Json:
     """Writes the three files of a run's report and returns what run.json holds. Raises BucketError."""
-    progress = read_progress(bucket)
-    reports = read_job_reports(bucket)
+    progress = read_progress(bucket, keys, settled=True)
+    reports, damaged = bucket.job_reports()
     failures = failed_clips(bucket, progress, limit=MAX_ERRORS)
     rows = RunRows(bucket, progress, told_rows(reports))
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
-        index = Path(folder) / "index.parquet"
-        totals = write_index(
-            f"{bucket.url}/{layout.MANIFEST}", rows, errors_by_id(failures), url=bucket.url, path=index
-        )
+        index, manifest = Path(folder) / "index.parquet", Path(folder) / "manifest.parquet"
+        # Read in one piece, with retries: the library reads a remote file in many, each of which may fail.
+        manifest.write_bytes(bucket.read_present(layout.MANIFEST))
+        totals = write_index(manifest, rows, errors_by_id(failures), url=bucket.url, path=index)
         bucket.upload(index, layout.INDEX)
     document = report_document(bucket.url, run, totals=totals, reports=reports, failures=failures)
+    document["damaged"] = [f"{path}: {what}" for path, what in damaged.items()]
     bucket.write_json(layout.RUN_REPORT, document)
-    bucket.write(layout.RUN_PAGE, run_page(document, [clip_id(key) for key in sorted(progress.recorded)]).encode())
+    shown = rows.videos(SHOWN_VIDEOS)
+    bucket.write(layout.RUN_PAGE, run_page(document, shown, num_rendered=len(progress.recorded)).encode())
     return document
 
 
@@ -153,4 +157,5 @@ def report_text(document: Json) -> str:
         speedup = document["speedup"][how]
         if speedup:
             lines.append(f"speedup of denoising: {speedup['pab_factor']:.2f} x, {speedup['clips']:,} clips, {text}")
+    lines += [f"left out, damaged: {what}" for what in document["damaged"][:10]]
     return "\n".join([*lines, *(f"{name:<8} {url}" for name, url in document["files"].items())])

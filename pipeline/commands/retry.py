@@ -9,6 +9,7 @@ from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.run.run import load_run, open_bucket
+from pipeline.run.run_keys import run_keys
 from pipeline.run.state import clip_id, keys_of, read_progress
 from pipeline.screen import Screen, counted
 
@@ -17,7 +18,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `retry`."""
     bucket = open_bucket(arguments.output)
     load_run(bucket)
-    progress = read_progress(bucket)
+    progress = read_progress(bucket, run_keys(bucket))
     keys = set(progress.not_rendered | progress.again)
     if arguments.clip:
         failed = {clip_id(key) for key in keys}

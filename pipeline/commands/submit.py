@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cluster.job import Cluster, JobRequest
+from cluster.job import Cluster, ClusterError, JobRequest
 from jobs.progress import ClipProgress
 from jobs.store import layout
 from jobs.store.bucket import Bucket
-from manifests.accept import AcceptedManifest
+from manifests.read import read_keys
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.report import write_report
 from pipeline.exits import Exit, UsageError
@@ -24,6 +24,8 @@ from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import plan_work
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.build import build_settings
+from pipeline.run.claims import Claim, claimed
+from pipeline.run.damage import look_for_damage, put_aside, write_plain_names
 from pipeline.run.display import Display, open_display
 from pipeline.run.driver import Driver, ShardJob
 from pipeline.run.environment import environment_settings
@@ -33,11 +35,11 @@ from pipeline.run.options import choose
 from pipeline.run.panel import PanelDisplay
 from pipeline.run.references import ReferenceReader, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
-from pipeline.run.run import Run, check_same, find_run, open_bucket, pixel_settings, start_run
+from pipeline.run.run import Run, asked_run, check_same, find_run, open_bucket, start_run, undo_run
 from pipeline.run.settings import RunSettings
 from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
-from pipeline.run.summary import show_summary
+from pipeline.run.summary import show_summary, tell_damages
 from pipeline.run.view import open_view
 from pipeline.screen import Screen, counted
 
@@ -48,6 +50,7 @@ SECOND_CTRL_C_S = 10.0
 class Submission:
     """One submit of a run: what was asked for, and where it goes. `left_out` clips were recorded before it began.
 
+    `is_new`: whether it began the run. `keys`: of all its clips.
     `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more.
     """
 
@@ -55,6 +58,8 @@ class Submission:
     rules: RunRules
     bucket: Bucket
     run: Run
+    is_new: bool
+    keys: frozenset[str]
     left_out: int
     again: bool
     screen: Screen
@@ -71,34 +76,81 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     known = known_references(bucket) if found else {}
     references = ReferenceReader(known=known)
     model = settings.render.model
-    with accepted_manifest(arguments.manifest, rules, model=model, read_references=references) as (accepted, path):
+    with ExitStack() as stack:
+        manifest = accepted_manifest(arguments.manifest, rules, model=model, read_references=references)
+        accepted, path = stack.enter_context(manifest)
         tell_warnings(accepted.warnings, screen)
         _tell_weights(rules, found, screen)
+        asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
+        if found:
+            check_same(found, asked, bucket.url)
         if arguments.dry_run:
-            return _dry_run(settings, rules, bucket, found=found, accepted=accepted, path=path, screen=screen)
-        run_ = start_run(bucket, settings, manifest_digest=accepted.digest, num_clips=accepted.num_rows, rules=rules)
-        if references.known != known:
-            keep_references(bucket, references.known)
-        if not bucket.exists(layout.MANIFEST):
-            bucket.upload(path, layout.MANIFEST)
-        progress = read_progress(bucket, settings.render.max_attempts)
+            return _dry_run(settings, rules, bucket, num_clips=accepted.num_rows, path=path, screen=screen)
+        claim = stack.enter_context(claimed(bucket, screen))
+        keys = frozenset(read_keys(str(path)))
+        if found:
+            _mend(bucket, keys, settings, screen)
+        progress = read_progress(bucket, keys, settings.render.max_attempts)
+        # What can refuse comes before anything is written: a refused submit must not claim the output.
         work = plan_work(settings, rules, path, progress, bucket)
+        run_id = (found or asked).run_id
+        cluster = open_cluster(settings.machines, work_folder(run_id))
         screen.note(f"mesh: {work.choice.reason}")
         tell_warnings(work.warnings, screen)
+        run_, is_new = start_run(bucket, asked, settings)
+        if run_.run_id != run_id:
+            cluster = open_cluster(settings.machines, work_folder(run_.run_id))
+        _tell_store(bucket, screen)
+        if references.known != known:
+            keep_references(bucket, references.known)
+        _write_manifest(bucket, path, screen)
         numbers = create_shards(bucket, work.shards, path)
-    submission = Submission(
-        settings=settings,
-        rules=rules,
-        bucket=bucket,
-        run=run_,
-        left_out=len(progress.recorded),
-        again=bool(progress.again),
-        screen=screen,
-    )
-    if not numbers:
-        allowed = settings.render.max_attempts
-        return show_summary(bucket, run_, left_out=submission.left_out, max_attempts=allowed, screen=screen)
-    return _render(submission, work, numbers, detach=arguments.detach)
+        submission = Submission(
+            settings=settings,
+            rules=rules,
+            bucket=bucket,
+            run=run_,
+            is_new=is_new,
+            keys=keys,
+            left_out=len(progress.recorded),
+            again=bool(progress.again),
+            screen=screen,
+        )
+        if numbers:
+            return _render(submission, cluster, work, numbers, claim, detach=arguments.detach)
+    return _summary(submission)
+
+
+def _mend(bucket: Bucket, keys: Collection[str], settings: RunSettings, screen: Screen) -> None:
+    """Puts damaged records aside, so that their clips are rendered again; writes plain names that are missing."""
+    plain = settings.render.plain_videos
+    found = look_for_damage(bucket, keys, plain_videos=plain)
+    again = put_aside(bucket, found.damages)
+    if found.damages:
+        screen.note(f"{counted(len(found.damages), 'object')} damaged, {counted(len(again), 'clip')} to render again:")
+        tell_damages(found.damages, screen)
+    if found.misnamed:
+        write_plain_names(bucket, found.misnamed)
+        screen.note(f"{counted(len(found.misnamed), 'video')} had no right plain name in videos/, written again")
+
+
+def _write_manifest(bucket: Bucket, path: Path, screen: Screen) -> None:
+    there = bucket.size(layout.MANIFEST)
+    if there == path.stat().st_size:
+        return
+    if there is not None:
+        screen.note(
+            f"{layout.MANIFEST} in the bucket has {there:,} bytes, needs {path.stat().st_size:,}: written again"
+        )
+    bucket.upload(path, layout.MANIFEST)
+
+
+def _tell_store(bucket: Bucket, screen: Screen) -> None:
+    if not bucket.exclusive:
+        screen.note(
+            f"{bucket.url}: the store writes over what exists even if it is asked not to (S3: If-None-Match), so files are "
+            "looked for before they are created; submits of this run take turns"
+        )
 
 
 def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
@@ -110,32 +162,24 @@ def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
 
 
 def _dry_run(
-    settings: RunSettings,
-    rules: RunRules,
-    bucket: Bucket,
-    *,
-    found: Run | None,
-    accepted: AcceptedManifest,
-    path: Path,
-    screen: Screen,
-) -> int:
-    asked = Run(
-        run_id="dry-run",
-        manifest_digest=accepted.digest,
-        num_clips=accepted.num_rows,
-        pixels=pixel_settings(settings, rules),
-        weights=rules.weights,
-    )
-    if found:
-        check_same(found, asked, bucket.url)
-    progress = read_progress(bucket, settings.render.max_attempts)
+    settings: RunSettings, rules: RunRules, bucket: Bucket, *, num_clips: int, path: Path, screen: Screen
+) -> int:  # fmt: skip
+    progress = read_progress(bucket, frozenset(read_keys(str(path))), settings.render.max_attempts)
     work = plan_work(settings, rules, path, progress, bucket)
     costs = ClipCosts(rules, settings.render.precision)
-    show_dry_run(settings, work, costs, progress=progress, num_clips=accepted.num_rows, screen=screen)
+    show_dry_run(settings, work, costs, progress=progress, num_clips=num_clips, screen=screen)
     return Exit.OK
 
 
-def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], *, detach: bool) -> int:
+def _render(
+    submission: Submission,
+    cluster: Cluster,
+    work: PlannedWork,
+    numbers: dict[int, int],
+    claim: Claim,
+    *,
+    detach: bool,
+) -> int:
     settings, screen, bucket = submission.settings, submission.screen, submission.bucket
     folder = work_folder(submission.run.run_id)
     machines = settings.machines
@@ -143,9 +187,8 @@ def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], 
         f"{counted(work.num_clips, 'clip')} in {counted(len(numbers), 'job')} "
         f"({submission.left_out:,} recorded before), mesh {work.mesh}, at most {machines.max_parallel_jobs} jobs at once"
     )
-    cluster = open_cluster(machines, folder)
     submit = new_submit(machines.cluster, str(folder), max_attempts=settings.render.max_attempts)
-    driver = Driver(cluster, bucket, screen=screen, submit=submit, num_clips=submission.run.num_clips)
+    driver = Driver(cluster, bucket, screen=screen, submit=submit, keys=submission.keys)
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         host, wanted = driver_host(machines), settings.dask and not detach
@@ -154,7 +197,8 @@ def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], 
         progress = view.progress(min(len(numbers), machines.max_parallel_jobs))
         asked = _shard_jobs(submission, work, numbers, progress)
         try:
-            driver.start(asked)
+            _start(submission, driver, asked, numbers)
+            claim.release()
             if detach:
                 return _detached(submission, driver)
             planned_s = max(sum(s.seconds for s in work.shards.shards) / machines.max_parallel_jobs, 0.0)
@@ -167,8 +211,33 @@ def _render(submission: Submission, work: PlannedWork, numbers: dict[int, int], 
         finally:
             if not detach:
                 driver.end()
-    write_report(bucket, submission.run)
-    return show_summary(bucket, submission.run, left_out=submission.left_out, screen=screen, dashboard=view.url)
+    if settings.render.plain_videos:
+        found = look_for_damage(bucket, submission.keys, plain_videos=True)
+        write_plain_names(bucket, found.misnamed)
+    write_report(bucket, submission.run, submission.keys)
+    return _summary(submission, dashboard=view.url)
+
+
+def _summary(submission: Submission, dashboard: str | None = None) -> int:
+    allowed = submission.settings.render.max_attempts
+    return show_summary(
+        submission.bucket,
+        submission.run,
+        read_progress(submission.bucket, submission.keys, allowed, settled=True),
+        left_out=submission.left_out,
+        screen=submission.screen,
+        dashboard=dashboard,
+    )
+
+
+def _start(submission: Submission, driver: Driver, asked: list[ShardJob], numbers: Mapping[int, int]) -> None:
+    """Hands the jobs to the cluster. If it refuses them all, and this submit began the run, the output is free again."""
+    try:
+        driver.start(asked)
+    except ClusterError:
+        if submission.is_new and not driver.jobs:
+            undo_run(submission.bucket, numbers.values())
+        raise
 
 
 def _shard_jobs(
@@ -180,6 +249,7 @@ def _shard_jobs(
         broadcast_rules=submission.rules.job_broadcasts(),
         pinned_weights=submission.rules.pinned_weights(),
         longest_clip_s=work.longest_clip_s,
+        exclusive=submission.bucket.exclusive,
     )
 
     def request(index: int, number: int, *, again: bool) -> JobRequest:

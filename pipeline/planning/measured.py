@@ -109,8 +109,7 @@ def read_measured_file(path: str, *, precision: str) -> MeasuredTimes:
 
 def read_measured_jobs(bucket: Bucket, *, precision: str) -> MeasuredTimes:
     """Reads what earlier jobs of a run measured. Raises BucketError."""
-    names = [name for name in bucket.names("reports") if name.startswith("job-") and name.endswith(".json")]
-    reports = [bucket.read_json(f"reports/{name}") for name in sorted(names)[-MOST_REPORTS:]]
+    reports, _ = bucket.job_reports(newest=MOST_REPORTS)
     clips = [
         _entry(entry, f"{bucket.url}/reports: {report['job']}")
         for report in reports

@@ -78,14 +78,14 @@ class Driver:
         *,
         screen: Screen,
         submit: StartedJobs,
-        num_clips: int,
+        keys: frozenset[str],
         restarts: RetryPolicy = RESTARTS,
     ) -> None:
         self._cluster = cluster
         self._bucket = bucket
         self._screen = screen
         self._submit = submit
-        self._num_clips = num_clips
+        self._all_keys = keys
         self._restarts = restarts
         self._shards: list[_Driven] = []
         self._ended: list[Job] = []
@@ -141,7 +141,7 @@ class Driver:
         # The jobs wait for a bucket that is away; their driver must not be the first to give up.
         try:
             self._write_jobs()
-            progress = read_progress(self._bucket, self._submit.max_attempts)
+            progress = read_progress(self._bucket, self._all_keys, self._submit.max_attempts)
             self._attend(progress)
             self._lines = self._job_lines(progress)
         except BucketError as error:
@@ -183,6 +183,8 @@ class Driver:
         keys = self._shard_keys(shard)
         quarantined = write_quarantined(self._bucket, keys & progress.started, self._submit.max_attempts)
         left = keys - progress.recorded - progress.not_rendered - quarantined
+        # A store may list what was written only later, so each clip that seems to be left is asked for.
+        left -= self._bucket.recorded_among(left)
         if not left or shard.job.state is JobState.CANCELLED:
             shard.is_done = True
             return
@@ -263,7 +265,7 @@ class Driver:
     def _snapshot(self, progress: Progress, before: int, *, elapsed_s: float, planned_s: float) -> Snapshot:
         states = [shard.job.state for shard in self._shards]
         return Snapshot(
-            num_clips=self._num_clips,
+            num_clips=len(self._all_keys),
             rendered=len(progress.recorded),
             failed=len(progress.not_rendered),
             started=len(progress.started),

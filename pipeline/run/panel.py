@@ -87,8 +87,11 @@ class PanelDisplay:
         if name is None:
             return
         try:
-            speedup = self._bucket.read_json(layout.job_report(layout.shard_of(name)))["speedup"]
+            speedup = self._bucket.read_json(layout.job_report(layout.shard_of(name))).get("speedup")
         except (FileNotFoundError, BucketError):
-            speedup = {}
-        found = speedup.get("measured") or speedup.get("derived") or {}
-        self._measured[name] = found.get("pab_factor")
+            speedup = None
+        # What is damaged costs the picture a number, and nothing else.
+        told = speedup if isinstance(speedup, dict) else {}
+        found = told.get("measured") or told.get("derived")
+        factor = found.get("pab_factor") if isinstance(found, dict) else None
+        self._measured[name] = factor if isinstance(factor, float) else None

@@ -47,13 +47,15 @@ class IndexTotals:
             self.baseline_s += row.baseline_s
 
 
-def write_index(manifest_url: str, rows: RunRows, errors: Mapping[str, str], *, url: str, path: Path) -> IndexTotals:
-    """Writes the index of a run to a local file. `url`: the run's, which videos are named under.
+def write_index(manifest_file: Path, rows: RunRows, errors: Mapping[str, str], *, url: str, path: Path) -> IndexTotals:
+    """Writes the index of a run to a local file.
+
+    `manifest_file`: the run's manifest, on this machine. `url`: the run's, which videos are named under.
 
     A column of the manifest that is named like one of ours keeps its values as `<name>_in_manifest`.
     """
     totals = IndexTotals()
-    with open_manifest(manifest_url) as manifest:
+    with open_manifest(str(manifest_file)) as manifest:
         kept = [pa.field(_kept_name(column.name), column.type) for column in manifest.schema]
         schema = pa.schema([*kept, *_ADDED])
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:

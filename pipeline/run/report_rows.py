@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.reports.report import derived_baseline_s, reuses
+from jobs.store import layout
 from jobs.store.bucket import Bucket
-from pipeline.run.state import FailedClip, Progress
+from pipeline.run.state import FailedClip, Progress, clip_id
 
-_PARALLEL_READS = 16
 Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipRow:
-    """How one clip ended. `outcome`: "rendered", "failed", "quarantined" or "left"; the rest is of rendered ones.
+    """How one clip ended. `outcome`: "rendered", "failed", "quarantined", "damaged" (its record) or "left".
 
-    `denoise_s`: its denoising loop; `baseline_s`: what the loop would take if every step took as long as the clip's own
-    full ones, None for a clip that reuses nothing or has no full step.
+    The rest is of rendered ones. `denoise_s`: its denoising loop; `baseline_s`: what the loop would take if every step took
+    as long as the clip's own full ones, None for a clip that reuses nothing or has no full step.
     """
 
     outcome: str
@@ -29,13 +28,6 @@ class ClipRow:
     baseline_s: float | None = None
     plan: str | None = None
     video: str | None = None
-
-
-def read_job_reports(bucket: Bucket) -> list[Json]:
-    """Returns the jobs' reports, by shard. Raises BucketError."""
-    names = sorted(name for name in bucket.names("reports") if name.startswith("job-") and name.endswith(".json"))
-    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
-        return list(pool.map(lambda name: bucket.read_json(f"reports/{name}"), names))
 
 
 def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
@@ -50,7 +42,7 @@ def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
                     denoise_s=row["denoise_s"],
                     baseline_s=row["derived_baseline_s"] if row["pab_factor_derived"] is not None else None,
                     plan=row["plan"],
-                    video=row["video"],
+                    video=row["video"] if layout.is_video(str(row["video"])) else None,
                 )
     return rows
 
@@ -70,9 +62,16 @@ class RunRows:
         read = {key: record_row(record) for key, record in self._bucket.records(untold).items()}
         return [self._row(key, read) for key in keys]
 
+    def videos(self, most: int) -> list[tuple[str, str]]:
+        """Returns the clip ids and videos' paths of the first rendered clips, as their records name them."""
+        keys = sorted(self._progress.recorded)[:most]
+        found = zip(keys, self.rows(keys), strict=True)
+        return [(clip_id(key), row.video) for key, row in found if row.video is not None]
+
     def _row(self, key: str, read: Mapping[str, ClipRow]) -> ClipRow:
         if key in self._progress.recorded:
-            return self._told.get(key) or read[key]
+            # A record that is damaged says nothing more than that its clip was rendered once.
+            return self._told.get(key) or read.get(key) or ClipRow(outcome="damaged")
         if key in self._progress.failed:
             return ClipRow(outcome="failed")
         return ClipRow(outcome="quarantined" if key in self._progress.quarantined else "left")

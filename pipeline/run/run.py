@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import platform
+import re
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jobs.settings import PLAIN_CRF
 from jobs.store import layout
-from jobs.store.bucket import Bucket
+from jobs.store.bucket import Bucket, DamagedError
 from jobs.store.retry import RetryPolicy
 from pipeline.exits import UsageError
 from pipeline.run.rules import RunRules
@@ -23,6 +24,7 @@ FORMAT = 1
 PACKAGES = ("torch", "numpy", "pyarrow", "submitit", "dask", "distributed", "fsspec", "s3fs", "imageio-ffmpeg")
 _BEFORE = {"--compile": "off", "--attention": "default", "--keep": "full", "--linears": "full", "--crf": str(PLAIN_CRF)}
 """What runs rendered with before they said so."""
+_AGAIN = "remove it and submit the same manifest again: what is recorded stays"
 RETRY_POLICY = RetryPolicy(total_s=20.0)
 """The command line waits less long for a bucket than a job does: somebody sits before it."""
 
@@ -31,7 +33,8 @@ RETRY_POLICY = RetryPolicy(total_s=20.0)
 class Run:
     """The parts of run.json that decide something. `pixels`: setting -> value of all that changes pixels.
 
-    `weights`: of the families that rows name; a later submit renders with these, whatever the hub has by then.
+    `weights`: of the families that rows name; a later submit renders with these, whatever the hub has by then. `exclusive`:
+    whether the bucket refuses to create what exists, tried when the run began; None in runs from before that was tried.
     """
 
     run_id: str
@@ -39,6 +42,7 @@ class Run:
     num_clips: int
     pixels: Mapping[str, str]
     weights: Mapping[str, RunWeights]
+    exclusive: bool | None = None
 
 
 def open_bucket(output: str) -> Bucket:
@@ -67,18 +71,23 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     }
 
 
-def start_run(bucket: Bucket, settings: RunSettings, *, manifest_digest: str, num_clips: int, rules: RunRules) -> Run:
-    """Creates run.json, or takes the run that is there, of the same pixels. Raises UsageError naming what differs.
-
-    `rules` have seen all rows.
-    """
-    run = Run(
+def asked_run(settings: RunSettings, rules: RunRules, *, manifest_digest: str, num_clips: int) -> Run:
+    """Returns the run that these settings ask for, with a new id. `rules` have seen all rows."""
+    return Run(
         run_id=uuid.uuid4().hex[:12],
         manifest_digest=manifest_digest,
         num_clips=num_clips,
         pixels=pixel_settings(settings, rules),
         weights=dict(rules.weights),
     )
+
+
+def start_run(bucket: Bucket, asked: Run, settings: RunSettings) -> tuple[Run, bool]:
+    """Creates run.json, or takes the run that is there, of the same pixels. Returns the run, and whether it is a new one.
+
+    Finds out, once for a run, whether the bucket creates exclusively. Raises UsageError naming what differs, BucketError.
+    """
+    run = replace(asked, exclusive=bucket.is_local or bucket.test_exclusive())
     document = asdict(run) | {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,19 +95,33 @@ def start_run(bucket: Bucket, settings: RunSettings, *, manifest_digest: str, nu
         "versions": versions(),
     }
     if bucket.create_json(layout.RUN, document):
-        return run
+        return run, True
     found = load_run(bucket)
     check_same(found, run, bucket.url)
-    return found
+    return found, False
+
+
+def undo_run(bucket: Bucket, shards: Iterable[int]) -> None:
+    """Removes what a submit wrote that began a run and then was refused, so that the output is free. Raises BucketError."""
+    for number in shards:
+        bucket.remove(layout.shard(number))
+    for path in (layout.MANIFEST, layout.REFERENCES, layout.RUN):
+        bucket.remove(path)
 
 
 def find_run(bucket: Bucket) -> Run | None:
-    """Returns the run that lives here, or None. Raises UsageError if run.json is of another format."""
+    """Returns the run that lives here, or None; the bucket then knows whether it creates exclusively.
+
+    Raises UsageError if run.json is of another format, DamagedError, else BucketError.
+    """
     try:
         document = bucket.read_json(layout.RUN)
     except FileNotFoundError:
         return None
-    return _read(document, bucket.url)
+    run = _read(document, bucket.url)
+    if run.exclusive is not None:
+        bucket.exclusive = run.exclusive
+    return run
 
 
 def load_run(bucket: Bucket) -> Run:
@@ -115,10 +138,15 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
             f"{url}/run.json has format={document.get('format')!r}, this version reads {FORMAT}; "
             "use the version that wrote it, or another --output"
         )
-    weights = {name: RunWeights(**values) for name, values in document.get("weights", {}).items()}
-    return Run(
-        **{name: document[name] for name in ("run_id", "manifest_digest", "num_clips", "pixels")}, weights=weights
-    )
+    try:
+        weights = {name: RunWeights(**values) for name, values in document.get("weights", {}).items()}
+        parts = {name: document[name] for name in ("run_id", "manifest_digest", "num_clips", "pixels")}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{url}/{layout.RUN}", f"it is damaged ({error!r})", _AGAIN) from error
+    # The id becomes a folder's name on this machine, and whoever writes to the bucket must not choose that.
+    if not re.fullmatch(r"[0-9a-f]{12}", str(parts["run_id"])):
+        raise DamagedError(f"{url}/{layout.RUN}", f"run_id={parts['run_id']!r}, needs 12 hex digits", _AGAIN)
+    return Run(**parts, weights=weights, exclusive=document.get("exclusive"))
 
 
 def check_same(found: Run, asked: Run, url: str) -> None:

@@ -160,6 +160,7 @@ class RunSettings:
         broadcast_rules: dict[str, dict[str, object]] | None,
         pinned_weights: dict[str, str],
         longest_clip_s: float = 0.0,
+        exclusive: bool = True,
     ) -> JobSettings:
         """Returns the part that jobs get. `longest_clip_s`: planned seconds of the longest clip."""
         return JobSettings(
@@ -170,6 +171,7 @@ class RunSettings:
             broadcast_rules=broadcast_rules,
             pinned_weights=pinned_weights,
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
+            exclusive=exclusive,
         )
 
 

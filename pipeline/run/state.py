@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from jobs.settings import MAX_ATTEMPTS
 from jobs.store import layout
-from jobs.store.bucket import Bucket
+from jobs.store.bucket import Bucket, DamagedError
 from jobs.store.history import is_given_up
 from pipeline.exits import Exit
 from pipeline.run.jobs_file import attempts_allowed
 
 SHOWN_FAILURES = 20
+MOST_ASKED = 2_000
+"""Clips that are asked for one by one at the end of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +43,40 @@ _NONE: frozenset[str] = frozenset()
 NOTHING_KNOWN = Progress(recorded=_NONE, failed=_NONE, quarantined=_NONE, again=_NONE, started=_NONE)
 
 
-def read_progress(bucket: Bucket, max_attempts: int | None = None) -> Progress:
-    """Lists records, failures and attempts. `max_attempts`: None for what the latest submit said. Raises BucketError."""
+def read_progress(
+    bucket: Bucket, keys: Collection[str] | None, max_attempts: int | None = None, *, settled: bool = False
+) -> Progress:
+    """Lists records, failures and attempts. Raises BucketError.
+
+    `keys`: those of the manifest, as `run_keys` reads them; what else lies in the bucket does not count. None where a submit
+    was cut off before it wrote them. `max_attempts`: None for what the latest submit said. `settled`: the jobs have ended, so
+    each clip that no list tells of is asked for by name (some stores list what was written only later).
+    """
     if max_attempts is None:
         max_attempts = attempts_allowed(bucket)
     attempts, failures = bucket.attempts(), bucket.failures()
     # Last, so that a clip which ends meanwhile counts as ended.
-    recorded = frozenset(bucket.recorded_keys())
+    recorded = bucket.recorded_keys()
+    if keys is not None:
+        attempts, failures = _of(keys, attempts), _of(keys, failures)
+        recorded.intersection_update(keys)
+    if settled and keys is not None:
+        untold = [key for key in keys if key not in recorded and not is_given_up(failures.get(key, ()), max_attempts)]
+        for key, history in bucket.histories(untold[:MOST_ASKED]).items():
+            attempts[key], failures[key] = list(history.attempts), list(history.failures)
+            recorded |= {key} if history.recorded else set()
+        attempts = {key: numbers for key, numbers in attempts.items() if numbers}
+        failures = {key: numbers for key, numbers in failures.items() if numbers}
+    return _progress(frozenset(recorded), attempts, failures, max_attempts)
+
+
+def _of(keys: Collection[str], found: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    return {key: numbers for key, numbers in found.items() if key in keys}
+
+
+def _progress(
+    recorded: frozenset[str], attempts: Mapping[str, list[int]], failures: Mapping[str, list[int]], max_attempts: int
+) -> Progress:
     killed = {
         key: len(set(numbers) - set(failures.get(key, ()))) for key, numbers in attempts.items() if key not in recorded
     }
@@ -89,15 +118,18 @@ def failed_clips(bucket: Bucket, progress: Progress, limit: int = SHOWN_FAILURES
 
 def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:
     try:
-        document = bucket.read_json(layout.failure(key, attempt))
+        document, said = bucket.read_json(layout.failure(key, attempt)), "its failure file does not say"
     except FileNotFoundError:
-        document = {}
+        document, said = {}, "its failure file is gone"
+    except DamagedError as error:
+        document, said = {}, f"its failure file is damaged: {error}"
+    number = document.get("attempt", attempt)
     return FailedClip(
         clip_id=clip_id(key),
         stage=str(document.get("stage", "?")),
         error=str(document.get("error", "?")),
-        message=str(document.get("message", "its failure file is gone")),
-        attempt=int(document.get("attempt", attempt)),
+        message=str(document.get("message", said)),
+        attempt=number if isinstance(number, int) else attempt,
     )
 
 

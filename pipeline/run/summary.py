@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit
+from pipeline.run.damage import Damage
 from pipeline.run.run import Run
-from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips, read_progress
+from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips
 from pipeline.screen import Screen, counted
 
 SHOWN_CHARS = 300
@@ -16,17 +20,17 @@ SHOWN_CHARS = 300
 def show_summary(
     bucket: Bucket,
     run: Run,
+    progress: Progress,
     *,
     left_out: int | None = None,
-    max_attempts: int | None = None,
     screen: Screen,
     dashboard: str | None = None,
+    damages: Sequence[Damage] | None = None,
 ) -> Exit:
     """Shows how the run stands and returns the exit code that says it.
 
-    `left_out`: clips recorded before this submit. `max_attempts`: None for what the latest submit said.
+    `left_out`: clips recorded before this submit. `damages`: what a check found, None where none was made.
     """
-    progress = read_progress(bucket, max_attempts)
     failures = failed_clips(bucket, progress)
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
@@ -34,9 +38,20 @@ def show_summary(
         document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
     if dashboard is not None:
         document["dashboard"] = dashboard
+    if damages is not None:
+        document["damaged"] = [asdict(damage) for damage in damages]
+        code = Exit.ERROR if damages else code
     document["exit_code"] = int(code)
     screen.result(document, _text(bucket, document, failures))
     return code
+
+
+def tell_damages(damages: Sequence[Damage], screen: Screen) -> None:
+    """Says which objects of a run are damaged, the first of them."""
+    for damage in damages[:SHOWN_FAILURES]:
+        screen.note(f"  {_short(str(damage))}")
+    if len(damages) > SHOWN_FAILURES:
+        screen.note(f"  ... and {len(damages) - SHOWN_FAILURES:,} more")
 
 
 def summary_document(bucket: Bucket, run: Run, progress: Progress, failures: list[FailedClip]) -> dict[str, object]:

@@ -130,7 +130,7 @@ def test_a_relative_path_means_the_same_folder_in_a_job_that_runs_elsewhere(tmp_
 def test_a_bucket_pickles_as_url_and_patience_only(bucket):
     bucket.write("run.json", b"{}")
     state = bucket.__reduce_ex__(4)
-    assert (bucket.url, bucket.retry_policy) in state
+    assert (bucket.url, bucket.retry_policy, True) in state
     copy = pickle.loads(pickle.dumps(bucket))
     assert copy.read("run.json") == b"{}"
 

@@ -15,6 +15,7 @@ from jobs.rendering.finish import write_record
 from jobs.rendering.hang import HUNG_EXIT
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
+from jobs.store.damage import content_fault
 from tests.jobs.machines import outcome_of, start_process
 from tests.jobs.stores import FlakyFileSystem
 from tests.jobs.videos import read_video
@@ -181,23 +182,33 @@ def test_a_clip_that_another_job_records_meanwhile_is_not_rendered_again(tmp_pat
     assert bucket.attempts() == {items[0].key: [1]}
 
 
-@pytest.mark.parametrize(("lies_there", "stays"), [(b"theirs", True), (b"ours", False)])
-def test_of_two_records_the_first_stays_unless_the_video_that_lies_there_is_the_others(tmp_path, lies_there, stays):
-    bucket = Bucket(str(tmp_path / "out"))
-    ours, theirs = ({"video": {"sha256": hashlib.sha256(data).hexdigest()}} for data in (b"ours", b"theirs"))
-    bucket.write_json(layout.record(clip().key), theirs)
-    bucket.write(layout.video(clip().clip_id), lies_there)
-    assert write_record(bucket, clip(), ours, sha256=ours["video"]["sha256"]) is not stays
-    assert bucket.read_json(layout.record(clip().key)) == (theirs if stays else ours)
+def a_record(data: bytes) -> dict:
+    item, sha256 = clip(), hashlib.sha256(data).hexdigest()
+    video = {"path": layout.render(item.key, sha256), "sha256": sha256, "size_bytes": len(data)}
+    parts = {"plan": {}, "steps": {}, "seconds": {}, "elapsed_s": 1.0, "job": {}}
+    return {"clip_id": item.clip_id, "digest": item.digest, "video": video, **parts}
 
 
-def test_a_first_record_is_written_and_an_equal_video_leaves_it_alone(tmp_path):
+def test_of_two_records_the_first_stays_and_names_a_video_that_no_other_attempt_writes_over(tmp_path):
     bucket = Bucket(str(tmp_path / "out"))
-    record = {"video": {"sha256": "1"}}
-    assert write_record(bucket, clip(), record, sha256="1")
-    first = bucket.read(layout.record(clip().key))
-    assert not write_record(bucket, clip(), {**record, "attempt": 2}, sha256="1")
-    assert bucket.read(layout.record(clip().key)) == first
+    first, second = a_record(b"first"), a_record(b"second")
+    for record, data in ((first, b"first"), (second, b"second")):
+        bucket.write(record["video"]["path"], data)
+    assert write_record(bucket, clip(), first)
+    kept = bucket.read(layout.record(clip().key))
+    assert not write_record(bucket, clip(), second)
+    # A killed sender's upload arrives late, as often as it likes.
+    bucket.write(second["video"]["path"], b"second")
+    assert bucket.read(layout.record(clip().key)) == kept
+    assert content_fault(first, bucket.read(first["video"]["path"])) is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"not JSON", b"[]", b'{"clip_id": "another"}'])
+def test_a_damaged_record_is_replaced_by_the_next_attempts(tmp_path, damage):
+    bucket = Bucket(str(tmp_path / "out"))
+    bucket.write(layout.record(clip().key), damage)
+    assert write_record(bucket, clip(), a_record(b"video"))
+    assert bucket.record(clip().key)["video"]["size_bytes"] == 5
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])

@@ -73,7 +73,7 @@ def cells(page: str) -> list[list[str]]:
 
 def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> None:
     ids = [f"clip-{number:02}" for number in range(30)]
-    found = run_page(run_document(), ids)
+    found = run_page(run_document(), [(name, f"renders/{name}.0a.1234.mp4") for name in ids], num_rendered=3000)
     told = {div[0].text: div[1].text for div in tree(found).iter("div") if len(div) and div[0].tag == "dt"}
     assert told == {
         "clips per GPU-hour": "56.79", "devices busy, clip to clip": "50.0%", "clips": "3,000", "failed": "1",
@@ -96,10 +96,11 @@ def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> Non
     ] in (cells(found))
     assert ["b", "denoise", "ValueError: no such word"] in cells(found)
     assert [video.get("src") for video in tree(found).iter("video")] == [
-        f"../videos/{name}.mp4" for name in ids[:SHOWN_VIDEOS]
+        f"../renders/{name}.0a.1234.mp4" for name in ids[:SHOWN_VIDEOS]
     ]
+    assert f"{SHOWN_VIDEOS} of 3,000." in found
     nothing = run_page(
-        run_document(speedup={"measured": None, "derived": None}, failures=[], jobs=[], outcomes={}), videos=[]
+        run_document(speedup={"measured": None, "derived": None}, failures=[], jobs=[], outcomes={}), [], num_rendered=0
     )
     assert "No clip of this run reuses anything" in nothing
     assert "Videos" not in nothing
@@ -124,10 +125,12 @@ def test_the_table_of_a_benchmark_has_a_bar_for_what_was_measured_and_a_reason_f
 
 
 def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_run() -> None:
-    found = run_page(poisoned(run_document(), names=["outcomes"]), [HOSTILE, "a b?#%.mp4"])
+    found = run_page(
+        poisoned(run_document(), names=["outcomes"]), [(HOSTILE, HOSTILE), ("a", "videos/a b?#%.mp4")], num_rendered=2
+    )
     assert_harmless(found, shown=11)
     assert 'href="javascript%3Aalert' in found
-    assert 'src="../videos/a%20b%3F%23%25.mp4.mp4"' in found
+    assert 'src="../videos/a%20b%3F%23%25.mp4"' in found
 
 
 def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_benchmark() -> None:
@@ -155,7 +158,7 @@ def test_a_value_that_a_template_misses_is_an_error_and_no_gap() -> None:
     document = run_document()
     del document["jobs"][0]["mesh"]
     with pytest.raises(UndefinedError, match=r"no attribute 'mesh'"):
-        run_page(document, [])
+        run_page(document, [], num_rendered=0)
 
 
 def test_every_template_and_the_stylesheet_are_installed() -> None:

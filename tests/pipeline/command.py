@@ -130,6 +130,7 @@ def assert_whole(output: Path, clip_ids: Sequence[str]) -> None:
     for record in found.values():
         video = output / record["video"]["path"]
         assert hashlib.sha256(video.read_bytes()).hexdigest() == record["video"]["sha256"]
+        assert (output / f"videos/{record['clip_id']}.mp4").read_bytes() == video.read_bytes()
         assert num_frames(video) == record["clip"]["num_frames"]
 
 

@@ -22,6 +22,8 @@ from pipeline.run.jobs_file import new_submit, read_submits
 from pipeline.run.state import read_progress
 from pipeline.screen import Screen
 
+KEYS = frozenset({"c0.0a"})
+
 
 @dataclass(slots=True, kw_only=True)
 class OneJob:
@@ -67,7 +69,7 @@ def shard_job() -> ShardJob:
 
 def driver_of(folder: Path, machines: Machines) -> Driver:
     bucket = Bucket(str(folder), retry_policy=RetryPolicy(total_s=0.1))
-    return Driver(machines, bucket, screen=Screen(), submit=new_submit("slurm", "work"), num_clips=1)
+    return Driver(machines, bucket, screen=Screen(), submit=new_submit("slurm", "work"), keys=KEYS)
 
 
 def test_a_driver_stays_with_its_jobs_when_the_bucket_refuses_from_their_start_on(
@@ -150,7 +152,7 @@ def drive(folder: Path, machines: Refusing, *, retry_policy: RetryPolicy, max_at
     (folder / "shards/00000.parquet").write_bytes(a_shard(CLIP))
     submit = new_submit("slurm", "work", max_attempts=max_attempts)
     bucket = Bucket(str(folder))
-    driver = Driver(machines, bucket, screen=Screen(), submit=submit, num_clips=1, restarts=retry_policy)
+    driver = Driver(machines, bucket, screen=Screen(), submit=submit, keys=KEYS, restarts=retry_policy)
     driver.start([shard_job()])
     driver.run(open_display(), planned_s=0.0, keep_alive=lambda: None)
     return driver
@@ -189,7 +191,7 @@ def test_a_clip_that_killed_its_last_group_is_given_up_without_another_start(tmp
     machines = Refusing(refusals=0, on_start=lambda start: bucket.write(layout.attempt("c0.0a", start), b"{}"))
     drive(tmp_path, machines, retry_policy=RetryPolicy())
     assert len(machines.asked) == 2
-    assert read_progress(bucket).quarantined == {"c0.0a"}
+    assert read_progress(bucket, KEYS).quarantined == {"c0.0a"}
 
 
 @pytest.mark.parametrize(("avoidable", "avoided"), [(True, {"node7"}), (False, set())])
@@ -205,7 +207,7 @@ def test_a_clip_that_failed_is_tried_again_on_another_node_if_there_is_one(
     machines = Refusing(refusals=0, avoidable=avoidable, on_start=fail)
     drive(tmp_path, machines, retry_policy=RetryPolicy())
     assert [request.avoid_nodes for request in machines.asked] == [set(), avoided]
-    assert read_progress(bucket).failed == {"c0.0a"}
+    assert read_progress(bucket, KEYS).failed == {"c0.0a"}
 
 
 @pytest.mark.parametrize("ends", ["with a failure", "with its job"])
@@ -220,4 +222,4 @@ def test_a_clip_is_tried_as_often_as_the_run_says(tmp_path: Path, ends: str) -> 
     machines = Refusing(refusals=0, on_start=end)
     drive(tmp_path, machines, retry_policy=RetryPolicy(), max_attempts=6)
     assert len(machines.asked) == 6
-    assert read_progress(bucket).not_rendered == {"c0.0a"}
+    assert read_progress(bucket, KEYS).not_rendered == {"c0.0a"}

@@ -290,10 +290,12 @@ def test_what_a_job_measured_is_what_the_next_submit_plans_with(tmp_path: Path) 
     assert (told["mesh"], told["batch"], told["clips"], told["seconds_per_clip"]) == ("cfg=2,sp=1", 1, 2, 5.5)
     bucket = Bucket(str(tmp_path))
     assert read_measured_jobs(bucket, precision="float32") == NOTHING_MEASURED
-    bucket.write_json("reports/job-00003.json", {"job": "job-00003", "starts": starts, "measured": [told]})
-    bucket.write_json(
-        "reports/job-00004.json", {"job": "job-00004", "starts": []}
-    )  # of a version that measured nothing
+    others: dict[str, object] = {key: {} for key in ("counts", "speedup", "throughput", "all_to_alls", "calls")}
+    parts = {**others, "mesh": "cfg=2,sp=1", "clips": []}
+    bucket.write_json("reports/job-00003.json", {"job": "job-00003", "starts": starts, "measured": [told], **parts})
+    # Of a version that measured nothing, and one that is damaged.
+    bucket.write_json("reports/job-00004.json", {"job": "job-00004", "starts": [], **parts})
+    bucket.write_json("reports/job-00005.json", {})
     times = read_measured_jobs(bucket, precision="float32")
     group = replace(GROUP, num_steps=3)
     assert (times.seconds(group, 2, 1), times.peak_bytes(group, 2, 1)) == (5.5, 5e9)

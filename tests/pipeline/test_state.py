@@ -24,7 +24,7 @@ def leave(bucket: Bucket, clip_id: str, *, marks: tuple[int, ...] = (), failures
 def test_a_clip_is_given_up_after_two_attempts_however_they_ended(tmp_path: Path) -> None:
     bucket = Bucket(str(tmp_path))
     done = leave(bucket, "done", marks=(1, 2), failures=(1,))
-    bucket.write_json(layout.record(done), {})
+    bucket.write(layout.record(done), b"{}")
     runs, once = leave(bucket, "runs", marks=(1,)), leave(bucket, "once", marks=(1,), failures=(1,))
     twice = leave(bucket, "twice", marks=(1, 2), failures=(1, 2))
     final = leave(bucket, "final", marks=(1,), failures=(2,))
@@ -32,7 +32,7 @@ def test_a_clip_is_given_up_after_two_attempts_however_they_ended(tmp_path: Path
     second = leave(bucket, "second", marks=(1, 2), failures=(1,))
     killed = leave(bucket, "killed", marks=(1, 2))
     told = leave(bucket, "told", marks=(1, 2), failures=(3,))
-    progress = read_progress(bucket)
+    progress = read_progress(bucket, None)
     assert progress.recorded == {done}
     assert progress.failed == {twice, final, killed_then_failed}
     assert progress.quarantined == {told}
@@ -45,15 +45,15 @@ def test_a_clip_is_given_up_after_two_attempts_however_they_ended(tmp_path: Path
 def test_the_latest_submit_says_how_often_a_clip_is_tried(tmp_path: Path) -> None:
     bucket = Bucket(str(tmp_path))
     twice = leave(bucket, "twice", marks=(1, 2), failures=(1, 2))
-    assert read_progress(bucket).failed == {twice}
+    assert read_progress(bucket, None).failed == {twice}
     new_submit("slurm", "work", max_attempts=3).write(bucket)
-    progress = read_progress(bucket)
+    progress = read_progress(bucket, None)
     assert (progress.failed, progress.again, dict(progress.tries)) == (set(), {twice}, {twice: 2})
     (path,) = (tmp_path / "logs").iterdir()
     before = json.loads(path.read_text())
     del before["max_attempts"]
     path.write_text(json.dumps(before))
-    assert read_progress(bucket).failed == {twice}, "submits from before there was a choice allowed two"
+    assert read_progress(bucket, None).failed == {twice}, "submits from before there was a choice allowed two"
 
 
 def test_clips_whose_last_attempt_left_nothing_are_told_as_failed_and_no_others(tmp_path: Path) -> None:
@@ -67,5 +67,5 @@ def test_clips_whose_last_attempt_left_nothing_are_told_as_failed_and_no_others(
     failure = bucket.read_json(layout.failure(killed, 3))
     assert (failure["attempt"], failure["stage"], failure["message"]) == (2, "quarantine", "killed its group 2 times")
     assert bucket.read_json(layout.failure(second, 3))["message"] == "killed its group 1 time"
-    progress = read_progress(bucket)
+    progress = read_progress(bucket, None)
     assert (killed in progress.quarantined, second in progress.failed) == (True, True)

@@ -22,7 +22,7 @@ from pipeline.exits import UsageError
 from pipeline.run.build import build_settings
 from pipeline.run.options import choose
 from pipeline.run.rules import RunRules, run_rules
-from pipeline.run.run import Run, find_run, start_run
+from pipeline.run.run import Run, asked_run, find_run, start_run
 from pipeline.run.settings import RunSettings
 from pipeline.run.weights import RunWeights, WeightsLookup
 from tests.pipeline.command import Command
@@ -126,8 +126,8 @@ def submitted(url: Path, output: Path, hub: Hub, *, keep: bool = True, **flags: 
     found = find_run(bucket)
     rules = run_rules(settings.render, {"demo": DEMO, "other": other}, begun=found.weights if found and keep else None)
     accepted = validate(str(url), rules.rows, default_model="demo")
-    run = start_run(bucket, settings, manifest_digest=accepted.digest, num_clips=accepted.num_rows, rules=rules)
-    return run, rules
+    asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
+    return start_run(bucket, asked, settings)[0], rules
 
 
 def test_a_run_that_began_before_quality_was_a_setting_goes_on(manifest: Manifest, tmp_path: Path) -> None:

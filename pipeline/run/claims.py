@@ -1,0 +1,157 @@
+"""Submits of one run take turns while they plan it and hand it over, also where the store creates nothing exclusively.
+
+A submit writes a claim, then lists all claims. Whoever sees another one takes its own back, waits and tries again. So of two
+submits at least one sees the other, and never do both go on. The claim of a submit that was killed no longer changes: it is
+removed by the next one, after a time.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError, DamagedError
+from pipeline.exits import RefusedError
+from pipeline.screen import Screen
+
+BEAT_S = 15.0
+"""How often a claim is renewed."""
+DEAD_S = 60.0
+"""A claim that has not changed for so long, by the clock of the submit that waits, is of a dead one."""
+PATIENCE_S = 1800.0
+WAIT_S = 1.0
+
+
+class Claim:
+    """One submit's claim on a run, renewed by a thread until it is released."""
+
+    def __init__(self, bucket: Bucket, *, beat_s: float = BEAT_S) -> None:
+        self._bucket = bucket
+        self._beat_s = beat_s
+        self._path = layout.claim(f"submit-{uuid.uuid4().hex}.json")
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="claim", daemon=True)
+
+    @property
+    def name(self) -> str:
+        """Its name in the folder of claims."""
+        return self._path.rpartition("/")[2]
+
+    def write(self, beat: int = 0) -> None:
+        """Writes it. Raises BucketError."""
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "beat": beat}
+        self._bucket.write_json(self._path, facts)
+
+    def take_back(self) -> None:
+        """Removes it. Raises BucketError."""
+        self._bucket.remove(self._path)
+
+    def hold(self) -> None:
+        """Keeps it alive from now on."""
+        self._thread.start()
+
+    def release(self) -> None:
+        """Lets the next submit go on. Raises nothing: a claim that stays is found dead by the next one."""
+        if self._released.is_set():
+            return
+        self._released.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            self.take_back()
+        except BucketError:
+            return
+
+    def _renew(self) -> None:
+        beat = 0
+        while not self._released.wait(self._beat_s):
+            beat += 1
+            try:
+                self.write(beat)
+            except BucketError:
+                continue
+
+
+@contextmanager
+def claimed(
+    bucket: Bucket, screen: Screen, *, beat_s: float = BEAT_S, dead_s: float = DEAD_S, patience_s: float = PATIENCE_S
+) -> Iterator[Claim]:
+    """Yields the claim when no other submit is planning this run; releases it at the end if that was not done before.
+
+    Raises RefusedError when another submit holds its claim for longer than `patience_s`, BucketError.
+    """
+    claim = Claim(bucket, beat_s=beat_s)
+    others = _Others(bucket, dead_s)
+    end, told = time.monotonic() + patience_s, False
+    try:
+        while True:
+            claim.write()
+            alive = others.alive(except_for=claim.name)
+            if not alive:
+                break
+            claim.take_back()
+            if not told:
+                screen.note(f"another submit ({alive[0]}) is planning this run; this one waits for it")
+                told = True
+            if time.monotonic() > end:
+                raise RefusedError(
+                    f"another submit ({alive[0]}) has been planning the run in {bucket.url} for {patience_s:.0f} s; wait for "
+                    "it or end it, then submit again"
+                )
+            time.sleep(random.uniform(WAIT_S / 2, WAIT_S))
+        claim.hold()
+        yield claim
+    finally:
+        claim.release()
+
+
+class _Others:
+    """The claims of other submits, and since when each has been as it is, by our own clock."""
+
+    def __init__(self, bucket: Bucket, dead_s: float) -> None:
+        self._bucket = bucket
+        self._dead_s = dead_s
+        self._seen: dict[str, tuple[object, float]] = {}
+
+    def alive(self, *, except_for: str) -> list[str]:
+        """Returns who holds the claims of others, as text; removes dead claims. Raises BucketError."""
+        names = [name for name in self._bucket.names("claims") if name.startswith("submit-") and name != except_for]
+        return [who for name in names if (who := self._holder(name)) is not None]
+
+    def _holder(self, name: str) -> str | None:
+        path = layout.claim(name)
+        try:
+            found = self._bucket.read_json(path)
+        except FileNotFoundError:
+            return None
+        except DamagedError:
+            found = {}
+        host, pid = found.get("host"), found.get("pid")
+        beat = (host, pid, found.get("beat"))
+        known, since = self._seen.get(name, (None, 0.0))
+        if known != beat:
+            self._seen[name] = (beat, time.monotonic())
+        elif time.monotonic() - since > self._dead_s:
+            self._bucket.remove(path)
+            return None
+        if host == socket.gethostname() and isinstance(pid, int) and not _is_process(pid):
+            self._bucket.remove(path)
+            return None
+        return f"process {pid} on {host}"
+
+
+def _is_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
