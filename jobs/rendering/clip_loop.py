@@ -29,7 +29,7 @@ from jobs.rendering.references import ClipReferences, access_of, take_references
 from jobs.store import layout
 from manifests.clip import Clip
 from pab.family import Family
-from pab.sampling.denoise import NotFiniteError
+from pab.model import NotFiniteError
 
 _LOG = logging.getLogger(__name__)
 _NO_TIME, _RECORDED = 0, -1
