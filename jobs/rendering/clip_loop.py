@@ -25,11 +25,11 @@ from jobs.rendering.finish import Finisher
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
 from jobs.rendering.loaded_family import LoadedFamily, encode_prompts
-from jobs.rendering.references import ClipReferences, take_references
+from jobs.rendering.references import ClipReferences, access_of, take_references
 from jobs.store import layout
 from manifests.clip import Clip
 from pab.family import Family
-from pab.sampling.denoise import NotFiniteError
+from pab.model import NotFiniteError
 
 _LOG = logging.getLogger(__name__)
 _NO_TIME, _RECORDED = 0, -1
@@ -240,7 +240,8 @@ class ClipLoop:
         with attempt.stages.time("read_references"):
             if family.references is None:
                 raise ValueError(f"{family.name} takes no references; leave the column empty")
-            return take_references(attempt.clip, family.references, self.context.bucket.retry_policy)
+            access = access_of(self.context.settings.render)
+            return take_references(attempt.clip, family.references, self.context.bucket.retry_policy, access=access)
 
     def _hand_over(self, rendered: Sequence[Attempt]) -> None:
         if self.finisher is not None and rendered:

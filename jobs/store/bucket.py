@@ -14,7 +14,7 @@ from jobs.log import log_event
 from jobs.store import layout
 from jobs.store.damage import record_fault, report_fault
 from jobs.store.filesystem import BucketError, Filesystem
-from jobs.store.history import ClipHistory
+from jobs.store.history import ClipHistory, is_withdrawn
 from jobs.store.layout import KINDS
 from jobs.store.outgoing import Outgoing
 
@@ -181,14 +181,20 @@ class Bucket(Filesystem):
         attempts: list[int] = []
         failures: list[int] = []
         for number in itertools.count(1):
-            marked = self.exists(layout.attempt(key, number))
+            mark = self._mark(layout.attempt(key, number))
             # An interruption can remove a mark although the attempt has failed on another rank.
             failed = self.exists(layout.failure(key, number))
-            attempts += [number] if marked else []
+            attempts += [number] if mark is not None and not is_withdrawn(mark) else []
             failures += [number] if failed else []
-            if not marked and not failed:
+            if mark is None and not failed:
                 break
         return ClipHistory(recorded=self.is_recorded(key), attempts=tuple(attempts), failures=tuple(failures))
+
+    def _mark(self, path: str) -> bytes | None:
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
 
     def map_files(self, function: Callable[[str], T], items: Iterable[str]) -> dict[str, T]:
         """Returns the function's value for each item; 16 at once. Raises the first error."""

@@ -68,8 +68,8 @@ def compile_cache(
 ) -> Iterator[Path]:
     """Keeps what is compiled inside in `cache_folder`, which it makes. Raises CompileCacheError.
 
-    `refused`: is called with the error if `place` is not safe; the node's temporary folder is taken then. So what another user has
-    put there ends no job.
+    `refused`: is called with the error if `place` is not safe. Then the node's temporary folder is taken: what another user
+    has put there ends no job.
     """
     try:
         folder = cache_folder(place, attention)
