@@ -297,8 +297,8 @@ class JobSettings:
     `output`: the run's fsspec URL. `broadcast_rules`: name -> rules (as `pab.broadcast.rules.BroadcastRules.to_dict`) of
     user-made plans that rows or the command line name. `pinned_weights`: family -> the exact weights that jobs load, for
     those on the hub a certain commit; None if nothing was looked up. `deadline_s`: seconds that the job may run, None for no
-    limit; a clip that would not end in time is left for the next start. `hang_s`: seconds from a clip's mark to its frames
-    after which it counts as hanging and the process ends itself. `upload_timeout_s`: how long the job waits for a bucket
+    limit; a clip that would not end in time is left for the next start. `hang_s`: seconds after which a clip, or
+    another stage of the job, hangs and the process ends itself. `upload_timeout_s`: how long the job waits for a bucket
     that does not answer. `compile_backend`: the backend of torch.compile. `exclusive`: whether the bucket itself refuses to
     create what exists, as `submit` found out by trying.
     """

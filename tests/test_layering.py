@@ -27,12 +27,13 @@ _PAB_ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "parallel": set(),
     "conditioning": set(),
+    "own_folder": set(),
     "vae": {"parallel"},
     "broadcast": {"kernels", "parallel"},
     "family": {"broadcast", "conditioning", "parallel"},
     "model": {"family", "broadcast", "conditioning", "parallel"},
     "sampling": {"broadcast", "parallel", "conditioning", *_SEAMS},
-    "execution": _SEAMS,
+    "execution": {"own_folder", *_SEAMS},
     "text": {"weights", "parallel", *_SEAMS},
     "nn": {"text", "kernels", "parallel", "broadcast", "execution", *_SEAMS},
     "library": {"nn", "text", "vae", "weights", "broadcast", "parallel", "execution", *_SEAMS},
@@ -56,6 +57,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "jobs/settings": set(),
     "jobs/outcome": set(),
     "jobs/progress": set(),
+    "jobs/ranks": {"jobs/log"},
     "jobs/store": {"jobs/log"},
     "jobs/media": {"jobs/log", "jobs/store"},
     "jobs/calibration": {"jobs/media"},
@@ -65,6 +67,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
         "jobs/settings",
         "jobs/outcome",
         "jobs/progress",
+        "jobs/ranks",
         "jobs/store",
         "jobs/media",
         "jobs/reports",
@@ -82,6 +85,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
 """Each room (a folder, or a file beside the rooms) and the rooms of its package that it may import."""
 TORCH_FREE = (
     "pab/family.py",
+    "pab/own_folder.py",
     "pab/families/__init__.py",
     "pab/families/tiny_weights.py",
     "pab/families/*/family.py",
@@ -158,12 +162,13 @@ ROOMS = {
     "jinja2": ("jobs/reports/*",),
     "markupsafe": ("jobs/reports/*",),
     "PIL": ("jobs/media/*",),
+    "psutil": ("jobs/ranks/interfaces.py",),
 }
 
 TOUCH_ENVIRONMENT = {
     "pipeline/run/environment.py": "the variables of settings, PAB_PIPELINE_*, and CUDA_VISIBLE_DEVICES",
     "cluster/environment.py": "what SLURM and submitit say of a job, and the variables of child processes",
-    "jobs/rendering/group.py": "what SLURM says of the job that a rank belongs to",
+    "jobs/rendering/group.py": "what SLURM says of the job that a rank belongs to, and the interface of gloo and NCCL",
     "pab/execution/compile_cache.py": "the folders of inductor and Triton, which know no other way to be told",
 }
 """The files that may read or change environment variables, each with what for."""

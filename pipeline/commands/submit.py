@@ -110,6 +110,7 @@ def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
         tell_at_work(at_work, keys - progress.recorded, screen)
         work = plan_work(settings, rules, path, progress, bucket, at_work=at_work.keys)
         screen.note(f"mesh: {work.choice.reason}")
+        tell_warnings(work.warnings, screen)
         run_, is_new = start_run(bucket, asked, settings)
         if run_.run_id != run_id:
             cluster = open_cluster(settings.machines, work_folder(run_.run_id))

@@ -90,15 +90,16 @@ class Driver:
         """
         # First, so that `cancel` finds the jobs even if the bucket refuses what is written after they are started.
         self._submit.write(self._bucket)
-        try:
-            claim_folder(Path(self._submit.folder), self._bucket.url)
-        except OSError as error:
-            raise ClusterError(f"cannot write into {self._submit.folder}: {error}; make room there") from error
         jobs = self._hand_over([shard.request for shard in asked]) if asked else []
         self._shards = [
             Driven(asked=shard, job=job, tries_left=self._submit.max_attempts * shard.num_clips)
             for shard, job in (*adopted, *zip(asked, jobs, strict=True))
         ]
+        try:
+            # Now that the cluster has made the folder. The jobs are at work, so a full disk is no reason to leave them.
+            claim_folder(Path(self._submit.folder), self._bucket.url)
+        except OSError as error:
+            self._screen.note(f"cannot note in {self._submit.folder} whose it is: {error}")
         self._tell_jobs()
 
     def _hand_over(self, requests: Sequence[JobRequest]) -> list[Job]:

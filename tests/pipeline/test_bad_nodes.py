@@ -16,12 +16,13 @@ from jobs.store import layout
 from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy
 from manifests.schema import CLIP_SCHEMA, accepted_schema
-from pipeline.exits import CommandError
+from pipeline.exits import CommandError, RefusedError
 from pipeline.run.deaths import Deaths
 from pipeline.run.display import open_display
 from pipeline.run.driven import ShardJob
 from pipeline.run.driver import Driver
 from pipeline.run.jobs_file import new_submit
+from pipeline.run.machines import check_claim
 from pipeline.screen import Screen
 
 KEYS = frozenset({"c1.0a", "c3.0a"})
@@ -240,6 +241,27 @@ def test_a_job_that_the_cluster_took_without_saying_so_is_driven_by_the_next_sub
     assert driver.jobs == [machines.jobs[2], earlier[1]]
     run(driver)
     assert {"c1.0a", "c3.0a"} <= bucket.recorded_keys()
+
+
+@dataclass(slots=True, kw_only=True)
+class MakesFolder(Nodes):
+    """A cluster that makes its folder when it is given jobs, as SLURM's does."""
+
+    folder: Path
+
+    def submit(self, requests: Sequence[JobRequest]) -> list[Job]:
+        self.folder.mkdir()
+        return Nodes.submit(self, requests)
+
+
+def test_the_runs_folder_on_this_machine_says_whose_output_it_is(bucket: Bucket, tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    machines = MakesFolder(bucket=bucket, good=["n1"], bad=[], folder=folder)
+    bucket.write(layout.shard(0), a_shard("c0"))
+    Driver(machines, bucket, screen=Screen(), submit=new_submit("slurm", str(folder)), keys=KEYS).start([shard(0)])
+    check_claim(folder, bucket.url)
+    with pytest.raises(RefusedError, match="names a run that this machine knows as the one in"):
+        check_claim(folder, "s3://another/run")
 
 
 def test_a_cancelled_run_starts_no_job_again(bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from cluster.local_driver import NOTE, note_driver, stop_drivers
 from jobs.store import layout
-from jobs.store.bucket import BucketError
+from jobs.store.bucket import Bucket, BucketError
 from pipeline.commands import cancel
+from pipeline.commands.retry import keep_failures
 from pipeline.exits import RefusedError, UsageError
 from pipeline.run.jobs_file import attempts_allowed, new_submit, read_submits
 from pipeline.run.machines import check_claim, claim_folder, work_folder
@@ -163,3 +164,25 @@ def test_a_damaged_jobs_file_ends_neither_status_nor_cancel(
     assert attempts_allowed(bucket) == 5
     assert ended(output, capsys)["cancelled"] == []
     assert "logs/jobs-99999999.json is damaged and counts as absent" in caplog.text
+
+
+class RetriedMeanwhile(Bucket):
+    """A bucket in which another `retry` takes every failure away just before it is read."""
+
+    def read(self, path: str) -> bytes:
+        if path.startswith("failures/"):
+            self.remove(path)
+        return super().read(path)
+
+
+def test_two_retries_at_once_meet_without_an_error_and_a_damaged_failure_is_kept_too(tmp_path: Path) -> None:
+    for bucket in (RetriedMeanwhile(str(tmp_path)), Bucket(str(tmp_path))):
+        bucket.write(layout.failure("c0.0a", 1), b'{"failed_at": "2026-11-26"}')
+        bucket.write(layout.failure("c1.0a", 1), b"")
+        keep_failures(bucket, {"c0.0a", "c1.0a"})
+        bucket.forget_failures({"c0.0a", "c1.0a"})
+        assert bucket.failures() == {}
+    assert sorted(path.name for path in (tmp_path / "history").iterdir()) == [
+        "c0.0a.1.20261126.json",
+        "c1.0a.1.damaged.json",
+    ]

@@ -50,7 +50,7 @@ def first_chunk(weights: Path, values: dict) -> np.ndarray:
     taken = take_references(clip, OPEN_SORA.references, RetryPolicy(), access=access)
     request = replace(CLIP, seed=clip.seed)
     given = model.given_frames(request, model.encode_references(request, taken.pixels), taken.masks[0])
-    return model.decode(given.latents_BCTHW, request, NodeGroup())[0, :17].numpy()
+    return model.decode(given.latents_BCTHW, request, NodeGroup()).frames[0, :17].numpy()
 
 
 def coarse(frames: np.ndarray) -> np.ndarray:
