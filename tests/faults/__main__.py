@@ -10,16 +10,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from tests.cluster.daemons.processes import DaemonError
 from tests.faults.kinds import ALL_KINDS
 from tests.faults.rounds import Order, make_faults
 from tests.faults.totals import Totals, load_totals
-from tests.faults.world import open_world
+from tests.faults.world import World, open_world
 from tests.pipeline.command import ROOT
 
 _STOP_S = 60.0
@@ -27,7 +27,13 @@ _OF_A_WORLD = (DaemonError, OSError, subprocess.SubprocessError)
 """What ends a world: a daemon that does not come up, a server or a client that does not answer."""
 
 
-def main(words: Sequence[str] | None = None) -> int:
+class OpenWorld(Protocol):
+    """Opens a world, and ends it."""
+
+    def __call__(self, *, cluster: str) -> AbstractContextManager[World]: ...
+
+
+def main(words: Sequence[str] | None = None, *, open_world: OpenWorld = open_world) -> int:
     """Carries out the command and returns its exit code: 1 if anything was wrong, or a world did not come to its end."""
     arguments = _parser().parse_args(words)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -35,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     began, totals = time.monotonic(), Totals()
     try:
         if arguments.worlds == 1:
-            _in_one_world(arguments, totals)
+            _in_one_world(arguments, totals, open_world)
         else:
             _in_many_worlds(arguments, totals)
     finally:
@@ -78,7 +84,7 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _in_one_world(arguments: argparse.Namespace, totals: Totals) -> None:
+def _in_one_world(arguments: argparse.Namespace, totals: Totals, open_world: OpenWorld) -> None:
     order = Order(
         cluster=arguments.cluster,
         seed=arguments.seed,

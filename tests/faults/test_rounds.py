@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import subprocess
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -95,15 +94,11 @@ def test_a_world_that_does_not_start_or_dies_is_told_and_what_the_others_found_c
     assert "WRONG: the world of seed 8 did not start, or died: its process ended with 1" in said
 
 
-def test_one_world_alone_that_does_not_start_ends_with_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    @contextmanager
+def test_one_world_alone_that_does_not_start_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(*, cluster: str) -> NoReturn:
         raise DaemonError(f"no {cluster} here")
 
-    monkeypatch.setattr(runner, "open_world", fail)
-    assert runner.main(["--faults", "6"]) == 1
+    assert runner.main(["--faults", "6"], open_world=fail) == 1
     assert "did not start, or died: DaemonError('no slurm here')" in capsys.readouterr().out
 
 
