@@ -80,8 +80,8 @@ class Cluster(Protocol):
     def submit(self, requests: Sequence[JobRequest]) -> list[Job]:
         """Hands over jobs and returns at once. Raises ClusterError when refused, UnansweredError when that is unknown."""
 
-    def unclaimed(self) -> list[Job]:
-        """Returns jobs of the run that are alive, of whose start their submit could not know, so that nobody drives them."""
+    def alive(self) -> list[Job]:
+        """Returns the jobs of the run that wait or run, whoever submitted them, as far as this machine knows them."""
 
     def poll(self) -> None:
         """Brings the states of all jobs up to date (and, on this machine, starts what has room)."""

@@ -215,7 +215,7 @@ class LocalCluster:
         self.poll()
         return list(jobs)
 
-    def unclaimed(self) -> list[Job]:
+    def alive(self) -> list[Job]:
         """Returns none: local jobs end with their driver."""
         return []
 

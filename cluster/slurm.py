@@ -119,23 +119,23 @@ class SlurmCluster:
                 found += self._know(SlurmJob(job) for job in record.jobs())
         return list(found)
 
-    def unclaimed(self) -> list[Job]:
-        """Returns jobs of the run that are alive, of whose start their submit could not know, so that nobody drives them."""
-        if not self.unanswered:
+    def alive(self) -> list[Job]:
+        """Returns the jobs of the run that wait or run, whoever submitted them from this folder."""
+        self.submitted()
+        if not self._jobs and not self._open:
             return []
         try:
             rows = read_queue()
         except ClusterError as error:
             _LOG.warning("jobs of earlier submits are not looked for: %s", error)
             return []
-        found = [self._open[name] for name in sorted(self._open) if self._open[name].names]
         self._adopt(rows)
-        ours = {record.job_name for record in found}
+        for job in self._jobs:
+            job.see(rows.get(job.id), now_s=time.monotonic(), grace_s=self._result_grace_s)
         return [
-            job
-            for job in self._jobs
-            if job.submitted.job_name in ours and job.id in rows and rows[job.id].live_state is not None
-        ]
+            job for job in self._jobs
+            if (row := rows.get(job.id)) is not None and row.live_state is not None and job.submitted.is_same(row)
+        ]  # fmt: skip
 
     def poll(self) -> None:
         """Brings all states up to date with one squeue, if `queue_interval_s` has passed; an outage changes no state."""

@@ -29,7 +29,7 @@ from pab.families.open_sora.stdit3_blocks import STDiT3Config
 from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.families.open_sora_plan.config import MAX_TEXT_TOKENS_V110
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.model import UsesFloat8, UsesKernels, VideoModel
+from pab.model import DecodedFrames, UsesFloat8, UsesKernels, VideoModel
 from pab.nn.noise_video import NoiseVideo
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.samplers import DDIM, PNDM
@@ -136,7 +136,7 @@ class LatentsOnly:
         """Returns (C, T, H, W)."""
         return 4, self.frames(num_frames), height // 8, width // 8
 
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
         """Raises NotImplementedError: random weights show nothing."""
         raise NotImplementedError("random weights are not decoded")
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from cluster.job import Job, JobRequest, JobState
 from cluster.run_state import JobLine
 from jobs.store import layout
-from jobs.store.bucket import Bucket, BucketError
-from manifests.errors import ManifestError
+from jobs.store.bucket import Bucket
 from manifests.read import read_clips
 from pipeline.run.state import Progress
 
@@ -87,20 +86,3 @@ def _node_in(bucket: Bucket, path: str) -> str | None:
 def shard_keys(bucket: Bucket, shard: int) -> frozenset[str]:
     """Returns the keys of a shard's clips. Raises BucketError."""
     return frozenset(clip.key for clip in read_clips(io.BytesIO(bucket.read_present(layout.shard(shard)))))
-
-
-def same_clips(bucket: Bucket, asked: Sequence[ShardJob], earlier: Sequence[Job]) -> dict[int, Job]:
-    """Returns, by number of the shard asked for, those of the earlier jobs whose own shard has the very same clips."""
-    by_keys = {_keys_or_none(bucket, layout.shard_of(job.name)): job for job in earlier}
-    by_keys.pop(None, None)
-    if not by_keys:
-        return {}
-    found = {shard.shard: by_keys.pop(_keys_or_none(bucket, shard.shard), None) for shard in asked}
-    return {number: job for number, job in found.items() if job is not None}
-
-
-def _keys_or_none(bucket: Bucket, shard: int) -> frozenset[str] | None:
-    try:
-        return shard_keys(bucket, shard)
-    except (BucketError, ManifestError):
-        return None

@@ -18,7 +18,7 @@ from manifests.errors import ManifestError
 from pipeline.exits import CommandError
 from pipeline.run.deaths import DEATHS_OF_A_NODE, Deaths
 from pipeline.run.display import Display, Snapshot
-from pipeline.run.driven import Driven, ShardJob, failed_nodes, job_line, same_clips, shard_keys, why_again
+from pipeline.run.driven import Driven, ShardJob, failed_nodes, job_line, shard_keys, why_again
 from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.machines import claim_folder
 from pipeline.run.quarantine import write_quarantined
@@ -83,22 +83,17 @@ class Driver:
         """All jobs of this submit."""
         return [*self._ended, *(shard.job for shard in self._shards)]
 
-    def start(self, asked: Sequence[ShardJob]) -> None:
-        """Hands the shards' jobs to the cluster. Raises ClusterError; BucketError only before any job is started."""
+    def start(self, asked: Sequence[ShardJob], adopted: Sequence[tuple[ShardJob, Job]] = ()) -> None:
+        """Hands the shards' jobs to the cluster, and takes over jobs that nobody drives.
+
+        Raises ClusterError; BucketError only before any job is started.
+        """
         # First, so that `cancel` finds the jobs even if the bucket refuses what is written after they are started.
         self._submit.write(self._bucket)
-        jobs = same_clips(self._bucket, asked, self._cluster.unclaimed())
-        for job in jobs.values():
-            self._screen.note(
-                f"{job.name} ({job.id}): an earlier submit did not know that the cluster took it; it goes on"
-            )
-        new = [shard for shard in asked if shard.shard not in jobs]
-        if new:
-            handed_over = self._hand_over([shard.request for shard in new])
-            jobs |= {shard.shard: job for shard, job in zip(new, handed_over, strict=True)}
+        jobs = self._hand_over([shard.request for shard in asked]) if asked else []
         self._shards = [
-            Driven(asked=shard, job=jobs[shard.shard], tries_left=self._submit.max_attempts * shard.num_clips)
-            for shard in asked
+            Driven(asked=shard, job=job, tries_left=self._submit.max_attempts * shard.num_clips)
+            for shard, job in (*adopted, *zip(asked, jobs, strict=True))
         ]
         try:
             # Now that the cluster has made the folder. The jobs are at work, so a full disk is no reason to leave them.

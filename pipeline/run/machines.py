@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -72,16 +73,16 @@ def driver_host(machines: MachineSettings) -> str:
         return machines.dashboard_host
     if machines.cluster == "local":
         return LOOPBACK
-    try:
+    with suppress(OSError):
         found = socket.gethostbyname(socket.gethostname())
         if not found.startswith("127."):
             return found
-        # Many systems name themselves by a loopback address: the one that packets to elsewhere would carry is asked for.
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("10.255.255.255", 1))  # sends nothing
-            return str(probe.getsockname()[0])
-    except OSError:
-        return LOOPBACK
+    # Many systems name themselves by a loopback address, or by a name that nobody knows: then the address is asked for that
+    # packets to elsewhere would carry.
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("10.255.255.255", 1))  # sends nothing
+        return str(probe.getsockname()[0])
+    return LOOPBACK
 
 
 def open_cluster(machines: MachineSettings, folder: Path) -> Cluster:

@@ -85,7 +85,7 @@ class MachineSettings:
         int,
         Setting(
             metavar="S",
-            help="a clip that takes longer counts as hanging: its job ends and is started again. The limit is never less "
+            help="a clip, or another stage of a job, that takes longer hangs: the job ends and is started again. Never less "
             "than four times the planned time of the run's longest clip",
         ),
     ] = 3600

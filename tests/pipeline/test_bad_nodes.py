@@ -63,7 +63,7 @@ class Nodes:
         ]
         return list(self.jobs[first:])
 
-    def unclaimed(self) -> list[Job]:
+    def alive(self) -> list[Job]:
         return list(self.jobs)
 
     def poll(self) -> None:

@@ -61,7 +61,7 @@ class Machines:
     def cancel(self, jobs: Sequence[Job]) -> None:
         assert not jobs, "nothing is to be cancelled here"
 
-    def unclaimed(self) -> list[Job]:
+    def alive(self) -> list[Job]:
         return []
 
     def take_back(self, jobs: Sequence[Job]) -> list[Job]:
@@ -157,7 +157,7 @@ class Refusing:
     def cancel(self, jobs: Sequence[Job]) -> None:
         assert not jobs, "nothing is to be cancelled here"
 
-    def unclaimed(self) -> list[Job]:
+    def alive(self) -> list[Job]:
         return []
 
     def take_back(self, jobs: Sequence[Job]) -> list[Job]:
