@@ -93,7 +93,7 @@ def test_pixels_cross_bit_by_bit(dtype: torch.dtype, shape: tuple[int, ...]) -> 
         (1, str), ("1", int), (True, int), ([1, "a"], list[int]), (FAILED, Todo), (object(), object), (print, Any),
         ((1,), tuple[int, int]),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_a_value_of_another_type_is_not_sent(value: Any, kind: Any) -> None:
     with pytest.raises((PlainValueError, TypeError, ValueError)):
