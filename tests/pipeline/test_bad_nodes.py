@@ -224,21 +224,17 @@ def test_jobs_of_which_nobody_knows_whether_they_were_taken_are_asked_for_until_
     assert capsys.readouterr().err.count("sbatch did not say; looked for again in ") == 2
 
 
-def test_a_job_that_the_cluster_took_without_saying_so_is_driven_by_the_next_submit_of_the_same_clips(
-    bucket: Bucket,
-) -> None:
-    machines = Nodes(bucket=bucket, good=["n1"], bad=[])
+def test_a_job_that_nobody_drives_is_driven_beside_those_that_are_handed_over(bucket: Bucket) -> None:
+    machines = Nodes(bucket=bucket, good=["n1"], bad=["n0"])
     start(bucket, machines, 2)
-    # The next submit wrote the same clips of one shard under a new number; the other shard's clips are others.
-    earlier = machines.jobs[:]
+    earlier = machines.jobs[1]
+    bucket.write(layout.shard(3), a_shard("c3"))
     driver = Driver(
         machines, bucket, screen=Screen(), submit=new_submit("slurm", "none"), keys=KEYS, poll_s=0.002
     )  # fmt: skip
-    bucket.write(layout.shard(2), bucket.read(layout.shard(1)))
-    bucket.write(layout.shard(3), a_shard("c3"))
-    driver.start([shard(3), shard(2)])
+    driver.start([shard(3)], [(shard(1), earlier)])
     assert [job.name for job in machines.jobs[2:]] == ["job-00003"]
-    assert driver.jobs == [machines.jobs[2], earlier[1]]
+    assert driver.jobs == [earlier, machines.jobs[2]]
     run(driver)
     assert {"c1.0a", "c3.0a"} <= bucket.recorded_keys()
 
