@@ -69,7 +69,7 @@ def freeze_ffmpeg(run: Run) -> bool:
     """Stops the next ffmpeg for ever."""
     ffmpeg = run.world.ffmpeg
     ffmpeg.order("kill -STOP $$")
-    hit = run.wait_for(lambda: ffmpeg.is_met or run.is_complete, timeout_s=3 * TARGET_S) and ffmpeg.is_met
+    hit = run.wait_for(lambda: ffmpeg.is_met or run.is_complete, timeout_s=TARGET_S) and ffmpeg.is_met
     ffmpeg.take_back()
     return hit
 

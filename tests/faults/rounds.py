@@ -82,9 +82,10 @@ def make_faults(world: World, order: Order, totals: Totals, *, keep: Callable[[T
             world, rng, number=totals.runs, cluster=order.cluster,
             planned=[name for name in planned if name in FROM_THE_START],
         )  # fmt: skip
-        books, stuck = Books(), ""
+        books, stuck, missed = Books(), "", list[str]()
         try:
-            bag.put_back(_make(run, planned, totals))
+            missed = _make(run, planned, totals)
+            bag.put_back(missed)
             books = run.finish()
         except StuckError as error:
             stuck = str(error)
@@ -93,7 +94,7 @@ def make_faults(world: World, order: Order, totals: Totals, *, keep: Callable[[T
             if run.broken and not books.broken:
                 books.broken += run.broken
             totals.books.add(books)
-            _tell(run, order, books, stuck, totals.faults.total(), time.monotonic() - began)
+            _tell(run, order, books, stuck, missed, totals.faults.total(), time.monotonic() - began)
             run.end()
         keep(totals)
 
@@ -124,7 +125,9 @@ def _make(run: Run, planned: Sequence[str], totals: Totals) -> list[str]:
     return left
 
 
-def _tell(run: Run, order: Order, books: Books, stuck: str, num_faults: int, elapsed_s: float) -> None:
+def _tell(
+    run: Run, order: Order, books: Books, stuck: str, missed: Sequence[str], num_faults: int, elapsed_s: float
+) -> None:
     name = f"seed {order.seed}, run {run.number}"
     summary = (
         f"{name}: {books.recorded} of {books.clips} clips recorded, {books.failed} failed, {books.again} attempts "
@@ -132,6 +135,7 @@ def _tell(run: Run, order: Order, books: Books, stuck: str, num_faults: int, ela
     )
     lines = [
         summary,
+        *([f"  to be made in a later run, nothing to hit in this one: {', '.join(missed)}"] if missed else []),
         *(f"  WRONG: {line}" for line in books.wrong),
         *([stuck] if stuck else []),
     ]
