@@ -7,6 +7,7 @@ their sender was cut off, answers listings as of a while ago, and, for a whole r
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import socket
 import struct
@@ -31,10 +32,13 @@ Listing = Callable[[Request], bytes]
 """Answers a request for a listing with a document."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Trouble:
+    """Its time begins with the first request that meets it."""
+
     mode: str = "pass"
-    until_s: float = 0.0
+    for_s: float = 0.0
+    until_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +86,13 @@ class Proxy:
         return self._listener.getsockname()[1]
 
     def make_trouble(self, mode: str, *, for_s: float) -> None:
-        """Begins one of `MODES`; it ends by itself."""
+        """Begins one of `MODES` with the next request; it ends by itself, `for_s` later."""
         assert mode in MODES, f"{mode!r} is not one of {MODES}"
-        self._trouble = _Trouble(mode=mode, until_s=time.monotonic() + for_s)
+        self._trouble = _Trouble(mode=mode, for_s=for_s)
+
+    def end_trouble(self) -> None:
+        """Ends it at once, also if no request has met it."""
+        self._trouble = _Trouble()
 
     def make_listings_stale(self, answer: Listing, *, for_s: float, share: float) -> None:
         """Lets `answer` answer this share of the requests for listings, for a while."""
@@ -107,6 +115,13 @@ class Proxy:
     def _mode(self) -> str:
         trouble = self._trouble
         return trouble.mode if time.monotonic() < trouble.until_s else "pass"
+
+    def _meet_trouble(self) -> str:
+        trouble, mode = self._trouble, self._mode()
+        if mode != "pass":
+            self.hits += 1
+            trouble.until_s = min(trouble.until_s, time.monotonic() + trouble.for_s)
+        return mode
 
     def serve(self) -> None:
         while not self._closed:
@@ -142,8 +157,7 @@ class Proxy:
 
     def _pass_on(self, request: Request, client: socket.socket, upstream: socket.socket) -> bool:
         """Deals with one request; returns whether its connection goes on."""
-        mode = self._mode()
-        self.hits += mode != "pass"
+        mode = self._meet_trouble()
         if mode == "reset":
             _reset(client)
             return False

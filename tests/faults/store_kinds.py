@@ -34,7 +34,10 @@ def trouble(mode: str) -> Callable[[Run], bool]:
         before = run.world.proxy.hits
         run.world.proxy.make_trouble(mode, for_s=run.rng.uniform(*_AWAY_S))
         # Only what met a request was a fault.
-        return run.wait_for(lambda: run.world.proxy.hits > before, timeout_s=_AWAY_S[1])
+        hit = run.wait_for(lambda: run.world.proxy.hits > before, timeout_s=_MEETS_S)
+        if not hit:
+            run.world.proxy.end_trouble()
+        return hit
 
     return make
 

@@ -88,6 +88,17 @@ def test_connections_are_reset(proxy: Proxy) -> None:
     assert proxy.hits == 1
 
 
+def test_trouble_waits_for_its_first_request(proxy: Proxy) -> None:
+    proxy.make_trouble("503", for_s=0.05)
+    time.sleep(0.1)
+    assert (ask(proxy)[0], proxy.hits) == (503, 1)
+    time.sleep(0.1)
+    assert (ask(proxy)[0], proxy.is_calm) == (200, True)
+    proxy.make_trouble("503", for_s=60)
+    proxy.end_trouble()
+    assert ask(proxy)[0] == 200
+
+
 def test_trouble_ends_by_itself_and_late_answers_are_right(proxy: Proxy) -> None:
     proxy.make_trouble("delay", for_s=0.5)
     began = time.monotonic()
