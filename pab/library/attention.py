@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pab.library.broadcast_module import CurrentPass
-from pab.library.sequence_hooks import LATENTS, TEXT, ModuleSplits, SequencePlan, Split
+from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
+from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 from pab.nn.layers import rotate_pairs
 from pab.parallel.ulysses import ulysses_attention
 

@@ -72,6 +72,7 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         num_tokens=cogvideox_tokens,
         cost=model.cost,
         load=load,
+        compiles=True,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),

@@ -78,6 +78,7 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
         num_tokens=hunyuan_video_tokens,
         cost=model.cost,
         load=load,
+        compiles=True,
         write_tiny=write_tiny,
         weights_digest=model.weights.digest,
         pin=model.weights.pin,

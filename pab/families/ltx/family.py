@@ -70,6 +70,7 @@ def ltx_family(model: LtxModel) -> Family:
         num_tokens=ltx_tokens,
         cost=_COST,
         load=load,
+        compiles=True,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, LTX_WEIGHTS),
         pin=lambda weights: pin(weights, LTX_WEIGHTS),

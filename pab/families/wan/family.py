@@ -68,6 +68,7 @@ def wan_family(model: WanModel) -> Family:
         num_tokens=model.num_tokens,
         cost=model.cost,
         load=load,
+        compiles=True,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),
