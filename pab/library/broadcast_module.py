@@ -129,7 +129,7 @@ class SiteBlock(nn.Module):
     def _laid_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # The first block of a stack gets parts of larger tensors, perhaps by other names than the next one: a graph more.
         given = self.signature.bind(*args, **kwargs)
-        return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in given.args), given.kwargs
+        return tuple(_dense(x) if isinstance(x, Tensor) else x for x in given.args), given.kwargs
 
 
 def install_sites(transformer: nn.Module, sites: Sequence[Site], current: CurrentPass) -> tuple[nn.ModuleList, ...]:
@@ -160,3 +160,8 @@ def _streams(output: Tensor | Sequence[Tensor]) -> Streams:
 
 def _alone(streams: Streams) -> Tensor | Streams:
     return streams if len(streams) > 1 else streams[0]
+
+
+def _dense(x: Tensor) -> Tensor:
+    # A part of a row alone counts as contiguous, but has the strides of the whole, by which a graph is chosen.
+    return x.contiguous().flatten().view(x.shape)

@@ -35,7 +35,7 @@ from pipeline.run.options import choose
 from pipeline.run.panel import PanelDisplay
 from pipeline.run.references import ReferenceReader, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
-from pipeline.run.run import Run, asked_run, check_same, find_run, open_bucket, start_run, undo_run
+from pipeline.run.run import Run, as_begun, asked_run, check_same, find_run, open_bucket, start_run, undo_run
 from pipeline.run.settings import RunSettings
 from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
@@ -67,11 +67,13 @@ class Submission:
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `submit`."""
-    settings = build_settings(arguments.manifest, choose(vars(arguments), environment_settings(), arguments.config))
+    chosen = choose(vars(arguments), environment_settings(), arguments.config)
+    settings = build_settings(arguments.manifest, chosen)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
+    settings = as_begun(settings, found, asked=str(chosen["compile"].value))
     rules = run_rules(settings.render, begun=found.weights if found else None)
     known = known_references(bucket) if found else {}
     references = ReferenceReader(known=known)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.settings import Mesh
+from pab.families import FAMILIES
 from pipeline.exits import UsageError
 from pipeline.parser import build_parser
 from pipeline.run.build import build_settings
@@ -185,7 +187,8 @@ def test_quality_and_attempts_travel_into_jobs() -> None:
     assert (plain.crf, plain.max_attempts, plain.batch) == (18, 2, 0)
 
 
-def test_what_cannot_be_compiled_or_has_no_gpu_is_refused() -> None:
+def test_what_cannot_be_compiled_or_has_no_gpu_is_refused(monkeypatch) -> None:
+    monkeypatch.setitem(FAMILIES, "wan", replace(FAMILIES["wan"], compiles=False))
     with pytest.raises(UsageError, match=r"--compile=on: the blocks of family wan cannot be compiled, those of demo, "):
         settings_of("--cluster", "local", "--model", "wan", "--compile", "on")
     with pytest.raises(UsageError, match=r"--attention=cudnn needs a GPU and --device is cpu; allowed: auto, default"):
