@@ -6,6 +6,7 @@ Latte's transformer in diffusers gets the very weights of ours, so that the two 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -217,7 +218,7 @@ class WanPeer:
         return Timed(step_seconds=tuple(clock.seconds()), pictures=latents[0].float().cpu())
 
 
-PEERS = {"latte": LattePeer, "wan": WanPeer, "wan_14b": WanPeer}
+PEERS: Mapping[str, type[LattePeer] | type[WanPeer]] = {"latte": LattePeer, "wan": WanPeer, "wan_14b": WanPeer}
 """By group of rows."""
 
 

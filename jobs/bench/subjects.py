@@ -256,7 +256,10 @@ def _wan(model: WanModel, size: str, device: torch.device) -> Subject:
             current=current,
             block_stacks=install_broadcast(described, transformer, current),
             encode_text=RandomText(
-                shape=(MAX_TEXT_TOKENS, int(config["text_dim"])), tokens=TEXT_TOKENS[size], device=device, dtype=dtype
+                shape=(MAX_TEXT_TOKENS, cast(int, config["text_dim"])),
+                tokens=TEXT_TOKENS[size],
+                device=device,
+                dtype=dtype,
             ),
             prepare_text=lambda text: described.prepare_text(text, dtype, device),
             codec=LatentsOnly(frames=lambda num_frames: (num_frames - 1) // 4 + 1, channels=model.latent_channels),
@@ -291,13 +294,13 @@ def random_part(
     torch.manual_seed(0)
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in build().state_dict().items()}
+    kept = tuple(module_class._keep_in_fp32_modules or ())
     with device:
         tensors = {
-            key: torch.randn(shape) * shape[1:].numel() ** -0.5 if len(shape) > 1
+            key: torch.randn(shape, dtype=dtype) * shape[1:].numel() ** -0.5 if len(shape) > 1
             else torch.full(shape, float(key.endswith("weight")))
             for key, shape in shapes.items()
         }  # fmt: skip
-    kept = tuple(module_class._keep_in_fp32_modules or ())
     return load_module(build, tensors, what=name, dtype=dtype, device=device, float32_parts=kept).to(device)
 
 

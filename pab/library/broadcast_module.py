@@ -30,12 +30,14 @@ LATENTS, TEXT = "hidden_states", "encoder_hidden_states"
 class CurrentPass:
     """Tells what is put into one loaded model which pass runs. Owned by that model, empty between passes.
 
-    `sp`: the ranks that share the pass. `lengths`: of its streams of tokens before they were split, by name.
+    `sp`: the ranks that share the pass. `lengths`: of its streams of tokens before they were split, by name. `flash3`:
+    whether self attention is FlashAttention-3; it stays as it is from pass to pass.
     """
 
     visit: Visit | None = None
     sp: SequenceParallel = field(default_factory=SequenceParallel)
     lengths: dict[str, int] = field(default_factory=dict)
+    flash3: bool = False
 
     @contextlib.contextmanager
     def running(self, visit: Visit, sp: SequenceParallel) -> Iterator[None]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pab.broadcast.state import BOTH, COND, Visit
 from pab.family import ClipRequest
 from pab.library.broadcast_module import CurrentPass
+from pab.library.fused import fuse
 from pab.model import EncodedPrompt, Scheduler, StepInput
 from pab.nn.video import LatentCodec, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
@@ -40,6 +41,10 @@ class DiffusersVideo:
     sampler: Callable[[ClipRequest], Scheduler]
     guided_passes: tuple[str, ...]
     clean: Callable[[str], str] = lambda text: text
+
+    def use_kernels(self) -> None:
+        """Has the blocks use fused operations where they are faster; of families that have them."""
+        fuse(self.block_stacks, self.current)
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one, where there is a branch for it."""

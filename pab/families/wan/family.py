@@ -71,6 +71,7 @@ def wan_family(model: WanModel) -> Family:
         cost=model.cost,
         load=load,
         compiles=True,
+        fused_kernels=True,
         keeps_blocks=model.boundary is None,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
