@@ -13,6 +13,7 @@ TESTS ?=
 FAULTS ?= 60
 SEED ?= 1
 WORLDS ?= 1
+KINDS ?=
 # Threads that spin at barriers slow each other down tenfold where tests start several processes.
 export OMP_WAIT_POLICY ?= passive
 
@@ -35,8 +36,8 @@ test-cluster: $(BIN)/.installed-for-tests ## tests on a real SLURM and a real S3
 test-gpu: $(BIN)/.installed-for-tests ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-faults: $(BIN)/.installed-for-tests ## FAULTS=60 SEED=1 WORLDS=1: random faults in runs on a real SLURM and S3, then the books of every run
-	$(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED) --worlds $(WORLDS)
+faults: $(BIN)/.installed-for-tests ## FAULTS=60 SEED=1 WORLDS=1 KINDS=: random faults in runs on a real SLURM and S3, then the books of every run
+	$(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED) --worlds $(WORLDS) $(if $(KINDS),--kinds "$(KINDS)")
 
 lint: $(BIN)/.installed-for-tests ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -50,7 +50,7 @@ def render(model: VideoModel, request: ClipRequest, broadcast: str) -> tuple[Fra
         group=NodeGroup(),
     )
     cpu_s = time.process_time() - start
-    return model.decode(done.latents, request, NodeGroup())[0].numpy(), done, cpu_s
+    return model.decode(done.latents, request, NodeGroup()).fetch()[0].numpy(), done, cpu_s
 
 
 MEASURES = ("computed_share", "relative_time", "psnr_db", "ssim")

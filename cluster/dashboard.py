@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import socket
 import subprocess
@@ -73,15 +74,10 @@ class Dashboard:
         """Starts the scheduler and waits until it listens. Raises ClusterError with its error output if it does not."""
         before = self.scheduler_file.stat().st_mtime_ns if self.scheduler_file.exists() else 0
         log_path = self._folder / "dask-scheduler.log"
-        with log_path.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.dask_scheduler", self._folder, self._host, self._prefix],
-                env=for_child(),
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        try:
+            self._process = self._spawn(log_path)
+        except OSError as error:
+            raise ClusterError(f"the Dask scheduler did not start: {error}; run without the dashboard") from error
         deadline = time.monotonic() + _START_S
         while not self.scheduler_file.exists() or self.scheduler_file.stat().st_mtime_ns == before:
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -93,6 +89,23 @@ class Dashboard:
                 )
             time.sleep(0.05)
         self._place = read_place(self.scheduler_file)
+
+    def _spawn(self, log_path: Path) -> subprocess.Popen[bytes]:
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "cluster.dask_scheduler", self._folder, self._host],
+                env=for_child(),
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert process.stdin, "its stdin is a pipe"
+        with contextlib.suppress(BrokenPipeError):  # it has died already: its log says why
+            # Not as an argument: whoever has a shell here can list those, and behind a proxy the prefix is the secret.
+            process.stdin.write(f"{self._prefix}\n".encode())
+            process.stdin.flush()
+        return process
 
     def revive(self) -> bool:
         """Starts the scheduler again if it has died; jobs rejoin by themselves. Returns whether it had."""
@@ -107,7 +120,8 @@ class Dashboard:
         if self._process is None:
             return
         if self._process.stdin:
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         try:
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:

@@ -1,5 +1,6 @@
-"""The Dask scheduler's process: python -m cluster.dask_scheduler FOLDER HOST PREFIX. Ends with its stdin, so with its driver.
+"""The Dask scheduler's process: python -m cluster.dask_scheduler FOLDER HOST. Ends with its stdin, so with its driver.
 
+The first line of its stdin is the dashboard's prefix, which may be empty: other users can see arguments, not a pipe.
 A restart in the same folder takes the same key and, where they are free, the same ports, so jobs find it again.
 """
 
@@ -70,6 +71,6 @@ async def _stdin_closed() -> None:
 if __name__ == "__main__":
     dask.config.set(_CONFIG)
     try:
-        asyncio.run(serve(Path(sys.argv[1]), host=sys.argv[2], prefix=sys.argv[3]))
+        asyncio.run(serve(Path(sys.argv[1]), host=sys.argv[2], prefix=sys.stdin.readline().rstrip("\n")))
     except (OSError, RuntimeError) as error:
         sys.exit(str(error.__cause__ or error))

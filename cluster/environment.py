@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 """Where our packages lie: a child process that runs one of them finds it from any folder."""
-_OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_")
-_OF_THE_SITE = ("SLURM_CONF", "SLURM_CLUSTERS")
+_OF_CLIENTS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_")
+_OF_THE_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
 def variables() -> Mapping[str, str]:
@@ -32,15 +31,20 @@ def for_child(*, defaults: Mapping[str, str] | None = None, changes: Mapping[str
     return {**(defaults or {}), **os.environ, "PYTHONPATH": search_path, **(changes or {})}
 
 
-@contextlib.contextmanager
-def outside_of_any_job() -> Iterator[None]:
-    """Hides the surrounding allocation, if the driver runs in one: its variables would pass into the new jobs."""
-    hidden = {
-        name: value for name, value in os.environ.items() if name.startswith(_OF_A_JOB) and name not in _OF_THE_SITE
+def for_slurm() -> dict[str, str]:
+    """Returns the variables of a SLURM client command, whose answer is read by this program.
+
+    Left out are those of the job around the driver, which would pass into new jobs, and the user's habits: a filter in
+    SQUEUE_PARTITION would hide jobs, SCANCEL_INTERACTIVE would wait for a key. The clusters in SLURM_CLUSTERS hold for all
+    clients alike, unless it is empty, which they would take for a name.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (name in _OF_THE_SITE and value) or not name.startswith(_OF_CLIENTS)
     }
-    for name in hidden:
-        del os.environ[name]
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+
+
+def slurm_clusters() -> str:
+    """Returns the clusters that SLURM's clients are told to speak to; empty for the one of this machine."""
+    return os.environ.get("SLURM_CLUSTERS", "").strip()

@@ -12,6 +12,14 @@ class ClusterError(Exception):
     """The cluster refused, or cannot be reached; the message says what was asked and what to do."""
 
 
+class UnansweredError(ClusterError):
+    """Nobody knows yet whether the cluster took the jobs: asking once more for jobs of the same names finds out."""
+
+
+class CancelledError(ClusterError):
+    """The run was cancelled meanwhile: its jobs are taken back, and no more are taken."""
+
+
 class JobState(Enum):
     """Where a job is. Taken from SLURM's queue or from this machine's processes, never from Dask."""
 
@@ -55,6 +63,10 @@ class Job(Protocol):
     def state(self) -> JobState:
         """Its last polled state."""
 
+    @property
+    def nodes(self) -> frozenset[str]:
+        """The nodes of its last start; empty if the cluster has none of its own, or does not say."""
+
     def result(self) -> object | None:
         """Returns rank 0's value, or None when there is none (yet)."""
 
@@ -66,10 +78,19 @@ class Cluster(Protocol):
     """Somewhere jobs run."""
 
     def submit(self, requests: Sequence[JobRequest]) -> list[Job]:
-        """Hands over jobs and returns at once. Raises ClusterError when refused."""
+        """Hands over jobs and returns at once. Raises ClusterError when refused, UnansweredError when that is unknown."""
+
+    def alive(self) -> list[Job]:
+        """Returns the jobs of the run that wait or run, whoever submitted them, as far as this machine knows them."""
 
     def poll(self) -> None:
         """Brings the states of all jobs up to date (and, on this machine, starts what has room)."""
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Ends jobs; those that ended already are left alone."""
+
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        """Ends those of the jobs that have not begun, and returns them. Raises ClusterError."""
+
+    def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
+        """Keeps jobs that start from now on off these nodes, as far as enough others are left; returns those it keeps off."""

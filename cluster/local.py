@@ -6,9 +6,11 @@ next submit finds the GPUs free and goes on from the records. `timeout_min` is S
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +22,14 @@ from cluster.devices import threads_per_rank, visible_gpus
 from cluster.environment import for_child, variables
 from cluster.job import ClusterError, Job, JobRequest, JobState
 from cluster.job_files import error_tail, private_folder, rank_logs, rank_zero_attempt, rank_zero_value
+from cluster.local_driver import note_driver
 from cluster.rank import RankCall
 
 _AFTER_FIRST_EXIT_S = 300.0
 _CANCEL_S = 5.0
+_START_AGAIN_S = 2.0
+_REFUSED_S = 3600.0
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,9 @@ class LocalJob:
         self._folder = folder
         self._state = JobState.WAITING
         self._process: subprocess.Popen[bytes] | None = None
+        self._refused_since: float | None = None
+        self._refusal = ""
+        self._start_at = 0.0
 
     @property
     def name(self) -> str:
@@ -105,6 +114,11 @@ class LocalJob:
         return self._state
 
     @property
+    def nodes(self) -> frozenset[str]:
+        """None: there is no other machine to turn to."""
+        return frozenset()
+
+    @property
     def num_ranks(self) -> int:
         """Ranks on this machine: those of all the nodes asked for."""
         return self.request.num_nodes * self.request.ranks_per_node
@@ -117,15 +131,34 @@ class LocalJob:
         """Returns why the group ended, with the end of the fallen rank's error output; None if the job is not lost."""
         if self._state is not JobState.LOST:
             return None
+        if self._process is None:
+            return f"it could not be started: {self._refusal}"
         logs = [group_log(self._folder, self.name), *rank_logs(self._folder, self.id, range(self.num_ranks))]
         return error_tail(logs) or f"no error output; the logs are in {self._folder}"
 
-    def start(self, place: _Place) -> None:
-        """Starts the group process."""
-        executor = _GroupExecutor(self._folder, name=self.name, num_ranks=self.num_ranks, place=place)
-        self._process = executor.submit(RankCall(call=self.request.call))._process
+    def start(self, place: _Place) -> bool:
+        """Starts the group process; False if the system does not let it, as with a full disk, so that it goes on waiting.
+
+        It is tried again now and then, and lost if that goes on for `_REFUSED_S`.
+        """
+        now = time.monotonic()
+        if now < self._start_at:
+            return False
+        try:
+            executor = _GroupExecutor(self._folder, name=self.name, num_ranks=self.num_ranks, place=place)
+            self._process = executor.submit(RankCall(call=self.request.call))._process
+        except OSError as error:
+            if self._refused_since is None:
+                self._refused_since = now
+                _LOG.warning("%s waits, it cannot be started in %s: %s", self.name, self._folder, error)
+            self._refusal, self._start_at = str(error), now + _START_AGAIN_S
+            if now - self._refused_since > _REFUSED_S:
+                self._state = JobState.LOST
+            return False
+        self._refused_since = None
         self.gpus = place.gpus
         self._state = JobState.RUNNING
+        return True
 
     def poll(self) -> None:
         """Takes the state from the process and the result file."""
@@ -160,6 +193,10 @@ class LocalCluster:
         if max_parallel_jobs < 1:
             raise ClusterError(f"max_parallel_jobs={max_parallel_jobs}: at least 1 job must be allowed to run")
         self.folder = private_folder(folder / f"local-{uuid.uuid4().hex[:12]}")
+        try:
+            note_driver(self.folder)
+        except OSError as error:
+            raise ClusterError(f"cannot write into {self.folder}: {error}; make room there") from error
         self._max_parallel_jobs = max_parallel_jobs
         self._gpus = visible_gpus(variables())
         self._jobs: list[LocalJob] = []
@@ -177,6 +214,10 @@ class LocalCluster:
         self._jobs += jobs
         self.poll()
         return list(jobs)
+
+    def alive(self) -> list[Job]:
+        """Returns none: local jobs end with their driver."""
+        return []
 
     def poll(self) -> None:
         """Brings the states up to date and starts what has room, in the order of submission."""
@@ -197,6 +238,18 @@ class LocalCluster:
         for job in alive:
             job.wait_ended(_CANCEL_S)
 
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        """Ends those of the jobs that have not begun, and returns them."""
+        wanted = {id(job) for job in jobs}
+        waiting = [job for job in self._jobs if id(job) in wanted and job.state is JobState.WAITING]
+        for job in waiting:
+            job.terminate()
+        return list(waiting)
+
+    def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
+        """Avoids none: there is only this machine."""
+        return frozenset()
+
     def _start_if_room(self, job: LocalJob) -> bool:
         running = [other for other in self._jobs if other.state is JobState.RUNNING]
         taken = {gpu for other in running for gpu in other.gpus}
@@ -205,8 +258,9 @@ class LocalCluster:
         if len(running) >= self._max_parallel_jobs or needed > len(free):
             return False
         at_once = min(self._max_parallel_jobs, len(self._jobs))
-        job.start(_Place(gpus=tuple(free[:needed]), num_threads=threads_per_rank(job.num_ranks, num_jobs=at_once)))
-        return True
+        return job.start(
+            _Place(gpus=tuple(free[:needed]), num_threads=threads_per_rank(job.num_ranks, num_jobs=at_once))
+        )
 
 
 def _num_gpus(request: JobRequest) -> int:

@@ -47,6 +47,9 @@ class RankCall:
         environment = submitit.JobEnvironment()
         attempt = restart_count()
         _drop_old_result(environment)
+        if environment.cluster != "local" and "max_requeues" in self._job:
+            # Before the call is loaded, which imports for seconds: a short job is warned of its end early.
+            _requeue_on_usr2(environment, attempt=attempt, max_requeues=int(str(self._job["max_requeues"])))
         try:
             call = unseal(self._job)
         except FormatError as error:
@@ -57,8 +60,6 @@ class RankCall:
         assert callable(call), f"a job calls {call!r}"
         if environment.cluster == "local":
             _die_with(int(environment.job_id))
-        else:
-            _requeue_on_usr2(environment, attempt=attempt, max_requeues=int(str(self._job["max_requeues"])))
         value = call()
         return rank_result(attempt=attempt, value=value if environment.global_rank == 0 else None)
 

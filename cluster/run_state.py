@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from cluster.whole_files import write_json
 
 STATE_FILE = "run-state.json"
 
@@ -34,7 +34,5 @@ class RunState:
 
 
 def write_state(folder: Path, state: RunState) -> None:
-    """Writes the document in one go, so that the page never reads half of it."""
-    part = folder / f"{STATE_FILE}.{os.getpid()}"
-    part.write_text(json.dumps({**asdict(state), "written_at": time.time()}))
-    part.rename(folder / STATE_FILE)
+    """Writes the document in one go, so that the page never reads half of it. Raises OSError."""
+    write_json(folder / STATE_FILE, {**asdict(state), "written_at": time.time()})

@@ -5,12 +5,13 @@ The key itself stays in the same folder, which only this user may enter: jobs re
 
 from __future__ import annotations
 
-import json
-import os
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from cluster.whole_files import read_json, tell_damaged, write_json, write_whole
 
 if TYPE_CHECKING:
     from distributed import Security
@@ -45,31 +46,41 @@ class SchedulerPlace:
 
 def write_place(place: SchedulerPlace) -> None:
     """Writes the file in one go, so that no job reads half of it."""
-    part = place.folder / f"{SCHEDULER_FILE}.{os.getpid()}"
-    part.write_text(json.dumps({"address": place.address, "dashboard_url": place.dashboard_url}))
-    part.rename(place.folder / SCHEDULER_FILE)
+    write_json(place.folder / SCHEDULER_FILE, {"address": place.address, "dashboard_url": place.dashboard_url})
 
 
 def read_place(path: Path) -> SchedulerPlace | None:
-    """Reads the file; None if no scheduler was ever started there."""
-    try:
-        return SchedulerPlace(folder=path.parent, **json.loads(path.read_text()))
-    except FileNotFoundError:
-        return None
+    """Reads the file; None if no scheduler was ever started there, or if the file is damaged."""
+    match read_json(path):
+        case None:
+            return None
+        case {"address": str(address), "dashboard_url": str(dashboard_url)}:
+            return SchedulerPlace(folder=path.parent, address=address, dashboard_url=dashboard_url)
+        case other:
+            tell_damaged(path, f"it holds {other!r}")
+            return None
 
 
 def make_keys(folder: Path) -> None:
-    """Makes a key and its certificate in `folder` if there is none; a restarted scheduler keeps the key its jobs know."""
+    """Makes a key and its certificate in `folder` if there is no whole pair; a restarted scheduler keeps its jobs' key."""
     from distributed import Security
 
-    if (folder / _KEY).exists():
+    if _is_pair(folder / _CERTIFICATE, folder / _KEY):
         return
     temporary = Security.temporary()
-    (folder / _CERTIFICATE).write_text(temporary.tls_ca_file)
-    part = folder / f"{_KEY}.{os.getpid()}"
-    part.touch(mode=0o600)
-    part.write_text(temporary.tls_scheduler_key)
-    part.rename(folder / _KEY)
+    write_whole(folder / _CERTIFICATE, temporary.tls_ca_file.encode())
+    write_whole(folder / _KEY, temporary.tls_scheduler_key.encode())
+
+
+def _is_pair(certificate: Path, key: Path) -> bool:
+    if not key.exists():
+        return False
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError is one
+        tell_damaged(key, error)
+        return False
+    return True
 
 
 def security(folder: Path) -> Security:

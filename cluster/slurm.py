@@ -1,106 +1,148 @@
-"""Runs jobs on SLURM: arrays through submitit, states through squeue, results through files.
+"""Runs jobs on SLURM: arrays through sbatch, states through squeue, results through files.
 
-SLURM's word alone is not trusted: a COMPLETED job without a result is lost, a NODE_FAIL may come back, and only the last
-start of a requeued job counts.
+SLURM's word alone is not trusted: a COMPLETED job without a result is lost, a NODE_FAIL may come back, only the last start
+of a requeued job counts, an id may name another job by now, and a refusal of sbatch may be none.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import logging
 import re
 import shlex
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
-from cluster.environment import outside_of_any_job
-from cluster.job import ClusterError, Job, JobRequest, JobState
+from cluster.job import CancelledError, ClusterError, Job, JobRequest, JobState, UnansweredError
 from cluster.job_files import private_folder
-from cluster.rank import RankCall
-from cluster.slurm_job import SlurmJob, Submitted
-from cluster.slurm_queue import read_queue
-from cluster.slurm_settings import SlurmSettings, ask_slurm, check_extra, sbatch_options
+from cluster.slurm_job import SlurmJob
+from cluster.slurm_nodes import keep_off, may_avoid
+from cluster.slurm_queue import QueueRow, read_queue
+from cluster.slurm_record import ArrayRecord, cancel_mark, leave_cancel_mark, name_prefix, read_records
+from cluster.slurm_sbatch import hand_over, keep, prepare, settle
+from cluster.slurm_script import array_script, arrays, max_array_size, names_of, shape_of
+from cluster.slurm_settings import SlurmSettings, ask_slurm, check_extra, check_one_cluster, sbatch_options
 
 _LOG = logging.getLogger(__name__)
-_RECORD = "submitted.json"
-_AFTER_FIRST_EXIT_S = 300
 _CANCEL_AT_ONCE = 200
 _MAX_RELEASES = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
-    """What jobs of one array have in common."""
-
-    num_nodes: int
-    ranks_per_node: int
-    gpus_per_node: int
-    timeout_min: int
-    avoid_nodes: frozenset[str]
+_LIVE = (JobState.WAITING, JobState.RUNNING)
+_UNANSWERED_S = 86400.0
+"""A record without an answer that is older than this is of a submit that was killed before sbatch."""
 
 
 class SlurmCluster:
-    """Submits jobs to SLURM.
+    """Submits the jobs of one run to SLURM, and follows and ends those and no others.
 
     `folder` must be shared with the nodes; pickles, scripts, logs and results lie there in a new private folder (0700) per
-    array, because ids repeat. `queue_interval_s`: the least time between two questions to slurmctld. `result_grace_s`: how
-    long after a job has left the queue its result may take to become visible.
+    array, because ids repeat. `run_id` is in the name of every job. `queue_interval_s`: the least time between two questions
+    to slurmctld. `result_grace_s`: how long after a job has left the queue its result may take to become visible.
+    `settle_s`: how long a controller that is away is waited for when nobody knows whether it took jobs.
     """
 
     def __init__(
-        self, folder: Path, settings: SlurmSettings, *, queue_interval_s: float = 10.0, result_grace_s: float = 15.0
+        self,
+        folder: Path,
+        settings: SlurmSettings,
+        *,
+        run_id: str,
+        queue_interval_s: float = 10.0,
+        result_grace_s: float = 15.0,
+        settle_s: float = 60.0,
     ) -> None:
+        check_one_cluster()
         check_extra(settings.extra, sbatch_options())
-        self._folder = private_folder(folder)
+        self._folder = folder.expanduser().absolute()
         self._settings = settings
+        self._run_id = run_id
         self._queue_interval_s = queue_interval_s
         self._result_grace_s = result_grace_s
+        self._settle_s = settle_s
+        self._mark = cancel_mark(self._folder)
         self._jobs: list[SlurmJob] = []
+        self._names: set[str] = set()
+        self._open: dict[str, ArrayRecord] = {}
+        self._asked: dict[tuple[str, ...], ArrayRecord | list[SlurmJob]] = {}
+        self._replaced: set[str] = set()
+        self._avoided: frozenset[str] = frozenset()
+        self._widest = 1
         self._asked_at_s = float("-inf")
         self._queue_fails = False
-        self._told_stuck: set[str] = set()
+        self._told: set[str] = set()
         self._releases: Counter[str] = Counter()
+
+    @property
+    def unanswered(self) -> list[ArrayRecord]:
+        """The arrays of which nobody knows whether SLURM took them; their submit may be at work on that."""
+        return [record for record in self._open.values() if time.time() - record.asked_at < _UNANSWERED_S]
 
     def submit(self, requests: Sequence[JobRequest]) -> list[Job]:
         """Hands jobs over as arrays, all or none. Raises ClusterError with sbatch's words when refused.
 
         With a bound on parallel jobs, those beyond `MaxArraySize` form a further array, which starts when the first ends.
+        Raises UnansweredError if nobody knows whether they were taken: then the same jobs are asked for again, and those
+        that were taken are found. Raises CancelledError if the run was cancelled since this object was made.
         """
-        size = _max_array_size()
+        self._refuse_if_cancelled()
+        size = max_array_size()
         submitted: list[SlurmJob] = []
         with contextlib.ExitStack() as undo:
-            undo.callback(lambda: _scancel([job.id for job in submitted]))
-            for array in _arrays(requests, size):
-                after = submitted[-1].id.split("_")[0] if submitted and self._settings.max_parallel_jobs else None
-                submitted += self._submit_array(array, after=after)
+            undo.callback(self._undo, submitted)
+            try:
+                for array in arrays(requests, size):
+                    after = submitted[-1].id.split("_")[0] if submitted and self._settings.max_parallel_jobs else None
+                    submitted += self._submit_array(array, after=after)
+            except UnansweredError:
+                undo.pop_all()
+                self._know(submitted)
+                raise
+            self._refuse_if_cancelled()
             undo.pop_all()
-        self._jobs += submitted
+        for array in arrays(requests, size):
+            self._asked.pop(names_of(array), None)
+        self._know(submitted)
         return list(submitted)
 
     def submitted(self) -> list[Job]:
         """Returns the jobs that earlier drivers submitted from this folder; from now on `poll` knows their states."""
-        known = {job.id for job in self._jobs}
-        records = sorted(self._folder.glob(f"*/{_RECORD}"), key=lambda path: path.stat().st_mtime_ns)
-        entries = [{**entry, "folder": path.parent} for path in records for entry in json.loads(path.read_text())]
-        found = [SlurmJob(Submitted(**entry)) for entry in entries if entry["id"] not in known]
-        self._jobs += found
+        found: list[SlurmJob] = []
+        for record in read_records(self._folder, self._run_id):
+            if record.job_name in self._names or record.refused:
+                continue
+            if record.is_open:
+                self._open[record.job_name] = record
+            else:
+                found += self._know(SlurmJob(job) for job in record.jobs())
         return list(found)
+
+    def alive(self) -> list[Job]:
+        """Returns the jobs of the run that wait or run, whoever submitted them from this folder."""
+        self.submitted()
+        if not self._jobs and not self._open:
+            return []
+        try:
+            rows = read_queue()
+        except ClusterError as error:
+            _LOG.warning("jobs of earlier submits are not looked for: %s", error)
+            return []
+        self._adopt(rows)
+        for job in self._jobs:
+            job.see(rows.get(job.id), now_s=time.monotonic(), grace_s=self._result_grace_s)
+        return [
+            job for job in self._jobs
+            if (row := rows.get(job.id)) is not None and row.live_state is not None and job.submitted.is_same(row)
+        ]  # fmt: skip
 
     def poll(self) -> None:
         """Brings all states up to date with one squeue, if `queue_interval_s` has passed; an outage changes no state."""
         now_s = time.monotonic()
-        open_jobs = [job for job in self._jobs if not job.is_over]
-        if not open_jobs or now_s - self._asked_at_s < self._queue_interval_s:
+        if all(job.is_over for job in self._jobs) and not self._open:
+            return
+        if now_s - self._asked_at_s < self._queue_interval_s:
             return
         self._asked_at_s = now_s
         try:
@@ -111,14 +153,20 @@ class SlurmCluster:
             self._queue_fails = True
             return
         self._queue_fails = False
-        for job in open_jobs:
-            row = rows.get(job.id)
-            job.see(row, now_s=now_s, grace_s=self._result_grace_s)
-            if row and row.is_held_by_failed_launch and self._release(job):
-                continue
-            if row and row.is_stuck and job.id not in self._told_stuck:
-                self._told_stuck.add(job.id)
-                _LOG.warning("%s (%s) will not start by itself: %s", job.name, job.id, row.reason)
+        self._adopt(rows)
+        for job in self._jobs:
+            if not job.is_over:
+                self._see(job, rows.get(job.id), now_s=now_s)
+
+    def _see(self, job: SlurmJob, row: QueueRow | None, *, now_s: float) -> None:
+        job.see(row, now_s=now_s, grace_s=self._result_grace_s)
+        if row is None or not job.submitted.is_same(row):
+            return
+        if row.is_held_by_failed_launch and self._release(job):
+            return
+        if row.is_stuck and job.id not in self._told:
+            self._told.add(job.id)
+            _LOG.warning("%s (%s) will not start by itself: %s", job.name, job.id, row.reason)
 
     def _release(self, job: SlurmJob) -> bool:
         """Releases a job that SLURM holds because its node could not start it. That is the node's fault, not the user's."""
@@ -136,136 +184,165 @@ class SlurmCluster:
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Ends jobs through scancel. Their processes go on for up to SLURM's KillWait, which poll shows as running."""
         wanted = {job.id for job in jobs}
-        alive = [job for job in self._jobs if job.id in wanted and job.state in (JobState.WAITING, JobState.RUNNING)]
-        for job in alive:
-            job.cancel_asked = True
-        _scancel([job.id for job in alive])
+        alive = [job for job in self._jobs if job.id in wanted and job.state in _LIVE]
+        if alive:
+            self._end(alive, read_queue())
         self._asked_at_s = float("-inf")
+
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        """Ends those of the jobs that have not begun, and returns them. Raises ClusterError."""
+        rows = read_queue()
+        wanted = {job.id for job in jobs}
+        waiting = [
+            job
+            for job in self._jobs
+            if job.id in wanted and (row := rows.get(job.id)) and row.live_state is JobState.WAITING
+        ]
+        self._asked_at_s = float("-inf")
+        return list(self._end(waiting, rows))
+
+    def cancel_run(self) -> list[Job]:
+        """Ends all jobs of the run, whoever submitted them, and returns those that were alive. Raises ClusterError.
+
+        A submit that is just handing over jobs is told so, and takes them back.
+        """
+        leave_cancel_mark(self._folder)
+        self.submitted()
+        rows = read_queue()
+        self._adopt(rows)
+        return list(self._end(self._jobs, rows))
+
+    def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
+        """Keeps jobs that start from now on off these nodes, as far as enough others are left; returns those it keeps off."""
+        try:
+            avoided = may_avoid(self._settings, self._avoided, nodes, needed=self._widest)
+            if avoided != self._avoided:
+                self._avoided = avoided
+                rows = read_queue()
+                waiting = [job for job in self._jobs if (row := rows.get(job.id)) and job.submitted.is_same(row)]
+                keep_off(
+                    self._settings, avoided, [job for job in waiting if rows[job.id].live_state is JobState.WAITING]
+                )
+        except ClusterError as error:
+            _LOG.warning("jobs that wait are not kept off %s: %s", ", ".join(sorted(nodes)), error)
+        return self._avoided
 
     def script(self, request: JobRequest, *, num_jobs: int = 1) -> str:
         """Returns the sbatch script of an array of `num_jobs` jobs like this one, without submitting anything."""
-        executor = self._executor(_shape(request), folder=self._folder / "dry-run", job_name=self._job_name("dry-run"))
-        if num_jobs > 1:
-            executor.parameters.update(
-                map_count=num_jobs, array_parallelism=self._settings.max_parallel_jobs or num_jobs
-            )
-        return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+        return array_script(
+            self._settings,
+            shape_of(request),
+            folder=self._folder / "dry-run",
+            job_name=f"{name_prefix(self._run_id)}dry-run",
+            num_jobs=num_jobs,
+        )
 
     def expected_start(self, request: JobRequest) -> datetime | None:
         """Asks SLURM when such a job would start; None if it does not say. Raises ClusterError if it would be refused."""
-        path = self._folder / f"test-only-{uuid.uuid4().hex}.sh"
-        path.write_text(self.script(request))
+        path = private_folder(self._folder) / f"test-only-{uuid.uuid4().hex}.sh"
         try:
+            path.write_text(self.script(request))
             # The answer comes on stderr, the shell brings it to stdout.
             answer = ask_slurm("sh", "-c", f"sbatch --test-only {shlex.quote(str(path))} 2>&1")
+        except OSError as error:
+            raise ClusterError(f"cannot write {path}: {error}; make room there") from error
         finally:
-            path.unlink()
+            path.unlink(missing_ok=True)
         found = re.search(r"to start at (\S+)", answer)
         return datetime.fromisoformat(found.group(1)).astimezone() if found else None
 
+    def _refuse_if_cancelled(self) -> None:
+        if cancel_mark(self._folder) != self._mark:
+            raise CancelledError("the run was cancelled meanwhile, so no jobs are handed over; submit again to go on")
+
     def _submit_array(self, requests: Sequence[JobRequest], *, after: str | None) -> list[SlurmJob]:
-        token = uuid.uuid4().hex[:12]
-        folder = private_folder(self._folder / f"slurm-{token}")
-        executor = self._executor(_shape(requests[0]), folder=folder, job_name=self._job_name(token))
-        executor.update_parameters(array_parallelism=self._settings.max_parallel_jobs or len(requests))
-        if after:
-            theirs = self._settings.extra.get("dependency")
-            executor.parameters["additional_parameters"]["dependency"] = ",".join(
-                [*([str(theirs)] if theirs else []), f"afterany:{after}"]
-            )
-        calls = [RankCall(call=request.call, max_requeues=self._settings.max_requeues) for request in requests]
+        names = names_of(requests)
+        asked = self._asked.get(names)
+        if isinstance(asked, list):
+            return asked
+        record = settle(asked, UnansweredError("it gave no answer"), settle_s=self._settle_s) if asked else None
+        if asked and record is None:
+            keep(asked.refuse())
+            self._replaced.add(asked.job_name)
+        if record is None:
+            new, script = prepare(self._settings, requests, folder=self._folder, run_id=self._run_id, after=after)
+            self._asked[names] = new
+            try:
+                record = hand_over(new, script, settle_s=self._settle_s)
+            except UnansweredError:
+                raise
+            except ClusterError:
+                del self._asked[names]
+                raise
+        jobs = [SlurmJob(job, avoid_nodes=requests[0].avoid_nodes) for job in record.jobs()]
+        self._widest = max(self._widest, *(request.num_nodes for request in requests))
+        self._asked[names] = jobs
+        return jobs
+
+    def _know(self, jobs: Iterable[SlurmJob]) -> list[SlurmJob]:
+        known = {(job.id, job.submitted.job_name) for job in self._jobs}
+        new = [job for job in jobs if (job.id, job.submitted.job_name) not in known]
+        self._jobs += new
+        self._names.update(job.submitted.job_name for job in new)
+        for job in new:
+            self._open.pop(job.submitted.job_name, None)
+        return new
+
+    def _adopt(self, rows: Mapping[str, QueueRow]) -> None:
+        """Takes in jobs of the run that are in the queue, but in no record that was answered; ends those asked for twice."""
+        asked = {record.job_name for record in self._asked.values() if isinstance(record, ArrayRecord)}
+        names = {row.job_name for row in rows.values() if row.job_name.startswith(name_prefix(self._run_id))}
+        names |= {row.job_name for row in rows.values()} & self._open.keys()
+        unknown = names - self._names - asked
+        if unknown - self._open.keys():
+            self.submitted()  # of another driver, which has handed them over meanwhile
+            unknown -= self._names
+        for name in sorted(unknown):
+            record = self._open.get(name) or ArrayRecord.lost(self._folder, name)
+            if record and (found := record.found(rows)):
+                adopted = self._know(SlurmJob(job) for job in found.jobs())
+                if name in self._replaced:
+                    _LOG.warning("SLURM took %s twice: those of the request without an answer are ended", name)
+                    self._end_late(adopted, rows)
+                elif any(rows[job.id].live_state for job in adopted):
+                    _LOG.warning("SLURM took %s (%s) although sbatch did not say so", adopted[0].name, adopted[0].id)
+
+    def _end_late(self, jobs: list[SlurmJob], rows: Mapping[str, QueueRow]) -> None:
         try:
-            with outside_of_any_job(), contextlib.redirect_stderr(io.StringIO()):
-                handles = executor.submit_array(calls)
-        except (FailedJobError, FailedSubmissionError) as error:
-            raise ClusterError(f"sbatch refused {requests[0].name}: {error}") from error
-        jobs = [
-            Submitted(
-                name=request.name,
-                id=handle.job_id,
-                num_ranks=request.num_nodes * request.ranks_per_node,
-                job_name=self._job_name(token),
-                folder=folder,
-            )
-            for request, handle in zip(requests, handles, strict=True)
-        ]
-        (folder / _RECORD).write_text(json.dumps([{**asdict(job), "folder": ""} for job in jobs]))
-        return [SlurmJob(job) for job in jobs]
+            self._end(jobs, rows)
+        except ClusterError as error:
+            _LOG.warning("%s, which is not needed, cannot be ended: %s", jobs[0].id, error)
 
-    def _executor(self, shape: _Shape, *, folder: Path, job_name: str) -> submitit.SlurmExecutor:
-        settings = self._settings
-        extra = dict(settings.extra)
-        srun_args = ["--kill-on-bad-exit=1", f"--wait={_AFTER_FIRST_EXIT_S}"]
-        if settings.cpus_per_task:
-            # Since 22.05 srun no longer takes it from sbatch.
-            srun_args.append(f"--cpus-per-task={settings.cpus_per_task}")
-        executor = submitit.SlurmExecutor(folder)
-        executor.update_parameters(
-            job_name=job_name,
-            time=shape.timeout_min,
-            nodes=shape.num_nodes,
-            ntasks_per_node=shape.ranks_per_node,
-            gpus_per_node=shape.gpus_per_node if shape.gpus_per_node and not extra.keys() & _GPU_OPTIONS else None,
-            cpus_per_task=settings.cpus_per_task,
-            signal_delay_s=min(settings.signal_delay_s, shape.timeout_min * 60 // 4),
-            srun_args=srun_args,
-            setup=_setup(settings.cpus_per_task),
-            wckey=None,
-            additional_parameters={"requeue": True, **settings.named_options(), **extra, **_exclude(shape, extra)},
-        )
-        return executor
+    def _undo(self, jobs: list[SlurmJob]) -> None:
+        """Ends what a submit that fails or is interrupted has handed over, as far as it can."""
+        unanswered = [record for record in self._asked.values() if isinstance(record, ArrayRecord)]
+        self._asked.clear()
+        try:
+            rows = read_queue()
+            found = [record for each in unanswered if (record := each.found(rows))]
+            self._end([*jobs, *(SlurmJob(job) for record in found for job in record.jobs())], rows)
+        except ClusterError as error:
+            _LOG.warning("jobs that were handed over cannot be taken back, `cancel` the run to end them: %s", error)
 
-    @staticmethod
-    def _job_name(token: str) -> str:
-        return f"pab-{token}"
-
-
-_GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
-
-
-def _exclude(shape: _Shape, extra: Mapping[str, str | bool]) -> dict[str, str]:
-    if not shape.avoid_nodes:
-        return {}
-    theirs = extra.get("exclude")
-    return {"exclude": ",".join([*([str(theirs)] if theirs else []), *sorted(shape.avoid_nodes)])}
-
-
-def _shape(request: JobRequest) -> _Shape:
-    return _Shape(
-        num_nodes=request.num_nodes,
-        ranks_per_node=request.ranks_per_node,
-        gpus_per_node=request.gpus_per_node,
-        timeout_min=request.timeout_min,
-        avoid_nodes=request.avoid_nodes,
-    )
-
-
-def _setup(cpus_per_task: int | None) -> list[str]:
-    root = shlex.quote(str(Path(__file__).parent.parent))
-    lines = [f'export PYTHONPATH={root}"${{PYTHONPATH:+:$PYTHONPATH}}"']
-    if cpus_per_task:
-        lines.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cpus_per_task}}}"')
-    return lines
-
-
-def _arrays(requests: Sequence[JobRequest], size: int) -> Iterator[list[JobRequest]]:
-    """Cuts the requests, in order, into runs of one shape of at most `size`."""
-    array: list[JobRequest] = []
-    for request in requests:
-        if array and (len(array) == size or _shape(request) != _shape(array[0])):
-            yield array
-            array = []
-        array.append(request)
-    if array:
-        yield array
-
-
-def _max_array_size() -> int:
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask_slurm("scontrol", "show", "config"), re.MULTILINE)
-    return max(1, int(found.group(1))) if found else 1000
-
-
-def _scancel(ids: Sequence[str]) -> None:
-    for start in range(0, len(ids), _CANCEL_AT_ONCE):
-        # --quiet: jobs that ended meanwhile are no error
-        ask_slurm("scancel", "--quiet", *ids[start : start + _CANCEL_AT_ONCE])
+    def _end(self, jobs: Iterable[SlurmJob], rows: Mapping[str, QueueRow]) -> list[SlurmJob]:
+        """Ends those of the jobs that are alive and still the ones that their ids name; returns them."""
+        alive = []
+        for job in jobs:
+            row = rows.get(job.id)
+            if row is not None and not job.submitted.is_same(row):
+                if row.live_state is not None:
+                    _LOG.warning(
+                        "%s: SLURM's id %s names another job by now (%r), which is left alone",
+                        job.name,
+                        job.id,
+                        row.job_name,
+                    )
+                continue
+            job.cancel_asked = True
+            if row is not None and row.live_state is not None:
+                alive.append(job)
+        for start in range(0, len(alive), _CANCEL_AT_ONCE):
+            # --quiet: jobs that ended meanwhile are no error. No filter such as --state: with one, scancel ends other jobs of
+            # the array too.
+            ask_slurm("scancel", "--quiet", *(job.id for job in alive[start : start + _CANCEL_AT_ONCE]))
+        return alive

@@ -5,35 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.job import JobState
+from cluster.job import ClusterError, JobState
 from cluster.job_files import error_tail, rank_logs, rank_trace, rank_zero_attempt, rank_zero_value
-from cluster.slurm_queue import QueueRow
+from cluster.slurm_queue import QueueRow, node_names
 
 _ABSENT_ANSWERS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """What identifies a submitted job, also to a later driver. `job_name`: its array's name in the queue."""
+    """What identifies a submitted job, also to a later driver.
+
+    `job_name`: its array's name in the queue. `submitted_at`: when the controller took it, in seconds since 1970; None if
+    that was not learned.
+    """
 
     name: str
     id: str
     num_ranks: int
     job_name: str
     folder: Path
+    submitted_at: int | None = None
+
+    def is_same(self, row: QueueRow) -> bool:
+        """Whether a row of the queue under its id is this job, and not another one to which the id was given later."""
+        if row.job_name != self.job_name:
+            return False
+        if self.submitted_at is None or row.submitted_at is None:
+            return True
+        # A requeue counts as a new submission of the same job.
+        requeued = row.restarts > 0 or row.is_held_by_failed_launch
+        return row.submitted_at >= self.submitted_at if requeued else row.submitted_at == self.submitted_at
 
 
 class SlurmJob:
     """A submitted job. States come from the queue while it is there; whether it ended well, from its result file."""
 
-    def __init__(self, submitted: Submitted) -> None:
+    def __init__(self, submitted: Submitted, *, avoid_nodes: frozenset[str] = frozenset()) -> None:
         self.submitted = submitted
+        self.avoid_nodes = avoid_nodes
         self.cancel_asked = False
         self._state = JobState.WAITING
         self._last_row: QueueRow | None = None
         self._num_absent = 0
         self._left_at_s: float | None = None
         self._restarts = 0
+        self._nodes: tuple[str, frozenset[str]] = ("", frozenset())
 
     @property
     def name(self) -> str:
@@ -49,6 +66,17 @@ class SlurmJob:
     def state(self) -> JobState:
         """Its last polled state."""
         return self._state
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """The nodes of its last start; none if it has had none, or if SLURM does not say."""
+        short = self._last_row.nodes if self._last_row else ""
+        if short != self._nodes[0]:
+            try:
+                self._nodes = (short, node_names(short))
+            except ClusterError:
+                return frozenset()
+        return self._nodes[1]
 
     @property
     def is_over(self) -> bool:
@@ -70,7 +98,7 @@ class SlurmJob:
 
     def see(self, row: QueueRow | None, *, now_s: float, grace_s: float) -> None:
         """Takes in one answer of the queue. `grace_s`: how late a result may become visible on a shared folder."""
-        if row is not None and row.job_name != self.submitted.job_name:
+        if row is not None and not self.submitted.is_same(row):
             row = None  # a controller that lost its state gives ids a second time
         if row is None:
             self._num_absent += 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 
-from cluster.job import JobState
+from cluster.job import ClusterError, JobState
 from cluster.slurm_settings import ask_slurm
 
-_FIELDS = "JobArrayID:|,State:|,RestartCnt:|,Reason:|,Name:"
+# The name is last, and any text may stand in it: also a line break, or what looks like the row of another job.
+_FIELDS = ("JobArrayID", "State", "RestartCnt", "Reason", "SubmitTime", "NodeList", "Name")
 
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _LEFT = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "DEADLINE", "REVOKED"}
@@ -33,14 +35,23 @@ _STUCK = (
 )
 
 
+_UNUSABLE = ("down", "drain", "fail", "unknown", "maint", "powered_down", "inval")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueRow:
-    """One job as the queue shows it. `restarts`: how often SLURM has started it anew."""
+    """One job as the queue shows it. `restarts`: how often SLURM has started it anew.
+
+    `submitted_at`: when the controller took it, or requeued it last, in seconds since 1970. `nodes`: where it runs or ran
+    last, in SLURM's short form.
+    """
 
     state: str
     restarts: int
     reason: str
     job_name: str
+    submitted_at: int | None = None
+    nodes: str = ""
 
     @property
     def live_state(self) -> JobState | None:
@@ -65,11 +76,58 @@ class QueueRow:
         return self.live_state is JobState.WAITING and any(word in self.reason for word in _STUCK)
 
 
-def read_queue() -> dict[str, QueueRow]:
-    """Returns this user's jobs by id (`12_3` in an array), those that ended in the last minutes too. Raises ClusterError."""
-    answer = ask_slurm("squeue", "--noheader", "--me", "--all", "--array", "--states=all", f"--Format={_FIELDS}")
+def read_queue(job_name: str | None = None) -> dict[str, QueueRow]:
+    """Returns this user's jobs by id (`12_3` in an array), those that ended in the last minutes too.
+
+    `job_name`: only the jobs of this name. Raises ClusterError.
+    """
+    # Nobody can know the word that ends a field, so no name, whatever it holds, looks like a further field or row.
+    end = f"|{secrets.token_hex(8)}|"
+    answer = ask_slurm(
+        "squeue",
+        "--noheader",
+        "--me",
+        "--all",
+        "--array",
+        "--states=all",
+        *([f"--name={job_name}"] if job_name else []),
+        f"--Format={','.join(f'{field}:{end}' for field in _FIELDS)}",
+        variables={"SLURM_TIME_FORMAT": "%s"},
+    )
+    *fields, _rest = answer.split(end)
+    if len(fields) % len(_FIELDS):
+        raise ClusterError(f"squeue answers with {len(fields)} fields, which are no rows of {len(_FIELDS)}")
     rows = {}
-    for line in answer.splitlines():
-        job_id, state, restarts, reason, job_name = line.split("|", 4)
-        rows[job_id] = QueueRow(state=state, restarts=int(restarts), reason=reason, job_name=job_name.strip())
+    for start in range(0, len(fields), len(_FIELDS)):
+        job_id, state, restarts, reason, submitted, nodes, name = fields[start : start + len(_FIELDS)]
+        rows[job_id.split()[-1]] = QueueRow(
+            state=state.strip(),
+            restarts=int(restarts) if restarts.strip().isdigit() else 0,
+            reason=reason.strip(),
+            job_name=name,
+            submitted_at=int(submitted) if submitted.strip().isdigit() else None,
+            nodes=nodes.strip(),
+        )
     return rows
+
+
+def node_names(nodes: str) -> frozenset[str]:
+    """Returns the names of the nodes in SLURM's short form, such as `gpu[01-04]`. Raises ClusterError."""
+    if not nodes:
+        return frozenset()
+    if not any(letter in nodes for letter in "[,"):
+        return frozenset({nodes})
+    return frozenset(ask_slurm("scontrol", "show", "hostnames", nodes).split())
+
+
+def usable_nodes(partition: str | None) -> frozenset[str]:
+    """Returns the nodes of a partition (None: the default one) that run jobs or could. Raises ClusterError."""
+    end = f"|{secrets.token_hex(8)}|"
+    asked = [f"--partition={partition}"] if partition else []
+    fields = [f"{field}:{end}" for field in ("NodeList", "Partition", "StateLong")]
+    answer = ask_slurm("sinfo", "--noheader", "--Node", *asked, f"--Format={','.join(fields)}")
+    *words, _rest = answer.split(end)
+    rows = [words[start : start + 3] for start in range(0, len(words), 3)]
+    default = [row for row in rows if row[1].strip().endswith("*")]
+    rows = rows if partition or not default else default
+    return frozenset(name.strip() for name, _, state in rows if not any(word in state for word in _UNUSABLE))

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from cluster.environment import for_slurm, slurm_clusters
 from cluster.job import ClusterError
 
 _OURS = {
@@ -29,15 +30,35 @@ _OURS = {
     "parsable": "the answer of sbatch is read back",
     "test-only": "use --dry-run",
     "hold": "hold jobs with `scontrol hold` after they are submitted",
+    "clusters": "squeue, scancel and scontrol must ask the same cluster: set the variable SLURM_CLUSTERS, for `cancel` too",
+    "cluster-constraint": "a job that moves to another cluster is not found again",
+    "uid": "jobs are looked for and ended as the user who submits",
+    "gid": "jobs are looked for and ended as the user who submits",
+    "quiet": "the answer of sbatch is read back",
+    "help": "sbatch would submit nothing",
+    "usage": "sbatch would submit nothing",
+    "version": "sbatch would submit nothing",
 }
 
 
 _ANSWER_TIMEOUT_S = 60
-_AWAY = ("Unable to contact slurm controller", "Socket timed out", "Connection refused")
+_AWAY = (
+    "Unable to contact slurm controller",
+    "timed out",
+    "Connection refused",
+    "Connection reset",
+    "Connection timed out",
+    "communication connection failure",
+    "endpoint is not connected",
+    "Zero Bytes were transmitted",
+    "Broken pipe",
+    "No route to host",
+    "Unexpected message received",
+)
 
 
 class UnreachableError(ClusterError):
-    """SLURM's controller does not answer."""
+    """SLURM's controller does not answer, so it is unknown what it has done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +121,30 @@ def sbatch_options() -> set[str]:
     return set(re.findall(r"--([a-z][a-z-]*[a-z])", ask_slurm("sbatch", "--help")))
 
 
-def ask_slurm(*command: str) -> str:
-    """Runs a SLURM client command and returns its stdout.
+def check_one_cluster() -> None:
+    """Raises ClusterError if SLURM's clients are told to speak to several clusters: job ids are those of one."""
+    names = slurm_clusters()
+    if "," in names or names.lower() == "all":
+        raise ClusterError(f"SLURM_CLUSTERS={names!r}: jobs are followed in one cluster only; name one, or unset it")
+
+
+def ask_slurm(*command: str, variables: Mapping[str, str] | None = None) -> str:
+    """Runs a SLURM client command and returns its stdout. `variables`: set for this command.
 
     Raises ClusterError with what it said on stderr, UnreachableError if the controller is away.
     """
+    environment = {**for_slurm(), **(variables or {})}
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=_ANSWER_TIMEOUT_S)
+        # Names of jobs are any bytes.
+        done = subprocess.run(
+            command,
+            check=False,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_ANSWER_TIMEOUT_S,
+            env=environment,
+        )
     except FileNotFoundError as error:
         raise ClusterError(f"{command[0]} is not installed here; use --cluster local, or go to a login node") from error
     except subprocess.TimeoutExpired as error:
@@ -115,6 +153,7 @@ def ask_slurm(*command: str) -> str:
         ) from error
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
-        kind = UnreachableError if any(words in said for words in _AWAY) else ClusterError
+        away = done.returncode < 0 or any(words.lower() in said.lower() for words in _AWAY)
+        kind = UnreachableError if away else ClusterError
         raise kind(f"`{' '.join(command)}` failed: {said}")
     return done.stdout

@@ -98,9 +98,10 @@ class Mesh:
 class RenderSettings:
     """The settings that jobs follow. Those of machines and SLURM are in `pipeline.run.settings.MachineSettings`.
 
-    All except `device`, `compile_cache`, `baseline`, `plain_videos`, `batch` and `max_attempts` change a video, so they are
-    part of clips' digests. `weights`: those given without a family's name; they are for `model`. `family_weights`: given
-    with a family's name. `batch`: how many clips are rendered in one batch, or `AUTO`.
+    All except `device`, `compile_cache`, `baseline`, `plain_videos`, `batch`, `max_attempts` and the two about references
+    change a video, so they are part of clips' digests. `weights`: those given without a family's name; they are for
+    `model`. `family_weights`: given with a family's name. `batch`: how many clips are rendered in one batch, or `AUTO`.
+    `reference_roots`: absolute paths; the manifest's own folder is one of them if it is local.
     """
 
     model: Annotated[
@@ -236,6 +237,25 @@ class RenderSettings:
             "clip. After a failure it is tried on another node if there is one. A later submit may give another number",
         ),
     ] = MAX_ATTEMPTS
+    reference_roots: Annotated[
+        tuple[str, ...],
+        Setting(
+            name="reference_root",
+            kind=list,
+            metavar="DIR",
+            commands=("validate", "calibrate"),
+            help="a folder whose files the manifest may name as references, besides the manifest's own folder. May be "
+            "repeated; links must not lead out of these folders",
+        ),
+    ] = field(default_factory=tuple)
+    allow_private_references: Annotated[
+        bool,
+        Setting(
+            commands=("validate", "calibrate"),
+            help="let references over http and https lead to private, loopback and link-local addresses, such as a web "
+            "server of your site. Whoever writes the manifest can then make this machine and the nodes ask any such server",
+        ),
+    ] = False
     family_weights: Mapping[str, str] = field(default_factory=dict)
 
     def weights_of(self, model: str) -> str | None:
@@ -277,8 +297,8 @@ class JobSettings:
     `output`: the run's fsspec URL. `broadcast_rules`: name -> rules (as `pab.broadcast.rules.BroadcastRules.to_dict`) of
     user-made plans that rows or the command line name. `pinned_weights`: family -> the exact weights that jobs load, for
     those on the hub a certain commit; None if nothing was looked up. `deadline_s`: seconds that the job may run, None for no
-    limit; a clip that would not end in time is left for the next start. `hang_s`: seconds from a clip's mark to its frames
-    after which it counts as hanging and the process ends itself. `upload_timeout_s`: how long the job waits for a bucket
+    limit; a clip that would not end in time is left for the next start. `hang_s`: seconds after which a clip, or
+    another stage of the job, hangs and the process ends itself. `upload_timeout_s`: how long the job waits for a bucket
     that does not answer. `compile_backend`: the backend of torch.compile. `exclusive`: whether the bucket itself refuses to
     create what exists, as `submit` found out by trying.
     """

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.ahead import BatchWriter, read_ahead
+from manifests.cleaning import CleaningCheck
 from manifests.digest import as_lines, clip_heads, content_hashes, default_seeds, hex_strings
 from manifests.errors import ManifestError, Problem, ProblemLog, shown
 from manifests.limits import SIZE_COLUMNS, Limits, Settings
@@ -125,11 +126,13 @@ def _pass(
     limits = references.limits
     repetitions, contents, names = Repetitions(), hashlib.sha256(), hashlib.sha256()
     seen: list[Words] = []
+    cleaning = CleaningCheck(limits)
     schema = accepted_schema(manifest.schema)
     # Closed before the file is, whatever happens: a thread reads ahead.
     with contextlib.closing(_rows(manifest, limits)) as checked:
         for rows, batch in checked:
             settings, findings = limits.check(rows.settings())
+            cleaning.look(rows.columns["prompt"], settings.columns["model"], rows.codes, rows.first_row)
             loops = check_loops(rows.loops, settings, rows.codes, limits=limits, first_row=rows.first_row)
             given = None
             if rows.references is not None:
@@ -160,7 +163,7 @@ def _pass(
     return AcceptedManifest(
         num_rows=manifest.num_rows,
         digest=hashlib.sha256(contents.digest() + names.digest()).hexdigest(),
-        warnings=misspelled_columns(manifest.schema),
+        warnings=(*misspelled_columns(manifest.schema), *cleaning.warnings()),
     )
 
 

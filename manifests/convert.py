@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from manifests.errors import Problem, shown
 from manifests.references import split_references
-from manifests.schema import FLOAT_COLUMNS, INTEGER_COLUMNS, LIST_COLUMNS, STRING_COLUMNS
+from manifests.schema import FLOAT_COLUMNS, INTEGER_COLUMNS, LIST_COLUMNS, ROW_COLUMNS, STRING_COLUMNS
 
 Cell = object
 """A string (CSV, text) or any JSON value; None where there is none."""
@@ -24,7 +24,9 @@ def cell_problems(line: int, cells: Cells) -> Iterator[Problem]:
     prompt = cells.get("prompt")
     if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
         allowed = "a prompt that is not empty is needed"
-        yield Problem(line=line, column="prompt", value=shown(prompt), allowed=allowed, action=_ACTION)
+        texts = [name for name, value in cells.items() if isinstance(value, str) and name not in ROW_COLUMNS]
+        other = f", or say which column it is: --prompt-column {texts[0]}" if texts and "prompt" not in cells else ""
+        yield Problem(line=line, column="prompt", value=shown(prompt), allowed=allowed, action=_ACTION + other)
     for column, value in cells.items():
         refused = None if value is None else _refused(column, value)
         if refused is not None:

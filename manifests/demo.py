@@ -12,7 +12,7 @@ DEMO_PARQUET = Path(__file__).with_name("demo.parquet")
 
 def build_demo(destination: Path = DEMO_PARQUET) -> BuiltManifest:
     """Builds the demo manifest from its CSV."""
-    return build(str(DEMO_CSV), destination)
+    return build(str(DEMO_CSV), destination, overwrite=True)
 
 
 if __name__ == "__main__":

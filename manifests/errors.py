@@ -145,7 +145,9 @@ class ProblemLog:
                 "action": problem.action,
             }
             known = {key: value for key, value in values.items() if value is not None}
-            self._file.write(json.dumps(known, ensure_ascii=False) + "\n")
+            line = json.dumps(known, ensure_ascii=False)
+            # Whoever looks at the file with `cat` is not to be shown control characters.
+            self._file.write((line if line.isprintable() else json.dumps(known)) + "\n")
         except OSError as error:
             # The problems themselves matter more than their file: the message says that it is missing.
             self._note = f"the list of all problems could not be written to {self._path}: {error}"
@@ -157,8 +159,13 @@ class ProblemLog:
             self._file = None
 
 
+def cut(text: str, most: int) -> str:
+    """Returns the text, cut at `most` characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def shown(value: object) -> str:
     """Shows a value in a message: strings quoted and cut at `SHOWN_CHARS` characters."""
-    if isinstance(value, str) and len(value) > SHOWN_CHARS:
-        value = value[: SHOWN_CHARS - 1] + "…"
+    if isinstance(value, str):
+        value = cut(value, SHOWN_CHARS)
     return "null" if value is None else repr(value)

@@ -14,17 +14,23 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.digest import DIGEST_BYTES
-from manifests.errors import Problem, shown
+from manifests.errors import Problem, cut, shown
 from manifests.limits import Limits, Settings
 from manifests.rules import ClipLoops
 
+SHOWN_URL_CHARS = 300
+MAX_REFERENCES, MAX_CELL_BYTES, MAX_STRATEGY_BYTES = 64, 1 << 17, 1 << 14
+"""Of one row: so many references, or so many bytes where they are one string."""
 DEFAULT_STRATEGY = "0"
 """What references without a mask strategy mean: the first latent frame of the first one begins the clip."""
 SEPARATOR = ";"
 """Between references that are written as one string."""
 
+_CACHES = ("simplecache::", "filecache::", "blockcache::")
+"""What a user may write before a manifest's URL; files beside it are read without."""
 _NO_REFERENCES = "a mask strategy says which frames references give, and the row names no references"
 
 
@@ -96,11 +102,15 @@ def read_row_references(
     absent = pa.nulls(len(batch), pa.string())
     column = batch.column("references") if "references" in batch.schema.names else absent
     column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-    named = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    names = {int(at): found for at in named if (found := split_references(column[int(at)].as_py()))}
-    stated = {int(at) for at in np.flatnonzero(strategies.is_valid().to_numpy(zero_copy_only=False))}
-    texts = {at: text for at in stated if (text := strategies[at].as_py().strip())}
-    problems = [
+    problems = [*_too_many(column, first_row), *_too_long(strategies, first_row)]
+    left_out = {problem.row for problem in problems}
+    named = [int(at) for at in np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))]
+    names = {
+        at: found for at in named if first_row + at not in left_out and (found := split_references(column[at].as_py()))
+    }
+    stated = [int(at) for at in np.flatnonzero(strategies.is_valid().to_numpy(zero_copy_only=False))]
+    texts = {at: text for at in stated if first_row + at not in left_out and (text := strategies[at].as_py().strip())}
+    problems += [
         Problem(row=first_row + at, column="mask_strategy", value=shown(texts[at]), allowed=_NO_REFERENCES)
         for at in sorted(texts.keys() - names.keys())
     ]
@@ -112,6 +122,27 @@ def read_row_references(
     ), problems
 
 
+def _too_many(column: pa.Array, first_row: int) -> Iterator[Problem]:
+    """Yields a problem for each row that names more references than are read; counted before they are."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        counts, most, what = pc.list_value_length(column), MAX_REFERENCES, "references"
+    elif pa.types.is_null(column.type):
+        return
+    else:
+        counts, most, what = pc.binary_length(column), MAX_CELL_BYTES, "bytes"
+    for at in np.flatnonzero(pc.fill_null(pc.greater(counts, most), fill_value=False).to_numpy(zero_copy_only=False)):
+        allowed = f"{counts[int(at)].as_py():,} {what}, at most {most:,} are read"
+        yield Problem(row=first_row + int(at), column="references", allowed=allowed)
+
+
+def _too_long(strategies: pa.Array, first_row: int) -> Iterator[Problem]:
+    lengths = pc.binary_length(strategies)
+    long = pc.fill_null(pc.greater(lengths, MAX_STRATEGY_BYTES), fill_value=False)
+    for at in np.flatnonzero(long.to_numpy(zero_copy_only=False)):
+        allowed = f"{lengths[int(at)].as_py():,} bytes, at most {MAX_STRATEGY_BYTES:,} are read"
+        yield Problem(row=first_row + int(at), column="mask_strategy", allowed=allowed)
+
+
 def split_references(value: str | Sequence[str | None]) -> tuple[str, ...]:
     """Returns the references that a cell names: a list, or one string with `;` between them. Blank ones are left out."""
     parts = value.split(SEPARATOR) if isinstance(value, str) else value
@@ -119,12 +150,17 @@ def split_references(value: str | Sequence[str | None]) -> tuple[str, ...]:
 
 
 def resolved(name: str, manifest: str) -> str:
-    """Returns a reference's URL: a relative path is one beside the manifest."""
-    if "://" in name or "::" in name:
+    """Returns a reference's URL: a relative path is one beside the manifest. What it may name is not checked here."""
+    if "://" in name or "::" in name or "\0" in name:
         return name
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~somebody, whom nobody knows
+        path = Path(name)
     if path.is_absolute():
         return str(path)
+    for cache in _CACHES:
+        manifest = manifest.removeprefix(cache)
     if "://" in manifest or "::" in manifest:
         return f"{manifest.rpartition('/')[0]}/{PurePosixPath(name)}"
     return str((Path(manifest).expanduser().parent / path).absolute())
@@ -192,7 +228,14 @@ class ReferenceCheck:
     def _unusable(urls: Sequence[str], facts: Sequence[SeenReference | str]) -> Problem | None:
         for url, fact in zip(urls, facts, strict=False):
             if isinstance(fact, str):
-                return Problem(column="references", value=url, allowed=fact, action="check path and access")
+                # Most of these sentences end with what to do.
+                told, _, action = fact.rpartition("; ")
+                return Problem(
+                    column="references",
+                    value=cut(url, SHOWN_URL_CHARS),
+                    allowed=told or fact,
+                    action=action if told else "check path and access",
+                )
         return None
 
     def _misfit(

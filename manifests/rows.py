@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from manifests.digest import content_hashes, hex_strings, row_heads
 from manifests.distinct import Indices, distinct_rows, rows_of
-from manifests.errors import Problem, shown
+from manifests.errors import SHOWN_CHARS, Problem, shown
 from manifests.limits import SETTING_COLUMNS, SIZE, SIZE_COLUMNS, Finding, Limits
 from manifests.loops import RowLoops, read_row_loops
 from manifests.references import RowReferences, read_row_references
@@ -25,6 +25,7 @@ from manifests.schema import (
     as_strings,
     has_references,
 )
+from manifests.suffixes import SUFFIX
 from manifests.unique import Repetitions
 
 _CLIP_ID = r"\A[A-Za-z0-9_]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?\z"
@@ -87,10 +88,11 @@ def read_rows(batch: pa.RecordBatch, first_row: int, limits: Limits) -> Rows:
                 continue
             columns[name], bad = convert(batch.column(name))
             problems += _problems(bad, first_row, name, allowed)
+    problems += _long_prompts(columns, first_row, limits)
+    problems += _unread_suffixes(columns["prompt"], first_row)
     broken = {problem.row for problem in problems if problem.column == "prompt"}
     problems += [problem for problem in _bad_prompts(columns, first_row) if problem.row not in broken]
     problems += _bad_clip_ids(columns["clip_id"], first_row)
-    problems += _long_prompts(columns, first_row, limits)
     columns["prompt"] = pc.fill_null(columns["prompt"], "")
     references = None
     if has_references(batch.schema):
@@ -150,8 +152,23 @@ def _where(mask: pa.Array) -> list[int]:
 def _bad_prompts(columns: Mapping[str, pa.Array], first_row: int) -> list[Problem]:
     prompts = columns["prompt"]
     empty = pc.fill_null(pc.or_(pc.equal(pc.binary_length(prompts), 0), pc.utf8_is_space(prompts)), fill_value=True)
-    bad = [(at, shown(prompts[at].as_py())) for at in _where(empty)]
+    bad = [(at, _shown(prompts, at)) for at in _where(empty)]
     return _problems(bad, first_row, "prompt", _PROMPT_WORDS)
+
+
+def _unread_suffixes(prompts: pa.Array, first_row: int) -> list[Problem]:
+    """Refuses prompts that end with Open-Sora's JSON of references, which a model would be given as words."""
+    found = _where(pc.match_substring_regex(prompts, SUFFIX))
+    return [
+        Problem(
+            row=first_row + at,
+            column="prompt",
+            value=_shown(prompts, at),
+            allowed="it ends with JSON of references, which is no text of a prompt",
+            action="put it into columns references and mask_strategy, as `manifest build` does for a text file",
+        )
+        for at in found
+    ]
 
 
 def _bad_clip_ids(ids: pa.Array, first_row: int) -> list[Problem]:
@@ -162,11 +179,17 @@ def _bad_clip_ids(ids: pa.Array, first_row: int) -> list[Problem]:
         (pc.invert(pc.match_substring_regex(ids, _CLIP_ID)), _CLIP_ID_WORDS),
         (pc.match_substring_regex(ids, _RESERVED), _RESERVED_WORDS),
     ):
-        problems += _problems([(at, shown(ids[at].as_py())) for at in _where(mask)], first_row, "clip_id", allowed)
+        problems += _problems([(at, _shown(ids, at)) for at in _where(mask)], first_row, "clip_id", allowed)
     return problems
 
 
-def _long_prompts(columns: Mapping[str, pa.Array], first_row: int, limits: Limits) -> list[Problem]:
+def _shown(texts: pa.Array, at: int) -> str:
+    """Shows a value of a column that may be of any length."""
+    return shown(pc.utf8_slice_codeunits(texts[at], 0, SHOWN_CHARS + 1).as_py())
+
+
+def _long_prompts(columns: dict[str, pa.Array], first_row: int, limits: Limits) -> list[Problem]:
+    """Returns the problems of prompts that are too long, and takes those prompts out: no work is for them."""
     problems = []
     for name in ("prompt", "negative_prompt"):
         # Bytes are at least as many as characters, and cheap to count: only the long ones are counted exactly.
@@ -176,8 +199,12 @@ def _long_prompts(columns: Mapping[str, pa.Array], first_row: int, limits: Limit
         texts = columns[name].take(pa.array(long))
         lengths = pc.utf8_length(texts).to_numpy()
         most = limits.max_prompt_chars(columns["model"].take(pa.array(long)))
-        for i in np.flatnonzero(lengths > most):
+        bad = np.flatnonzero(lengths > most)
+        for i in bad:
             allowed = f"{lengths[i]} characters, at most {most[i]} are allowed (max_prompt_chars)"
-            value = shown(texts[int(i)].as_py())
-            problems.append(Problem(row=first_row + long[i], column=name, value=value, allowed=allowed))
+            problems.append(Problem(row=first_row + long[i], column=name, value=_shown(texts, int(i)), allowed=allowed))
+        if len(bad):
+            mask = np.zeros(len(columns[name]), bool)
+            mask[np.array(long)[bad]] = True
+            columns[name] = pc.if_else(pa.array(mask), pa.scalar(None, pa.string()), columns[name])
     return problems

@@ -36,6 +36,9 @@ class FamilyRules:
     defaults: Mapping[str, int | float | str]
     """Values for num_frames, height, width, fps, num_steps, guidance_scale and broadcast where a row has none."""
     images: bool = False
+    clean_prompt: Callable[[str], str] | None = None
+    """Returns what its own cleaning leaves of a prompt; None for a family whose cleaning drops no words. Raises ImportError
+    where a library for it is missing."""
     check_mask: Callable[[str, Sequence[int], int, int], object] | None = None
     """Checks a row's references: mask strategy, frames of each reference, num_frames and loops of the clip. Raises
     ValueError saying what does not fit. None for a family that takes no references."""

@@ -102,8 +102,11 @@ def check_schema(schema: pa.Schema) -> list[Problem]:
     for name in sorted({name for name in schema.names if schema.names.count(name) > 1}):
         problems.append(Problem(column=name, allowed="the column is there more than once", action="drop all but one"))
     if "prompt" not in schema.names:
-        close = next((name for name in schema.names if _meant(name) == "prompt"), None)
-        action = f"rename {close!r} to 'prompt'" if close else "add it"
+        close = _prompts(schema)
+        found = ", ".join(shown(name) for name in schema.names[:20])
+        action = (
+            f"rename {close!r} to 'prompt'" if close else f"add it, or rename the right one of those found: {found}"
+        )
         problems.append(Problem(column="prompt", allowed="the column is required and missing", action=action))
     return problems + [problem for field in schema if (problem := _type_problem(field)) is not None]
 
@@ -118,6 +121,15 @@ def misspelled_columns(schema: pa.Schema) -> tuple[str, ...]:
     if "digest" in schema.names:
         warnings.append("column 'digest' is computed anew; the values of the manifest are not kept")
     return tuple(warnings)
+
+
+def _prompts(schema: pa.Schema) -> str | None:
+    """Returns the column that looks most like the prompts of a manifest without a column `prompt`: text, and no id."""
+    texts = [field.name for field in schema if _is_text(_plain_type(field))]
+    likely = [name for name in texts if "prompt" in name.lower() and not name.lower().endswith("id")]
+    likely = [name for name in likely if "negative" not in name.lower()]
+    misspelled = [name for name in texts if _meant(name) == "prompt" and not name.lower().endswith("id")]
+    return next(iter([*likely, *misspelled]), None)
 
 
 def _meant(name: str) -> str | None:
@@ -140,12 +152,20 @@ def _version_problems(schema: pa.Schema) -> list[Problem]:
     ]
 
 
+def _plain_type(field: pa.Field) -> pa.DataType:
+    return field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def _type_problem(field: pa.Field) -> Problem | None:
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    kind = _plain_type(field)
     if pa.types.is_null(kind):
         return None
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    text = _is_text(kind)
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     listed = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if field.name in STRING_COLUMNS and not text:
         allowed = "strings are needed"
@@ -187,6 +207,8 @@ def as_integers(array: pa.Array) -> tuple[pa.Array, list[BadRow]]:
         return array, []
     if pa.types.is_uint64(array.type):
         return _without(array, lambda values: pc.greater(values, pa.scalar(2**63 - 1, pa.uint64())))
+    if pa.types.is_decimal(array.type):
+        return _decimals(array)
     if pa.types.is_floating(array.type):
         return _without(array.cast(pa.float64()), _not_whole)
     return array.cast(pa.int64()), []
@@ -201,6 +223,18 @@ def as_floats(array: pa.Array) -> tuple[pa.Array, list[BadRow]]:
     rows = np.flatnonzero(bad.to_numpy(zero_copy_only=False))
     found = [(int(i), repr(array[int(i)].as_py())) for i in rows]
     return pc.if_else(bad, pa.scalar(None, pa.float64()), array), found
+
+
+def _decimals(array: pa.Array) -> tuple[pa.Array, list[BadRow]]:
+    # One by one: as floats, numbers beyond 2**53 would become other ones.
+    found: list[int | None] = []
+    bad: list[BadRow] = []
+    for at, value in enumerate(array.to_pylist()):
+        whole = value is not None and value == value.to_integral_value() and -(2**63) <= value < 2**63
+        found.append(int(value) if whole else None)
+        if value is not None and not whole:
+            bad.append((at, str(value)))
+    return pa.array(found, pa.int64()), bad
 
 
 def _decoded(array: pa.Array) -> pa.Array:

@@ -6,10 +6,11 @@ Nothing here imports torch, so a manifest of ten million rows is validated and a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.rules import Rules
 from pab.broadcast.sites import Site
 from pab.conditioning.references import ReferenceRules
@@ -121,6 +122,8 @@ class Family:
     """Whether its blocks can multiply by 8-bit floats; its model is then a `pab.model.UsesFloat8`."""
     records_loops: bool = False
     """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
+    clean_prompt: Callable[[str], str] | None = None
+    """What is left of a prompt after the family's cleaning, where that may drop words; it needs no torch."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
     `pab.model.TakesReferences` describes."""
@@ -132,6 +135,21 @@ class Family:
     """Writes a small model with random weights, drawn by a seed, in the published layout; None for a family without."""
     cache_reset_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps at which nothing kept before is reused, because another transformer takes over. Called like `timesteps`."""
+
+    def plan(self, request: ClipRequest, rules: Rules, precision: str) -> BroadcastPlan:
+        """Returns the plan of one clip: the same on every rank, in `--dry-run` and in what a run is estimated to cost.
+
+        Rules are made for clips of the family's own number of steps. Under Foresight's rules every site computes in this
+        plan; the loop then decides what is reused. Raises ValueError for rules that do not fit.
+        """
+        full = replace(request, num_steps=self.defaults.num_steps)
+        return make_plan(
+            rules,
+            self.timesteps(request, precision),
+            self.sites,
+            cache_reset_steps=self.cache_reset_steps(request, precision),
+            full_length=self.timesteps(full, precision) if request.num_steps < full.num_steps else (),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

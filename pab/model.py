@@ -16,6 +16,36 @@ from pab.family import ClipRequest
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 
 
+class NotFiniteError(ArithmeticError):
+    """Latents after denoising, or decoded pixels, hold NaN or infinity; the message says which, and how many values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedFrames:
+    """What a decoder made of clips: `frames` uint8 [B, T, H, W, 3], and `not_finite` [B], on the frames' device.
+
+    `not_finite`: per clip, how many decoded values were NaN or infinite before they became bytes. Bytes do not tell: they
+    look like black. The device may still be at work on both. On ranks other than the clips' root both may be of no clip.
+    """
+
+    frames: Tensor
+    not_finite: Tensor
+
+    def fetch(self) -> Tensor:
+        """Returns the frames on the CPU; waits for the device. Raises NotFiniteError."""
+        if count := int(self.not_finite.sum()):
+            raise NotFiniteError(not_finite_pixels(count, self.frames.numel()))
+        return self.frames.cpu()
+
+
+def not_finite_pixels(count: int, size: int) -> str:
+    """Returns what a NotFiniteError says of decoded pixels."""
+    return (
+        f"{count} of {size} decoded values are NaN or infinite, of finite latents; look at the weights of the VAE, or try "
+        "another --precision"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedPrompt:
     """One clip's text, ready for the model.
@@ -93,10 +123,10 @@ class VideoModel(Protocol):
     ) -> Tensor:  # fmt: skip
         """Predicts for the rows of `text`'s branch: for "both" the conditional rows, then the unconditional ones."""
 
-    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3], on the device or the CPU, on the clip's root rank at least. Collective.
+    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns frames, on the device or the CPU, on the clip's root rank at least. Collective.
 
-        Need not wait for the device: whoever reads the frames does.
+        Need not wait for the device: whoever reads the frames does, and looks at their `not_finite`.
         """
 
 

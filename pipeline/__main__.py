@@ -63,6 +63,8 @@ def _log_to_stderr() -> None:
         handler.setLevel(logging.WARNING)
         handler.setFormatter(LogfmtFormatter({}))
         root.addHandler(handler)
+        # A library's warning may quote a manifest: it goes the same way.
+        logging.captureWarnings(capture=True)
 
 
 def _exit_code(error: Exception) -> Exit | None:

@@ -31,7 +31,8 @@ SUBMIT = """examples:
 COLUMNS = """columns of a manifest:
   required: prompt
   optional: clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale, broadcast
-  references              paths or URLs of images and videos, separated by ;
+  references              paths or URLs of images and videos, separated by ;. Allowed are files below the manifest's
+                          folder or a --reference-root, http(s) at public addresses, s3, gs, az, abfs and abfss
   mask_strategy           which frames the references give; if empty, the first reference begins the clip
   loops                   how many times num_frames are rendered, each time continuing from the last frames; if empty,
                           up to the prompt's last text, so 3 for |0| a calm shore |2| a storm
@@ -155,10 +156,28 @@ def _add_manifest(commands: _Commands[Parser]) -> None:
     add_options_of(validate, "validate")
     _add_json(validate)
     build = _command(
-        inner, "build", "make a Parquet manifest from CSV, JSON lines, or text with one prompt a line", COLUMNS
+        inner,
+        "build",
+        "make a Parquet manifest from CSV, TSV, JSON, JSON lines, or text with one prompt a line",
+        COLUMNS,
     )
-    build.add_argument("source", metavar="SOURCE", help="a .csv, .jsonl or .txt file")
+    build.add_argument("source", metavar="SOURCE", help="a .csv, .tsv, .json, .jsonl or .txt file")
     build.add_argument("manifest", metavar="MANIFEST", help="the Parquet file to write")
+    build.add_argument(
+        "--prompt-column", metavar="NAME", help="the column that holds the prompts, if its name is not prompt"
+    )
+    build.add_argument(
+        "--records",
+        metavar="NAME",
+        help="where in a .json file the list of rows is, such as data.items (default: its only list of objects)",
+    )
+    build.add_argument(
+        "--delimiter",
+        type=_delimiter,
+        metavar="C",
+        help="the character between the cells of a .csv file; tab for tabulators (default: found from the first line)",
+    )
+    build.add_argument("--overwrite", action="store_true", help="replace the Parquet file if it exists")
     _add_json(build)
 
 
@@ -261,6 +280,13 @@ def _add_doctor(commands: _Commands[Parser]) -> None:
     parser.add_argument("--model", metavar="FAMILY", default="demo", help="the family of --weights (default: demo)")
     parser.add_argument("--output", metavar="URL", help="check that a run can be written to this folder or URL")
     _add_json(parser)
+
+
+def _delimiter(text: str) -> str:
+    character = "\t" if text in ("tab", "\\t") else text
+    if len(character) != 1 or character in '"\r\n':
+        raise argparse.ArgumentTypeError(f"{text!r}, needs one character, or tab")
+    return character
 
 
 def _count(text: str) -> int:

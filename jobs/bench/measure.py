@@ -101,7 +101,9 @@ class OurClips:
     def clip(self, request: ClipRequest) -> Timed:
         """Denoises one clip and returns what was measured."""
         done, subject = self.denoise(request), self.subject
-        shown = subject.model.decode(done.latents, request, self.group) if subject.decodes else done.latents
+        shown = done.latents
+        if subject.decodes:
+            shown = subject.model.decode(done.latents, request, self.group).fetch()
         return Timed(
             step_seconds=done.step_seconds,
             pictures=shown[0].cpu(),

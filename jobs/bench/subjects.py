@@ -37,7 +37,7 @@ from pab.library.broadcast_module import CurrentPass
 from pab.library.load import install_broadcast
 from pab.library.parts import SchedulerSource, library_class
 from pab.library.video import DiffusersVideo
-from pab.model import UsesFloat8, UsesKernels, VideoModel
+from pab.model import DecodedFrames, UsesFloat8, UsesKernels, VideoModel
 from pab.nn.noise_video import NoiseVideo
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.samplers import DDIM, PNDM
@@ -156,7 +156,7 @@ class LatentsOnly:
         """Returns (C, T, H, W)."""
         return self.channels, self.frames(num_frames), height // 8, width // 8
 
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
         """Raises NotImplementedError: random weights show nothing."""
         raise NotImplementedError("random weights are not decoded")
 

@@ -97,7 +97,7 @@ class RenderedClips:
             plan=plan_for(self.family, request, rules, self.precision),
             group=self.group,
         )
-        return model.decode(done.latents, request, self.group)[0].cpu().numpy(), done
+        return model.decode(done.latents, request, self.group).fetch()[0].numpy(), done
 
     def without_reuse(self, request: ClipRequest) -> Frames:
         """Returns the frames of a clip of which everything is computed."""

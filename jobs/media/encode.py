@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 import numpy.typing as npt
+
+from jobs.media.ffmpeg import FfmpegError, deadline_s, reading, run
 
 Frames = npt.NDArray[np.uint8]
 """[T, H, W, 3], RGB."""
@@ -25,7 +24,7 @@ _TAGS = "setparams=range=limited:colorspace=bt709:color_primaries=bt709:color_tr
 _LUMA = np.array([0.2126, 0.7152, 0.0722])
 _MIN_PSNR_DB = 25.0
 _MAX_CHROMA_SHIFT = 6.0
-_DEADLINE_S = 1800.0
+_DESCRIBE_S = 60.0
 
 
 class EncodeError(Exception):
@@ -47,16 +46,13 @@ class Video:
     size_bytes: int
 
 
-@cache
-def ffmpeg_version() -> str:
-    """Returns the version of the ffmpeg that encodes."""
-    return str(imageio_ffmpeg.get_ffmpeg_version())
-
-
-def encode(frames_THWC: Frames, path: Path, *, fps: int, crf: int, tags: Mapping[str, object]) -> None:
+def encode(
+    frames_THWC: Frames, path: Path, *, fps: int, crf: int, tags: Mapping[str, object], limit_s: float | None = None
+) -> None:
     """Writes an mp4 with the index in front (playable while it loads). Odd sizes get their last row or column twice.
 
-    `tags`: written into the file's comment as JSON; `clip_id` is its title too. Raises EncodeError.
+    `tags`: written into the file's comment as JSON; `clip_id` is its title too. `limit_s`: seconds after which ffmpeg is
+    killed; by default from the size of the video. Raises EncodeError.
     """
     if frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3 or frames_THWC.dtype != np.uint8 or not frames_THWC.size:
         raise EncodeError(f"frames {frames_THWC.dtype} {frames_THWC.shape}, need uint8 [T, H, W, 3] with no dim empty")
@@ -68,27 +64,36 @@ def encode(frames_THWC: Frames, path: Path, *, fps: int, crf: int, tags: Mapping
         "-metadata", f"title={tags.get('clip_id', '')}", "-metadata", f"comment={json.dumps(tags, sort_keys=True)}",
         "-movflags", "+faststart", "-fflags", "+bitexact", "-f", "mp4", "-y", str(path),
     ]  # fmt: skip
-    _ffmpeg(arguments, even.tobytes())
+    try:
+        ended = run(
+            ["-loglevel", "error", *arguments], data=even.tobytes(), limit_s=limit_s or deadline_s(*even.shape[:3])
+        )  # fmt: skip
+    except FfmpegError as error:
+        raise EncodeError(str(error)) from error
+    if ended.returncode:
+        raise EncodeError(f"ffmpeg ended with {ended.returncode}: {ended.stderr.decode(errors='replace')[-1000:]}")
 
 
-def check(frames_THWC: Frames, path: Path, *, fps: int, crf: int) -> Video:
-    """Decodes a video and compares it with the frames it was made of.
+def check(frames_THWC: Frames, path: Path, *, fps: int, crf: int, limit_s: float | None = None) -> Video:
+    """Decodes a video and compares it with the frames it was made of. `limit_s`: as for `encode`.
 
     Raises EncodeError when it does not decode, has another number of frames or another size, or shows something else
     (luma below 25 dB PSNR, or a shift in colour).
     """
     even = pad_to_even(frames_THWC)
     num_frames, height, width = even.shape[:3]
-    size, rate = _stream_facts(path)
+    size, rate = _stream_facts(path, limit_s or _DESCRIBE_S)
     if size != (width, height) or abs(rate - fps) > 0.01:
         raise EncodeError(f"{path.name}: video of {size} at {rate:g} fps, needs {(width, height)} at {fps}")
     errors, count = 0.0, 0
-    for decoded, frame in zip(_decoded(path, width, height), _padded_with_none(even), strict=False):
-        if frame is None:
-            raise EncodeError(f"{path.name}: more than {num_frames} frames")
-        errors += _luma_error(decoded[0], frame)
-        _check_chroma(decoded[1], decoded[2], frame, f"{path.name}: frame {count}")
-        count += 1
+    # Closed here: after an error its ffmpeg would live as long as the error is looked at.
+    with closing(_decoded(path, width, height, limit_s or deadline_s(num_frames, height, width))) as decoded:
+        for planes, frame in zip(decoded, _padded_with_none(even), strict=False):
+            if frame is None:
+                raise EncodeError(f"{path.name}: more than {num_frames} frames")
+            errors += _luma_error(planes[0], frame)
+            _check_chroma(planes[1], planes[2], frame, f"{path.name}: frame {count}")
+            count += 1
     if count != num_frames:
         raise EncodeError(f"{path.name}: {count} frames, needs {num_frames}")
     mean_error = errors / num_frames
@@ -110,17 +115,17 @@ def pad_to_even(frames_THWC: Frames) -> Frames:
     return np.pad(frames_THWC, ((0, 0), (0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
 
 
-def describe(path: Path) -> str:
-    """Returns what ffmpeg says of a file: container, tags, and the stream with its colours."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(path)]
+def describe(path: Path, *, limit_s: float = _DESCRIBE_S) -> str:
+    """Returns what ffmpeg says of a file: container, tags, and the stream with its colours. Raises EncodeError."""
     # Without an output ffmpeg always ends with an error, after it has printed what it found.
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=_DEADLINE_S
-    ).stderr.decode(errors="replace")
+    try:
+        return run(["-i", str(path)], limit_s=limit_s).stderr.decode(errors="replace")
+    except FfmpegError as error:
+        raise EncodeError(f"{path.name}: {error}") from error
 
 
-def _stream_facts(path: Path) -> tuple[tuple[int, int], float]:
-    text = describe(path)
+def _stream_facts(path: Path, limit_s: float) -> tuple[tuple[int, int], float]:
+    text = describe(path, limit_s=limit_s)
     stream = next((line for line in text.splitlines() if "Video:" in line), "")
     size, rate = re.search(r", (\d+)x(\d+)[ ,]", stream), re.search(r"([\d.]+) fps", stream)
     if size is None or rate is None:
@@ -128,42 +133,23 @@ def _stream_facts(path: Path) -> tuple[tuple[int, int], float]:
     return (int(size[1]), int(size[2])), float(rate[1])
 
 
-def _ffmpeg(arguments: Sequence[str], data: bytes) -> None:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", *arguments]
-    try:
-        ended = subprocess.run(command, input=data, capture_output=True, check=False, timeout=_DEADLINE_S)
-    except subprocess.TimeoutExpired as error:
-        raise EncodeError(f"ffmpeg did not end within {_DEADLINE_S:.0f} s") from error
-    if ended.returncode:
-        raise EncodeError(f"ffmpeg ended with {ended.returncode}: {ended.stderr.decode(errors='replace')[-1000:]}")
-
-
 Planes = tuple[Frames, Frames, Frames]
 
 
-def _decoded(path: Path, width: int, height: int) -> Iterator[Planes]:
+def _decoded(path: Path, width: int, height: int, limit_s: float) -> Generator[Planes, None, None]:
     """Yields Y, U and V of every frame, as stored: nothing is converted on the way."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-i", str(path)]
-    command += ["-fps_mode", "passthrough", "-pix_fmt", "yuv420p", "-f", "rawvideo", "pipe:1"]
+    convert = ["-fps_mode", "passthrough", "-pix_fmt", "yuv420p", "-f", "rawvideo", "pipe:1"]
     luma, chroma = width * height, width * height // 4
-    with (
-        tempfile.TemporaryFile() as errors,
-        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,
-    ):
-        assert process.stdout is not None, "stdout is a pipe"
-        try:
-            while data := process.stdout.read(luma + 2 * chroma):
+    try:
+        with reading(["-loglevel", "error", "-i", str(path), *convert], limit_s=limit_s) as read:
+            while data := read(luma + 2 * chroma):
                 flat = np.frombuffer(data, np.uint8)
                 if len(flat) != luma + 2 * chroma:
                     raise EncodeError(f"{path.name}: the last frame is cut off")
                 y, u, v = np.split(flat, [luma, luma + chroma])
                 yield y.reshape(height, width), u, v
-        finally:
-            process.stdout.close()
-            process.wait(timeout=_DEADLINE_S)
-        if process.returncode:
-            errors.seek(0)
-            raise EncodeError(f"{path.name}: does not decode: {errors.read().decode(errors='replace')[-1000:]}")
+    except FfmpegError as error:
+        raise EncodeError(f"{path.name}: does not decode: {error}") from error
 
 
 def _padded_with_none(frames: Frames) -> Iterator[Frames | None]:

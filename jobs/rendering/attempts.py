@@ -21,6 +21,7 @@ from types import FrameType
 from jobs.log import log_event
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
+from jobs.store.history import WITHDRAWN, is_withdrawn
 
 _LOG = logging.getLogger(__name__)
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)  # USR2: NCCL takes USR1
@@ -65,8 +66,17 @@ class OpenAttempts:
             self._open.add(path)
         if self._bucket.create_json(path, mark):
             return True
+        if self._is_withdrawn(path):
+            self._bucket.write_json(path, mark)
+            return True
         self._close(path)
         return False
+
+    def _is_withdrawn(self, path: str) -> bool:
+        try:
+            return is_withdrawn(self._bucket.read(path))
+        except FileNotFoundError:
+            return False
 
     def end(self, key: str, attempt: int) -> None:
         """Closes an attempt whose record or failure is written; its mark stays."""
@@ -77,13 +87,32 @@ class OpenAttempts:
             self._open.discard(path)
 
     def withdraw(self) -> list[str]:
-        """Removes the marks of unfinished clips, so that this start does not count; returns them. Raises BucketError."""
+        """Takes back the marks of unfinished clips, so that this start does not count; returns them.
+
+        Each is written over with a mark that does not count, and then removed, so a store that lets nothing be removed does
+        no harm. Raises BucketError, after all were tried, if one can be neither written over nor removed.
+        """
         with self._lock:
             paths, self._open = sorted(self._open), set()
             self._withdrawn.update(paths)
-        for path in paths:
-            self._bucket.remove(path)
+        errors = [error for error in map(self._take_back, paths) if error]
+        if errors:
+            raise errors[0]
         return paths
+
+    def _take_back(self, path: str) -> BucketError | None:
+        written: BucketError | None = None
+        try:
+            self._bucket.write_json(path, WITHDRAWN)
+        except BucketError as error:
+            written = error
+        try:
+            self._bucket.remove(path)
+        except BucketError as error:
+            if written:
+                return written
+            log_event(_LOG, "mark_not_removed", level=logging.WARNING, path=path, error=repr(error))
+        return None
 
     def is_withdrawn(self, key: str, attempt: int) -> bool:
         """Whether an interruption removed this attempt's mark."""

@@ -60,10 +60,15 @@ class Baselines:
     def _render(self, loaded: LoadedFamily, rendered: Attempt, finisher: Finisher | None) -> None:
         """Renders one clip's baseline if the job has enough time; the clip's root decides for its ranks."""
         ranks, clip_id = self.context.ranks, rendered.clip.clip_id
+        spoilt = False
         if finisher is not None:
             # An encoder that runs at the same time would make the baseline too slow.
             finisher.wait()
-        if not ranks.broadcast_in_clip(self.deadline.fits(rendered.units * _BASELINE_UNITS)):
+            spoilt = rendered.coming.spoilt
+        if ranks.broadcast_in_clip(spoilt, bool):
+            log_event(_LOG, "baseline_left", clip=clip_id, reason="the clip itself failed")
+            return
+        if not ranks.broadcast_in_clip(self.deadline.fits(rendered.units * _BASELINE_UNITS), bool):
             log_event(_LOG, "baseline_left", clip=clip_id, reason="the job's time is not enough")
             return
         log_event(_LOG, "baseline_started", clip=clip_id)

@@ -14,9 +14,10 @@ from jobs.rendering.loaded_family import LoadedFamily, clip_rules
 from jobs.rendering.loops import clip_requests
 from jobs.settings import JobSettings
 from pab.execution.compiled import Compiled
+from pab.model import NotFiniteError
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.batch import denoise_batch, noise_of, unbatch
-from pab.sampling.denoise import NotFiniteError, plan_for
+from pab.sampling.denoise import plan_for
 from pab.sampling.device_clock import DeviceClock
 
 

@@ -25,11 +25,11 @@ from jobs.rendering.finish import Finisher
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
 from jobs.rendering.loaded_family import LoadedFamily, encode_prompts
-from jobs.rendering.references import ClipReferences, take_references
+from jobs.rendering.references import ClipReferences, access_of, take_references
 from jobs.store import layout
 from manifests.clip import Clip
 from pab.family import Family
-from pab.sampling.denoise import NotFiniteError
+from pab.model import NotFiniteError
 
 _LOG = logging.getLogger(__name__)
 _NO_TIME, _RECORDED = 0, -1
@@ -92,7 +92,7 @@ class ClipLoop:
         ranks, attempts = self.context.ranks, self.context.attempts
         root = ranks.node.is_clip_root
         mark = layout.encoding(self.context.shard, self.loaded.family.name, ranks.node.dp.rank)
-        if not ranks.broadcast_in_clip(attempts.hold(mark) if root else None):
+        if not ranks.broadcast_in_clip(attempts.hold(mark) if root else None, bool):
             why = "an earlier start ended in their encoding"
             log_event(_LOG, "prompts_one_by_one", level=logging.WARNING, error=why)
             return False
@@ -111,8 +111,11 @@ class ClipLoop:
 
     def _mark(self, alike: Sequence[Attempt]) -> list[int]:
         """Writes the marks of the next clips; returns for each its attempt's number, or why it is not begun."""
-        is_root = self.context.ranks.node.is_clip_root
-        return self.context.ranks.broadcast_in_clip(self._mark_next(alike) if is_root else None)
+        numbers: list[int] | None = None
+        if self.context.ranks.node.is_clip_root:
+            with self.watch.over_stage("mark", extra_s=self.context.store_s(2 * len(alike))):
+                numbers = self._mark_next(alike)
+        return self.context.ranks.broadcast_in_clip(numbers, list[int])
 
     def _mark_next(self, alike: Sequence[Attempt]) -> list[int]:
         first = alike[0].clip
@@ -199,7 +202,8 @@ class ClipLoop:
         """Renders a batch; if the whole batch fails, renders its clips one by one."""
         context, first = self.context, attempts[0]
         work = partial(render_batch, self.loaded, attempts, settings=context.settings, group=context.ranks.node)
-        with self.watch.over(", ".join(first.company), clips=len(attempts)):
+        expected_s = self.deadline.expected_s(first.units)
+        with self.watch.over(", ".join(first.company), clips=len(attempts), expected_s=expected_s):
             errors = contain_batch(attempts, context, work)
         if errors is None:
             self._render_one_by_one(attempts)
@@ -226,14 +230,18 @@ class ClipLoop:
             return None
         read: ClipReferences | Failed | None = None
         if self.context.ranks.node.is_clip_root:
-            read = contain(attempt, self.context, partial(self._read_references, family, attempt), collective=False)
-        return cast(ClipReferences | Failed, self.context.ranks.broadcast_in_clip(read))
+            extra_s = self.context.store_s(1 + len(attempt.clip.references))
+            with self.watch.over_stage("read_references", clip_id=attempt.clip.clip_id, extra_s=extra_s):
+                read = contain(attempt, self.context, partial(self._read_references, family, attempt), collective=False)
+        kind = ClipReferences | Failed
+        return cast(ClipReferences | Failed, self.context.ranks.broadcast_in_clip(read, kind))
 
     def _read_references(self, family: Family, attempt: Attempt) -> ClipReferences:
         with attempt.stages.time("read_references"):
             if family.references is None:
                 raise ValueError(f"{family.name} takes no references; leave the column empty")
-            return take_references(attempt.clip, family.references, self.context.bucket.retry_policy)
+            access = access_of(self.context.settings.render)
+            return take_references(attempt.clip, family.references, self.context.bucket.retry_policy, access=access)
 
     def _hand_over(self, rendered: Sequence[Attempt]) -> None:
         if self.finisher is not None and rendered:

@@ -20,7 +20,7 @@ from pab.broadcast.rules import NO_BROADCAST
 from pab.conditioning.frame_masks import FrameMask
 from pab.execution.compiled import Compiled
 from pab.family import ClipRequest, Family
-from pab.model import Beginning, EncodedPrompt, TakesReferences
+from pab.model import Beginning, EncodedPrompt, NotFiniteError, TakesReferences, not_finite_pixels
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise, plan_for
 from pab.sampling.device_clock import DeviceClock
@@ -78,8 +78,8 @@ def decode_loops(loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoise
     clock = DeviceClock(group.device)
     with attempt.stages.time("decode"):
         clock.mark()
-        frames_THWC = _decode(loaded, attempt.clip, loops, group)
-        coming = ComingFrames(frames_THWC.contiguous() if group.is_clip_root else None, clock)
+        frames_THWC, not_finite = _decode(loaded, attempt.clip, loops, group)
+        coming = ComingFrames(frames_THWC.contiguous() if group.is_clip_root else None, clock, not_finite)
         clock.mark()
     return coming
 
@@ -96,7 +96,7 @@ def fill_in(
     """Fills the results into an attempt, for its record. This comes last, so that a failed attempt holds no frames."""
     attempt.loops, attempt.frames = tuple(loops), frames
     attempt.execution, attempt.compiled = loaded.execution, compiled
-    attempt.warnings = _warnings(attempt.clip, loaded.family, prompts, frames.size)
+    attempt.warnings = _warnings(attempt.clip, loaded.family, prompts, loops[0].plan, frames.size)
 
 
 def _render_loops(
@@ -106,10 +106,31 @@ def _render_loops(
     loops: list[Denoised] = []
     for request, prompt in zip(clip_requests(attempt.clip), prompts, strict=True):
         given = _given(loaded, attempt, request, loops, group)
-        loops.append(_denoise(loaded, attempt.stages, request, prompt=prompt, plan=plan, group=group, given=given))
+        try:
+            done = _denoise(loaded, attempt.stages, request, prompt=prompt, plan=plan, group=group, given=given)
+        except NotFiniteError:
+            # On every rank alike. A loop begins with what was decoded of the loop before: the decoder may be at fault.
+            _check_decoder(loaded, attempt, loops, group)
+            raise
+        loops.append(done)
     compiled = loaded.compiled_since(before)
     frames = decode_loops(loaded, attempt, loops, group)
     fill_in(attempt, loaded, loops=loops, frames=frames, prompts=prompts, compiled=compiled)
+
+
+def _check_decoder(loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoised], group: NodeGroup) -> None:
+    """Decodes the loops before one that failed. Raises NotFiniteError on every rank, at stage decode, if they do not decode.
+
+    Waits for the device. Collective.
+    """
+    if not loops:
+        return
+    failed_stage, attempt.stages.current = attempt.stages.current, "decode"
+    frames_THWC, not_finite = _decode(loaded, attempt.clip, loops, group)
+    (count, *_) = group.clip.all_gather(not_finite.to(group.device).reshape(1))
+    if int(count):
+        raise NotFiniteError(not_finite_pixels(int(count), frames_THWC.numel()))
+    attempt.stages.current = failed_stage
 
 
 def _given(
@@ -156,24 +177,41 @@ def _denoise(
         )
 
 
-def _decode(loaded: LoadedFamily, clip: Clip, loops: Sequence[Denoised], group: NodeGroup) -> Tensor:
-    """Returns the frames [T, H, W, 3] of all loops, without the frames that a loop repeats from the previous one."""
+def _decode(
+    loaded: LoadedFamily, clip: Clip, loops: Sequence[Denoised], group: NodeGroup
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns the frames [T, H, W, 3] of these loops, without the frames that a loop repeats from the previous one.
+
+    Beside them, on the same device, how many of all decoded values were NaN or infinite: one number. On ranks other than
+    the clip's root there are no frames, and the number is 0.
+    """
     rules = loaded.family.references
     repeated = 0 if rules is None else rules.repeated_frames(clip_loops(clip))
-    parts = []
-    for loop, (denoised, request) in enumerate(zip(loops, clip_requests(clip), strict=True)):
-        frames_THWC = loaded.model.decode(denoised.latents, request, group)[0 if group.is_clip_root else slice(0)]
+    parts, counts = [], []
+    for loop, (denoised, request) in enumerate(zip(loops, clip_requests(clip)[: len(loops)], strict=True)):
+        decoded = loaded.model.decode(denoised.latents, request, group)
+        frames_THWC = decoded.frames[0 if group.is_clip_root else slice(0)]
         if group.is_clip_root:
             frames_THWC = frames_THWC[repeated if loop else 0 :]
+        not_finite = decoded.not_finite[: group.is_clip_root].sum()
         # The device has room for the frames of one loop, but not of all loops.
         parts.append(frames_THWC.cpu() if len(loops) > 1 else frames_THWC)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        counts.append(not_finite.cpu() if len(loops) > 1 else not_finite)
+    if len(parts) == 1:
+        return parts[0], counts[0]
+    return torch.cat(parts), torch.stack(counts).sum()
 
 
 def _warnings(
-    clip: Clip, family: Family, prompts: Sequence[EncodedPrompt], size: tuple[int, ...] | None
+    clip: Clip,
+    family: Family,
+    prompts: Sequence[EncodedPrompt],
+    plan: BroadcastPlan,
+    size: tuple[int, ...] | None,
 ) -> tuple[str, ...]:
     warnings = list(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings))
+    if held_back := plan.warning(clip.broadcast):
+        warnings.append(held_back)
     rules = family.references
     num_frames = clip.num_frames if rules is None else rules.video_frames(clip.num_frames, clip_loops(clip))
     asked = (num_frames, clip.height, clip.width)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from jobs.log import log_event
-from jobs.media.encode import ffmpeg_version
+from jobs.media.ffmpeg import ffmpeg_version
 from jobs.outcome import Failed
 from jobs.rendering.attempts import OpenAttempts
 from jobs.rendering.clip_attempt import Attempt
@@ -46,6 +46,10 @@ class JobContext:
     attempts: OpenAttempts
     scratch: Path
     again: bool = False
+
+    def store_s(self, calls: int) -> float:
+        """Returns the seconds that so many calls of the bucket may take at most: each is retried while the bucket is away."""
+        return calls * self.settings.upload_timeout_s
 
     def facts(self) -> dict[str, Any]:
         """Returns where this runs, for records, failures and reports."""

@@ -23,8 +23,9 @@ class Deadline:
 
     def fits(self, units: float) -> bool:
         """Whether a clip begun now is expected to end in time, with a margin of 10 %. True as long as nothing is measured."""
-        if self._end is None:
-            return True
+        return self._end is None or time.monotonic() + self.expected_s(units) * _MARGIN < self._end
+
+    def expected_s(self, units: float) -> float:
+        """Returns the seconds that so much work has taken at the slowest clip so far; 0 as long as nothing is measured."""
         with self._lock:
-            expected_s = self._seconds_per_unit * units * _MARGIN
-        return time.monotonic() + expected_s < self._end
+            return self._seconds_per_unit * units

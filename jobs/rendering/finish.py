@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -31,12 +32,20 @@ class Finisher:
     """Turns rendered clips into videos and records, one clip at a time; one more clip or batch may wait.
 
     `tell(attempt, outcome)` is called for every clip, in the thread. An error that is not the clip's own (such as a lost
-    bucket) ends the thread, and the next `submit` or `close` raises it.
+    bucket) ends the thread, and the next `submit` or `close` raises it. `watching(attempt)` is entered around each clip: it
+    ends a process whose finisher hangs.
     """
 
-    def __init__(self, context: JobContext, tell: Callable[[Attempt, ClipOutcome], None]) -> None:
+    def __init__(
+        self,
+        context: JobContext,
+        tell: Callable[[Attempt, ClipOutcome], None],
+        *,
+        watching: Callable[[Attempt], AbstractContextManager[None]] = lambda _: nullcontext(),
+    ) -> None:
         self._context = context
         self._tell = tell
+        self._watching = watching
         self._queue: queue.Queue[Sequence[Attempt] | None] = queue.Queue(_WAITING)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="finisher", daemon=True)
@@ -87,7 +96,8 @@ class Finisher:
             while (item := self._queue.get()) is not None:
                 for attempt in item:
                     work = partial(finish_clip, attempt, self._context)
-                    self._tell(attempt, contain(attempt, self._context, work, collective=False))
+                    with self._watching(attempt):
+                        self._tell(attempt, contain(attempt, self._context, work, collective=False))
                 self._queue.task_done()
         except BaseException as error:  # the thread's top: the main thread raises it at its next call
             self._error = error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pab.model import NotFiniteError, not_finite_pixels
 from pab.sampling.device_clock import DeviceClock, seconds_between
 
 Frames = npt.NDArray[np.uint8]
@@ -22,23 +24,39 @@ class ComingFrames:
     """Frames that the device may still be decoding. A thread fetches them without waiting for work that was queued later.
 
     `frames_THWC`: uint8 RGB on the device or the CPU, complete when the device has reached `clock`'s last mark; None on
-    ranks that do not write the clip.
+    ranks that do not write the clip. `not_finite`: beside them, one number: how many decoded values were NaN or infinite;
+    None where nobody counted.
     """
 
-    def __init__(self, frames_THWC: Tensor | None, clock: DeviceClock) -> None:
+    def __init__(self, frames_THWC: Tensor | None, clock: DeviceClock, not_finite: Tensor | None = None) -> None:
         self.clock = clock
         self.size = None if frames_THWC is None else tuple(frames_THWC.shape[:3])
-        self._coming: Tensor | None = frames_THWC
+        self._coming: list[Tensor] | None = None
+        if frames_THWC is not None:
+            self._coming = [frames_THWC] if not_finite is None else [frames_THWC, not_finite]
         self._here: Frames | None = None
+        self._not_finite = 0
         self._lock = threading.Lock()
 
     def fetch(self) -> Frames:
-        """Returns the frames [T, H, W, 3] on the CPU; waits for them, but not for work that was queued later."""
+        """Returns the frames [T, H, W, 3] on the CPU; waits for them, but not for work that was queued later.
+
+        Raises NotFiniteError, at every call, if a decoded value was NaN or infinite.
+        """
         with self._lock:
             if self._coming is not None:
-                self._here, self._coming = _to_cpu(self._coming, self.clock), None
+                frames, *counts = _to_cpu(self._coming, self.clock)
+                self._here, self._coming = frames.numpy(), None
+                self._not_finite = sum(int(count) for count in counts)
             assert self._here is not None, "only the clip's root has frames"
+            if self._not_finite:
+                raise NotFiniteError(not_finite_pixels(self._not_finite, self._here.size))
             return self._here
+
+    @property
+    def spoilt(self) -> bool:
+        """Whether the frames were fetched and hold a value that was NaN or infinite."""
+        return self._not_finite > 0
 
     @property
     def decode_s(self) -> float:
@@ -46,19 +64,22 @@ class ComingFrames:
         return sum(self.clock.seconds())
 
 
-def _to_cpu(frames: Tensor, clock: DeviceClock) -> Frames:
-    if frames.device.type != "cuda":
-        return frames.numpy()
-    with torch.cuda.device(frames.device):
+def _to_cpu(coming: Sequence[Tensor], clock: DeviceClock) -> list[Tensor]:
+    device = coming[0].device
+    if device.type != "cuda":
+        return list(coming)
+    with torch.cuda.device(device):
         # On a separate stream: the next clip's denoising is already queued on the default one.
         stream = torch.cuda.Stream()
-        here = torch.empty(frames.shape, dtype=frames.dtype, pin_memory=True)
+        here = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True) for each in coming]
         clock.wait()
         with torch.cuda.stream(stream):
-            here.copy_(frames, non_blocking=True)
-        frames.record_stream(stream)
+            for target, each in zip(here, coming, strict=True):
+                target.copy_(each, non_blocking=True)
+        for each in coming:
+            each.record_stream(stream)
         stream.synchronize()
-    return here.numpy()
+    return here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

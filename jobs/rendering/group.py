@@ -1,28 +1,36 @@
-"""The ranks of a job: this process's place, from submitit's environment, and the process groups.
+"""The ranks of a job: this process's place, from submitit's environment, the process groups, and values that all get.
 
 Without submitit (in tests, or a process started by hand) a job is a group of one.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import hashlib
 import logging
 import os
+import signal
 import socket
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import submitit
 import torch
 import torch.distributed as dist
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from jobs.log import log_event
+from jobs.ranks.interfaces import LOOPBACK, is_loopback
+from jobs.ranks.meeting import GLOO_INTERFACE, NCCL_INTERFACE, Attendee, MeetingError, Met, meet
+from jobs.ranks.plain_values import from_bytes, to_bytes
+from jobs.rendering.hang import HangWatch
 from jobs.settings import JobSettings
 from pab.parallel.mesh import NodeGroup, open_group
 
@@ -33,6 +41,10 @@ _COLLECTIVE_S = 900.0
 """How long a rank waits for another one inside the model before it gives up; far longer than a pass takes."""
 _POLL_S = 0.05
 _DEFAULT_JOB_S = 7 * 86400.0
+_CLOSE_S = 300.0
+LOST_EXIT = 76
+_LAST_WORDS_S = 30.0
+"""How long a rank has to bring home what it has rendered, after another rank of its job is gone."""
 
 
 class GroupError(Exception):
@@ -52,7 +64,6 @@ class Place:
     num_nodes: int
     job_id: str
     start: int
-    master: str
     folder: Path | None
     node: str = field(default_factory=socket.gethostname)
 
@@ -67,9 +78,7 @@ def find_place() -> Place:
     try:
         environment = submitit.JobEnvironment()
     except RuntimeError:
-        return Place(
-            rank=0, world=1, local_rank=0, num_nodes=1, job_id=f"pid{os.getpid()}", start=0, master="", folder=None
-        )
+        return Place(rank=0, world=1, local_rank=0, num_nodes=1, job_id=f"pid{os.getpid()}", start=0, folder=None)
     num_nodes = environment.num_nodes
     return Place(
         rank=environment.global_rank,
@@ -78,7 +87,6 @@ def find_place() -> Place:
         num_nodes=num_nodes,
         job_id=environment.job_id,
         start=int(os.environ.get("SLURM_RESTART_COUNT") or 0),
-        master=environment.hostnames[0] if num_nodes > 1 else "127.0.0.1",
         folder=environment.paths.folder,
         node=os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
     )
@@ -89,7 +97,8 @@ class JobRanks:
     """The ranks of an open job: the model's axes, and collectives for plain values.
 
     The collectives here use gloo with a longer time limit, because a rank that waits for the bucket makes the others wait.
-    Collectives inside the model have the limit `_COLLECTIVE_S`.
+    Collectives inside the model have the limit `_COLLECTIVE_S`. Values cross as `jobs.ranks.plain_values` says, never as
+    pickles: `kind` is their declared type, and every rank gives the same.
     """
 
     place: Place
@@ -100,26 +109,30 @@ class JobRanks:
     store: Store | None
     """The store of the rendezvous; None in a group of one."""
 
-    def broadcast_in_clip(self, value: T | None) -> T:
-        """Returns the value of the clip's root on every rank of the clip."""
-        return _broadcast(value, self.clip, is_root=self.node.is_clip_root)
+    def broadcast_in_clip(self, value: T | None, kind: Any) -> T:
+        """Returns the value of the clip's root, of type `kind`, on every rank of the clip."""
+        return _broadcast(value, kind, self.clip, is_root=self.node.is_clip_root)
 
-    def broadcast_in_job(self, value: T | None) -> T:
-        """Returns the value of rank 0 on every rank of the job."""
-        return _broadcast(value, self.everyone, is_root=self.place.rank == 0)
+    def broadcast_in_job(self, value: T | None, kind: Any) -> T:
+        """Returns the value of rank 0, of type `kind`, on every rank of the job."""
+        return _broadcast(value, kind, self.everyone, is_root=self.place.rank == 0)
 
     def barrier(self) -> None:
         """Waits for the other ranks of this rank's clip."""
         if self.clip is not None:
             dist.barrier(group=self.clip)
 
-    def all_gather_object(self, value: T) -> list[T]:
-        """Returns every rank's value in rank order, on every rank. So it also works as a barrier."""
+    def all_gather(self, value: T, kind: Any) -> list[T]:
+        """Returns every rank's value, of type `kind`, in rank order, on every rank. So it also works as a barrier."""
         if self.everyone is None:
             return [value]
-        values: list[T | None] = [None] * self.place.world
-        dist.all_gather_object(values, value, group=self.everyone)
-        return values  # type: ignore[return-value]
+        own = _as_tensor(to_bytes(value, kind))
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.place.world)]
+        dist.all_gather(sizes, torch.tensor([len(own)]), group=self.everyone)
+        longest = max(int(size) for size in sizes)
+        parts = [torch.zeros(longest, dtype=torch.uint8) for _ in sizes]
+        dist.all_gather(parts, torch.cat([own, own.new_zeros(longest - len(own))]), group=self.everyone)
+        return [from_bytes(part[: int(size)].numpy().tobytes(), kind) for part, size in zip(parts, sizes, strict=True)]
 
     def all_told_to_end(self, *, wait_s: float = 1.5) -> bool:
         """Whether every rank of this rank's clip calls this within `wait_s`: then all are alive, and all were told to end.
@@ -149,11 +162,40 @@ class JobRanks:
         return self.node.clip.size > 1
 
 
-def _broadcast(value: T | None, group: dist.ProcessGroup | None, *, is_root: bool) -> T:
-    values = [value if is_root else None]
-    if group is not None:
-        dist.broadcast_object_list(values, group=group, group_src=0, device=torch.device("cpu"))
-    return values[0]  # type: ignore[return-value]
+def _broadcast(value: T | None, kind: Any, group: dist.ProcessGroup | None, *, is_root: bool) -> T:
+    if group is None:
+        return value  # type: ignore[return-value]
+    data = _as_tensor(to_bytes(value, kind) if is_root else b"")
+    size = torch.tensor([len(data)])
+    dist.broadcast(size, group=group, group_src=0)
+    if not is_root:
+        data = torch.zeros(int(size), dtype=torch.uint8)
+    dist.broadcast(data, group=group, group_src=0)
+    return value if is_root else from_bytes(data.numpy().tobytes(), kind)  # type: ignore[return-value]
+
+
+def _as_tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+class _End:
+    """Ends this process when another rank of its job is gone: alone it would wait for that rank, some of it for ever.
+
+    First it is told to end as by SIGTERM, which takes back its marks where its own clip's ranks are all there. What then
+    still waits, in a kernel or a collective, is ended without asking.
+    """
+
+    def __init__(self) -> None:
+        self.working = threading.Event()
+
+    def __call__(self, rank: int) -> None:
+        log_event(_LOG, "rank_lost", level=logging.ERROR, lost=rank)
+        if self.working.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(_LAST_WORDS_S)
+        sys.stderr.write(f"rank {rank} of this job has ended, and so does this one\n")
+        faulthandler.dump_traceback(sys.stderr)
+        os._exit(LOST_EXIT)
 
 
 @contextmanager
@@ -169,13 +211,14 @@ def open_job(settings: JobSettings) -> Iterator[JobRanks]:
             "ask for as many ranks (nodes x GPUs per node) as the mesh has"
         )
     device = _device(settings, place)
-    store = _rendezvous(place, device) if place.world > 1 else None
-    node = open_group(dp=settings.mesh.dp, cfg=settings.mesh.cfg, sp=settings.mesh.sp, device=device)
-    everyone, clip = _control_groups(place, settings, node)
-    yield JobRanks(place=place, node=node, host=socket.gethostname(), everyone=everyone, clip=clip, store=store)
-    # Not after an error: a rank may be gone, and this call would wait for it.
-    if place.world > 1:
-        dist.destroy_process_group()
+    with _rendezvous(place, device) as store:
+        node = open_group(dp=settings.mesh.dp, cfg=settings.mesh.cfg, sp=settings.mesh.sp, device=device)
+        everyone, clip = _control_groups(place, settings, node)
+        yield JobRanks(place=place, node=node, host=socket.gethostname(), everyone=everyone, clip=clip, store=store)
+        # Not after an error: a rank may be gone, and this call would wait for it.
+        if place.world > 1:
+            with HangWatch(_CLOSE_S, last_words=lambda: None).over_stage("close the group"):
+                dist.destroy_process_group()
 
 
 def is_lost_peer(error: BaseException) -> bool:
@@ -199,59 +242,79 @@ def _device(settings: JobSettings, place: Place) -> torch.device:
     return device
 
 
-def _rendezvous(place: Place, device: torch.device) -> Store:
+@contextmanager
+def _rendezvous(place: Place, device: torch.device) -> Iterator[Store | None]:
+    """Meets the other ranks, opens the default process group, and holds the lifeline until the end. None for one rank."""
+    if place.world == 1:
+        yield None
+        return
     if place.folder is None:
         raise GroupError("a group of several ranks needs submitit's shared folder, where rank 0 says how to reach it")
-    limit = timedelta(seconds=_RENDEZVOUS_S)
-    note = place.folder / f"{place.name}.meet"
+    limit, end, well = timedelta(seconds=_RENDEZVOUS_S), _End(), False
+    attendee = Attendee(
+        rank=place.rank, world=place.world, name=place.name, node=place.node, folder=place.folder,
+        interface=os.environ.get(GLOO_INTERFACE) or None,
+    )  # fmt: skip
+    store = open_store(place, limit) if place.rank == 0 else None
     try:
-        if place.rank == 0:
-            store = open_store(place, limit)
-            _publish(note, f"{place.master} {store.port}")
-        else:
-            host, port = _await_note(note).split()
-            store = TCPStore(host, int(port), place.world, is_master=False, timeout=limit)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=store,
-            rank=place.rank,
-            world_size=place.world,
-            timeout=timedelta(seconds=_COLLECTIVE_S),
-            device_id=device if device.type == "cuda" else None,
-        )
+        met = meet(attendee, store_port=store.port if store else 0, lost=end)
+    except MeetingError as error:
+        raise GroupError(f"the rendezvous failed: {error}") from error
+    try:
+        with _interfaces_named(met):
+            if store is None:
+                store = TCPStore(LOOPBACK, met.store_port, place.world, is_master=False, timeout=limit)
+            named = PrefixStore(_prefix(met), store)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                store=named,
+                rank=place.rank,
+                world_size=place.world,
+                timeout=timedelta(seconds=_COLLECTIVE_S),
+                device_id=device if device.type == "cuda" else None,
+            )
+            end.working.set()
+            yield named
+            well = True
     except (dist.DistError, RuntimeError) as error:
+        if end.working.is_set():
+            raise
         raise GroupError(f"rank {place.rank} of {place.world}: the rendezvous failed ({error})") from error
     finally:
-        if place.rank == 0:
-            note.unlink(missing_ok=True)
-    return store
+        met.lifeline.close(well=well)
 
 
 def open_store(place: Place, limit: timedelta) -> TCPStore:
-    """Returns rank 0's rendezvous store; it listens on loopback if all ranks are on this machine."""
+    """Returns rank 0's rendezvous store. It has no password, so it listens on loopback; other machines go by the gate."""
     # Port 0: the system gives a free one, so two jobs on a node never share it.
-    store = partial(TCPStore, world_size=place.world, is_master=True, timeout=limit, wait_for_workers=False)
-    if place.num_nodes > 1:
-        return store("0.0.0.0", 0)
-    # The store has no password, and by default it listens at every address of the machine.
-    listener = socket.create_server((place.master, 0), backlog=place.world)
-    return store(place.master, listener.getsockname()[1], master_listen_fd=listener.detach())
+    listener = socket.create_server((LOOPBACK, 0), backlog=place.world)
+    return TCPStore(
+        LOOPBACK, listener.getsockname()[1], place.world, is_master=True, timeout=limit, wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )  # fmt: skip
 
 
-def _publish(note: Path, text: str) -> None:
-    temporary = note.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.replace(note)
+def _prefix(met: Met) -> str:
+    # Keys that nobody can guess. It is not the secret itself, because the store shows its keys to whoever reaches it.
+    return hashlib.sha256(f"store {met.secret}".encode()).hexdigest()
 
 
-def _await_note(note: Path) -> str:
-    end = time.monotonic() + _RENDEZVOUS_S
-    while time.monotonic() < end:
-        try:
-            return note.read_text()
-        except FileNotFoundError:
-            time.sleep(_POLL_S)
-    raise GroupError(f"rank 0 did not leave {note} within {_RENDEZVOUS_S:.0f} s; its log says why")
+@contextmanager
+def _interfaces_named(met: Met) -> Iterator[None]:
+    """Tells gloo and NCCL the interface, unless the user has: they know no other way, and gloo takes the host's name.
+
+    On one machine NCCL is left to itself: it asks for no name.
+    """
+    ours = {GLOO_INTERFACE: met.interface}
+    if not is_loopback(met.address):
+        ours[NCCL_INTERFACE] = f"={met.interface}"  # this one alone, not all that begin like it
+    ours = {name: value for name, value in ours.items() if not os.environ.get(name)}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 def _control_groups(

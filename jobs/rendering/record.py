@@ -125,6 +125,7 @@ def plan_facts(plans: Sequence[BroadcastPlan], broadcast: str) -> dict[str, obje
         "rules_digest": plan.rules.digest,
         "rules": plan.rules.to_dict(),
         "num_steps": plan.num_steps,
+        "held_back": plan.held_back,
         "full_steps": len(plan.full_steps),
         "computed": {kind: sum(each.computed(kind) for each in plans) for kind in KINDS},
         "total": {kind: sum(each.total(kind) for each in plans) for kind in KINDS},

@@ -10,8 +10,10 @@ from typing import TypeVar
 import torch
 
 from jobs.log import log_event
-from jobs.media.reference_files import Reference, UnusableReferenceError, decode_frames, fetch_reference
+from jobs.media.reference_access import ReferenceAccess, UnusableReferenceError
+from jobs.media.reference_files import Reference, decode_frames, fetch_reference
 from jobs.rendering.loops import clip_loops
+from jobs.settings import RenderSettings
 from jobs.store.retry import RetryPolicy
 from manifests.clip import Clip
 from pab.conditioning.frame_masks import FrameMask
@@ -20,6 +22,8 @@ from pab.conditioning.references import ReferenceRules
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
+MAX_FITTED_BYTES = 8 << 30
+"""Of a reference's frames at the clip's size, all held at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +35,23 @@ class ClipReferences:
     num_frames: tuple[int, ...]
 
 
-def take_references(clip: Clip, rules: ReferenceRules, retry_policy: RetryPolicy) -> ClipReferences:
+def access_of(render: RenderSettings) -> ReferenceAccess:
+    """Returns what references may name by a run's settings."""
+    return ReferenceAccess(roots=render.reference_roots, private=render.allow_private_references)
+
+
+def take_references(
+    clip: Clip, rules: ReferenceRules, retry_policy: RetryPolicy, *, access: ReferenceAccess
+) -> ClipReferences:
     """Returns the clip's references in the form that the model takes.
 
-    Raises UnusableReferenceError naming a reference that cannot be read, or whose file has changed since the submit;
-    ValueError if the mask strategy does not fit.
+    The URLs come from a shard, which others may have written to, so `access` is asked again. Raises UnusableReferenceError
+    naming a reference that is not allowed or cannot be read, or whose file has changed since the submit; ValueError if the
+    mask strategy does not fit.
     """
     fetched = [
-        _fetched(url, sha256, retry_policy) for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
+        _fetched(url, sha256, access, retry_policy)
+        for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
     ]
     num_frames = tuple(reference.num_frames for reference in fetched)
     assert clip.mask_strategy is not None, "a clip with references has a mask strategy"
@@ -48,8 +61,8 @@ def take_references(clip: Clip, rules: ReferenceRules, retry_policy: RetryPolicy
     return ClipReferences(masks=masks, pixels=pixels, num_frames=num_frames)
 
 
-def _fetched(url: str, sha256: str, retry_policy: RetryPolicy) -> Reference:
-    reference = _named(url, lambda: fetch_reference(url, retry_policy))
+def _fetched(url: str, sha256: str, access: ReferenceAccess, retry_policy: RetryPolicy) -> Reference:
+    reference = _named(url, lambda: fetch_reference(url, access, retry_policy))
     if reference.sha256 != sha256:
         raise UnusableReferenceError(
             f"reference {url} has changed since the clip was submitted: its SHA-256 is {reference.sha256}, was {sha256}; "
@@ -67,6 +80,12 @@ def _pixels(
         return None
     span = rules.chunk_span(taken, reference.num_frames)
     size = rules.pixel_size(clip.height, clip.width)
+    size_bytes = 3 * 4 * size[0] * size[1] * len(span)
+    if size_bytes > MAX_FITTED_BYTES:
+        raise UnusableReferenceError(
+            f"reference {clip.references[at]}: the mask strategy takes its frames {span.start} to {span.stop - 1}, which "
+            f"need {size_bytes / 1e9:.0f} GB at the clip's size, at most {MAX_FITTED_BYTES / 1e9:.0f} GB are used; take fewer"
+        )
 
     def fitted() -> torch.Tensor:
         frames = (torch.from_numpy(frame.copy()) for frame in decode_frames(reference, span))

@@ -7,11 +7,12 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from jobs.log import log_event, open_log
+from jobs.media.ffmpeg import deadline_s as ffmpeg_deadline_s
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
 from jobs.rendering.announce import Announcer
 from jobs.rendering.attempts import OpenAttempts, interruptible
@@ -31,7 +32,7 @@ from jobs.rendering.todo import Todo, sort_shard
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
-from pab.execution.compile_cache import compile_cache
+from pab.execution.compile_cache import CompileCacheError, compile_cache
 from pab.execution.compiled import executing
 from pab.family import Family
 
@@ -42,6 +43,8 @@ _LOG = logging.getLogger(__name__)
 _LAST_UPLOADS_S = 20.0
 _LAST_LOG_S = 10.0
 _LOG_FILE = "job.log"
+_STORE_CALLS = 10
+"""Calls of the bucket in one stage, at most: finishing a clip makes eight."""
 
 
 def run_shard(job: RenderShard) -> ShardOutcome:
@@ -90,6 +93,10 @@ def _keep_log(context: JobContext) -> None:
         log_event(_LOG, "log_not_kept", level=logging.ERROR, error=str(error))
 
 
+def _log_refused(error: CompileCacheError) -> None:
+    log_event(_LOG, "compile_cache_refused", level=logging.ERROR, error=str(error))
+
+
 class _ShardRun:
     """The clips of this rank's replica in this start, and their outcomes."""
 
@@ -112,8 +119,9 @@ class _ShardRun:
         """Renders this replica's clips, then joins the outcomes of all replicas."""
         ranks = self._ranks
         log_event(_LOG, "job_started", **self._context.facts())
-        remove_left_over()
-        todo, self._has_baseline = ranks.broadcast_in_job(self._look() if ranks.place.rank == 0 else None)
+        with self._watch.over_stage("remove_left_over", extra_s=self._context.store_s(1)):
+            remove_left_over()
+        todo = self._look()
         log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.attempts), ended=len(todo.ended))
         mine = todo.attempts[ranks.node.dp.rank :: ranks.node.dp.size]
         with ExitStack() as stack:
@@ -132,19 +140,27 @@ class _ShardRun:
             )  # fmt: skip
         return outcome
 
-    def _look(self) -> tuple[Todo, set[str]]:
-        return sort_shard(self._context), measured_broadcasts(self._context)
+    def _look(self) -> Todo:
+        """Returns what is to do, as rank 0 finds it."""
+        ranks, todo, measured = self._ranks, None, None
+        if ranks.place.rank == 0:
+            with self._watch.over_stage("sort_shard", extra_s=self._context.store_s(_STORE_CALLS)):
+                todo, measured = sort_shard(self._context), measured_broadcasts(self._context)
+        self._has_baseline = ranks.broadcast_in_job(measured, set[str])
+        return ranks.broadcast_in_job(todo, Todo)
 
     def _report(self, todo: Todo, outcome: ShardOutcome) -> None:
         self._measures.take_peaks()
-        measures = self._ranks.all_gather_object(self._measures)
+        measures = self._ranks.all_gather(self._measures, Measures)
         if self._ranks.place.rank == 0:
-            leave_report(self._context, todo, outcome, measures, time.monotonic() - self._started)
+            with self._watch.over_stage("report", extra_s=self._context.store_s(_STORE_CALLS)):
+                leave_report(self._context, todo, outcome, measures, time.monotonic() - self._started)
         # The other ranks wait here: a cluster may end a job soon after its first rank has ended.
-        self._ranks.all_gather_object(None)
+        self._ranks.all_gather(None, None)
 
     def _render_all(self, attempts: Sequence[Attempt]) -> None:
-        self._finisher = Finisher(self._context, self._tell) if self._ranks.node.is_clip_root else None
+        if self._ranks.node.is_clip_root:
+            self._finisher = Finisher(self._context, self._tell, watching=self._over_finishing)
         all_rendered = False
         try:
             for name, group in groupby(attempts, key=lambda attempt: attempt.clip.model):
@@ -158,6 +174,13 @@ class _ShardRun:
                 self._save_last_uploads()
         if self._finisher is not None:
             self._finisher.close()
+
+    def _over_finishing(self, attempt: Attempt) -> AbstractContextManager[None]:
+        # What has limits of its own ends as a failure of the clip: ffmpeg, once to encode and twice to check, and the bucket.
+        clip = attempt.clip
+        frames = clip.num_frames * clip.loops
+        extra_s = 3 * ffmpeg_deadline_s(frames, clip.height, clip.width) + self._context.store_s(_STORE_CALLS)
+        return self._watch.over_stage("finish", clip_id=clip.clip_id, extra_s=extra_s)
 
     def _take_back_marks(self) -> None:
         # A signal from outside ends the job, so its clips did not kill the group, unless one of their ranks died before.
@@ -210,9 +233,11 @@ class _ShardRun:
 
     def _load(self, family: Family, stack: ExitStack) -> LoadedFamily:
         settings, node = self._context.settings, self._ranks.node
-        loaded = load_family(family, settings, node.device, clip_axis=node.clip)
+        with self._watch.over_stage("load", extra_s=self._context.store_s(1)):
+            loaded = load_family(family, settings, node.device, clip_axis=node.clip)
         if loaded.execution.compiled:
-            stack.enter_context(compile_cache(settings.render.compile_cache, loaded.execution.attention))
+            place, attention = settings.render.compile_cache, loaded.execution.attention
+            stack.enter_context(compile_cache(place, attention, refused=_log_refused))
         stack.enter_context(executing(loaded.execution))
         self._measures.load_s[family.name] = loaded.load_s
         log_event(
@@ -231,14 +256,15 @@ class _ShardRun:
             self._announcer.finished(attempt.clip.clip_id, word, attempt.elapsed_s)
 
     def _joined(self, todo: Todo) -> ShardOutcome:
-        joined = self._ranks.all_gather_object((self._outcomes, self._left if self._ranks.node.is_clip_root else []))
+        left = self._left if self._ranks.node.is_clip_root else []
+        joined = self._ranks.all_gather((self._outcomes, left), tuple[list[ClipOutcome], list[str]])
         by_id = {clip.clip_id: clip for outcomes, _ in joined for clip in outcomes}
         by_id |= {clip.clip_id: clip for clip in todo.ended}
-        left = {clip_id for _, ids in joined for clip_id in ids} | {clip.clip_id for clip in todo.put_off}
+        all_left = {clip_id for _, ids in joined for clip_id in ids} | {clip.clip_id for clip in todo.put_off}
         ids = [clip.clip_id for clip in todo.order]
         return ShardOutcome(
             shard=self._context.shard,
             attempt=self._ranks.place.start,
             clips=tuple(by_id[clip_id] for clip_id in ids if clip_id in by_id),
-            left=tuple(clip_id for clip_id in ids if clip_id in left),
+            left=tuple(clip_id for clip_id in ids if clip_id in all_left),
         )

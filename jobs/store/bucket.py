@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from jobs.log import log_event
 from jobs.store import layout
 from jobs.store.damage import record_fault, report_fault
 from jobs.store.filesystem import BucketError, Filesystem
-from jobs.store.history import ClipHistory
+from jobs.store.history import ClipHistory, is_withdrawn
 from jobs.store.layout import KINDS
 from jobs.store.outgoing import Outgoing
 
@@ -181,14 +182,20 @@ class Bucket(Filesystem):
         attempts: list[int] = []
         failures: list[int] = []
         for number in itertools.count(1):
-            marked = self.exists(layout.attempt(key, number))
+            mark = self._mark(layout.attempt(key, number))
             # An interruption can remove a mark although the attempt has failed on another rank.
             failed = self.exists(layout.failure(key, number))
-            attempts += [number] if marked else []
+            attempts += [number] if mark is not None and not is_withdrawn(mark) else []
             failures += [number] if failed else []
-            if not marked and not failed:
+            if mark is None and not failed:
                 break
         return ClipHistory(recorded=self.is_recorded(key), attempts=tuple(attempts), failures=tuple(failures))
+
+    def _mark(self, path: str) -> bytes | None:
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
 
     def map_files(self, function: Callable[[str], T], items: Iterable[str]) -> dict[str, T]:
         """Returns the function's value for each item; 16 at once. Raises the first error."""
@@ -198,5 +205,10 @@ class Bucket(Filesystem):
             return dict(zip(items, pool.map(function, items), strict=True))
 
 
+_UNPRINTABLE = re.compile(r"[\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+
+
 def _json(value: Mapping[str, object]) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1) + "\n").encode()
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, indent=1)
+    # People look at these files in a terminal. JSON itself escapes only the first 32 characters.
+    return (_UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n").encode()

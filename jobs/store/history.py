@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
+
+WITHDRAWN = {"withdrawn": True}
+"""What replaces a mark whose attempt does not count, so that it says so even if the store does not let it be removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,3 +45,11 @@ def is_given_up(failures: Collection[int], max_attempts: int) -> bool:
     that a listing alone shows which clips failed for good.
     """
     return max(failures, default=0) >= max_attempts
+
+
+def is_withdrawn(mark: bytes) -> bool:
+    """Whether a mark says that its attempt was interrupted from outside and does not count."""
+    try:
+        return bool(json.loads(mark) == WITHDRAWN)
+    except ValueError:
+        return False

@@ -81,6 +81,11 @@ def job_name(shard_index: int) -> str:
     return f"job-{shard_index:05d}"
 
 
+def is_job_name(name: str) -> bool:
+    """Whether a name is one that `job_name` makes."""
+    return re.fullmatch(r"job-[0-9]{5,}", name) is not None
+
+
 def shard_of(name: str) -> int:
     """Returns the shard of a job's name."""
     return int(name.removeprefix("job-"))
@@ -94,7 +99,7 @@ def job_report(shard_index: int, suffix: str = "json") -> str:
 def report_of(name: str) -> str:
     """Returns the job's name from the name of a file in `reports/`; empty if it is not the report of a job."""
     job = name.removesuffix(".json")
-    return job if name.endswith(".json") and job.startswith("job-") and job[4:].isdigit() else ""
+    return job if name.endswith(".json") and is_job_name(job) else ""
 
 
 def job_log(shard_index: int, start: str, rank: int) -> str:

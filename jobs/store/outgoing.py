@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+
+from pab.own_folder import held_folder
 
 
 class Outgoing(io.FileIO):
     """A local temporary file; closing it calls `deliver(path)`, leaving `with` by an error only discards it."""
 
     def __init__(self, deliver: Callable[[Path], None]) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="pab-outgoing-")
-        self._path = Path(self._folder.name) / "data"
+        self._held = ExitStack()
+        self._path = self._held.enter_context(held_folder("outgoing-")) / "data"
         self._deliver: Callable[[Path], None] | None = deliver
         super().__init__(self._path, "w+b")
 
@@ -35,7 +37,7 @@ class Outgoing(io.FileIO):
             if deliver is not None:
                 deliver(self._path)
         finally:
-            self._folder.cleanup()
+            self._held.close()
 
     def __del__(self) -> None:
         # Left open and forgotten: what is there so far must not be published.

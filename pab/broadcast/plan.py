@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from pab.broadcast.few_steps import reuse_begins
 from pab.broadcast.foresight import ForesightRules
-from pab.broadcast.rules import KINDS, MlpRule, Rules
+from pab.broadcast.rules import KINDS, BroadcastRules, MlpRule, Rules
 from pab.broadcast.sites import Site
 from pab.broadcast.step_rules import StepRules
 
@@ -25,7 +26,8 @@ class BroadcastPlan:
 
     `sources[step][i]` is the step whose output of `sites[i]` is used at `step`: `step` itself where the site computes, an
     earlier one where it reuses. At `skipped` steps the model does not run: the last prediction is reused, and no kept output
-    of a site is used.
+    of a site is used. `held_back`: at how many steps something computes although the rules alone would reuse it, because the
+    clip has fewer steps than the `full_length` that the rules were made for (`few_steps.py`).
     """
 
     sites: tuple[Site, ...]
@@ -33,6 +35,8 @@ class BroadcastPlan:
     sources: tuple[tuple[int, ...], ...]
     rules: Rules
     skipped: frozenset[int] = frozenset()
+    held_back: int = 0
+    full_length: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -136,6 +140,17 @@ class BroadcastPlan:
         """The steps at which every site computes."""
         return tuple(step for step, row in enumerate(self.sources) if all(source == step for source in row))
 
+    def warning(self, broadcast: str) -> str | None:
+        """Returns what users of a broadcast of this name are told if its reuse was held back; None if it was not."""
+        if not self.held_back:
+            return None
+        left = "nothing is reused" if len(self.full_steps) == self.num_steps else "less is reused"
+        return (
+            f"broadcast {broadcast} with {self.num_steps} steps: {left}, {self.held_back} of the steps compute what they "
+            f"would have reused before the shape is decided (these rules are made for {self.full_length} steps); "
+            "use more steps, or --broadcast none"
+        )
+
     @cached_property
     def digest(self) -> str:
         """Names the plan in records and reports: 12 hex digits over sites, timesteps and sources."""
@@ -180,13 +195,19 @@ class BroadcastPlan:
 
 
 def make_plan(
-    rules: Rules, timesteps: Sequence[float], sites: Sequence[Site], *, cache_reset_steps: Collection[int] = ()
+    rules: Rules,
+    timesteps: Sequence[float],
+    sites: Sequence[Site],
+    *,
+    cache_reset_steps: Collection[int] = (),
+    full_length: Sequence[float] = (),
 ) -> BroadcastPlan:
     """Decides every step and site.
 
     `timesteps`: noise level of each model call as the model gets it (after the cast to its precision). Every site computes
     at its first call, whatever the rules say. A reuse takes the last computed output, which may lie before the window. At
-    `cache_reset_steps` every site computes too, and no output from before such a step is reused after it.
+    `cache_reset_steps` every site computes too, and no output from before such a step is reused after it. `full_length`: the
+    timesteps of a clip with as many steps as the rules were made for; a clip of fewer steps reuses later (`few_steps.py`).
 
     Under Foresight's rules nothing is decided yet: every site computes in the returned plan, the most that the clip can
     need. Raises ValueError for Foresight's rules with cache reset steps, and for step rules of other sites.
@@ -202,10 +223,40 @@ def make_plan(
             )
         rows = tuple((step,) * len(sites) for step in range(len(timesteps)))
         return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules)
+    sources = _rule_sources(rules, timesteps, sites, cache_reset_steps)
+    plan = BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=sources, rules=rules)
+    if len(timesteps) >= len(full_length):
+        return plan
+    first = _first_reuse(_rule_sources(rules, full_length, sites, ()))
+    if (begin := reuse_begins(timesteps, full_length, first)) == 0:
+        return plan
+    held = _rule_sources(rules, timesteps, sites, cache_reset_steps, begin)
+    held_back = sum(
+        any(source == step != alone for source, alone in zip(row, sources[step], strict=True))
+        for step, row in enumerate(held)
+    )
+    return replace(plan, sources=held, held_back=held_back, full_length=len(full_length))
+
+
+def _first_reuse(sources: Sequence[Sequence[int]]) -> int | None:
+    return next((step for step, row in enumerate(sources) if any(source != step for source in row)), None)
+
+
+def _rule_sources(
+    rules: BroadcastRules,
+    timesteps: Sequence[float],
+    sites: Sequence[Site],
+    cache_reset_steps: Collection[int],
+    begin: int = 0,
+) -> tuple[tuple[int, ...], ...]:
+    """Returns what the rules decide; before step `begin` everything computes."""
     whole = [int(timestep) for timestep in timesteps]
     mlp_sources = _mlp_sources(rules.mlp, whole)
     sources: list[tuple[int, ...]] = []
     for step, timestep in enumerate(timesteps):
+        if step < begin:
+            sources.append((step,) * len(sites))
+            continue
         row: list[int] = []
         for i, site in enumerate(sites):
             if site.kind == "mlp":
@@ -217,7 +268,7 @@ def make_plan(
             reuse = allowed and rule is not None and rule.reuses(step, timestep)
             row.append(sources[step - 1][i] if reuse else step)
         sources.append(tuple(row))
-    return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=tuple(sources), rules=rules)
+    return tuple(sources)
 
 
 def _step_sources(

@@ -10,7 +10,7 @@ from torch.nn import ModuleList
 
 from pab.broadcast.state import Visit
 from pab.family import ClipRequest
-from pab.model import EncodedPrompt, Scheduler, StepInput, VideoModel
+from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 
 MakePass = Callable[[Tensor, StepInput, object, Visit, NodeGroup], Tensor]
@@ -52,6 +52,6 @@ class ModelWithPasses:
         """Makes a pass."""
         return self.make_pass(latents, step_input, text, visit, group)
 
-    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
         """Does what the model does."""
         return self.model.decode(latents, request, group)

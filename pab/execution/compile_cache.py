@@ -11,13 +11,13 @@ import hashlib
 import logging
 import os
 import shutil
-import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from pab.own_folder import make_safe, open_regular, own_folder
 
 MAX_CACHE_BYTES = 8 << 30
 KERNELS = Path(__file__).parent.parent / "kernels"
@@ -26,18 +26,26 @@ _LOG = logging.getLogger(__name__)
 
 
 class CompileCacheError(OSError):
-    """The folder is not safe to take compiled code from; the message names it and says what to do."""
+    """A folder is not safe to take compiled code from; the message names it and says what to do."""
 
 
 def cache_folder(place: str | None, attention: str) -> Path:
-    """Returns the folder for this user, version of torch and preferred attention, which kernels are chosen by.
+    """Makes and returns the folder for this user, version of torch and preferred attention, which kernels are chosen by.
 
     A digest of our own operators is in its name too: inductor does not notice that an operator's declared results have
     changed, and would run old graphs. `place`: the folder that holds it, e.g. one that nodes share; None for the node's
-    temporary folder.
+    temporary folder. What lies there is executed, so no other user may be able to write to it or to replace a folder above
+    it. Raises CompileCacheError.
     """
-    above = Path(place) if place else Path(tempfile.gettempdir()) / f"pab-pipeline-{os.getuid()}"
-    return above / "compiled" / f"torch-{torch.__version__}-attention-{attention}-kernels-{operators_digest(KERNELS)}"
+    name = f"torch-{torch.__version__}-attention-{attention}-kernels-{operators_digest(KERNELS)}"
+    try:
+        if place is None:
+            return own_folder("compiled", name, executed=True)
+        folder = Path(os.path.realpath(place)) / "compiled" / name
+        make_safe(folder)
+    except OSError as error:
+        raise CompileCacheError(f"{error}; remove or mend it, or name another folder with --compile-cache") from error
+    return folder
 
 
 def operators_digest(folder: Path) -> str:
@@ -51,12 +59,27 @@ def operators_digest(folder: Path) -> str:
 
 
 @contextmanager
-def compile_cache(place: str | None, attention: str, *, max_bytes: int = MAX_CACHE_BYTES) -> Iterator[Path]:
-    """Keeps what is compiled inside in `cache_folder`, which it makes. Raises CompileCacheError for another user's."""
-    folder = cache_folder(place, attention)
-    _make_own(folder)
+def compile_cache(
+    place: str | None,
+    attention: str,
+    *,
+    max_bytes: int = MAX_CACHE_BYTES,
+    refused: Callable[[CompileCacheError], object] | None = None,
+) -> Iterator[Path]:
+    """Keeps what is compiled inside in `cache_folder`, which it makes. Raises CompileCacheError.
+
+    `refused`: is called with the error if `place` is not safe. Then the node's temporary folder is taken: what another user
+    has put there ends no job.
+    """
+    try:
+        folder = cache_folder(place, attention)
+    except CompileCacheError as error:
+        if refused is None or place is None:
+            raise
+        refused(error)
+        folder = cache_folder(None, attention)
     earlier = {name: os.environ.get(name) for name in _VARIABLES}
-    with (folder / "in-use").open("a") as lock:
+    with os.fdopen(open_regular(folder / "in-use"), "r+b") as lock:
         _empty_if_large(folder, lock.fileno(), max_bytes)
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.environ.update({name: str(folder / part) for name, part in _VARIABLES.items()})
@@ -68,17 +91,6 @@ def compile_cache(place: str | None, attention: str, *, max_bytes: int = MAX_CAC
                     os.environ.pop(name, None)
                 else:
                     os.environ[name] = value
-
-
-def _make_own(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # What lies there is executed: in a folder that others may write to, they could leave code.
-    found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise CompileCacheError(
-            f"{folder} belongs to user {found.st_uid} with mode {stat.filemode(found.st_mode)}, needs to be this user's "
-            "alone; remove it, or name another folder with --compile-cache"
-        )
 
 
 def _empty_if_large(folder: Path, lock: int, max_bytes: int) -> None:

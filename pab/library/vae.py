@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pab.family import ClipRequest
+from pab.model import DecodedFrames
 from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import Axis, NodeGroup
-from pab.vae.pixels import to_bytes
+from pab.vae.pixels import clip_bytes
 from pab.vae.tiles import TileGrid, tiled_decode
 
 
@@ -78,12 +79,13 @@ class TiledCodec:
         )
 
     @torch.inference_mode()
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root. Collective."""
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns frames on the device; of no clip on ranks other than the clip's root. Collective."""
         pixels_BCTHW = self.pixels(latents, request, group.clip)
         if pixels_BCTHW is None:
             return frames_of_no_clip(request)
-        return torch.stack([to_bytes(clip.transpose(0, 1)) for clip in pixels_BCTHW])
+        frames, not_finite = clip_bytes(pixels_BCTHW)
+        return DecodedFrames(frames=frames, not_finite=not_finite)
 
     def pixels(self, latents: Tensor, request: ClipRequest, axis: Axis) -> Tensor | None:
         """Returns pixels [B, 3, T, H, W], about -1..1, on the axis' rank 0, None on the others. Collective."""

@@ -12,7 +12,7 @@ from pab.broadcast.state import BOTH, COND, Visit
 from pab.family import ClipRequest
 from pab.library.broadcast_module import CurrentPass
 from pab.library.fused import fuse
-from pab.model import EncodedPrompt, Scheduler, StepInput
+from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput
 from pab.nn.video import LatentCodec, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.text.states import TextStates
@@ -87,6 +87,6 @@ class DiffusersVideo:
         with self.current.running(visit, group.sp):
             return self.denoise(rows, step_input, text)
 
-    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3]."""
+    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns the clips' frames."""
         return self.codec.decode_frames(latents, request, group)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pab.broadcast.state import BOTH, Visit
 from pab.family import ClipRequest
-from pab.model import EncodedPrompt, Scheduler, StepInput, UsesFloat8, UsesKernels
+from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput, UsesFloat8, UsesKernels
 from pab.nn.video import LatentCodec, batch_prompts, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.text.prompt_cleaning import clean
@@ -170,6 +170,6 @@ class NoiseVideo:
         )
         return output[:, : latents.shape[1]]
 
-    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3]."""
+    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns the clips' frames."""
         return self.codec.decode_frames(latents, request, group)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pab.broadcast.state import BOTH, COND, UNCOND
 from pab.family import ClipRequest
-from pab.model import EncodedPrompt
+from pab.model import DecodedFrames, EncodedPrompt
 from pab.parallel.mesh import NodeGroup
 from pab.text.states import TextStates, joined
 
@@ -22,13 +22,14 @@ class LatentCodec(Protocol):
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         """Returns (C, T, H, W) of a clip of this pixel size."""
 
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3], on the device or the CPU, on the clip's root rank at least. Collective."""
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns frames, on the device or the CPU, on the clip's root rank at least. Collective."""
 
 
-def frames_of_no_clip(request: ClipRequest) -> Tensor:
-    """Returns [0, T, H, W, 3] uint8: what a codec decodes on ranks other than the clip's root."""
-    return torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
+def frames_of_no_clip(request: ClipRequest) -> DecodedFrames:
+    """Returns frames [0, T, H, W, 3]: what a codec decodes on ranks other than the clip's root."""
+    frames = torch.empty(0, request.num_frames, request.height, request.width, 3, dtype=torch.uint8)
+    return DecodedFrames(frames=frames, not_finite=torch.empty(0, dtype=torch.long))
 
 
 @runtime_checkable

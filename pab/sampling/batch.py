@@ -14,13 +14,12 @@ from torch import Tensor
 
 from pab.broadcast.plan import BroadcastPlan
 from pab.family import ClipRequest
-from pab.model import EncodedPrompt, RendersBatches, Scheduler, VideoModel
+from pab.model import EncodedPrompt, NotFiniteError, RendersBatches, Scheduler, VideoModel
 from pab.parallel.mesh import NodeGroup, SequenceParallel, Traffic
 from pab.sampling.denoise import (
     PLAIN_LOOP,
     Denoised,
     LoopSettings,
-    NotFiniteError,
     denoise,
     initial_noise,
     not_finite_text,

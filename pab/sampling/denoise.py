@@ -11,22 +11,18 @@ from torch import Tensor
 
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.foresight_state import ForesightState
-from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import Rules
 from pab.broadcast.state import COND, UNCOND, BroadcastState, ClipState
 from pab.family import ClipRequest, Family
-from pab.model import Beginning, EncodedPrompt, Recordable, StepInput, VideoModel
+from pab.model import Beginning, EncodedPrompt, NotFiniteError, Recordable, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, Traffic
 from pab.sampling.device_clock import DeviceClock
 from pab.sampling.recorded_loop import MAX_TOKENS, LoopRecorder, RunStep, Texts, shapes_of
 
 
-class NotFiniteError(ArithmeticError):
-    """The latents hold NaN or infinity after denoising; the message says how many values."""
-
-
 def not_finite_text(count: int, latents: Tensor) -> str:
-    """Returns what a NotFiniteError says."""
+    """Returns what a NotFiniteError says of latents."""
     return f"{count} of {latents.numel()} latent values are NaN or infinite after denoising"
 
 
@@ -137,16 +133,8 @@ def denoise(
 
 
 def plan_for(family: Family, request: ClipRequest, rules: Rules, precision: str) -> BroadcastPlan:
-    """Returns the plan of one clip. Every rank makes the same one, and `--dry-run` prints it.
-
-    Under Foresight's rules every site computes in this plan; the loop then decides what is reused.
-    """
-    return make_plan(
-        rules,
-        family.timesteps(request, precision),
-        family.sites,
-        cache_reset_steps=family.cache_reset_steps(request, precision),
-    )
+    """Returns `family.plan` of a clip."""
+    return family.plan(request, rules, precision)
 
 
 def initial_noise(request: ClipRequest, shape: Sequence[int]) -> Tensor:

@@ -17,21 +17,31 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pab.weights.digest import weights_digest
+from pab.weights.digest import files_digest
+from pab.weights.files import CheckpointError, listed, loaded_files, weight_files
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-_LISTED = 12
-_NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "scaler", "random_states")
+__all__ = [
+    "CheckpointError",
+    "Published",
+    "check_keys",
+    "checked_config",
+    "checkpoint_digest",
+    "dtype_of",
+    "find_checkpoint",
+    "hub_errors",
+    "hub_name",
+    "load_module",
+    "pin",
+    "read_config",
+    "read_tensors",
+    "weight_files",
+]
 
 ModuleT = TypeVar("ModuleT", bound="nn.Module")
-
-
-class CheckpointError(ValueError):
-    """Weights are absent, unreadable, or not those of the model; the message names files and keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +162,15 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 
 def checkpoint_digest(weights: str | None, published: Published) -> str:
-    """Names the weights in a clip's digest: 16 hex digits over a local folder's files, or over hub id and commit."""
+    """Names the weights in a clip's digest: 16 hex digits over the files that loading reads, or over hub id and commit.
+
+    Raises CheckpointError naming a file of a local folder that is missing, empty or cut short.
+    """
     pinned = pin(weights, published)
-    local = Path(pinned).expanduser()
-    return weights_digest(local) if local.exists() else hashlib.sha256(pinned.encode()).hexdigest()[:16]
+    if not Path(pinned).expanduser().exists():
+        return hashlib.sha256(pinned.encode()).hexdigest()[:16]
+    root = find_checkpoint(pinned, published)
+    return files_digest(loaded_files(root, published.components), root)
 
 
 def _is_commit(revision: str) -> bool:
@@ -183,35 +198,6 @@ def checked_config(folder: Path, needed: Mapping[str, object], name: str = "conf
     return config
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Returns the files that together hold a component's weights: the shards an index names, or the one file there.
-
-    safetensors come before pickled formats, whole precision before `fp16` variants. Raises CheckpointError when nothing
-    is found, when shards are missing, or when it is not clear which of several files is meant.
-    """
-    if folder.is_file():
-        return [folder]
-    for index in sorted(folder.glob("*.index.json"), key=lambda path: (".safetensors." not in path.name, path.name)):
-        named = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in named if not (folder / name).is_file()]
-        if missing:
-            raise CheckpointError(f"{index} names {_listed(missing)}, which are not there; download them")
-        return [folder / name for name in named]
-    for suffix in SUFFIXES:
-        files = [
-            path
-            for path in sorted(folder.glob(f"*{suffix}"))
-            if ".fp16." not in path.name and not path.name.startswith(_NOT_WEIGHTS)
-        ]
-        if len(files) > 1:
-            raise CheckpointError(
-                f"{folder} holds {_listed([path.name for path in files])} and no index; keep the one that is meant"
-            )
-        if files:
-            return files
-    raise CheckpointError(f"{folder} holds no weights; needs one of *{', *'.join(SUFFIXES)}, or shards with an index")
-
-
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Reads a component's weights from a folder or file, as they are stored. Pickled files are read without code in them."""
     import torch
@@ -228,12 +214,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{file} cannot be read ({error}); download it again") from error
         part = part.get("state_dict", part)
         if not all(isinstance(value, torch.Tensor) for value in part.values()):
-            raise CheckpointError(
-                f"{file} holds more than named tensors: {_listed(list(part))}; give the plain weights"
-            )
+            raise CheckpointError(f"{file} holds more than named tensors: {listed(list(part))}; give the plain weights")
         twice = sorted(set(part) & set(tensors))
         if twice:
-            raise CheckpointError(f"{file} repeats keys of another shard: {_listed(twice)}")
+            raise CheckpointError(f"{file} repeats keys of another shard: {listed(twice)}")
         tensors.update(part)
     return tensors
 
@@ -269,7 +253,7 @@ def check_keys(expected: Mapping[str, Sequence[int]], found: Mapping[str, Sequen
     ]
     for name, keys in (("missing", missing), ("surplus", surplus), ("misshaped", misshaped)):
         if keys:
-            faults.append(f"  {name} ({len(keys)}): {_listed(keys)}")
+            faults.append(f"  {name} ({len(keys)}): {listed(keys)}")
     if faults:
         raise CheckpointError(
             f"{what}: the weights are not this model's; check config.json and the files\n" + "\n".join(faults)
@@ -317,8 +301,3 @@ def _type_of(key: str, value: Tensor, dtype: torch.dtype, float32_parts: Sequenc
     if not value.is_floating_point():
         return value.dtype
     return torch.float32 if any(part in float32_parts for part in key.split(".")) else dtype
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_LISTED])
-    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"

@@ -21,7 +21,7 @@ from pipeline.exits import Exit, UsageError
 from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.options import choose
-from pipeline.run.references import ReferenceReader
+from pipeline.run.references import ReferenceReader, access_of
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import versions
 from pipeline.screen import Screen
@@ -120,7 +120,9 @@ def _prompts(arguments: argparse.Namespace, settings: RenderSettings, rules: Run
         if not source.endswith(".parquet"):
             source = str(Path(folder) / f"{Path(arguments.prompts).stem}.parquet")
             build(arguments.prompts, source, errors_path=errors_path(arguments.prompts))
-        with accepted_manifest(source, rules, model=settings.model, read_references=ReferenceReader()) as (
+        with accepted_manifest(
+            source, rules, model=settings.model, read_references=ReferenceReader(access_of(settings))
+        ) as (
             accepted,
             path,
         ):

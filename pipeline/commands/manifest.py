@@ -14,7 +14,7 @@ from pipeline.exits import Exit
 from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.options import choose
-from pipeline.run.references import ReferenceReader
+from pipeline.run.references import ReferenceReader, access_of
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.screen import Screen, counted
 
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         rules.rows,
         default_model=settings.render.model,
         errors_path=errors_path(arguments.manifest),
-        read_references=ReferenceReader(),
+        read_references=ReferenceReader(access_of(settings.render)),
     )
     tell_warnings(accepted.warnings, screen)
     screen.result(
@@ -48,7 +48,15 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 
 def _build(arguments: argparse.Namespace, screen: Screen) -> int:
-    built = build(arguments.source, arguments.manifest, errors_path=errors_path(arguments.source))
+    built = build(
+        arguments.source,
+        arguments.manifest,
+        errors_path=errors_path(arguments.source),
+        prompt_column=arguments.prompt_column,
+        records=arguments.records,
+        delimiter=arguments.delimiter,
+        overwrite=arguments.overwrite,
+    )
     tell_warnings(built.warnings, screen)
     screen.result(
         {"manifest": arguments.manifest, "num_clips": built.num_rows, "columns": list(built.columns)},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 from jobs.store import layout
@@ -42,9 +43,19 @@ def keep_failures(bucket: Bucket, keys: set[str]) -> None:
     numbered = [(key, number) for key in sorted(keys) for number in failures.get(key, ())]
 
     def keep(failure: tuple[str, int]) -> None:
-        document = bucket.read_json(layout.failure(*failure))
-        stamp = "".join(letter for letter in str(document.get("failed_at", "")) if letter.isalnum())
-        bucket.write_json(f"history/{failure[0]}.{failure[1]}.{stamp}.json", document)
+        try:
+            data = bucket.read(layout.failure(*failure))
+        except FileNotFoundError:
+            return  # another `retry` has kept and removed it since it was listed
+        bucket.write(f"history/{failure[0]}.{failure[1]}.{_stamp(data)}.json", data)
 
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(keep, numbered))
+
+
+def _stamp(failure: bytes) -> str:
+    try:
+        document = json.loads(failure)
+        return "".join(letter for letter in str(document["failed_at"]) if letter.isalnum())
+    except (ValueError, KeyError, TypeError):
+        return "damaged"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cluster.job import Cluster, ClusterError, JobRequest
+from cluster.job import CancelledError, Cluster, ClusterError, UnansweredError
 from jobs.progress import ClipProgress
 from jobs.store import layout
 from jobs.store.bucket import Bucket
@@ -23,20 +23,23 @@ from pipeline.planning.cost import ClipCosts
 from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import plan_work
 from pipeline.planning.sharding import PlannedWork
+from pipeline.run.at_work import AtWork, find_at_work, tell_at_work, wait_for_others
 from pipeline.run.build import build_settings
-from pipeline.run.claims import Claim, claimed
+from pipeline.run.claims import Claim, claimed, driving
 from pipeline.run.damage import look_for_damage, put_aside, write_plain_names
 from pipeline.run.display import Display, open_display
-from pipeline.run.driver import Driver, ShardJob
+from pipeline.run.driven import ShardJob
+from pipeline.run.driver import Driver
 from pipeline.run.environment import environment_settings
 from pipeline.run.jobs_file import new_submit
-from pipeline.run.machines import driver_host, job_request, open_cluster, work_folder
+from pipeline.run.machines import driver_host, open_cluster, work_folder
 from pipeline.run.options import choose
 from pipeline.run.panel import PanelDisplay
-from pipeline.run.references import ReferenceReader, keep_references, known_references
+from pipeline.run.references import ReferenceReader, access_of, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import Run, as_begun, asked_run, check_same, find_run, open_bucket, start_run, undo_run
 from pipeline.run.settings import RunSettings
+from pipeline.run.shard_jobs import ShardJobs
 from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
 from pipeline.run.summary import show_summary, tell_damages
@@ -51,7 +54,8 @@ class Submission:
     """One submit of a run: what was asked for, and where it goes. `left_out` clips were recorded before it began.
 
     `is_new`: whether it began the run. `keys`: of all its clips.
-    `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more.
+    `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more. `at_work`: the jobs
+    and clips of other submits.
     """
 
     settings: RunSettings
@@ -62,11 +66,19 @@ class Submission:
     keys: frozenset[str]
     left_out: int
     again: bool
+    at_work: AtWork
     screen: Screen
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
-    """Carries out `submit`."""
+    """Carries out `submit`. What another submit is at work on is waited for, and rendered here if that one dies."""
+    while (code := _submit(arguments, screen)) is None:
+        pass
+    return code
+
+
+def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
+    """Plans and renders once; None after it has waited for another submit, which may have left clips."""
     chosen = choose(vars(arguments), environment_settings(), arguments.config)
     settings = build_settings(arguments.manifest, chosen)
     if arguments.detach and settings.machines.cluster == "local":
@@ -76,7 +88,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     settings = as_begun(settings, found, asked=str(chosen["compile"].value))
     rules = run_rules(settings.render, begun=found.weights if found else None)
     known = known_references(bucket) if found else {}
-    references = ReferenceReader(known=known)
+    references = ReferenceReader(access_of(settings.render), known=known)
     model = settings.render.model
     with ExitStack() as stack:
         manifest = accepted_manifest(arguments.manifest, rules, model=model, read_references=references)
@@ -94,10 +106,13 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
             _mend(bucket, keys, settings, screen)
         progress = read_progress(bucket, keys, settings.render.max_attempts)
         # What can refuse comes before anything is written: a refused submit must not claim the output.
-        work = plan_work(settings, rules, path, progress, bucket)
         run_id = (found or asked).run_id
         cluster = open_cluster(settings.machines, work_folder(run_id))
+        at_work = find_at_work(bucket, cluster, screen)
+        tell_at_work(at_work, keys - progress.recorded, screen)
+        work = plan_work(settings, rules, path, progress, bucket, at_work=at_work.keys)
         screen.note(f"mesh: {work.choice.reason}")
+        tell_warnings(work.warnings, screen)
         run_, is_new = start_run(bucket, asked, settings)
         if run_.run_id != run_id:
             cluster = open_cluster(settings.machines, work_folder(run_.run_id))
@@ -115,10 +130,16 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
             keys=keys,
             left_out=len(progress.recorded),
             again=bool(progress.again),
+            at_work=at_work,
             screen=screen,
         )
-        if numbers:
-            return _render(submission, cluster, work, numbers, claim, detach=arguments.detach)
+        if numbers or at_work.orphans:
+            code = _render(submission, cluster, work, numbers, claim, detach=arguments.detach)
+            if arguments.detach or code == Exit.INTERRUPTED or not at_work.left_to_others:
+                return code
+    if at_work.left_to_others and not arguments.detach:
+        wait_for_others(bucket, keys, at_work, screen)
+        return None
     return _summary(submission)
 
 
@@ -196,9 +217,11 @@ def _render(
         prefix = machines.dashboard_prefix
         view = stack.enter_context(open_view(folder / "dask", host=host, prefix=prefix, screen=screen, wanted=wanted))
         progress = view.progress(min(len(numbers), machines.max_parallel_jobs))
-        asked = _shard_jobs(submission, work, numbers, progress)
+        jobs = _shard_jobs(submission, work, progress)
         try:
-            _start(submission, driver, asked, numbers)
+            _start(submission, driver, jobs.new(work.shards.shards, numbers, again=submission.again), jobs)
+            if not detach:
+                stack.enter_context(driving(bucket, submit.submit_id))
             claim.release()
             if detach:
                 return _detached(submission, driver)
@@ -231,19 +254,19 @@ def _summary(submission: Submission, dashboard: str | None = None) -> int:
     )
 
 
-def _start(submission: Submission, driver: Driver, asked: list[ShardJob], numbers: Mapping[int, int]) -> None:
+def _start(submission: Submission, driver: Driver, asked: list[ShardJob], jobs: ShardJobs) -> None:
     """Hands the jobs to the cluster. If it refuses them all, and this submit began the run, the output is free again."""
     try:
-        driver.start(asked)
+        driver.start(asked, jobs.taken_over(submission.at_work.orphans))
+    except (UnansweredError, CancelledError):
+        raise  # jobs of it may be there, or end only now: they need what the run has in the bucket
     except ClusterError:
         if submission.is_new and not driver.jobs:
-            undo_run(submission.bucket, numbers.values())
+            undo_run(submission.bucket, (shard.shard for shard in asked))
         raise
 
 
-def _shard_jobs(
-    submission: Submission, work: PlannedWork, numbers: dict[int, int], progress: ClipProgress
-) -> list[ShardJob]:
+def _shard_jobs(submission: Submission, work: PlannedWork, progress: ClipProgress) -> ShardJobs:
     settings = submission.settings.job_settings(
         run_id=submission.run.run_id,
         mesh=work.mesh,
@@ -252,26 +275,7 @@ def _shard_jobs(
         longest_clip_s=work.longest_clip_s,
         exclusive=submission.bucket.exclusive,
     )
-
-    def request(index: int, number: int, *, again: bool) -> JobRequest:
-        return job_request(
-            settings,
-            submission.settings.machines,
-            shard=number,
-            planned_s=work.shards.shards[index].seconds,
-            progress=progress,
-            again=again,
-        )
-
-    return [
-        ShardJob(
-            shard=number,
-            num_clips=work.shards.shards[index].num_clips,
-            request=request(index, number, again=submission.again),
-            again=request(index, number, again=True),
-        )
-        for index, number in numbers.items()
-    ]
+    return ShardJobs(settings=settings, machines=submission.settings.machines, progress=progress)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from manifests.shards import ClipGroup
-from pab.broadcast.plan import BroadcastPlan, make_plan
+from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST, Rules
 from pab.family import ClipRequest, Family
 from pipeline.run.rules import RunRules
@@ -47,9 +47,7 @@ class ClipCosts:
 
     def _plan_with(self, group: ClipGroup, rules: Rules) -> BroadcastPlan:
         family = self._rules.families[group.model]
-        request, precision = clip_request(family, group), self._precision
-        cache_reset_steps = family.cache_reset_steps(request, precision)
-        return make_plan(rules, family.timesteps(request, precision), family.sites, cache_reset_steps=cache_reset_steps)
+        return family.plan(clip_request(family, group), rules, self._precision)
 
 
 def clip_request(family: Family, group: ClipGroup) -> ClipRequest:

@@ -90,6 +90,7 @@ def dry_run_document(
         "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
         "gpu_hours": round(job_s * ranks / 3600, 3),
         "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
+        "warnings": list(work.warnings),
         "groups": [_group_document(work, costs, group) for group in sorted(work.groups)],
     }
 
@@ -106,6 +107,7 @@ def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> di
         "attention_calls": sum(total for _, total in attention),
         "attention_calls_computed": sum(computed for computed, _ in attention),
         "plan": plan.digest,
+        "held_back": plan.held_back,
     }
     if isinstance(plan.rules, ForesightRules):
         document["least_share"] = round(plan.rules.least_share(plan.num_steps), 4)
@@ -141,6 +143,7 @@ def _text(
                 f"{document['planned_speedup']} x as fast as without broadcast"
             ),
             *_over_bound(document),
+            *(f"warning: {warning}" for warning in work.warnings),
             "",
             *work.mesh_lines,
             "",

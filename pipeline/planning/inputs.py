@@ -17,9 +17,18 @@ from pipeline.run.state import Progress
 
 
 def plan_work(
-    settings: RunSettings, rules: RunRules, accepted: Path, progress: Progress, bucket: Bucket
-) -> PlannedWork:  # fmt: skip
-    """Plans the accepted rows that have no record and no failure. Raises UsageError, BucketError."""
+    settings: RunSettings,
+    rules: RunRules,
+    accepted: Path,
+    progress: Progress,
+    bucket: Bucket,
+    *,
+    at_work: frozenset[str] = frozenset(),
+) -> PlannedWork:
+    """Plans the accepted rows that have no record, no failure, and no job at work on them (their keys: `at_work`).
+
+    Raises UsageError, BucketError.
+    """
     precision, file = settings.render.precision, settings.machines.measured
     before = read_measured_jobs(bucket, precision=precision)
     measured = read_measured_file(file, precision=precision) if file else before
@@ -30,7 +39,7 @@ def plan_work(
         render=settings.render,
         memory=_device_memory(settings, before.device_bytes),
     )
-    return planner.plan(accepted, progress.recorded | progress.not_rendered)
+    return planner.plan(accepted, progress.recorded | progress.not_rendered | at_work)
 
 
 def _device_memory(settings: RunSettings, of_earlier_jobs: float | None) -> DeviceMemory:

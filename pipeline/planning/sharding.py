@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.planning.clip_times import ClipTimes
 from pipeline.planning.mesh import MeshChoice, MeshQuestion, choose_mesh, mesh_table
 from pipeline.run.rules import RunRules
 from pipeline.run.settings import MESH_GOALS, MachineSettings, parse_mesh
+from pipeline.screen import counted
 
 MIN_LOADS = 4.0
 """Work is shared out only so far that a job renders at least this many times as long as it loads."""
@@ -46,6 +48,15 @@ class PlannedWork:
     def num_clips(self) -> int:
         """Clips to render."""
         return len(self.shards.order)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is told of plans that reuse less than their rules say, because clips have few steps."""
+        told: Counter[str] = Counter()
+        for group, num_clips in sorted(self.groups.items()):
+            if warning := self.times.costs.plan(group).warning(group.broadcast):
+                told[f"{group.model}, {warning}"] += num_clips
+        return tuple(f"{counted(num_clips, 'clip')} of {warning}" for warning, num_clips in told.items())
 
     @property
     def speedup(self) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
     value["precision"] = value["precision"] or ("bfloat16" if on_gpus else "float32")
     value["compile"] = value["compile"] == "on" or (value["compile"] == "auto" and on_gpus)
     value["compile_cache"] = absolute(value["compile_cache"]) if value["compile_cache"] else None
+    value["reference_root"] = _reference_roots(manifest, value["reference_root"], chosen["reference_root"].source)
     value["output"] = absolute(value["output"] or default_output(manifest))
     ranks = value["nodes_per_job"] * value["gpus_per_node"]
     value["max_parallel_jobs"] = value["max_parallel_jobs"] or _parallel_jobs(value["cluster"], len(gpus), ranks)
@@ -48,6 +49,16 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
 def _part(part: type, value: Mapping[str, Any]) -> dict[str, Any]:
     # The values of the settings in one part of the tree, by field name.
     return {field: value[setting.name or field] for field, (_, setting) in settings_in(part).items()}
+
+
+def _reference_roots(manifest: str, named: Sequence[str], source: str) -> tuple[str, ...]:
+    # The folder of a manifest in object storage has no local files.
+    path = manifest.removeprefix("file://")
+    own = () if "://" in path or "::" in path else (str(Path(absolute(path)).parent),)
+    for root in named:
+        if not Path(root).expanduser().is_dir():
+            raise UsageError(f"{source}={root!r} is no folder here; name a folder, or leave it out")
+    return tuple(dict.fromkeys((*own, *map(absolute, named))))
 
 
 def _parallel_jobs(cluster: str, num_gpus: int, ranks: int) -> int:

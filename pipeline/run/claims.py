@@ -14,7 +14,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError, DamagedError
@@ -27,15 +28,16 @@ DEAD_S = 60.0
 """A claim that has not changed for so long, by the clock of the submit that waits, is of a dead one."""
 PATIENCE_S = 1800.0
 WAIT_S = 1.0
+_PLANNING, _DRIVING = "submit-", "driver-"
 
 
 class Claim:
-    """One submit's claim on a run, renewed by a thread until it is released."""
+    """One submit's claim on a run, renewed by a thread until it is released. `name`: in the folder of claims."""
 
-    def __init__(self, bucket: Bucket, *, beat_s: float = BEAT_S) -> None:
+    def __init__(self, bucket: Bucket, name: str, *, beat_s: float = BEAT_S) -> None:
         self._bucket = bucket
         self._beat_s = beat_s
-        self._path = layout.claim(f"submit-{uuid.uuid4().hex}.json")
+        self._path = layout.claim(name)
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="claim", daemon=True)
 
@@ -46,7 +48,7 @@ class Claim:
 
     def write(self, beat: int = 0) -> None:
         """Writes it. Raises BucketError."""
-        facts = {"host": socket.gethostname(), "pid": os.getpid(), "beat": beat}
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "beat": beat}
         self._bucket.write_json(self._path, facts)
 
     def take_back(self) -> None:
@@ -87,13 +89,13 @@ def claimed(
 
     Raises RefusedError when another submit holds its claim for longer than `patience_s`, BucketError.
     """
-    claim = Claim(bucket, beat_s=beat_s)
-    others = _Others(bucket, dead_s)
+    claim = Claim(bucket, f"{_PLANNING}{uuid.uuid4().hex}.json", beat_s=beat_s)
+    others = _Others(bucket, _PLANNING, dead_s)
     end, told = time.monotonic() + patience_s, False
     try:
         while True:
             claim.write()
-            alive = others.alive(except_for=claim.name)
+            alive = list(others.alive(except_for=claim.name).values())
             if not alive:
                 break
             claim.take_back()
@@ -112,18 +114,53 @@ def claimed(
         claim.release()
 
 
-class _Others:
-    """The claims of other submits, and since when each has been as it is, by our own clock."""
+@contextmanager
+def driving(bucket: Bucket, submit_id: str, *, beat_s: float = BEAT_S) -> Iterator[None]:
+    """Says, as long as the body runs, that a submit's driver lives. A bucket that is away is told at a later beat."""
+    claim = Claim(bucket, f"{_DRIVING}{submit_id}.json", beat_s=beat_s)
+    with suppress(BucketError):
+        claim.write()
+    claim.hold()
+    try:
+        yield
+    finally:
+        claim.release()
 
-    def __init__(self, bucket: Bucket, dead_s: float) -> None:
+
+def driver_claims(bucket: Bucket, screen: Screen, *, dead_s: float = DEAD_S) -> dict[str, str]:
+    """Returns the drivers of a run that live, as text, by the id of their submit; removes the claims of dead ones.
+
+    A driver on another machine is watched until its claim is renewed, or for `dead_s`. Raises BucketError.
+    """
+    others = _Others(bucket, _DRIVING, dead_s)
+    unsure, told = others.alive(), False
+    while any(not others.is_sure(name) for name in unsure):
+        if not told:
+            screen.note(f"looking whether {', '.join(unsure.values())} is still at work on this run")
+            told = True
+        time.sleep(WAIT_S)
+        unsure = others.alive()
+    return {name.removeprefix(_DRIVING).removesuffix(".json"): who for name, who in unsure.items()}
+
+
+class _Others:
+    """The claims of others, and since when each has been as it is, by our own clock."""
+
+    def __init__(self, bucket: Bucket, prefix: str, dead_s: float) -> None:
         self._bucket = bucket
+        self._prefix = prefix
         self._dead_s = dead_s
         self._seen: dict[str, tuple[object, float]] = {}
+        self._sure: set[str] = set()
 
-    def alive(self, *, except_for: str) -> list[str]:
-        """Returns who holds the claims of others, as text; removes dead claims. Raises BucketError."""
-        names = [name for name in self._bucket.names("claims") if name.startswith("submit-") and name != except_for]
-        return [who for name in names if (who := self._holder(name)) is not None]
+    def alive(self, *, except_for: str = "") -> dict[str, str]:
+        """Returns who holds the claims of others, as text, by name; removes dead claims. Raises BucketError."""
+        names = [name for name in self._bucket.names("claims") if name.startswith(self._prefix) and name != except_for]
+        return {name: who for name in sorted(names) if (who := self._holder(name)) is not None}
+
+    def is_sure(self, name: str) -> bool:
+        """Whether the holder is known to live: its process is on this machine, or its claim was seen renewed."""
+        return name in self._sure
 
     def _holder(self, name: str) -> str | None:
         path = layout.claim(name)
@@ -137,21 +174,24 @@ class _Others:
         beat = (host, pid, found.get("beat"))
         known, since = self._seen.get(name, (None, 0.0))
         if known != beat:
+            if known is not None:
+                self._sure.add(name)
             self._seen[name] = (beat, time.monotonic())
         elif time.monotonic() - since > self._dead_s:
             self._bucket.remove(path)
             return None
-        if host == socket.gethostname() and isinstance(pid, int) and not _is_process(pid):
-            self._bucket.remove(path)
-            return None
+        if host == socket.gethostname() and isinstance(pid, int):
+            if _started(pid) is None or _started(pid) != found.get("started"):
+                self._bucket.remove(path)
+                return None
+            self._sure.add(name)
         return f"process {pid} on {host}"
 
 
-def _is_process(pid: int) -> bool:
+def _started(pid: int) -> int | None:
+    """Returns when a process began, in ticks since the boot, for ids repeat; None if there is no such process here."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+        # The name, in brackets, may hold anything; the start is the 20th field after it.
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None

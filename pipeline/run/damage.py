@@ -46,22 +46,34 @@ class Found:
 def look_for_damage(bucket: Bucket, keys: Collection[str], *, plain_videos: bool) -> Found:
     """Looks at what listings tell, and at the records of runs of up to `MOST_READ` clips. Raises BucketError."""
     records, sizes = _mine(bucket, keys), _Sizes(bucket)
-    damages = [_empty(key) for key, size in records.items() if not size]
-    present = [key for key, size in records.items() if size]
+    # A listing may be a minute late, and another one less late: what looks damaged is asked for by name.
+    mended = bucket.recorded_among(key for key, size in records.items() if not size)
+    damages = [_empty(key) for key, size in records.items() if not size and key not in mended]
+    present = [key for key, size in records.items() if size or key in mended]
     if len(present) > MOST_READ:
         present = [key for key in present if not sizes.has_render(key) or (plain_videos and not sizes.has_plain(key))]
     misnamed: dict[str, str] = {}
     for start in range(0, len(present), _ROUND):
+        suspects: dict[str, dict[str, Any]] = {}
         for key, record in _read(bucket, present[start : start + _ROUND]).items():
             if isinstance(record, Damage):
                 damages.append(record)
                 continue
             path = record["video"]["path"]
-            if fault := size_fault(record, sizes.of(path)):
-                damages.append(Damage(path=layout.record(key), what=fault, key=key))
+            if size_fault(record, sizes.of(path)):
+                suspects[key] = record
             elif plain_videos and sizes.of(layout.video(clip_id(key))) != record["video"]["size_bytes"]:
                 misnamed[key] = path
+        damages += _confirmed(bucket, suspects)
     return Found(damages=(*damages, *_damaged_reports(bucket)), misnamed=misnamed)
+
+
+def _confirmed(bucket: Bucket, suspects: Mapping[str, Mapping[str, Any]]) -> list[Damage]:
+    def fault(key: str) -> str | None:
+        return size_fault(suspects[key], bucket.size(suspects[key]["video"]["path"]))
+
+    found = bucket.map_files(fault, suspects)
+    return [Damage(path=layout.record(key), what=what, key=key) for key, what in found.items() if what]
 
 
 def check_all(bucket: Bucket, keys: Collection[str], *, tell: Callable[[int, int], None]) -> list[Damage]:

@@ -5,26 +5,28 @@ Nothing depends on it: a run whose driver is gone goes on (SLURM) or is finished
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from cluster.job import Cluster, ClusterError, Job, JobRequest, JobState
+from cluster.job import CancelledError, Cluster, ClusterError, Job, JobRequest, JobState, UnansweredError
 from cluster.run_state import JobLine
-from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
-from manifests.read import read_clips
+from manifests.errors import ManifestError
 from pipeline.exits import CommandError
+from pipeline.run.deaths import DEATHS_OF_A_NODE, Deaths
 from pipeline.run.display import Display, Snapshot
+from pipeline.run.driven import Driven, ShardJob, failed_nodes, job_line, shard_keys, why_again
 from pipeline.run.jobs_file import StartedJobs
+from pipeline.run.machines import claim_folder
 from pipeline.run.quarantine import write_quarantined
 from pipeline.run.state import NOTHING_KNOWN, Progress, read_progress
 from pipeline.screen import Screen
 
 POLL_S = 0.5
-LOOK_S = 2.0
+LOOK_POLLS = 4
 LOOK_SHARE = 0.05
 """Listing the bucket may take this part of the driver's time at most: a run of millions lists for seconds."""
 BUCKET_AWAY_S = 900.0
@@ -34,38 +36,13 @@ KEYS_A_LOOK = 8
 MAX_FRUITLESS = 2
 """How often in a row a shard's job is started again though its last start finished no clip; `--max-attempts` if more."""
 MAX_FRUITLESS_RUN = 6
-"""Jobs in a row, of any shard, that end without a clip, before it is no clip's fault; 3 x `--max-attempts` if more."""
+"""Jobs in a row, of any shard, that end without a clip while no other job ends one, before no more are started; 3 x
+`--max-attempts` if more."""
 
 RESTARTS = RetryPolicy(total_s=3600.0, first_wait_s=5.0, longest_wait_s=120.0)
 """How long a job that must start again is asked for: a controller comes back, a limit on jobs passes, in less."""
-
-_OPEN = (JobState.WAITING, JobState.RUNNING)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardJob:
-    """What is asked of the cluster for one shard. `again`: for a later start, which also tries failed clips again."""
-
-    shard: int
-    num_clips: int
-    request: JobRequest
-    again: JobRequest
-
-
-@dataclass(slots=True)
-class _Driven:
-    asked: ShardJob
-    job: Job
-    tries_left: int
-    fruitless: int = 0
-    is_done: bool = False
-    wanted: JobRequest | None = None
-    waits: Iterator[float] | None = None
-    ask_at: float = 0.0
-
-    def has_ended(self, now: float) -> bool:
-        """Whether its job has ended and something is to be done about it now."""
-        return not self.is_done and self.job.state not in _OPEN and now >= self.ask_at
+UNANSWERED = RetryPolicy(total_s=600.0, first_wait_s=5.0, longest_wait_s=30.0)
+"""How long the first jobs of a submit are looked for when nobody knows whether the cluster took them."""
 
 
 class Driver:
@@ -80,6 +57,7 @@ class Driver:
         submit: StartedJobs,
         keys: frozenset[str],
         restarts: RetryPolicy = RESTARTS,
+        poll_s: float = POLL_S,
     ) -> None:
         self._cluster = cluster
         self._bucket = bucket
@@ -87,9 +65,13 @@ class Driver:
         self._submit = submit
         self._all_keys = keys
         self._restarts = restarts
-        self._shards: list[_Driven] = []
+        self._poll_s = poll_s
+        self._shards: list[Driven] = []
         self._ended: list[Job] = []
-        self._fruitless_run = 0
+        self._deaths = Deaths(limit=max(MAX_FRUITLESS_RUN, 3 * submit.max_attempts), avoid=cluster.avoid)
+        self._last_death = ""
+        self._told_stop = False
+        self._num_recorded = 0
         self._told_ids: tuple[tuple[str, str], ...] = ()
         self._bucket_seen = time.monotonic()
         self._gpu_s = 0.0
@@ -101,16 +83,36 @@ class Driver:
         """All jobs of this submit."""
         return [*self._ended, *(shard.job for shard in self._shards)]
 
-    def start(self, asked: Sequence[ShardJob]) -> None:
-        """Hands the shards' jobs to the cluster. Raises ClusterError; BucketError only before any job is started."""
+    def start(self, asked: Sequence[ShardJob], adopted: Sequence[tuple[ShardJob, Job]] = ()) -> None:
+        """Hands the shards' jobs to the cluster, and takes over jobs that nobody drives.
+
+        Raises ClusterError; BucketError only before any job is started.
+        """
         # First, so that `cancel` finds the jobs even if the bucket refuses what is written after they are started.
         self._submit.write(self._bucket)
-        jobs = self._cluster.submit([shard.request for shard in asked])
+        jobs = self._hand_over([shard.request for shard in asked]) if asked else []
         self._shards = [
-            _Driven(asked=shard, job=job, tries_left=self._submit.max_attempts * shard.num_clips)
-            for shard, job in zip(asked, jobs, strict=True)
+            Driven(asked=shard, job=job, tries_left=self._submit.max_attempts * shard.num_clips)
+            for shard, job in (*adopted, *zip(asked, jobs, strict=True))
         ]
+        try:
+            # Now that the cluster has made the folder. The jobs are at work, so a full disk is no reason to leave them.
+            claim_folder(Path(self._submit.folder), self._bucket.url)
+        except OSError as error:
+            self._screen.note(f"cannot note in {self._submit.folder} whose it is: {error}")
         self._tell_jobs()
+
+    def _hand_over(self, requests: Sequence[JobRequest]) -> list[Job]:
+        waits = UNANSWERED.waits()
+        while True:
+            try:
+                return self._cluster.submit(requests)
+            except UnansweredError as error:
+                wait_s = next(waits, None)
+                if wait_s is None:
+                    raise
+                self._screen.note(f"{error}; looked for again in {wait_s:.0f} s")
+                time.sleep(wait_s)
 
     def run(self, display: Display, *, planned_s: float, keep_alive: Callable[[], None]) -> None:
         """Waits until every shard is done or given up; `keep_alive` is called on the way, for what lives beside the driver.
@@ -131,11 +133,11 @@ class Driver:
                 if now >= look_at or self._has_ended():
                     progress = self._look() or progress
                     took = time.monotonic() - now
-                    look_at = now + max(LOOK_S, took / LOOK_SHARE)
+                    look_at = now + max(LOOK_POLLS * self._poll_s, took / LOOK_SHARE)
                 display.update(self._snapshot(progress, before, elapsed_s=now - began, planned_s=planned_s))
                 if all(shard.is_done for shard in self._shards):
                     return
-                time.sleep(POLL_S)
+                time.sleep(self._poll_s)
 
     def _look(self) -> Progress | None:
         # The jobs wait for a bucket that is away; their driver must not be the first to give up.
@@ -156,7 +158,10 @@ class Driver:
     def end(self) -> None:
         """Notes in the bucket that this submit has no driver any more."""
         self._tell_jobs()
-        self._submit.finished().write(self._bucket)
+        try:
+            self._submit.finished().write(self._bucket)
+        except BucketError as error:
+            self._screen.note(f"the bucket does not take the note that this submit has ended: {error}")
 
     def _tell_jobs(self) -> None:
         # The jobs are at work: their driver does not leave them because a note of them cannot be kept.
@@ -167,19 +172,38 @@ class Driver:
 
     def _has_ended(self) -> bool:
         now = time.monotonic()
-        return any(shard.has_ended(now) for shard in self._shards)
+        held = self._deaths.every_start_dies
+        return any(shard.has_ended(now) and not (held and shard.wanted) for shard in self._shards)
 
     def _attend(self, progress: Progress) -> None:
+        self._see_progress(progress)
         now = time.monotonic()
         for shard in self._shards:
             if not shard.has_ended(now):
                 continue
             if shard.wanted is None:
-                self._close_or_restart(shard, progress)
-            else:
+                self._judge(shard, progress)
+            if shard.wanted and not shard.is_done and not self._deaths.every_start_dies:
                 self._start_again(shard, shard.wanted)
+        if self._deaths.every_start_dies:
+            self._start_no_more()
+        self._told_stop = self._deaths.every_start_dies
 
-    def _close_or_restart(self, shard: _Driven, progress: Progress) -> None:
+    def _see_progress(self, progress: Progress) -> None:
+        """Learns which jobs have ended clips since the last look: they, and their nodes, are well."""
+        if len(progress.recorded) > self._num_recorded:
+            self._num_recorded = len(progress.recorded)
+            self._deaths.progressed(frozenset())
+        for shard in self._shards:
+            if shard.is_done or shard.wanted or not (keys := self._keys.get(shard.asked.shard)):
+                continue
+            ended = sum(len(keys & some) for some in (progress.recorded, progress.not_rendered, progress.again))
+            if ended > shard.clips_ended:
+                shard.clips_ended = ended
+                self._deaths.progressed(shard.job.nodes)
+
+    def _judge(self, shard: Driven, progress: Progress) -> None:
+        """Decides what becomes of a shard whose job has ended: done, given up, or wanted again."""
         keys = self._shard_keys(shard)
         quarantined = write_quarantined(self._bucket, keys & progress.started, self._submit.max_attempts)
         left = keys - progress.recorded - progress.not_rendered - quarantined
@@ -188,31 +212,64 @@ class Driver:
         if not left or shard.job.state is JobState.CANCELLED:
             shard.is_done = True
             return
-        tries = self._submit.max_attempts
+        tries, nodes = self._submit.max_attempts, shard.job.nodes
         tries_left = tries * len(left) - sum(progress.tries[key] for key in left & progress.again)
-        fruitful = tries_left < shard.tries_left
-        shard.fruitless = 0 if fruitful else shard.fruitless + 1
-        self._fruitless_run = 0 if fruitful else self._fruitless_run + 1
+        why = shard.job.error() or why_again(left, progress)
+        if tries_left < shard.tries_left:
+            shard.deaths.clear()
+            self._deaths.progressed(nodes)
+        else:
+            shard.deaths.append(nodes)
+            self._learn(shard.job, nodes, why)
         shard.tries_left = tries_left
-        why = shard.job.error() or _why_again(left, progress)
-        if self._fruitless_run >= max(MAX_FRUITLESS_RUN, 3 * tries):
-            self._cluster.cancel([other.job for other in self._shards if not other.is_done])
-            raise CommandError(
-                f"{self._fruitless_run} jobs in a row ended without rendering a clip, so the rest is cancelled; the last, "
-                f"{shard.job.name}, says:\n{why}"
-            )
-        if shard.fruitless > max(MAX_FRUITLESS, tries):
+        fruitless = sum(not self._deaths.blames_node(where) for where in shard.deaths)
+        if fruitless > max(MAX_FRUITLESS, tries):
             shard.is_done = True
-            self._screen.note(f"{shard.job.name}: given up after {shard.fruitless} starts without a clip: {why}")
+            self._screen.note(f"{shard.job.name}: given up after {fruitless} starts without a clip: {why}")
             return
         self._screen.note(f"{shard.job.name}: started again, {len(left)} of its clips are left: {why}")
         avoid = failed_nodes(self._bucket, left & progress.again)
-        self._start_again(shard, replace(shard.asked.again, avoid_nodes=avoid))
+        shard.wanted = replace(shard.asked.again, avoid_nodes=avoid)
 
-    def _start_again(self, shard: _Driven, request: JobRequest) -> None:
+    def _learn(self, job: Job, nodes: frozenset[str], why: str) -> None:
+        self._last_death = f"{job.name}, says:\n{why}"
+        if bad := self._deaths.died(nodes):
+            self._screen.note(
+                f"{', '.join(sorted(bad))}: {DEATHS_OF_A_NODE} jobs ended there without a clip, so later starts avoid it; "
+                f"the last, {self._last_death}"
+            )
+
+    def _start_no_more(self) -> None:
+        """Waits for the jobs that are at work while every start dies. Raises CommandError when there is none (any more)."""
+        died = f"{self._deaths.in_a_row} jobs in a row ended without rendering a clip"
+        waiting = [shard for shard in self._shards if shard.job.state is JobState.WAITING]
+        if waiting and self._deaths.is_hopeless:
+            taken_back = self._take_back([shard.job for shard in waiting])
+            for shard in [shard for shard in waiting if shard.job.id in taken_back]:
+                shard.wanted = shard.asked.request  # it is asked for again if another job ends a clip
+            waiting = [shard for shard in waiting if not shard.wanted]
+        if not waiting and not any(shard.job.state is JobState.RUNNING for shard in self._shards):
+            raise CommandError(f"{died}, and none is at work; the last, {self._last_death}")
+        if not self._told_stop:
+            self._screen.note(
+                f"{died}, so no job is started again until one of those at work ends a clip; the last, {self._last_death}"
+            )
+
+    def _take_back(self, jobs: Sequence[Job]) -> set[str]:
+        try:
+            return {job.id for job in self._cluster.take_back(jobs)}
+        except ClusterError as error:
+            self._screen.note(f"jobs that wait cannot be taken back: {error}")
+            return set()
+
+    def _start_again(self, shard: Driven, request: JobRequest) -> None:
         """Asks for the job; if it is refused, asks again later, for the other shards need their driver meanwhile."""
         try:
-            job = self._ask(request)
+            job = self._ask(replace(request, avoid_nodes=request.avoid_nodes | self._deaths.avoided))
+        except CancelledError as error:
+            shard.is_done = True
+            self._screen.note(f"{shard.job.name}: {error}")
+            return
         except ClusterError as error:
             shard.wanted = request
             shard.waits = shard.waits or self._restarts.waits()
@@ -232,6 +289,8 @@ class Driver:
     def _ask(self, request: JobRequest) -> Job:
         try:
             (job,) = self._cluster.submit([request])
+        except (UnansweredError, CancelledError):
+            raise
         except ClusterError:
             if not request.avoid_nodes:
                 raise
@@ -250,9 +309,16 @@ class Driver:
         requests = [shard.asked.request for shard in self._shards if shard.job.state is JobState.RUNNING]
         return sum(request.num_nodes * request.ranks_per_node for request in requests)
 
-    def _shard_keys(self, shard: _Driven) -> frozenset[str]:
+    def _shard_keys(self, shard: Driven) -> frozenset[str]:
         if shard.asked.shard not in self._keys:
-            self._keys[shard.asked.shard] = shard_keys(self._bucket, shard.asked.shard)
+            try:
+                self._keys[shard.asked.shard] = shard_keys(self._bucket, shard.asked.shard)
+            except ManifestError as error:
+                # No start of its job can read it either. The other shards need their driver.
+                self._keys[shard.asked.shard] = frozenset()
+                self._screen.note(
+                    f"{shard.job.name}: its clips wait for the next submit, its shard is damaged: {error}"
+                )
         return self._keys[shard.asked.shard]
 
     def _job_lines(self, progress: Progress) -> list[JobLine]:
@@ -260,7 +326,7 @@ class Driver:
         begun = [shard for shard in self._shards if shard.job.state is not JobState.WAITING]
         for shard in [shard for shard in begun if shard.asked.shard not in self._keys][:KEYS_A_LOOK]:
             self._shard_keys(shard)
-        return [_job_line(shard, self._keys.get(shard.asked.shard, frozenset()), progress) for shard in self._shards]
+        return [job_line(shard, self._keys.get(shard.asked.shard, frozenset()), progress) for shard in self._shards]
 
     def _snapshot(self, progress: Progress, before: int, *, elapsed_s: float, planned_s: float) -> Snapshot:
         states = [shard.job.state for shard in self._shards]
@@ -277,34 +343,3 @@ class Driver:
             gpu_s=self._gpu_s,
             jobs=self._lines,
         )
-
-
-def _job_line(shard: _Driven, keys: frozenset[str], progress: Progress) -> JobLine:
-    done, failed = len(keys & progress.recorded), len(keys & progress.not_rendered)
-    running = len(keys & progress.started)
-    return JobLine(
-        name=shard.asked.request.name,
-        state=shard.job.state.value,
-        done=done,
-        failed=failed,
-        running=running,
-        queued=max(0, shard.asked.num_clips - done - failed - running),
-    )
-
-
-def _why_again(left: Collection[str], progress: Progress) -> str:
-    failed = len(progress.again.intersection(left))
-    return f"{failed} of them failed and are tried on another node" if failed else "it ended with clips left"
-
-
-def failed_nodes(bucket: Bucket, keys: Collection[str]) -> frozenset[str]:
-    """Returns the nodes on which these clips failed. Raises BucketError."""
-    failures = bucket.failures() if keys else {}
-    documents = [bucket.read_json(layout.failure(key, max(failures[key]))) for key in keys if key in failures]
-    nodes = {str(document.get("job", {}).get("node", "")) for document in documents}
-    return frozenset(nodes - {""})
-
-
-def shard_keys(bucket: Bucket, shard: int) -> frozenset[str]:
-    """Returns the keys of a shard's clips. Raises BucketError."""
-    return frozenset(clip.key for clip in read_clips(io.BytesIO(bucket.read_present(layout.shard(shard)))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import socket
 import uuid
@@ -13,12 +15,15 @@ from cluster.job import Job
 from jobs.settings import MAX_ATTEMPTS
 from jobs.store.bucket import Bucket
 
+_LOG = logging.getLogger(__name__)
 _PREFIX = "jobs-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartedJobs:
-    """The jobs of one submit. `folder`: where the cluster keeps scripts, results and error output; `pid` is the driver's.
+    """The jobs of one submit, for people to read: whoever writes to the bucket can write this, so nothing acts on it.
+
+    `folder`: where the cluster keeps scripts, results and error output; `pid` is the driver's.
 
     `jobs`: (name, the cluster's own id) in the order of submission; a shard that was started again is there twice.
     `max_attempts`: after how many attempts its jobs give a clip up.
@@ -66,24 +71,44 @@ def new_submit(cluster: str, folder: str, *, max_attempts: int = MAX_ATTEMPTS) -
 
 
 def read_submits(bucket: Bucket) -> Iterator[StartedJobs]:
-    """Yields all submits of a run, the oldest first. Raises BucketError."""
-    yield from (_read(bucket, name) for name in _names(bucket))
+    """Yields all submits of a run, the oldest first, without those whose file is damaged. Raises BucketError."""
+    found = (_read(bucket, name) for name in _names(bucket))
+    yield from (submit for submit in found if submit is not None)
 
 
 def attempts_allowed(bucket: Bucket) -> int:
     """Returns after how many attempts the latest submit of a run gives a clip up. Raises BucketError."""
-    names = _names(bucket)
-    return _read(bucket, names[-1]).max_attempts if names else MAX_ATTEMPTS
+    for name in reversed(_names(bucket)):
+        submit = _read(bucket, name)
+        if submit is not None:
+            return submit.max_attempts
+    return MAX_ATTEMPTS
 
 
 def _names(bucket: Bucket) -> list[str]:
     return sorted(name for name in bucket.names("logs") if name.startswith(_PREFIX) and name.endswith(".json"))
 
 
-def _read(bucket: Bucket, name: str) -> StartedJobs:
-    document = bucket.read_json(f"logs/{name}")
-    jobs = tuple((str(job), str(job_id)) for job, job_id in document.pop("jobs"))
-    return StartedJobs(**document, jobs=jobs)
+def _read(bucket: Bucket, name: str) -> StartedJobs | None:
+    path = f"logs/{name}"
+    try:
+        document = json.loads(bucket.read(path))
+        jobs = tuple((str(job), str(job_id)) for job, job_id in document.pop("jobs"))
+        texts = {key: str(document[key]) for key in ("submit_id", "cluster", "host", "started", "folder")}
+        ended = document.get("ended")
+        return StartedJobs(
+            **texts,
+            pid=int(document["pid"]),
+            jobs=jobs,
+            ended=None if ended is None else str(ended),
+            max_attempts=max(1, int(document.get("max_attempts", MAX_ATTEMPTS))),
+        )
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        # What decides is elsewhere: in the records, and in the run's folder on the machine that submitted.
+        _LOG.warning("%s/%s is damaged and counts as absent: %r", bucket.url, path, error)
+        return None
 
 
 def _now() -> str:

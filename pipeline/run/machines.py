@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+from contextlib import suppress
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -11,23 +13,58 @@ from cluster.job import Cluster, JobRequest
 from cluster.local import LocalCluster
 from cluster.slurm import SlurmCluster
 from cluster.slurm_settings import SlurmSettings
+from cluster.whole_files import read_json, write_json
 from jobs.progress import ClipProgress, NoProgress
 from jobs.render import RenderShard
 from jobs.settings import JobSettings
 from jobs.store import layout
-from pipeline.exits import UsageError
+from pipeline.exits import RefusedError, UsageError
 from pipeline.run.settings import MachineSettings
 
 LIMIT_SHARE, LIMIT_MIN = 1.5, 10
 """SLURM's limit above the planned minutes: planning is an estimate, and a job that is cut off starts anew."""
 LOOPBACK = "127.0.0.1"
+_RUN_ID = re.compile(r"[0-9a-f]{12,64}")
+_OUTPUT = "output.json"
 DEADLINE_S = 120.0
 """A job stops taking clips so long before SLURM's limit."""
 
 
 def work_folder(run_id: str) -> Path:
-    """Returns where a run's submitit files, error output and scheduler file are: a folder that jobs see too."""
+    """Returns where a run's submitit files, error output and scheduler file are: a folder that jobs see too.
+
+    Raises UsageError for an id that is none: it comes from a bucket, and must not lead to any other folder.
+    """
+    if not isinstance(run_id, str) or not _RUN_ID.fullmatch(run_id):
+        raise UsageError(
+            f"run_id={str(run_id)[:80]!r} in run.json, needs 12 to 64 of 0-9 and a-f; somebody has written over that file"
+        )
     return Path("runs/.jobs").absolute() / run_id
+
+
+def claim_folder(folder: Path, output: str) -> None:
+    """Notes in a run's folder on this machine which output it is of, unless it is known as another's. Raises OSError."""
+    known = _claimed_by(folder)
+    moved = known is not None and "://" not in known and not Path(known).exists()
+    if folder.is_dir() and (known is None or moved):
+        write_json(folder / _OUTPUT, {"output": output})
+
+
+def check_claim(folder: Path, output: str) -> None:
+    """Raises RefusedError if a run's folder on this machine is known as that of another output."""
+    known = _claimed_by(folder)
+    if known not in (None, output):
+        raise RefusedError(
+            f"run.json in {output} names a run that this machine knows as the one in {known}, so nothing is cancelled; name "
+            f"that one, or remove {folder / _OUTPUT} if the run has moved"
+        )
+
+
+def _claimed_by(folder: Path) -> str | None:
+    match read_json(folder / _OUTPUT):
+        case {"output": str(output)}:
+            return output
+    return None
 
 
 def driver_host(machines: MachineSettings) -> str:
@@ -36,16 +73,16 @@ def driver_host(machines: MachineSettings) -> str:
         return machines.dashboard_host
     if machines.cluster == "local":
         return LOOPBACK
-    try:
+    with suppress(OSError):
         found = socket.gethostbyname(socket.gethostname())
         if not found.startswith("127."):
             return found
-        # Many systems name themselves by a loopback address: the one that packets to elsewhere would carry is asked for.
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("10.255.255.255", 1))  # sends nothing
-            return str(probe.getsockname()[0])
-    except OSError:
-        return LOOPBACK
+    # Many systems name themselves by a loopback address, or by a name that nobody knows: then the address is asked for that
+    # packets to elsewhere would carry.
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("10.255.255.255", 1))  # sends nothing
+        return str(probe.getsockname()[0])
+    return LOOPBACK
 
 
 def open_cluster(machines: MachineSettings, folder: Path) -> Cluster:
@@ -72,7 +109,7 @@ def open_slurm(machines: MachineSettings, folder: Path) -> SlurmCluster:
         mem=None if mem is None else str(mem),
         extra=extra,
     )
-    return SlurmCluster(folder, settings)
+    return SlurmCluster(folder, settings, run_id=folder.name)
 
 
 def _whole(name: str, value: str | bool | None) -> int | None:

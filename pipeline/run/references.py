@@ -6,9 +6,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from urllib.parse import urlsplit
 
-from jobs.media.reference_files import UnusableReferenceError, fetch_reference, reference_stamp
+from jobs.media.reference_access import ReferenceAccess, UnusableReferenceError
+from jobs.media.reference_files import fetch_reference, reference_stamp
+from jobs.settings import RenderSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy
@@ -30,15 +31,26 @@ class KnownReference:
     num_frames: int
 
 
+def access_of(render: RenderSettings) -> ReferenceAccess:
+    """Returns what references may name by a run's settings; jobs make the same of them."""
+    return ReferenceAccess(roots=render.reference_roots, private=render.allow_private_references)
+
+
 class ReferenceReader:
     """Reads references by URL, for `manifests.accept`. What was read is remembered: rows often share references.
 
-    `known`: by URL, what an earlier submit has read; a file whose stamp is still the same is not read again.
+    `access`: what they may name. `known`: by URL, what an earlier submit has read; a file whose stamp is still the same is
+    not read again.
     """
 
     def __init__(
-        self, retry_policy: RetryPolicy = RETRY_POLICY, *, known: Mapping[str, KnownReference] | None = None
+        self,
+        access: ReferenceAccess,
+        retry_policy: RetryPolicy = RETRY_POLICY,
+        *,
+        known: Mapping[str, KnownReference] | None = None,
     ) -> None:
+        self._access = access
         self._retry_policy = retry_policy
         self.known = dict(known or {})
         self._seen: dict[str, SeenReference | str] = {}
@@ -56,16 +68,19 @@ class ReferenceReader:
         return {url: self._seen[url] for url in urls}
 
     def _read(self, url: str) -> SeenReference | str:
-        parts = urlsplit(url)
-        store = f"{parts.scheme}://{parts.netloc}"
+        try:
+            protocol = self._access.protocol(url)
+        except UnusableReferenceError as error:
+            return str(error)
+        store = f"{protocol}://{'' if protocol == 'file' else url.partition('://')[2].partition('/')[0]}"
         if self._away.get(store, 0) >= MOST_TIMES_AWAY:
             return f"{store} gave no answer {MOST_TIMES_AWAY} times, so this one was not tried"
-        stamp = reference_stamp(url, self._retry_policy)
+        stamp = reference_stamp(url, self._access, self._retry_policy)
         known = self.known.get(url)
         if known is not None and known.stamp == stamp:
             return SeenReference(sha256=known.sha256, num_frames=known.num_frames)
         try:
-            reference = fetch_reference(url, self._retry_policy)
+            reference = fetch_reference(url, self._access, self._retry_policy)
         except UnusableReferenceError as error:
             if error.away:
                 with self._lock:

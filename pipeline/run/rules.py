@@ -103,6 +103,7 @@ def family_rules(
         broadcasts={name: rules.digest for name, rules in {**family.presets, **own_broadcasts}.items()},
         identity=identity,
         num_tokens=family.num_tokens,
+        clean_prompt=family.clean_prompt,
         check_mask=None if family.references is None else partial(_check_mask, family.references),
         clip_loops=None if family.references is None else partial(_clip_loops, family.references),
         defaults=asdict(family.defaults) | ({"broadcast": default_broadcast} if default_broadcast else {}),

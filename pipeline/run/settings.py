@@ -85,7 +85,7 @@ class MachineSettings:
         int,
         Setting(
             metavar="S",
-            help="a clip that takes longer counts as hanging: its job ends and is started again. The limit is never less "
+            help="a clip, or another stage of a job, that takes longer hangs: the job ends and is started again. Never less "
             "than four times the planned time of the run's longest clip",
         ),
     ] = 3600
@@ -119,7 +119,8 @@ class MachineSettings:
         str,
         Setting(
             metavar="PATH",
-            help="path under which a proxy shows the dashboard, e.g. /user/me/proxy/8787",
+            help="path under which a proxy shows the dashboard, e.g. /user/me/proxy/8787; if it is a secret, set "
+            "PAB_PIPELINE_DASHBOARD_PREFIX instead, because others can read command lines",
             read=_prefix,
         ),
     ] = ""
@@ -149,8 +150,10 @@ class RunSettings:
     dask: Annotated[bool, Setting(group="machines", help="do not start the Dask dashboard with the driver")] = True
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the tree as JSON values."""
-        return asdict(self)
+        """Returns the tree as JSON values, without the dashboard's prefix, which can be a secret: many can read run.json."""
+        document = asdict(self)
+        del document["machines"]["dashboard_prefix"]
+        return document
 
     def job_settings(
         self,

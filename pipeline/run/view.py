@@ -61,9 +61,10 @@ class View:
 @contextmanager
 def open_view(folder: Path, *, host: str, prefix: str, screen: Screen, wanted: bool) -> Iterator[View]:
     """Starts the dashboard if it is `wanted`; when it cannot start, says why and yields a view without one."""
-    dashboard = Dashboard(folder, host=host, prefix=prefix) if wanted else None
-    if dashboard is not None:
+    dashboard: Dashboard | None = None
+    if wanted:
         try:
+            dashboard = Dashboard(folder, host=host, prefix=prefix)
             dashboard.start()
         except ClusterError as error:
             screen.note(f"no dashboard: {error}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pab.family import Family
+from pab.weights.digest import weights_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,4 +52,13 @@ class WeightsLookup:
         asked = self._asked(family.name)
         begun = self._begun.get(family.name)
         pinned = begun.pinned if begun and begun.asked == asked else family.pin(asked)
-        return RunWeights(asked=asked, pinned=pinned, digest=family.weights_digest(pinned))
+        digest = family.weights_digest(pinned)
+        if begun and begun.asked == asked and begun.digest != digest and _named_by_all_files(begun):
+            digest = begun.digest
+        return RunWeights(asked=asked, pinned=pinned, digest=digest)
+
+
+def _named_by_all_files(begun: RunWeights) -> bool:
+    """Whether a run of an earlier version named this folder by all of its files, and all of them are still the same."""
+    folder = Path(begun.pinned or "").expanduser()
+    return begun.pinned is not None and folder.is_dir() and weights_digest(folder) == begun.digest

@@ -255,6 +255,8 @@ def test_the_run_page_shows_what_the_driver_said_last(dashboard: Dashboard) -> N
 
 def test_a_proxy_may_show_the_pages_under_a_path_of_its_own(tmp_path: Path) -> None:
     with Dashboard(tmp_path / "dask", prefix="/user/me/proxy") as dashboard:
+        # Everybody on the machine can read arguments, and behind a proxy the prefix is the secret.
+        assert b"/me/proxy" not in Path(f"/proc/{dashboard.pid}/cmdline").read_bytes()
         assert dashboard.url.endswith("/user/me/proxy/status")
         dashboard.show(RunState(title="s3://videos/run1", facts=[], jobs=[]))
         for page, word in (("status", b"Dask"), ("run", b"run.json"), ("run.json", b"s3://videos/run1")):

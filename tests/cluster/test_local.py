@@ -187,3 +187,22 @@ def test_no_secret_of_the_environment_lies_in_the_folder_and_nobody_else_may_ent
     assert files
     assert not [path for path in files if b"hushhushhush" in path.read_bytes()]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_job_that_the_system_does_not_let_start_waits_and_its_neighbours_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = LocalCluster(tmp_path / "jobs", 2)
+    (running,) = cluster.submit([request(Say(folder=tmp_path, value=1, sleep_s=1), ranks=1)])
+    # As on a full disk nothing can be written where the job's files would lie.
+    hidden = tmp_path / "hidden"
+    cluster.folder.rename(hidden)
+    cluster.folder.write_text("no folder here")
+    (waiting,) = cluster.submit([request(Say(folder=tmp_path, value=2, tag="second"), "job-2", ranks=1)])
+    cluster.poll()
+    assert (running.state, waiting.state) == (JobState.RUNNING, JobState.WAITING)
+    assert caplog.text.count("job-2 waits, it cannot be started in") == 1
+    cluster.folder.unlink()
+    hidden.rename(cluster.folder)
+    wait_over(cluster, [running, waiting])
+    assert [job.result() for job in (running, waiting)] == [(1, 0), (2, 0)]

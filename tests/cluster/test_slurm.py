@@ -24,6 +24,7 @@ from tests.cluster.rank_calls import EndWithoutResult, Fall, Say, SecondStart, S
 from tests.cluster.waiting import is_alive, wait_over, wait_until
 
 pytestmark = pytest.mark.cluster
+RUN_ID = "0123456789ab"
 
 
 def request(
@@ -33,7 +34,8 @@ def request(
 
 
 def slurm_cluster(folder: Path, **settings: object) -> SlurmCluster:
-    return SlurmCluster(folder / "jobs", SlurmSettings(**settings), queue_interval_s=0.3, result_grace_s=2)  # type: ignore[arg-type]
+    chosen = SlurmSettings(**settings)  # type: ignore[arg-type]
+    return SlurmCluster(folder / "jobs", chosen, run_id=RUN_ID, queue_interval_s=0.3, result_grace_s=2)
 
 
 def unreadable_conf(folder: Path) -> Path:
@@ -316,7 +318,7 @@ def test_slurm_is_found_where_it_is_configured(slurm: Slurm, tmp_path: Path, mon
     monkeypatch.setenv("SLURM_CONF", str(unreadable_conf(tmp_path)))
     assert not slurm_is_configured()
     with pytest.raises(ClusterError, match="`sbatch --help` failed: "):
-        SlurmCluster(tmp_path, SlurmSettings())
+        SlurmCluster(tmp_path, SlurmSettings(), run_id=RUN_ID)
 
 
 @pytest.mark.parametrize("by", ["its driver", "the next driver"])

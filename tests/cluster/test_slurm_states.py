@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from cluster.job import ClusterError, JobState
 from cluster.rank import rank_result
 from cluster.slurm_job import SlurmJob, Submitted
 from cluster.slurm_queue import QueueRow
-from cluster.slurm_settings import SlurmSettings, check_extra
+from cluster.slurm_settings import SlurmSettings, ask_slurm, check_extra, check_one_cluster
 
 
-def row(state: str, *, restarts: int = 0, reason: str = "None", job_name: str = "pab-1") -> QueueRow:
-    return QueueRow(state=state, restarts=restarts, reason=reason, job_name=job_name)
+def row(
+    state: str, *, restarts: int = 0, reason: str = "None", job_name: str = "pab-1", submitted_at: int | None = None
+) -> QueueRow:
+    return QueueRow(state=state, restarts=restarts, reason=reason, job_name=job_name, submitted_at=submitted_at)
 
 
 def leave_result(folder: Path, *, attempt: int) -> None:
@@ -86,10 +89,33 @@ def test_a_cancelled_job_that_had_ended_keeps_its_result(job: SlurmJob, tmp_path
     assert after(ended, (0, row("CANCELLED"))) is JobState.ENDED
 
 
-def test_a_result_that_cannot_be_read_is_an_error_that_names_the_file(job: SlurmJob, tmp_path: Path) -> None:
-    (tmp_path / "77_3_0_result.pkl").write_bytes(b"garbage")
-    with pytest.raises(ClusterError, match=r"job 77_3: its result .*77_3_0_result\.pkl cannot be read"):
-        after(job, (0, row("COMPLETED")))
+@pytest.mark.parametrize("data", [b"", b"garbage", pickle.dumps(("success", 5))[:-3]])
+def test_a_result_that_is_empty_or_damaged_counts_as_none_and_is_named(
+    job: SlurmJob, tmp_path: Path, data: bytes
+) -> None:
+    (tmp_path / "77_3_0_result.pkl").write_bytes(data)
+    assert after(job, (0, row("COMPLETED")), (16, row("COMPLETED"))) is JobState.LOST
+    assert re.search(r"its result .*77_3_0_result\.pkl cannot be read", str(job.error()))
+    assert job.result() is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "same"),
+    [
+        (row("RUNNING", submitted_at=1000), True),
+        (row("RUNNING", submitted_at=1001), False),
+        (row("RUNNING", submitted_at=999), False),
+        (row("RUNNING", submitted_at=2000, restarts=1), True),
+        (row("PENDING", submitted_at=2000, reason="launch failed requeued held"), True),
+        (row("RUNNING", submitted_at=999, restarts=1), False),
+        (row("RUNNING", submitted_at=1000, job_name="pab-2"), False),
+    ],
+)
+def test_a_job_is_known_by_its_name_and_the_time_at_which_the_controller_took_it(answer: QueueRow, same: bool) -> None:
+    submitted = Submitted(
+        name="job-0", id="7", num_ranks=1, job_name="pab-1", folder=Path("jobs"), submitted_at=1000
+    )  # fmt: skip
+    assert submitted.is_same(answer) is same
 
 
 @pytest.mark.parametrize(
@@ -120,3 +146,26 @@ def test_settings_are_checked() -> None:
         check_extra({"zzz": "1"}, {"constraint", "gres"})
     with pytest.raises(ClusterError, match="'signal' cannot be set by hand: it asks the job to requeue itself"):
         check_extra({"signal": "B:USR1"}, {"signal"})
+
+
+@pytest.mark.parametrize("name", ["clusters", "cluster-constraint", "uid", "gid", "quiet", "help", "version"])
+def test_options_that_the_other_clients_must_know_or_that_hide_the_answer_are_refused_in_words(name: str) -> None:
+    with pytest.raises(ClusterError, match=f"sbatch option '{name}' cannot be set by hand: "):
+        check_extra({name: "x"}, {name})
+
+
+@pytest.mark.parametrize("names", ["a,b", "all"])
+def test_jobs_are_followed_in_one_cluster_only(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    monkeypatch.setenv("SLURM_CLUSTERS", names)
+    with pytest.raises(ClusterError, match=r"SLURM_CLUSTERS='.*': jobs are followed in one cluster only"):
+        check_one_cluster()
+
+
+def test_a_users_habits_do_not_change_what_slurms_clients_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "nowhere")
+    monkeypatch.setenv("SCANCEL_INTERACTIVE", "1")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    monkeypatch.setenv("SLURM_CLUSTERS", "one")
+    found = ask_slurm("env", variables={"ASKED": "1"}).splitlines()
+    assert {"SLURM_CLUSTERS=one", "ASKED=1"} <= set(found)
+    assert not [line for line in found if line.startswith(("SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT"))]

@@ -13,7 +13,8 @@ from cluster.slurm_queue import read_queue
 from cluster.slurm_settings import SlurmSettings
 from jobs.store import layout
 from pipeline.run.display import open_display
-from pipeline.run.driver import Driver, ShardJob
+from pipeline.run.driven import ShardJob
+from pipeline.run.driver import Driver
 from pipeline.run.jobs_file import new_submit
 from pipeline.screen import Screen
 from tests.cluster.daemons.slurm import Slurm
@@ -48,8 +49,11 @@ def test_jobs_that_meet_their_limit_lose_no_clip_and_do_none_twice(
         bucket = write_shard(str(output), clips, shard=at)
     waits.touch()
     deaf.touch()
-    cluster = SlurmCluster(tmp_path / "jobs", SlurmSettings(), queue_interval_s=1.0, result_grace_s=2.0)
-    driver = Driver(cluster, bucket, screen=Screen(), submit=new_submit("slurm", str(tmp_path)), num_clips=9)
+    cluster = SlurmCluster(
+        tmp_path / "jobs", SlurmSettings(), run_id="0123456789ab", queue_interval_s=1.0, result_grace_s=2.0
+    )
+    keys = frozenset(item.key for clips in shards for item in clips)
+    driver = Driver(cluster, bucket, screen=Screen(), submit=new_submit("slurm", str(tmp_path)), keys=keys)
     asked = [shard_job(output, 0, limit_min=1), shard_job(output, 1, limit_min=1)]
     driver.start([*asked, shard_job(output, 2, limit_min=2, deadline_s=25.0)])
     jobs, mark = driver.jobs, output / layout.attempt(shards[0][1].key, 1)

@@ -3,26 +3,56 @@
 from __future__ import annotations
 
 import argparse
-import pickle
+import contextlib
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from tests.cluster.daemons.processes import DaemonError
-from tests.faults.rounds import make_faults
-from tests.faults.totals import Totals
-from tests.faults.world import open_world
+from tests.faults.kinds import ALL_KINDS
+from tests.faults.rounds import Order, make_faults
+from tests.faults.totals import Totals, load_totals
+from tests.faults.world import World, open_world
 from tests.pipeline.command import ROOT
 
 _STOP_S = 60.0
+_OF_A_WORLD = (DaemonError, OSError, subprocess.SubprocessError)
+"""What ends a world: a daemon that does not come up, a server or a client that does not answer."""
 
 
-def main() -> int:
+class OpenWorld(Protocol):
+    """Opens a world, and ends it."""
+
+    def __call__(self, *, cluster: str) -> AbstractContextManager[World]: ...
+
+
+def main(words: Sequence[str] | None = None, *, open_world: OpenWorld = open_world) -> int:
+    """Carries out the command and returns its exit code: 1 if anything was wrong, or a world did not come to its end."""
+    arguments = _parser().parse_args(words)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, _stop)
+    began, totals = time.monotonic(), Totals()
+    try:
+        if arguments.worlds == 1:
+            _in_one_world(arguments, totals, open_world)
+        else:
+            _in_many_worlds(arguments, totals)
+    finally:
+        # Also when it is interrupted: what was found is told.
+        if not arguments.part:
+            sys.stdout.write(totals.table(time.monotonic() - began))
+            sys.stdout.flush()
+    return 0 if totals.is_clean else 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--faults", type=int, default=60, metavar="N", help="how many to make (default: 60)")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="same seed, same order of faults (default: 1)")
@@ -31,21 +61,22 @@ def main() -> int:
         "--worlds", type=int, default=1, metavar="W", help="worlds side by side, with seeds S, S+1, ..."
     )
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no run after this long (default: 120)")
+    parser.add_argument(
+        "--kinds", type=_kinds, default=ALL_KINDS, metavar="A,B", help=f"only these: {', '.join(ALL_KINDS)}"
+    )
+    parser.add_argument(
+        "--logs", type=Path, default=ROOT / "runs" / "faults", metavar="FOLDER",
+        help="keep the logs of runs there in which something was wrong (default: runs/faults)",
+    )  # fmt: skip
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, _stop)
-    began = time.monotonic()
-    try:
-        totals = _in_one_world(arguments) if arguments.worlds == 1 else _in_many_worlds(arguments)
-    except DaemonError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    if arguments.part:
-        arguments.part.write_bytes(pickle.dumps(totals))
-    else:
-        sys.stdout.write(totals.table(time.monotonic() - began))
-    return 0 if totals.is_clean else 1
+    return parser
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in ALL_KINDS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of: {', '.join(ALL_KINDS)}")
+    return names
 
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
@@ -53,43 +84,70 @@ def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + signum)
 
 
-def _in_one_world(arguments: argparse.Namespace) -> Totals:
-    with open_world(cluster=arguments.cluster) as world:
-        return make_faults(
-            world,
-            cluster=arguments.cluster,
-            seed=arguments.seed,
-            count=arguments.faults,
-            minutes=arguments.minutes,
-        )
+def _in_one_world(arguments: argparse.Namespace, totals: Totals, open_world: OpenWorld) -> None:
+    order = Order(
+        cluster=arguments.cluster,
+        seed=arguments.seed,
+        count=arguments.faults,
+        minutes=arguments.minutes,
+        kinds=arguments.kinds,
+        logs=arguments.logs,
+    )
+
+    def keep(found: Totals) -> None:
+        if arguments.part:
+            found.save(arguments.part)
+
+    try:
+        with open_world(cluster=arguments.cluster) as world:
+            make_faults(world, order, totals, keep=keep)
+        totals.worlds += 1
+    except _OF_A_WORLD as error:
+        totals.dead.append(_dead(arguments.seed, repr(error)))
+        sys.stderr.write(f"{totals.dead[-1]}\n")
+    keep(totals)
 
 
-def _in_many_worlds(arguments: argparse.Namespace) -> Totals:
+def _dead(seed: int, why: str) -> str:
+    return f"the world of seed {seed} did not start, or died: {why}"
+
+
+def _in_many_worlds(arguments: argparse.Namespace, totals: Totals) -> None:
     # Much of a run is waiting (for SLURM, for a bucket that is away), which worlds can do side by side.
-    totals = Totals()
     with tempfile.TemporaryDirectory(prefix="pab-") as name:
-        parts = [Path(name) / str(index) for index in range(arguments.worlds)]
-        children: list[subprocess.Popen[bytes]] = []
-        try:
-            for index, part in enumerate(parts):
-                count = len(range(index, arguments.faults, arguments.worlds))
-                children.append(_start_part(arguments, part, seed=arguments.seed + index, count=count))
-            for child in children:
+        parts = {arguments.seed + index: Path(name) / str(index) for index in range(arguments.worlds)}
+        with _children(arguments, parts) as children:
+            for child in children.values():
                 child.wait()
-        finally:
-            for child in children:
-                child.terminate()
-            for child in children:
+        for seed, part in parts.items():
+            found = load_totals(part)
+            if not found.worlds and not found.dead:
+                found.dead.append(_dead(seed, f"its process ended with {children[seed].returncode}"))
+            totals.add(found)
+
+
+@contextmanager
+def _children(arguments: argparse.Namespace, parts: dict[int, Path]) -> Iterator[dict[int, subprocess.Popen[bytes]]]:
+    children: dict[int, subprocess.Popen[bytes]] = {}
+    try:
+        for index, (seed, part) in enumerate(parts.items()):
+            count = len(range(index, arguments.faults, arguments.worlds))
+            children[seed] = _start_part(arguments, part, seed=seed, count=count)
+        with contextlib.suppress(SystemExit):  # stopped: what the worlds have found so far is told
+            yield children
+    finally:
+        for child in children.values():
+            child.terminate()
+        for child in children.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(_STOP_S)
-        for part in parts:
-            if not part.exists():
-                raise DaemonError(f"the world of seed {arguments.seed + int(part.name)} ended without its totals")
-            totals.add(pickle.loads(part.read_bytes()))
-    return totals
 
 
 def _start_part(arguments: argparse.Namespace, part: Path, *, seed: int, count: int) -> subprocess.Popen[bytes]:
-    words = {"faults": count, "seed": seed, "cluster": arguments.cluster, "minutes": arguments.minutes, "part": part}
+    words = {
+        "faults": count, "seed": seed, "cluster": arguments.cluster, "minutes": arguments.minutes,
+        "kinds": ",".join(arguments.kinds), "logs": arguments.logs, "part": part,
+    }  # fmt: skip
     flags = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     return subprocess.Popen([sys.executable, "-m", "tests.faults", *flags], cwd=ROOT, start_new_session=True)
 

@@ -6,14 +6,15 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 
-from tests.cluster.daemons.processes import DaemonError
-from tests.faults.one_run import Run
+from tests.faults import slurm_kinds, store_kinds
+from tests.faults.one_run import NO_CONDITIONS, POISONS, TWO_MANIFESTS, Run
+from tests.faults.slurm_kinds import AWAY_S, TARGET_S
+from tests.faults.world import World
 
 Fault = Callable[[Run], bool]
-_AWAY_S = (0.3, 4.0)
-_TARGET_S = 20.0
 
 
 def _kill(pid: int) -> bool:
@@ -25,17 +26,17 @@ def _kill(pid: int) -> bool:
 
 
 def kill_rank(run: Run) -> bool:
-    return run.wait_for(run.ranks, timeout_s=_TARGET_S) and bool(pids := run.ranks()) and _kill(run.rng.choice(pids))
+    return run.wait_for(run.ranks, timeout_s=TARGET_S) and bool(pids := run.ranks()) and _kill(run.rng.choice(pids))
 
 
 def stall_rank(run: Run) -> bool:
     """Stops a rank, as a machine that swaps does, and lets it go on."""
-    if not run.wait_for(run.ranks, timeout_s=_TARGET_S) or not (pids := run.ranks()):
+    if not run.wait_for(run.ranks, timeout_s=TARGET_S) or not (pids := run.ranks()):
         return False
     pid = run.rng.choice(pids)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
-        run.wait(run.rng.uniform(*_AWAY_S))
+        run.wait(run.rng.uniform(*AWAY_S))
         os.kill(pid, signal.SIGCONT)
         return True
     return False
@@ -54,7 +55,7 @@ def kill_driver(run: Run) -> bool:
 
 
 def kill_dask(run: Run) -> bool:
-    return run.wait_for(run.dask, timeout_s=_TARGET_S) and bool(pids := run.dask()) and _kill(run.rng.choice(pids))
+    return run.wait_for(run.dask, timeout_s=TARGET_S) and bool(pids := run.dask()) and _kill(run.rng.choice(pids))
 
 
 def two_submits(run: Run) -> bool:
@@ -64,152 +65,38 @@ def two_submits(run: Run) -> bool:
     return True
 
 
-def _jobs(run: Run) -> list[str]:
-    assert run.world.slurm
-    answer = run.world.slurm.run("squeue", "--noheader", "--array", "--states=running", "--format=%i")
-    return sorted(answer.split())
-
-
-def _slurm(run: Run, *command: str) -> bool:
-    # The job may end between the look and the fault: then there was nothing to hit.
-    assert run.world.slurm
-    if not run.wait_for(lambda: _jobs(run), timeout_s=_TARGET_S):
-        return False
-    with contextlib.suppress(Exception):
-        run.world.slurm.run(*command, run.rng.choice(_jobs(run)))
-        return True
-    return False
-
-
-def cancel_job(run: Run) -> bool:
-    return _slurm(run, "scancel")
-
-
-def requeue_job(run: Run) -> bool:
-    return _slurm(run, "scontrol", "requeue")
-
-
-def _busy_node(run: Run) -> str | None:
-    assert run.world.slurm
-    nodes = run.world.slurm.run("squeue", "--noheader", "--states=running", "--format=%B").split()
-    return run.rng.choice(sorted(nodes)) if nodes else None
-
-
-def kill_node(run: Run) -> bool:
-    assert run.world.slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=_TARGET_S) or (node := _busy_node(run)) is None:
-        return False
-    run.world.slurm.kill_node(node)
-    run.wait(run.rng.uniform(*_AWAY_S))
-    run.world.slurm.start_node(node)
-    return True
-
-
-def drain_node(run: Run) -> bool:
-    assert run.world.slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=_TARGET_S) or (node := _busy_node(run)) is None:
-        return False
-    run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=drain", "reason=fault")
-    run.wait(run.rng.uniform(*_AWAY_S))
-    run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
-    return True
-
-
-def kill_slurmd(run: Run) -> bool:
-    """Ends a node's daemon alone, as an upgrade of the node does: what it had started goes on."""
-    assert run.world.slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=_TARGET_S) or (node := _busy_node(run)) is None:
-        return False
-    run.world.slurm.kill_daemon(node)
-    run.wait(run.rng.uniform(*_AWAY_S))
-    run.world.slurm.start_node(node)
-    return True
-
-
-def down_node(run: Run) -> bool:
-    """Takes a node out of the cluster as its operator would: SLURM ends its jobs and puts them back into the queue."""
-    assert run.world.slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=_TARGET_S) or (node := _busy_node(run)) is None:
-        return False
-    run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=fault")
-    run.wait(run.rng.uniform(*_AWAY_S))
-    # A node whose daemon answers may be back by itself.
-    with contextlib.suppress(DaemonError):
-        run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
-    return True
-
-
-def _starts(run: Run) -> dict[str, int]:
-    assert run.world.slurm
-    answer = run.world.slurm.run("squeue", "--noheader", "--array", "--states=all", "--Format=JobArrayID:|,RestartCnt:")
-    return {job: int(count) for job, count in (line.split("|") for line in answer.split())}
-
-
-def preempt_jobs(run: Run) -> bool:
-    """Asks for the whole cluster with more right to it."""
-    slurm = run.world.slurm
-    assert slurm
-    if not run.wait_for(lambda: _jobs(run), timeout_s=_TARGET_S):
-        return False
-    before = _starts(run)
-    urgent = slurm.run(
-        "sbatch", "--parsable", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
-    ).strip()
-    hit = run.wait_for(lambda: any(_starts(run).get(job, 0) > count for job, count in before.items()), timeout_s=30)
-    slurm.run("scancel", "--quiet", urgent)
+def freeze_ffmpeg(run: Run) -> bool:
+    """Stops the next ffmpeg for ever."""
+    ffmpeg = run.world.ffmpeg
+    ffmpeg.order("kill -STOP $$")
+    hit = run.wait_for(lambda: ffmpeg.is_met or run.is_complete, timeout_s=3 * TARGET_S) and ffmpeg.is_met
+    ffmpeg.take_back()
     return hit
 
 
-def end_time(run: Run) -> bool:
-    """Shortens a job's time limit to a minute, so that SLURM tells it of its end at once (it looks every half minute)."""
-    slurm = run.world.slurm
-    assert slurm
-    if not run.wait_for(lambda: _jobs(run), timeout_s=_TARGET_S) or not (jobs := _jobs(run)):
-        return False
-    job, before = run.rng.choice(jobs), _starts(run)
-
-    def limit(minutes: str) -> bool:
-        # The job may have ended meanwhile.
-        with contextlib.suppress(DaemonError):
-            slurm.run("scontrol", "update", f"jobid={job}", f"timelimit={minutes}")
-            return True
-        return False
-
-    def over() -> bool:
-        return _starts(run).get(job, 0) > before[job] or job not in _jobs(run)
-
-    if job not in before or not limit("1"):
-        return False
-    run.wait_for(over, timeout_s=40)
-    limit("60")
-    return _starts(run).get(job, 0) > before[job]
-
-
-def kill_s3(run: Run) -> bool:
-    run.world.ceph.kill_gateway()
-    run.wait(run.rng.uniform(*_AWAY_S))
-    run.world.ceph.serve(run.world.s3_port)
-    return True
-
-
-def _trouble(mode: str) -> Fault:
-    def make(run: Run) -> bool:
-        before = run.world.proxy.hits
-        run.world.proxy.make_trouble(mode, for_s=run.rng.uniform(*_AWAY_S))
-        # Only what met a request was a fault.
-        return run.wait_for(lambda: run.world.proxy.hits > before, timeout_s=_AWAY_S[1])
-
-    return make
+def _fill(run: Run, disk: Path, for_s: float) -> None:
+    filler = disk / "filler"
+    try:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+        run.wait(for_s)
+    finally:
+        filler.unlink(missing_ok=True)
 
 
 def fill_scratch(run: Run) -> bool:
     assert run.world.scratch
-    filler = run.world.scratch / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(1 << 16))
-    run.wait(run.rng.uniform(*_AWAY_S))
-    filler.unlink(missing_ok=True)
+    _fill(run, run.world.scratch, run.rng.uniform(*AWAY_S))
+    return True
+
+
+def fill_jobs_disk(run: Run) -> bool:
+    """Leaves no room where jobs are handed over and their results come back, and mostly lets a job end meanwhile."""
+    assert run.world.jobs_disk
+    if run.rng.random() < 0.7 and (pids := run.ranks()):
+        _kill(run.rng.choice(pids))
+    _fill(run, run.world.jobs_disk, run.rng.uniform(2.0, 12.0))
     return True
 
 
@@ -219,21 +106,44 @@ EVERYWHERE: Mapping[str, Fault] = MappingProxyType({
     "driver killed": kill_driver,
     "dask killed": kill_dask,
     "two submits at once": two_submits,
-    "s3 server killed": kill_s3,
-    "s3 connections reset": _trouble("reset"),
-    "s3 answers late": _trouble("delay"),
-    "s3 answers 500": _trouble("500"),
-    "s3 answers 503": _trouble("503"),
-    "s3 answers 403": _trouble("403"),
+    "ffmpeg frozen": freeze_ffmpeg,
+    "s3 server killed": store_kinds.kill_s3,
+    "s3 connections reset": store_kinds.trouble("reset"),
+    "s3 answers late": store_kinds.trouble("delay"),
+    "s3 answers 500": store_kinds.trouble("500"),
+    "s3 answers 503": store_kinds.trouble("503"),
+    "s3 answers 403": store_kinds.trouble("403"),
+    "uploads late": store_kinds.late_uploads,
+    "listings stale": store_kinds.stale_listings,
+    "damaged files": store_kinds.damage,
 })  # fmt: skip
 ON_SLURM: Mapping[str, Fault] = MappingProxyType({
-    "job cancelled": cancel_job,
-    "job requeued": requeue_job,
-    "node killed": kill_node,
-    "slurmd killed": kill_slurmd,
-    "node drained": drain_node,
-    "node set down": down_node,
-    "jobs preempted": preempt_jobs,
-    "time limit": end_time,
+    "job cancelled": slurm_kinds.cancel_job,
+    "job requeued": slurm_kinds.requeue_job,
+    "node killed": slurm_kinds.kill_node,
+    "slurmd killed": slurm_kinds.kill_slurmd,
+    "node drained": slurm_kinds.drain_node,
+    "node set down": slurm_kinds.down_node,
+    "jobs preempted": slurm_kinds.preempt_jobs,
+    "time limit": slurm_kinds.end_time,
+    "bad node": slurm_kinds.bad_node,
+    "node frozen": slurm_kinds.freeze_node,
+    "controller frozen in sbatch": slurm_kinds.freeze_controller,
+    "cancel during submit": slurm_kinds.cancel_in_submit,
 })  # fmt: skip
 ON_SCRATCH: Mapping[str, Fault] = MappingProxyType({"scratch disk full": fill_scratch})
+ON_JOBS_DISK: Mapping[str, Fault] = MappingProxyType({"runs/.jobs full": fill_jobs_disk})
+ALL_KINDS = tuple(sorted([*EVERYWHERE, *ON_SLURM, *ON_SCRATCH, *ON_JOBS_DISK, *POISONS, NO_CONDITIONS, TWO_MANIFESTS]))
+UNDECIDED: Mapping[str, str] = MappingProxyType({NO_CONDITIONS: "listings stale"})
+"""Kinds of which no run has both: in a store that neither creates exclusively nor lists what was written, nothing decides."""
+
+
+def kinds_of(world: World) -> dict[str, Fault]:
+    """Returns the faults that this world can be asked for while a run is under way."""
+    kinds: Mapping[str, Fault] = EVERYWHERE
+    return {
+        **kinds,
+        **(ON_SLURM if world.slurm else {}),
+        **(ON_SCRATCH if world.scratch else {}),
+        **(ON_JOBS_DISK if world.jobs_disk else {}),
+    }

@@ -5,26 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from tests.faults import poison
 from tests.faults.books import Books, Ledger
-from tests.faults.world import BUCKET, POISON, World
+from tests.faults.world import BUCKET, World
 
 FINISH_S = 900.0
 """How long a run may take to its end after its last fault."""
 _QUIET_S = 240.0
-_HANG_S = "60"
-_CLIPS = (14, 20)
 YIELDS_NAN = "clip yields NaN"
 POISONS: Mapping[str, int | None] = MappingProxyType({
     YIELDS_NAN: None,  # by a word of its prompt
@@ -33,7 +29,10 @@ POISONS: Mapping[str, int | None] = MappingProxyType({
     "clip exhausts memory": poison.EXHAUSTS_MEMORY,
 })  # fmt: skip
 """What a clip of the manifest can be made to do, and by which seed."""
-_MESHES = (("1", "1", "auto"), ("1", "2", "cfg=2"), ("2", "1", "sp=2"), ("1", "2", "dp=2"))
+NO_CONDITIONS = "store without conditions"
+TWO_MANIFESTS = "two manifests at once"
+FROM_THE_START = (*POISONS, NO_CONDITIONS, TWO_MANIFESTS)
+"""Faults that come with a run, not while it is under way."""
 
 
 class StuckError(Exception):
@@ -42,7 +41,11 @@ class StuckError(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A run that is under way. `poisoned`: its clips that can never be rendered, and what each does instead."""
+    """A run that is under way. `poisoned`: its clips that can never be rendered, and what each does instead.
+
+    `refused`: clips of a manifest that was not taken. `broken`: promises that a fault found broken. `story`: what was done
+    to the run, and when.
+    """
 
     world: World
     rng: random.Random
@@ -55,6 +58,10 @@ class Run:
     ledger: Ledger
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     submits: int = 0
+    refused: tuple[str, ...] = ()
+    broken: list[str] = field(default_factory=list)
+    story: list[str] = field(default_factory=list)
+    began_s: float = field(default_factory=time.monotonic)
 
     @property
     def url(self) -> str:
@@ -64,12 +71,31 @@ class Run:
     def is_complete(self) -> bool:
         return self.ledger.look() >= len(self.clip_ids) - len(self.poisoned)
 
+    def note(self, text: str) -> None:
+        """Adds to the story."""
+        self.story.append(f"{time.monotonic() - self.began_s:6.1f} s  {text}")
+
     def submit(self) -> None:
         """Starts one more driver."""
+        self.drivers.append(self.start_submit(self.manifest))
+
+    def start_submit(self, manifest: Path) -> subprocess.Popen[bytes]:
+        """Starts a submit of any manifest to the run's output."""
         self.submits += 1
         log = self.world.folder / f"run{self.number}-{self.submits}.json"
-        words = ("submit", str(self.manifest), "--output", self.url, "--weights", str(self.world.weights))
-        self.drivers.append(self.world.pipeline(*words, *self.flags, log=log))
+        words = ("submit", str(manifest), "--output", self.url, "--weights", str(self.world.weights))
+        return self.world.pipeline(*words, *self.flags, log=log)
+
+    def command(self, *words: str, timeout_s: float = 90.0) -> int:
+        """Runs another command of the program and returns its exit code; -1 if it does not end in time."""
+        log = self.world.folder / f"run{self.number}-{words[0]}-{len(self.story)}.json"
+        process = self.world.pipeline(*words, log=log)
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return -1
 
     def running_drivers(self) -> list[subprocess.Popen[bytes]]:
         return [driver for driver in self.drivers if driver.poll() is None]
@@ -80,6 +106,20 @@ class Run:
 
     def dask(self) -> list[int]:
         return self._processes(b"cluster.dask_scheduler")
+
+    def ranks_on(self, node: str) -> list[int]:
+        """Process ids of the ranks that work on a node of SLURM."""
+        name = f"SLURMD_NODENAME={node}".encode()
+        found = []
+        for pid in self.ranks():
+            with contextlib.suppress(OSError):
+                if name in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    found.append(pid)
+        return found
+
+    def stopped(self) -> list[int]:
+        """Process ids of this world's ffmpegs."""
+        return [pid for pid, words in self._mine() if any(word.endswith(b"ffmpeg") for word in words[:2])]
 
     def wait(self, seconds: float) -> None:
         """Lets the run go on, looking at its records meanwhile."""
@@ -97,25 +137,37 @@ class Run:
         return True
 
     def finish(self) -> Books:
-        """Submits, and lets failed clips be tried again, until nothing is left; then checks the books. Raises StuckError."""
-        end = time.monotonic() + FINISH_S
+        """Submits, and lets failed clips be tried again, until nothing is left; then checks the books. Raises StuckError.
+
+        When all is recorded and quiet it submits once more: this one finds what was damaged, and writes plain names that are
+        missing.
+        """
+        end, settled = time.monotonic() + FINISH_S, False
+        self.note("no more faults")
         while True:
             if not self.wait_for(lambda: not self.running_drivers(), timeout_s=max(0.0, end - time.monotonic())):
                 raise StuckError(
                     f"{self.url}: a driver still runs {FINISH_S:.0f} s after the last fault\n{self.said()}"
                 )
             code = self.drivers[-1].returncode
+            self.note(f"the last submit ended with {code}")
             if self.is_complete and code in (0, 3):
-                break
+                self._await_quiet()
+                if settled:
+                    break
+                settled = True
+            else:
+                settled = False
             if code in (2, 4):
                 raise StuckError(f"{self.url}: submit ended with {code}\n{self.said()}")
             if time.monotonic() > end:
                 raise StuckError(f"{self.url}: not complete {FINISH_S:.0f} s after the last fault\n{self.said()}")
-            if code == 3:
+            if code == 3 and not settled:
                 self._retry()
             self.submit()
-        self._await_quiet()
-        return self.ledger.close(self.clip_ids)
+        books = self.ledger.close(self.clip_ids, refused=self.refused)
+        books.broken += self.broken
+        return books
 
     def end(self) -> None:
         """Ends whatever still runs."""
@@ -124,21 +176,37 @@ class Run:
             driver.wait()
         if self.world.slurm:
             self.world.slurm.end_jobs()
-        for pid in self.ranks():
+        for pid in [*self.ranks(), *self.stopped()]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self.world.proxy.calm()
 
     def said(self) -> str:
         """Returns the ends of what the last drivers said."""
         logs = sorted(self.world.folder.glob(f"run{self.number}-*.err"), key=lambda log: log.stat().st_mtime)[-3:]
-        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+        told = [f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs]
+        return "\n".join(["--- what was done", *self.story, *told])
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copies what the run said, and SLURM, to a folder that outlives the world."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "story.txt").write_text("\n".join(self.story) + "\n")
+        logs = [*self.world.folder.glob(f"run{self.number}-*"), *self.world.folder.glob("slurm/log/slurm*.log")]
+        for log in logs:
+            with contextlib.suppress(OSError):
+                shutil.copy(log, folder)
+        for job in self.world.work.glob("runs/.jobs/*"):
+            with contextlib.suppress(OSError, shutil.Error):
+                shutil.copytree(job, folder / "jobs" / job.name, dirs_exist_ok=True)
 
     def _await_quiet(self) -> None:
         # Jobs of a driver that was killed may still be at work: what they write belongs into the books.
         slurm = self.world.slurm
 
         def quiet() -> bool:
-            return not self.ranks() and not (slurm and slurm.run("squeue", "--noheader").strip())
+            if self.ranks() or not self.world.proxy.is_calm:
+                return False
+            return not (slurm and slurm.run("squeue", "--noheader").strip())
 
         if not self.wait_for(quiet, timeout_s=_QUIET_S):
             raise StuckError(f"{self.url}: jobs still run {_QUIET_S:.0f} s after the last driver ended\n{self.said()}")
@@ -147,49 +215,19 @@ class Run:
         # Not the poisoned ones: each would be tried as often as before, and end as before.
         failed = self.ledger.failed() - set(self.poisoned)
         if failed:
-            self._command("retry", self.url, *(word for name in sorted(failed) for word in ("--clip", name)))
-
-    def _command(self, *words: str) -> None:
-        log = self.world.folder / f"run{self.number}-{words[0]}.json"
-        self.world.pipeline(*words, log=log).wait(60)
+            self.note(f"retry of {', '.join(sorted(failed))}")
+            self.command("retry", self.url, *(word for name in sorted(failed) for word in ("--clip", name)))
 
     def _processes(self, module: bytes) -> list[int]:
+        return [pid for pid, words in self._mine() if b"python" in words[0] and module in words]
+
+    def _mine(self) -> list[tuple[int, list[bytes]]]:
+        """Returns the processes whose command line names this world's folder, with their words."""
         folder = str(self.world.folder).encode()
         found = []
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
                 words = path.read_bytes().split(b"\0")
-                if b"python" in words[0] and module in words and any(word.startswith(folder) for word in words):
-                    found.append(int(path.parent.name))
+                if any(folder in word for word in words):
+                    found.append((int(path.parent.name), words))
         return sorted(found)
-
-
-def start_run(world: World, rng: random.Random, *, number: int, cluster: str, poisons: Sequence[str]) -> Run:
-    """Writes a manifest of a few clips of a second or two each and submits it. `poisons`: names in `POISONS`."""
-    num_clips = rng.randint(*_CLIPS)
-    clip_ids = [f"c{index}" for index in range(num_clips)]
-    poisoned = dict(zip(rng.sample(clip_ids, len(poisons)), poisons, strict=True))
-    manifest = world.folder / f"run{number}.parquet"
-    rows = {
-        "clip_id": clip_ids,
-        "prompt": [
-            f"a red circle {POISON if poisoned.get(name) == YIELDS_NAN else 'moving left'}" for name in clip_ids
-        ],
-        "seed": [POISONS.get(poisoned.get(name, "")) or rng.randrange(1 << 24) for name in clip_ids],
-        "num_frames": [8] * num_clips,
-        "height": [32] * num_clips,
-        "width": [32] * num_clips,
-        "num_steps": [rng.randint(40, 100) for _ in clip_ids],
-    }
-    pq.write_table(pa.table(rows), manifest)
-    nodes, gpus, mesh = rng.choice(_MESHES)
-    flags = (
-        "--cluster", cluster, "--device", "cpu", "--no-baseline", "--json", "--job-minutes", "5", "--hang-seconds", _HANG_S,
-        "--max-parallel-jobs", "2", "--nodes-per-job", nodes, "--gpus-per-node", gpus, "--mesh", mesh,
-    )  # fmt: skip
-    run = Run(
-        world=world, rng=rng, number=number, cluster=cluster, clip_ids=clip_ids, poisoned=poisoned, manifest=manifest,
-        flags=flags, ledger=Ledger(world.s3, f"s3://{BUCKET}/run{number}"),
-    )  # fmt: skip
-    run.submit()
-    return run

@@ -1,4 +1,6 @@
-"""Clips that take their rank along, told by their seed: a plugin of torch's, which every process loads that renders.
+"""Clips that take their rank along, told by their seed, and nodes on which every rank dies at its start.
+
+Both are made by a plugin of torch's, which every process loads that renders.
 
 torch calls the entry points of the group `torch.backends` at its import; `install` makes a folder that has one and is put
 on PYTHONPATH. The clip's noise is drawn with its seed, so that is where it strikes.
@@ -9,6 +11,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,8 +46,23 @@ _STRIKES: Mapping[int, Callable[[], None]] = MappingProxyType({
 })  # fmt: skip
 
 
+BAD_NODES = "PAB_FAULTS_BAD_NODES"
+"""The variable that names the folder in which a file of a node's name makes it a bad one; every death adds a byte to it."""
+
+
+def _die_on_bad_node() -> None:
+    folder, node = os.environ.get(BAD_NODES), os.environ.get("SLURMD_NODENAME")
+    if folder and node and (mark := Path(folder) / node).exists():
+        with mark.open("ab") as file:
+            file.write(b".")
+        sys.stderr.write(f"{node}: a device of this node does not answer\n")
+        sys.stderr.flush()
+        os._exit(1)
+
+
 def arm() -> None:
     """Is the entry point."""
+    _die_on_bad_node()
     import torch
 
     draw = torch.randn

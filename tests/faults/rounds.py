@@ -5,88 +5,141 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from tests.cluster.daemons.processes import DaemonError
 from tests.faults.books import Books
-from tests.faults.kinds import EVERYWHERE, ON_SCRATCH, ON_SLURM, Fault
-from tests.faults.one_run import POISONS, Run, StuckError, start_run
+from tests.faults.kinds import ALL_KINDS, UNDECIDED, kinds_of
+from tests.faults.one_run import FROM_THE_START, NO_CONDITIONS, POISONS, TWO_MANIFESTS, Run, StuckError
+from tests.faults.start import start_run
 from tests.faults.totals import Totals
 from tests.faults.world import World
 
 _PER_RUN = 16
-_POISONED_CLIPS = 1
-"""At most so many in a run: the clips between them are what is to come through."""
 
 
-def make_faults(world: World, *, cluster: str, seed: int, count: int, minutes: float) -> Totals:
-    """Makes `count` faults, in as many runs as they need; begins no run after so many minutes."""
-    rng = random.Random(seed)
-    totals, began = Totals(), time.monotonic()
-    while totals.faults.total() < count and time.monotonic() - began < 60 * minutes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is asked of one world. `logs`: where logs of runs go in which something was wrong; None for nowhere."""
+
+    cluster: str
+    seed: int
+    count: int
+    minutes: float = 120.0
+    kinds: tuple[str, ...] = ALL_KINDS
+    logs: Path | None = None
+
+
+class Bag:
+    """Kinds in random order, each once before any comes again; what could not be made is put back."""
+
+    def __init__(self, names: Sequence[str], rng: random.Random) -> None:
+        assert names
+        self._names = sorted(names)
+        self._rng = rng
+        self._left: list[str] = []
+
+    def plan(self, count: int) -> list[str]:
+        """Takes up to `count` kinds that one run can have together: of each that comes with a run one, of poisons one."""
+        planned: list[str] = []
+        while len(planned) < count:
+            fits = [name for name in self._left if _fits(name, planned)]
+            if not fits:
+                # A full set has at least one that fits, unless a run has them all.
+                fresh = [name for name in self._names if _fits(name, planned)]
+                if not fresh:
+                    break
+                self._left += self._rng.sample(self._names, len(self._names))
+                continue
+            self._left.remove(fits[0])
+            planned.append(fits[0])
+        return planned
+
+    def put_back(self, names: Sequence[str]) -> None:
+        """Lets these come next."""
+        self._left = [*names, *self._left]
+
+
+def _fits(name: str, planned: Collection[str]) -> bool:
+    if name in POISONS and any(other in POISONS for other in planned):
+        return False  # the clips between them are what is to come through
+    if name in FROM_THE_START and name in planned:
+        return False
+    return not any({name, other} == set(pair) for other in planned for pair in UNDECIDED.items())
+
+
+def make_faults(world: World, order: Order, totals: Totals, *, keep: Callable[[Totals], None]) -> None:
+    """Adds to `totals` what became of `order.count` faults, in as many runs as they need; `keep` is called after each run."""
+    rng, began = random.Random(order.seed), time.monotonic()
+    possible = {*kinds_of(world), *FROM_THE_START}
+    bag = Bag([name for name in order.kinds if name in possible], rng)
+    while totals.faults.total() < order.count and time.monotonic() - began < 60 * order.minutes:
         totals.runs += 1
-        planned = _plan(rng, world, min(_PER_RUN, count - totals.faults.total()))
-        run = start_run(world, rng, number=totals.runs, cluster=cluster, poisons=_poisons(planned))
-        books = Books()
+        planned = bag.plan(min(_PER_RUN, order.count - totals.faults.total()))
+        run = start_run(
+            world, rng, number=totals.runs, cluster=order.cluster,
+            planned=[name for name in planned if name in FROM_THE_START],
+        )  # fmt: skip
+        books, stuck = Books(), ""
         try:
-            _make(run, planned, totals.faults)
+            bag.put_back(_make(run, planned, totals))
             books = run.finish()
         except StuckError as error:
-            totals.stuck.append(str(error))
-            sys.stdout.write(f"{error}\n")
+            stuck = str(error)
+            totals.stuck.append(stuck)
         finally:
+            if run.broken and not books.broken:
+                books.broken += run.broken
+            totals.books.add(books)
+            _tell(run, order, books, stuck, totals.faults.total(), time.monotonic() - began)
             run.end()
-        totals.books.add(books)
-        _tell(f"seed {seed}, run {totals.runs}", run, books, totals.faults.total(), time.monotonic() - began)
-    return totals
+        keep(totals)
 
 
-def _kinds(world: World) -> dict[str, Fault]:
-    kinds: Mapping[str, Fault] = EVERYWHERE
-    return {**kinds, **(ON_SLURM if world.slurm else {}), **(ON_SCRATCH if world.scratch else {})}
-
-
-def _plan(rng: random.Random, world: World, count: int) -> list[str]:
-    names = sorted([*_kinds(world), *POISONS])
-    planned: list[str] = []
-    while len(planned) < count:
-        name = rng.choice(names)
-        if name not in POISONS or len(_poisons(planned)) < _POISONED_CLIPS:
-            planned.append(name)
-    return planned
-
-
-def _poisons(planned: list[str]) -> list[str]:
-    return [name for name in planned if name in POISONS]
-
-
-def _make(run: Run, planned: list[str], faults: Counter[str]) -> None:
-    kinds = _kinds(run.world)
+def _make(run: Run, planned: Sequence[str], totals: Totals) -> list[str]:
+    """Makes the faults, in their order; returns those that there was no time for, or nothing to hit."""
+    kinds, faults, left = kinds_of(run.world), totals.faults, []
     # These came with the manifest.
-    faults.update(_poisons(planned))
-    for name in planned:
-        if name in POISONS:
-            continue
+    faults.update(name for name in planned if name in POISONS or name == TWO_MANIFESTS)
+    for name in (name for name in planned if name in kinds):
         run.wait(run.rng.uniform(0.0, 4.0))
         if run.is_complete:
-            return
+            left.append(name)
+            continue
         if not run.running_drivers():
             run.submit()
+        run.note(f"next: {name}")
         try:
-            faults[name] += kinds[name](run)
+            hit = kinds[name](run)
         except DaemonError as error:
-            sys.stdout.write(f"not made: {name}: {error}\n")
+            run.note(f"not made: {error}")
+            hit = False
+        faults[name] += hit
+        left += [] if hit else [name]
+        run.note(f"{name}: {'made' if hit else 'nothing to hit'}")
+    if NO_CONDITIONS in planned:
+        faults[NO_CONDITIONS] += run.world.proxy.dropped > 0
+    return left
 
 
-def _tell(name: str, run: Run, books: Books, num_faults: int, elapsed_s: float) -> None:
-    wrong = [*books.lost, *books.half_written, *books.changed]
-    sys.stdout.write(
+def _tell(run: Run, order: Order, books: Books, stuck: str, num_faults: int, elapsed_s: float) -> None:
+    name = f"seed {order.seed}, run {run.number}"
+    summary = (
         f"{name}: {books.recorded} of {books.clips} clips recorded, {books.failed} failed, {books.again} attempts "
-        f"again, {run.submits} submits; {num_faults} faults in {elapsed_s:.0f} s\n"
+        f"again, {run.submits} submits; {num_faults} faults in {elapsed_s:.0f} s"
     )
-    for line in wrong:
-        sys.stdout.write(f"  WRONG: {line}\n")
-    if wrong:
-        sys.stdout.write(run.said() + "\n")
+    lines = [
+        summary,
+        *(f"  WRONG: {line}" for line in books.wrong),
+        *([stuck] if stuck else []),
+    ]
+    if books.wrong or stuck:
+        lines += [] if stuck else [run.said()]
+        if order.logs:
+            folder = order.logs / f"seed{order.seed}-run{run.number}"
+            run.keep_logs(folder)
+            lines.append(f"{name}: its logs are in {folder}")
+    sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.cluster
 
 
 def test_a_few_random_faults_lose_nothing_and_leave_nothing_half_written() -> None:
-    command = [sys.executable, "-m", "tests.faults", "--faults", "6", "--seed", "4"]
+    command = [sys.executable, "-m", "tests.faults", "--faults", "6", "--seed", "11"]
     runner = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

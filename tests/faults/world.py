@@ -21,6 +21,7 @@ from pab.families.demo.weights import build_parts, demo_config, save_demo
 from tests.cluster.daemons.ceph import Ceph, S3Server
 from tests.cluster.daemons.slurm import Slurm
 from tests.faults import poison
+from tests.faults.hooks import Hook, install_ffmpeg, install_sbatch
 from tests.faults.proxy import Proxy, open_proxy
 from tests.pipeline.command import ROOT, environment
 
@@ -28,11 +29,16 @@ BUCKET = "faults"
 POISON = "motionless"
 """A word of the vocabulary whose embedding is NaN in these weights: clips whose prompt holds it cannot be rendered."""
 _SCRATCH_MB = 96
+_JOBS_MB = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """`s3` is the server itself; the program sees the proxy. `scratch`: a small disk, None where none may be mounted."""
+    """`s3` is the server itself; the program sees the proxy.
+
+    `scratch`, `jobs_disk`: small disks for temporary files and for `runs/.jobs`, None where none may be mounted. `sbatch`,
+    `ffmpeg`: what stands before these programs. `bad_nodes`: a file of a node's name there makes it a bad one.
+    """
 
     folder: Path
     work: Path
@@ -43,6 +49,10 @@ class World:
     proxy: Proxy
     slurm: Slurm | None
     scratch: Path | None
+    jobs_disk: Path | None
+    sbatch: Hook | None
+    ffmpeg: Hook
+    bad_nodes: Path
 
     @property
     def s3_port(self) -> int:
@@ -78,9 +88,12 @@ def open_world(*, cluster: str) -> Iterator[World]:
             slurm = Slurm(folder / "slurm")
             stack.callback(slurm.stop)
             slurm.start()
-        proxy = stack.enter_context(open_proxy(urlsplit(server.endpoint).port or 0))
-        scratch = stack.enter_context(_small_disk(folder / "scratch"))
-        (folder / "work").mkdir()
+        proxy = stack.enter_context(open_proxy(urlsplit(server.endpoint).port or 0, secret_key=server.secret_key))
+        scratch = stack.enter_context(_small_disk(folder / "scratch", _SCRATCH_MB))
+        jobs_disk = stack.enter_context(_small_disk(folder / "work" / "runs" / ".jobs", _JOBS_MB))
+        (folder / "bad-nodes").mkdir()
+        hooks = folder / "hooks"
+        ffmpeg, sbatch = install_ffmpeg(hooks), install_sbatch(hooks) if slurm else None
         _make_bucket(server)
         seen = replace(server, endpoint=f"http://127.0.0.1:{proxy.port}")
         yield World(
@@ -92,6 +105,9 @@ def open_world(*, cluster: str) -> Iterator[World]:
                 **seen.environment,
                 **({"SLURM_CONF": slurm.environment["SLURM_CONF"]} if slurm else {}),
                 **({"TMPDIR": str(scratch)} if scratch else {}),
+                "PATH": f"{hooks}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+                "IMAGEIO_FFMPEG_EXE": str(ffmpeg.path),
+                poison.BAD_NODES: str(folder / "bad-nodes"),
                 "PYTHONPATH": f"{ROOT}{os.pathsep}{poison.install(folder / 'plugins')}",
             },
             ceph=ceph,
@@ -99,13 +115,17 @@ def open_world(*, cluster: str) -> Iterator[World]:
             proxy=proxy,
             slurm=slurm,
             scratch=scratch,
+            jobs_disk=jobs_disk,
+            sbatch=sbatch,
+            ffmpeg=ffmpeg,
+            bad_nodes=folder / "bad-nodes",
         )
 
 
 @contextlib.contextmanager
-def _small_disk(folder: Path) -> Iterator[Path | None]:
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={_SCRATCH_MB}m,mode=1777", "tmpfs", str(folder)]
+def _small_disk(folder: Path, size_mb: int) -> Iterator[Path | None]:
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m,mode=1777", "tmpfs", str(folder)]
     if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
         yield None
         return

@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from jobs.rendering.attempts import OpenAttempts, interruptible
-from jobs.store.bucket import Bucket
+from jobs.store.bucket import Bucket, BucketError
+from pipeline.run.quarantine import write_quarantined
 
 
 @pytest.fixture
@@ -29,6 +30,45 @@ def test_marks_are_numbered_past_those_that_another_start_left(tmp_path):
     assert second.is_withdrawn("a.01", 2)
     assert not second.is_withdrawn("a.01", 1)
     assert bucket.attempts() == {"a.01": [1]}
+
+
+class NothingIsRemoved(Bucket):
+    """A bucket whose policy allows no DELETE."""
+
+    def remove(self, path):
+        raise BucketError(f"cannot remove {path} (AccessDenied)")
+
+
+def test_interruptions_take_no_attempt_from_a_clip_though_the_store_removes_nothing(tmp_path):
+    bucket = NothingIsRemoved(str(tmp_path))
+    for _ in range(3):
+        attempts = OpenAttempts(bucket)
+        assert attempts.begin("a.01", bucket.histories(["a.01"])["a.01"].next_attempt) == 1
+        assert attempts.begin("b.01", 1) == 1
+        assert attempts.hold("encoding/job-00000.demo.0")
+        assert not OpenAttempts(bucket).hold("encoding/job-00000.demo.0")
+        assert bucket.histories(["a.01"])["a.01"].killed == 1
+        assert attempts.withdraw() == ["attempts/a.01.1", "attempts/b.01.1", "encoding/job-00000.demo.0"]
+    history = bucket.histories(["a.01"])["a.01"]
+    assert (history.attempts, history.killed, history.is_given_up(2)) == ((), 0, False)
+    assert write_quarantined(bucket, ["a.01", "b.01"], 2) == set()
+    assert bucket.failures() == {}
+
+
+def test_a_mark_that_cannot_be_taken_back_keeps_no_other_from_it(tmp_path):
+    class Refusing(NothingIsRemoved):
+        def write_json(self, path, value):
+            if "a.01" in path:
+                raise BucketError(f"cannot write {path} (AccessDenied)")
+            super().write_json(path, value)
+
+    bucket = Refusing(str(tmp_path))
+    attempts = OpenAttempts(bucket)
+    for key in ("a.01", "b.01"):
+        attempts.begin(key, 1)
+    with pytest.raises(BucketError, match=r"cannot write attempts/a\.01\.1"):
+        attempts.withdraw()
+    assert [bucket.histories([key])[key].killed for key in ("a.01", "b.01")] == [1, 0]
 
 
 def test_a_mark_tells_who_began(tmp_path):

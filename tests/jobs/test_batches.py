@@ -203,3 +203,27 @@ def test_each_size_of_batch_compiles_once_for_prompts_of_any_length(tmp_path):
     assert graphs[0] == graphs[1] > 0
     assert graphs[2:6] == [0, 0, 0, 0]
     assert graphs[6] > 0  # the last one is alone
+
+
+def test_a_clip_whose_decoder_gives_nan_fails_alone_at_decode_and_has_no_record(tmp_path):
+    items = clips(4)
+    items[1] = replace(items[1], prompt="spoil this")
+    bucket = write_shard(str(tmp_path), items)
+    first, second, third, fourth = render_job(str(tmp_path), baseline=False, batch=4)().clips
+    assert isinstance(second, Failed)
+    assert (second.stage, second.error) == ("decode", "NotFiniteError")
+    assert "1 of 36864 decoded values are NaN or infinite" in second.message
+    assert [type(each) for each in (first, third, fourth)] == [Rendered] * 3
+    assert bucket.failures() == {items[1].key: [1]}
+    assert sizes(bucket, [items[0], items[2], items[3]]) == [4, 4, 4]
+    assert not (tmp_path / layout.video("clip.1")).exists()
+
+
+def test_a_clip_of_several_loops_fails_at_decode_and_is_not_compared_with_a_baseline(tmp_path):
+    loops = {"loops": 2, "condition_frame_length": 2, "condition_frame_edit": 0.0}
+    items = [clip(0, prompt="spoil this", **loops), clip(1, prompt="spoil that"), clip(2)]
+    bucket = write_shard(str(tmp_path), items)
+    outcomes = render_job(str(tmp_path))().clips
+    assert [getattr(each, "stage", None) for each in outcomes] == ["decode", "decode", None]
+    assert list(bucket.failures()) == [items[0].key, items[1].key]
+    assert bucket.read_json(layout.job_report(7))["baselines"] == []

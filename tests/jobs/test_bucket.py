@@ -44,6 +44,15 @@ def test_what_is_written_is_read_back_and_written_over(bucket):
         bucket.read("records/a.1.json")
 
 
+def test_text_of_others_in_a_document_moves_no_cursor_and_is_read_back(bucket):
+    text = "\x1b[2J \x9b1m \u202eabc \u2028 \ufeff 猫 é"
+    bucket.write_json("records/a.1.json", {"prompt": text})
+    data = bucket.read("records/a.1.json").decode()
+    assert all(one.isprintable() or one == "\n" for one in data)
+    assert "猫 é" in data
+    assert bucket.read_json("records/a.1.json") == {"prompt": text}
+
+
 def test_of_many_creators_one_wins_and_its_data_stays(bucket):
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda number: bucket.create("run.json", b"%d" % number), range(32)))

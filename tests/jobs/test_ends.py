@@ -141,13 +141,13 @@ def test_a_clip_that_hangs_ends_its_process_and_the_next_start_removes_what_kill
     bucket = write_shard(str(tmp_path / "out"), items)
     process = start_process(render_job(str(tmp_path / "out"), baseline=False), tmp_path / "killed")
     wait_for(gate.with_suffix(".reached").exists)
-    (kept,) = scratch.iterdir()
+    (kept,) = scratch.glob("pab-pipeline-*/work/*")
     process.kill()
     process.wait()
     assert kept.is_dir()
     job = render_job(str(tmp_path / "out"), baseline=False, hang_s=2.0)
     assert start_process(job, tmp_path / "hung").wait(WAIT_S) == HUNG_EXIT
-    assert list(scratch.iterdir()) == []
+    assert list(scratch.glob("pab-pipeline-*/work/*")) == []
     # What was rendered before and beside it is brought home, and the log of the hung process too.
     assert bucket.recorded_keys() == {items[0].key, items[2].key}
     assert bucket.attempts()[items[1].key] == [1, 2]

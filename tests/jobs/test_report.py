@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jobs.media.picture import png, strip
+from jobs.media.reference_access import ReferenceAccess
 from jobs.media.reference_files import decode_frames, fetch_reference
 from jobs.reports.report import derived_baseline_s
 from jobs.reports.report_broadcast import distinct_plans
@@ -190,7 +191,9 @@ def test_two_ranks_report_the_all_to_alls_that_broadcast_saved(tmp_path):
 def decoded(data: bytes, folder: Path) -> np.ndarray:
     """The pixels of a picture as ffmpeg reads it, which is not what has written it."""
     (folder / "picture").write_bytes(data)
-    (frame,) = decode_frames(fetch_reference(str(folder / "picture"), RetryPolicy()), range(1))
+    (frame,) = decode_frames(
+        fetch_reference(str(folder / "picture"), ReferenceAccess(roots=(str(folder),)), RetryPolicy()), range(1)
+    )
     return frame
 
 

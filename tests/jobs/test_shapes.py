@@ -30,7 +30,7 @@ NO_CLIP = {
     "a field of a shape, or an argument of one call": "EncodedPrompt StepInput ComingFrames ClipReferences",
     "a job and its parts": (
         "JobContext JobRanks Place LoadedFamily ClipLoop Finisher Announcer OpenAttempts HangWatch Deadline Baselines "
-        "_ShardRun"
+        "_ShardRun _End"
     ),
     "many clips": "Todo Batching BatchSize KindOfClip",
     "errors": "NotFiniteError GroupLostError GroupKilledError GroupError",

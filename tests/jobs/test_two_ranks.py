@@ -34,17 +34,17 @@ def latents_on_this_rank(job, item):
         loaded = load_family(TINY, job.settings, torch.device("cpu"))
         rendered = Attempt(clip=item, number=1)
         render_clip(loaded, rendered, settings=job.settings, group=ranks.node)
-        told = ranks.all_gather_object(("rank", ranks.place.rank))
+        told = ranks.all_gather(("rank", ranks.place.rank), tuple[str, int])
         return (
             rendered.denoised.latents,
             rendered.denoised.traffic,
             told,
-            ranks.broadcast_in_clip(f"from {ranks.place.rank}"),
+            ranks.broadcast_in_clip(f"from {ranks.place.rank}", str),
         )
 
 
 def test_ranks_of_one_machine_meet_on_loopback_only():
-    place = Place(rank=0, world=2, local_rank=0, num_nodes=1, job_id="7", start=0, master="127.0.0.1", folder=None)
+    place = Place(rank=0, world=2, local_rank=0, num_nodes=1, job_id="7", start=0, folder=None)
     store = open_store(place, timedelta(seconds=5))
     store.set("a", "1")
     assert f"0100007F:{store.port:04X}" in listening(os.getpid())

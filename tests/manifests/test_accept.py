@@ -439,3 +439,18 @@ def test_a_default_that_is_not_allowed_is_no_fault_of_the_rows(
 def test_an_unknown_default_model_is_refused(manifest: Write, rules: Rules) -> None:
     with pytest.raises(ValueError, match="default model 'won' is none of wan; name one of them"):
         validate(manifest({"prompt": ["a"]}), rules, default_model="won")
+
+
+@pytest.mark.parametrize("column", ["clip_id", "digest"])
+@pytest.mark.parametrize("name", ["../../.ssh/x", "a/b", "..", "", "a\\b", "a\x00b"])
+def test_a_shard_that_somebody_else_wrote_cannot_name_files_outside_of_the_run(
+    manifest: Write, rules: Rules, tmp_path: Path, column: str, name: str
+) -> None:
+    accept(manifest({"prompt": ["a", "b"]}), rules, default_model="wan", sink=tmp_path / "accepted.parquet")
+    table = pq.read_table(tmp_path / "accepted.parquet")
+    assert len(read_clips(str(tmp_path / "accepted.parquet"))) == 2
+    names = pa.array([table[column][0].as_py(), name])
+    table = table.set_column(table.schema.get_field_index(column), table.schema.field(column), names)
+    pq.write_table(table, tmp_path / "shard.parquet")
+    with pytest.raises(ManifestError, match="no accepted manifest has such a name"):
+        read_clips(str(tmp_path / "shard.parquet"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -16,16 +17,16 @@ from manifests.schema import VERSION_KEY
 from tests.manifests.conftest import family
 
 
-def built(tmp_path: Path, name: str, content: str | bytes) -> pa.Table:
+def built(tmp_path: Path, name: str, content: str | bytes, **options: Any) -> pa.Table:
     source = tmp_path / name
     source.write_bytes(content if isinstance(content, bytes) else content.encode())
-    build(str(source), tmp_path / "built.parquet", errors_path=tmp_path / "errors.jsonl")
+    build(str(source), tmp_path / "built.parquet", errors_path=tmp_path / "errors.jsonl", **options)
     return pq.read_table(tmp_path / "built.parquet")
 
 
-def refused(tmp_path: Path, name: str, content: str | bytes) -> str:
+def refused(tmp_path: Path, name: str, content: str | bytes, **options: Any) -> str:
     with pytest.raises(ManifestError) as caught:
-        built(tmp_path, name, content)
+        built(tmp_path, name, content, **options)
     assert not (tmp_path / "built.parquet").exists()
     return str(caught.value)
 
@@ -124,7 +125,11 @@ def test_a_misspelled_column_gives_a_warning(tmp_path: Path) -> None:
         ),
         ("c.txt", b"fine\n\xfe\n", "line 2: b'\\xfe\\n', valid UTF-8 is needed; save it as UTF-8"),
         ("c.txt", "\n \n", "the file has no prompts; add at least one"),
-        ("c.xlsx", "", "the ending '.xlsx' is not known, allowed: .csv, .jsonl, .ndjson, .txt; rename the file"),
+        (
+            "c.xlsx",
+            "",
+            "the ending '.xlsx' is not known, allowed: .csv, .json, .jsonl, .ndjson, .tsv, .txt; rename the file",
+        ),
     ],
 )
 def test_a_bad_source_names_the_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:

@@ -155,14 +155,14 @@ def test_csv_and_json_lines_carry_references(tmp_path: Path) -> None:
     )
     tables = []
     for name in ("a.csv", "a.jsonl"):
-        build(str(tmp_path / name), tmp_path / "built.parquet")
+        build(str(tmp_path / name), tmp_path / "built.parquet", overwrite=True)
         tables.append(pq.read_table(tmp_path / "built.parquet"))
     assert tables[0].equals(tables[1])
     assert tables[0].column("references").to_pylist() == [["a.png", "b.mp4"], None]
     assert tables[0].schema.metadata[VERSION_KEY] == b"2"
     (tmp_path / "bad.jsonl").write_text('{"prompt": "x", "references": [1]}\n')
     with pytest.raises(ManifestError, match="a string or a list of strings is needed"):
-        build(str(tmp_path / "bad.jsonl"), tmp_path / "built.parquet", errors_path=tmp_path / "errors")
+        build(str(tmp_path / "bad.jsonl"), tmp_path / "bad.parquet", errors_path=tmp_path / "errors")
 
 
 @pytest.mark.parametrize(
@@ -181,3 +181,21 @@ def test_relative_references_lie_beside_the_manifest(name: str, manifest_url: st
 def test_blank_parts_of_a_cell_name_nothing() -> None:
     assert split_references(" a.png ;; b.png ") == ("a.png", "b.png")
     assert split_references(["a;b.png", None, ""]) == ("a;b.png",)
+
+
+def test_a_row_that_names_millions_of_references_is_refused_before_they_are_looked_at(
+    manifest: Write, rules: dict[str, FamilyRules], tmp_path: Path
+) -> None:
+    store = Store(a="aa")
+    for column, told in (
+        ({"references": [["a.png"] * 65, ["a.png"]]}, "row 0: references, 65 references, at most 64 are read"),
+        ({"references": ["a.png;" * 30_000, "a.png"]}, "row 0: references, 180,000 bytes, at most 131,072 are read"),
+        ({"references": ["a.png"] * 2, "mask_strategy": ["0;" * 9000, "0"]}, "row 0: mask_strategy, 18,000 bytes"),
+    ):
+        with pytest.raises(ManifestError) as caught:
+            validate(
+                manifest({"prompt": ["x", "y"], **column}), rules, default_model="wan", read_references=store,
+                errors_path=tmp_path / "errors",
+            )  # fmt: skip
+        assert told in str(caught.value)
+        assert caught.value.num_problems == 1

@@ -16,7 +16,7 @@ from pab.families.latte.transformer import Latte
 from pab.families.open_sora_plan.sites import open_sora_plan_sites
 from pab.families.open_sora_plan.transformer import OpenSoraPlan, OpenSoraPlanConfig
 from pab.family import ClipRequest
-from pab.model import Scheduler
+from pab.model import DecodedFrames, Scheduler
 from pab.nn.noise_video import NoiseVideo
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import Denoised, denoise, initial_noise
@@ -50,7 +50,7 @@ class BlockCodec:
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         return (4, num_frames, height // 8, width // 8)
 
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
         raise NotImplementedError
 
 

@@ -11,6 +11,7 @@ from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import denoise, initial_noise, plan_for
 from pab.text.t5_text import T5Text
 from tests.pab.vae_ranks import whole_axis
+from tests.pab.worlds import from_the_start
 
 CLIP = ClipRequest(
     prompt="A cat walks over a red carpet", negative_prompt=None, seed=3, num_frames=34, height=112, width=128, fps=24,
@@ -23,7 +24,7 @@ def render(folder: Path, request: ClipRequest, broadcast: str, cfg: int) -> tupl
     world = dist.get_world_size() if dist.is_initialized() else 1
     group = open_group(dp=1, cfg=cfg, sp=world // cfg, device=torch.device("cpu")) if world > 1 else NodeGroup()
     model = OPEN_SORA.load(LoadRequest(weights=str(folder), precision="float32", device="cpu", clip_axis=group.clip))
-    plan = plan_for(OPEN_SORA, request, OPEN_SORA.presets[broadcast], "float32")
+    plan = plan_for(OPEN_SORA, request, from_the_start(OPEN_SORA.presets[broadcast]), "float32")
     done = denoise(
         model,
         request,
@@ -32,7 +33,7 @@ def render(folder: Path, request: ClipRequest, broadcast: str, cfg: int) -> tupl
         plan=plan,
         group=group,
     )
-    return done.latents, model.decode(done.latents, request, group)
+    return done.latents, model.decode(done.latents, request, group).frames
 
 
 def t5_text(folder: Path, max_length: int = 48) -> T5Text:

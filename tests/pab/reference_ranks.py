@@ -12,6 +12,7 @@ from pab.family import LoadRequest
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
 from tests.pab.open_sora_ranks import CLIP
+from tests.pab.worlds import from_the_start
 
 
 def moving_picture(num_frames: int) -> torch.Tensor:
@@ -35,7 +36,7 @@ def render_given(
         CLIP,
         prompt=model.encode_prompts([CLIP])[0],
         noise=initial_noise(CLIP, model.latent_shape(CLIP)),
-        plan=plan_for(OPEN_SORA, CLIP, OPEN_SORA.presets[broadcast], "float32"),
+        plan=plan_for(OPEN_SORA, CLIP, from_the_start(OPEN_SORA.presets[broadcast]), "float32"),
         group=group,
         given=given,
     )

@@ -81,7 +81,7 @@ def test_a_clip_of_every_family_is_planned_counted_and_decoded_and_a_failed_one_
         render(name, fails)
     assert torch.equal(render(name, model).latents, good.latents)
 
-    frames = model.decode(good.latents, request, NodeGroup())
+    frames = model.decode(good.latents, request, NodeGroup()).frames
     assert frames.shape == (1, request.num_frames, request.height, request.width, 3)
     assert frames.dtype == torch.uint8
     assert frames.float().std() > 0

@@ -62,14 +62,14 @@ def test_frames_are_the_library_pipeline_s(weights, name):
     world = WORLDS[name]
     model, request = world.load(weights), world.clip()
     latents = initial_noise(request, model.latent_shape(request))
-    frames = model.decode(latents, request, NodeGroup())
+    frames = model.decode(latents, request, NodeGroup()).frames
     assert frames.shape == (1, world.frames, world.side, world.side, 3)
     with torch.inference_mode():
         theirs = world.library_frames(library_module(weights / name / "vae"), latents, request)
     assert (frames / 255 - theirs).abs().max() < 0.6 / 255
     assert frames.float().std() > 1
     rank = NodeGroup(clip=Axis(size=2, rank=1))
-    assert model.decode(latents, request, rank).shape == (0, world.frames, world.side, world.side, 3)
+    assert model.decode(latents, request, rank).frames.shape == (0, world.frames, world.side, world.side, 3)
 
 
 @pytest.mark.parametrize("name", ONE_TRANSFORMER)

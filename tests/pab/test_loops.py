@@ -23,12 +23,14 @@ from pab.families.open_sora.given_frames import reference_noise
 from pab.family import LoadRequest
 from pab.parallel.mesh import NodeGroup, open_group
 from tests.pab.conftest import TinyWeights
+from tests.pab.worlds import from_the_start
 from tests.ranks import run_on_ranks
 
 RULES = OPEN_SORA.references
+EARLY = from_the_start(OPEN_SORA.presets["pab246"])
 CLIP = Clip(
     clip_id="shore", digest="0", prompt="|0| A calm shore |2| A storm", negative_prompt=None, seed=3, model="open_sora",
-    num_frames=34, height=112, width=128, fps=24, num_steps=4, guidance_scale=7.0, broadcast="pab246", loops=3,
+    num_frames=34, height=112, width=128, fps=24, num_steps=4, guidance_scale=7.0, broadcast="early", loops=3,
     condition_frame_length=5, condition_frame_edit=0.0,
 )  # fmt: skip
 
@@ -47,7 +49,9 @@ def attempt(weights: Path) -> Attempt:
 
 def settings(folder: Path) -> JobSettings:
     render = RenderSettings(weights=str(folder), precision="float32", device="cpu")
-    return JobSettings(output="", run_id="r", mesh=Mesh(), render=render)
+    return JobSettings(
+        output="", run_id="r", mesh=Mesh(), render=render, broadcast_rules={"early": EARLY.to_dict()}
+    )  # fmt: skip
 
 
 def rendered(folder: Path, clip: Clip, cfg: int) -> Attempt:
@@ -133,7 +137,7 @@ def test_a_clip_of_loops_is_each_loop_going_on_and_what_it_repeats_is_shown_once
         end = model.codec.vae.encode(whole[:, :, 17:], reference_noise(seed))
         torch.testing.assert_close(latents[loop][:, :, :5], end, rtol=0, atol=1e-5)
         assert (latents[loop][:, :, 5:] - latents[loop - 1][:, :, 5:]).abs().max() > 0.1
-    parts = [model.decode(latents[loop], requests[loop], NodeGroup())[0, 17 * (loop > 0) :] for loop in range(3)]
+    parts = [model.decode(latents[loop], requests[loop], NodeGroup()).frames[0, 17 * (loop > 0) :] for loop in range(3)]
     assert torch.equal(torch.from_numpy(attempt.coming.fetch()), torch.cat(parts))
     assert attempt.warnings == ()
     assert len(attempt.patterns) == len(attempt.denoised.step_seconds) == 12
@@ -158,7 +162,7 @@ def test_the_first_loop_is_the_clip_of_one_loop_and_without_broadcast_loops_go_o
     assert len(again.coming.fetch()) == len(attempt.coming.fetch()) == 3 * 34 - 2 * 17
     single = Clip(**{name: getattr(CLIP, name) for name in Clip.__slots__} | {"loops": 1, "prompt": alone.prompt})
     assert torch.equal(rendered(weights, single, 1).loops[0].latents, attempt.loops[0].latents)
-    assert clip_rules(CLIP, OPEN_SORA, settings(weights)) == OPEN_SORA.presets["pab246"]
+    assert clip_rules(CLIP, OPEN_SORA, settings(weights)) == EARLY
 
 
 def test_loops_come_out_the_same_on_any_ranks(weights: Path, attempt: Attempt) -> None:

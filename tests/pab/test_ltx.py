@@ -60,10 +60,12 @@ def test_a_whole_ltx_run_is_the_library_s_from_the_seed_alone(weights):
         output_type="pt", return_dict=False,
     )[0]  # fmt: skip
     before = torch.get_rng_state()
-    ours = model.decode(world.render(model, request, NO_BROADCAST).latents, request, NodeGroup())
+    ours = model.decode(world.render(model, request, NO_BROADCAST).latents, request, NodeGroup()).frames
     assert torch.equal(torch.get_rng_state(), before), "noise inside the decoder is the clip's, not the process's"
     assert (ours / 255 - theirs.permute(0, 1, 3, 4, 2)).abs().max() < 0.6 / 255
-    other = model.decode(world.render(model, request, NO_BROADCAST).latents, replace(request, seed=4), NodeGroup())
+    other = model.decode(
+        world.render(model, request, NO_BROADCAST).latents, replace(request, seed=4), NodeGroup()
+    ).frames
     assert not torch.equal(other, ours)
 
 
@@ -78,7 +80,7 @@ def test_ltx_decodes_with_the_vae_of_its_first_release(tmp_path):
         with torch.inference_mode():
             plain = latents * vae.latents_std.view(1, -1, 1, 1, 1) + vae.latents_mean.view(1, -1, 1, 1, 1)
             theirs = displayed(vae.decode(plain).sample)
-        ours = model.decode(latents, request, NodeGroup())
+        ours = model.decode(latents, request, NodeGroup()).frames
         assert ours.shape == (1, frames, world.side, world.side, 3)
         assert (ours / 255 - theirs).abs().max() < 0.6 / 255
 

@@ -130,6 +130,6 @@ def test_the_demo_model_goes_on_from_an_image() -> None:
         group=NodeGroup(),
         given=given,
     )
-    frames = model.decode(done.latents, request, NodeGroup())[0].float() / 127.5 - 1
+    frames = model.decode(done.latents, request, NodeGroup()).frames[0].float() / 127.5 - 1
     error = (frames[0].permute(2, 0, 1) - image[0, :, 0]).square().mean()
     assert error < 4 * 10 ** (-25 / 10), "the first frame is the image, to 25 dB"

@@ -76,7 +76,7 @@ def test_frames_are_rounded_to_bytes_over_the_whole_range() -> None:
     z = torch.randn(1, 4, 2, 2, 3)
     with torch.inference_mode():
         pixels = vae.decode(z, 5)
-        frames = vae.decode_frames(z, 5, Axis())
+        frames = vae.decode_frames(z, 5, Axis()).frames
     assert frames is not None
     assert frames.shape == (1, 5, 16, 24, 3)
     expected = (pixels.clamp(-1, 1) * 127.5 + 128).to(torch.uint8).permute(0, 2, 3, 4, 1)

@@ -38,7 +38,8 @@ def causal_vae() -> CausalVAE:
 def decode_open_sora(num_frames: int) -> torch.Tensor | None:
     vae = open_sora_vae()
     noise = torch.randn(1, *vae.latent_shape(num_frames, 16, 24), generator=torch.Generator().manual_seed(1))
-    return vae.decode_frames(noise, num_frames, whole_axis())
+    decoded = vae.decode_frames(noise, num_frames, whole_axis())
+    return None if decoded is None else decoded.frames
 
 
 @torch.inference_mode()

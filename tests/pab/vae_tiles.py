@@ -75,5 +75,5 @@ def decoded(folder: Path, cfg: int) -> dict[str, Tensor]:
     for name, (num_frames, height, width) in SIZES.items():
         codec = small_codec(folder, name)
         request = WORLDS[name].clip(num_frames=num_frames, height=height, width=width)
-        frames[name] = codec.decode_frames(latents_of(codec, name), request, group)
+        frames[name] = codec.decode_frames(latents_of(codec, name), request, group).frames
     return frames

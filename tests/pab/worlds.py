@@ -1,18 +1,19 @@
 """A tiny STDiT3 with random weights as a loaded model, for tests of the loop."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from pab.broadcast.plan import make_plan
-from pab.broadcast.rules import MlpRule, Rules, pyramid
+from pab.broadcast.rules import ATTENTION_KINDS, BroadcastRules, MlpRule, Rules, pyramid
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
 from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.family import ClipRequest
+from pab.model import DecodedFrames
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
 from pab.sampling.rectified_flow import timesteps
@@ -27,6 +28,13 @@ PAB246 = pyramid(
 )  # fmt: skip
 
 
+def from_the_start(rules: Rules) -> Rules:
+    """The same rules with windows that hold all noise, so that a clip of few steps reuses as they say."""
+    assert isinstance(rules, BroadcastRules)
+    kinds = {kind: rules.attention(kind) for kind in ATTENTION_KINDS}
+    return replace(rules, **{kind: replace(rule, high=1001) for kind, rule in kinds.items() if rule is not None})
+
+
 @dataclass(frozen=True)
 class BlockCodec:
     """Latents of half the frames and an eighth of the size."""
@@ -34,7 +42,7 @@ class BlockCodec:
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         return (4, num_frames // 2, height // 8, width // 8)
 
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
         raise NotImplementedError
 
 

@@ -19,7 +19,7 @@ from pipeline.exits import RefusedError
 from pipeline.run.claims import claimed
 from pipeline.screen import Screen
 from tests.jobs.s3_with_faults import FaultyS3, faulty_s3
-from tests.pipeline.command import Command, wait_until
+from tests.pipeline.command import Command, records, wait_until
 
 Manifest = Callable[..., Path]
 
@@ -139,3 +139,23 @@ def test_a_killed_submit_leaves_no_claim_that_lasts(cold_command: Command, manif
     driver.communicate()
     code, document = cold_command.submit(url, output)
     assert (code, document["rendered"]) == (0, 2)
+
+
+def test_a_submit_beside_one_that_dies_renders_what_that_one_leaves(
+    cold_command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    output, url = tmp_path / "out", manifest(4, num_steps=[30] * 4)
+    first = cold_command.start(url, output)
+    wait_until(lambda: records(output), "a first record")
+    second = cold_command.start(url, output)
+    said = ""
+    assert second.stderr is not None
+    while "this submit waits for" not in said:
+        said += (line := second.stderr.readline())
+        assert line, said
+    first.kill()
+    first.communicate()
+    _, rest = second.communicate(timeout=240)
+    assert second.returncode == 0, said + rest
+    assert "left to another submit that is at work: process" in said
+    assert len(records(output)) == 4

@@ -76,6 +76,30 @@ def test_other_bytes_of_the_same_length_are_found_by_a_check(copied: Path) -> No
     assert "has other bytes than the record says" in damage.what
 
 
+@pytest.mark.parametrize(
+    ("folder", "shown"),
+    [
+        ("renders", lambda _sizes: {}),
+        ("renders", lambda sizes: dict.fromkeys(sizes, 3)),
+        ("records", lambda sizes: dict.fromkeys(sizes, 0)),
+    ],
+    ids=["videos missing", "videos of another size", "records empty"],
+)
+def test_a_listing_that_is_late_makes_no_good_clip_a_damaged_one(
+    copied: Path, folder: str, shown: Callable[[dict[str, int]], dict[str, int]]
+) -> None:
+    class Late(Bucket):
+        def listing(self, name: str) -> dict[str, int]:
+            sizes = super().listing(name)
+            return shown(sizes) if name == folder else sizes
+
+    bucket, keys = Late(str(copied)), keys_of(copied)
+    assert look_for_damage(bucket, keys, plain_videos=True).damages == ()
+    the_video(copied).unlink()
+    (damage,) = look_for_damage(bucket, keys, plain_videos=True).damages
+    assert clip_id(damage.key) == "c1"
+
+
 def test_a_plain_name_of_another_video_is_found_by_a_check(copied: Path) -> None:
     plain = copied / "videos/c1.mp4"
     data = plain.read_bytes()

@@ -17,7 +17,8 @@ from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
 from manifests.schema import CLIP_SCHEMA, accepted_schema
 from pipeline.run.display import open_display
-from pipeline.run.driver import Driver, ShardJob, shard_keys
+from pipeline.run.driven import ShardJob, shard_keys
+from pipeline.run.driver import Driver
 from pipeline.run.jobs_file import new_submit, read_submits
 from pipeline.run.state import read_progress
 from pipeline.screen import Screen
@@ -30,6 +31,7 @@ class OneJob:
     name: str
     id: str = "17"
     state: JobState = JobState.RUNNING
+    nodes: frozenset[str] = frozenset()
 
     def result(self) -> object | None:
         return None
@@ -58,6 +60,15 @@ class Machines:
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         assert not jobs, "nothing is to be cancelled here"
+
+    def alive(self) -> list[Job]:
+        return []
+
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        return []
+
+    def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
+        return nodes
 
 
 def shard_job() -> ShardJob:
@@ -145,6 +156,15 @@ class Refusing:
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         assert not jobs, "nothing is to be cancelled here"
+
+    def alive(self) -> list[Job]:
+        return []
+
+    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
+        return []
+
+    def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
+        return nodes
 
 
 def drive(folder: Path, machines: Refusing, *, retry_policy: RetryPolicy, max_attempts: int = 2) -> Driver:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 
 from jobs.media.encode import encode
 from jobs.media.picture import png
+from jobs.media.reference_access import ReferenceAccess
 from jobs.rendering.references import take_references
 from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy
@@ -23,9 +25,11 @@ from pab.family import LoadRequest
 from pab.parallel.mesh import NodeGroup
 from pab.tiny_weights.__main__ import main as write_tiny
 from pipeline.run.references import MOST_TIMES_AWAY, ReferenceReader, keep_references, known_references
+from tests.jobs.test_reference_access import sends, web_server
 from tests.jobs.videos import read_video
 from tests.pab.open_sora_ranks import CLIP
 from tests.pipeline.command import Command, records
+from tests.pipeline.conftest import write_manifest
 
 Manifest = Callable[..., Path]
 SIZE = {"num_frames": [34, 34], "height": [112, 112], "width": [128, 128], "num_steps": [2, 2]}
@@ -42,10 +46,11 @@ def first_chunk(weights: Path, values: dict) -> np.ndarray:
     lists = {name: tuple(values[name]) for name in ("references", "reference_digests")}
     clip = Clip(**(values | lists))
     model = OPEN_SORA.load(LoadRequest(weights=str(weights), precision="float32", device="cpu"))
-    taken = take_references(clip, OPEN_SORA.references, RetryPolicy())
+    access = ReferenceAccess(roots=("/",))
+    taken = take_references(clip, OPEN_SORA.references, RetryPolicy(), access=access)
     request = replace(CLIP, seed=clip.seed)
     given = model.given_frames(request, model.encode_references(request, taken.pixels), taken.masks[0])
-    return model.decode(given.latents_BCTHW, request, NodeGroup())[0, :17].numpy()
+    return model.decode(given.latents_BCTHW, request, NodeGroup()).frames[0, :17].numpy()
 
 
 def coarse(frames: np.ndarray) -> np.ndarray:
@@ -104,6 +109,43 @@ def test_rows_whose_references_cannot_be_rendered_are_refused_with_all_other_bad
     assert not (tmp_path / "out").exists()
 
 
+def test_files_outside_of_the_manifests_folder_are_read_only_if_the_user_names_their_folder(
+    command: Command, tmp_path: Path
+) -> None:
+    for name in ("media", "manifests"):
+        (tmp_path / name).mkdir()
+    picture, url = (
+        tmp_path / "media" / "a.png",
+        write_manifest(tmp_path / "manifests", 1, references=["../media/a.png"]),
+    )
+    picture.write_bytes(png(np.zeros((8, 8, 3), np.uint8)))
+    code, document = command.submit(url, tmp_path / "out", "--dry-run")
+    told = document["error"]["message"]
+    assert code == 4
+    assert "row 0: references=" in told
+    assert "it is (or leads to) a file outside of the folders that references may be read from" in told
+    assert f"({tmp_path}/manifests); move it there, or name its folder: --reference-root DIR" in told
+    named = ("--reference-root", str(tmp_path / "media"))
+    assert command.json("manifest", "validate", url, *named)[0] == 0
+    assert command.submit(url, tmp_path / "out", *named)[0] == 0
+    settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]["render"]
+    assert settings["reference_roots"] == [str(tmp_path / "manifests"), str(tmp_path / "media")]
+    assert settings["allow_private_references"] is False
+    code, document = command.json("manifest", "validate", url, "--reference-root", str(picture))
+    assert (code, "is no folder here" in document["error"]["message"]) == (2, True)
+
+
+def test_private_addresses_are_asked_only_if_the_user_says_so(command: Command, manifest: Manifest) -> None:
+    image = png(np.zeros((8, 8, 3), np.uint8))
+    with web_server(sends(image)) as server:
+        url = manifest(1, references=[f"{server}/a.png"])
+        code, document = command.json("manifest", "validate", url)
+        assert code == 4
+        assert "it leads to 127.0.0.1, which is no public address" in document["error"]["message"]
+        assert "--allow-private-references" in document["error"]["message"]
+        assert command.json("manifest", "validate", url, "--allow-private-references")[0] == 0
+
+
 def test_a_family_that_takes_no_references_says_so(command: Command, manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "wan").mkdir()
     (tmp_path / "wan" / "weights").write_text("planning reads no weights")
@@ -116,29 +158,31 @@ def test_a_family_that_takes_no_references_says_so(command: Command, manifest: M
 
 def test_a_reference_that_an_earlier_submit_has_read_is_read_again_only_if_its_file_has_changed(tmp_path: Path) -> None:
     bucket, here = Bucket(str(tmp_path / "out")), str(tmp_path / "a.png")
+    access = ReferenceAccess(roots=(str(tmp_path),))
     assert known_references(bucket) == {}
     first, second = (png(np.zeros((8, 8, 3), np.uint8)) + end for end in (b"a", b"b"))
     Path(here).write_bytes(first)
-    reader = ReferenceReader()
+    reader = ReferenceReader(access)
     assert reader([here])[here] == SeenReference(sha256=hashlib.sha256(first).hexdigest(), num_frames=1)
     # Another SHA-256 in what is kept shows whether the file was read.
     keep_references(bucket, {here: replace(reader.known[here], sha256="as kept")})
-    reader = ReferenceReader(known=known_references(bucket))
+    reader = ReferenceReader(access, known=known_references(bucket))
     assert reader([here])[here] == SeenReference(sha256="as kept", num_frames=1)
     times = Path(here).stat()
     Path(here).write_bytes(second)
     os.utime(here, ns=(times.st_atime_ns, times.st_mtime_ns))
-    reader = ReferenceReader(known=known_references(bucket))
+    reader = ReferenceReader(access, known=known_references(bucket))
     assert reader([here])[here] == SeenReference(sha256=hashlib.sha256(second).hexdigest(), num_frames=1)
     Path(here).unlink()
-    reader = ReferenceReader(known=known_references(bucket))
+    reader = ReferenceReader(access, known=known_references(bucket))
     assert "the file does not exist" in str(reader([here])[here])
 
 
 def test_a_reference_is_read_once_and_a_store_that_is_away_is_not_asked_for_ever(tmp_path: Path) -> None:
     image = png(np.zeros((8, 8, 3), np.uint8))
     (tmp_path / "a.png").write_bytes(image)
-    reader = ReferenceReader(RetryPolicy(total_s=0.05, operation_s=2, first_wait_s=0.02))
+    access = ReferenceAccess(roots=(str(tmp_path),), private=True)
+    reader = ReferenceReader(access, RetryPolicy(total_s=0.05, operation_s=2, first_wait_s=0.02))
     here = str(tmp_path / "a.png")
     seen = SeenReference(sha256=hashlib.sha256(image).hexdigest(), num_frames=1)
     assert reader([here]) == {here: seen}

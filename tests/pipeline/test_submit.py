@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.settings import Mesh
-from pab.broadcast.rules import KINDS
+from pab.broadcast.rules import KINDS, pyramid
 from pab.families import FAMILIES, find_family
 from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest
@@ -163,7 +163,10 @@ def test_ranks_share_the_passes_of_a_family_over_diffusers(
 ) -> None:
     write_tiny_weights("wan", tmp_path / "wan")
     wan = replace(command, weights=tmp_path / "wan")
+    rules = pyramid(2, None, 6, window=(0, 1001)).to_dict()  # with a window that begins later, two steps reuse nothing
+    (tmp_path / "early.json").write_text(json.dumps(rules))
     flags = ("--model", "wan", "--precision", "float32", "--gpus-per-node", "2", "--mesh", "sp=2", "--dry-run")
+    flags += ("--broadcast", str(tmp_path / "early.json"))
     code, document = wan.submit(manifest(1, num_frames=[5], num_steps=[2]), tmp_path / "dry", *flags)
     (group,) = document["groups"]
     # two for each of 30 attentions in a pass; the second of two steps reuses
@@ -176,6 +179,7 @@ def test_ranks_share_the_passes_of_a_family_over_diffusers(
     write_shard(str(tmp_path / "out"), [item])
     job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2), baseline=False)
     settings = replace(job.settings, render=replace(job.settings.render, weights=str(tmp_path / "wan")))
+    settings = replace(settings, broadcast_rules={group["broadcast"]: rules})
     job = replace(job, find_family=find_family, settings=settings)
     run_on_forked_ranks(job, tmp_path / "jobs", ranks=2)
     assert_whole(tmp_path / "out", [item.clip_id])
@@ -207,7 +211,7 @@ def test_one_manifest_mixes_families_and_sizes_each_with_its_own_weights(
             # what `python -m pab.tiny_weights FAMILY DIR` does
             assert write_tiny([name, str(folder)]) == 0
     columns = dict(zip(("model", "num_frames", "height", "width"), map(list, zip(*shapes, strict=True)), strict=True))
-    url, output = manifest(5, **columns, num_steps=[10, 4, 10, 8, 4]), tmp_path / "out"
+    url, output = manifest(5, **columns, num_steps=[10, 9, 10, 9, 9]), tmp_path / "out"
     given = [word for name, folder in folders.items() for word in ("--weights", f"{name}={folder}")]
     flags = (*FAST, "--max-parallel-jobs", "2", *given)
     # Latte stands for Open-Sora-Plan too, whose smallest video takes most of a minute: test_noise_families renders it.
@@ -260,4 +264,6 @@ def test_two_submits_at_once_do_each_other_no_harm(command: Command, manifest: M
     documents = [json.loads(process.communicate(timeout=240)[0]) for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert [document["rendered"] for document in documents] == [4, 4]
+    assert len(list((output / "attempts").iterdir())) == 4, "no clip is begun twice"
+    assert list((output / "claims").iterdir()) == []
     assert_whole(output, ["c0", "c1", "c2", "c3"])

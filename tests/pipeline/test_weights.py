@@ -16,12 +16,15 @@ from jobs.store.bucket import Bucket
 from manifests.accept import validate
 from pab.families import FAMILIES
 from pab.families.demo.family import DEMO
+from pab.families.tiny_weights import write_tiny_weights
+from pab.weights.digest import weights_digest
 from pipeline.exits import UsageError
 from pipeline.run.build import build_settings
 from pipeline.run.options import choose
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import Run, asked_run, find_run, start_run
 from pipeline.run.settings import RunSettings
+from pipeline.run.weights import RunWeights, WeightsLookup
 from tests.pipeline.command import Command
 
 Manifest = Callable[..., Path]
@@ -157,3 +160,30 @@ def test_a_run_goes_on_with_the_commit_it_began_with_when_the_branch_has_moved(
     with pytest.raises(UsageError, match=told):
         submitted(url, output, hub, keep=False)
     assert submitted(url, tmp_path / "new", hub)[1].pinned_weights() == {"other": f"some/model@{SECOND}"}
+
+
+def tiny_wan(folder: Path) -> Path:
+    write_tiny_weights("wan", folder)
+    return folder
+
+
+def test_a_run_that_named_its_weights_by_all_files_of_the_folder_goes_on(tmp_path: Path) -> None:
+    folder, wan = str(tiny_wan(tmp_path / "wan")), FAMILIES["wan"]
+    (tmp_path / "wan" / "README.md").write_text("a version before hashed this too")
+    began = RunWeights(asked=folder, pinned=folder, digest=weights_digest(tmp_path / "wan"))
+    assert WeightsLookup(lambda _: folder, {}).find(wan).digest == wan.weights_digest(folder) != began.digest
+    assert WeightsLookup(lambda _: folder, {"wan": began}).find(wan) == began
+    (tmp_path / "wan" / "README.md").write_text("and that it has changed")
+    assert WeightsLookup(lambda _: folder, {"wan": began}).find(wan).digest == wan.weights_digest(folder)
+
+
+def test_a_folder_that_is_not_whole_ends_a_submit_by_the_name_of_the_file(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    weights, output = tiny_wan(tmp_path / "wan"), tmp_path / "out"
+    (weights / "vae" / "model.safetensors").write_bytes(b"")
+    url = manifest(1, num_frames=[5])
+    code, document = replace(command, weights=weights).submit(url, output, "--model", "wan")
+    assert code != 0
+    assert f"{weights}/vae/model.safetensors is empty; download it again" in json.dumps(document)
+    assert not output.exists()

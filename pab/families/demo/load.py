@@ -16,9 +16,11 @@ from pab.families.demo.text import TextEncoder
 from pab.families.demo.weights import load_demo
 from pab.families.open_sora.stdit3_video import STDiT3Video, TextStates
 from pab.family import ClipRequest, LoadRequest
+from pab.model import DecodedFrames
 from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.rectified_flow import timesteps
+from pab.vae.pixels import clip_bytes, to_even_bytes
 from pab.weights.checkpoint import dtype_of
 
 
@@ -79,9 +81,10 @@ class DemoCodec:
         video_BCTHW = self.autoencoder.decode(latents.to(self.dtype))
         return self.encode_frames(video_BCTHW, noise)[:, :, -latent_frames:]
 
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root."""
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns frames on the device; of no clip on ranks other than the clip's root."""
         if not group.is_clip_root:
             return frames_of_no_clip(request)
-        video_BCTHW = self.autoencoder.decode(latents.to(self.dtype)).float()
-        return ((video_BCTHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1)
+        # Not clamped, so that an infinite value is seen; the way to bytes cuts off what is beyond the range.
+        frames, not_finite = clip_bytes(self.autoencoder.decode_raw(latents.to(self.dtype)), to_even_bytes)
+        return DecodedFrames(frames=frames, not_finite=not_finite)

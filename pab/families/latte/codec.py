@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pab.family import ClipRequest
+from pab.model import DecodedFrames
 from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import NodeGroup
 from pab.parallel.round_robin import round_robin_to_root
-from pab.vae.pixels import to_bytes
+from pab.vae.pixels import pack, packed_shape, unpack
 
 FRAMES_PER_CHUNK = 14
 """What the published pipeline decodes at once; a temporal decoder does not see across chunks."""
@@ -33,21 +34,23 @@ class ImageCodec:
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @torch.inference_mode()
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root. Collective."""
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns frames on the device; of no clip on ranks other than the clip's root. Collective."""
         unscaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         chunks = [chunk for clip in unscaled.transpose(1, 2) for chunk in clip.split(FRAMES_PER_CHUNK)]
         height, width = (latents.shape[dim] * self._stride for dim in (3, 4))
-        shapes = [(len(chunk), height, width, 3) for chunk in chunks]
+        shapes = [packed_shape(len(chunk), height, width) for chunk in chunks]
         like = torch.empty(0, dtype=torch.uint8, device=latents.device)
         pieces = round_robin_to_root(
             lambda index: self._decode(chunks[index]), shapes, like=like, axis=group.clip, to_cpu=False
         )
         if pieces is None:
             return frames_of_no_clip(request)
-        return torch.cat(pieces).unflatten(0, (len(latents), -1))
+        frames, counts = unpack(torch.cat(pieces), height, width)
+        by_clip = (len(latents), -1)
+        return DecodedFrames(frames=frames.unflatten(0, by_clip), not_finite=counts.unflatten(0, by_clip).sum(dim=1))
 
     def _decode(self, frames_NCHW: Tensor) -> Tensor:
         temporal = type(self.vae).__name__ == "AutoencoderKLTemporalDecoder"
         options = {"num_frames": len(frames_NCHW)} if temporal else {}
-        return to_bytes(self.vae.decode(frames_NCHW, **options).sample)
+        return pack(self.vae.decode(frames_NCHW, **options).sample)

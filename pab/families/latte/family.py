@@ -12,6 +12,7 @@ from pab.families.latte.sites import latte_sites
 from pab.families.latte.weights import PARTS
 from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.sampling.samplers import ddim_timesteps
+from pab.text.prompt_cleaning import clean
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -95,6 +96,7 @@ LATTE = Family(
     load=load_latte,
     write_tiny=write_tiny,
     weights_digest=PARTS.digest,
+    clean_prompt=clean,
     pin=PARTS.pin,
     compiles=True,
     max_batch=MAX_BATCH,

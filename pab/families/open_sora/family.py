@@ -21,6 +21,7 @@ from pab.families.open_sora.sizes import (
 )
 from pab.families.open_sora.weights import PARTS, digest, find_weights
 from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures
+from pab.text.prompt_cleaning import clean
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -112,6 +113,7 @@ OPEN_SORA = Family(
     ),
     load=load_open_sora,
     write_tiny=write_tiny,
+    clean_prompt=clean,
     references=REFERENCES,
     weights_digest=digest,
     pin=PARTS.pin,

@@ -21,6 +21,7 @@ from pab.families.open_sora.temporal_vae import TemporalVAEConfig
 from pab.families.open_sora.vae import SCALE, SHIFT, Noise, OpenSoraVAE, OpenSoraVAEConfig
 from pab.families.open_sora.weights import WeightFolders
 from pab.family import ClipRequest, LoadRequest
+from pab.model import DecodedFrames
 from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import NodeGroup
 from pab.text.prompt_cleaning import clean
@@ -127,9 +128,7 @@ class OpenSoraCodec:
         return self.encode_frames(self.vae.decode(latents[:, :, -latent_frames:], num_frames), noise)
 
     @torch.inference_mode()
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the device; of no clip on ranks other than the clip's root. Collective."""
-        frames = self.vae.decode_frames(latents, request.num_frames, group.clip)
-        if frames is None:
-            return frames_of_no_clip(request)
-        return frames
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns frames on the device; of no clip on ranks other than the clip's root. Collective."""
+        decoded = self.vae.decode_frames(latents, request.num_frames, group.clip)
+        return frames_of_no_clip(request) if decoded is None else decoded

@@ -16,7 +16,7 @@ from pab.families.open_sora.given_frames import GivenFrames, assemble, reference
 from pab.families.open_sora.stdit3 import ClipShape, STDiT3, Text
 from pab.family import ClipRequest
 from pab.kernels.choice import fastest
-from pab.model import EncodedPrompt, EncodedReference, StepInput
+from pab.model import DecodedFrames, EncodedPrompt, EncodedReference, StepInput
 from pab.nn.noise_video import StepNoise
 from pab.nn.video import LatentCodec, ReferenceCodec, batch_prompts, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
@@ -196,6 +196,6 @@ class STDiT3Video:
         mine = self.split(whole, sp).to(latents)
         return torch.cat([latents, mine.expand(len(latents), -1, -1, *latents.shape[3:])], dim=1)
 
-    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3]."""
+    def decode(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns the clips' frames."""
         return self.codec.decode_frames(latents, request, group)

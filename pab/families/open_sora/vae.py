@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pab.families.open_sora.temporal_vae import TemporalVAE, TemporalVAEConfig
+from pab.model import DecodedFrames
 from pab.parallel.mesh import Axis
 from pab.parallel.round_robin import round_robin, round_robin_to_root
 from pab.vae.image_vae import ImageVAE, ImageVAEConfig
-from pab.vae.pixels import to_bytes
+from pab.vae.pixels import pack, packed_shape, unpack
 
 SPATIAL_SCALE = 0.18215
 
@@ -84,20 +85,25 @@ class OpenSoraVAE(nn.Module):
         pixels = torch.cat([self._pixels(batch) for batch in frames_NCHW.split(self.config.micro_batch)])
         return pixels.unflatten(0, (-1, num_frames)).transpose(1, 2)
 
-    def decode_frames(self, z_BCTHW: Tensor, num_frames: int, axis: Axis) -> Tensor | None:
-        """Returns uint8 frames [B, num_frames, 8H, 8W, 3] on the axis' rank 0, None on the others. Collective.
+    def decode_frames(self, z_BCTHW: Tensor, num_frames: int, axis: Axis) -> DecodedFrames | None:
+        """Returns frames [B, num_frames, 8H, 8W, 3] on the axis' rank 0, None on the others. Collective.
 
         On the device, and without waiting for it: bytes are small beside what decoding a micro batch takes.
         """
         frames_NCHW = self.image_latents(z_BCTHW, num_frames, axis).transpose(1, 2).flatten(0, 1)
         batches = frames_NCHW.split(self.config.micro_batch)
         stride = self.config.spatial.stride
-        shapes = [(len(batch), batch.shape[2] * stride, batch.shape[3] * stride, 3) for batch in batches]
+        height, width = frames_NCHW.shape[2] * stride, frames_NCHW.shape[3] * stride
+        shapes = [packed_shape(len(batch), height, width) for batch in batches]
         like = torch.empty(0, dtype=torch.uint8, device=z_BCTHW.device)
         pieces = round_robin_to_root(
-            lambda index: to_bytes(self._pixels(batches[index])), shapes, like=like, axis=axis, to_cpu=False
+            lambda index: pack(self._pixels(batches[index])), shapes, like=like, axis=axis, to_cpu=False
         )
-        return None if pieces is None else torch.cat(pieces).unflatten(0, (-1, num_frames))
+        if pieces is None:
+            return None
+        frames, counts = unpack(torch.cat(pieces), height, width)
+        by_clip = (-1, num_frames)
+        return DecodedFrames(frames=frames.unflatten(0, by_clip), not_finite=counts.unflatten(0, by_clip).sum(dim=1))
 
     def image_latents(self, z_BCTHW: Tensor, num_frames: int, axis: Axis) -> Tensor:
         """Undoes normalisation and time compression: returns [B, 4, num_frames, H, W] on every rank. Collective."""

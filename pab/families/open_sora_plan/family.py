@@ -6,6 +6,7 @@ Every published checkpoint is a family of its own, since its clip length and siz
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from pab.families.open_sora_plan.sites import open_sora_plan_sites
 from pab.families.open_sora_plan.weights import MT5_XXL, T5_XXL, published_parts
 from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.sampling.samplers import pndm_timesteps
+from pab.text.prompt_cleaning import clean
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -110,6 +112,7 @@ def _v110(name: str, checkpoint: Checkpoint, *, write_tiny: Callable[[Path, int]
         load=load,
         write_tiny=write_tiny,
         weights_digest=parts.digest,
+        clean_prompt=clean,
         pin=parts.pin,
         compiles=True,
         max_batch=MAX_BATCH,
@@ -141,6 +144,7 @@ def _v120(name: str, checkpoint: Checkpoint, *, write_tiny: Callable[[Path, int]
         load=load,
         write_tiny=write_tiny,
         weights_digest=parts.digest,
+        clean_prompt=partial(clean, keep_ideographs=True),
         pin=parts.pin,
         compiles=True,
         max_batch=MAX_BATCH,

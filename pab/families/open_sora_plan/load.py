@@ -15,12 +15,13 @@ from pab.families.open_sora_plan.causal_vae import CausalVAE, CausalVAEConfig
 from pab.families.open_sora_plan.config import DEPTH_V120, MAX_TEXT_TOKENS_V110, MAX_TEXT_TOKENS_V120
 from pab.families.open_sora_plan.transformer import OpenSoraPlan, open_sora_plan_config
 from pab.family import ClipRequest, LoadRequest
+from pab.model import DecodedFrames
 from pab.nn.noise_video import NoiseVideo, clean_texts
 from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.samplers import PNDM, EulerAncestral
 from pab.text.t5_text import T5Text, open_t5_text
-from pab.vae.pixels import to_bytes
+from pab.vae.pixels import clip_bytes
 from pab.weights.checkpoint import checked_config, dtype_of, load_module, read_config, read_tensors
 from pab.weights.folders import WeightFolders
 
@@ -91,9 +92,10 @@ class CausalCodec:
         return self.vae.latent_shape(num_frames, height, width)
 
     @torch.inference_mode()
-    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> Tensor:
-        """Returns uint8 frames [B, T, H, W, 3] on the CPU; of no clip on ranks other than the clip's root. Collective."""
-        pixels = self.vae.decode(latents, tiling=Tiling(), axis=group.clip)
-        if pixels is None:
+    def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
+        """Returns frames on the CPU; of no clip on ranks other than the clip's root. Collective."""
+        pixels_BTCHW = self.vae.decode(latents, tiling=Tiling(), axis=group.clip)
+        if pixels_BTCHW is None:
             return frames_of_no_clip(request)
-        return to_bytes(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
+        frames, not_finite = clip_bytes(pixels_BTCHW.transpose(1, 2))
+        return DecodedFrames(frames=frames, not_finite=not_finite)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.cluster.daemons.processes import DaemonError, Daemons, free_ports, need_programs, port_answers, wait_for
@@ -94,6 +95,14 @@ class Slurm:
         for pid in (self.daemons.pid(f"slurmd.{name}"), *self._step_daemons(name)):
             _kill_tree(pid)
 
+    def freeze_node(self, name: str) -> list[int]:
+        """Stops a node as a hung kernel does: its daemons and all that they run. Returns what was stopped."""
+        pids = [
+            pid for root in (self.daemons.pid(f"slurmd.{name}"), *self._step_daemons(name)) for pid in _tree(root)
+        ]  # fmt: skip
+        signal_all(pids, signal.SIGSTOP)
+        return pids
+
     def kill_daemon(self, name: str) -> None:
         """Ends a node's daemon with SIGKILL; its step daemons and what they run go on."""
         with contextlib.suppress(ProcessLookupError):
@@ -109,6 +118,12 @@ class Slurm:
     def kill_controller(self) -> None:
         """Takes slurmctld away with SIGKILL: what it knew of the last seconds may be lost."""
         os.kill(self.daemons.pid("slurmctld"), signal.SIGKILL)
+
+    def freeze_controller(self) -> list[int]:
+        """Stops slurmctld: what is sent to it waits, and it acts on that when it goes on. Returns what was stopped."""
+        pids = [self.daemons.pid("slurmctld")]
+        signal_all(pids, signal.SIGSTOP)
+        return pids
 
     def wait_idle(self, *, timeout_s: float = 30) -> None:
         """Waits until every node is idle."""
@@ -204,17 +219,27 @@ def _need_loopback_host_name() -> None:
         )
 
 
+def signal_all(pids: Iterable[int], signum: int) -> None:
+    """Sends a signal to processes; to those that are gone it is none."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signum)
+
+
 def _kill_tree(pid: int) -> None:
+    signal_all(_tree(pid), signal.SIGKILL)
+    time.sleep(0.05)
+
+
+def _tree(pid: int) -> list[int]:
+    """Returns a process and all that descend from it."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if folder.name.isdigit():
                 parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(folder.name))
-    victims = [pid]
-    for victim in victims:
-        victims += children.get(victim, [])
-    for victim in victims:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
-    time.sleep(0.05)
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found

@@ -1,0 +1,140 @@
+"""The sbatch script of an array, and the pickles that its jobs load."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import DelayedSubmission
+
+from cluster.job import ClusterError, JobRequest
+from cluster.rank import RankCall
+from cluster.slurm_settings import SlurmSettings, ask_slurm
+from cluster.whole_files import write_whole
+
+_AFTER_FIRST_EXIT_S = 300
+_GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
+_SCRIPT = "array.sh"
+_MAX_TIMEOUTS = 3
+"""For submitit's handler of signals, until ours replaces it (`cluster/rank.py`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What jobs of one array have in common."""
+
+    num_nodes: int
+    ranks_per_node: int
+    gpus_per_node: int
+    timeout_min: int
+    avoid_nodes: frozenset[str]
+
+
+def shape_of(request: JobRequest) -> Shape:
+    """Returns a job's shape."""
+    return Shape(
+        num_nodes=request.num_nodes,
+        ranks_per_node=request.ranks_per_node,
+        gpus_per_node=request.gpus_per_node,
+        timeout_min=request.timeout_min,
+        avoid_nodes=request.avoid_nodes,
+    )
+
+
+def array_script(
+    settings: SlurmSettings, shape: Shape, *, folder: Path, job_name: str, num_jobs: int = 1, after: str | None = None
+) -> str:
+    """Returns the script of an array of `num_jobs` jobs. `after`: the id of an array that must have ended before."""
+    executor = submitit.SlurmExecutor(folder)
+    extra = dict(settings.extra)
+    srun_args = ["--kill-on-bad-exit=1", f"--wait={_AFTER_FIRST_EXIT_S}"]
+    if settings.cpus_per_task:
+        # Since 22.05 srun no longer takes it from sbatch.
+        srun_args.append(f"--cpus-per-task={settings.cpus_per_task}")
+    options: dict[str, str | bool] = {"requeue": True, **settings.named_options(), **extra}
+    if shape.avoid_nodes:
+        options["exclude"] = _joined(extra.get("exclude"), *sorted(shape.avoid_nodes))
+    if after:
+        options["dependency"] = _joined(extra.get("dependency"), f"afterany:{after}")
+    executor.update_parameters(
+        job_name=job_name,
+        time=shape.timeout_min,
+        nodes=shape.num_nodes,
+        ntasks_per_node=shape.ranks_per_node,
+        gpus_per_node=shape.gpus_per_node if shape.gpus_per_node and not extra.keys() & _GPU_OPTIONS else None,
+        cpus_per_task=settings.cpus_per_task,
+        signal_delay_s=min(settings.signal_delay_s, shape.timeout_min * 60 // 4),
+        srun_args=srun_args,
+        setup=[*_setup(settings.cpus_per_task), *_own_pickle(folder)],
+        wckey=None,
+        additional_parameters=options,
+    )
+    if num_jobs > 1:
+        executor.parameters.update(map_count=num_jobs, array_parallelism=settings.max_parallel_jobs or num_jobs)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def write_array(settings: SlurmSettings, requests: Sequence[JobRequest], *, folder: Path, script: str) -> Path:
+    """Writes what an array needs into its folder and returns its script's path. Raises ClusterError for a full disk."""
+    try:
+        for index, request in enumerate(requests):
+            call = DelayedSubmission(RankCall(call=request.call, max_requeues=settings.max_requeues))
+            call.set_timeout(request.timeout_min, _MAX_TIMEOUTS)
+            call.dump(folder / _pickle(str(index)))
+        path = folder / _SCRIPT
+        write_whole(path, script.encode())
+    except OSError as error:
+        raise ClusterError(f"cannot write the jobs into {folder}: {error}; make room there") from error
+    return path
+
+
+def _own_pickle(folder: Path) -> list[str]:
+    # submitit looks for a name with the job's id, which nobody knows before sbatch has answered. The job makes that name
+    # itself, so it runs even if the answer never came.
+    return [
+        'pab_id="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"',
+        f'ln -sf "{_pickle("${SLURM_ARRAY_TASK_ID:-0}")}" {shlex.quote(str(folder))}/"$pab_id"_submitted.pkl',
+    ]
+
+
+def _pickle(task: str) -> str:
+    return f"task-{task}.pkl"
+
+
+def _joined(theirs: str | bool | None, *ours: str) -> str:
+    return ",".join([*([str(theirs)] if theirs else []), *ours])
+
+
+def _setup(cpus_per_task: int | None) -> list[str]:
+    root = shlex.quote(str(Path(__file__).parent.parent))
+    lines = [f'export PYTHONPATH={root}"${{PYTHONPATH:+:$PYTHONPATH}}"']
+    if cpus_per_task:
+        lines.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cpus_per_task}}}"')
+    return lines
+
+
+def names_of(requests: Sequence[JobRequest]) -> tuple[str, ...]:
+    """Returns the names of jobs, in order."""
+    return tuple(request.name for request in requests)
+
+
+def arrays(requests: Sequence[JobRequest], size: int) -> Iterator[list[JobRequest]]:
+    """Cuts the requests, in order, into runs of one shape of at most `size`."""
+    array: list[JobRequest] = []
+    for request in requests:
+        if array and (len(array) == size or shape_of(request) != shape_of(array[0])):
+            yield array
+            array = []
+        array.append(request)
+    if array:
+        yield array
+
+
+def max_array_size() -> int:
+    """Returns how many jobs an array may have here. Raises ClusterError."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask_slurm("scontrol", "show", "config"), re.MULTILINE)
+    return max(1, int(found.group(1))) if found else 1000

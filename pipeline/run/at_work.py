@@ -1,0 +1,93 @@
+"""What other submits of the run are at work on, so that a submit renders none of it a second time.
+
+Jobs in SLURM whose driver is gone are taken over. Clips of a driver that lives are left to it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from cluster.job import Cluster, Job
+from jobs.store import layout
+from jobs.store.bucket import Bucket, BucketError
+from manifests.errors import ManifestError
+from pipeline.run.claims import driver_claims
+from pipeline.run.driven import shard_keys
+from pipeline.run.jobs_file import read_submits
+from pipeline.run.state import read_progress
+from pipeline.screen import Screen, counted
+
+WAIT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtWork:
+    """Jobs and clips of other submits.
+
+    `orphans`: jobs that nobody drives, with the keys of their clips, by shard; `left_to_others`: keys of the clips of
+    drivers that live, and `drivers`: who they are.
+    """
+
+    orphans: Mapping[int, tuple[Job, frozenset[str]]]
+    left_to_others: frozenset[str]
+    drivers: tuple[str, ...]
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Of all clips that are at work."""
+        return self.left_to_others.union(*(keys for _, keys in self.orphans.values()))
+
+
+def find_at_work(bucket: Bucket, cluster: Cluster, screen: Screen) -> AtWork:
+    """Looks for living drivers of the run, by their claims, and for its jobs in the cluster. Raises BucketError."""
+    drivers = driver_claims(bucket, screen)
+    driven = {
+        layout.shard_of(name)
+        for submit in (read_submits(bucket) if drivers else ())
+        if submit.submit_id in drivers
+        for name, _ in submit.jobs
+        if layout.is_job_name(name)
+    }
+    orphans = {}
+    for job in cluster.alive():
+        # A job whose record was damaged has lost its name.
+        shard = layout.shard_of(job.name) if layout.is_job_name(job.name) else None
+        if shard is None or shard in driven or (keys := _keys(bucket, shard)) is None:
+            continue
+        orphans[shard] = (job, keys)
+    left = frozenset[str]().union(*(_keys(bucket, shard) or frozenset() for shard in driven))
+    return AtWork(orphans=orphans, left_to_others=left, drivers=tuple(drivers.values()))
+
+
+def tell_at_work(found: AtWork, missing: Collection[str], screen: Screen) -> None:
+    """Says what is left to others, and what is taken over. `missing`: keys of the clips without a record."""
+    left = found.left_to_others.intersection(missing)
+    if left:
+        screen.note(f"{counted(len(left), 'clip')} left to another submit that is at work: {', '.join(found.drivers)}")
+    if found.orphans:
+        names = ", ".join(f"{job.name} ({job.id})" for job, _ in list(found.orphans.values())[:5])
+        more = f" and {len(found.orphans) - 5:,} more" if len(found.orphans) > 5 else ""
+        screen.note(f"{counted(len(found.orphans), 'job')} of an earlier submit taken over: {names}{more}")
+
+
+def wait_for_others(bucket: Bucket, keys: frozenset[str], found: AtWork, screen: Screen) -> None:
+    """Waits until the clips that were left to others have ended, or the others have. Raises BucketError."""
+    told = False
+    while True:
+        progress = read_progress(bucket, keys)
+        left = found.left_to_others - progress.recorded - progress.not_rendered
+        if not left or not driver_claims(bucket, screen):
+            return
+        if not told:
+            screen.note(f"this submit waits for {counted(len(left), 'clip')} of {', '.join(found.drivers)}")
+            told = True
+        time.sleep(WAIT_S)
+
+
+def _keys(bucket: Bucket, shard: int) -> frozenset[str] | None:
+    try:
+        return shard_keys(bucket, shard)
+    except (BucketError, ManifestError):
+        return None
