@@ -154,8 +154,8 @@ class RenderSettings:
             asked="auto",
             choices=("auto", "on", "off"),
             help="compile the model's blocks, one graph per step pattern. Compiled blocks round differently from eager "
-            "ones, so this is part of a clip's digest, and so are the fused kernels that Open-Sora's blocks then use on "
-            "GPUs in bfloat16. auto is on for GPUs, for families whose blocks can be compiled",
+            "ones, so this is part of a clip's digest, and so are the fused kernels that blocks of Open-Sora, Latte, "
+            "Open-Sora-Plan 1.1 and Wan then use on GPUs in bfloat16. auto is on for GPUs, but for runs that began without",
         ),
     ] = False
     attention: Annotated[

@@ -112,7 +112,8 @@ class Family:
     splits: bool = True
     """Whether the model shares one pass over the ranks of mesh axis `sp`."""
     compiles: bool = False
-    """Whether the transformer's blocks trace into whole graphs (`VideoModel.block_stacks`), so that jobs may compile them."""
+    """Whether the transformer's blocks trace into whole graphs (`VideoModel.block_stacks`), so that jobs may compile them.
+    All families' do; a new one may begin without."""
     prefers_cudnn: bool = False
     """Whether its heads are of 72 channels, for which cuDNN's attention is faster than torch's first choice."""
     fused_kernels: bool = False

@@ -36,7 +36,7 @@ _PAB_ROOMS: dict[str, set[str]] = {
     "execution": {"own_folder", *_SEAMS},
     "text": {"weights", "parallel", *_SEAMS},
     "nn": {"text", "kernels", "parallel", "broadcast", "execution", *_SEAMS},
-    "library": {"nn", "text", "vae", "weights", "broadcast", "parallel", "execution", *_SEAMS},
+    "library": {"nn", "kernels", "text", "vae", "weights", "broadcast", "parallel", "execution", *_SEAMS},
     "calibration": {"sampling", "broadcast", "parallel", *_SEAMS},
 }
 _CORE = {*_PAB_ROOMS}

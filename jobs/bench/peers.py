@@ -6,10 +6,11 @@ Latte's transformer in diffusers gets the very weights of ours, so that the two 
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jobs.bench.measure import Timed
 from jobs.bench.rows import CACHE_DIT, Row
@@ -18,6 +19,8 @@ from pab.broadcast.rules import BroadcastRules
 from pab.families.latte.blocks import LatteConfig
 from pab.families.latte.transformer import Latte
 from pab.family import ClipRequest
+from pab.library.parts import library_class
+from pab.library.video import DiffusersVideo
 from pab.nn.noise_video import NoiseVideo
 from pab.sampling.denoise import initial_noise
 from pab.sampling.device_clock import DeviceClock
@@ -162,6 +165,70 @@ class LattePeer:
         for module in [transformer] if whole else blocks:
             # Left to itself torch would make the second shape dynamic, and slower.
             module.compile(backend=backend, dynamic=False)
+
+
+class WanPeer:
+    """diffusers' Wan pipeline over the subject's weights, eager or with its blocks compiled as its documentation has it."""
+
+    def __init__(self, subject: Subject, row: Row, backend: str) -> None:
+        from diffusers import WanPipeline
+        from diffusers.utils import logging
+
+        if row.side == CACHE_DIT or row.broadcast != "none" or row.options:
+            raise NotHereError(f"of Wan only {row.side}: eager none and compiled none are measured")
+        logging.set_verbosity_error()
+        assert isinstance(subject.model, DiffusersVideo), "the subject is Wan"
+        model = subject.model
+        transformer = _plain_wan(cast(Any, model.denoise).experts[0], subject.device)
+        self._encode_text, self._latent_shape = model.encode_text, model.codec.latent_shape
+        self._prepare_text, self._device = model.prepare_text, subject.device
+        sampler: Any = model.sampler(subject.requests[0])
+        self._pipe = WanPipeline(
+            tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=sampler.scheduler
+        )
+        self._pipe.set_progress_bar_config(disable=True)
+        if row.mode == "compiled":
+            transformer.compile_repeated_blocks(backend=backend, dynamic=False)
+
+    def clip(self, request: ClipRequest) -> Timed:
+        """Renders one clip; its seconds begin when the pipeline is called, some milliseconds before its first step."""
+        shape = self._latent_shape(request.num_frames, request.height, request.width)
+        text = self._prepare_text(self._encode_text([request.prompt, request.negative_prompt or ""]))
+        assert isinstance(text, Tensor), "Wan's text is one tensor"
+        clock = DeviceClock(self._device)
+
+        def after_step(*_: object) -> dict[str, Any]:
+            clock.mark()
+            return {}
+
+        clock.mark()
+        latents = self._pipe(
+            prompt_embeds=text[:1],
+            negative_prompt_embeds=text[1:],
+            latents=initial_noise(request, shape).to(self._device),
+            num_inference_steps=request.num_steps,
+            guidance_scale=request.guidance_scale,
+            num_frames=request.num_frames,
+            height=request.height,
+            width=request.width,
+            output_type="latent",
+            callback_on_step_end=after_step,
+            callback_on_step_end_tensor_inputs=[],
+        ).frames
+        return Timed(step_seconds=tuple(clock.seconds()), pictures=latents[0].float().cpu())
+
+
+PEERS: Mapping[str, type[LattePeer] | type[WanPeer]] = {"latte": LattePeer, "wan": WanPeer, "wan_14b": WanPeer}
+"""By group of rows."""
+
+
+def _plain_wan(ours: nn.Module, device: torch.device) -> Any:
+    weights = {key.replace(".block.", ".").replace(".module.", "."): x for key, x in ours.state_dict().items()}
+    with torch.device("meta"):
+        theirs = library_class("WanTransformer3DModel").from_config(cast(Any, ours).config)
+    theirs.load_state_dict(weights, assign=True)
+    theirs.rope = cast(Any, ours).rope
+    return theirs.to(device).eval()
 
 
 def _same_transformer(ours: Latte, device: torch.device) -> Any:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from jobs.bench.measure import Json, Measured, measure, measure_ours
-from jobs.bench.peers import LattePeer, NotHereError, require
+from jobs.bench.peers import PEERS, NotHereError, require
 from jobs.bench.ranks import measure_on_ranks
 from jobs.bench.rows import OURS, Row
 from jobs.bench.subjects import FULL, TINY, Subject, make_subject, run_as
@@ -168,7 +168,8 @@ class _Bench:
         self._drop()
         # Of our model only the weights are needed.
         subject = make_subject(row.group.name, self.settings.size, self.device)
-        peer, facts, requests = LattePeer(subject, row, self.settings.backend), subject.facts(), subject.requests
+        peer = PEERS[row.group.name](subject, row, self.settings.backend)
+        facts, requests = subject.facts(), subject.requests
         warm_up = requests[0] if row.mode == "compiled" else subject.short
         del subject
         with torch.inference_mode():

@@ -9,7 +9,7 @@ the same decisions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pab.broadcast.foresight import ForesightDecisions, ForesightRules
 from pab.broadcast.plan import BroadcastPlan
-from pab.broadcast.state import RunBlock, kept_bytes
+from pab.broadcast.state import ReuseStreams, RunBlock, RunStreams, Streams, kept_bytes
 from pab.parallel.mesh import NodeGroup
 
 
@@ -106,27 +106,30 @@ class ForesightVisit:
 
     def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
         """Returns the tokens after a block that computes or reuses as a whole."""
+
+        def computed(reuse: ReuseStreams, wanted: tuple[bool, ...]) -> tuple[Streams, ReuseStreams]:
+            return (run((None,) * len(reuse), wanted)[0],), ()
+
+        (output,) = self.run_streams(sites, computed, own=lambda _: (own,))
+        return output
+
+    def run_streams(
+        self, sites: Sequence[str], run: RunStreams, *, own: Callable[[Streams], Sequence[int]]
+    ) -> Streams:  # fmt: skip
+        """Does the same for a block whose tokens have streams; a change is that of all of them together."""
         state, key = self.state, (sites[0], self.branch)
         block = state.block_of[sites[0]]
         kinds = [state.plan.sites[i].kind for i in state.plan.blocks[block]]
         if state.decisions.steps[self.step][block]:
             state.reused.update(kinds)
-            (output,) = state.kept[key]
+            output = state.kept[key]
         else:
             state.computed.update(kinds)
             output, _ = run((None,) * len(sites), (False,) * len(sites))
             if state.decisions.measures(self.step):
-                (before,) = state.kept[key]
-                state.measure(self.step, block, output[:, :own] - before[:, :own])
-            state.kept[key] = (output,)
+                for places, now, before in zip(own(output), output, state.kept[key], strict=True):
+                    state.measure(self.step, block, now[:, :places] - before[:, :places])
+            state.kept[key] = output
         if not state.decisions.keeps(self.step):
             state.kept.pop(key, None)
         return output
-
-    def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
-        """Raises TypeError: this model's sites are single modules, and Foresight decides whole blocks."""
-        raise TypeError(f"site {site}: foresight keeps outputs of blocks, this model keeps those of modules")
-
-    def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
-        """Is never called: `reuse_streams` is called first and raises."""
-        raise TypeError(f"site {site}: foresight keeps outputs of blocks, this model keeps those of modules")

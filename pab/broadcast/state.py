@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -21,11 +21,17 @@ from pab.kernels.kept_int8 import Packed, pack, unpack
 BOTH, COND, UNCOND = "both", "cond", "uncond"
 """Guidance branches: one pass over both rows, or one pass for each row."""
 
+_Output = TypeVar("_Output")
 Kept = tuple[Tensor | Packed, ...]
 """All streams of a site's output, as they are stored between two steps."""
 Reuse = tuple[Tensor | None, ...]
 RunBlock = Callable[[Reuse, tuple[bool, ...]], tuple[Tensor, tuple[Tensor | None, ...]]]
 """Runs a block. Takes, per site, the output to reuse and whether the new output is wanted; returns tokens and outputs."""
+Streams = tuple[Tensor, ...]
+"""A site's output, or a block's tokens, that may be of several streams, such as video and text."""
+ReuseStreams = tuple[Streams | None, ...]
+RunStreams = Callable[[ReuseStreams, tuple[bool, ...]], tuple[Streams, ReuseStreams]]
+"""Runs a block whose sites and tokens have streams. Otherwise as `RunBlock`."""
 
 
 class Visit(Protocol):
@@ -42,11 +48,13 @@ class Visit(Protocol):
     def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
         """Returns the tokens after a block with these sites. The first `own` places in dim 1 of `x` are not padding."""
 
-    def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
-        """Returns all streams of a site's kept output, or None where it computes."""
+    def run_streams(
+        self, sites: Sequence[str], run: RunStreams, *, own: Callable[[Streams], Sequence[int]]
+    ) -> Streams:  # fmt: skip
+        """Does the same for a block whose sites and tokens have streams.
 
-    def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
-        """Takes a site's computed output; None if the site reused."""
+        `own`: of the block's tokens, how many places in dim 1 of each stream are not padding.
+        """
 
 
 class ClipState(Protocol):
@@ -87,7 +95,7 @@ class Block(Protocol):
         """Returns the new tokens and, per site, the output if it is wanted."""
 
 
-def handed_over(outputs: Sequence[Tensor | None], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def handed_over(outputs: Sequence[_Output | None], wanted: Sequence[bool]) -> tuple[_Output | None, ...]:
     """Returns a block's outputs by site; None for those that are not wanted."""
     return tuple(output if want else None for output, want in zip(outputs, wanted, strict=True))
 
@@ -160,22 +168,23 @@ class PlannedVisit:
         self.keep(sites, outputs)
         return x
 
+    def run_streams(
+        self, sites: Sequence[str], run: RunStreams, *, own: Callable[[Streams], Sequence[int]]
+    ) -> Streams:  # fmt: skip
+        """Does the same for a block whose sites and tokens have streams."""
+        tokens, outputs = run(tuple(map(self._reuse, sites)), self.wants(sites))
+        for name, streams in zip(sites, outputs, strict=True):
+            self._keep(name, streams)
+        return tokens
+
     def reuse(self, sites: Sequence[str]) -> Reuse:
         """Returns, per site, the kept output to reuse, or None if the site computes."""
         found: list[Tensor | None] = []
         for name in sites:
-            streams = self.reuse_streams(name)
+            streams = self._reuse(name)
             assert streams is None or len(streams) == 1, f"site {name} keeps {len(streams or ())} streams"
             found.append(None if streams is None else streams[0])
         return tuple(found)
-
-    def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
-        """Returns all streams of a site's kept output, or None where it computes."""
-        reuses = self.state.plan.reuses(self.step, self.state.plan.index[site])
-        if not reuses:
-            return None
-        kept = self.state.kept[site, self.branch]
-        return tuple(unpack(stream) if isinstance(stream, Packed) else stream for stream in kept)
 
     def wants(self, sites: Sequence[str]) -> tuple[bool, ...]:
         """Returns, per site, whether its output of this step is reused later and must be given to `keep`."""
@@ -187,10 +196,16 @@ class PlannedVisit:
     def keep(self, sites: Sequence[str], outputs: Sequence[Tensor | None]) -> None:
         """Takes the wanted outputs of sites (None for the others), and frees outputs after their last use."""
         for name, output in zip(sites, outputs, strict=True):
-            self.keep_streams(name, None if output is None else (output,))
+            self._keep(name, None if output is None else (output,))
 
-    def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
-        """Does the same as `keep`, for one site and all streams of its output."""
+    def _reuse(self, site: str) -> Streams | None:
+        reuses = self.state.plan.reuses(self.step, self.state.plan.index[site])
+        if not reuses:
+            return None
+        kept = self.state.kept[site, self.branch]
+        return tuple(unpack(stream) if isinstance(stream, Packed) else stream for stream in kept)
+
+    def _keep(self, site: str, streams: Streams | None) -> None:
         plan, state = self.state.plan, self.state
         index = plan.index[site]
         kind = plan.sites[index].kind

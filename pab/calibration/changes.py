@@ -6,7 +6,7 @@ can be compared at the end, in little memory and with no wait for the device in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pab.broadcast.state import Reuse, RunBlock, Visit
+from pab.broadcast.state import Reuse, ReuseStreams, RunBlock, RunStreams, Streams, Visit, handed_over
 from pab.calibration.groups import SiteGroup
 
 Matrix = npt.NDArray[np.float64]
@@ -132,12 +132,16 @@ class ListeningVisit:
 
         return self.visit.run_block(sites, x, listened, own=own)
 
-    def reuse_streams(self, site: str) -> tuple[Tensor, ...] | None:
-        """Returns what the visit hands out."""
-        return self.visit.reuse_streams(site)
+    def run_streams(
+        self, sites: Sequence[str], run: RunStreams, *, own: Callable[[Streams], Sequence[int]]
+    ) -> Streams:  # fmt: skip
+        """Does the same for a block whose sites and tokens have streams."""
 
-    def keep_streams(self, site: str, streams: tuple[Tensor, ...] | None) -> None:
-        """Samples what a site computed and gives it to the visit."""
-        if streams is not None:
-            self.samples.take(site, self.branch, streams)
-        self.visit.keep_streams(site, streams)
+        def listened(reuse: ReuseStreams, wanted: tuple[bool, ...]) -> tuple[Streams, ReuseStreams]:
+            tokens, outputs = run(reuse, tuple(kept is None for kept in reuse))
+            for site, streams in zip(sites, outputs, strict=True):
+                if streams is not None:
+                    self.samples.take(site, self.branch, streams)
+            return tokens, handed_over(outputs, wanted)
+
+        return self.visit.run_streams(sites, listened, own=own)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pab.library.broadcast_module import CurrentPass
-from pab.library.sequence_hooks import LATENTS, TEXT, ModuleSplits, SequencePlan, Split
+from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
+from pab.library.fused import attend_fused
+from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 from pab.nn.layers import rotate_pairs
 from pab.parallel.ulysses import ulysses_attention
 
@@ -53,7 +54,9 @@ class SelfAttention:
         q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, attn.to_v(hidden_states)))
         cosines, sines = (x if x.dim() == 4 else x.unflatten(2, (attn.heads, -1)) for x in image_rotary_emb)
         q, k = rotate_pairs(q, (cosines, sines)), rotate_pairs(k, (cosines, sines))
-        out = ulysses_attention(q, k, v, lengths=[self.current.lengths[LATENTS]], sp=self.current.sp).flatten(2)
+        current = self.current
+        attend = attend_fused if current.flash3 else None
+        out = ulysses_attention(q, k, v, lengths=[current.lengths[LATENTS]], sp=current.sp, attend=attend).flatten(2)
         return projected_out(attn, out)
 
 

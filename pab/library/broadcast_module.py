@@ -1,13 +1,17 @@
-"""Broadcast sites in a transformer that somebody else wrote: wrappers around its attention and MLP modules.
+"""Broadcast sites in a transformer that somebody else wrote: wrappers around its attention and MLP modules, and its blocks.
 
-A wrapper asks the pass that runs now whether its module computes or a kept output stands in. What is kept is the
-module's own output: a gate that the block puts on it is the current step's.
+A block asks the pass that runs now which of its sites compute and which reuse, and tells them by attributes before it is
+called. A site hands out what it was told to reuse, and leaves an output that is wanted in an attribute of its own, where the
+block finds it afterwards. So the library's own block between the two is plain torch: it can be compiled as a whole, one
+graph per step pattern, shared by all blocks of its kind. What is kept is the module's own output: a gate that the block puts
+on it is the current step's.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,20 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from pab.broadcast.sites import Site
-from pab.broadcast.state import Visit
+from pab.broadcast.state import ReuseStreams, Streams, Visit, handed_over
 from pab.parallel.mesh import SequenceParallel
+
+LATENTS, TEXT = "hidden_states", "encoder_hidden_states"
+"""Streams of tokens, by the names under which modules take them. Blocks return the latents' first, then the text's."""
 
 
 @dataclass(slots=True)
 class CurrentPass:
     """Tells what is put into one loaded model which pass runs. Owned by that model, empty between passes.
 
-    `sp`: the ranks that share the pass. `lengths`: of its streams of tokens before they were split, by name.
+    `sp`: the ranks that share the pass. `lengths`: of its streams of tokens before they were split, by name. `flash3`:
+    whether self attention is FlashAttention-3; it stays as it is from pass to pass.
     """
 
     visit: Visit | None = None
     sp: SequenceParallel = field(default_factory=SequenceParallel)
     lengths: dict[str, int] = field(default_factory=dict)
+    flash3: bool = False
 
     @contextlib.contextmanager
     def running(self, visit: Visit, sp: SequenceParallel) -> Iterator[None]:
@@ -41,32 +50,120 @@ class CurrentPass:
             self.visit, self.sp = None, SequenceParallel()
             self.lengths.clear()
 
+    def own_places(self, streams: Streams) -> tuple[int, ...]:
+        """Returns how many places in dim 1 of each stream of a block's tokens are not padding."""
+        names = (LATENTS, TEXT)[: len(streams)]
+        return tuple(
+            self.sp.own_size(stream.shape[1], self.lengths[name]) for stream, name in zip(streams, names, strict=True)
+        )
+
 
 class BroadcastModule(nn.Module):
-    """A site around a module that returns a tensor, or a tuple of tensors (streams)."""
+    """A site around a module that returns a tensor, or a tuple of tensors (streams).
 
-    def __init__(self, module: nn.Module, site: str, current: CurrentPass) -> None:
+    `kept`: what to hand out instead of computing. `wanted`: whether what is computed is to be left in `output`. All three
+    are set for one call of the block, by the block; outside of it the site keeps nothing.
+    """
+
+    def __init__(self, module: nn.Module, site: str) -> None:
         super().__init__()
         self.module = module
         self.site = site
-        self.current = current
+        self.kept: Streams | None = None
+        self.wanted = False
+        self.output: Streams | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | Streams:
         """Computes the module, or returns what it gave at an earlier step of this branch."""
-        visit = self.current.visit
-        assert visit is not None, f"site {self.site} runs outside of a pass"
-        kept = visit.reuse_streams(self.site)
-        if kept is not None:
-            visit.keep_streams(self.site, None)
-            return kept if len(kept) > 1 else kept[0]
+        if self.kept is not None:
+            return _alone(self.kept)
         output = self.module(*args, **kwargs)
-        visit.keep_streams(self.site, (output,) if isinstance(output, torch.Tensor) else tuple(output))
+        if self.wanted:
+            self.output = _streams(output)
         return output
 
+    def forget(self) -> None:
+        """Ends the call of the block."""
+        self.kept, self.wanted, self.output = None, False, None
 
-def install_sites(transformer: nn.Module, sites: Sequence[Site], current: CurrentPass) -> None:
-    """Puts a wrapper in the place of every site's module. Raises AttributeError naming a site that is not there."""
+
+class SiteBlock(nn.Module):
+    """A block of the library around its sites. Compiling it compiles the library's block alone."""
+
+    def __init__(self, block: nn.Module, name: str, sites: Sequence[BroadcastModule], current: CurrentPass) -> None:
+        super().__init__()
+        self.block = block
+        self.name = name
+        self.current = current
+        self.sites = tuple(sites)
+        self.names = tuple(site.site for site in sites)
+        self.is_compiled = False
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """What the library's block takes."""
+        return inspect.signature(self.block.forward)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the library's block, with the arguments of `torch.compile`."""
+        self.block.compile(*args, **kwargs)
+        self.is_compiled = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | Streams:
+        """Returns what the library's block returns, each of its sites computing or reusing as the pass says."""
+        current = self.current
+        assert current.visit is not None, f"block {self.name} runs outside of a pass"
+        if self.is_compiled:
+            args, kwargs = self._laid_out(args, kwargs)
+
+        def run(reuse: ReuseStreams, wanted: tuple[bool, ...]) -> tuple[Streams, ReuseStreams]:
+            for site, kept, want in zip(self.sites, reuse, wanted, strict=True):
+                site.kept, site.wanted = kept, want
+            try:
+                tokens = _streams(self.block(*args, **kwargs))
+                return tokens, handed_over([site.output for site in self.sites], wanted)
+            finally:
+                for site in self.sites:
+                    site.forget()
+
+        return _alone(current.visit.run_streams(self.names, run, own=current.own_places))
+
+    def _laid_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # The first block of a stack gets parts of larger tensors, perhaps by other names than the next one: a graph more.
+        given = self.signature.bind(*args, **kwargs)
+        return tuple(_dense(x) if isinstance(x, Tensor) else x for x in given.args), given.kwargs
+
+
+def install_sites(transformer: nn.Module, sites: Sequence[Site], current: CurrentPass) -> tuple[nn.ModuleList, ...]:
+    """Puts wrappers in the place of every site's module and of every block with sites. Returns the stacks of these blocks.
+
+    Raises AttributeError naming a site that is not there.
+    """
+    blocks: dict[str, list[BroadcastModule]] = {}
     for site in sites:
         path, _, name = site.name.rpartition(".")
         parent = transformer.get_submodule(path)
-        setattr(parent, name, BroadcastModule(transformer.get_submodule(site.name), site.name, current))
+        wrapper = BroadcastModule(transformer.get_submodule(site.name), site.name)
+        setattr(parent, name, wrapper)
+        blocks.setdefault(path, []).append(wrapper)
+    stacks: dict[str, nn.ModuleList] = {}
+    for path, wrappers in blocks.items():
+        above, _, index = path.rpartition(".")
+        stack = transformer.get_submodule(above)
+        assert isinstance(stack, nn.ModuleList), f"block {path} is in no list of blocks"
+        stack[int(index)] = SiteBlock(stack[int(index)], path, wrappers, current)
+        stacks[above] = stack
+    return tuple(stacks.values())
+
+
+def _streams(output: Tensor | Sequence[Tensor]) -> Streams:
+    return (output,) if isinstance(output, torch.Tensor) else tuple(output)
+
+
+def _alone(streams: Streams) -> Tensor | Streams:
+    return streams if len(streams) > 1 else streams[0]
+
+
+def _dense(x: Tensor) -> Tensor:
+    # A part of a row alone counts as contiguous, but has the strides of the whole, by which a graph is chosen.
+    return x.contiguous().flatten().view(x.shape)

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pab.broadcast.sites import Site
 from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import SelfAttention
 from pab.library.broadcast_module import CurrentPass, install_sites
 from pab.library.parts import ClipLevels, LibrarySampler, SchedulerSource, load_part
-from pab.library.sequence import library_plan, share_passes
-from pab.library.sequence_hooks import SequencePlan
+from pab.library.sequence import exchange_tokens, library_plan
+from pab.library.sequence_hooks import SequencePlan, install_splits
 from pab.library.vae import TiledCodec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
@@ -72,12 +72,12 @@ def load_library_model(
     """
     dtype, device = dtype_of(request.precision), torch.device(request.device)
     current = CurrentPass()
-    transformers = tuple(
-        _load_transformer(model, folder, dtype, device, current) for folder in experts or [root / "transformer"]
-    )
+    folders = experts or [root / "transformer"]
+    loaded = [_load_transformer(model, folder, dtype, device, current) for folder in folders]
     return DiffusersVideo(
-        denoise=model.denoiser(experts=transformers, dtype=dtype),
+        denoise=model.denoiser(experts=tuple(transformer for transformer, _ in loaded), dtype=dtype),
         current=current,
+        block_stacks=tuple(stack for _, stacks in loaded for stack in stacks),
         encode_text=model.encode_text(root, request),
         prepare_text=lambda text: model.prepare_text(text, dtype, device),
         codec=load_codec(model, root / "vae", dtype, device),
@@ -89,15 +89,20 @@ def load_library_model(
 
 def _load_transformer(
     model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device, current: CurrentPass
-) -> Any:
+) -> tuple[Any, tuple[nn.ModuleList, ...]]:
     transformer = load_part(
         folder, model.transformer, dtype=dtype, device=device, compute_buffers=model.compute_buffers
     )
+    return transformer, install_broadcast(model, transformer, current)
+
+
+def install_broadcast(model: LibraryModel, transformer: Any, current: CurrentPass) -> tuple[nn.ModuleList, ...]:
+    """Makes a plain transformer one whose passes broadcast and are shared by ranks; returns its stacks of blocks."""
+    exchange_tokens(transformer, model.sites, model.attention(current=current))
+    stacks = install_sites(transformer, model.sites, current)
     plan = library_plan(type(transformer)) if model.plan is None else model.plan
-    attention = model.attention(current=current)
-    share_passes(transformer, model.sites, plan=plan, attention=attention, current=current)
-    install_sites(transformer, model.sites, current)
-    return transformer
+    install_splits(transformer, plan, current)
+    return stacks
 
 
 def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callable[[ClipRequest], LibrarySampler]:

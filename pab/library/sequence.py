@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from pab.broadcast.sites import Site
-from pab.library.broadcast_module import CurrentPass
-from pab.library.sequence_hooks import TEXT, ModuleSplits, SequencePlan, Split, install_splits
+from pab.library.broadcast_module import TEXT
+from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 from pab.weights.checkpoint import CheckpointError
 
 TEXT_INPUTS = (TEXT, "encoder_attention_mask")
@@ -53,20 +53,9 @@ def _not_understood(transformer_class: Any, why: str) -> CheckpointError:
     )
 
 
-def share_passes(
-    transformer: nn.Module,
-    sites: Iterable[Site],
-    *,
-    plan: SequencePlan,
-    attention: Callable[..., Any],
-    current: CurrentPass,
-) -> None:
-    """Lets ranks share each pass: hooks the plan in, and gives every site that exchanges tokens the processor `attention`.
-
-    To be called before sites are wrapped.
-    """
+def exchange_tokens(transformer: nn.Module, sites: Iterable[Site], attention: Callable[..., Any]) -> None:
+    """Gives every site that exchanges tokens the processor `attention`. To be called before sites are wrapped."""
     for site in sites:
         if site.all_to_alls:
             module: Any = transformer.get_submodule(site.name)
             module.set_processor(attention)
-    install_splits(transformer, plan, current)

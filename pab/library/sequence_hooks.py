@@ -13,10 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pab.library.broadcast_module import CurrentPass
-
-LATENTS, TEXT = "hidden_states", "encoder_hidden_states"
-"""Streams of tokens, by the names under which modules take them."""
+from pab.library.broadcast_module import LATENTS, CurrentPass, SiteBlock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +42,10 @@ SequencePlan = Mapping[str, ModuleSplits]
 
 
 def install_splits(transformer: nn.Module, plan: SequencePlan, current: CurrentPass) -> None:
-    """Hooks a plan into a transformer. Raises AttributeError naming a module, ValueError a parameter that is not there."""
+    """Hooks a plan into a transformer whose sites are installed, so that the hooks of blocks lie outside of their graphs.
+
+    Raises AttributeError naming a module, ValueError a parameter that is not there.
+    """
     for path, splits in plan.items():
         module = transformer.get_submodule(path)
         if splits.inputs:
@@ -59,7 +59,7 @@ def install_splits(transformer: nn.Module, plan: SequencePlan, current: CurrentP
 def _input_splitter(
     module: nn.Module, path: str, splits: Mapping[str, Split], current: CurrentPass
 ) -> Callable[..., Any]:
-    signature = inspect.signature(module.forward)
+    signature = module.signature if isinstance(module, SiteBlock) else inspect.signature(module.forward)
     absent = [name for name in splits if name not in signature.parameters]
     if absent:
         raise ValueError(f"module {path!r} takes no {absent[0]}, it takes {', '.join(signature.parameters)}")

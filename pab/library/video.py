@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pab.broadcast.state import BOTH, COND, Visit
 from pab.family import ClipRequest
 from pab.library.broadcast_module import CurrentPass
+from pab.library.fused import fuse
 from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput
 from pab.nn.video import LatentCodec, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
@@ -21,7 +22,7 @@ UNREAD_NEGATIVE = "the negative prompt is not read: this model takes guidance_sc
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffusersVideo:
-    """A `VideoModel` whose sites are wrappers that ask `current` which pass runs.
+    """A `VideoModel` whose blocks are wrappers that ask `current` which pass runs.
 
     `denoise(rows, step_input, text)` runs the transformer on latents [rows, C, T, H, W] with what `prepare_text` made for as
     many rows. `guided_passes` is what the published pipeline does: both rows in one pass, or a pass for each, whose kept
@@ -31,6 +32,8 @@ class DiffusersVideo:
 
     denoise: Callable[[Tensor, StepInput, Any], Tensor]
     current: CurrentPass
+    block_stacks: Sequence[nn.ModuleList]
+    """The transformers' blocks with sites; what compiles is the library's own block inside of each."""
     encode_text: Callable[[Sequence[str]], TextStates]
     prepare_text: Callable[[TextStates], object]
     """From the states of a pass's rows to what the transformer is given."""
@@ -39,10 +42,9 @@ class DiffusersVideo:
     guided_passes: tuple[str, ...]
     clean: Callable[[str], str] = lambda text: text
 
-    @property
-    def block_stacks(self) -> Sequence[nn.ModuleList]:
-        """None: the library's blocks hand their outputs to wrapped sites, which no graph can hold."""
-        return ()
+    def use_kernels(self) -> None:
+        """Has the blocks use fused operations where they are faster; of families that have them."""
+        fuse(self.block_stacks, self.current)
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one, where there is a branch for it."""

@@ -37,7 +37,7 @@ from pipeline.run.options import choose
 from pipeline.run.panel import PanelDisplay
 from pipeline.run.references import ReferenceReader, access_of, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
-from pipeline.run.run import Run, asked_run, check_same, find_run, open_bucket, start_run, undo_run
+from pipeline.run.run import Run, as_begun, asked_run, check_same, find_run, open_bucket, start_run, undo_run
 from pipeline.run.settings import RunSettings
 from pipeline.run.shard_jobs import ShardJobs
 from pipeline.run.shards import create_shards
@@ -79,11 +79,13 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
     """Plans and renders once; None after it has waited for another submit, which may have left clips."""
-    settings = build_settings(arguments.manifest, choose(vars(arguments), environment_settings(), arguments.config))
+    chosen = choose(vars(arguments), environment_settings(), arguments.config)
+    settings = build_settings(arguments.manifest, chosen)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
+    settings = as_begun(settings, found, asked=str(chosen["compile"].value))
     rules = run_rules(settings.render, begun=found.weights if found else None)
     known = known_references(bucket) if found else {}
     references = ReferenceReader(access_of(settings.render), known=known)

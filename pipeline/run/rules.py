@@ -185,8 +185,8 @@ def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules]
     if isinstance(rules, ForesightRules):
         if not family.keeps_blocks:
             raise UsageError(
-                f"--broadcast {asked}: foresight keeps outputs of whole blocks, {family.name} those of attention and MLP "
-                f"modules; use one of its presets ({', '.join(family.presets)}) or rules by kind of site"
+                f"--broadcast {asked}: foresight keeps outputs of whole blocks, {family.name} those of single modules or "
+                f"of two transformers in turn; use one of its presets ({', '.join(family.presets)}) or rules by kind of site"
             )
         return {name: rules}, name
     if isinstance(rules, StepRules):

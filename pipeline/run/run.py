@@ -71,6 +71,17 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     }
 
 
+def as_begun(settings: RunSettings, found: Run | None, *, asked: str) -> RunSettings:
+    """Returns settings that go on with a run whose blocks ran eagerly. `asked`: what the user said of `--compile`.
+
+    What "auto" means depends on the machine, and on the families whose blocks this version can compile.
+    """
+    eager = found is not None and found.pixels.get("--compile", _BEFORE["--compile"]) == _BEFORE["--compile"]
+    if asked != "auto" or not settings.render.compile or not eager:
+        return settings
+    return replace(settings, render=replace(settings.render, compile=False))
+
+
 def asked_run(settings: RunSettings, rules: RunRules, *, manifest_digest: str, num_clips: int) -> Run:
     """Returns the run that these settings ask for, with a new id. `rules` have seen all rows."""
     return Run(

@@ -94,17 +94,17 @@ def render(folder: Path, cases: list[Case]) -> dict[Case, Denoised]:
     }
 
 
-def prompt(model: DiffusersVideo, name: str) -> EncodedPrompt:
-    """Text states of a prompt and a negative prompt of other lengths, drawn by chance: no encoder is loaded for them."""
+def prompt(model: DiffusersVideo, name: str, words: tuple[int, int] = (40, 9)) -> EncodedPrompt:
+    """Text states of a prompt and a negative prompt of these lengths, drawn by chance: no encoder is loaded for them."""
     generator = torch.Generator().manual_seed(0)
     length = TINY[name].text_tokens
     cond, uncond = (
         TextStates(
             y_BLC=torch.randn(1, length, 32, generator=generator),
-            mask_BL=(torch.arange(length) < words)[None].long(),
+            mask_BL=(torch.arange(length) < count)[None].long(),
             warnings=((),),
             pooled_BD=torch.randn(1, 16, generator=generator),
         )
-        for words in (40, 9)
+        for count in words
     )
     return replace(guided_prompt(cond, uncond, model.prepare_text), guided_passes=model.guided_passes)

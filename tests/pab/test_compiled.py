@@ -123,10 +123,9 @@ def test_cudnn_attention_is_preferred_only_where_asked_for():
     assert preferred[0] == int(torch.nn.attention.SDPBackend.CUDNN_ATTENTION)
 
 
-def test_families_of_our_own_transformers_can_be_compiled_and_the_library_s_cannot():
-    own = ("demo", "latte", "open_sora")
+def test_every_family_s_blocks_can_be_compiled():
     for name, family in FAMILIES.items():
-        assert family.compiles == name.startswith(own), name
+        assert family.compiles, name
 
 
 def test_compiled_kernels_lie_in_a_folder_of_ones_own_by_torch_version_and_attention(tmp_path, monkeypatch):

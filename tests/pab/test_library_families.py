@@ -1,5 +1,6 @@
 """Families over transformers of the diffusers library: equal to its pipelines without broadcast, guidance kept with it."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -207,24 +208,62 @@ class TwoStreams(torch.nn.Module):
         return x + 1, y * 2
 
 
+def one_block(attn: torch.nn.Module) -> torch.nn.ModuleDict:
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = attn
+
+        def forward(self, x, y):
+            return self.attn(x, y)
+
+    return torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([Block()])})
+
+
+STREAMS_SITE = Site(name="blocks.0.attn", kind="spatial", stack="spatial", block=0)
+
+
 def test_a_site_keeps_every_stream_that_its_module_returns():
-    current = CurrentPass()
-    model = torch.nn.ModuleDict({"attn": TwoStreams()})
-    site = Site(name="attn", kind="spatial", stack="spatial", block=0)
-    install_sites(model, [site], current)
+    current, site = CurrentPass(), STREAMS_SITE
+    model = one_block(TwoStreams())
+    (stack,) = install_sites(model, [site], current)
+    assert stack is model["blocks"]
     state = BroadcastState(make_plan(EVERY_OTHER, (900.0, 800.0, 700.0), [site]))
     seen = []
     for step, value in enumerate((1.0, 5.0, 7.0)):
         with current.running(state.visit(step, COND), SequenceParallel()):
-            seen.append([stream.item() for stream in model["attn"](torch.tensor(value), torch.tensor(value))])
+            seen.append([stream.item() for stream in stack[0](torch.tensor(value), torch.tensor(value))])
         if step == 0:
             assert state.kept_bytes == 2 * 4
     assert seen == [[2.0, 2.0], [2.0, 2.0], [8.0, 14.0]]
     assert not state.kept
-    with pytest.raises(AssertionError, match="site attn runs outside of a pass"):
-        model["attn"](torch.tensor(1.0), torch.tensor(1.0))
+    with pytest.raises(AssertionError, match=r"block blocks\.0 runs outside of a pass"):
+        stack[0](torch.tensor(1.0), torch.tensor(1.0))
     with pytest.raises(AttributeError, match="attn2"):
-        install_sites(model, [Site(name="attn2", kind="cross", stack="spatial", block=0)], current)
+        install_sites(model, [Site(name="blocks.0.attn2", kind="cross", stack="spatial", block=0)], current)
+
+
+class Fails(TwoStreams):
+    def forward(self, x, y):
+        if x.item() == 0:
+            raise ArithmeticError("zero")
+        return super().forward(x, y)
+
+
+def test_sites_hold_nothing_after_a_block_s_call_whether_it_ends_or_fails():
+    current = CurrentPass()
+    model = one_block(Fails())
+    (stack,) = install_sites(model, [STREAMS_SITE], current)
+    site = stack[0].sites[0]
+    plan = make_plan(EVERY_OTHER, (900.0, 800.0), [STREAMS_SITE])
+    for values in ((0.0,), (1.0, 5.0)):
+        state = BroadcastState(plan)
+        for step, value in enumerate(values):
+            with contextlib.suppress(ArithmeticError), current.running(state.visit(step, COND), SequenceParallel()):
+                stack[0](torch.tensor(value), torch.tensor(value))
+            assert (site.kept, site.wanted, site.output) == (None, False, None)
+            assert bool(state.kept) == (value == 1.0)
+    assert current.visit is None
 
 
 def sources(plan: BroadcastPlan, kind: str) -> list[int]:
@@ -343,8 +382,8 @@ def test_weights_of_another_model_are_refused(weights, tmp_path, name, file, cha
 def test_norms_and_modulation_stay_in_float32_as_the_library_keeps_them(weights):
     model = WORLDS["wan"].load(weights, "bfloat16")
     types = {name: p.dtype for name, p in model.denoise.experts[0].named_parameters()}
-    assert types["blocks.0.scale_shift_table"] == types["blocks.1.norm2.weight"] == torch.float32
+    assert types["blocks.0.block.scale_shift_table"] == types["blocks.1.block.norm2.weight"] == torch.float32
     assert types["condition_embedder.time_embedder.linear_1.weight"] == torch.float32
-    assert types["blocks.0.attn1.module.to_q.weight"] == types["proj_out.weight"] == torch.bfloat16
+    assert types["blocks.0.block.attn1.module.to_q.weight"] == types["proj_out.weight"] == torch.bfloat16
     request = WORLDS["wan"].clip(num_steps=2)
     assert WORLDS["wan"].render(model, request, EVERY_OTHER).latents.dtype == torch.float32

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.library.broadcast_module import CurrentPass
+from pab.library.broadcast_module import LATENTS, CurrentPass
 from pab.library.sequence import library_plan
-from pab.library.sequence_hooks import LATENTS, ModuleSplits, Split, install_splits
+from pab.library.sequence_hooks import ModuleSplits, Split, install_splits
 from pab.parallel.mesh import Axis, SequenceParallel, open_group
 from pab.parallel.ulysses import ulysses_attention
 from pab.weights.checkpoint import CheckpointError

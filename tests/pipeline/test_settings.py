@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.settings import Mesh
+from pab.families import FAMILIES
 from pipeline.exits import UsageError
 from pipeline.parser import build_parser
 from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.machines import LOOPBACK, driver_host
 from pipeline.run.options import OPTIONS, choose
+from pipeline.run.run import Run, as_begun
 from pipeline.run.settings import parse_mesh
 
 
@@ -185,8 +188,22 @@ def test_quality_and_attempts_travel_into_jobs() -> None:
     assert (plain.crf, plain.max_attempts, plain.batch) == (18, 2, 0)
 
 
-def test_what_cannot_be_compiled_or_has_no_gpu_is_refused() -> None:
+def test_what_cannot_be_compiled_or_has_no_gpu_is_refused(monkeypatch) -> None:
+    monkeypatch.setitem(FAMILIES, "wan", replace(FAMILIES["wan"], compiles=False))
     with pytest.raises(UsageError, match=r"--compile=on: the blocks of family wan cannot be compiled, those of demo, "):
         settings_of("--cluster", "local", "--model", "wan", "--compile", "on")
     with pytest.raises(UsageError, match=r"--attention=cudnn needs a GPU and --device is cpu; allowed: auto, default"):
         settings_of("--cluster", "local", "--device", "cpu", "--attention", "cudnn")
+
+
+def test_a_run_that_began_with_eager_blocks_goes_on_with_them_unless_asked_otherwise() -> None:
+    settings = settings_of("--cluster", "local", "--device", "cuda", "--model", "wan")
+    assert settings.render.compile
+    begun = Run(run_id="0" * 12, manifest_digest="m", num_clips=1, pixels={"--compile": "off"}, weights={})
+    assert not as_begun(settings, begun, asked="auto").render.compile
+    assert not as_begun(settings, replace(begun, pixels={}), asked="auto").render.compile, (
+        "of before it could be chosen"
+    )
+    assert as_begun(settings, begun, asked="on") == settings, "then submit says what differs"
+    assert as_begun(settings, replace(begun, pixels={"--compile": "on"}), asked="auto") == settings
+    assert as_begun(settings, None, asked="auto") == settings

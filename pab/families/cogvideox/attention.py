@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pab.library.attention import JOINT_PLAN, joint_attention, projected, projected_out
-from pab.library.broadcast_module import CurrentPass
-from pab.library.sequence_hooks import LATENTS, TEXT, ModuleSplits, SequencePlan, Split
+from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
+from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 
 COGVIDEOX_PLAN: SequencePlan = {
     "": ModuleSplits(inputs={"image_rotary_emb": Split(dim=0, num_dims=2)}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.families.cogvideox.config import (
     COGVIDEOX_2B_MODEL,
@@ -67,11 +68,14 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
             "none": NO_BROADCAST,
             "pab2": pyramid(2, None, None, window=(100, 850)),
             "pab3": pyramid(3, None, None, window=(100, 850)),
+            **FORESIGHT_PRESETS,
         },
         timesteps=cogvideox_timesteps,
         num_tokens=cogvideox_tokens,
         cost=model.cost,
         load=load,
+        compiles=True,
+        keeps_blocks=True,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),

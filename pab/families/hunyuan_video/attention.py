@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pab.library.attention import JOINT_PLAN, joint_attention, projected, projected_out
-from pab.library.broadcast_module import CurrentPass
-from pab.library.sequence_hooks import LATENTS, TEXT, ModuleSplits, SequencePlan, Split
+from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
+from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 
 _PLACES = Split(dim=0, num_dims=2)
 HUNYUAN_VIDEO_PLAN: SequencePlan = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.families.hunyuan_video.config import (
     HUNYUAN_VIDEO_MODEL,
@@ -73,11 +74,14 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
             "none": NO_BROADCAST,
             "pab2": pyramid(2, None, None, window=WINDOW),
             "pab3": pyramid(3, None, None, window=WINDOW),
+            **FORESIGHT_PRESETS,
         },
         timesteps=hunyuan_video_timesteps,
         num_tokens=hunyuan_video_tokens,
         cost=model.cost,
         load=load,
+        compiles=True,
+        keeps_blocks=True,
         write_tiny=write_tiny,
         weights_digest=model.weights.digest,
         pin=model.weights.pin,

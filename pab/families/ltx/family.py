@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.families.ltx.config import _COST, HEIGHT, LTX_MODEL, NUM_FRAMES, WIDTH, LtxModel, ltx_timesteps, ltx_tokens
 from pab.families.ltx.levels import MIN_STEPS, NUM_TRAIN_TIMESTEPS
@@ -65,11 +66,14 @@ def ltx_family(model: LtxModel) -> Family:
             "none": NO_BROADCAST,
             "pab2-6": pyramid(2, None, 6, window=WINDOW),
             "pab3-6": pyramid(3, None, 6, window=WINDOW),
+            **FORESIGHT_PRESETS,
         },
         timesteps=ltx_timesteps,
         num_tokens=ltx_tokens,
         cost=_COST,
         load=load,
+        compiles=True,
+        keeps_blocks=True,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, LTX_WEIGHTS),
         pin=lambda weights: pin(weights, LTX_WEIGHTS),

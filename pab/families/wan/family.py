@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.families.wan.config import WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_14B_MODEL, WAN_MODEL, WanModel
 from pab.families.wan.sites import wan_sites
@@ -62,12 +63,16 @@ def wan_family(model: WanModel) -> Family:
             "none": NO_BROADCAST,
             "pab2-6": pyramid(2, None, 6, window=(100, 850)),
             "pab3-6": pyramid(3, None, 6, window=(100, 850)),
+            **(FORESIGHT_PRESETS if model.boundary is None else {}),
         },
         timesteps=model.timesteps,
         cache_reset_steps=model.cache_reset_steps,
         num_tokens=model.num_tokens,
         cost=model.cost,
         load=load,
+        compiles=True,
+        fused_kernels=True,
+        keeps_blocks=model.boundary is None,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),

@@ -25,7 +25,7 @@ from pab.model import StepInput
 from pab.weights.checkpoint import CheckpointError
 
 _TRANSFORMER = {"_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2]}
-_SCHEDULER = {
+SCHEDULER = {
     "_class_name": "UniPCMultistepScheduler",
     "prediction_type": "flow_prediction",
     "use_flow_sigmas": True,
@@ -35,12 +35,18 @@ _SCHEDULER = {
 
 def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVideo:
     """Loads the whole model for inference. Raises CheckpointError naming files, keys and values."""
+    parts = ("transformer",) if model.boundary is None else ("transformer", "transformer_2")
+    return load_library_model(wan_library_model(model), root, request, experts=[root / part for part in parts])
+
+
+def wan_library_model(model: WanModel) -> LibraryModel:
+    """Returns what is loaded of one published model, and how."""
 
     def levels(num_steps: int, size: tuple[int, int, int]) -> ClipLevels:
         shift = model.shift(*size[1:])
         return ClipLevels(planned=shifted_timesteps(num_steps, shift), changes={"flow_shift": shift})
 
-    described = LibraryModel(
+    return LibraryModel(
         transformer={
             **_TRANSFORMER,
             "in_channels": model.latent_channels,
@@ -49,7 +55,7 @@ def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVide
             "added_kv_proj_dim": None,
         },
         vae={"_class_name": "AutoencoderKLWan", "z_dim": model.latent_channels},
-        scheduler=_SCHEDULER,
+        scheduler=SCHEDULER,
         sites=wan_sites(model.num_layers),
         levels=levels,
         default_size=(model.num_frames, model.height, model.width),
@@ -63,8 +69,6 @@ def load_wan(root: Path, request: LoadRequest, model: WanModel) -> DiffusersVide
         compute_buffers=_add_positions,
         clean=clean_text,
     )
-    parts = ("transformer",) if model.boundary is None else ("transformer", "transformer_2")
-    return load_library_model(described, root, request, experts=[root / part for part in parts])
 
 
 def _add_positions(transformer: Any) -> None:
