@@ -27,7 +27,7 @@ NO_CLIP = {
     "schedulers": "RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
     "how a loop is run": "LoopSettings LoopRecorder Recording",
     "clocks and measures": "DeviceClock Stages ClipOnDevice DeviceUse Measures",
-    "a field of a shape, or an argument of one call": "EncodedPrompt StepInput ComingFrames ClipReferences",
+    "a field of a shape, or an argument of one call": "EncodedPrompt StepInput ComingFrames DecodedFrames ClipReferences",
     "a job and its parts": (
         "JobContext JobRanks Place LoadedFamily ClipLoop Finisher Announcer OpenAttempts HangWatch Deadline Baselines "
         "_ShardRun _End"

@@ -89,7 +89,7 @@ def test_text_states_are_the_library_pipeline_s(weights, name):
 @pytest.mark.parametrize("name", WORLDS)
 def test_sites_compute_and_reuse_as_planned(weights, name):
     world = WORLDS[name]
-    model, request = world.load(weights), world.clip(num_steps=6)
+    model, request = world.load(weights), world.clip(num_steps=9)
     rules = world.family.presets[world.family.defaults.broadcast]
     done = world.render(model, request, rules)
     assert done.passes == len(model.guided_passes)

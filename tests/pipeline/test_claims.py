@@ -144,7 +144,7 @@ def test_a_killed_submit_leaves_no_claim_that_lasts(cold_command: Command, manif
 def test_a_submit_beside_one_that_dies_renders_what_that_one_leaves(
     cold_command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
-    output, url = tmp_path / "out", manifest(4, num_steps=[30] * 4)
+    output, url = tmp_path / "out", manifest(6, num_steps=[60] * 6)
     first = cold_command.start(url, output)
     wait_until(lambda: records(output), "a first record")
     second = cold_command.start(url, output)
@@ -158,4 +158,4 @@ def test_a_submit_beside_one_that_dies_renders_what_that_one_leaves(
     _, rest = second.communicate(timeout=240)
     assert second.returncode == 0, said + rest
     assert "left to another submit that is at work: process" in said
-    assert len(records(output)) == 4
+    assert len(records(output)) == 6

@@ -21,6 +21,7 @@ from jobs.store.retry import RetryPolicy
 from manifests.clip import Clip
 from manifests.references import SeenReference
 from pab.families.open_sora.family import OPEN_SORA
+from pab.families.tiny_weights import write_tiny_weights
 from pab.family import LoadRequest
 from pab.parallel.mesh import NodeGroup
 from pab.tiny_weights.__main__ import main as write_tiny
@@ -147,8 +148,7 @@ def test_private_addresses_are_asked_only_if_the_user_says_so(command: Command, 
 
 
 def test_a_family_that_takes_no_references_says_so(command: Command, manifest: Manifest, tmp_path: Path) -> None:
-    (tmp_path / "wan").mkdir()
-    (tmp_path / "wan" / "weights").write_text("planning reads no weights")
+    write_tiny_weights("wan", tmp_path / "wan")
     wan = replace(command, weights=tmp_path / "wan")
     url = manifest(1, num_frames=[5], references=["a.png"])
     code, document = wan.submit(url, tmp_path / "out", "--model", "wan", "--dry-run")
