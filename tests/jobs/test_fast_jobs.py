@@ -145,7 +145,7 @@ def test_settings_of_a_job_choose_cudnn_only_for_compiled_blocks_on_a_gpu():
     )
     assert execution_of(open_sora, **auto, device="cpu") == Execution(compiled=True)
     assert execution_of(demo, **auto, device="cuda") == Execution(compiled=True)
-    assert execution_of(wan, **auto, device="cuda") == Execution()
+    assert execution_of(wan, **auto, device="cuda") == Execution(compiled=True, kernels=True)
     assert execution_of(open_sora, **(auto | {"compiled": False}), device="cuda") == Execution()
     assert replace(Execution(), attention="cudnn").identity == " attention cudnn"
     assert fused.identity == " compiled attention cudnn kernels"
