@@ -52,6 +52,12 @@ class FaultyS3:
             "AWS_DEFAULT_REGION": "us-east-1",
         }  # fmt: skip
 
+    def start_again(self) -> None:
+        """Forgets all objects and faults."""
+        self.conditions, self.late_listing_s = "kept", 0.0
+        for kept in (self.faults, self.objects, self.stored_at):
+            kept.clear()
+
     def put(self, key: str, data: bytes) -> None:
         """Stores an object."""
         self.objects[key] = data

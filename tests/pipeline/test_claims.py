@@ -34,9 +34,7 @@ def one_server() -> Iterator[FaultyS3]:
 def server(one_server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> FaultyS3:
     for name, value in one_server.environment().items():
         monkeypatch.setenv(name, value)
-    one_server.conditions, one_server.late_listing_s = "kept", 0.0
-    one_server.objects.clear()
-    one_server.stored_at.clear()
+    one_server.start_again()
     return one_server
 
 
