@@ -109,7 +109,9 @@ def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
         run_id = (found or asked).run_id
         cluster = open_cluster(settings.machines, work_folder(run_id))
         at_work = find_at_work(bucket, cluster, screen)
-        tell_at_work(at_work, keys - progress.recorded, screen)
+        # A driver that has rendered all of its clips still lives for a while.
+        left = at_work.left_to_others & (keys - progress.recorded - progress.not_rendered)
+        tell_at_work(at_work, left, screen)
         work = plan_work(settings, rules, path, progress, bucket, at_work=at_work.keys)
         screen.note(f"mesh: {work.choice.reason}")
         tell_warnings(work.warnings, screen)
@@ -135,9 +137,9 @@ def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
         )
         if numbers or at_work.orphans:
             code = _render(submission, cluster, work, numbers, claim, detach=arguments.detach)
-            if arguments.detach or code == Exit.INTERRUPTED or not at_work.left_to_others:
+            if arguments.detach or code == Exit.INTERRUPTED or not left:
                 return code
-    if at_work.left_to_others and not arguments.detach:
+    if left and not arguments.detach:
         wait_for_others(bucket, keys, at_work, screen)
         return None
     return _summary(submission)

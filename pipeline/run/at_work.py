@@ -61,9 +61,8 @@ def find_at_work(bucket: Bucket, cluster: Cluster, screen: Screen) -> AtWork:
     return AtWork(orphans=orphans, left_to_others=left, drivers=tuple(drivers.values()))
 
 
-def tell_at_work(found: AtWork, missing: Collection[str], screen: Screen) -> None:
-    """Says what is left to others, and what is taken over. `missing`: keys of the clips without a record."""
-    left = found.left_to_others.intersection(missing)
+def tell_at_work(found: AtWork, left: Collection[str], screen: Screen) -> None:
+    """Says what is left to others, and what is taken over. `left`: keys of the clips of others that have not ended."""
     if left:
         screen.note(f"{counted(len(left), 'clip')} left to another submit that is at work: {', '.join(found.drivers)}")
     if found.orphans:

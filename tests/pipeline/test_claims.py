@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,10 +17,12 @@ import pytest
 from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy
 from pipeline.exits import RefusedError
-from pipeline.run.claims import claimed
+from pipeline.run.claims import claimed, driving
+from pipeline.run.jobs_file import read_submits
 from pipeline.screen import Screen
 from tests.jobs.s3_with_faults import FaultyS3, faulty_s3
 from tests.pipeline.command import Command, records, wait_until
+from tests.pipeline.conftest import SubmittedTwice
 
 Manifest = Callable[..., Path]
 
@@ -157,3 +160,15 @@ def test_a_submit_beside_one_that_dies_renders_what_that_one_leaves(
     assert second.returncode == 0, said + rest
     assert "left to another submit that is at work: process" in said
     assert len(records(output)) == 6
+
+
+def test_a_driver_that_lives_on_after_its_last_clip_is_not_waited_for(
+    command: Command, submitted_twice: SubmittedTwice, tmp_path: Path
+) -> None:
+    output = shutil.copytree(submitted_twice.output, tmp_path / "out")
+    bucket = Bucket(str(output))
+    submit = next(read_submits(bucket))
+    assert submit.jobs
+    with driving(bucket, submit.submit_id):
+        code, document = command.submit(submitted_twice.manifest, output)
+    assert (code, document["rendered"]) == (0, 3)
