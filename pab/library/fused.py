@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pab.kernels import flash3, linear_gelu
@@ -33,7 +34,9 @@ def fuse(stacks: Sequence[nn.ModuleList], current: CurrentPass) -> None:
             attention: Any = site.module
             if hasattr(attention, "to_q"):
                 q, head_dim = attention.to_q, attention.to_q.out_features // attention.heads
-                chosen = fastest(device=q.weight.device, dtype=q.weight.dtype, head_dim=head_dim, num_frames=1)
+                # Chosen while the model loads, for passes without gradients: with them nothing is fused.
+                with torch.no_grad():
+                    chosen = fastest(device=q.weight.device, dtype=q.weight.dtype, head_dim=head_dim, num_frames=1)
                 current.flash3 = chosen.flash3
 
 

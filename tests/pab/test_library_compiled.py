@@ -15,8 +15,9 @@ from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST, Rules, pyramid
 from pab.execution.compiled import compile_blocks, graphs_compiled, many_graphs
 from pab.family import ClipRequest
-from pab.library.broadcast_module import BroadcastModule
-from pab.library.fused import LinearGelu
+from pab.kernels import flash3
+from pab.library.broadcast_module import BroadcastModule, CurrentPass
+from pab.library.fused import LinearGelu, fuse
 from pab.library.video import DiffusersVideo
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import Denoised, LoopSettings, NotFiniteError, denoise, initial_noise, plan_for
@@ -168,6 +169,24 @@ def test_fused_operations_have_the_numbers_of_the_library_s_where_there_is_no_gp
     ours = render("wan", model, small("wan"), PAB)
     assert torch.equal(ours.latents, render("wan", plain, small("wan"), PAB).latents)
     assert graphs_compiled() - before == patterns("wan", [ours.plan])
+
+
+class Attention(torch.nn.Module):
+    """What the choice of an attention looks at."""
+
+    heads = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q = torch.nn.Linear(256, 256, device="cuda", dtype=torch.bfloat16)
+
+
+@pytest.mark.gpu
+def test_a_model_that_loads_with_gradients_on_still_gets_flash_attention():
+    current = CurrentPass()
+    assert torch.is_grad_enabled()
+    fuse([torch.nn.ModuleList([BroadcastModule(Attention(), "attn1")])], current)
+    assert current.flash3 == (flash3.runs_on(torch.device("cuda")) and flash3.installed())
 
 
 RANKED = ("wan", "cogvideox_2b", "hunyuan_video")
