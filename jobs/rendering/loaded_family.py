@@ -68,8 +68,8 @@ def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
     own: Mapping[str, dict[str, object]] = settings.broadcast_rules or {}
     if clip.broadcast in own:
         return rules_from_dict(own[clip.broadcast])
-    if clip.broadcast in family.presets:
-        return family.presets[clip.broadcast]
+    if (rules := family.rules_named(clip.broadcast)) is not None:
+        return rules
     allowed = ", ".join([*own, *family.presets])
     raise ValueError(f"clip {clip.clip_id}: broadcast={clip.broadcast!r}, model {family.name} has {allowed}")
 

@@ -45,6 +45,7 @@ def _kind(record: Json) -> Json:
         "device": record["job"]["device"],
         "precision": record["job"]["precision"],
         **{name: clip[name] for name in _SHAPE},
+        "keep": record.get("execution", {}).get("keep", "full"),
         "guided": guided,
         "mesh": _mesh(record["job"]["mesh"], guided=guided),
         "batch": batch_size(record),

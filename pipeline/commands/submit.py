@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,15 @@ from types import FrameType
 
 from cluster.job import CancelledError, Cluster, ClusterError, UnansweredError
 from jobs.progress import ClipProgress
+from jobs.settings import KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.read import read_keys
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.report import write_report
 from pipeline.exits import Exit, UsageError
-from pipeline.planning.cost import ClipCosts
 from pipeline.planning.dry_run import show_dry_run
-from pipeline.planning.inputs import plan_work
+from pipeline.planning.inputs import choose_kept, plan_work
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.at_work import AtWork, find_at_work, tell_at_work, wait_for_others
 from pipeline.run.build import build_settings
@@ -77,15 +77,18 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     return code
 
 
-def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
-    """Plans and renders once; None after it has waited for another submit, which may have left clips."""
+def _submit(arguments: argparse.Namespace, screen: Screen, kept: Mapping[str, KeepChoice] | None = None) -> int | None:
+    """Plans and renders once; None after it has waited for another submit, which may have left clips.
+
+    `kept`: how outputs are kept, once that was chosen for a run that begins.
+    """
     chosen = choose(vars(arguments), environment_settings(), arguments.config)
     settings = build_settings(arguments.manifest, chosen)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
-    settings = as_begun(settings, found, asked=str(chosen["compile"].value))
+    settings = as_begun(settings, found, asked=str(chosen["compile"].value), kept=kept)
     rules = run_rules(settings.render, begun=found.weights if found else None)
     known = known_references(bucket) if found else {}
     references = ReferenceReader(access_of(settings.render), known=known)
@@ -93,6 +96,9 @@ def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
     with ExitStack() as stack:
         manifest = accepted_manifest(arguments.manifest, rules, model=model, read_references=references)
         accepted, path = stack.enter_context(manifest)
+        if found is None and kept is None and (fitting := _kept(settings, rules, path, bucket, screen)):
+            # What is kept is part of the digests: the rows are accepted again.
+            return _submit(arguments, screen, fitting)
         tell_warnings(accepted.warnings, screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
@@ -145,6 +151,18 @@ def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
     return _summary(submission)
 
 
+def _kept(
+    settings: RunSettings, rules: RunRules, path: Path, bucket: Bucket, screen: Screen
+) -> Mapping[str, KeepChoice]:  # fmt: skip
+    """Returns by family how outputs are kept so that they fit, where that is not as asked; says what was chosen and why."""
+    choice = choose_kept(settings, rules, path, bucket)
+    if choice is None or not choice.kept:
+        return {}
+    for model, told in choice.told.items():
+        screen.note(f"kept outputs of {model}: {told}")
+    return choice.kept
+
+
 def _mend(bucket: Bucket, keys: Collection[str], settings: RunSettings, screen: Screen) -> None:
     """Puts damaged records aside, so that their clips are rendered again; writes plain names that are missing."""
     plain = settings.render.plain_videos
@@ -190,8 +208,7 @@ def _dry_run(
 ) -> int:  # fmt: skip
     progress = read_progress(bucket, frozenset(read_keys(str(path))), settings.render.max_attempts)
     work = plan_work(settings, rules, path, progress, bucket)
-    costs = ClipCosts(rules, settings.render.precision)
-    show_dry_run(settings, work, costs, progress=progress, num_clips=num_clips, screen=screen)
+    show_dry_run(settings, work, work.times.costs, progress=progress, num_clips=num_clips, screen=screen)
     return Exit.OK
 
 
