@@ -73,6 +73,8 @@ def ltx_family(model: LtxModel) -> Family:
         cost=_COST,
         load=load,
         compiles=True,
+        fused_kernels=True,
+        float8=True,
         keeps_blocks=True,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, LTX_WEIGHTS),
