@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.rules import BroadcastRules, Rules
@@ -266,7 +266,7 @@ def read_figures(path: Path) -> dict[str, tuple[CostFigures, ...]]:
     return found
 
 
-def figures_document(figures: Mapping[str, Sequence[CostFigures]]) -> dict[str, object]:
+def figures_document(figures: Mapping[str, Sequence[CostFigures]]) -> dict[str, Any]:
     """Returns figures by family as JSON values; `read_figures` reads them back."""
     entries = [{"family": name, **asdict(each)} for name, held in figures.items() for each in held]
     return {"format": FIGURES_FORMAT, "figures": entries}

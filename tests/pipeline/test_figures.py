@@ -1,4 +1,4 @@
-"""Figures of families: how cost grows with a clip's size, whose device they are of, and the file that holds them."""
+"""Figures of families: how cost grows with a clip's size, whose device they are of, how they are measured and kept."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.bench.figures import Size, grown, reusing, shares, two_sizes
 from manifests.shards import ClipGroup
 from pab.broadcast.plan import make_plan
-from pab.broadcast.rules import BroadcastRules
+from pab.broadcast.rules import BroadcastRules, rules_from_dict
 from pab.families import FAMILIES
 from pab.families.demo.family import DEMO
 from pab.families.open_sora.family import OPEN_SORA
@@ -18,8 +19,10 @@ from pab.families.open_sora_plan.family import OPEN_SORA_PLAN_V110
 from pab.families.wan.family import WAN, WAN22_A14B, WAN_14B
 from pab.family import Family, figures_document, read_figures
 from pipeline.exits import UsageError
-from pipeline.planning.cost import clip_seconds
+from pipeline.planning.cost import clip_request, clip_seconds
 from pipeline.planning.figures import FiguresSource, kind_of, read_figures_file
+from tests.pipeline.command import Command
+from tests.pipeline.conftest import Manifest
 
 H100, H200, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA A100-SXM4-80GB"
 
@@ -37,8 +40,6 @@ def step_s(family: Family, *reused: str, **size: object) -> float:
     """Returns the seconds of a step whose sites of some kinds reuse: half of two steps, less the first one, in full."""
     group = group_of(family, num_steps=2, **size)
     rule = {kind: {"range": 2, "window": [-1, 9999]} for kind in reused}
-    from pab.broadcast.rules import rules_from_dict
-
     rules = rules_from_dict(rule) if rule else BroadcastRules()
     cost = replace(family.cost, decode_s_per_pixel=0.0)
     full, two = (
@@ -149,3 +150,70 @@ def test_a_file_of_figures_that_cannot_be_used_is_refused(tmp_path: Path, change
     file.write_text(change if isinstance(change, str) else json.dumps(document))
     with pytest.raises(UsageError, match=told):
         read_figures_file(str(file), FAMILIES)
+
+
+def test_two_sizes_say_what_grows_with_tokens_and_what_with_those_each_one_sees() -> None:
+    request = clip_request(WAN, group_of(WAN))
+    sizes = [
+        Size(request=request, tokens=tokens, seen=tokens, seconds=2e-3 * tokens + 3e-6 * tokens**2)
+        for tokens in (500, 1000)
+    ]
+    linear_s, quadratic_s = grown(*sizes)
+    assert (linear_s, quadratic_s) == pytest.approx((2e-3, 3e-6))
+    # Noise of a small model makes no figure negative.
+    assert grown(sizes[0], replace(sizes[1], seconds=1.0))[1] == 0.0
+    found = shares({"spatial": 4.0, "cross": 0.5, "mlp": 0.7}, linear_s, quadratic_s, sizes[1])
+    assert found == pytest.approx({"spatial": 0.5, "cross": 0.25, "mlp": 0.35}, abs=0.051)
+    assert sum(found.values()) <= 1
+    assert sum(shares({"spatial": 0.0, "mlp": 9.0}, linear_s, quadratic_s, sizes[1]).values()) <= 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_two_sizes_and_steps_that_reuse_one_kind_alone(name: str) -> None:
+    family = FAMILIES[name]
+    small, large = two_sizes(family, clip_request(family, group_of(family)))
+    tokens = [family.num_tokens(each.num_frames, each.height, each.width) for each in (small, large)]
+    assert tokens[0] < tokens[1]
+    timesteps = family.timesteps(large, "bfloat16")
+    for kind in {site.kind for site in family.sites}:
+        plan = make_plan(reusing(kind, family.sites, len(timesteps)), timesteps, family.sites)
+        for i, site in enumerate(family.sites):
+            reused = [step for step in range(plan.num_steps) if plan.reuses(step, i)]
+            assert bool(reused) == (site.kind == kind)
+            assert all(step % 2 == 1 for step in reused)
+
+
+def test_the_command_measures_a_family_and_submit_plans_with_what_it_wrote(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine" / "figures.json"
+    file.parent.mkdir()
+    older = [replace(DEMO.cost, measured="older"), replace(DEMO.cost, device=H200)]
+    file.write_text(json.dumps(figures_document({"demo": older, "wan": WAN.figures})))
+    words = ["bench", "--figures", "demo", "--size", "tiny", "--weights", str(command.weights), "--output"]
+    code, entry = command.json(*words, file.parent)
+    assert code == 0
+    assert entry["measured"] == "one cpu, float32, eager, tiny models"
+    assert entry["load_s"] > 0
+    assert entry["decode_s_per_pixel"] > 0
+    assert set(entry["kind_shares"]) == {"spatial", "temporal", "cross", "mlp"}
+    assert len(entry["about"]["step_ms"]) == 2
+    held = read_figures(file)
+    assert held["wan"] == WAN.figures
+    assert [(each.device, each.measured) for each in held["demo"]] == [(H200, None), ("cpu", entry["measured"])]
+    _, shown = command.submit(manifest(1), tmp_path / "out", "--dry-run", "--figures", str(file))
+    assert shown["times"] == "from figures measured on one cpu, float32, eager, tiny models"
+    assert shown["figures"] == {"demo": "measured on one cpu, float32, eager, tiny models"}
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("sora", "--figures 'sora' is no family, allowed: demo, "),
+        ("open_sora_plan_v120", "open_sora_plan_v120 has no random weights here, open_sora, latte, "),
+    ],
+)
+def test_a_family_that_cannot_be_measured_is_told(command: Command, name: str, told: str) -> None:
+    ran = command.run("bench", "--figures", name)
+    assert ran.returncode == 2
+    assert told in ran.stderr
