@@ -7,6 +7,7 @@ from pathlib import Path
 from cluster.devices import gpu_kind, gpu_memory_bytes
 from jobs.settings import CHOSEN
 from jobs.store.bucket import Bucket
+from pab.families import FAMILIES
 from pipeline.planning.clip_times import ClipTimes
 from pipeline.planning.cost import ClipCosts
 from pipeline.planning.figures import CPU, FiguresSource, read_figures_file
@@ -52,7 +53,7 @@ def _planner(settings: RunSettings, rules: RunRules, bucket: Bucket) -> WorkPlan
     measured = read_measured_file(file, precision=precision) if file else before
     own = settings.machines.figures
     source = FiguresSource(
-        device=_device(settings, before), own=read_figures_file(own, rules.families) if own is not None else {}
+        device=_device(settings, before), own=read_figures_file(own, FAMILIES) if own is not None else {}
     )
     return WorkPlanner(
         times=ClipTimes(ClipCosts(rules, precision, source), measured),
