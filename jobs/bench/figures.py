@@ -201,13 +201,21 @@ class _Clips:
     def kind_s(self, kind: str, size: Size) -> float:
         """Returns the seconds of a step's sites of one kind: every other step reuses them."""
         plan = self._plan(size.request, NO_BROADCAST)
-        done = self._denoise(size.request, reusing(kind, self.subject.sites, plan.num_steps))
+        rules = reusing(kind, self.subject.sites, plan.num_steps)
+        try:
+            done, kept_as = self._denoise(size.request, rules), _BYTES[self.subject.precision]
+        except torch.OutOfMemoryError:
+            done, kept_as = None, 0
+        if done is None:  # outside of `except`, so that the traceback no longer holds what was kept
+            gc.collect()
+            torch.cuda.empty_cache()
+            done = self._denoise(size.request, rules, keep="int8")
         # Of one clip, so that a machine that slows down meanwhile slows both down.
         full = [seconds for step, seconds in enumerate(done.step_seconds) if step and step in done.plan.full_steps]
         less = [seconds for step, seconds in enumerate(done.step_seconds) if step not in done.plan.full_steps]
         branches = self._branches(size.request)
         rows = 2 if len(branches) > 1 or branches == (BOTH,) else 1
-        held = done.plan.kept_at_once * rows * size.tokens * _BYTES[self.subject.precision]
+        held = done.plan.kept_at_once * rows * size.tokens * kept_as
         if held and done.kept_bytes_peak:
             self.kept_width = max(self.kept_width, round(done.kept_bytes_peak / held))
         return max(0.0, median(full) - median(less)) if full and less else 0.0
@@ -231,7 +239,7 @@ class _Clips:
         subject = self.subject
         return make_plan(rules, subject.family.timesteps(request, subject.precision), subject.sites)
 
-    def _denoise(self, request: ClipRequest, rules: BroadcastRules) -> Denoised:
+    def _denoise(self, request: ClipRequest, rules: BroadcastRules, keep: str = "full") -> Denoised:
         model, plan = self.subject.model, self._plan(request, rules)
         prompt = model.encode_prompts([request])[0]
         on_gpu = self.subject.device.type == "cuda"
@@ -246,7 +254,7 @@ class _Clips:
                 noise=initial_noise(request, model.latent_shape(request)),
                 plan=plan,
                 group=self.group,
-                loop=LoopSettings(),
+                loop=LoopSettings(cache_dtype=keep),
             )
         return done
 

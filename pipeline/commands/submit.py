@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from pipeline.commands.report import write_report
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import choose_kept, plan_work
+from pipeline.planning.mesh import MeshChoice
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.at_work import AtWork, find_at_work, tell_at_work, wait_for_others
 from pipeline.run.build import build_settings
@@ -47,6 +48,8 @@ from pipeline.run.view import open_view
 from pipeline.screen import Screen, counted
 
 SECOND_CTRL_C_S = 10.0
+Kept = Mapping[str, KeepChoice]
+"""By family, how outputs are kept if not as asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +80,10 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     return code
 
 
-def _submit(arguments: argparse.Namespace, screen: Screen, kept: Mapping[str, KeepChoice] | None = None) -> int | None:
+def _submit(arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept] = ({},)) -> int | None:
     """Plans and renders once; None after it has waited for another submit, which may have left clips.
 
-    `kept`: how outputs are kept, once that was chosen for a run that begins.
+    `tried`: how outputs were kept so far while that is chosen for a run that begins; the last counts.
     """
     chosen = choose(vars(arguments), environment_settings(), arguments.config)
     settings = build_settings(arguments.manifest, chosen)
@@ -88,7 +91,7 @@ def _submit(arguments: argparse.Namespace, screen: Screen, kept: Mapping[str, Ke
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
-    settings = as_begun(settings, found, asked=str(chosen["compile"].value), kept=kept)
+    settings = as_begun(settings, found, asked=str(chosen["compile"].value), kept=tried[-1])
     rules = run_rules(settings.render, begun=found.weights if found else None)
     known = known_references(bucket) if found else {}
     references = ReferenceReader(access_of(settings.render), known=known)
@@ -96,9 +99,14 @@ def _submit(arguments: argparse.Namespace, screen: Screen, kept: Mapping[str, Ke
     with ExitStack() as stack:
         manifest = accepted_manifest(arguments.manifest, rules, model=model, read_references=references)
         accepted, path = stack.enter_context(manifest)
-        if found is None and kept is None and (fitting := _kept(settings, rules, path, bucket, screen)):
-            # What is kept is part of the digests: the rows are accepted again.
-            return _submit(arguments, screen, fitting)
+        if (
+            found is None
+            and (kept := choose_kept(settings, rules, path, bucket)) is not None
+            and kept.kept not in tried
+        ):
+            # It is part of the digests, so the rows are accepted again; only then it shows which of them name a broadcast.
+            _tell_kept(kept, screen)
+            return _submit(arguments, screen, [*tried, kept.kept])
         tell_warnings(accepted.warnings, screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
@@ -151,16 +159,9 @@ def _submit(arguments: argparse.Namespace, screen: Screen, kept: Mapping[str, Ke
     return _summary(submission)
 
 
-def _kept(
-    settings: RunSettings, rules: RunRules, path: Path, bucket: Bucket, screen: Screen
-) -> Mapping[str, KeepChoice]:  # fmt: skip
-    """Returns by family how outputs are kept so that they fit, where that is not as asked; says what was chosen and why."""
-    choice = choose_kept(settings, rules, path, bucket)
-    if choice is None or not choice.kept:
-        return {}
+def _tell_kept(choice: MeshChoice, screen: Screen) -> None:
     for model, told in choice.told.items():
         screen.note(f"kept outputs of {model}: {told}")
-    return choice.kept
 
 
 def _mend(bucket: Bucket, keys: Collection[str], settings: RunSettings, screen: Screen) -> None:

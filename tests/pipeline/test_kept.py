@@ -121,6 +121,16 @@ def test_a_run_that_began_keeps_as_it_began_and_without_a_bound_nothing_is_chose
     assert (free.kept, free.ways, free.warnings) == ({}, {}, ())
 
 
+def test_rows_that_name_a_broadcast_keep_it_and_are_fitted_by_how_it_is_stored() -> None:
+    # The second look of a submit: rows that name none have another broadcast by now, these do not.
+    rules, render = rules_of(WAN_14B, kept={"wan_14b": KeepChoice(broadcast="pab2-6-nocross")})
+    group = ClipGroup(
+        model="wan_14b", height=480, width=832, num_frames=81, num_steps=50, guided=True, broadcast="pab2-6"
+    )  # fmt: skip
+    ways = ways_of(render, rules, "wan_14b", [group], begun=False)
+    assert {(way.broadcast, way.keep) for way in ways} == {("pab2-6", "full"), ("pab2-6", "int8")}
+
+
 def test_smaller_rules_keep_less_and_are_named_in_digests_and_files() -> None:
     smaller = WAN_14B.smaller("pab2-6")
     assert list(smaller) == ["pab2-6-nocross", "pab2-6-nocross-half", "pab2-6-nocross-quarter"]
