@@ -134,7 +134,8 @@ def _default(render: RenderSettings, family: Family, own: Mapping[str, Rules], a
     # What was asked for, else what was chosen because it fits, else None: the family's own.
     if asked is not None and (asked in own or family.rules_named(asked) is not None):
         return asked
-    return render.kept.get(family.name, AS_ASKED).broadcast if asked is None else None
+    chosen = render.kept.get(family.name, AS_ASKED).broadcast if asked is None else None
+    return chosen if chosen is not None and family.rules_named(chosen) is not None else None
 
 
 def _usable(own: Mapping[str, Rules], family: Family) -> dict[str, Rules]:
