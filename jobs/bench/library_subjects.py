@@ -199,7 +199,7 @@ LIBRARY_SUBJECTS: Mapping[str, LibrarySubject] = {
         full_text=4096,
         tiny_text=32,
         words=256,
-        clip={"num_frames": 129, "height": 544, "width": 960},
+        clip={"num_frames": 129, "height": 544, "width": 960, "num_steps": 4},
         tiny_clip={"num_frames": 9, "height": 32, "width": 32},
         pooled="pooled_projection_dim",
     ),

@@ -166,7 +166,7 @@ GROUPS = (
         name="hunyuan_video",
         family="hunyuan_video",
         model="HunyuanVideo 13B",
-        clip="544x960, 129 frames, 10 steps, guidance as an input",
+        clip="544x960, 129 frames, 4 steps, guidance as an input",
         minutes=9,
         rows=(
             "compiled none",
