@@ -12,6 +12,7 @@ from typing import Annotated, get_type_hints
 
 from pab.execution.choice import ATTENTION_CHOICES, KEEP_CHOICES, LINEARS_CHOICES, Execution, execution_of
 from pab.family import MAX_BATCH, Family
+from pab.weights.lora import FORM, Lora
 
 MAX_ATTEMPTS = 2
 """A clip that has failed or killed its group this many times is given up, unless the run sets another number."""
@@ -100,8 +101,9 @@ class RenderSettings:
 
     All except `device`, `compile_cache`, `baseline`, `plain_videos`, `batch`, `max_attempts` and the two about references
     change a video, so they are part of clips' digests. `weights`: those given without a family's name; they are for
-    `model`. `family_weights`: given with a family's name. `batch`: how many clips are rendered in one batch, or `AUTO`.
-    `reference_roots`: absolute paths; the manifest's own folder is one of them if it is local.
+    `model`. `family_weights`: given with a family's name. `loras`: by family, as the user says them. `batch`: how many clips
+    are rendered in one batch, or `AUTO`. `reference_roots`: absolute paths; the manifest's own folder is one of them if it is
+    local.
     """
 
     model: Annotated[
@@ -122,6 +124,18 @@ class RenderSettings:
             "May be repeated; in a --config file it is a table",
         ),
     ] = None
+    loras: Annotated[
+        Mapping[str, tuple[Lora, ...]],
+        Setting(
+            name="lora",
+            kind=list,
+            metavar=f"[FAMILY=]{FORM}",
+            commands=("validate", "calibrate"),
+            help="a LoRA for --model, or for the named family, added to the weights when they are loaded: a .safetensors "
+            "file, or on the hub organisation/name/file.safetensors. A strength of 1 adds it as it is. Component: which "
+            "transformer of Wan 2.2 A14B it is for, transformer (high noise) or transformer_2. May be repeated",
+        ),
+    ] = field(default_factory=dict)
     broadcast: Annotated[
         str | None,
         Setting(
@@ -296,11 +310,11 @@ class JobSettings:
 
     `output`: the run's fsspec URL. `broadcast_rules`: name -> rules (as `pab.broadcast.rules.BroadcastRules.to_dict`) of
     user-made plans that rows or the command line name. `pinned_weights`: family -> the exact weights that jobs load, for
-    those on the hub a certain commit; None if nothing was looked up. `deadline_s`: seconds that the job may run, None for no
-    limit; a clip that would not end in time is left for the next start. `hang_s`: seconds after which a clip, or
-    another stage of the job, hangs and the process ends itself. `upload_timeout_s`: how long the job waits for a bucket
-    that does not answer. `compile_backend`: the backend of torch.compile. `exclusive`: whether the bucket itself refuses to
-    create what exists, as `submit` found out by trying.
+    those on the hub a certain commit; None if nothing was looked up. `pinned_loras`: the same for LoRAs. `deadline_s`:
+    seconds that the job may run, None for no limit; a clip that would not end in time is left for the next start.
+    `hang_s`: seconds after which a clip, or another stage of the job, hangs and the process ends itself.
+    `upload_timeout_s`: how long the job waits for a bucket that does not answer. `compile_backend`: the backend of
+    torch.compile. `exclusive`: whether the bucket itself refuses to create what exists, as `submit` found out by trying.
     """
 
     output: str
@@ -314,6 +328,7 @@ class JobSettings:
     upload_timeout_s: float = 600.0
     compile_backend: str = "inductor"
     exclusive: bool = True
+    pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None
 
     @property
     def weights(self) -> str | None:
@@ -323,6 +338,10 @@ class JobSettings:
     def weights_of(self, model: str) -> str | None:
         """Returns the weights that jobs load for a family; None for the family's own."""
         return self.weights if self.pinned_weights is None else self.pinned_weights.get(model)
+
+    def loras_of(self, model: str) -> tuple[Lora, ...]:
+        """Returns the LoRAs that jobs add to a family's weights."""
+        return (self.render.loras if self.pinned_loras is None else self.pinned_loras).get(model, ())
 
     def __post_init__(self) -> None:
         if self.hang_s <= 0:

@@ -21,6 +21,7 @@ MAX_BATCH = 8
 if TYPE_CHECKING:
     from pab.model import VideoModel
     from pab.parallel.mesh import Axis
+    from pab.weights.lora import Lora, LoraRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +75,15 @@ class LoadRequest:
 
     `weights`: a local folder, a hub id, or None for the family's own default. `precision`: "float32" or "bfloat16".
     `device`: a torch device string such as "cpu" or "cuda:1". `clip_axis`: the ranks that render each clip together
-    and so are given the same prompts; they share out encoding them. None: this rank works alone.
+    and so are given the same prompts; they share out encoding them. None: this rank works alone. `loras`: what is added to
+    the weights, of a family that takes LoRAs.
     """
 
     weights: str | None
     precision: str
     device: str
     clip_axis: Axis | None = None
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +134,8 @@ class Family:
     """Whether the transformer takes `guidance_scale` as an input, in one pass a step: axis `cfg` then has no use."""
     max_batch: int = 1
     """The most clips that its model renders in one pass (`pab.model.RendersBatches`)."""
+    loras: LoraRules | None = None
+    """What LoRAs may change of its transformers (`LoadRequest.loras`); None for a family that takes none."""
     write_tiny: Callable[[Path, int], None] | None = None
     """Writes a small model with random weights, drawn by a seed, in the published layout; None for a family without."""
     cache_reset_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()

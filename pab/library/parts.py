@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pab.library.lora import lora_changes
 from pab.weights.checkpoint import CheckpointError, checked_config, load_module, read_tensors
+from pab.weights.lora import Lora, LoraRules
 
 
 def library_class(name: str) -> Any:
@@ -32,11 +34,14 @@ def load_part(
     dtype: torch.dtype,
     device: torch.device,
     compute_buffers: Callable[[Any], None] = lambda _module: None,
+    loras: Sequence[Lora] = (),
+    lora_rules: LoraRules | None = None,
 ) -> Any:
     """Loads a module whose class `needed["_class_name"]` names, with every key and shape checked.
 
     `compute_buffers` makes real what the module computes itself and no file holds. What the library keeps in float32
-    stays so. Raises CheckpointError naming files and keys.
+    stays so. `loras` are added to its weights; `lora_rules` say how they may name them. Raises CheckpointError naming files
+    and keys.
     """
     config = checked_config(folder, needed)
     module_class = library_class(str(needed["_class_name"]))
@@ -47,13 +52,15 @@ def load_part(
             compute_buffers(module)
         return module
 
+    tensors = read_tensors(folder)
     loaded = load_module(
         build,
-        read_tensors(folder),
+        tensors,
         what=f"{needed['_class_name']} in {folder}",
         dtype=dtype,
         device=device,
         float32_parts=tuple(module_class._keep_in_fp32_modules or ()),
+        changes=lora_changes(loras, tensors, lora_rules or LoraRules()) if loras else None,
     )
     return loaded.to(device)
 

@@ -98,6 +98,7 @@ def _calibrate(
     request = CalibrationRequest(
         family=family,
         weights=rules.pinned_weights().get(family.name),
+        loras=rules.pinned_loras().get(family.name, ()),
         precision=settings.precision,
         device=settings.device,
         searched=tuple(clip_requests(clip)[0] for clip in prompts.searched),
@@ -173,6 +174,7 @@ def _about(found: Calibration) -> dict[str, object]:
         "digest": found.rules.digest,
         "model": request.family.name,
         "weights": request.weights,
+        "loras": [str(lora) for lora in request.loras],
         "precision": request.precision,
         "size": {name: getattr(clip, name) for name in ("num_frames", "height", "width", "num_steps")},
         "target": str(request.target),

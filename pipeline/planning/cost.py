@@ -18,7 +18,7 @@ class ClipCosts:
     """Plans and prices groups of clips; each group is worked out once, however many clips are of it."""
 
     def __init__(self, rules: RunRules, precision: str) -> None:
-        self._rules = rules
+        self.rules = rules
         self._precision = precision
         self.plan = lru_cache(maxsize=4096)(self._plan)
         self.seconds = lru_cache(maxsize=4096)(self._seconds)
@@ -26,27 +26,27 @@ class ClipCosts:
 
     def load_s(self, model: str) -> float:
         """Returns the planned seconds to load a family."""
-        return self._rules.families[model].cost.load_s
+        return self.rules.families[model].cost.load_s
 
     def measured_on(self, model: str) -> str | None:
         """Returns on what a family's figures were measured; None where they are estimated."""
-        return self._rules.families[model].cost.measured
+        return self.rules.families[model].cost.measured
 
     def two_branches(self, group: ClipGroup) -> bool:
         """Returns whether a clip has an unconditional branch, which another rank can render."""
-        return group.guided and not self._rules.families[group.model].embedded_guidance
+        return group.guided and not self.rules.families[group.model].embedded_guidance
 
     def _plan(self, group: ClipGroup) -> BroadcastPlan:
-        return self._plan_with(group, self._rules.broadcast(group.model, group.broadcast))
+        return self._plan_with(group, self.rules.broadcast(group.model, group.broadcast))
 
     def _seconds(self, group: ClipGroup) -> float:
-        return clip_seconds(self._rules.families[group.model], group, self.plan(group))
+        return clip_seconds(self.rules.families[group.model], group, self.plan(group))
 
     def _seconds_without_broadcast(self, group: ClipGroup) -> float:
-        return clip_seconds(self._rules.families[group.model], group, self._plan_with(group, NO_BROADCAST))
+        return clip_seconds(self.rules.families[group.model], group, self._plan_with(group, NO_BROADCAST))
 
     def _plan_with(self, group: ClipGroup, rules: Rules) -> BroadcastPlan:
-        family = self._rules.families[group.model]
+        family = self.rules.families[group.model]
         return family.plan(clip_request(family, group), rules, self._precision)
 
 

@@ -90,6 +90,7 @@ def dry_run_document(
         "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
         "gpu_hours": round(job_s * ranks / 3600, 3),
         "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
+        "loras": {name: [asdict(lora) for lora in loras] for name, loras in costs.rules.pinned_loras().items()},
         "warnings": list(work.warnings),
         "groups": [_group_document(work, costs, group) for group in sorted(work.groups)],
     }

@@ -17,6 +17,7 @@ from pab.conditioning.loops import Loops
 from pab.conditioning.references import ReferenceRules
 from pab.families import FAMILIES
 from pab.family import Family
+from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 from pipeline.run.weights import RunWeights, WeightsLookup
 
@@ -43,6 +44,10 @@ class RunRules:
         """Returns by family what jobs load, for JobSettings. A family that loads its own files is not there."""
         return {name: weights.pinned for name, weights in self.weights.items() if weights.pinned is not None}
 
+    def pinned_loras(self) -> dict[str, tuple[Lora, ...]]:
+        """Returns by family what jobs add to its weights, for JobSettings."""
+        return {name: weights.loras for name, weights in self.weights.items() if weights.loras}
+
     def job_broadcasts(self) -> dict[str, dict[str, object]] | None:
         """Returns the user's own rules as plain values, for JobSettings."""
         return {name: rules.to_dict() for name, rules in self.own_broadcasts.items()} or None
@@ -60,7 +65,7 @@ def run_rules(
     family = _family(render.model, families)
     own, default = _broadcast(render, family)
     left_out = _left_out(render, families)
-    lookup = WeightsLookup(render.weights_of, begun or {})
+    lookup = WeightsLookup(render.weights_of, begun or {}, render.loras)
     try:
         if render.model in left_out:
             raise ValueError(left_out[render.model])
@@ -145,9 +150,10 @@ def _family(name: str, families: Mapping[str, Family]) -> Family:
 
 
 def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings) -> str:
+    weights = lookup.find(family)
     return (
-        f"weights {lookup.find(family).digest} precision {render.precision}{render.execution(family).identity}"
-        + render.video_identity
+        f"weights {weights.digest}{weights.loras_identity} precision {render.precision}"
+        f"{render.execution(family).identity}{render.video_identity}"
     )
 
 

@@ -22,7 +22,14 @@ from pipeline.run.weights import RunWeights
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "pyarrow", "submitit", "dask", "distributed", "fsspec", "s3fs", "imageio-ffmpeg")
-_BEFORE = {"--compile": "off", "--attention": "default", "--keep": "full", "--linears": "full", "--crf": str(PLAIN_CRF)}
+_BEFORE = {
+    "--compile": "off",
+    "--attention": "default",
+    "--keep": "full",
+    "--linears": "full",
+    "--crf": str(PLAIN_CRF),
+    "--lora": "none",
+}
 """What runs rendered with before they said so."""
 _AGAIN = "remove it and submit the same manifest again: what is recorded stays"
 RETRY_POLICY = RetryPolicy(total_s=20.0)
@@ -56,10 +63,13 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     family, execution = rules.rows[render.model], render.execution(rules.families[render.model])
     broadcast = str(family.defaults["broadcast"])
     compiled = "on with fused kernels" if execution.kernels else "on"
-    others = {f"weights of {name}": str(found) for name, found in rules.weights.items() if name != render.model}
+    rest = {name: found for name, found in rules.weights.items() if name != render.model}
+    others = {f"weights of {name}": str(found) for name, found in rest.items()}
+    others |= {f"LoRAs of {name}": found.loras_text for name, found in rest.items() if found.loras}
     return {
         "--model": render.model,
         "--weights": str(rules.weights[render.model]),
+        "--lora": rules.weights[render.model].loras_text,
         **others,
         "--precision": render.precision,
         "--broadcast": f"{broadcast} ({family.broadcasts[broadcast]})",
@@ -150,7 +160,7 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
             "use the version that wrote it, or another --output"
         )
     try:
-        weights = {name: RunWeights(**values) for name, values in document.get("weights", {}).items()}
+        weights = {name: RunWeights.read(values) for name, values in document.get("weights", {}).items()}
         parts = {name: document[name] for name in ("run_id", "manifest_digest", "num_clips", "pixels")}
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{url}/{layout.RUN}", f"it is damaged ({error!r})", _AGAIN) from error

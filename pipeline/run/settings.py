@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from jobs.settings import JobSettings, Mesh, RenderSettings, Setting
+from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 
 MESH_GOALS = ("auto", "latency")
@@ -162,6 +163,7 @@ class RunSettings:
         mesh: Mesh,
         broadcast_rules: dict[str, dict[str, object]] | None,
         pinned_weights: dict[str, str],
+        pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None,
         longest_clip_s: float = 0.0,
         exclusive: bool = True,
     ) -> JobSettings:
@@ -173,6 +175,7 @@ class RunSettings:
             render=self.render,
             broadcast_rules=broadcast_rules,
             pinned_weights=pinned_weights,
+            pinned_loras=pinned_loras,
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
             exclusive=exclusive,
         )

@@ -21,6 +21,7 @@ from pab.families.cogvideox.sites import cogvideox_sites
 from pab.families.cogvideox.weights import cogvideox_weights
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
+from pab.weights.lora import LoraRules
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -76,6 +77,7 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         load=load,
         compiles=True,
         keeps_blocks=True,
+        loras=LoraRules(),
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),

@@ -14,6 +14,7 @@ from pab.broadcast.state import COND, UNCOND
 from pab.families.hunyuan_video.attention import HUNYUAN_VIDEO_PLAN, HunyuanAttention
 from pab.families.hunyuan_video.config import HunyuanModel
 from pab.families.hunyuan_video.levels import SHIFT, even_levels, moved_timesteps
+from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
 from pab.families.hunyuan_video.text import open_hunyuan_text
 from pab.family import LoadRequest
@@ -59,6 +60,7 @@ def load_hunyuan_video(transformer: Path, root: Path, request: LoadRequest, mode
         codec=_codec,
         guided_passes=(COND,) if model.told_guidance is None else (COND, UNCOND),
         vae_dtype=torch.float32,
+        loras=HUNYUAN_VIDEO_LORAS,
     )
     return load_library_model(described, root, request, experts=[transformer])
 

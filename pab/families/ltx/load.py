@@ -15,6 +15,7 @@ from torch import Tensor
 from pab.broadcast.state import BOTH
 from pab.families.ltx.config import HEIGHT, MAX_TEXT_TOKENS, NUM_FRAMES, WIDTH, LtxModel, ltx_tokens
 from pab.families.ltx.levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_timesteps
+from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.family import ClipRequest, LoadRequest
 from pab.library.load import LibraryModel, load_library_model, t5_beside
@@ -68,6 +69,7 @@ def ltx_library_model(model: LtxModel) -> LibraryModel:
         denoiser=LtxDenoiser,
         codec=_codec,
         guided_passes=(BOTH,),
+        loras=LTX_LORAS,
     )
 
 

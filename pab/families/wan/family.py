@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.families.wan.config import WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_14B_MODEL, WAN_MODEL, WanModel
+from pab.families.wan.loras import wan_loras
 from pab.families.wan.sites import wan_sites
 from pab.families.wan.weights import wan_weights
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
@@ -73,6 +74,7 @@ def wan_family(model: WanModel) -> Family:
         compiles=True,
         fused_kernels=True,
         keeps_blocks=model.boundary is None,
+        loras=wan_loras(two_experts=model.boundary is not None),
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),

@@ -15,6 +15,7 @@ from torch import Tensor
 from pab.broadcast.state import COND, UNCOND
 from pab.families.wan.config import MAX_TEXT_TOKENS, WanModel
 from pab.families.wan.levels import shifted_timesteps
+from pab.families.wan.loras import wan_loras
 from pab.families.wan.sites import wan_sites
 from pab.family import LoadRequest
 from pab.library.load import LibraryModel, load_library_model, t5_beside
@@ -68,6 +69,7 @@ def wan_library_model(model: WanModel) -> LibraryModel:
         vae_dtype=torch.float32,
         compute_buffers=_add_positions,
         clean=clean_text,
+        loras=wan_loras(two_experts=model.boundary is not None),
     )
 
 
