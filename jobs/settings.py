@@ -5,11 +5,13 @@ Plain values only. They are pickled into jobs, so they must not hold secrets.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, get_type_hints
 
+from manifests.sampling import FLOW_SHIFTS
 from pab.execution.choice import ATTENTION_CHOICES, KEEP_CHOICES, LINEARS_CHOICES, Execution, execution_of
 from pab.family import MAX_BATCH, Family
 from pab.weights.lora import FORM, Lora
@@ -76,6 +78,20 @@ def read_batch(text: str) -> int:
     if not re.fullmatch(r"[1-9]\d?", text) or int(text) > MAX_BATCH:
         raise ValueError(f"needs auto or a number of clips from 1 to {MAX_BATCH}")
     return int(text)
+
+
+def _number_reader(low: float, high: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        """Reads a number. Raises ValueError, which says what is needed."""
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high:
+            raise ValueError(f"needs a number from {low:g} to {high:g}")
+        return number
+
+    return read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +214,47 @@ class RenderSettings:
             "of a clip's digest",
         ),
     ] = "full"
+    sampling: Annotated[
+        str | None,
+        Setting(
+            metavar="NAME",
+            commands=("validate", "calibrate"),
+            help="how rows of --model are sampled that do not say it: a preset of the family, such as lightning4 (Wan, 4 "
+            "steps without guidance, for distilled weights or LoRAs; docs/models.md lists all). Default: as published. "
+            "Part of a clip's digest if given, like the next three",
+        ),
+    ] = None
+    flow_shift: Annotated[
+        float | None,
+        Setting(
+            kind=str,
+            read=_number_reader(*FLOW_SHIFTS),
+            metavar="X",
+            commands=("validate", "calibrate"),
+            help="how far the noise levels of Wan and HunyuanVideo are shifted towards noise, for rows of --model that do "
+            "not say it (default: as published, which for Wan 2.1 depends on the size)",
+        ),
+    ] = None
+    guidance_scale_2: Annotated[
+        float | None,
+        Setting(
+            kind=str,
+            read=_number_reader(1.0, 30.0),
+            metavar="X",
+            commands=("validate", "calibrate"),
+            help="guidance scale of the second transformer of Wan 2.2 A14B, for rows of --model that do not say it (default: "
+            "that of the first)",
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str | None,
+        Setting(
+            metavar="TEXT|published",
+            commands=("validate", "calibrate"),
+            help="negative prompt for rows of --model that have none; published is the one of the family's own program "
+            "(Wan, LTX-Video). Default: none",
+        ),
+    ] = None
     crf: Annotated[
         int,
         Setting(

@@ -6,7 +6,7 @@ Nothing here imports torch, so a manifest of ten million rows is validated and a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,24 @@ class ClipRequest:
     fps: int
     num_steps: int
     guidance_scale: float
+    sampling: str | None = None
+    """A name of `Family.samplings`; None: as the family is published."""
+    flow_shift: float | None = None
+    """The shift of the noise levels; None: the family's own."""
+    guidance_scale_2: float | None = None
+    """The guidance scale of the second transformer; None: that of the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """A way to sample a family besides the published one. What it fixes, a clip cannot choose; None fixes nothing.
+
+    With a fixed number of steps the noise levels are fixed as well, and nothing is reused.
+    """
+
+    summary: str
+    num_steps: int | None = None
+    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +154,14 @@ class Family:
     """The most clips that its model renders in one pass (`pab.model.RendersBatches`)."""
     loras: LoraRules | None = None
     """What LoRAs may change of its transformers (`LoadRequest.loras`); None for a family that takes none."""
+    samplings: Mapping[str, Sampling] = field(default_factory=dict)
+    """By name, ways to sample besides the published one, such as that of distilled weights."""
+    flow_shift: Callable[[int, int], float] | None = None
+    """Returns the published shift of the noise levels, from height and width; None for a family whose levels take none."""
+    second_guidance: bool = False
+    """Whether a second transformer takes over, which may have a guidance scale of its own."""
+    published_negative: str | None = None
+    """The negative prompt that the published program has; clips are rendered with it only if the user says so."""
     write_tiny: Callable[[Path, int], None] | None = None
     """Writes a small model with random weights, drawn by a seed, in the published layout; None for a family without."""
     cache_reset_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
@@ -148,12 +174,13 @@ class Family:
         plan; the loop then decides what is reused. Raises ValueError for rules that do not fit.
         """
         full = replace(request, num_steps=self.defaults.num_steps)
+        fixed = request.sampling is not None and self.samplings[request.sampling].num_steps is not None
         return make_plan(
             rules,
             self.timesteps(request, precision),
             self.sites,
             cache_reset_steps=self.cache_reset_steps(request, precision),
-            full_length=self.timesteps(full, precision) if request.num_steps < full.num_steps else (),
+            full_length=self.timesteps(full, precision) if request.num_steps < full.num_steps and not fixed else (),
         )
 
 

@@ -64,6 +64,8 @@ class LibraryModel:
     clean: Callable[[str], str] = lambda text: text
     """From a clip's text to what the encoder reads."""
     loras: LoraRules = field(default_factory=LoraRules)
+    chosen: Callable[[ClipRequest], ClipLevels | None] = lambda _clip: None
+    """Returns the levels of a clip that chooses its sampling, None for one that is sampled as published."""
 
 
 def load_library_model(
@@ -129,7 +131,12 @@ def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callabl
     config = checked_config(folder, model.scheduler, "scheduler_config.json")
     source = SchedulerSource(folder=folder, config=config, device=device)
     source.sampler(model.levels(CHECKED_STEPS, model.default_size))
-    return lambda clip: source.sampler(model.levels(clip.num_steps, (clip.num_frames, clip.height, clip.width)))
+
+    def sampler(clip: ClipRequest) -> LibrarySampler:
+        size = clip.num_frames, clip.height, clip.width
+        return source.sampler(model.chosen(clip) or model.levels(clip.num_steps, size))
+
+    return sampler
 
 
 def load_codec(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:

@@ -62,6 +62,8 @@ def clip_request(family: Family, group: ClipGroup) -> ClipRequest:
         fps=family.defaults.fps,
         num_steps=group.num_steps,
         guidance_scale=family.defaults.guidance_scale if group.guided else 1.0,
+        sampling=group.sampling or None,
+        flow_shift=group.flow_shift or None,
     )
 
 

@@ -150,7 +150,8 @@ def _text(
             "",
             (
                 f"plan of {counted(work.groups[group], 'clip')}: {group.model} {group.width}x{group.height}, "
-                f"{group.num_frames} frames{_loops(group)}, {group.num_steps} steps, broadcast {group.broadcast}"
+                f"{group.num_frames} frames{_loops(group)}, {group.num_steps} steps{_sampled(group)}, "
+                f"broadcast {group.broadcast}"
             ),
             _saving(_group_document(work, costs, group)),
             _plan_text(costs.plan(group)),
@@ -164,6 +165,11 @@ def _text(
 
 def _loops(group: ClipGroup) -> str:
     return f" in each of {group.loops} loops" if group.loops > 1 else ""
+
+
+def _sampled(group: ClipGroup) -> str:
+    preset = f" by sampling {group.sampling}" if group.sampling else ""
+    return preset + (f", flow_shift {group.flow_shift:g}" if group.flow_shift else "")
 
 
 def _over_bound(document: dict[str, object]) -> list[str]:

@@ -179,6 +179,8 @@ def _typed(option: Option, value: object, source: str) -> object:
 
 
 def _text(value: object, source: str, setting: Setting) -> object:
+    if setting.read is not None and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)  # a file may hold the number itself
     if not isinstance(value, str) or (not value and source != "default"):
         raise UsageError(f"{source}={value!r}, needs text")
     if setting.choices and value not in setting.choices:

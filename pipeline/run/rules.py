@@ -9,17 +9,21 @@ from functools import partial
 from pathlib import Path
 
 from jobs.settings import RenderSettings
-from manifests.rules import ClipLoops, FamilyRules
+from manifests.rules import ClipLoops, FamilyRules, SamplingRule
+from manifests.sampling import check_defaults
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.rules import Rules, rules_from_dict
 from pab.broadcast.step_rules import StepRules
 from pab.conditioning.loops import Loops
 from pab.conditioning.references import ReferenceRules
 from pab.families import FAMILIES
-from pab.family import Family
+from pab.family import Family, Sampling
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 from pipeline.run.weights import RunWeights, WeightsLookup
+
+PUBLISHED = "published"
+"""The negative prompt that stands for the family's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +83,14 @@ def run_rules(
             identity=partial(_identity, lookup, family, render),
             own_broadcasts=_usable(own, family),
             default_broadcast=default if default in (*family.presets, *_usable(own, family)) else None,
+            sampled=_sampled(render, family) if name == render.model else {},
         )
         for name, family in known.items()
     }
+    try:
+        check_defaults(rows[render.model])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     return RunRules(families=known, rows=rows, weights=lookup.found, own_broadcasts=own, left_out=left_out)
 
 
@@ -91,8 +100,9 @@ def family_rules(
     identity: Callable[[], str],
     own_broadcasts: Mapping[str, Rules],
     default_broadcast: str | None,
+    sampled: Mapping[str, str | float] | None = None,
 ) -> FamilyRules:
-    """Returns one family's limits and defaults as plain ranges."""
+    """Returns one family's limits and defaults as plain ranges. `sampled`: how its rows are sampled that do not say it."""
     limits = family.limits
     return FamilyRules(
         name=family.name,
@@ -111,8 +121,39 @@ def family_rules(
         clean_prompt=family.clean_prompt,
         check_mask=None if family.references is None else partial(_check_mask, family.references),
         clip_loops=None if family.references is None else partial(_clip_loops, family.references),
-        defaults=asdict(family.defaults) | ({"broadcast": default_broadcast} if default_broadcast else {}),
+        defaults=asdict(family.defaults)
+        | ({"broadcast": default_broadcast} if default_broadcast else {})
+        | dict(sampled or {}),
+        broadcast_asked=default_broadcast is not None,
+        samplings={name: _sampling_rule(sampling) for name, sampling in family.samplings.items()},
+        flow_shift=family.flow_shift,
+        second_guidance=family.second_guidance,
     )
+
+
+def _sampling_rule(sampling: Sampling) -> SamplingRule:
+    return SamplingRule(
+        num_steps=sampling.num_steps,
+        guidance_scale=sampling.guidance_scale,
+        broadcast=None if sampling.num_steps is None else "none",
+    )
+
+
+def _sampled(render: RenderSettings, family: Family) -> dict[str, str | float]:
+    negative = render.negative_prompt
+    if negative == PUBLISHED:
+        if family.published_negative is None:
+            raise UsageError(
+                f"--negative-prompt {PUBLISHED}: {family.name} publishes none; give its text, or leave it out"
+            )
+        negative = family.published_negative
+    said = {
+        "sampling": render.sampling,
+        "flow_shift": render.flow_shift,
+        "guidance_scale_2": render.guidance_scale_2,
+        "negative_prompt": negative,
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _check_mask(

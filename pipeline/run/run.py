@@ -29,6 +29,10 @@ _BEFORE = {
     "--linears": "full",
     "--crf": str(PLAIN_CRF),
     "--lora": "none",
+    "--sampling": "published",
+    "--flow-shift": "published",
+    "--guidance-scale-2": "the first",
+    "--negative-prompt": "none",
 }
 """What runs rendered with before they said so."""
 _AGAIN = "remove it and submit the same manifest again: what is recorded stays"
@@ -66,6 +70,12 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     rest = {name: found for name, found in rules.weights.items() if name != render.model}
     others = {f"weights of {name}": str(found) for name, found in rest.items()}
     others |= {f"LoRAs of {name}": found.loras_text for name, found in rest.items() if found.loras}
+    sampled = {
+        "--sampling": render.sampling,
+        "--flow-shift": render.flow_shift,
+        "--guidance-scale-2": render.guidance_scale_2,
+        "--negative-prompt": render.negative_prompt,
+    }
     return {
         "--model": render.model,
         "--weights": str(rules.weights[render.model]),
@@ -78,6 +88,7 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
         "--keep": execution.keep,
         "--linears": execution.linears,
         "--crf": str(render.crf),
+        **{name: _BEFORE[name] if value is None else str(value) for name, value in sampled.items()},
     }
 
 

@@ -126,22 +126,30 @@ def test_a_run_goes_on_with_the_loras_that_it_began_with(tmp_path: Path, weights
     assert RunWeights.read({"asked": None, "pinned": None, "digest": "d"}).loras == ()
 
 
-def test_a_job_adds_them_and_the_record_names_them(
+def test_a_job_adds_them_samples_in_few_steps_and_the_record_says_so(
     tmp_path: Path, command: Command, manifest: Manifest, weights: str
 ) -> None:
     style = lora_file(tmp_path)
-    url = manifest(1, num_frames=[1], num_steps=[1], guidance_scale=[1.0], broadcast=["none"])
+    url = manifest(1, num_frames=[1], num_steps=[None])
     wan = replace(command, weights=Path(weights))
-    flags = ("--model", "wan", "--lora", f"{style}:0.5")
+    flags = ("--model", "wan", "--lora", f"{style}:0.5", "--sampling", "lightning4")
     code, planned = wan.submit(url, tmp_path / "out", *flags, "--dry-run")
     assert code == 0
     (lora,) = planned["loras"]["wan"]
     assert (lora["place"], lora["strength"], lora["component"]) == (str(style), 0.5, "transformer")
+    (group,) = planned["groups"]
+    assert {name: group[name] for name in ("sampling", "num_steps", "guided", "broadcast")} == {
+        "sampling": "lightning4", "num_steps": 4, "guided": False, "broadcast": "none"
+    }  # fmt: skip
+    assert all("cfg=1" in facts["mesh"] for facts in planned["meshes"]), "one pass a step: nothing to share by guidance"
     code, _ = wan.submit(url, tmp_path / "out", *flags)
     assert code == 0
     (record,) = records(tmp_path / "out").values()
     assert record["loras"] == [lora]
+    assert (record["clip"]["sampling"], record["clip"]["num_steps"]) == ("lightning4", 4)
+    assert len(record["steps"]["seconds"]) == 4
     pixels = json.loads((tmp_path / "out" / "run.json").read_text())["pixels"]
+    assert pixels["--sampling"] == "lightning4"
     assert pixels["--lora"] == f"{style}:0.5:transformer ({lora['digest']})"
     code, document = wan.submit(url, tmp_path / "out", "--model", "wan")
     assert code != 0

@@ -22,7 +22,7 @@ from pab.families.hunyuan_video.config import (
     hunyuan_video_timesteps,
     hunyuan_video_tokens,
 )
-from pab.families.hunyuan_video.levels import NUM_TRAIN_TIMESTEPS
+from pab.families.hunyuan_video.levels import NUM_TRAIN_TIMESTEPS, SHIFT
 from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
@@ -84,6 +84,7 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
         compiles=True,
         keeps_blocks=True,
         loras=HUNYUAN_VIDEO_LORAS,
+        flow_shift=lambda _height, _width: SHIFT,
         write_tiny=write_tiny,
         weights_digest=model.weights.digest,
         pin=model.weights.pin,
