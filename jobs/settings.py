@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, get_type_hints
 
 from manifests.sampling import FLOW_SHIFTS
-from pab.execution.choice import ATTENTION_CHOICES, KEEP_CHOICES, LINEARS_CHOICES, Execution, execution_of
+from pab.execution.choice import (
+    ATTENTION_CHOICES,
+    DECODE_CHOICES,
+    KEEP_CHOICES,
+    LINEARS_CHOICES,
+    Execution,
+    execution_of,
+)
 from pab.family import MAX_BATCH, Family
 from pab.weights.lora import FORM, Lora
 
@@ -214,6 +221,16 @@ class RenderSettings:
             "of a clip's digest",
         ),
     ] = "full"
+    decode: Annotated[
+        str,
+        Setting(
+            asked="auto",
+            choices=("auto", *DECODE_CHOICES),
+            help="how latents become frames: published (as the model's own program does), or fast (Wan: in bfloat16, and in "
+            "one piece where that fits into memory; pixels differ by 1 of 255 on average, or less). fast is part of a clip's "
+            "digest. auto is fast on GPUs in bfloat16, but for runs that began without",
+        ),
+    ] = "published"
     sampling: Annotated[
         str | None,
         Setting(
@@ -343,6 +360,7 @@ class RenderSettings:
             precision=self.precision,
             keep=self.keep,
             linears=self.linears,
+            decode=self.decode,
         )
 
     @property

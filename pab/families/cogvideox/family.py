@@ -77,6 +77,8 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         cost=model.cost,
         load=load,
         compiles=True,
+        fused_kernels=True,
+        float8=True,
         keeps_blocks=True,
         loras=LoraRules(),
         samplings=SAMPLINGS,

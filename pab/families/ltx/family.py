@@ -85,6 +85,8 @@ def ltx_family(model: LtxModel) -> Family:
         cost=_COST,
         load=load,
         compiles=True,
+        fused_kernels=True,
+        float8=True,
         keeps_blocks=True,
         loras=LTX_LORAS,
         samplings=SAMPLINGS,
