@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Clip:
     """One row of a manifest as accepted. Sizes in pixels, `fps` in frames per second.
 
-    `digest` covers everything that changes the pixels (prompts, seed, sizes, steps, guidance, family, weights,
-    broadcast plan, precision, loops, references): the same digest is never rendered twice.
+    `digest` covers everything that changes the pixels (prompts, seed, sizes, steps, guidance, sampling, family, weights,
+    LoRAs, broadcast plan, precision, loops, references): the same digest is never rendered twice.
     """
 
     clip_id: str
