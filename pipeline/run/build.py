@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.devices import visible_gpus
-from jobs.settings import RenderSettings, settings_in
+from jobs.setting import settings_in
+from jobs.settings import RenderSettings
 from pab.families import FAMILIES
 from pab.weights.lora import Lora, read_lora
 from pipeline.exits import UsageError

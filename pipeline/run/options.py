@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
 
-from jobs.settings import Setting, settings_in
+from jobs.setting import Setting, settings_in
 from pipeline.exits import UsageError
 from pipeline.run.environment import PREFIX
 from pipeline.run.settings import RunSettings

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from jobs.settings import JobSettings, Mesh, RenderSettings, Setting
+from jobs.setting import Setting
+from jobs.settings import JobSettings, Mesh, RenderSettings
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 
