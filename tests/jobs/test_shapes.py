@@ -22,7 +22,8 @@ SHAPES = {
 NO_CLIP = {
     "what a family is": "Family ClipDefaults ClipLimits CostFigures MemoryFigures LoadRequest Sampling",
     "what a loaded model can do": (
-        "VideoModel RendersBatches UsesKernels UsesFloat8 Recordable TakesReferences Beginning Scheduler"
+        "VideoModel RendersBatches UsesKernels UsesFloat8 UsesFloat8Attention DecodesFast Recordable TakesReferences "
+        "Beginning Scheduler"
     ),
     "schedulers": "GuidesByStep RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
     "how a loop is run": "LoopSettings LoopRecorder Recording",
