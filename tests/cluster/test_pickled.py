@@ -52,7 +52,7 @@ FIELDS = {
     Lora: "place strength component digest",
     RenderSettings: "model weights loras broadcast precision device compile attention keep linears decode sampling "
     "flow_shift guidance_scale_2 negative_prompt crf compile_cache baseline plain_videos "
-    "batch max_attempts reference_roots allow_private_references family_weights",
+    "batch max_attempts reference_roots allow_private_references family_weights kept",
     Mesh: "dp cfg sp",
     DaskProgress: "scheduler_file kept_tasks",
     ShardOutcome: "shard attempt clips left",
