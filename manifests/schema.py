@@ -15,12 +15,14 @@ VERSION = 1
 REFERENCES_VERSION = 2
 """Written for a manifest with references, which a reader of version 1 would leave out."""
 LOOPS_VERSION = 3
-"""Written for a manifest with loops, as every accepted one has. All versions are read."""
+"""Written for a manifest with loops, as every accepted one has."""
+SAMPLING_VERSION = 4
+"""Written for a manifest whose rows may say how they are sampled, which a reader of version 3 would leave out."""
 VERSION_KEY = b"pab_pipeline.manifest_version"
 
-STRING_COLUMNS = ("clip_id", "prompt", "negative_prompt", "model", "broadcast", "mask_strategy")
+STRING_COLUMNS = ("clip_id", "prompt", "negative_prompt", "model", "broadcast", "mask_strategy", "sampling")
 INTEGER_COLUMNS = ("seed", "num_frames", "height", "width", "fps", "num_steps", "loops", "condition_frame_length")
-FLOAT_COLUMNS = ("guidance_scale", "condition_frame_edit")
+FLOAT_COLUMNS = ("guidance_scale", "condition_frame_edit", "flow_shift", "guidance_scale_2")
 LIST_COLUMNS = ("references",)
 """Lists of strings, or strings with `;` between the parts."""
 ROW_COLUMNS = (*STRING_COLUMNS, *INTEGER_COLUMNS, *FLOAT_COLUMNS, *LIST_COLUMNS)
@@ -62,7 +64,16 @@ REFERENCE_SCHEMA = pa.schema(
     ]
 )
 """Further fields of `Clip`, in a manifest whose rows may name references."""
-_OURS = (*CLIP_SCHEMA.names, *LOOP_SCHEMA.names, *REFERENCE_SCHEMA.names)
+
+SAMPLING_SCHEMA = pa.schema(
+    [
+        pa.field("sampling", pa.string()),
+        pa.field("flow_shift", pa.float64()),
+        pa.field("guidance_scale_2", pa.float64()),
+    ]
+)
+"""Further fields of `Clip`, in a manifest whose rows may say how they are sampled, or a run that says it for them."""
+_OURS = (*CLIP_SCHEMA.names, *LOOP_SCHEMA.names, *REFERENCE_SCHEMA.names, *SAMPLING_SCHEMA.names)
 
 _INT64_LIMIT = 2.0**63
 
@@ -77,8 +88,15 @@ def has_references(schema: pa.Schema) -> bool:
     return any(name in schema.names for name in ("references", "mask_strategy"))
 
 
+def says_sampling(schema: pa.Schema) -> bool:
+    """Whether rows of a manifest may say how they are sampled."""
+    return any(name in schema.names for name in SAMPLING_SCHEMA.names)
+
+
 def version(schema: pa.Schema) -> str:
     """Returns the version that a manifest of these columns is written as."""
+    if says_sampling(schema):
+        return str(SAMPLING_VERSION)
     if any(name in schema.names for name in LOOP_SCHEMA.names):
         return str(LOOPS_VERSION)
     return str(REFERENCES_VERSION if has_references(schema) else VERSION)
@@ -89,11 +107,15 @@ def extra_fields(schema: pa.Schema) -> list[pa.Field]:
     return [field for field in schema if field.name not in _OURS]
 
 
-def accepted_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns the schema of what is written for a user's manifest of `schema`: ours, then its extra columns."""
+def accepted_schema(schema: pa.Schema, *, sampling: bool = False) -> pa.Schema:
+    """Returns the schema of what is written for a user's manifest of `schema`: ours, then its extra columns.
+
+    `sampling`: whether the run says how rows are sampled that do not say it.
+    """
     references = REFERENCE_SCHEMA if has_references(schema) else ()
-    fields = [*CLIP_SCHEMA, *LOOP_SCHEMA, *references, *extra_fields(schema)]
-    return pa.schema(fields, metadata={VERSION_KEY: str(LOOPS_VERSION).encode()})
+    sampled = SAMPLING_SCHEMA if sampling or says_sampling(schema) else ()
+    fields = pa.schema([*CLIP_SCHEMA, *LOOP_SCHEMA, *references, *sampled, *extra_fields(schema)])
+    return fields.with_metadata({VERSION_KEY: version(fields).encode()})
 
 
 def check_schema(schema: pa.Schema) -> list[Problem]:
@@ -140,13 +162,13 @@ def _meant(name: str) -> str | None:
 
 def _version_problems(schema: pa.Schema) -> list[Problem]:
     found = (schema.metadata or {}).get(VERSION_KEY)
-    if found is None or found in [str(number).encode() for number in range(VERSION, LOOPS_VERSION + 1)]:
+    if found is None or found in [str(number).encode() for number in range(VERSION, SAMPLING_VERSION + 1)]:
         return []
     return [
         Problem(
             column="manifest version",
             value=found.decode(errors="replace"),
-            allowed=f"this program reads versions {VERSION} to {LOOPS_VERSION}",
+            allowed=f"this program reads versions {VERSION} to {SAMPLING_VERSION}",
             action="use the program that wrote the file, or build the manifest again",
         )
     ]

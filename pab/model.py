@@ -85,6 +85,15 @@ class Scheduler(Protocol):
         """Returns the latents after a step, from the guided prediction."""
 
 
+@runtime_checkable
+class GuidesByStep(Protocol):
+    """A `Scheduler` that may change the scale between a clip's guidance branches from step to step."""
+
+    @property
+    def guidance(self) -> tuple[float, ...]:
+        """The scale of every step; empty where it is the clip's own at all of them."""
+
+
 class Beginning(Protocol):
     """What a batch begins from, if that is not plain noise and the model's scheduler of one clip."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pab.model import StepInput
 from pab.text.states import TextStates
 from pab.text.t5_text import T5Text, open_t5_text
 from pab.weights.checkpoint import checked_config, dtype_of
+from pab.weights.lora import Lora, LoraRules
 
 CHECKED_STEPS = 10
 """Of a clip of default size, whose planned levels are compared with the scheduler's when a model is loaded."""
@@ -40,7 +41,8 @@ class LibraryModel:
     (None: by the library's own plan). `levels(num_steps, size)`: the noise levels of a clip; `default_size`: that for which
     they are checked. `encode_text(root, request)` opens the text encoder; `prepare_text(states, dtype, device)`
     makes what `denoiser(experts=..., dtype=...)` is given as text. `codec(vae, dtype)` is the decoder of a loaded VAE, which
-    has the model's precision unless `vae_dtype` names another.
+    has the model's precision unless `vae_dtype` names another. `loras`: what LoRAs may change; its components are the
+    transformers in their order.
     """
 
     transformer: Mapping[str, object]
@@ -61,6 +63,9 @@ class LibraryModel:
     """Makes real what a transformer computes itself and no file holds."""
     clean: Callable[[str], str] = lambda text: text
     """From a clip's text to what the encoder reads."""
+    loras: LoraRules = field(default_factory=LoraRules)
+    chosen: Callable[[ClipRequest], ClipLevels | None] = lambda _clip: None
+    """Returns the levels of a clip that chooses its sampling, None for one that is sampled as published."""
 
 
 def load_library_model(
@@ -73,7 +78,11 @@ def load_library_model(
     dtype, device = dtype_of(request.precision), torch.device(request.device)
     current = CurrentPass()
     folders = experts or [root / "transformer"]
-    loaded = [_load_transformer(model, folder, dtype, device, current) for folder in folders]
+    loras = [[lora for lora in request.loras if lora.component == name] for name in model.loras.components]
+    loaded = [
+        _load_transformer(model, folder, dtype, device, current, loras=of_one)
+        for folder, of_one in zip(folders, loras, strict=True)
+    ]
     return DiffusersVideo(
         denoise=model.denoiser(experts=tuple(transformer for transformer, _ in loaded), dtype=dtype),
         current=current,
@@ -88,10 +97,22 @@ def load_library_model(
 
 
 def _load_transformer(
-    model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device, current: CurrentPass
+    model: LibraryModel,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    current: CurrentPass,
+    *,
+    loras: Sequence[Lora],
 ) -> tuple[Any, tuple[nn.ModuleList, ...]]:
     transformer = load_part(
-        folder, model.transformer, dtype=dtype, device=device, compute_buffers=model.compute_buffers
+        folder,
+        model.transformer,
+        dtype=dtype,
+        device=device,
+        compute_buffers=model.compute_buffers,
+        loras=loras,
+        lora_rules=model.loras,
     )
     return transformer, install_broadcast(model, transformer, current)
 
@@ -110,7 +131,12 @@ def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callabl
     config = checked_config(folder, model.scheduler, "scheduler_config.json")
     source = SchedulerSource(folder=folder, config=config, device=device)
     source.sampler(model.levels(CHECKED_STEPS, model.default_size))
-    return lambda clip: source.sampler(model.levels(clip.num_steps, (clip.num_frames, clip.height, clip.width)))
+
+    def sampler(clip: ClipRequest) -> LibrarySampler:
+        size = clip.num_frames, clip.height, clip.width
+        return source.sampler(model.chosen(clip) or model.levels(clip.num_steps, size))
+
+    return sampler
 
 
 def load_codec(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:

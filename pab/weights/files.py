@@ -99,7 +99,7 @@ def loaded_files(root: Path, components: Iterable[str]) -> list[Path]:
         own = root / "tokenizer"
         files |= _tokenizer_files(own if own.is_dir() else root / "text_encoder")
     for file in files:
-        _check_whole(file)
+        check_whole(file)
     return sorted(files)
 
 
@@ -123,7 +123,7 @@ def _present(file: Path) -> Path:
     return file
 
 
-def _check_whole(file: Path) -> None:
+def check_whole(file: Path) -> None:
     """Raises CheckpointError for a file that a download left empty or cut short, or of which only a pointer was fetched."""
     try:
         size = file.stat().st_size

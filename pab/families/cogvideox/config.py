@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pab.families.cogvideox.levels import trailing_timesteps
-from pab.family import ClipRequest, CostFigures, MemoryFigures
+from pab.family import ClipRequest, CostFigures, MemoryFigures, Sampling
 
 MAX_TEXT_TOKENS = 226
+DPM, DYNAMIC, DPM_DYNAMIC = "dpm", "dynamic", "dpm-dynamic"
+SAMPLINGS = {
+    DPM: Sampling(summary="the DPM solver with noise after every step"),
+    DYNAMIC: Sampling(summary="a guidance scale that changes over the steps"),
+    DPM_DYNAMIC: Sampling(summary="both, as published for 5B"),
+}
 
 
 NUM_FRAMES, HEIGHT, WIDTH = 49, 480, 720

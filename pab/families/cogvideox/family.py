@@ -12,6 +12,7 @@ from pab.families.cogvideox.config import (
     COGVIDEOX_5B_MODEL,
     HEIGHT,
     NUM_FRAMES,
+    SAMPLINGS,
     WIDTH,
     CogVideoXModel,
     cogvideox_timesteps,
@@ -21,6 +22,7 @@ from pab.families.cogvideox.sites import cogvideox_sites
 from pab.families.cogvideox.weights import cogvideox_weights
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
+from pab.weights.lora import LoraRules
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -78,6 +80,8 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         fused_kernels=True,
         float8=True,
         keeps_blocks=True,
+        loras=LoraRules(),
+        samplings=SAMPLINGS,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),

@@ -13,12 +13,20 @@ from torch import Tensor
 
 from pab.broadcast.state import BOTH
 from pab.families.cogvideox.attention import COGVIDEOX_PLAN, CogVideoXAttention
-from pab.families.cogvideox.config import HEIGHT, MAX_TEXT_TOKENS, NUM_FRAMES, WIDTH, CogVideoXModel
-from pab.families.cogvideox.levels import trailing_timesteps
+from pab.families.cogvideox.config import (
+    DPM_DYNAMIC,
+    DYNAMIC,
+    HEIGHT,
+    MAX_TEXT_TOKENS,
+    NUM_FRAMES,
+    WIDTH,
+    CogVideoXModel,
+)
+from pab.families.cogvideox.levels import dynamic_guidance, trailing_timesteps
 from pab.families.cogvideox.sites import cogvideox_sites
-from pab.family import LoadRequest
+from pab.family import ClipRequest, LoadRequest
 from pab.library.load import LibraryModel, load_library_model, t5_beside
-from pab.library.parts import ClipLevels
+from pab.library.parts import ClipLevels, LibrarySampler
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
@@ -55,6 +63,7 @@ def cogvideox_library_model(model: CogVideoXModel) -> LibraryModel:
         attention=CogVideoXAttention,
         plan=COGVIDEOX_PLAN,
         levels=lambda num_steps, _size: ClipLevels(planned=trailing_timesteps(num_steps)),
+        chosen=_chosen,
         default_size=(NUM_FRAMES, HEIGHT, WIDTH),
         encode_text=partial(t5_beside, max_length=MAX_TEXT_TOKENS, reads_padding=True),
         prepare_text=lambda text, dtype, device: text.y_BLC.to(device=device, dtype=dtype),
@@ -64,6 +73,47 @@ def cogvideox_library_model(model: CogVideoXModel) -> LibraryModel:
         codec=_codec,
         guided_passes=(BOTH,),
         compute_buffers=_add_positions,
+    )
+
+
+@dataclass(kw_only=True)
+class DpmSampler(LibrarySampler):
+    """Drives the library's DPM solver, which looks back at the prediction of the step before and adds noise."""
+
+    predicted: Tensor | None = None
+    """The clip without noise, as the step before predicted it, frames before channels."""
+
+    def advance(self, latents: Tensor, model_input: Tensor, prediction: Tensor, step: int) -> Tensor:
+        """Returns the latents after the step. Noise is drawn with frames before channels, as the library draws it."""
+        timesteps = self.scheduler.timesteps
+        rows_BTCHW = latents.transpose(1, 2)
+        result_BTCHW, self.predicted = self.scheduler.step(
+            prediction.transpose(1, 2),
+            self.predicted,
+            timesteps[step],
+            timesteps[step - 1] if step > 0 else None,
+            rows_BTCHW,
+            generator=self.noise_behind(rows_BTCHW),
+            return_dict=False,
+        )
+        return result_BTCHW.transpose(1, 2)
+
+
+def _chosen(clip: ClipRequest) -> ClipLevels | None:
+    """Returns the levels of a clip that names a preset; they are the same, but for their solver and the guidance."""
+    if clip.sampling is None:
+        return None
+    planned = trailing_timesteps(clip.num_steps)
+    dynamic = clip.sampling in (DYNAMIC, DPM_DYNAMIC) and clip.guidance_scale != 1.0
+    guidance = dynamic_guidance(clip.guidance_scale, clip.num_steps) if dynamic else ()
+    if clip.sampling == DYNAMIC:
+        return ClipLevels(planned=planned, guidance=guidance)
+    return ClipLevels(
+        planned=planned,
+        changes={"_class_name": "CogVideoXDPMScheduler"},
+        sampler=DpmSampler,
+        guidance=guidance,
+        noise_seed=clip.seed,
     )
 
 

@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
-from pab.families.ltx.config import _COST, HEIGHT, LTX_MODEL, NUM_FRAMES, WIDTH, LtxModel, ltx_timesteps, ltx_tokens
+from pab.families.ltx.config import (
+    _COST,
+    HEIGHT,
+    LTX_MODEL,
+    NEGATIVE_PROMPT,
+    NUM_FRAMES,
+    SAMPLINGS,
+    WIDTH,
+    LtxModel,
+    ltx_timesteps,
+    ltx_tokens,
+)
 from pab.families.ltx.levels import MIN_STEPS, NUM_TRAIN_TIMESTEPS
+from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.families.ltx.weights import LTX_WEIGHTS
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
@@ -76,6 +88,9 @@ def ltx_family(model: LtxModel) -> Family:
         fused_kernels=True,
         float8=True,
         keeps_blocks=True,
+        loras=LTX_LORAS,
+        samplings=SAMPLINGS,
+        published_negative=NEGATIVE_PROMPT,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, LTX_WEIGHTS),
         pin=lambda weights: pin(weights, LTX_WEIGHTS),

@@ -14,7 +14,16 @@ from torch import Tensor
 
 from pab.broadcast.state import BOTH
 from pab.families.ltx.config import HEIGHT, MAX_TEXT_TOKENS, NUM_FRAMES, WIDTH, LtxModel, ltx_tokens
-from pab.families.ltx.levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_timesteps
+from pab.families.ltx.levels import (
+    DISTILLED,
+    LAST_LEVEL,
+    SHIFTS,
+    distilled_timesteps,
+    even_levels,
+    log_shift,
+    moved_timesteps,
+)
+from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.family import ClipRequest, LoadRequest
 from pab.library.load import LibraryModel, load_library_model, t5_beside
@@ -62,12 +71,14 @@ def ltx_library_model(model: LtxModel) -> LibraryModel:
         scheduler=_SCHEDULER,
         sites=ltx_sites(model.num_layers),
         levels=_levels,
+        chosen=_chosen,
         default_size=(NUM_FRAMES, HEIGHT, WIDTH),
         encode_text=partial(t5_beside, max_length=MAX_TEXT_TOKENS, reads_padding=True),
         prepare_text=lambda text, dtype, device: (text.y_BLC.to(device=device, dtype=dtype), text.mask_BL.to(device)),
         denoiser=LtxDenoiser,
         codec=_codec,
         guided_passes=(BOTH,),
+        loras=LTX_LORAS,
     )
 
 
@@ -77,6 +88,14 @@ def _levels(num_steps: int, size: tuple[int, int, int]) -> ClipLevels:
         planned=moved_timesteps(num_steps, tokens),
         given={"sigmas": list(even_levels(num_steps)), "mu": log_shift(tokens)},
     )
+
+
+def _chosen(clip: ClipRequest) -> ClipLevels | None:
+    """Returns the levels of a clip of distilled weights."""
+    if clip.sampling is None:
+        return None
+    scheduler = {"_class_name": _SCHEDULER["_class_name"], "num_train_timesteps": 1000, "shift": 1.0}
+    return ClipLevels(planned=distilled_timesteps(), given={"sigmas": list(DISTILLED)}, scheduler=scheduler)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

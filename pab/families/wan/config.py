@@ -5,12 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pab.families.wan.levels import shifted_timesteps
-from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, read_figures
+from pab.families.wan.levels import FEW_STEPS, shifted_timesteps
+from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, Sampling, read_figures
 
 MAX_TEXT_TOKENS = 512
 
 
+SAMPLINGS = {
+    "lightning4": Sampling(
+        summary="4 steps of Euler's method at fixed levels, shift 5: distilled Wan 2.1 of LightX2V, Wan 2.2 Lightning",
+        num_steps=4,
+        guidance_scale=1.0,
+    ),
+    "dmd3": Sampling(
+        summary="3 steps, each adding fresh noise to what it predicts: FastWan 2.1 and 2.2 5B",
+        num_steps=3,
+        guidance_scale=1.0,
+    ),
+}
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，"
+    "多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，"
+    "背景人很多，倒着走"
+)
+"""As Wan's own program has it."""
 LARGE_PIXELS = 480 * 832
 """Frames of more pixels take the larger shift of the noise levels, where a model has two."""
 
@@ -39,6 +57,8 @@ class WanModel:
     latent_channels: int = 16
     pixel_stride: int = 8
     timed_tokens: bool = False
+    few_steps: tuple[str, ...] = ("lightning4", "dmd3")
+    """The presets of `SAMPLINGS` for which distilled weights of this model may be published."""
 
     @property
     def token_side(self) -> int:
@@ -54,8 +74,11 @@ class WanModel:
         return self.shifts[height * width > LARGE_PIXELS]
 
     def timesteps(self, request: ClipRequest, _precision: str) -> tuple[float, ...]:
-        """Returns UniPC's timesteps: whole numbers, embedded in float32 whatever the model's precision."""
-        return shifted_timesteps(request.num_steps, self.shift(request.height, request.width))
+        """Returns UniPC's timesteps, whole numbers, or those of a few-step preset; embedded in float32 in any precision."""
+        if request.sampling is not None:
+            return FEW_STEPS[request.sampling].timesteps
+        shift = self.shift(request.height, request.width) if request.flow_shift is None else request.flow_shift
+        return shifted_timesteps(request.num_steps, shift)
 
     def cache_reset_steps(self, request: ClipRequest, precision: str) -> tuple[int, ...]:
         """Returns the step at which the second transformer takes over, if there is one."""
@@ -125,6 +148,7 @@ WAN22_A14B_MODEL = WanModel(
         memory=MemoryFigures(measured=None, parameters=28.8e9, width=5120, rows_per_pass=1),
     ),
     boundary=875.0,
+    few_steps=("lightning4",),
 )
 
 

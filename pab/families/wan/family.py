@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
-from pab.families.wan.config import FIGURES, WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_14B_MODEL, WAN_MODEL, WanModel
+from pab.families.wan.config import (
+    FIGURES,
+    NEGATIVE_PROMPT,
+    SAMPLINGS,
+    WAN22_5B_MODEL,
+    WAN22_A14B_MODEL,
+    WAN_14B_MODEL,
+    WAN_MODEL,
+    WanModel,
+)
+from pab.families.wan.loras import wan_loras
 from pab.families.wan.sites import wan_sites
 from pab.families.wan.weights import wan_weights
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
@@ -77,6 +87,11 @@ def wan_family(model: WanModel) -> Family:
         float8_attention=True,
         fast_decode=True,
         keeps_blocks=model.boundary is None,
+        loras=wan_loras(two_experts=model.boundary is not None),
+        samplings={name: SAMPLINGS[name] for name in model.few_steps},
+        flow_shift=model.shift,
+        second_guidance=model.boundary is not None,
+        published_negative=NEGATIVE_PROMPT,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),

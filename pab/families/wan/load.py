@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pab.broadcast.state import COND, UNCOND
 from pab.families.wan.config import MAX_TEXT_TOKENS, WanModel
-from pab.families.wan.levels import shifted_timesteps
+from pab.families.wan.levels import FEW_STEPS, shifted_timesteps
+from pab.families.wan.loras import wan_loras
 from pab.families.wan.sites import wan_sites
 from pab.families.wan.vae import wan_codec
-from pab.family import LoadRequest
+from pab.family import ClipRequest, LoadRequest
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels
 from pab.library.video import DiffusersVideo
@@ -58,6 +59,7 @@ def wan_library_model(model: WanModel) -> LibraryModel:
         scheduler=SCHEDULER,
         sites=wan_sites(model.num_layers),
         levels=levels,
+        chosen=partial(_chosen, model),
         default_size=(model.num_frames, model.height, model.width),
         encode_text=partial(t5_beside, max_length=MAX_TEXT_TOKENS, architecture="UMT5"),
         # Words beyond the prompt count as zeros, which the transformer attends to.
@@ -68,6 +70,29 @@ def wan_library_model(model: WanModel) -> LibraryModel:
         vae_dtype=torch.float32,
         compute_buffers=_add_positions,
         clean=clean_text,
+        loras=wan_loras(two_experts=model.boundary is not None),
+    )
+
+
+def _chosen(model: WanModel, clip: ClipRequest) -> ClipLevels | None:
+    """Returns the levels of a clip that names a preset of few steps, another shift or a second guidance scale."""
+    planned = model.timesteps(clip, "")
+    if clip.sampling is not None:
+        few = FEW_STEPS[clip.sampling]
+        scheduler = "FlowMatchLCMScheduler" if few.renoises else "FlowMatchEulerDiscreteScheduler"
+        return ClipLevels(
+            planned=planned,
+            given={"sigmas": list(few.levels)} | ({"timesteps": list(few.timesteps)} if few.renoises else {}),
+            scheduler={"_class_name": scheduler, "num_train_timesteps": 1000, "shift": 1.0},
+            noise_seed=clip.seed if few.renoises else None,
+        )
+    if clip.flow_shift is None and clip.guidance_scale_2 is None:
+        return None
+    second = clip.guidance_scale if clip.guidance_scale_2 is None else clip.guidance_scale_2
+    return ClipLevels(
+        planned=planned,
+        changes={"flow_shift": model.shift(clip.height, clip.width) if clip.flow_shift is None else clip.flow_shift},
+        guidance=tuple(clip.guidance_scale if t >= (model.boundary or 0.0) else second for t in planned),
     )
 
 
@@ -91,10 +116,10 @@ class WanDenoiser:
     def __call__(self, rows: Tensor, step_input: StepInput, text: Tensor) -> Tensor:
         """Returns the predicted velocity [rows, C, T, H, W] in the transformer's precision."""
         expert = self.experts[0] if step_input.timestep >= self.boundary else self.experts[1]
-        timestep = torch.full((len(rows),), int(step_input.timestep), device=rows.device)
+        timestep = torch.full((len(rows),), step_input.timestep, device=rows.device)
         if self.timed_tokens:
             frames, height, width = rows.shape[2:]
-            timestep = timestep.float()[:, None].expand(-1, frames * (height // 2) * (width // 2))
+            timestep = timestep[:, None].expand(-1, frames * (height // 2) * (width // 2))
         return expert(
             hidden_states=rows.to(self.dtype), timestep=timestep, encoder_hidden_states=text, return_dict=False
         )[0]
