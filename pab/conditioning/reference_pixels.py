@@ -22,6 +22,13 @@ class ReferencePixels:
     start: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceImage:
+    """One picture as its file has it, for a family that brings it to size itself: uint8 RGB [H, W, 3]."""
+
+    frame_HW3: Tensor
+
+
 def filled_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
     """Returns the (height, width) to scale `size` to, so that it just fills `target`, of unchanged proportions."""
     (height, width), (to_height, to_width) = size, target

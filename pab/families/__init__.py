@@ -17,7 +17,15 @@ from pab.families.open_sora_plan.family import (
     OPEN_SORA_PLAN_V120_29,
     OPEN_SORA_PLAN_V120_720P,
 )
-from pab.families.wan.family import WAN, WAN22_5B, WAN22_A14B, WAN_14B
+from pab.families.wan.family import (
+    WAN,
+    WAN22_5B,
+    WAN22_A14B,
+    WAN22_A14B_I2V,
+    WAN_14B,
+    WAN_14B_I2V_480P,
+    WAN_14B_I2V_720P,
+)
 from pab.family import Family
 
 FAMILIES: Mapping[str, Family] = {
@@ -35,6 +43,9 @@ FAMILIES: Mapping[str, Family] = {
         WAN_14B,
         WAN22_A14B,
         WAN22_5B,
+        WAN_14B_I2V_480P,
+        WAN_14B_I2V_720P,
+        WAN22_A14B_I2V,
         COGVIDEOX_2B,
         COGVIDEOX_5B,
         LTX,

@@ -1,9 +1,9 @@
-"""Loads a text-to-video model that the diffusers library builds, from the description that its family's `load.py` gives."""
+"""Loads a video model that the diffusers library builds, from the description that its family's `load.py` gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from pab.broadcast.sites import Site
 from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import SelfAttention
 from pab.library.broadcast_module import CurrentPass, install_sites
+from pab.library.image import EncodeImage
 from pab.library.parts import ClipLevels, LibrarySampler, SchedulerSource, load_part
 from pab.library.sequence import exchange_tokens, library_plan
-from pab.library.sequence_hooks import SequencePlan, install_splits
+from pab.library.sequence_hooks import SequencePlan, Split, install_splits, with_inputs
 from pab.library.vae import TiledCodec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
@@ -41,6 +42,9 @@ class LibraryModel:
     they are checked. `encode_text(root, request)` opens the text encoder; `prepare_text(states, dtype, device)`
     makes what `denoiser(experts=..., dtype=...)` is given as text. `codec(vae, dtype)` is the decoder of a loaded VAE, which
     has the model's precision unless `vae_dtype` names another.
+
+    `encode_image(root, request, vae, dtype)`: opens what encodes the image that a clip begins with, beside a VAE of type
+    `dtype`. `splits`: inputs of the transformer that are split besides those of the plan.
     """
 
     transformer: Mapping[str, object]
@@ -59,6 +63,8 @@ class LibraryModel:
     vae_dtype: torch.dtype | None = None
     compute_buffers: Callable[[Any], None] = lambda _module: None
     """Makes real what a transformer computes itself and no file holds."""
+    encode_image: Callable[[Path, LoadRequest, Any, torch.dtype], EncodeImage] | None = None
+    splits: Mapping[str, Split] = field(default_factory=dict)
     clean: Callable[[str], str] = lambda text: text
     """From a clip's text to what the encoder reads."""
 
@@ -74,16 +80,18 @@ def load_library_model(
     current = CurrentPass()
     folders = experts or [root / "transformer"]
     loaded = [_load_transformer(model, folder, dtype, device, current) for folder in folders]
+    vae, vae_dtype = _load_vae(model, root / "vae", dtype, device)
     return DiffusersVideo(
         denoise=model.denoiser(experts=tuple(transformer for transformer, _ in loaded), dtype=dtype),
         current=current,
         block_stacks=tuple(stack for _, stacks in loaded for stack in stacks),
         encode_text=model.encode_text(root, request),
         prepare_text=lambda text: model.prepare_text(text, dtype, device),
-        codec=load_codec(model, root / "vae", dtype, device),
+        codec=model.codec(vae, vae_dtype),
         sampler=_sampler(model, root / "scheduler", device),
         guided_passes=model.guided_passes,
         clean=model.clean,
+        encode_image=None if model.encode_image is None else model.encode_image(root, request, vae, vae_dtype),
     )
 
 
@@ -101,7 +109,7 @@ def install_broadcast(model: LibraryModel, transformer: Any, current: CurrentPas
     exchange_tokens(transformer, model.sites, model.attention(current=current))
     stacks = install_sites(transformer, model.sites, current)
     plan = library_plan(type(transformer)) if model.plan is None else model.plan
-    install_splits(transformer, plan, current)
+    install_splits(transformer, with_inputs(plan, model.splits), current)
     return stacks
 
 
@@ -115,8 +123,14 @@ def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callabl
 
 def load_codec(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
     """Loads the VAE in `folder`, beside a transformer of this precision."""
+    return model.codec(*_load_vae(model, folder, dtype, device))
+
+
+def _load_vae(
+    model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device
+) -> tuple[Any, torch.dtype]:
     dtype = model.vae_dtype or dtype
-    return model.codec(load_part(folder, model.vae, dtype=dtype, device=device), dtype)
+    return load_part(folder, model.vae, dtype=dtype, device=device), dtype
 
 
 def t5_beside(root: Path, request: LoadRequest, **options: Any) -> T5Text:

@@ -1,4 +1,4 @@
-"""Loads Wan's text-to-video models as the diffusers library lays them out."""
+"""Loads Wan's models as the diffusers library lays them out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from pab.broadcast.state import COND, UNCOND
 from pab.families.wan.config import MAX_TEXT_TOKENS, WanModel
+from pab.families.wan.image import latent_statistics, open_wan_image
 from pab.families.wan.levels import shifted_timesteps
 from pab.families.wan.sites import wan_sites
 from pab.family import LoadRequest
+from pab.library.image import token_timesteps
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels
 from pab.library.vae import TiledCodec, open_codec
@@ -49,10 +51,10 @@ def wan_library_model(model: WanModel) -> LibraryModel:
     return LibraryModel(
         transformer={
             **_TRANSFORMER,
-            "in_channels": model.latent_channels,
+            "in_channels": model.in_channels,
             "num_layers": model.num_layers,
-            "image_dim": None,
-            "added_kv_proj_dim": None,
+            # The widths of an image's tokens are the files' own; a model without an image encoder has none.
+            **({} if model.reads_image else {"image_dim": None, "added_kv_proj_dim": None}),
         },
         vae={"_class_name": "AutoencoderKLWan", "z_dim": model.latent_channels},
         scheduler=SCHEDULER,
@@ -68,6 +70,7 @@ def wan_library_model(model: WanModel) -> LibraryModel:
         vae_dtype=torch.float32,
         compute_buffers=_add_positions,
         clean=clean_text,
+        encode_image=None if model.references is None else partial(open_wan_image, model=model),
     )
 
 
@@ -78,10 +81,7 @@ def _add_positions(transformer: Any) -> None:
 
 def _codec(vae: Any, _dtype: torch.dtype) -> TiledCodec:
     patch = vae.config.patch_size or 1
-    mean, std = (
-        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, std = latent_statistics(vae)
     return open_codec(
         vae,
         strides=(vae.config.scale_factor_temporal, vae.config.scale_factor_spatial // patch),
@@ -112,7 +112,7 @@ def decode_tile(vae: Any, tile_BCTHW: Tensor) -> Tensor:
 class WanDenoiser:
     """Runs the expert of a noise level. `boundary`: the timestep below which the second one takes over.
 
-    `timed_tokens`: every token has a timestep; without given frames all are the same.
+    `timed_tokens`: every token has a timestep, 0 in a given first frame; without one all are the same.
     """
 
     experts: tuple[Any, ...]
@@ -124,11 +124,18 @@ class WanDenoiser:
         """Returns the predicted velocity [rows, C, T, H, W] in the transformer's precision."""
         expert = self.experts[0] if step_input.timestep >= self.boundary else self.experts[1]
         timestep = torch.full((len(rows),), int(step_input.timestep), device=rows.device)
-        if self.timed_tokens:
+        if self.timed_tokens and step_input.active_frames is not None:
+            timestep = token_timesteps(rows, int(step_input.timestep), step_input.active_frames, side=2)
+        elif self.timed_tokens:
             frames, height, width = rows.shape[2:]
             timestep = timestep.float()[:, None].expand(-1, frames * (height // 2) * (width // 2))
+        image = step_input.image_states
         return expert(
-            hidden_states=rows.to(self.dtype), timestep=timestep, encoder_hidden_states=text, return_dict=False
+            hidden_states=rows.to(self.dtype),
+            timestep=timestep,
+            encoder_hidden_states=text,
+            encoder_hidden_states_image=None if image is None else image.to(self.dtype).expand(len(rows), -1, -1),
+            return_dict=False,
         )[0]
 
 
