@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pab.conditioning.frame_masks import FrameEntry, FrameMask, place_entries, read_strategy
 from pab.conditioning.loops import MAX_LOOPS, ONE_LOOP, Loops, count_loops
 
-
 FIRST_FRAME = "0"
 """The strategy of one image that begins the clip."""
 
@@ -141,7 +140,9 @@ def _check_first_image(strategy: str, reference_frames: Sequence[int], num_frame
     if strategy.strip() != FIRST_FRAME:
         raise ValueError("this model takes an image as the first frame of the clip; leave the mask strategy empty")
     if len(reference_frames) != 1:
-        raise ValueError(f"this model takes one image, the first frame of the clip, not {len(reference_frames)} references")
+        raise ValueError(
+            f"this model takes one image, the first frame of the clip, not {len(reference_frames)} references"
+        )
     if reference_frames[0] != 1:
         raise ValueError(f"this model takes one image, not a video of {reference_frames[0]} frames")
     if num_frames == 1:

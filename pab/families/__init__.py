@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B
+from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V
 from pab.families.demo.family import DEMO
 from pab.families.hunyuan_video.family import HUNYUAN_VIDEO, SKYREELS_V1
 from pab.families.latte.family import LATTE
@@ -48,6 +48,7 @@ FAMILIES: Mapping[str, Family] = {
         WAN22_A14B_I2V,
         COGVIDEOX_2B,
         COGVIDEOX_5B,
+        COGVIDEOX_5B_I2V,
         LTX,
         HUNYUAN_VIDEO,
         SKYREELS_V1,

@@ -126,9 +126,7 @@ def load_codec(model: LibraryModel, folder: Path, dtype: torch.dtype, device: to
     return model.codec(*_load_vae(model, folder, dtype, device))
 
 
-def _load_vae(
-    model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device
-) -> tuple[Any, torch.dtype]:
+def _load_vae(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, torch.dtype]:
     dtype = model.vae_dtype or dtype
     return load_part(folder, model.vae, dtype=dtype, device=device), dtype
 

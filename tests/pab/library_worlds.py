@@ -15,7 +15,12 @@ from pab.broadcast.rules import BroadcastRules
 from pab.broadcast.state import COND, UNCOND
 from pab.conditioning.reference_noise import reference_generator
 from pab.conditioning.reference_pixels import ReferenceImage
-from pab.families.cogvideox.config import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, CogVideoXModel
+from pab.families.cogvideox.config import (
+    COGVIDEOX_2B_MODEL,
+    COGVIDEOX_5B_I2V_MODEL,
+    COGVIDEOX_5B_MODEL,
+    CogVideoXModel,
+)
 from pab.families.cogvideox.family import cogvideox_family
 from pab.families.cogvideox.tiny import write_small_cogvideox
 from pab.families.hunyuan_video.config import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel
@@ -175,13 +180,26 @@ def wan_pipeline(folder: Path, request: ClipRequest) -> Any:
     )
 
 
-def wan_image_pipeline(folder: Path, request: ClipRequest) -> Any:
+def image_parts(folder: Path) -> dict[str, Any]:
+    """Image encoder and preparations as the library's pipeline has them; weights lie where ours do, and so do pixels."""
     import transformers
 
+    class Aligned(transformers.CLIPImageProcessorPil):
+        def __call__(self, *args, **more) -> Any:
+            made = super().__call__(*args, **more)
+            made["pixel_values"] = made["pixel_values"].clone()
+            return made
+
+    encoder = folder / "image_encoder"
+    if not encoder.is_dir():
+        return {}
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig.from_json_file(encoder / "config.json"))
+    model.load_state_dict(load_file(encoder / "model.safetensors"), assign=True)
+    return {"image_encoder": model.eval(), "image_processor": Aligned.from_pretrained(folder / "image_processor")}
+
+
+def wan_image_pipeline(folder: Path, request: ClipRequest) -> Any:
     second, timed = folder / "transformer_2", read_config(folder / "vae")["z_dim"] == 48
-    encoder = transformers.CLIPVisionModel, transformers.CLIPImageProcessorPil
-    paths = folder / "image_encoder", folder / "image_processor"
-    image = [kind.from_pretrained(path) for kind, path in zip(encoder, paths, strict=True) if path.is_dir()]
     return library_class("WanImageToVideoPipeline")(
         tokenizer=None,
         text_encoder=None,
@@ -191,8 +209,7 @@ def wan_image_pipeline(folder: Path, request: ClipRequest) -> Any:
         transformer_2=library_module(second) if second.is_dir() else None,
         boundary_ratio=0.9 if second.is_dir() else None,
         expand_timesteps=timed,
-        image_encoder=image[0].eval() if image else None,
-        image_processor=image[1] if image else None,
+        **image_parts(folder),
     )
 
 
@@ -202,8 +219,8 @@ def wan_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
     return displayed(vae.decode(latents * std + mean).sample)
 
 
-def cogvideox_pipeline(folder: Path, request: ClipRequest) -> Any:
-    return library_class("CogVideoXPipeline")(
+def cogvideox_pipeline(folder: Path, request: ClipRequest, name: str = "CogVideoXPipeline") -> Any:
+    return library_class(name)(
         tokenizer=None,
         text_encoder=None,
         vae=library_module(folder / "vae"),
@@ -222,15 +239,17 @@ def displayed(pixels: Tensor) -> Tensor:
 
 
 def cogvideox_world(model: CogVideoXModel) -> LibraryWorld:
+    named = {"name": "CogVideoXImageToVideoPipeline"} if model.from_image else {}
     return LibraryWorld(
         family=cogvideox_family(model),
         write=lambda folder: write_small_cogvideox(folder, 0, model),
         frames=9,
         side=32,
-        pipeline=cogvideox_pipeline,
+        pipeline=partial(cogvideox_pipeline, **named),
         library_frames=cogvideox_frames,
         pack=lambda latents: latents.transpose(1, 2),
         unpack=lambda latents, _like: latents.transpose(1, 2),
+        image=model.from_image,
         tolerance=1e-5,
     )
 
@@ -240,8 +259,8 @@ def named(names: Sequence[str], prompt: str, values: Sequence[Tensor]) -> dict[s
     return {name.format(prompt): value for name, value in zip(names, values, strict=True)}
 
 
-def ltx_pipeline(folder: Path, request: ClipRequest) -> Any:
-    return library_class("LTXPipeline")(
+def ltx_pipeline(folder: Path, request: ClipRequest, name: str = "LTXPipeline") -> Any:
+    return library_class(name)(
         tokenizer=None,
         text_encoder=None,
         vae=library_module(folder / "vae"),
@@ -386,11 +405,15 @@ WORLDS: Mapping[str, LibraryWorld] = {
             pipeline=wan_image_pipeline,
             library_frames=wan_frames,
             image=True,
+            tolerance=1e-5 if model.reads_image else 1e-12,  # the image encoder's last bits differ by process
         )
         for model in (replace(WAN_14B_I2V_480P_MODEL, num_layers=2), replace(WAN22_A14B_I2V_MODEL, num_layers=2))
     },
     "cogvideox_2b": cogvideox_world(replace(COGVIDEOX_2B_MODEL, num_layers=2)),
     "cogvideox_5b": cogvideox_world(replace(COGVIDEOX_5B_MODEL, num_layers=2)),
+    "cogvideox_5b_i2v": cogvideox_world(
+        replace(COGVIDEOX_5B_I2V_MODEL, num_layers=2, num_frames=9, height=32, width=32)
+    ),
     "ltx": ltx_world(replace(LTX_MODEL, num_layers=2)),
     "hunyuan_video": hunyuan_world(replace(HUNYUAN_VIDEO_MODEL, num_layers=2, num_single_layers=2)),
     "skyreels_v1": hunyuan_world(replace(SKYREELS_V1_MODEL, num_layers=2, num_single_layers=2)),

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 def wan_family(model: WanModel) -> Family:
     """Returns the family of one published model."""
-    published = wan_weights(
-        model.hub_id, two_experts=model.boundary is not None, image_encoder=model.reads_image
-    )
+    published = wan_weights(model.hub_id, two_experts=model.boundary is not None, image_encoder=model.reads_image)
 
     def load(request: LoadRequest) -> VideoModel:
         from pab.families.wan.load import load_wan

@@ -73,7 +73,8 @@ class ImageEncoder:
 
     def __call__(self, image: ReferenceImage) -> Tensor:
         """Returns states [1, N, C] float32 of the middle square of an image, on the device."""
-        pixels = self.processor(images=image_of(image), return_tensors="pt").pixel_values
+        # Copied to memory of torch's own: the last bits of a product may depend on where its factors lie.
+        pixels = self.processor(images=image_of(image), return_tensors="pt").pixel_values.clone()
         self.encoder.to(self.device)
         states: Tensor = self.encoder(pixel_values=pixels.to(self.device), output_hidden_states=True).hidden_states[
             READ_STATES
