@@ -13,7 +13,7 @@ from pab.broadcast.state import BOTH, COND, Visit
 from pab.conditioning.reference_pixels import ReferenceImage
 from pab.family import ClipRequest
 from pab.library.broadcast_module import CurrentPass
-from pab.library.fused import fuse
+from pab.library.fused import fuse, use_float8_attention, use_float8_products
 from pab.library.image import EncodeImage, GivenImage
 from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput
 from pab.nn.video import LatentCodec, encode_pairs, guided_prompt
@@ -50,6 +50,14 @@ class DiffusersVideo:
     def use_kernels(self) -> None:
         """Has the blocks use fused operations where they are faster; of families that have them."""
         fuse(self.block_stacks, self.current)
+
+    def use_float8(self) -> None:
+        """Has the blocks multiply by 8-bit floats."""
+        use_float8_products(self.block_stacks)
+
+    def use_float8_attention(self) -> None:
+        """Has the attention that exchanges tokens take 8-bit floats; of families that have it."""
+        use_float8_attention(self.block_stacks, self.current)
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one, where there is a branch for it."""

@@ -85,6 +85,8 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         cost=model.cost,
         load=load,
         compiles=True,
+        fused_kernels=True,
+        float8=True,
         keeps_blocks=True,
         write_tiny=write_tiny,
         references=first_image_rules(cogvideox_latent_frames, required=True) if model.from_image else None,

@@ -35,7 +35,7 @@ from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 
 _VAE = {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": LATENT_CHANNELS}
-_SCHEDULER = {
+SCHEDULER = {
     "_class_name": "CogVideoXDDIMScheduler",
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
@@ -47,7 +47,12 @@ Rotation = tuple[Tensor, Tensor]
 
 def load_cogvideox(root: Path, request: LoadRequest, model: CogVideoXModel) -> DiffusersVideo:
     """Loads the whole model for inference. Raises CheckpointError naming files, keys and values."""
-    described = LibraryModel(
+    return load_library_model(cogvideox_library_model(model), root, request)
+
+
+def cogvideox_library_model(model: CogVideoXModel) -> LibraryModel:
+    """Returns what is loaded of one published model, and how."""
+    return LibraryModel(
         transformer={
             "_class_name": "CogVideoXTransformer3DModel",
             "num_layers": model.num_layers,
@@ -56,7 +61,7 @@ def load_cogvideox(root: Path, request: LoadRequest, model: CogVideoXModel) -> D
             **({"use_learned_positional_embeddings": True} if model.from_image else {}),
         },
         vae=_VAE,
-        scheduler={**_SCHEDULER, "snr_shift_scale": model.snr_shift},
+        scheduler={**SCHEDULER, "snr_shift_scale": model.snr_shift},
         sites=cogvideox_sites(model.num_layers),
         attention=CogVideoXAttention,
         plan=COGVIDEOX_PLAN,
@@ -72,7 +77,6 @@ def load_cogvideox(root: Path, request: LoadRequest, model: CogVideoXModel) -> D
         compute_buffers=_add_positions,
         encode_image=_open_image if model.from_image else None,
     )
-    return load_library_model(described, root, request)
 
 
 def _add_positions(transformer: Any) -> None:

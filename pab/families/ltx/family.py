@@ -84,6 +84,8 @@ def ltx_family(model: LtxModel) -> Family:
         cost=_COST,
         load=load,
         compiles=True,
+        fused_kernels=True,
+        float8=True,
         keeps_blocks=True,
         write_tiny=write_tiny,
         references=first_image_rules(ltx_latent_frames),

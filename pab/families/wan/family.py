@@ -81,6 +81,8 @@ def wan_family(model: WanModel) -> Family:
         load=load,
         compiles=True,
         fused_kernels=True,
+        float8=True,
+        float8_attention=True,
         keeps_blocks=model.boundary is None,
         write_tiny=write_tiny,
         references=model.references,
