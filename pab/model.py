@@ -169,6 +169,13 @@ class UsesFloat8Attention(Protocol):
         """Has it do so from now on. Call it before blocks are compiled."""
 
 
+class DecodesFast(Protocol):
+    """A `VideoModel` whose decoder can compute faster, and round differently; its family has `fast_decode`."""
+
+    def use_fast_decode(self) -> None:
+        """Has it do so from now on."""
+
+
 class Recordable(Protocol):
     """A `VideoModel` whose loop can be recorded (`pab.sampling.recorded_loop`); its family has `records_loops`.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pab.execution.choice import Execution
-from pab.model import UsesFloat8, UsesFloat8Attention, UsesKernels, VideoModel
+from pab.model import DecodesFast, UsesFloat8, UsesFloat8Attention, UsesKernels, VideoModel
 
 # Dynamo's own limit of 8 would silently fall back to eager. One clip's plan needs at most 2 stacks x 27 states of 3 sites.
 MAX_GRAPHS = 256
@@ -56,6 +56,8 @@ def run_as(model: VideoModel, execution: Execution, *, backend: str = "inductor"
         cast(UsesFloat8, model).use_float8()
     if execution.attention == "float8":
         cast(UsesFloat8Attention, model).use_float8_attention()
+    if execution.decode == "fast":
+        cast(DecodesFast, model).use_fast_decode()
     if execution.compiled:
         compile_blocks(model.block_stacks, backend=backend)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from pab.family import ClipRequest
 from pab.library.broadcast_module import CurrentPass
 from pab.library.fused import fuse, use_float8_attention, use_float8_products
 from pab.library.image import EncodeImage, GivenImage
+from pab.library.vae import TiledCodec
 from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput
 from pab.nn.video import LatentCodec, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
@@ -58,6 +59,10 @@ class DiffusersVideo:
     def use_float8_attention(self) -> None:
         """Has the attention that exchanges tokens take 8-bit floats; of families that have it."""
         use_float8_attention(self.block_stacks, self.current)
+
+    def use_fast_decode(self) -> None:
+        """Has clips decoded in bfloat16 and in one piece; of families that have it."""
+        cast(TiledCodec, self.codec).use_fast()
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one, where there is a branch for it."""

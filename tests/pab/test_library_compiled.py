@@ -195,6 +195,8 @@ def test_products_of_8_bit_floats_stay_near_the_others_in_the_same_graphs(weight
 @pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
 def test_attention_of_8_bit_floats_stays_near_the_other_and_leaves_masked_words_out(weights, name):
     model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)
+    model.current.kernels = AttentionKernels(flash3=True, norm=True)
+    model.use_float8()
     model.use_float8_attention()
     compile_blocks(model.block_stacks, backend="eager")
     before = graphs_compiled()

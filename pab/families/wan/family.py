@@ -83,6 +83,7 @@ def wan_family(model: WanModel) -> Family:
         fused_kernels=True,
         float8=True,
         float8_attention=True,
+        fast_decode=True,
         keeps_blocks=model.boundary is None,
         write_tiny=write_tiny,
         references=model.references,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pab.conditioning.reference_pixels import ReferenceImage
 from pab.families.wan.config import FRAME_STRIDE, WanModel, latent_frames
+from pab.families.wan.vae import latent_statistics
 from pab.family import ClipRequest, LoadRequest
 from pab.library.image import EncodeImage, ImageCondition, clip_pixels, image_of
 from pab.text.text_encoders import read_encoder_config, transformers_library
@@ -45,15 +46,6 @@ def open_wan_image(root: Path, request: LoadRequest, vae: Any, dtype: torch.dtyp
         )
 
     return encode
-
-
-def latent_statistics(vae: Any) -> tuple[Tensor, Tensor]:
-    """Returns mean and standard deviation of a VAE's latents, [1, C, 1, 1, 1] each."""
-    mean, std = (
-        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return mean, std
 
 
 def _latents(vae: Any, pixels_13THW: Tensor, dtype: torch.dtype) -> Tensor:

@@ -7,10 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pab.kernels.gpu.float8 import FLOAT8
 from pab.kernels.gpu.widths import two_parts
-
-WIDE = 4096
-"""Channels from which on a program has twice the warps."""
 
 
 @triton.jit
@@ -56,17 +54,28 @@ def _kernel(x, weight, cosines, sines, bound, out, table_rows, D: tl.constexpr, 
 
 
 def launch(
-    x_BPD: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, *, heads: int, eps: float, bound: Tensor | None
+    x_BPD: Tensor,
+    weight: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    *,
+    heads: int,
+    eps: float,
+    bound: Tensor | None,
+    eight: torch.dtype = FLOAT8,
 ) -> Tensor:
-    """Returns [B, P, heads, C] in the dtype of x, or with a `bound` as 8-bit floats."""
+    """Returns [B, P, heads, C] in the dtype of x, or with a `bound` as 8-bit floats.
+
+    `eight`: another dtype than that of 8-bit floats shows what is rounded.
+    """
     batch, places, dim = x_BPD.shape
     x_BPD, cosines, sines = x_BPD.contiguous(), cosines.contiguous(), sines.contiguous()
-    dtype = x_BPD.dtype if bound is None else torch.float8_e4m3fn
+    dtype = x_BPD.dtype if bound is None else eight
     out = x_BPD.new_empty(batch, places, heads, dim // heads, dtype=dtype)
     width = cosines.shape[-1]
     d0, d1 = two_parts(dim)
     _kernel[(batch * places,)](
         x_BPD, weight, cosines, sines, weight if bound is None else bound, out, cosines.numel() // width, D=dim,
-        D0=d0, D1=d1, WIDTH=width, EPS=eps, EIGHT=bound is not None, num_warps=8 if dim >= WIDE else 4,
+        D0=d0, D1=d1, WIDTH=width, EPS=eps, EIGHT=bound is not None, num_warps=4,
     )  # fmt: skip
     return out
