@@ -50,8 +50,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     references = rules.families[settings.model].references
     if references is not None and references.required:
         raise UsageError(
-            f"--model {settings.model}: its clips begin with an image, and calibrate renders from prompts alone; name a model "
-            "that needs none"
+            f"--model {settings.model}: its clips begin with an image, and calibrate renders from prompts alone; "
+            "name a model that needs none"
         )
     prompts = _prompts(arguments, settings, rules, screen)
     found = _calibrate(arguments, settings, rules, prompts, screen)
