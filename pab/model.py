@@ -227,4 +227,4 @@ class TakesImage(Protocol):
     """A `VideoModel` whose clips may begin with an image; the rules of its family's `references` say `first_image`."""
 
     def given_image(self, request: ClipRequest, image: ReferenceImage) -> Beginning:
-        """Brings an image to the clip's size and encodes it, on every rank alike. Raises ValueError for its shape."""
+        """Brings an image to the clip's size and encodes it, on every rank alike."""

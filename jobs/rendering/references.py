@@ -81,7 +81,10 @@ def _fetched(url: str, sha256: str, access: ReferenceAccess, retry_policy: Retry
 
 def _image(reference: Reference) -> ReferenceImage:
     (frame,) = decode_frames(reference, range(1))
-    return ReferenceImage(frame_HW3=torch.from_numpy(frame.copy()))
+    try:
+        return ReferenceImage(frame_HW3=torch.from_numpy(frame.copy()))
+    except ValueError as error:
+        raise UnusableReferenceError(str(error)) from error
 
 
 def _pixels(

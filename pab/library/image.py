@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from pab.conditioning.reference_pixels import ReferenceImage
 from pab.family import ClipRequest
 from pab.model import Scheduler
 from pab.parallel.mesh import SequenceParallel
 
-MAX_SIDES = 16
-"""How much longer than the other one side of an image may be: encoders scale the shorter side to a fixed size."""
+if TYPE_CHECKING:
+    from pab.conditioning.reference_pixels import ReferenceImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +34,7 @@ class ImageCondition:
     states_BNC: Tensor | None = None
 
 
-EncodeImage = Callable[[ClipRequest, ReferenceImage], ImageCondition]
+EncodeImage = Callable[[ClipRequest, "ReferenceImage"], ImageCondition]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,12 +120,7 @@ def token_timesteps(rows: Tensor, timestep: float, active_BT: Tensor, side: int)
 
 
 def image_of(image: ReferenceImage) -> Image.Image:
-    """Returns the picture for the library's own preparations. Raises ValueError for one that is a strip."""
-    height, width = image.frame_HW3.shape[:2]
-    if max(height, width) > MAX_SIDES * min(height, width):
-        raise ValueError(
-            f"the image has {width} x {height} pixels; one side may be up to {MAX_SIDES} times as long as the other; cut it"
-        )
+    """Returns the picture for the library's own preparations."""
     return Image.fromarray(image.frame_HW3.cpu().numpy())
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pab.broadcast.state import BOTH, COND, Visit
-from pab.conditioning.reference_pixels import ReferenceImage
 from pab.family import ClipRequest
 from pab.library.broadcast_module import CurrentPass
 from pab.library.fused import fuse, use_float8_attention, use_float8_products
@@ -20,6 +19,9 @@ from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput
 from pab.nn.video import LatentCodec, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.text.states import TextStates
+
+if TYPE_CHECKING:
+    from pab.conditioning.reference_pixels import ReferenceImage
 
 UNREAD_NEGATIVE = "the negative prompt is not read: this model takes guidance_scale as an input, in one pass"
 

@@ -115,8 +115,10 @@ def test_images_of_any_size_are_scaled_to_the_clip_s_and_strips_are_refused(weig
         given = model.given_image(WORLDS["wan_14b_i2v_480p"].clip(), picture(height, width))
         assert given.condition.channels_BCTHW.shape == (1, 20, 2, 4, 4)
         assert given.image_states.shape == (1, 5, 16)
-    with pytest.raises(ValueError, match="the image has 100 x 6 pixels; one side may be up to 16 times as long"):
-        image_of(picture(6, 100))
+    with pytest.raises(
+        ValueError, match="it has 100 x 6 pixels; one side may be up to 16 times as long as the other; cut it"
+    ):
+        picture(6, 100)
     same = ReferenceImage(frame_HW3=torch.arange(32 * 48 * 3, dtype=torch.int64).remainder(256).byte().view(32, 48, 3))
     exact = clip_pixels(same, 32, 48, torch.device("cpu"))
     assert torch.equal(((exact[0].permute(1, 2, 0) + 1) * 127.5).round().byte(), same.frame_HW3)
