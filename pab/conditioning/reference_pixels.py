@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-
 MAX_SIDES = 16
 """How much longer than the other one side of a picture may be."""
 
