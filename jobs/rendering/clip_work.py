@@ -147,9 +147,11 @@ def _given(
     loaded: LoadedFamily, attempt: Attempt, request: ClipRequest, before: Sequence[Denoised], group: NodeGroup
 ) -> Beginning | None:
     """Returns the frames that the next loop begins with; None if it begins from noise only."""
+    if attempt.beginning is not None:
+        return attempt.beginning
     mask, encoded = attempt.masks[len(before)], list(attempt.encoded)
     if mask is None:
-        return attempt.beginning
+        return None
     with attempt.stages.time("condition_frames"):
         if before:
             length = clip_loops(attempt.clip).condition_frame_length

@@ -30,7 +30,7 @@ MAX_FITTED_BYTES = 8 << 30
 class ClipReferences:
     """A clip's frame masks, one per loop, and its references' pixels; None for a loop or reference without any.
 
-    `image`: the picture that the clip begins with, for a model that brings it to size itself; then there are no masks.
+    `image`: the picture that the clip begins with, for a model that brings it to size itself.
     """
 
     masks: tuple[FrameMask | None, ...]
@@ -63,7 +63,7 @@ def take_references(
     if rules.first_image:
         image = _named(clip.references[0], lambda: _image(fetched[0]))
         log_event(_LOG, "image_read", clip=clip.clip_id, size=tuple(image.frame_HW3.shape[:2]))
-        return ClipReferences(masks=(None,), pixels=(), num_frames=num_frames, image=image)
+        return ClipReferences(masks=masks, pixels=(), num_frames=num_frames, image=image)
     pixels = tuple(_pixels(clip, at, fetched[at], masks, rules) for at in range(len(fetched)))
     log_event(_LOG, "references_read", clip=clip.clip_id, references=len(fetched), frames=num_frames)
     return ClipReferences(masks=masks, pixels=pixels, num_frames=num_frames)

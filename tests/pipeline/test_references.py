@@ -181,6 +181,7 @@ def test_a_clip_begins_with_its_image_and_rows_whose_image_does_not_fit_are_refu
     sha256 = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
     assert record["references"] == [{"url": str(tmp_path / "a.png"), "sha256": sha256}]
     assert record["seconds"]["encode_references"] > 0
+    assert [loop["given_latent_frames"] for loop in record["loops"]] == [1]
     (failure,) = (json.loads(path.read_text()) for path in (output / "failures").iterdir())
     assert (failure["stage"], failure["error"]) == ("read_references", "UnusableReferenceError")
 
