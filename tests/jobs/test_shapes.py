@@ -22,7 +22,8 @@ SHAPES = {
 NO_CLIP = {
     "what a family is": "Family ClipDefaults ClipLimits CostFigures MemoryFigures LoadRequest",
     "what a loaded model can do": (
-        "VideoModel RendersBatches UsesKernels UsesFloat8 Recordable TakesReferences TakesImage Beginning Scheduler"
+        "VideoModel RendersBatches UsesKernels UsesFloat8 UsesFloat8Attention DecodesFast Recordable TakesReferences "
+        "TakesImage Beginning Scheduler"
     ),
     "schedulers": "RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
     "how a loop is run": "LoopSettings LoopRecorder Recording",
