@@ -34,6 +34,7 @@ NO_CLIP = {
         "_ShardRun _End"
     ),
     "many clips": "Todo Batching BatchSize KindOfClip",
+    "how clips of a kind keep their outputs": "KeepWay",
     "errors": "NotFiniteError GroupLostError GroupKilledError GroupError",
 }
 """Every other class of these files, and why it is no shape of a clip. A new class has to be put here, or fails."""

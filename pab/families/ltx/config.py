@@ -34,14 +34,14 @@ def ltx_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:
     return moved_timesteps(request.num_steps, ltx_tokens(request.num_frames, request.height, request.width))
 
 
-# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 161 frames.
+# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
 _COST = CostFigures(
     measured=None,
     load_s=60.0,
     linear_s=1.7e-5,
-    quadratic_s=1.9e-7,
+    quadratic_s=1.18e-9,
     fixed_step_s=0.0,
-    kind_shares={"spatial": 0.52, "cross": 0.09, "mlp": 0.36},
+    kind_shares={"spatial": 0.27, "cross": 0.14, "mlp": 0.54},
     decode_s_per_pixel=1e-7,
     memory=MemoryFigures(measured=None, parameters=2.3e9, width=2048),
 )
