@@ -171,8 +171,13 @@ WAN22_5B_MODEL = WanModel(
 )
 
 
-# With the projections of an image's tokens, 16.4e9 parameters; the encoder of images stays on the host.
-_COST_I2V_14B = replace(_COST_14B, memory=MemoryFigures(measured=None, parameters=16.5e9, width=5120))
+# A transformer like the one of text to video, with projections of an image's tokens; itself it was not measured. The encoder
+# of images stays on the host.
+_COST_I2V_14B = replace(
+    FIGURES["wan_14b"][0],
+    measured=None,
+    memory=MemoryFigures(measured=None, parameters=16.5e9, width=5120, rows_per_pass=1),
+)
 
 
 WAN_14B_I2V_480P_MODEL = replace(
