@@ -67,8 +67,8 @@ class Attempt:
     """Per loop, which of its frames are given; None for a loop that begins from noise only."""
     encoded: tuple[EncodedReference | None, ...] = ()
     """The encoded references."""
-    beginning: Beginning | None = None
-    """What a clip of one loop with an image begins with; None for all other clips."""
+    beginning: Beginning | None = field(default=None, init=False)
+    """What a clip with an image begins with; None for all others. Ranks do not exchange it with waiting attempts."""
 
     loops: tuple[Denoised, ...] = ()
     """The result of each loop; empty until all loops are rendered, and after an error."""

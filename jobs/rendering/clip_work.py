@@ -65,13 +65,8 @@ def render_baseline(loaded: LoadedFamily, attempt: Attempt, *, settings: JobSett
 
     Collective. Returns the result as a separate attempt, without mark and record.
     """
-    baseline = Attempt(
-        clip=attempt.clip,
-        number=attempt.number,
-        masks=attempt.masks,
-        encoded=attempt.encoded,
-        beginning=attempt.beginning,
-    )
+    baseline = Attempt(clip=attempt.clip, number=attempt.number, masks=attempt.masks, encoded=attempt.encoded)
+    baseline.beginning = attempt.beginning
     requests = clip_requests(attempt.clip)
     plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.render.precision)
     prompts = loaded.prompts_of(attempt.clip, requests)
