@@ -33,7 +33,7 @@ def write_weights(folder: Path, size: str, device: torch.device) -> None:
     config = {**wan.config(size), "num_layers": WAN_MODEL.num_layers, "_class_name": "WanTransformer3DModel"}
     transformer = random_part("WanTransformer3DModel", config, torch.bfloat16, device, described.compute_buffers)
     write_component(folder / "transformer", transformer.cpu(), config)
-    vae = {"_class_name": "AutoencoderKLWan"} | ({} if size == "full" else {"base_dim": 8})
+    vae = {"_class_name": "AutoencoderKLWan", "z_dim": 16, "base_dim": 96 if size == "full" else 8}
     write_component(folder / "vae", random_part("AutoencoderKLWan", vae, torch.float32, device).cpu(), vae)
     width = wan.full_text if size == "full" else wan.tiny_text
     write_t5_and_tokenizer(folder, channels=width, max_length=MAX_TEXT_TOKENS, architecture="UMT5")

@@ -19,7 +19,7 @@ from pab.broadcast.rules import Rules, rules_from_dict
 from pab.execution.choice import Execution
 from pab.execution.compiled import Compiled, Graphs, run_as
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.kernels import flash3_float8, float8
+from pab.kernels import flash3, flash3_float8, float8
 from pab.model import EncodedPrompt, VideoModel
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import LoopSettings, records_loop
@@ -142,7 +142,7 @@ def _check_gpu(execution: Execution, name: str, capability: tuple[int, int]) -> 
     if execution.linears == "float8":
         float8.check_gpu(name, capability)
     if execution.attention == "float8":
-        flash3_float8.check_gpu(name, capability)
+        flash3_float8.check_gpu(name, capability, installed=flash3.installed())
 
 
 @torch.inference_mode()

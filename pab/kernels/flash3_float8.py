@@ -64,15 +64,15 @@ def fused(
     return _fused(q8, k8, v8, q_scale, k_scale, v_scale, used_keys, v_NLHC.dtype)
 
 
-def check_gpu(name: str, capability: tuple[int, int]) -> None:
-    """Raises Float8Error for a GPU that has no such attention, or where its package is not installed."""
+def check_gpu(name: str, capability: tuple[int, int], *, installed: bool) -> None:
+    """Raises Float8Error for a GPU that has no such attention, or whose node has not `installed` its package."""
     if capability != flash3.HOPPER:
         found, needed = (".".join(map(str, each)) for each in (capability, flash3.HOPPER))
         raise Float8Error(
             f"attention=float8: {name} has compute capability {found}, needs {needed} (Hopper); take other nodes or "
             "--attention auto"
         )
-    if not flash3.installed():
+    if not installed:
         raise Float8Error(
             "attention=float8: fa3-fwd is not installed on this node; pip install 'pab-pipeline[hopper]', or "
             "--attention auto"
