@@ -142,6 +142,9 @@ def _pass(
             problems = [
                 *rows.problems, *rows.of_findings(findings), *loops.problems, *(given.problems if given else ())
             ]  # fmt: skip
+            told = {problem.row for problem in problems}
+            absent = references.missing(rows.references, settings, rows.codes, first_row=rows.first_row)
+            problems += [problem for problem in absent if problem.row not in told]
             log.extend(sorted(problems, key=lambda problem: problem.row or 0))
             ids = clip_ids(rows, repetitions)
             if "clip_id" in batch.schema.names:  # generated ids are distinct among themselves

@@ -97,7 +97,7 @@ def read_rows(batch: pa.RecordBatch, first_row: int, limits: Limits) -> Rows:
     columns["prompt"] = pc.fill_null(columns["prompt"], "")
     references = None
     if has_references(batch.schema):
-        references, unnamed = read_row_references(batch, columns["mask_strategy"], first_row)
+        references, unnamed = read_row_references(batch, columns, first_row)
         problems += unnamed
     distinct, codes = distinct_rows([columns[name] for name in SETTING_COLUMNS])
     return Rows(

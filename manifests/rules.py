@@ -60,6 +60,8 @@ class FamilyRules:
     check_mask: Callable[[str, Sequence[int], int, int], object] | None = None
     """Checks a row's references: mask strategy, frames of each reference, num_frames and loops of the clip. Raises
     ValueError saying what does not fit. None for a family that takes no references."""
+    needs_image: bool = False
+    """Whether every row must name an image, the first frame of its clip."""
     clip_loops: Callable[[str, int, int | None, int | None, float | None], ClipLoops] | None = None
     """Returns a row's loops from prompt, num_frames, loops, condition_frame_length and condition_frame_edit, the last three
     as the row says, None where it does not. Raises ValueError saying what does not fit. None for a family of one loop."""

@@ -160,7 +160,7 @@ class Family:
     """What is left of a prompt after the family's cleaning, where that may drop words; it needs no torch."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
-    `pab.model.TakesReferences` describes."""
+    `pab.model.TakesReferences` describes, or `pab.model.TakesImage` if the rules say `first_image`."""
     embedded_guidance: bool = False
     """Whether the transformer takes `guidance_scale` as an input, in one pass a step: axis `cfg` then has no use."""
     max_batch: int = 1

@@ -166,7 +166,7 @@ ROOMS = {
     "rich": ("pipeline/*",),
     "jinja2": ("jobs/reports/*",),
     "markupsafe": ("jobs/reports/*",),
-    "PIL": ("jobs/media/*",),
+    "PIL": ("jobs/media/*", "pab/library/image.py"),
     "psutil": ("jobs/ranks/interfaces.py",),
 }
 

@@ -1,4 +1,4 @@
-"""Loads a text-to-video model that the diffusers library builds, from the description that its family's `load.py` gives."""
+"""Loads a video model that the diffusers library builds, from the description that its family's `load.py` gives."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pab.broadcast.sites import Site
 from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import SelfAttention
 from pab.library.broadcast_module import CurrentPass, install_sites
+from pab.library.image import EncodeImage
 from pab.library.parts import ClipLevels, LibrarySampler, SchedulerSource, load_part
 from pab.library.sequence import exchange_tokens, library_plan
-from pab.library.sequence_hooks import SequencePlan, install_splits
+from pab.library.sequence_hooks import SequencePlan, Split, install_splits, with_inputs
 from pab.library.vae import TiledCodec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
@@ -43,6 +44,9 @@ class LibraryModel:
     makes what `denoiser(experts=..., dtype=...)` is given as text. `codec(vae, dtype)` is the decoder of a loaded VAE, which
     has the model's precision unless `vae_dtype` names another. `loras`: what LoRAs may change; its components are the
     transformers in their order.
+
+    `encode_image(root, request, vae, dtype)`: opens what encodes the image that a clip begins with, beside a VAE of type
+    `dtype`. `splits`: inputs of the transformer that are split besides those of the plan.
     """
 
     transformer: Mapping[str, object]
@@ -61,6 +65,8 @@ class LibraryModel:
     vae_dtype: torch.dtype | None = None
     compute_buffers: Callable[[Any], None] = lambda _module: None
     """Makes real what a transformer computes itself and no file holds."""
+    encode_image: Callable[[Path, LoadRequest, Any, torch.dtype], EncodeImage] | None = None
+    splits: Mapping[str, Split] = field(default_factory=dict)
     clean: Callable[[str], str] = lambda text: text
     """From a clip's text to what the encoder reads."""
     loras: LoraRules = field(default_factory=LoraRules)
@@ -83,16 +89,18 @@ def load_library_model(
         _load_transformer(model, folder, dtype, device, current, loras=of_one)
         for folder, of_one in zip(folders, loras, strict=True)
     ]
+    vae, vae_dtype = _load_vae(model, root / "vae", dtype, device)
     return DiffusersVideo(
         denoise=model.denoiser(experts=tuple(transformer for transformer, _ in loaded), dtype=dtype),
         current=current,
         block_stacks=tuple(stack for _, stacks in loaded for stack in stacks),
         encode_text=model.encode_text(root, request),
         prepare_text=lambda text: model.prepare_text(text, dtype, device),
-        codec=load_codec(model, root / "vae", dtype, device),
+        codec=model.codec(vae, vae_dtype),
         sampler=_sampler(model, root / "scheduler", device),
         guided_passes=model.guided_passes,
         clean=model.clean,
+        encode_image=None if model.encode_image is None else model.encode_image(root, request, vae, vae_dtype),
     )
 
 
@@ -122,7 +130,7 @@ def install_broadcast(model: LibraryModel, transformer: Any, current: CurrentPas
     exchange_tokens(transformer, model.sites, model.attention(current=current))
     stacks = install_sites(transformer, model.sites, current)
     plan = library_plan(type(transformer)) if model.plan is None else model.plan
-    install_splits(transformer, plan, current)
+    install_splits(transformer, with_inputs(plan, model.splits), current)
     return stacks
 
 
@@ -141,8 +149,12 @@ def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callabl
 
 def load_codec(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
     """Loads the VAE in `folder`, beside a transformer of this precision."""
+    return model.codec(*_load_vae(model, folder, dtype, device))
+
+
+def _load_vae(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, torch.dtype]:
     dtype = model.vae_dtype or dtype
-    return model.codec(load_part(folder, model.vae, dtype=dtype, device=device), dtype)
+    return load_part(folder, model.vae, dtype=dtype, device=device), dtype
 
 
 def t5_beside(root: Path, request: LoadRequest, **options: Any) -> T5Text:

@@ -94,6 +94,7 @@ def denoise(
     texts, state = _texts(model, request, prompt, group, loop), _state(plan, group, loop)
     guidance_scale = branch_guidance(request, prompt)
     scales = step_guidance(scheduler, guidance_scale, plan.num_steps)
+    image_states = None if given is None else given.image_states
     prediction: Tensor | None = None
 
     def run_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
@@ -105,7 +106,9 @@ def denoise(
             state.skip(tuple(texts))  # the last prediction is reused
         else:
             active, timestep = scheduler.active_frames(step), plan.timesteps[step]
-            step_input = StepInput(request=request, step=step, timestep=timestep, active_frames=active)
+            step_input = StepInput(
+                request=request, step=step, timestep=timestep, active_frames=active, image_states=image_states
+            )
             outputs = [
                 model.predict(model_input, step_input, text, state.visit(step, branch), group)
                 for branch, text in texts.items()

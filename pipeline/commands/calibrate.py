@@ -47,6 +47,12 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     chosen = choose({**vars(arguments), "cluster": "local", "output": None}, environment_settings())
     settings = build_settings(arguments.prompts, chosen).render
     rules = run_rules(settings)
+    references = rules.families[settings.model].references
+    if references is not None and references.required:
+        raise UsageError(
+            f"--model {settings.model}: its clips begin with an image, and calibrate renders from prompts alone; "
+            "name a model that needs none"
+        )
     prompts = _prompts(arguments, settings, rules, screen)
     found = _calibrate(arguments, settings, rules, prompts, screen)
     page = arguments.report or arguments.plan.with_suffix(".html")

@@ -127,7 +127,8 @@ def family_rules(
         num_tokens=family.num_tokens,
         clean_prompt=family.clean_prompt,
         check_mask=None if family.references is None else partial(_check_mask, family.references),
-        clip_loops=None if family.references is None else partial(_clip_loops, family.references),
+        clip_loops=_loops_of(family.references),
+        needs_image=family.references is not None and family.references.required,
         defaults=asdict(family.defaults)
         | ({"broadcast": default_broadcast} if default_broadcast else {})
         | dict(sampled or {}),
@@ -161,6 +162,10 @@ def _sampled(render: RenderSettings, family: Family) -> dict[str, str | float]:
         "negative_prompt": negative,
     }
     return {name: value for name, value in said.items() if value is not None}
+
+
+def _loops_of(rules: ReferenceRules | None) -> Callable[..., ClipLoops] | None:
+    return None if rules is None or rules.first_image else partial(_clip_loops, rules)
 
 
 def _check_mask(

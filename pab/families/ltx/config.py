@@ -17,6 +17,7 @@ SAMPLINGS = {
 }
 NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
 """As LTX-Video's own program has it."""
+FRAME_STRIDE, PIXEL_STRIDE = 8, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +28,14 @@ class LtxModel:
     num_layers: int
 
 
+def ltx_latent_frames(num_frames: int) -> int:
+    """Counts latent frames: the first frame is one, and so are every eight that follow."""
+    return (num_frames - 1) // FRAME_STRIDE + 1
+
+
 def ltx_tokens(num_frames: int, height: int, width: int) -> int:
     """Counts latent tokens: 32x32 pixels each, of the first frame and of every eight that follow."""
-    return ((num_frames - 1) // 8 + 1) * (height // 32) * (width // 32)
+    return ltx_latent_frames(num_frames) * (height // PIXEL_STRIDE) * (width // PIXEL_STRIDE)
 
 
 def ltx_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2, text to video (arXiv 2503.20314), through the diffusers library.
+"""Wan 2.1 and 2.2, text and image to video (arXiv 2503.20314), through the diffusers library.
 
 Ranges of arXiv 2408.12588 as published for the nearest model, one with 3-D full attention (2 for self attention, 6 for
 cross attention); what they do to Wan's videos has not been measured.
@@ -16,7 +16,10 @@ from pab.families.wan.config import (
     NEGATIVE_PROMPT,
     SAMPLINGS,
     WAN22_5B_MODEL,
+    WAN22_A14B_I2V_MODEL,
     WAN22_A14B_MODEL,
+    WAN_14B_I2V_480P_MODEL,
+    WAN_14B_I2V_720P_MODEL,
     WAN_14B_MODEL,
     WAN_MODEL,
     WanModel,
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 def wan_family(model: WanModel) -> Family:
     """Returns the family of one published model."""
-    published = wan_weights(model.hub_id, two_experts=model.boundary is not None)
+    published = wan_weights(model.hub_id, two_experts=model.boundary is not None, image_encoder=model.reads_image)
 
     def load(request: LoadRequest) -> VideoModel:
         from pab.families.wan.load import load_wan
@@ -66,7 +69,7 @@ def wan_family(model: WanModel) -> Family:
             guidance_scale=(1.0, 30.0),
             max_tokens=model.num_tokens(121, 720, 1280),
             max_prompt_chars=4000,
-            images=True,
+            images=not model.from_image,
         ),
         sites=wan_sites(model.num_layers),
         presets={
@@ -93,6 +96,7 @@ def wan_family(model: WanModel) -> Family:
         second_guidance=model.boundary is not None,
         published_negative=NEGATIVE_PROMPT,
         write_tiny=write_tiny,
+        references=model.references,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),
     )
@@ -100,4 +104,7 @@ def wan_family(model: WanModel) -> Family:
 
 WAN, WAN_14B, WAN22_A14B, WAN22_5B = (
     wan_family(model) for model in (WAN_MODEL, WAN_14B_MODEL, WAN22_A14B_MODEL, WAN22_5B_MODEL)
+)
+WAN_14B_I2V_480P, WAN_14B_I2V_720P, WAN22_A14B_I2V = (
+    wan_family(model) for model in (WAN_14B_I2V_480P_MODEL, WAN_14B_I2V_720P_MODEL, WAN22_A14B_I2V_MODEL)
 )

@@ -1,4 +1,4 @@
-"""Loads Wan's text-to-video models as the diffusers library lays them out."""
+"""Loads Wan's models as the diffusers library lays them out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from pab.broadcast.state import COND, UNCOND
 from pab.families.wan.config import MAX_TEXT_TOKENS, WanModel
+from pab.families.wan.image import open_wan_image
 from pab.families.wan.levels import FEW_STEPS, shifted_timesteps
 from pab.families.wan.loras import wan_loras
 from pab.families.wan.sites import wan_sites
 from pab.families.wan.vae import wan_codec
 from pab.family import ClipRequest, LoadRequest
+from pab.library.image import token_timesteps
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels
 from pab.library.video import DiffusersVideo
@@ -50,10 +52,10 @@ def wan_library_model(model: WanModel) -> LibraryModel:
     return LibraryModel(
         transformer={
             **_TRANSFORMER,
-            "in_channels": model.latent_channels,
+            "in_channels": model.in_channels,
             "num_layers": model.num_layers,
-            "image_dim": None,
-            "added_kv_proj_dim": None,
+            # The widths of an image's tokens are the files' own; a model without an image encoder has none.
+            **({} if model.reads_image else {"image_dim": None, "added_kv_proj_dim": None}),
         },
         vae={"_class_name": "AutoencoderKLWan", "z_dim": model.latent_channels},
         scheduler=SCHEDULER,
@@ -70,6 +72,7 @@ def wan_library_model(model: WanModel) -> LibraryModel:
         vae_dtype=torch.float32,
         compute_buffers=_add_positions,
         clean=clean_text,
+        encode_image=None if model.references is None else partial(open_wan_image, model=model),
         loras=wan_loras(two_experts=model.boundary is not None),
     )
 
@@ -105,7 +108,7 @@ def _add_positions(transformer: Any) -> None:
 class WanDenoiser:
     """Runs the expert of a noise level. `boundary`: the timestep below which the second one takes over.
 
-    `timed_tokens`: every token has a timestep; without given frames all are the same.
+    `timed_tokens`: every token has a timestep, 0 in a given first frame; without one all are the same.
     """
 
     experts: tuple[Any, ...]
@@ -117,11 +120,18 @@ class WanDenoiser:
         """Returns the predicted velocity [rows, C, T, H, W] in the transformer's precision."""
         expert = self.experts[0] if step_input.timestep >= self.boundary else self.experts[1]
         timestep = torch.full((len(rows),), step_input.timestep, device=rows.device)
-        if self.timed_tokens:
+        if self.timed_tokens and step_input.active_frames is not None:
+            timestep = token_timesteps(rows, step_input.timestep, step_input.active_frames, side=2)
+        elif self.timed_tokens:
             frames, height, width = rows.shape[2:]
             timestep = timestep[:, None].expand(-1, frames * (height // 2) * (width // 2))
+        image = step_input.image_states
         return expert(
-            hidden_states=rows.to(self.dtype), timestep=timestep, encoder_hidden_states=text, return_dict=False
+            hidden_states=rows.to(self.dtype),
+            timestep=timestep,
+            encoder_hidden_states=text,
+            encoder_hidden_states_image=None if image is None else image.to(self.dtype).expand(len(rows), -1, -1),
+            return_dict=False,
         )[0]
 
 
