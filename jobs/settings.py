@@ -1,4 +1,4 @@
-"""The settings that jobs follow. A field states a setting once, with all that its flag, variable, file key and help need.
+"""The settings that jobs follow. A field states a setting once (`jobs.setting.Setting`).
 
 Plain values only. They are pickled into jobs, so they must not hold secrets.
 """
@@ -6,10 +6,12 @@ Plain values only. They are pickled into jobs, so they must not hold secrets.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Annotated, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
 
+from jobs.setting import Setting, number_reader, settings_in
+from manifests.sampling import FLOW_SHIFTS
 from pab.execution.choice import (
     ATTENTION_CHOICES,
     DECODE_CHOICES,
@@ -19,6 +21,7 @@ from pab.execution.choice import (
     execution_of,
 )
 from pab.family import MAX_BATCH, Family
+from pab.weights.lora import FORM, Lora
 
 MAX_ATTEMPTS = 2
 """A clip that has failed or killed its group this many times is given up, unless the run sets another number."""
@@ -28,53 +31,6 @@ CHOSEN = "auto"
 """The value of `keep` that lets the planner decide by what fits into memory."""
 AUTO = 0
 """The value of `batch` that lets measured times decide."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """Describes a field of the settings tree, beside its name, type and default: `Annotated[int, Setting(...)]`.
-
-    `pipeline.run.options` makes the flag, the environment variable, the key of a --config file and the line in --help of it.
-    `help`: for a bool, it says what giving the flag does. `asked`: the default as users write it, if it is not a value of the
-    field ("auto"). `name`: if it differs from the field's name. `kind`: the type that users give, if it differs from the
-    field's; list is text that may be repeated. `choices`: the allowed texts. `low`, `high`: bounds of a whole number. `read`:
-    turns an allowed text into the field's value; its ValueError says what is needed. `group`: the part of the tree under
-    whose heading --help shows it, if not its own. `commands`: the commands besides `submit` that take the flag.
-    """
-
-    help: str
-    asked: str | None = None
-    name: str | None = None
-    kind: type | None = None
-    choices: tuple[str, ...] = ()
-    low: int = 1
-    high: int | None = None
-    read: Callable[[str], object] | None = None
-    metavar: str | None = None
-    group: str | None = None
-    commands: tuple[str, ...] = ()
-
-    def check_number(self, number: int) -> None:
-        """Raises ValueError, which says what is needed, for a number out of bounds."""
-        if number < self.low or (self.high is not None and number > self.high):
-            raise ValueError(self.needed_number)
-
-    @property
-    def needed_number(self) -> str:
-        """The end of an error message: which whole numbers are allowed."""
-        bounds = f"of {self.low} or more" if self.high is None else f"from {self.low} to {self.high}"
-        return f"needs a whole number {bounds}"
-
-
-def settings_in(part: type) -> dict[str, tuple[object, Setting]]:
-    """Returns field name -> (type, `Setting`) for the fields that have a `Setting`. `part`: a dataclass of the tree."""
-    hints = get_type_hints(part, include_extras=True)
-    return {
-        each.name: (hints[each.name].__origin__, said)
-        for each in fields(part)
-        for said in getattr(hints[each.name], "__metadata__", ())
-        if isinstance(said, Setting)
-    }
 
 
 def read_batch(text: str) -> int:
@@ -123,8 +79,9 @@ class RenderSettings:
 
     All except `device`, `compile_cache`, `baseline`, `plain_videos`, `batch`, `max_attempts` and the two about references
     change a video, so they are part of clips' digests. `weights`: those given without a family's name; they are for
-    `model`. `family_weights`: given with a family's name. `batch`: how many clips are rendered in one batch, or `AUTO`.
-    `reference_roots`: absolute paths; the manifest's own folder is one of them if it is local.
+    `model`. `family_weights`: given with a family's name. `loras`: by family, as the user says them. `batch`: how many clips
+    are rendered in one batch, or `AUTO`. `reference_roots`: absolute paths; the manifest's own folder is one of them if it is
+    local.
     """
 
     model: Annotated[
@@ -145,6 +102,18 @@ class RenderSettings:
             "May be repeated; in a --config file it is a table",
         ),
     ] = None
+    loras: Annotated[
+        Mapping[str, tuple[Lora, ...]],
+        Setting(
+            name="lora",
+            kind=list,
+            metavar=f"[FAMILY=]{FORM}",
+            commands=("validate", "calibrate"),
+            help="a LoRA for --model, or for the named family, added to the weights when they are loaded: a .safetensors "
+            "file, or on the hub organisation/name/file.safetensors. A strength of 1 adds it as it is. Component: which "
+            "transformer of Wan 2.2 A14B it is for, transformer (high noise) or transformer_2. May be repeated",
+        ),
+    ] = field(default_factory=dict)
     broadcast: Annotated[
         str | None,
         Setting(
@@ -221,6 +190,47 @@ class RenderSettings:
             "digest. auto is fast on GPUs in bfloat16, but for runs that began without",
         ),
     ] = "published"
+    sampling: Annotated[
+        str | None,
+        Setting(
+            metavar="NAME",
+            commands=("validate", "calibrate"),
+            help="how rows of --model are sampled that do not say it: a preset of the family, such as lightning4 (Wan, 4 "
+            "steps without guidance, for distilled weights or LoRAs; docs/models.md lists all). Default: as published. "
+            "Part of a clip's digest if given, like the next three",
+        ),
+    ] = None
+    flow_shift: Annotated[
+        float | None,
+        Setting(
+            kind=str,
+            read=number_reader(*FLOW_SHIFTS),
+            metavar="X",
+            commands=("validate", "calibrate"),
+            help="how far the noise levels of Wan and HunyuanVideo are shifted towards noise, for rows of --model that do "
+            "not say it (default: as published, which for Wan 2.1 depends on the size)",
+        ),
+    ] = None
+    guidance_scale_2: Annotated[
+        float | None,
+        Setting(
+            kind=str,
+            read=number_reader(1.0, 30.0),
+            metavar="X",
+            commands=("validate", "calibrate"),
+            help="guidance scale of the second transformer of Wan 2.2 A14B, for rows of --model that do not say it (default: "
+            "that of the first)",
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str | None,
+        Setting(
+            metavar="TEXT|published",
+            commands=("validate", "calibrate"),
+            help="negative prompt for rows of --model that have none; published is the one of the family's own program "
+            "(Wan, LTX-Video). Default: none",
+        ),
+    ] = None
     crf: Annotated[
         int,
         Setting(
@@ -340,11 +350,11 @@ class JobSettings:
 
     `output`: the run's fsspec URL. `broadcast_rules`: name -> rules (as `pab.broadcast.rules.BroadcastRules.to_dict`) of
     user-made plans that rows or the command line name. `pinned_weights`: family -> the exact weights that jobs load, for
-    those on the hub a certain commit; None if nothing was looked up. `deadline_s`: seconds that the job may run, None for no
-    limit; a clip that would not end in time is left for the next start. `hang_s`: seconds after which a clip, or
-    another stage of the job, hangs and the process ends itself. `upload_timeout_s`: how long the job waits for a bucket
-    that does not answer. `compile_backend`: the backend of torch.compile. `exclusive`: whether the bucket itself refuses to
-    create what exists, as `submit` found out by trying.
+    those on the hub a certain commit; None if nothing was looked up. `pinned_loras`: the same for LoRAs. `deadline_s`:
+    seconds that the job may run, None for no limit; a clip that would not end in time is left for the next start.
+    `hang_s`: seconds after which a clip, or another stage of the job, hangs and the process ends itself.
+    `upload_timeout_s`: how long the job waits for a bucket that does not answer. `compile_backend`: the backend of
+    torch.compile. `exclusive`: whether the bucket itself refuses to create what exists, as `submit` found out by trying.
     """
 
     output: str
@@ -358,6 +368,7 @@ class JobSettings:
     upload_timeout_s: float = 600.0
     compile_backend: str = "inductor"
     exclusive: bool = True
+    pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None
 
     @property
     def weights(self) -> str | None:
@@ -367,6 +378,10 @@ class JobSettings:
     def weights_of(self, model: str) -> str | None:
         """Returns the weights that jobs load for a family; None for the family's own."""
         return self.weights if self.pinned_weights is None else self.pinned_weights.get(model)
+
+    def loras_of(self, model: str) -> tuple[Lora, ...]:
+        """Returns the LoRAs that jobs add to a family's weights."""
+        return (self.render.loras if self.pinned_loras is None else self.pinned_loras).get(model, ())
 
     def __post_init__(self) -> None:
         if self.hang_s <= 0:

@@ -66,7 +66,7 @@ def accept(
         _checked(url) as manifest,
         _log(url, errors_path) as log,
         _opened(sink) as stream,
-        BatchWriter(stream, accepted_schema(manifest.schema)) as writer,
+        BatchWriter(stream, accepted_schema(manifest.schema, sampling=limits.say_sampling)) as writer,
     ):
         return _pass(manifest, references, log, writer)
 
@@ -127,7 +127,7 @@ def _pass(
     repetitions, contents, names = Repetitions(), hashlib.sha256(), hashlib.sha256()
     seen: list[Words] = []
     cleaning = CleaningCheck(limits)
-    schema = accepted_schema(manifest.schema)
+    schema = accepted_schema(manifest.schema, sampling=limits.say_sampling)
     # Closed before the file is, whatever happens: a thread reads ahead.
     with contextlib.closing(_rows(manifest, limits)) as checked:
         for rows, batch in checked:
@@ -142,12 +142,18 @@ def _pass(
             problems = [
                 *rows.problems, *rows.of_findings(findings), *loops.problems, *(given.problems if given else ())
             ]  # fmt: skip
+            told = {problem.row for problem in problems}
+            absent = references.missing(rows.references, settings, rows.codes, first_row=rows.first_row)
+            problems += [problem for problem in absent if problem.row not in told]
             log.extend(sorted(problems, key=lambda problem: problem.row or 0))
             ids = clip_ids(rows, repetitions)
             if "clip_id" in batch.schema.names:  # generated ids are distinct among themselves
                 seen.append(string_hashes(pc.ascii_lower(ids)))
             seeds = _seeds(rows, ids)
-            hashes = _digests(rows, settings, seeds)
+            negatives = limits.negative_prompts(
+                rows.columns["negative_prompt"], settings.columns["model"].take(pa.array(rows.codes))
+            )
+            hashes = _digests(rows, settings, seeds, negatives)
             loops.add_to_digests(hashes)
             if given is not None:
                 given.add_to_digests(hashes)
@@ -156,6 +162,7 @@ def _pass(
             if writer is not None and not log:
                 made = {"clip_id": ids, "seed": seeds, "digest": hex_strings(hashes), **loops.columns(len(rows))}
                 made |= given.columns(len(rows)) if given is not None else {}
+                made["negative_prompt"] = negatives
                 writer.write(_accepted(rows, settings, made, batch, schema))
     if seen and len(suspects := repeated(np.concatenate(seen))):
         log.extend(_duplicates(manifest, limits, suspects))
@@ -182,11 +189,11 @@ def _seeds(rows: Rows, ids: pa.Array) -> pa.Array:
     return pc.replace_with_mask(given, missing, default_seeds(ids.filter(missing)))
 
 
-def _digests(rows: Rows, settings: Settings, seeds: pa.Array) -> npt.NDArray[np.uint8]:
+def _digests(rows: Rows, settings: Settings, seeds: pa.Array, negatives: pa.Array) -> npt.NDArray[np.uint8]:
     sizes = [settings.columns[name] for name in SIZE_COLUMNS]
     names = [settings.columns["model"], settings.identity, settings.broadcast_digest]
     heads = clip_heads(names, sizes, settings.columns["guidance_scale"]).take(pa.array(rows.codes))
-    return content_hashes(heads, seeds, rows.columns["negative_prompt"], rows.columns["prompt"])
+    return content_hashes(heads, seeds, negatives, rows.columns["prompt"])
 
 
 def _accepted(
@@ -194,7 +201,7 @@ def _accepted(
 ) -> pa.RecordBatch:
     codes = pa.array(rows.codes)
     kept = {field.name: batch.column(field.name) for field in extra_fields(batch.schema)}
-    kept |= {name: rows.columns[name] for name in ("prompt", "negative_prompt")}
+    kept["prompt"] = rows.columns["prompt"]
     kept |= {name: column.take(codes) for name, column in settings.columns.items()}
     kept |= made
     return pa.RecordBatch.from_arrays([kept[name] for name in schema.names], schema=schema)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Clip:
     """One row of a manifest as accepted. Sizes in pixels, `fps` in frames per second.
 
-    `digest` covers everything that changes the pixels (prompts, seed, sizes, steps, guidance, family, weights,
-    broadcast plan, precision, loops, references): the same digest is never rendered twice.
+    `digest` covers everything that changes the pixels (prompts, seed, sizes, steps, guidance, sampling, family, weights,
+    LoRAs, broadcast plan, precision, loops, references): the same digest is never rendered twice.
     """
 
     clip_id: str
@@ -26,6 +26,12 @@ class Clip:
     num_steps: int
     guidance_scale: float
     broadcast: str
+    sampling: str | None = None
+    """A preset of the family for how it is sampled; None: as it is published."""
+    flow_shift: float | None = None
+    """The shift of its noise levels, if it is not the family's own."""
+    guidance_scale_2: float | None = None
+    """The guidance scale of the second transformer, if it is not that of the first."""
     loops: int = 1
     """Loops of `num_frames` each, every one going on from the last frames of the one before."""
     condition_frame_length: int | None = None

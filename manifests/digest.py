@@ -19,6 +19,9 @@ does not rename files: the same over "row/1", model, broadcast, the five sizes, 
 as above, with "-" for every null. The default seed is the first 8 bytes of SHA-256("seed/1\\n" + clip_id), big-endian,
 without the top bit.
 
+What a row says of its sampling (`manifests/sampling.py`) stands behind the identity, as " sampling NAME flow_shift X
+guidance_scale_2 Y", of what it says; in the form of a clip_id behind the broadcast.
+
 Several loops add to both (`manifests/loops.py`): the hash of a clip with more than one is the first bytes of the SHA-256 of
 the JSON text of a list: "clip/1 loops", the 16 digits of the row as it were with one, loops, condition_frame_length,
 condition_frame_edit; for a clip_id "row/1 loops" and the three as given, null where a row leaves one out.

@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from manifests.distinct import distinct_rows
 from manifests.errors import shown
 from manifests.rules import FamilyRules
+from manifests.sampling import SAMPLING_COLUMNS, decide_sampling
 
 SIZE_COLUMNS = ("num_frames", "height", "width", "fps", "num_steps")
-SETTING_COLUMNS = ("model", "broadcast", *SIZE_COLUMNS, "guidance_scale")
+SETTING_COLUMNS = ("model", "broadcast", *SIZE_COLUMNS, "guidance_scale", *SAMPLING_COLUMNS)
 """The columns of few distinct values: rows are checked by distinct combinations of them."""
 
 SIZE = "size"
@@ -68,6 +69,19 @@ class Limits:
         """The families whose clips may have several loops."""
         return tuple(family.name for family in self._rules if family.clip_loops is not None)
 
+    @property
+    def say_sampling(self) -> bool:
+        """Whether the run says how rows are sampled that do not say it."""
+        return any(name in family.defaults for family in self._rules for name in SAMPLING_COLUMNS)
+
+    def negative_prompts(self, negative_prompt: pa.Array, model: pa.Array) -> pa.Array:
+        """Returns negative prompts with the run's own in rows that have none. `model`: of each row."""
+        for family in self._rules:
+            if "negative_prompt" in family.defaults:
+                own = pc.and_(negative_prompt.is_null(), pc.equal(model, family.name))
+                negative_prompt = pc.if_else(own, str(family.defaults["negative_prompt"]), negative_prompt)
+        return negative_prompt
+
     def max_prompt_chars(self, models: pa.Array) -> npt.NDArray[np.int64]:
         """Returns the longest allowed prompt per model name (null: the default model); unknown ones have no limit."""
         filled = pc.fill_null(models, self._default_model)
@@ -85,12 +99,15 @@ class Limits:
         family_index = pc.index_in(model, pa.array(self._names))
         known = family_index.is_valid().to_numpy(zero_copy_only=False)
         codes = family_index.fill_null(0).to_numpy(zero_copy_only=False)
-        columns = {"model": model}
+        sampled = decide_sampling(given, self._rules, codes)
+        given = {**given, **sampled.columns}
+        columns = {"model": model, **{name: given[name] for name in SAMPLING_COLUMNS}}
         for name in (*SIZE_COLUMNS, "guidance_scale", "broadcast"):
             defaults = [family.defaults[name] for family in self._rules]
             columns[name] = pc.coalesce(given[name], pa.array(defaults, given[name].type).take(pa.array(codes)))
         self._ask_identities(np.unique(codes[known]))
         findings = [*self._unknown_models(model, known), *self._unusable_models(model, codes, known)]
+        findings += [finding for finding in sampled.findings if known[finding[0]]]
         for name in SIZE_COLUMNS:
             findings += self._outside(name, columns[name].to_numpy(), codes, known)
         findings += self._bad_guidance(columns["guidance_scale"].to_numpy(), codes, known)
@@ -102,6 +119,8 @@ class Limits:
         broken[[index for index, *_ in findings]] = True
         identities = [self._identities.get(code, "") for code in range(len(self._rules))]
         identity = pa.array(identities, pa.string()).take(pa.array(codes))
+        if any(sampled.identity):
+            identity = pc.binary_join_element_wise(identity, pa.array(sampled.identity), "")
         return Settings(columns=columns, identity=identity, broadcast_digest=digests, broken=broken), findings
 
     def _unknown_models(self, model: pa.Array, known: npt.NDArray[np.bool_]) -> list[Finding]:

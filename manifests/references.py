@@ -31,6 +31,7 @@ SEPARATOR = ";"
 
 _CACHES = ("simplecache::", "filecache::", "blockcache::")
 """What a user may write before a manifest's URL; files beside it are read without."""
+_BOTH, _KEEP_ONE = "an image is the first frame, and references or a mask strategy say it too", "keep one of them"
 _NO_REFERENCES = "a mask strategy says which frames references give, and the row names no references"
 
 
@@ -53,6 +54,8 @@ class RowReferences:
     at: npt.NDArray[np.int64]
     names: tuple[tuple[str, ...], ...]
     strategies: tuple[str | None, ...]
+    columns: tuple[str, ...]
+    """Which column names them: `references`, or `image`, which names one picture and means the same as one reference."""
 
     def add_to_ids(self, hashes: npt.NDArray[np.uint8]) -> None:
         """Makes the hashes that default clip ids are written from depend on the references, as they are named."""
@@ -96,30 +99,51 @@ def _hash(form: str, before: npt.NDArray[np.uint8], strategy: str | None, values
 
 
 def read_row_references(
-    batch: pa.RecordBatch, strategies: pa.Array, first_row: int
+    batch: pa.RecordBatch, columns: Mapping[str, pa.Array], first_row: int
 ) -> tuple[RowReferences, list[Problem]]:
-    """Reads the reference columns of a batch. `strategies`: its mask strategies as strings."""
+    """Reads the reference columns of a batch. `columns`: its mask strategies and images as strings."""
+    strategies, images = columns["mask_strategy"], columns["image"]
     absent = pa.nulls(len(batch), pa.string())
     column = batch.column("references") if "references" in batch.schema.names else absent
     column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-    problems = [*_too_many(column, first_row), *_too_long(strategies, first_row)]
+    problems = [
+        *_too_many(column, first_row),
+        *_too_long("mask_strategy", strategies, MAX_STRATEGY_BYTES, first_row),
+        *_too_long("image", images, MAX_CELL_BYTES, first_row),
+    ]
     left_out = {problem.row for problem in problems}
     named = [int(at) for at in np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))]
     names = {
         at: found for at in named if first_row + at not in left_out and (found := split_references(column[at].as_py()))
     }
-    stated = [int(at) for at in np.flatnonzero(strategies.is_valid().to_numpy(zero_copy_only=False))]
-    texts = {at: text for at in stated if first_row + at not in left_out and (text := strategies[at].as_py().strip())}
+    pictures = {at: text for at, text in _stated(images) if first_row + at not in left_out}
+    stated = dict(_stated(strategies))
+    texts = {at: text for at, text in stated.items() if first_row + at not in left_out}
+    problems += [
+        Problem(row=first_row + at, column="image", value=shown(pictures[at]), allowed=_BOTH, action=_KEEP_ONE)
+        for at in sorted(pictures.keys() & (names.keys() | texts.keys()))
+    ]
     problems += [
         Problem(row=first_row + at, column="mask_strategy", value=shown(texts[at]), allowed=_NO_REFERENCES)
-        for at in sorted(texts.keys() - names.keys())
+        for at in sorted(texts.keys() - names.keys() - pictures.keys())
     ]
-    at = sorted(names)
+    for at in pictures.keys() & (names.keys() | texts.keys()):
+        del pictures[at]
+        names.pop(at, None)
+    kept = sorted(names.keys() | pictures.keys())
     return RowReferences(
-        at=np.array(at, np.int64),
-        names=tuple(names[i] for i in at),
-        strategies=tuple(texts.get(i) for i in at),
+        at=np.array(kept, np.int64),
+        names=tuple(names[i] if i in names else (pictures[i],) for i in kept),
+        strategies=tuple(texts.get(i) for i in kept),
+        columns=tuple("references" if i in names else "image" for i in kept),
     ), problems
+
+
+def _stated(column: pa.Array) -> Iterator[tuple[int, str]]:
+    """Yields the rows in which a column of strings says anything, and what."""
+    for at in np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False)):
+        if text := column[int(at)].as_py().strip():
+            yield int(at), text
 
 
 def _too_many(column: pa.Array, first_row: int) -> Iterator[Problem]:
@@ -135,12 +159,12 @@ def _too_many(column: pa.Array, first_row: int) -> Iterator[Problem]:
         yield Problem(row=first_row + int(at), column="references", allowed=allowed)
 
 
-def _too_long(strategies: pa.Array, first_row: int) -> Iterator[Problem]:
-    lengths = pc.binary_length(strategies)
-    long = pc.fill_null(pc.greater(lengths, MAX_STRATEGY_BYTES), fill_value=False)
+def _too_long(name: str, column: pa.Array, most: int, first_row: int) -> Iterator[Problem]:
+    lengths = pc.binary_length(column)
+    long = pc.fill_null(pc.greater(lengths, most), fill_value=False)
     for at in np.flatnonzero(long.to_numpy(zero_copy_only=False)):
-        allowed = f"{lengths[int(at)].as_py():,} bytes, at most {MAX_STRATEGY_BYTES:,} are read"
-        yield Problem(row=first_row + int(at), column="mask_strategy", allowed=allowed)
+        allowed = f"{lengths[int(at)].as_py():,} bytes, at most {most:,} are read"
+        yield Problem(row=first_row + int(at), column=name, allowed=allowed)
 
 
 def split_references(value: str | Sequence[str | None]) -> tuple[str, ...]:
@@ -167,6 +191,21 @@ def resolved(name: str, manifest: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """What one row says. `column`: which column names the references."""
+
+    at: int
+    names: tuple[str, ...]
+    column: str
+    strategy: str | None
+    manifest: str
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(resolved(name, self.manifest) for name in self.names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceCheck:
     """Checks the references of batch after batch. `manifest`: its URL, which relative paths start at."""
 
@@ -187,70 +226,86 @@ class ReferenceCheck:
 
         `codes`: the settings of each row. `loops`: of the rows that have several.
         """
-        urls = {at: tuple(resolved(name, self.manifest) for name in names) for at, names in _pairs(given)}
-        refused = {at: self._refused(settings, int(codes[at]), names) for at, names in _pairs(given)}
-        wanted = [url for at, found in urls.items() if refused[at] is None for url in found]
-        seen = self.read(list(dict.fromkeys(wanted)))
+        rows = [
+            _Row(at=int(at), names=names, column=column, strategy=strategy, manifest=self.manifest)
+            for at, names, column, strategy in zip(given.at, given.names, given.columns, given.strategies, strict=True)
+        ]
+        refused = {row.at: self._refused(settings, int(codes[row.at]), row) for row in rows}
+        seen = self.read(list(dict.fromkeys(url for row in rows if refused[row.at] is None for url in row.urls)))
         problems: list[Problem] = []
-        kept: list[tuple[int, tuple[str, ...], tuple[str, ...], str]] = []
-        for at, strategy in zip(urls, given.strategies, strict=True):
-            text = strategy or DEFAULT_STRATEGY
-            facts = [seen[url] for url in urls[at]] if refused[at] is None else []
-            count = loops[at][0] if at in loops else 1
+        kept: list[tuple[_Row, tuple[str, ...]]] = []
+        for row in rows:
+            facts = [seen[url] for url in row.urls] if refused[row.at] is None else []
+            count = loops[row.at][0] if row.at in loops else 1
             problem = (
-                refused[at]
-                or self._unusable(urls[at], facts)
-                or self._misfit(text, facts, settings, int(codes[at]), count)
+                refused[row.at]
+                or _unusable(row, facts)
+                or self._misfit(row, facts, settings, int(codes[row.at]), count)
             )
             if problem is not None:
-                problems.append(problem.of_row(first_row + at))
+                problems.append(problem.of_row(first_row + row.at))
             else:
-                kept.append((at, urls[at], tuple(f.sha256 for f in facts if not isinstance(f, str)), text))
+                kept.append((row, tuple(fact.sha256 for fact in facts if not isinstance(fact, str))))
         return CheckedReferences(
-            at=tuple(row[0] for row in kept),
-            urls=tuple(row[1] for row in kept),
-            digests=tuple(row[2] for row in kept),
-            strategies=tuple(row[3] for row in kept),
+            at=tuple(row.at for row, _ in kept),
+            urls=tuple(row.urls for row, _ in kept),
+            digests=tuple(digests for _, digests in kept),
+            strategies=tuple(row.strategy or DEFAULT_STRATEGY for row, _ in kept),
             problems=tuple(problems),
         )
 
-    def _refused(self, settings: Settings, code: int, names: tuple[str, ...]) -> Problem | None:
+    def missing(
+        self, given: RowReferences | None, settings: Settings, codes: npt.NDArray[np.int64], *, first_row: int
+    ) -> Iterator[Problem]:
+        """Yields a problem for each row of a family that needs an image, and that names none."""
+        models = settings.columns["model"].to_pylist()
+        needing = [(family := self.limits.family(model)) is not None and family.needs_image for model in models]
+        rows = np.flatnonzero(np.array(needing, bool)[codes]) if any(needing) else np.array([], np.int64)
+        for at in np.setdiff1d(rows, given.at if given is not None else []):
+            allowed = f"{models[int(codes[at])]} needs an image, the first frame of the clip"
+            action = "name its path or URL in the column image, or name another model"
+            yield Problem(row=first_row + int(at), column="image", allowed=allowed, action=action)
+
+    def _refused(self, settings: Settings, code: int, row: _Row) -> Problem | None:
         model = settings.columns["model"][code].as_py()
         family = self.limits.family(model)
         if family is None or family.check_mask is not None:
             return None
         takers = self.limits.take_references
-        allowed = f"{model} takes no references" + (f" ({', '.join(takers)} do)" if takers else "")
+        allowed = f"{model} takes no {row.column}" + (f" ({', '.join(takers)} do)" if takers else "")
         action = "leave the column empty, or name another model"
-        return Problem(column="references", value=shown(names[0]), allowed=allowed, action=action)
-
-    @staticmethod
-    def _unusable(urls: Sequence[str], facts: Sequence[SeenReference | str]) -> Problem | None:
-        for url, fact in zip(urls, facts, strict=False):
-            if isinstance(fact, str):
-                # Most of these sentences end with what to do.
-                told, _, action = fact.rpartition("; ")
-                return Problem(
-                    column="references",
-                    value=cut(url, SHOWN_URL_CHARS),
-                    allowed=told or fact,
-                    action=action if told else "check path and access",
-                )
-        return None
+        return Problem(column=row.column, value=shown(row.names[0]), allowed=allowed, action=action)
 
     def _misfit(
-        self, strategy: str, facts: Sequence[SeenReference | str], settings: Settings, code: int, loops: int
+        self, row: _Row, facts: Sequence[SeenReference | str], settings: Settings, code: int, loops: int
     ) -> Problem | None:
         family = self.limits.family(settings.columns["model"][code].as_py())
         if family is None or family.check_mask is None or settings.broken[code]:
             return None
         frames = [fact.num_frames for fact in facts if not isinstance(fact, str)]
+        url = cut(row.urls[0], SHOWN_URL_CHARS)
+        if row.column == "image" and frames[0] != 1:
+            allowed = f"it is a video of {frames[0]} frames, and the column image names a picture"
+            return Problem(column=row.column, value=url, allowed=allowed, action="name a picture, or use references")
+        num_frames = int(settings.columns["num_frames"][code].as_py())
         try:
-            family.check_mask(strategy, frames, int(settings.columns["num_frames"][code].as_py()), loops)
+            family.check_mask(row.strategy or DEFAULT_STRATEGY, frames, num_frames, loops)
         except ValueError as error:
-            return Problem(column="mask_strategy", value=shown(strategy), allowed=str(error))
+            if row.strategy is None:
+                return Problem(column=row.column, value=url, allowed=str(error))
+            return Problem(column="mask_strategy", value=shown(row.strategy), allowed=str(error))
         return None
 
 
-def _pairs(given: RowReferences) -> Iterator[tuple[int, tuple[str, ...]]]:
-    return zip((int(at) for at in given.at), given.names, strict=True)
+def _unusable(row: _Row, facts: Sequence[SeenReference | str]) -> Problem | None:
+    for url, fact in zip(row.urls, facts, strict=False):
+        if isinstance(fact, str):
+            # Most of these sentences end with what to do.
+            told, _, action = fact.rpartition("; ")
+            return Problem(
+                column=row.column,
+                value=cut(url, SHOWN_URL_CHARS),
+                allowed=told or fact,
+                action=action if told else "check path and access",
+            )
+    return None

@@ -15,6 +15,7 @@ from manifests.errors import SHOWN_CHARS, Problem, shown
 from manifests.limits import SETTING_COLUMNS, SIZE, SIZE_COLUMNS, Finding, Limits
 from manifests.loops import RowLoops, read_row_loops
 from manifests.references import RowReferences, read_row_references
+from manifests.sampling import SAMPLING_COLUMNS
 from manifests.schema import (
     FLOAT_COLUMNS,
     INTEGER_COLUMNS,
@@ -96,7 +97,7 @@ def read_rows(batch: pa.RecordBatch, first_row: int, limits: Limits) -> Rows:
     columns["prompt"] = pc.fill_null(columns["prompt"], "")
     references = None
     if has_references(batch.schema):
-        references, unnamed = read_row_references(batch, columns["mask_strategy"], first_row)
+        references, unnamed = read_row_references(batch, columns, first_row)
         problems += unnamed
     distinct, codes = distinct_rows([columns[name] for name in SETTING_COLUMNS])
     return Rows(
@@ -121,7 +122,8 @@ def clip_ids(rows: Rows, repetitions: Repetitions) -> pa.Array:
         return given
     settings = rows.settings()
     sizes = [settings[name] for name in SIZE_COLUMNS]
-    heads = row_heads([settings["model"], settings["broadcast"]], sizes, settings["guidance_scale"])
+    broadcast = _with_sampling(settings)
+    heads = row_heads([settings["model"], broadcast], sizes, settings["guidance_scale"])
     parts = [heads.take(pa.array(rows.codes)), *(rows.columns[name] for name in ("seed", "negative_prompt", "prompt"))]
     hashes = content_hashes(*parts)
     rows.loops.add_to_ids(hashes)
@@ -136,6 +138,16 @@ def clip_ids(rows: Rows, repetitions: Repetitions) -> pa.Array:
         suffixed = pc.binary_join_element_wise(ids, counts.cast(pa.string()), "-")
         ids = pc.if_else(pc.greater(counts, 0), suffixed, ids)
     return ids if given.null_count == len(given) else pc.replace_with_mask(given, missing, ids)
+
+
+def _with_sampling(settings: Mapping[str, pa.Array]) -> pa.Array:
+    """Returns the broadcasts, with what the settings say of sampling behind them where they say anything."""
+    broadcast = settings["broadcast"]
+    said = [name for name in SAMPLING_COLUMNS if settings[name].null_count < len(settings[name])]
+    for name in said:
+        text = pc.binary_join_element_wise(pc.fill_null(broadcast, "-"), name, settings[name].cast(pa.string()), " ")
+        broadcast = pc.coalesce(text, broadcast)
+    return broadcast
 
 
 def _problems(bad: list[BadRow], first_row: int, column: str, allowed: str) -> list[Problem]:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ClipLoops = tuple[int, int | None, float | None]
 """A clip's loops, condition_frame_length and condition_frame_edit; the last two are None for a clip of one loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingRule:
+    """What a preset of sampling fixes: number of steps, guidance scale, and the name of the only broadcast. None: nothing."""
+
+    num_steps: int | None = None
+    guidance_scale: float | None = None
+    broadcast: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +43,16 @@ class FamilyRules:
     identity: Callable[[], str]
     num_tokens: Callable[[int, int, int], int]
     defaults: Mapping[str, int | float | str]
-    """Values for num_frames, height, width, fps, num_steps, guidance_scale and broadcast where a row has none."""
+    """Values for num_frames, height, width, fps, num_steps, guidance_scale and broadcast where a row has none; and, if the
+    run has some, for sampling, flow_shift, guidance_scale_2 and negative_prompt."""
+    broadcast_asked: bool = False
+    """Whether the default broadcast is the user's choice, not the family's."""
+    samplings: Mapping[str, SamplingRule] = field(default_factory=dict)
+    """The presets that column `sampling` may name."""
+    flow_shift: Callable[[int, int], float] | None = None
+    """Returns the published shift of the noise levels of a height and width; None for a family that takes none."""
+    second_guidance: bool = False
+    """Whether a second transformer may have a guidance scale of its own."""
     images: bool = False
     clean_prompt: Callable[[str], str] | None = None
     """Returns what its own cleaning leaves of a prompt; None for a family whose cleaning drops no words. Raises ImportError
@@ -42,6 +60,8 @@ class FamilyRules:
     check_mask: Callable[[str, Sequence[int], int, int], object] | None = None
     """Checks a row's references: mask strategy, frames of each reference, num_frames and loops of the clip. Raises
     ValueError saying what does not fit. None for a family that takes no references."""
+    needs_image: bool = False
+    """Whether every row must name an image, the first frame of its clip."""
     clip_loops: Callable[[str, int, int | None, int | None, float | None], ClipLoops] | None = None
     """Returns a row's loops from prompt, num_frames, loops, condition_frame_length and condition_frame_edit, the last three
     as the row says, None where it does not. Raises ValueError saying what does not fit. None for a family of one loop."""

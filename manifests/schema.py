@@ -16,11 +16,14 @@ REFERENCES_VERSION = 2
 """Written for a manifest with references, which a reader of version 1 would leave out."""
 LOOPS_VERSION = 3
 """Written for a manifest with loops, as every accepted one has. All versions are read."""
+SAMPLING_VERSION = IMAGE_VERSION = 4
+"""Written for a manifest whose rows may say how they are sampled, which a reader of version 3 would leave out, and for one
+with the column `image`; an accepted one names the images as references."""
 VERSION_KEY = b"pab_pipeline.manifest_version"
 
-STRING_COLUMNS = ("clip_id", "prompt", "negative_prompt", "model", "broadcast", "mask_strategy")
+STRING_COLUMNS = ("clip_id", "prompt", "negative_prompt", "model", "broadcast", "mask_strategy", "sampling", "image")
 INTEGER_COLUMNS = ("seed", "num_frames", "height", "width", "fps", "num_steps", "loops", "condition_frame_length")
-FLOAT_COLUMNS = ("guidance_scale", "condition_frame_edit")
+FLOAT_COLUMNS = ("guidance_scale", "condition_frame_edit", "flow_shift", "guidance_scale_2")
 LIST_COLUMNS = ("references",)
 """Lists of strings, or strings with `;` between the parts."""
 ROW_COLUMNS = (*STRING_COLUMNS, *INTEGER_COLUMNS, *FLOAT_COLUMNS, *LIST_COLUMNS)
@@ -62,7 +65,18 @@ REFERENCE_SCHEMA = pa.schema(
     ]
 )
 """Further fields of `Clip`, in a manifest whose rows may name references."""
-_OURS = (*CLIP_SCHEMA.names, *LOOP_SCHEMA.names, *REFERENCE_SCHEMA.names)
+
+SAMPLING_SCHEMA = pa.schema(
+    [
+        pa.field("sampling", pa.string()),
+        pa.field("flow_shift", pa.float64()),
+        pa.field("guidance_scale_2", pa.float64()),
+    ]
+)
+"""Further fields of `Clip`, in a manifest whose rows may say how they are sampled, or a run that says it for them."""
+_OURS = (*CLIP_SCHEMA.names, *LOOP_SCHEMA.names, *REFERENCE_SCHEMA.names, *SAMPLING_SCHEMA.names)
+_READ_AS_OTHERS = ("image",)
+"""Columns of ours that an accepted manifest has under other names."""
 
 _INT64_LIMIT = 2.0**63
 
@@ -74,11 +88,18 @@ def clip_columns(schema: pa.Schema) -> tuple[str, ...]:
 
 def has_references(schema: pa.Schema) -> bool:
     """Whether rows of a manifest may name references."""
-    return any(name in schema.names for name in ("references", "mask_strategy"))
+    return any(name in schema.names for name in ("references", "mask_strategy", "image"))
+
+
+def says_sampling(schema: pa.Schema) -> bool:
+    """Whether rows of a manifest may say how they are sampled."""
+    return any(name in schema.names for name in SAMPLING_SCHEMA.names)
 
 
 def version(schema: pa.Schema) -> str:
     """Returns the version that a manifest of these columns is written as."""
+    if says_sampling(schema) or "image" in schema.names:
+        return str(IMAGE_VERSION)
     if any(name in schema.names for name in LOOP_SCHEMA.names):
         return str(LOOPS_VERSION)
     return str(REFERENCES_VERSION if has_references(schema) else VERSION)
@@ -86,14 +107,18 @@ def version(schema: pa.Schema) -> str:
 
 def extra_fields(schema: pa.Schema) -> list[pa.Field]:
     """Returns the columns of a user's manifest that are not ours, in their order."""
-    return [field for field in schema if field.name not in _OURS]
+    return [field for field in schema if field.name not in (*_OURS, *_READ_AS_OTHERS)]
 
 
-def accepted_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns the schema of what is written for a user's manifest of `schema`: ours, then its extra columns."""
+def accepted_schema(schema: pa.Schema, *, sampling: bool = False) -> pa.Schema:
+    """Returns the schema of what is written for a user's manifest of `schema`: ours, then its extra columns.
+
+    `sampling`: whether the run says how rows are sampled that do not say it.
+    """
     references = REFERENCE_SCHEMA if has_references(schema) else ()
-    fields = [*CLIP_SCHEMA, *LOOP_SCHEMA, *references, *extra_fields(schema)]
-    return pa.schema(fields, metadata={VERSION_KEY: str(LOOPS_VERSION).encode()})
+    sampled = SAMPLING_SCHEMA if sampling or says_sampling(schema) else ()
+    fields = pa.schema([*CLIP_SCHEMA, *LOOP_SCHEMA, *references, *sampled, *extra_fields(schema)])
+    return fields.with_metadata({VERSION_KEY: version(fields).encode()})
 
 
 def check_schema(schema: pa.Schema) -> list[Problem]:
@@ -135,18 +160,18 @@ def _prompts(schema: pa.Schema) -> str | None:
 def _meant(name: str) -> str | None:
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
     close = difflib.get_close_matches(plain, ROW_COLUMNS, n=1, cutoff=0.7)
-    return close[0] if close and name not in _OURS else None
+    return close[0] if close and name not in (*_OURS, *_READ_AS_OTHERS) else None
 
 
 def _version_problems(schema: pa.Schema) -> list[Problem]:
     found = (schema.metadata or {}).get(VERSION_KEY)
-    if found is None or found in [str(number).encode() for number in range(VERSION, LOOPS_VERSION + 1)]:
+    if found is None or found in [str(number).encode() for number in range(VERSION, IMAGE_VERSION + 1)]:
         return []
     return [
         Problem(
             column="manifest version",
             value=found.decode(errors="replace"),
-            allowed=f"this program reads versions {VERSION} to {LOOPS_VERSION}",
+            allowed=f"this program reads versions {VERSION} to {IMAGE_VERSION}",
             action="use the program that wrote the file, or build the manifest again",
         )
     ]

@@ -17,8 +17,9 @@ from manifests.distinct import distinct_rows
 from manifests.unique import KeySet
 
 COST_COLUMNS = ("model", "height", "width", "num_frames", "num_steps", "broadcast", "guidance_scale")
-PLAN_COLUMNS = ("clip_id", "digest", *COST_COLUMNS, "loops")
-"""The columns of an accepted manifest that planning reads; before version 3 it had no `loops`."""
+SAMPLING_COLUMNS = ("sampling", "flow_shift")
+PLAN_COLUMNS = ("clip_id", "digest", *COST_COLUMNS, "loops", *SAMPLING_COLUMNS)
+"""The columns of an accepted manifest that planning reads; without `loops` before version 3; the last two may be missing."""
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -36,7 +37,10 @@ class ShardGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class ClipGroup:
-    """Clips that cost the same. `guided` is false where guidance_scale is 1, which needs no unconditional branch."""
+    """Clips that cost the same. `guided` is false where guidance_scale is 1, which needs no unconditional branch.
+
+    `sampling`, `flow_shift`: empty and 0 where clips are sampled as published.
+    """
 
     model: str
     height: int
@@ -46,6 +50,8 @@ class ClipGroup:
     broadcast: str
     guided: bool
     loops: int = 1
+    sampling: str = ""
+    flow_shift: float = 0.0
 
     @property
     def shard_group(self) -> ShardGroup:
@@ -158,6 +164,9 @@ def _clip_groups(batches: Iterable[pa.RecordBatch], done: KeySet) -> tuple[npt.N
         columns = {name: batch.column(name) for name in COST_COLUMNS[:-1]} | {"guided": guided}
         if "loops" in batch.schema.names:
             columns["loops"] = batch.column("loops")
+        for name, plain in zip(SAMPLING_COLUMNS, ("", 0.0), strict=True):
+            if name in batch.schema.names:
+                columns[name] = pc.fill_null(batch.column(name), plain)
         distinct, codes = distinct_rows(list(columns.values()))
         rows = pa.table(columns).take(pa.array(distinct)).to_pylist()
         known = np.array([numbers.setdefault(ClipGroup(**row), len(numbers)) for row in rows], np.int32)[codes]

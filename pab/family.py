@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ MAX_BATCH = 8
 if TYPE_CHECKING:
     from pab.model import VideoModel
     from pab.parallel.mesh import Axis
+    from pab.weights.lora import Lora, LoraRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,24 @@ class ClipRequest:
     fps: int
     num_steps: int
     guidance_scale: float
+    sampling: str | None = None
+    """A name of `Family.samplings`; None: as the family is published."""
+    flow_shift: float | None = None
+    """The shift of the noise levels; None: the family's own."""
+    guidance_scale_2: float | None = None
+    """The guidance scale of the second transformer; None: that of the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """A way to sample a family besides the published one. What it fixes, a clip cannot choose; None fixes nothing.
+
+    With a fixed number of steps the noise levels are fixed as well, and nothing is reused.
+    """
+
+    summary: str
+    num_steps: int | None = None
+    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,13 +96,15 @@ class LoadRequest:
 
     `weights`: a local folder, a hub id, or None for the family's own default. `precision`: "float32" or "bfloat16".
     `device`: a torch device string such as "cpu" or "cuda:1". `clip_axis`: the ranks that render each clip together
-    and so are given the same prompts; they share out encoding them. None: this rank works alone.
+    and so are given the same prompts; they share out encoding them. None: this rank works alone. `loras`: what is added to
+    the weights, of a family that takes LoRAs.
     """
 
     weights: str | None
     precision: str
     device: str
     clip_axis: Axis | None = None
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,11 +160,21 @@ class Family:
     """What is left of a prompt after the family's cleaning, where that may drop words; it needs no torch."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
-    `pab.model.TakesReferences` describes."""
+    `pab.model.TakesReferences` describes, or `pab.model.TakesImage` if the rules say `first_image`."""
     embedded_guidance: bool = False
     """Whether the transformer takes `guidance_scale` as an input, in one pass a step: axis `cfg` then has no use."""
     max_batch: int = 1
     """The most clips that its model renders in one pass (`pab.model.RendersBatches`)."""
+    loras: LoraRules | None = None
+    """What LoRAs may change of its transformers (`LoadRequest.loras`); None for a family that takes none."""
+    samplings: Mapping[str, Sampling] = field(default_factory=dict)
+    """By name, ways to sample besides the published one, such as that of distilled weights."""
+    flow_shift: Callable[[int, int], float] | None = None
+    """Returns the published shift of the noise levels, from height and width; None for a family whose levels take none."""
+    second_guidance: bool = False
+    """Whether a second transformer takes over, which may have a guidance scale of its own."""
+    published_negative: str | None = None
+    """The negative prompt that the published program has; clips are rendered with it only if the user says so."""
     write_tiny: Callable[[Path, int], None] | None = None
     """Writes a small model with random weights, drawn by a seed, in the published layout; None for a family without."""
     cache_reset_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
@@ -175,12 +206,13 @@ class Family:
         plan; the loop then decides what is reused. Raises ValueError for rules that do not fit.
         """
         full = replace(request, num_steps=self.defaults.num_steps)
+        fixed = request.sampling is not None and self.samplings[request.sampling].num_steps is not None
         return make_plan(
             rules,
             self.timesteps(request, precision),
             self.sites,
             cache_reset_steps=self.cache_reset_steps(request, precision),
-            full_length=self.timesteps(full, precision) if request.num_steps < full.num_steps else (),
+            full_length=self.timesteps(full, precision) if request.num_steps < full.num_steps and not fixed else (),
         )
 
 

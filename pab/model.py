@@ -11,7 +11,7 @@ from torch.nn import ModuleList
 
 from pab.broadcast.state import BOTH, Visit
 from pab.conditioning.frame_masks import FrameMask
-from pab.conditioning.reference_pixels import ReferencePixels
+from pab.conditioning.reference_pixels import ReferenceImage, ReferencePixels
 from pab.family import ClipRequest
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 
@@ -85,12 +85,25 @@ class Scheduler(Protocol):
         """Returns the latents after a step, from the guided prediction."""
 
 
+@runtime_checkable
+class GuidesByStep(Protocol):
+    """A `Scheduler` that may change the scale between a clip's guidance branches from step to step."""
+
+    @property
+    def guidance(self) -> tuple[float, ...]:
+        """The scale of every step; empty where it is the clip's own at all of them."""
+
+
 class Beginning(Protocol):
     """What a batch begins from, if that is not plain noise and the model's scheduler of one clip."""
 
     @property
     def scheduler(self) -> Callable[[SequenceParallel], Scheduler]:
         """Makes the scheduler for a rank's part of the latents."""
+
+    @property
+    def image_states(self) -> Tensor | None:
+        """What an image encoder made of a given image, [1, N, C]; None for a model without one."""
 
     def put_into(self, noise_BCTHW: Tensor) -> Tensor:
         """Returns whole latents to begin with."""
@@ -190,6 +203,7 @@ class StepInput:
     step: int
     timestep: float
     active_frames: Tensor | None
+    image_states: Tensor | None = None
 
 
 EncodedReference = tuple[Tensor, int]
@@ -216,3 +230,10 @@ class TakesReferences(Protocol):
         self, request: ClipRequest, encoded: Sequence[EncodedReference | None], mask: FrameMask
     ) -> Beginning:
         """Puts encoded references where the mask says."""
+
+
+class TakesImage(Protocol):
+    """A `VideoModel` whose clips may begin with an image; the rules of its family's `references` say `first_image`."""
+
+    def given_image(self, request: ClipRequest, image: ReferenceImage) -> Beginning:
+        """Brings an image to the clip's size and encodes it, on every rank alike."""

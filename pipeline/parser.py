@@ -30,7 +30,8 @@ SUBMIT = """examples:
 
 COLUMNS = """columns of a manifest:
   required: prompt
-  optional: clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale, broadcast
+  optional: clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale, broadcast,
+            sampling, flow_shift, guidance_scale_2
   references              paths or URLs of images and videos, separated by ;. Allowed are files below the manifest's
                           folder or a --reference-root, http(s) at public addresses, s3, gs, az, abfs and abfss
   mask_strategy           which frames the references give; if empty, the first reference begins the clip

@@ -26,6 +26,7 @@ from pab.calibration.search import Budget, ErrorModel, Steps, error_model
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import plan_for
+from pab.weights.lora import Lora
 
 FOUND = "found"
 """What the plan that was found is called among the presets."""
@@ -86,6 +87,7 @@ class CalibrationRequest:
     reuses: str = "all"
     ranges: int = 1
     probe_every: int = 2
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +138,9 @@ class Calibrator:
         request = self.request
         device = torch.device("cuda", 0) if request.device == "cuda" else torch.device("cpu")
         self.group = NodeGroup(device=device)
-        load = LoadRequest(weights=request.weights, precision=request.precision, device=str(device))
+        load = LoadRequest(
+            weights=request.weights, precision=request.precision, device=str(device), loras=request.loras
+        )
         model = request.family.load(load)
         self.clips = RenderedClips(
             model=model, family=request.family, precision=request.precision, group=self.group

@@ -16,7 +16,7 @@ from pab.broadcast.plan import BroadcastPlan
 from pab.conditioning.frame_masks import FrameMask
 from pab.execution.choice import Execution
 from pab.execution.compiled import Compiled
-from pab.model import EncodedReference
+from pab.model import Beginning, EncodedReference
 from pab.sampling.denoise import Denoised
 
 
@@ -67,6 +67,8 @@ class Attempt:
     """Per loop, which of its frames are given; None for a loop that begins from noise only."""
     encoded: tuple[EncodedReference | None, ...] = ()
     """The encoded references."""
+    beginning: Beginning | None = field(default=None, init=False)
+    """What a clip with an image begins with; None for all others. Ranks do not exchange it with waiting attempts."""
 
     loops: tuple[Denoised, ...] = ()
     """The result of each loop; empty until all loops are rendered, and after an error."""

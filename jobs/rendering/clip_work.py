@@ -22,7 +22,7 @@ from pab.broadcast.rules import NO_BROADCAST
 from pab.conditioning.frame_masks import FrameMask
 from pab.execution.compiled import Compiled
 from pab.family import ClipRequest, Family
-from pab.model import Beginning, EncodedPrompt, NotFiniteError, TakesReferences, not_finite_pixels
+from pab.model import Beginning, EncodedPrompt, NotFiniteError, TakesImage, TakesReferences, not_finite_pixels
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise, plan_for
 from pab.sampling.device_clock import DeviceClock
@@ -49,8 +49,12 @@ def render_clip(
         attempt.masks = _masks(clip, loaded.family)
     else:
         with stages.time("encode_references"):
-            attempt.encoded = tuple(_taker(loaded).encode_references(requests[0], references.pixels))
             attempt.masks = references.masks
+            if references.image is None:
+                attempt.encoded = tuple(_taker(loaded).encode_references(requests[0], references.pixels))
+            else:
+                taker = cast(TakesImage, loaded.model)  # its family says that it takes one
+                attempt.beginning = taker.given_image(requests[0], references.image)
     _render_loops(loaded, attempt, prompts, plan, group, keep=way.keep)
     note_way(attempt, loaded, way, settings)
 
@@ -62,6 +66,7 @@ def render_baseline(loaded: LoadedFamily, attempt: Attempt, *, settings: JobSett
     Collective. Returns the result as a separate attempt, without mark and record.
     """
     baseline = Attempt(clip=attempt.clip, number=attempt.number, masks=attempt.masks, encoded=attempt.encoded)
+    baseline.beginning = attempt.beginning
     requests = clip_requests(attempt.clip)
     plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.render.precision)
     prompts = loaded.prompts_of(attempt.clip, requests)
@@ -173,6 +178,8 @@ def _given(
     loaded: LoadedFamily, attempt: Attempt, request: ClipRequest, before: Sequence[Denoised], group: NodeGroup
 ) -> Beginning | None:
     """Returns the frames that the next loop begins with; None if it begins from noise only."""
+    if attempt.beginning is not None:
+        return attempt.beginning
     mask, encoded = attempt.masks[len(before)], list(attempt.encoded)
     if mask is None:
         return None
@@ -258,8 +265,11 @@ def _warnings(
 
 
 def _masks(clip: Clip, family: Family) -> tuple[FrameMask | None, ...]:
-    if family.references is not None:
-        return family.references.masks(None, (), clip.num_frames, clip_loops(clip))
+    rules = family.references
+    if rules is not None and rules.required:
+        raise ValueError(f"clip {clip.clip_id}: {family.name} needs an image, the first frame of the clip; name one")
+    if rules is not None and not rules.first_image:
+        return rules.masks(None, (), clip.num_frames, clip_loops(clip))
     if clip.loops > 1:
         raise ValueError(f"clip {clip.clip_id}: loops={clip.loops}, {family.name} renders clips of one loop")
     return (None,)

@@ -121,6 +121,7 @@ def load_family(
         precision=settings.render.precision,
         device=str(device),
         clip_axis=clip_axis,
+        loras=settings.loras_of(family.name),
     )
     model = family.load(request)
     if device.type == "cuda":

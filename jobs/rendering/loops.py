@@ -36,6 +36,9 @@ def clip_requests(clip: Clip) -> tuple[ClipRequest, ...]:
             fps=clip.fps,
             num_steps=clip.num_steps,
             guidance_scale=clip.guidance_scale,
+            sampling=clip.sampling,
+            flow_shift=clip.flow_shift,
+            guidance_scale_2=clip.guidance_scale_2,
         )
         for loop, text in enumerate(loop_texts(clip.prompt, clip.loops))
     )

@@ -27,6 +27,7 @@ class ClipRecord(TypedDict):
     clip: dict[str, object]
     seed: int
     weights: str | None
+    loras: list[dict[str, object]]
     references: list[dict[str, str]]
     attempt: int
     plan: dict[str, object]
@@ -57,6 +58,7 @@ def clip_record(attempt: Attempt, context: JobContext, *, video: Video, sha256: 
         "clip": asdict(clip),
         "seed": clip.seed,
         "weights": context.settings.weights_of(clip.model),
+        "loras": [asdict(lora) for lora in context.settings.loras_of(clip.model)],
         "references": [
             {"url": url, "sha256": sha256} for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
         ],

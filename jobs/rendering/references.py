@@ -17,7 +17,7 @@ from jobs.settings import RenderSettings
 from jobs.store.retry import RetryPolicy
 from manifests.clip import Clip
 from pab.conditioning.frame_masks import FrameMask
-from pab.conditioning.reference_pixels import ReferencePixels, fit_frame
+from pab.conditioning.reference_pixels import ReferenceImage, ReferencePixels, fit_frame
 from pab.conditioning.references import ReferenceRules
 
 T = TypeVar("T")
@@ -28,11 +28,15 @@ MAX_FITTED_BYTES = 8 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipReferences:
-    """A clip's frame masks, one per loop, and its references' pixels; None for a loop or reference without any."""
+    """A clip's frame masks, one per loop, and its references' pixels; None for a loop or reference without any.
+
+    `image`: the picture that the clip begins with, for a model that brings it to size itself.
+    """
 
     masks: tuple[FrameMask | None, ...]
     pixels: tuple[ReferencePixels | None, ...]
     num_frames: tuple[int, ...]
+    image: ReferenceImage | None = None
 
 
 def access_of(render: RenderSettings) -> ReferenceAccess:
@@ -56,6 +60,10 @@ def take_references(
     num_frames = tuple(reference.num_frames for reference in fetched)
     assert clip.mask_strategy is not None, "a clip with references has a mask strategy"
     masks = rules.masks(clip.mask_strategy, num_frames, clip.num_frames, clip_loops(clip))
+    if rules.first_image:
+        image = _named(clip.references[0], lambda: _image(fetched[0]))
+        log_event(_LOG, "image_read", clip=clip.clip_id, size=tuple(image.frame_HW3.shape[:2]))
+        return ClipReferences(masks=masks, pixels=(), num_frames=num_frames, image=image)
     pixels = tuple(_pixels(clip, at, fetched[at], masks, rules) for at in range(len(fetched)))
     log_event(_LOG, "references_read", clip=clip.clip_id, references=len(fetched), frames=num_frames)
     return ClipReferences(masks=masks, pixels=pixels, num_frames=num_frames)
@@ -69,6 +77,14 @@ def _fetched(url: str, sha256: str, access: ReferenceAccess, retry_policy: Retry
             "put the file back and `retry`, or submit the manifest anew with another --output"
         )
     return reference
+
+
+def _image(reference: Reference) -> ReferenceImage:
+    (frame,) = decode_frames(reference, range(1))
+    try:
+        return ReferenceImage(frame_HW3=torch.from_numpy(frame.copy()))
+    except ValueError as error:
+        raise UnusableReferenceError(str(error)) from error
 
 
 def _pixels(

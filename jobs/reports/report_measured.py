@@ -10,6 +10,7 @@ from jobs.reports.report_times import batch_size, settled_s
 
 Json = dict[str, Any]
 _SHAPE = ("num_frames", "height", "width", "num_steps", "broadcast")
+_SAMPLING = ("sampling", "flow_shift")
 
 
 def measured_times(records: Sequence[Json], starts: Sequence[Json]) -> list[Json]:
@@ -47,6 +48,7 @@ def _kind(record: Json) -> Json:
         "device": record["job"]["device"],
         "precision": record["job"]["precision"],
         **{name: clip[name] for name in _SHAPE},
+        **{name: clip[name] for name in _SAMPLING if clip.get(name) is not None},
         "keep": record.get("execution", {}).get("keep", "full"),
         "guided": guided,
         "mesh": _mesh(record["job"]["mesh"], guided=guided),

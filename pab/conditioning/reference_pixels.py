@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+MAX_SIDES = 16
+"""How much longer than the other one side of a picture may be."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferencePixels:
@@ -20,6 +23,23 @@ class ReferencePixels:
 
     pixels_13THW: Tensor
     start: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceImage:
+    """One picture as its file has it, for a family that brings it to size itself: uint8 RGB [H, W, 3].
+
+    Raises ValueError for one that is a strip: encoders scale the shorter side to a fixed size.
+    """
+
+    frame_HW3: Tensor
+
+    def __post_init__(self) -> None:
+        height, width = self.frame_HW3.shape[:2]
+        if max(height, width) > MAX_SIDES * min(height, width):
+            raise ValueError(
+                f"it has {width} x {height} pixels; one side may be up to {MAX_SIDES} times as long as the other; cut it"
+            )
 
 
 def filled_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pab.conditioning.frame_masks import FrameEntry, FrameMask, place_entries, read_strategy
 from pab.conditioning.loops import MAX_LOOPS, ONE_LOOP, Loops, count_loops
 
+FIRST_FRAME = "0"
+"""The strategy of one image that begins the clip."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceRules:
@@ -18,6 +21,9 @@ class ReferenceRules:
     mask strategy are moved to multiples of it. `condition_frame_length`: latent frames of the loop before that a
     clip's next loop begins with unless its row says another number. `pixel_size(height, width)` is what references of a clip
     are brought to.
+
+    `first_image`: the only reference is one image, the clip's first frame, which the model brings to size itself; clips have
+    one loop. `required`: every clip needs one.
     """
 
     chunk_frames: int
@@ -26,6 +32,8 @@ class ReferenceRules:
     align: int | None
     condition_frame_length: int
     pixel_size: Callable[[int, int], tuple[int, int]] = lambda height, width: (height, width)
+    first_image: bool = False
+    required: bool = False
 
     def masks(
         self, strategy: str | None, reference_frames: Sequence[int], num_frames: int, loops: Loops = ONE_LOOP
@@ -37,6 +45,8 @@ class ReferenceRules:
         strategy that does not parse, or an entry that gives no frame of this clip.
         """
         latents = self.latent_frames(num_frames)
+        if self.first_image and strategy is not None:
+            _check_first_image(strategy, reference_frames, num_frames)
         given = [self.latent_frames(frames) for frames in reference_frames]
         entries = [] if strategy is None else self._entries(strategy, given, latents, loops.count)
         entries += [_going_on(loop, len(given), loops) for loop in range(1, loops.count)]
@@ -111,6 +121,32 @@ class ReferenceRules:
         """Returns the pixel frames of a reference of `num_frames` whose chunks hold these latent frames, and all between."""
         first, last = min(latent_frames) // self.chunk_latents, max(latent_frames) // self.chunk_latents
         return range(first * self.chunk_frames, min((last + 1) * self.chunk_frames, num_frames))
+
+
+def first_image_rules(latent_frames: Callable[[int], int], *, required: bool = False) -> ReferenceRules:
+    """Returns the rules of a family whose clips take one image, as their first frame."""
+    return ReferenceRules(
+        chunk_frames=1,
+        chunk_latents=1,
+        latent_frames=latent_frames,
+        align=None,
+        condition_frame_length=0,
+        first_image=True,
+        required=required,
+    )
+
+
+def _check_first_image(strategy: str, reference_frames: Sequence[int], num_frames: int) -> None:
+    if strategy.strip() != FIRST_FRAME:
+        raise ValueError("this model takes an image as the first frame of the clip; leave the mask strategy empty")
+    if len(reference_frames) != 1:
+        raise ValueError(
+            f"this model takes one image, the first frame of the clip, not {len(reference_frames)} references"
+        )
+    if reference_frames[0] != 1:
+        raise ValueError(f"this model takes one image, not a video of {reference_frames[0]} frames")
+    if num_frames == 1:
+        raise ValueError("the image is the first frame of the clip, and num_frames=1 leaves no other to render")
 
 
 def _going_on(loop: int, reference: int, loops: Loops) -> FrameEntry:

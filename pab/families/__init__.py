@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B
+from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V
 from pab.families.demo.family import DEMO
 from pab.families.hunyuan_video.family import HUNYUAN_VIDEO, SKYREELS_V1
 from pab.families.latte.family import LATTE
@@ -17,7 +17,15 @@ from pab.families.open_sora_plan.family import (
     OPEN_SORA_PLAN_V120_29,
     OPEN_SORA_PLAN_V120_720P,
 )
-from pab.families.wan.family import WAN, WAN22_5B, WAN22_A14B, WAN_14B
+from pab.families.wan.family import (
+    WAN,
+    WAN22_5B,
+    WAN22_A14B,
+    WAN22_A14B_I2V,
+    WAN_14B,
+    WAN_14B_I2V_480P,
+    WAN_14B_I2V_720P,
+)
 from pab.family import Family
 
 FAMILIES: Mapping[str, Family] = {
@@ -35,8 +43,12 @@ FAMILIES: Mapping[str, Family] = {
         WAN_14B,
         WAN22_A14B,
         WAN22_5B,
+        WAN_14B_I2V_480P,
+        WAN_14B_I2V_720P,
+        WAN22_A14B_I2V,
         COGVIDEOX_2B,
         COGVIDEOX_5B,
+        COGVIDEOX_5B_I2V,
         LTX,
         HUNYUAN_VIDEO,
         SKYREELS_V1,

@@ -1,9 +1,9 @@
-"""Loads a text-to-video model that the diffusers library builds, from the description that its family's `load.py` gives."""
+"""Loads a video model that the diffusers library builds, from the description that its family's `load.py` gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,17 @@ from pab.broadcast.sites import Site
 from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import SelfAttention
 from pab.library.broadcast_module import CurrentPass, install_sites
+from pab.library.image import EncodeImage
 from pab.library.parts import ClipLevels, LibrarySampler, SchedulerSource, load_part
 from pab.library.sequence import exchange_tokens, library_plan
-from pab.library.sequence_hooks import SequencePlan, install_splits
+from pab.library.sequence_hooks import SequencePlan, Split, install_splits, with_inputs
 from pab.library.vae import TiledCodec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 from pab.text.states import TextStates
 from pab.text.t5_text import T5Text, open_t5_text
 from pab.weights.checkpoint import checked_config, dtype_of
+from pab.weights.lora import Lora, LoraRules
 
 CHECKED_STEPS = 10
 """Of a clip of default size, whose planned levels are compared with the scheduler's when a model is loaded."""
@@ -40,7 +42,11 @@ class LibraryModel:
     (None: by the library's own plan). `levels(num_steps, size)`: the noise levels of a clip; `default_size`: that for which
     they are checked. `encode_text(root, request)` opens the text encoder; `prepare_text(states, dtype, device)`
     makes what `denoiser(experts=..., dtype=...)` is given as text. `codec(vae, dtype)` is the decoder of a loaded VAE, which
-    has the model's precision unless `vae_dtype` names another.
+    has the model's precision unless `vae_dtype` names another. `loras`: what LoRAs may change; its components are the
+    transformers in their order.
+
+    `encode_image(root, request, vae, dtype)`: opens what encodes the image that a clip begins with, beside a VAE of type
+    `dtype`. `splits`: inputs of the transformer that are split besides those of the plan.
     """
 
     transformer: Mapping[str, object]
@@ -59,8 +65,13 @@ class LibraryModel:
     vae_dtype: torch.dtype | None = None
     compute_buffers: Callable[[Any], None] = lambda _module: None
     """Makes real what a transformer computes itself and no file holds."""
+    encode_image: Callable[[Path, LoadRequest, Any, torch.dtype], EncodeImage] | None = None
+    splits: Mapping[str, Split] = field(default_factory=dict)
     clean: Callable[[str], str] = lambda text: text
     """From a clip's text to what the encoder reads."""
+    loras: LoraRules = field(default_factory=LoraRules)
+    chosen: Callable[[ClipRequest], ClipLevels | None] = lambda _clip: None
+    """Returns the levels of a clip that chooses its sampling, None for one that is sampled as published."""
 
 
 def load_library_model(
@@ -73,25 +84,43 @@ def load_library_model(
     dtype, device = dtype_of(request.precision), torch.device(request.device)
     current = CurrentPass()
     folders = experts or [root / "transformer"]
-    loaded = [_load_transformer(model, folder, dtype, device, current) for folder in folders]
+    loras = [[lora for lora in request.loras if lora.component == name] for name in model.loras.components]
+    loaded = [
+        _load_transformer(model, folder, dtype, device, current, loras=of_one)
+        for folder, of_one in zip(folders, loras, strict=True)
+    ]
+    vae, vae_dtype = _load_vae(model, root / "vae", dtype, device)
     return DiffusersVideo(
         denoise=model.denoiser(experts=tuple(transformer for transformer, _ in loaded), dtype=dtype),
         current=current,
         block_stacks=tuple(stack for _, stacks in loaded for stack in stacks),
         encode_text=model.encode_text(root, request),
         prepare_text=lambda text: model.prepare_text(text, dtype, device),
-        codec=load_codec(model, root / "vae", dtype, device),
+        codec=model.codec(vae, vae_dtype),
         sampler=_sampler(model, root / "scheduler", device),
         guided_passes=model.guided_passes,
         clean=model.clean,
+        encode_image=None if model.encode_image is None else model.encode_image(root, request, vae, vae_dtype),
     )
 
 
 def _load_transformer(
-    model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device, current: CurrentPass
+    model: LibraryModel,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    current: CurrentPass,
+    *,
+    loras: Sequence[Lora],
 ) -> tuple[Any, tuple[nn.ModuleList, ...]]:
     transformer = load_part(
-        folder, model.transformer, dtype=dtype, device=device, compute_buffers=model.compute_buffers
+        folder,
+        model.transformer,
+        dtype=dtype,
+        device=device,
+        compute_buffers=model.compute_buffers,
+        loras=loras,
+        lora_rules=model.loras,
     )
     return transformer, install_broadcast(model, transformer, current)
 
@@ -101,7 +130,7 @@ def install_broadcast(model: LibraryModel, transformer: Any, current: CurrentPas
     exchange_tokens(transformer, model.sites, model.attention(current=current))
     stacks = install_sites(transformer, model.sites, current)
     plan = library_plan(type(transformer)) if model.plan is None else model.plan
-    install_splits(transformer, plan, current)
+    install_splits(transformer, with_inputs(plan, model.splits), current)
     return stacks
 
 
@@ -110,13 +139,22 @@ def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callabl
     config = checked_config(folder, model.scheduler, "scheduler_config.json")
     source = SchedulerSource(folder=folder, config=config, device=device)
     source.sampler(model.levels(CHECKED_STEPS, model.default_size))
-    return lambda clip: source.sampler(model.levels(clip.num_steps, (clip.num_frames, clip.height, clip.width)))
+
+    def sampler(clip: ClipRequest) -> LibrarySampler:
+        size = clip.num_frames, clip.height, clip.width
+        return source.sampler(model.chosen(clip) or model.levels(clip.num_steps, size))
+
+    return sampler
 
 
 def load_codec(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
     """Loads the VAE in `folder`, beside a transformer of this precision."""
+    return model.codec(*_load_vae(model, folder, dtype, device))
+
+
+def _load_vae(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, torch.dtype]:
     dtype = model.vae_dtype or dtype
-    return model.codec(load_part(folder, model.vae, dtype=dtype, device=device), dtype)
+    return load_part(folder, model.vae, dtype=dtype, device=device), dtype
 
 
 def t5_beside(root: Path, request: LoadRequest, **options: Any) -> T5Text:

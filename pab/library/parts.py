@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pab.library.lora import lora_changes
 from pab.weights.checkpoint import CheckpointError, checked_config, load_module, read_tensors
+from pab.weights.lora import Lora, LoraRules
 
 
 def library_class(name: str) -> Any:
@@ -32,11 +34,14 @@ def load_part(
     dtype: torch.dtype,
     device: torch.device,
     compute_buffers: Callable[[Any], None] = lambda _module: None,
+    loras: Sequence[Lora] = (),
+    lora_rules: LoraRules | None = None,
 ) -> Any:
     """Loads a module whose class `needed["_class_name"]` names, with every key and shape checked.
 
     `compute_buffers` makes real what the module computes itself and no file holds. What the library keeps in float32
-    stays so. Raises CheckpointError naming files and keys.
+    stays so. `loras` are added to its weights; `lora_rules` say how they may name them. Raises CheckpointError naming files
+    and keys.
     """
     config = checked_config(folder, needed)
     module_class = library_class(str(needed["_class_name"]))
@@ -47,24 +52,33 @@ def load_part(
             compute_buffers(module)
         return module
 
+    tensors = read_tensors(folder)
     loaded = load_module(
         build,
-        read_tensors(folder),
+        tensors,
         what=f"{needed['_class_name']} in {folder}",
         dtype=dtype,
         device=device,
         float32_parts=tuple(module_class._keep_in_fp32_modules or ()),
+        changes=lora_changes(loras, tensors, lora_rules or LoraRules()) if loras else None,
     )
     return loaded.to(device)
 
 
 @dataclass(kw_only=True)
 class LibrarySampler:
-    """A scheduler of the library for one clip: it keeps what it needs of earlier steps, and ends with the clip."""
+    """A scheduler of the library for one clip: it keeps what it needs of earlier steps, and ends with the clip.
+
+    `guidance`: the guidance scale of every step, where it is not the clip's own at all of them. `noise_seed`: of the noise
+    that the scheduler adds after steps; None for one that adds none.
+    """
 
     scheduler: Any
     timesteps: tuple[float, ...]
     init_noise_sigma: float = field(default=1.0)
+    guidance: tuple[float, ...] = ()
+    noise_seed: int | None = None
+    generator: torch.Generator | None = None
 
     def model_input(self, latents: Tensor, step: int) -> Tensor:
         """Returns the latents as they are: flow matching and the schedulers with zero terminal SNR scale nothing."""
@@ -75,7 +89,19 @@ class LibrarySampler:
 
     def advance(self, latents: Tensor, model_input: Tensor, prediction: Tensor, step: int) -> Tensor:
         """Returns the latents after the step."""
-        return self.scheduler.step(prediction, self.scheduler.timesteps[step], latents, return_dict=False)[0]
+        drawn = {} if self.noise_seed is None else {"generator": self.noise_behind(latents)}
+        return self.scheduler.step(prediction, self.scheduler.timesteps[step], latents, return_dict=False, **drawn)[0]
+
+    def noise_behind(self, latents: Tensor) -> torch.Generator:
+        """Returns what draws the noise after steps: on the CPU, from the clip's seed, behind its initial noise.
+
+        Every rank holds the whole latents, and so draws the same.
+        """
+        if self.generator is None:
+            assert self.noise_seed is not None, "this sampler adds noise"
+            self.generator = torch.Generator().manual_seed(self.noise_seed)
+            torch.randn(latents.shape, generator=self.generator)  # the initial noise, drawn by `initial_noise`
+        return self.generator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +109,17 @@ class ClipLevels:
     """A clip's noise levels, and what the library's scheduler needs to come to them.
 
     `planned`: the timesteps of its steps. `given`: what the published pipeline gives the scheduler besides the number of
-    steps. `changes` are made to its configuration.
+    steps. `changes` are made to its configuration; `scheduler` is the configuration of another one, in its place. `sampler`:
+    the class that drives it. `guidance`, `noise_seed`: those of the sampler.
     """
 
     planned: tuple[float, ...]
     given: Mapping[str, object] = field(default_factory=dict)
     changes: Mapping[str, object] = field(default_factory=dict)
+    scheduler: Mapping[str, object] | None = None
+    sampler: type[LibrarySampler] = LibrarySampler
+    guidance: tuple[float, ...] = ()
+    noise_seed: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +135,8 @@ class SchedulerSource:
 
         Raises CheckpointError where the scheduler's timesteps are not the planned ones: broadcasting goes by the plan.
         """
-        scheduler = library_class(str(self.config["_class_name"])).from_config({**self.config, **levels.changes})
+        config = {**self.config, **levels.changes} if levels.scheduler is None else levels.scheduler
+        scheduler = library_class(str(config["_class_name"])).from_config(config)
         # Kept on the host: the library reads them one by one, and each would wait for the device.
         scheduler.set_timesteps(len(levels.planned), device="cpu", **levels.given)
         found = tuple(float(timestep) for timestep in scheduler.timesteps.tolist())
@@ -116,4 +148,9 @@ class SchedulerSource:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
             scheduler.sigmas = scheduler.sigmas.to(self.device)
-        return LibrarySampler(scheduler=scheduler, timesteps=levels.planned)
+        return levels.sampler(
+            scheduler=scheduler,
+            timesteps=levels.planned,
+            guidance=levels.guidance,
+            noise_seed=levels.noise_seed,
+        )

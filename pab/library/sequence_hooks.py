@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +39,14 @@ class ModuleSplits:
 
 SequencePlan = Mapping[str, ModuleSplits]
 """By module path; the transformer itself is ""."""
+
+
+def with_inputs(plan: SequencePlan, inputs: Mapping[str, Split]) -> SequencePlan:
+    """Returns a plan that also splits these inputs of the transformer itself."""
+    if not inputs:
+        return plan
+    whole = plan.get("", ModuleSplits())
+    return {**plan, "": replace(whole, inputs={**whole.inputs, **inputs})}
 
 
 def install_splits(transformer: nn.Module, plan: SequencePlan, current: CurrentPass) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from pab.broadcast.state import BOTH, COND, Visit
 from pab.family import ClipRequest
 from pab.library.broadcast_module import CurrentPass
 from pab.library.fused import fuse, use_float8_attention, use_float8_products
+from pab.library.image import EncodeImage, GivenImage
 from pab.library.vae import TiledCodec
 from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput
 from pab.nn.video import LatentCodec, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.text.states import TextStates
+
+if TYPE_CHECKING:
+    from pab.conditioning.reference_pixels import ReferenceImage
 
 UNREAD_NEGATIVE = "the negative prompt is not read: this model takes guidance_scale as an input, in one pass"
 
@@ -42,6 +47,8 @@ class DiffusersVideo:
     sampler: Callable[[ClipRequest], Scheduler]
     guided_passes: tuple[str, ...]
     clean: Callable[[str], str] = lambda text: text
+    encode_image: EncodeImage | None = None
+    """Encodes the image that a clip begins with; None for a family that takes none."""
 
     def use_kernels(self) -> None:
         """Has the blocks use fused operations where they are faster; of families that have them."""
@@ -77,6 +84,16 @@ class DiffusersVideo:
         prompt = guided_prompt(cond, uncond, self.prepare_text)
         unread = (UNREAD_NEGATIVE,) if request.negative_prompt and not self._two_branches else ()
         return replace(prompt, guided_passes=self.guided_passes, warnings=prompt.warnings + unread)
+
+    @torch.inference_mode()
+    def given_image(self, request: ClipRequest, image: ReferenceImage) -> GivenImage:
+        """Brings an image to the clip's size and encodes it."""
+        assert self.encode_image is not None, "only clips of a family that takes an image have one"
+        return GivenImage(
+            condition=self.encode_image(request, image),
+            num_frames=self.latent_shape(request)[1],
+            sampler=lambda: self.sampler(request),
+        )
 
     def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
         """Returns (C, T, H, W) of the clip's latents."""

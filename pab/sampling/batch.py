@@ -29,6 +29,7 @@ from pab.sampling.denoise import (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SideBySide:
     scheduler: Callable[[SequenceParallel], Scheduler]
+    image_states: Tensor | None = None
 
     def put_into(self, noise_BCTHW: Tensor) -> Tensor:
         return noise_BCTHW

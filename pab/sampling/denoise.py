@@ -15,7 +15,16 @@ from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import Rules
 from pab.broadcast.state import COND, UNCOND, BroadcastState, ClipState
 from pab.family import ClipRequest, Family
-from pab.model import Beginning, EncodedPrompt, NotFiniteError, Recordable, StepInput, VideoModel
+from pab.model import (
+    Beginning,
+    EncodedPrompt,
+    GuidesByStep,
+    NotFiniteError,
+    Recordable,
+    Scheduler,
+    StepInput,
+    VideoModel,
+)
 from pab.parallel.mesh import NodeGroup, Traffic
 from pab.sampling.device_clock import DeviceClock
 from pab.sampling.recorded_loop import MAX_TOKENS, LoopRecorder, RunStep, Texts, shapes_of
@@ -84,6 +93,8 @@ def denoise(
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
     texts, state = _texts(model, request, prompt, group, loop), _state(plan, group, loop)
     guidance_scale = branch_guidance(request, prompt)
+    scales = step_guidance(scheduler, guidance_scale, plan.num_steps)
+    image_states = None if given is None else given.image_states
     prediction: Tensor | None = None
 
     def run_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
@@ -95,12 +106,14 @@ def denoise(
             state.skip(tuple(texts))  # the last prediction is reused
         else:
             active, timestep = scheduler.active_frames(step), plan.timesteps[step]
-            step_input = StepInput(request=request, step=step, timestep=timestep, active_frames=active)
+            step_input = StepInput(
+                request=request, step=step, timestep=timestep, active_frames=active, image_states=image_states
+            )
             outputs = [
                 model.predict(model_input, step_input, text, state.visit(step, branch), group)
                 for branch, text in texts.items()
             ]
-            prediction = guide(outputs, guidance_scale, group)
+            prediction = outputs[0] if guidance_scale == 1.0 else guide(outputs, scales[step], group)
         assert prediction is not None, "a plan never leaves out the first pass"
         state.kept_bytes_peak = max(state.kept_bytes_peak, state.kept_bytes)
         return scheduler.advance(latents, model_input, prediction, step)
@@ -148,6 +161,12 @@ def branch_guidance(request: ClipRequest, prompt: EncodedPrompt) -> float:
     return 1.0 if prompt.guided_passes == (COND,) else request.guidance_scale
 
 
+def step_guidance(scheduler: Scheduler, guidance_scale: float, num_steps: int) -> tuple[float, ...]:
+    """Returns the scale between the two branches at every step. A clip of one branch has one at all of them."""
+    by_step = scheduler.guidance if isinstance(scheduler, GuidesByStep) else ()
+    return by_step or (guidance_scale,) * num_steps
+
+
 def branches(request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup) -> tuple[str, ...]:
     """Returns the guidance branches that this rank runs in a step, one pass for each."""
     if branch_guidance(request, prompt) == 1.0:
@@ -158,9 +177,7 @@ def branches(request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup) -> t
 
 
 def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) -> Tensor:
-    """Combines the branches' predictions: uncond + scale * (cond - uncond), on every rank."""
-    if guidance_scale == 1.0:
-        return outputs[0]
+    """Combines the predictions of both branches: uncond + scale * (cond - uncond), on every rank."""
     if group.cfg.size > 1:
         outputs = group.cfg.all_gather(outputs[0])
     cond, uncond = outputs if len(outputs) == 2 else outputs[0].chunk(2)

@@ -269,12 +269,14 @@ def load_module(
     device: torch.device | str,
     surplus_ok: Sequence[str] = (),
     float32_parts: Sequence[str] = (),
+    changes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> ModuleT:
     """Builds a module without memory of its own and gives it the tensors, cast and moved; returns it in eval mode.
 
     `what` names it in errors. `surplus_ok`: patterns of published keys that the module does without on purpose (buffers it
     computes itself). `float32_parts`: names of submodules and parameters, wherever they stand, that stay in float32.
-    Integer tensors keep their type. Raises CheckpointError when keys or shapes differ.
+    Integer tensors keep their type. `changes`: by key, what makes a tensor of the one in the file, on the device, before the
+    cast. Raises CheckpointError when keys or shapes differ.
     """
     import torch
 
@@ -286,9 +288,10 @@ def load_module(
         {key: value.shape for key, value in used.items()},
         what,
     )
-    moved = {
-        key: value.to(device=device, dtype=_type_of(key, value, dtype, float32_parts)) for key, value in used.items()
-    }
+    moved: dict[str, Tensor] = {}
+    for key, value in used.items():
+        changed = changes[key](value.to(device)) if changes and key in changes else value
+        moved[key] = changed.to(device=device, dtype=_type_of(key, value, dtype, float32_parts))
     module.load_state_dict(moved, strict=True, assign=True)
     hidden = [name for name, buffer in module.named_buffers() if buffer.is_meta]
     assert not hidden, f"{what}: buffers {hidden} are neither in the file nor computed on demand"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-CONFIG, SCHEDULER_CONFIG = "config.json", "scheduler_config.json"
+CONFIG, SCHEDULER_CONFIG, PROCESSOR_CONFIG = "config.json", "scheduler_config.json", "preprocessor_config.json"
 TOKENIZER_NAMES = (
     "tokenizer_config.json",
     "tokenizer.json",
@@ -93,13 +93,15 @@ def loaded_files(root: Path, components: Iterable[str]) -> list[Path]:
             files |= _tokenizer_files(folder)
         elif name == "scheduler":
             files.add(_present(folder / SCHEDULER_CONFIG))
+        elif name == "image_processor":
+            files.add(_present(folder / PROCESSOR_CONFIG))
         else:
             files |= _module_files(folder)
     if "text_encoder" in names and "tokenizer" not in names:
         own = root / "tokenizer"
         files |= _tokenizer_files(own if own.is_dir() else root / "text_encoder")
     for file in files:
-        _check_whole(file)
+        check_whole(file)
     return sorted(files)
 
 
@@ -123,7 +125,7 @@ def _present(file: Path) -> Path:
     return file
 
 
-def _check_whole(file: Path) -> None:
+def check_whole(file: Path) -> None:
     """Raises CheckpointError for a file that a download left empty or cut short, or of which only a pointer was fetched."""
     try:
         size = file.stat().st_size

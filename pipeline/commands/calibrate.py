@@ -47,6 +47,12 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     chosen = choose({**vars(arguments), "cluster": "local", "output": None}, environment_settings())
     settings = build_settings(arguments.prompts, chosen).render
     rules = run_rules(settings)
+    references = rules.families[settings.model].references
+    if references is not None and references.required:
+        raise UsageError(
+            f"--model {settings.model}: its clips begin with an image, and calibrate renders from prompts alone; "
+            "name a model that needs none"
+        )
     prompts = _prompts(arguments, settings, rules, screen)
     found = _calibrate(arguments, settings, rules, prompts, screen)
     page = arguments.report or arguments.plan.with_suffix(".html")
@@ -98,6 +104,7 @@ def _calibrate(
     request = CalibrationRequest(
         family=family,
         weights=rules.pinned_weights().get(family.name),
+        loras=rules.pinned_loras().get(family.name, ()),
         precision=settings.precision,
         device=settings.device,
         searched=tuple(clip_requests(clip)[0] for clip in prompts.searched),
@@ -140,6 +147,11 @@ def _prompts(arguments: argparse.Namespace, settings: RenderSettings, rules: Run
                 f"clip {clip.clip_id} has {_told(clip)}, clip {clips[0].clip_id} has {_told(clips[0])}; a plan is sought "
                 "for one size and number of steps: calibrate rows of one kind"
             )
+        if clip.sampling is not None and rules.rows[clip.model].samplings[clip.sampling].num_steps is not None:
+            raise UsageError(
+                f"clip {clip.clip_id} has sampling {clip.sampling}, which reuses nothing, so there is no plan to seek; leave "
+                "it out"
+            )
         if clip.references:
             raise UsageError(
                 f"clip {clip.clip_id} has references; calibrate renders from prompts alone, leave such rows out"
@@ -158,12 +170,15 @@ def _different(path: Path, model: str, count: int) -> Iterator[Clip]:
 
 
 def _size(clip: Clip) -> tuple[object, ...]:
-    return clip.num_frames, clip.height, clip.width, clip.num_steps, clip.guidance_scale == 1.0
+    sampled = clip.sampling, clip.flow_shift
+    return clip.num_frames, clip.height, clip.width, clip.num_steps, clip.guidance_scale == 1.0, *sampled
 
 
 def _told(clip: Clip) -> str:
     guided = "no guidance" if clip.guidance_scale == 1.0 else "guidance"
-    return f"{clip.num_frames} frames, {clip.width}x{clip.height}, {clip.num_steps} steps, {guided}"
+    sampled = f", sampling {clip.sampling}" if clip.sampling else ""
+    sampled += "" if clip.flow_shift is None else f", flow_shift {clip.flow_shift:g}"
+    return f"{clip.num_frames} frames, {clip.width}x{clip.height}, {clip.num_steps} steps, {guided}{sampled}"
 
 
 def _about(found: Calibration) -> dict[str, object]:
@@ -173,6 +188,7 @@ def _about(found: Calibration) -> dict[str, object]:
         "digest": found.rules.digest,
         "model": request.family.name,
         "weights": request.weights,
+        "loras": [str(lora) for lora in request.loras],
         "precision": request.precision,
         "size": {name: getattr(clip, name) for name in ("num_frames", "height", "width", "num_steps")},
         "target": str(request.target),

@@ -204,6 +204,8 @@ def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
         if weights.pinned != weights.asked:
             as_before = ", as when this run began" if begun.get(name) == weights else ""
             screen.note(f"weights of {name}: {weights.pinned}{as_before}")
+        if weights.loras:
+            screen.note(f"LoRAs of {name}: {weights.loras_text}")
 
 
 def _dry_run(
@@ -294,6 +296,7 @@ def _shard_jobs(submission: Submission, work: PlannedWork, progress: ClipProgres
         mesh=work.mesh,
         broadcast_rules=submission.rules.job_broadcasts(),
         pinned_weights=submission.rules.pinned_weights(),
+        pinned_loras=submission.rules.pinned_loras(),
         longest_clip_s=work.longest_clip_s,
         exclusive=submission.bucket.exclusive,
     )

@@ -22,7 +22,7 @@ class ClipCosts:
     """Plans and prices groups of clips; each group is worked out once, however many clips are of it."""
 
     def __init__(self, rules: RunRules, precision: str, source: FiguresSource | None = None) -> None:
-        self._rules = rules
+        self.rules = rules
         self._precision = precision
         self.source = source or FiguresSource()
         self.figures = lru_cache(maxsize=None)(self._figures)
@@ -40,17 +40,17 @@ class ClipCosts:
 
     def told(self, model: str) -> str:
         """Returns where a family's figures are from, in words."""
-        return self.source.told(self._rules.families[model], self._precision)
+        return self.source.told(self.rules.families[model], self._precision)
 
     def two_branches(self, group: ClipGroup) -> bool:
         """Returns whether a clip has an unconditional branch, which another rank can render."""
-        return group.guided and not self._rules.families[group.model].embedded_guidance
+        return group.guided and not self.rules.families[group.model].embedded_guidance
 
     def _figures(self, model: str) -> CostFigures:
-        return self.source.of(self._rules.families[model], self._precision)
+        return self.source.of(self.rules.families[model], self._precision)
 
     def _plan(self, group: ClipGroup) -> BroadcastPlan:
-        return self._plan_with(group, self._rules.broadcast(group.model, group.broadcast))
+        return self._plan_with(group, self.rules.broadcast(group.model, group.broadcast))
 
     def _seconds(self, group: ClipGroup) -> float:
         return self._seconds_of(group, self.plan(group))
@@ -59,10 +59,10 @@ class ClipCosts:
         return self._seconds_of(group, self._plan_with(group, NO_BROADCAST))
 
     def _seconds_of(self, group: ClipGroup, plan: BroadcastPlan) -> float:
-        return clip_seconds(self._rules.families[group.model], group, plan, self.figures(group.model))
+        return clip_seconds(self.rules.families[group.model], group, plan, self.figures(group.model))
 
     def _plan_with(self, group: ClipGroup, rules: Rules) -> BroadcastPlan:
-        family = self._rules.families[group.model]
+        family = self.rules.families[group.model]
         return family.plan(clip_request(family, group), rules, self._precision)
 
 
@@ -78,6 +78,8 @@ def clip_request(family: Family, group: ClipGroup) -> ClipRequest:
         fps=family.defaults.fps,
         num_steps=group.num_steps,
         guidance_scale=family.defaults.guidance_scale if group.guided else 1.0,
+        sampling=group.sampling or None,
+        flow_shift=group.flow_shift or None,
     )
 
 

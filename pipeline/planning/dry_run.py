@@ -92,6 +92,7 @@ def dry_run_document(
         "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
         "gpu_hours": round(job_s * ranks / 3600, 3),
         "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
+        "loras": {name: [asdict(lora) for lora in loras] for name, loras in costs.rules.pinned_loras().items()},
         "warnings": list(work.warnings),
         "groups": [_group_document(settings, work, costs, group) for group in sorted(work.groups)],
     }
@@ -152,7 +153,8 @@ def _text(
             "",
             (
                 f"plan of {counted(work.groups[group], 'clip')}: {group.model} {group.width}x{group.height}, "
-                f"{group.num_frames} frames{_loops(group)}, {group.num_steps} steps, broadcast {group.broadcast}"
+                f"{group.num_frames} frames{_loops(group)}, {group.num_steps} steps{_sampled(group)}, "
+                f"broadcast {group.broadcast}"
             ),
             _saving(_group_document(settings, work, costs, group)),
             _plan_text(costs.plan(group)),
@@ -170,6 +172,11 @@ def _told(work: PlannedWork, costs: ClipCosts) -> dict[str, str]:
 
 def _loops(group: ClipGroup) -> str:
     return f" in each of {group.loops} loops" if group.loops > 1 else ""
+
+
+def _sampled(group: ClipGroup) -> str:
+    preset = f" by sampling {group.sampling}" if group.sampling else ""
+    return preset + (f", flow_shift {group.flow_shift:g}" if group.flow_shift else "")
 
 
 def _over_bound(document: dict[str, object]) -> list[str]:

@@ -27,6 +27,8 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "family": str, "device": str, "precision": str, "num_frames": int, "height": int, "width": int, "num_steps": int,
     "guided": bool, "broadcast": str, "mesh": str, "seconds_per_clip": (int, float),
 }  # fmt: skip
+_KIND = (*(key for key in _TYPES if key != "seconds_per_clip"), "batch", "sampling", "flow_shift")
+"""What entries of one kind have in common; the last two are there only where clips are not sampled as published."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +151,8 @@ def _entry(entry: object, place: str) -> MeasuredClip:
             num_steps=values["num_steps"],
             broadcast=values["broadcast"],
             guided=values["guided"],
+            sampling=values.get("sampling") or "",
+            flow_shift=float(values.get("flow_shift") or 0.0),
         ),
         device=values["device"],
         precision=values["precision"],
@@ -166,10 +170,7 @@ def joined_measured(reports: Iterable[Json]) -> list[Json]:
     best: dict[str, Json] = {}
     for report in reports:
         for entry in report.get("measured", ()):
-            kind = json.dumps(
-                {key: entry[key] for key in (*_TYPES, "batch") if key != "seconds_per_clip"}
-                | {"keep": entry.get("keep", "full")}
-            )
+            kind = json.dumps({key: entry.get(key) for key in _KIND} | {"keep": entry.get("keep", "full")})
             known = best.get(kind)
             if known is None or entry["seconds_per_clip"] < known["seconds_per_clip"]:
                 best[kind] = entry

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cluster.devices import visible_gpus
-from jobs.settings import RenderSettings, settings_in
+from jobs.setting import settings_in
+from jobs.settings import RenderSettings
 from pab.families import FAMILIES
+from pab.weights.lora import Lora, read_lora
 from pipeline.exits import UsageError
 from pipeline.run.environment import variables
 from pipeline.run.options import Chosen
@@ -38,6 +41,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
     ranks = value["nodes_per_job"] * value["gpus_per_node"]
     value["max_parallel_jobs"] = value["max_parallel_jobs"] or _parallel_jobs(value["cluster"], len(gpus), ranks)
     value["weights"], family_weights = _weights(value["model"], value["weights"], chosen["weights"].source)
+    value["lora"] = _loras(value["model"], value["lora"], chosen["lora"].source)
     settings = RunSettings(
         manifest=manifest,
         render=RenderSettings(**_part(RenderSettings, value), family_weights=family_weights),
@@ -117,6 +121,29 @@ def _weights(model: str, given: tuple[str, ...], source: str) -> tuple[str | Non
             f"{source}: {twice} are all for --model {model}; write FAMILY=... before those of other families"
         )
     return (plain[0] if plain else None), named
+
+
+def _loras(model: str, given: tuple[str, ...], source: str) -> dict[str, tuple[Lora, ...]]:
+    # Returns LoRAs by family, each with its component and, if it is a file here, an absolute path.
+    found: dict[str, tuple[Lora, ...]] = {}
+    for text in given:
+        family, equals, rest = text.partition("=")
+        name, said = (family, rest) if equals and family in FAMILIES else (model, text)
+        rules = FAMILIES[name].loras if name in FAMILIES else None
+        if rules is None:
+            takers = ", ".join(each.name for each in FAMILIES.values() if each.loras is not None)
+            raise UsageError(
+                f"{source}={text!r}: family {name} takes no LoRA, these do: {takers}; write FAMILY=... before it"
+            )
+        try:
+            lora = rules.placed(read_lora(said), name)
+        except ValueError as error:
+            raise UsageError(f"{source}={text!r}: {error}") from error
+        lora = replace(lora, place=_place(lora.place))
+        if any((lora.place, lora.component) == (other.place, other.component) for other in found.get(name, ())):
+            raise UsageError(f"{source}={text!r}: {name} has this LoRA already; give it once")
+        found[name] = (*found.get(name, ()), lora)
+    return found
 
 
 def _place(weights: str) -> str:

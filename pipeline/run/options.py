@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
 
-from jobs.settings import Setting, settings_in
+from jobs.setting import Setting, settings_in
 from pipeline.exits import UsageError
 from pipeline.run.environment import PREFIX
 from pipeline.run.settings import RunSettings
@@ -179,6 +179,8 @@ def _typed(option: Option, value: object, source: str) -> object:
 
 
 def _text(value: object, source: str, setting: Setting) -> object:
+    if setting.read is not None and isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(value)  # a file may hold the number itself
     if not isinstance(value, str) or (not value and source != "default"):
         raise UsageError(f"{source}={value!r}, needs text")
     if setting.choices and value not in setting.choices:

@@ -9,16 +9,21 @@ from functools import partial
 from pathlib import Path
 
 from jobs.settings import AS_ASKED, RenderSettings
-from manifests.rules import ClipLoops, FamilyRules
+from manifests.rules import ClipLoops, FamilyRules, SamplingRule
+from manifests.sampling import check_defaults
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.rules import ATTENTION_KINDS, Rules, rules_from_dict
 from pab.broadcast.step_rules import StepRules
 from pab.conditioning.loops import Loops
 from pab.conditioning.references import ReferenceRules
 from pab.families import FAMILIES
-from pab.family import Family
+from pab.family import Family, Sampling
+from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 from pipeline.run.weights import RunWeights, WeightsLookup
+
+PUBLISHED = "published"
+"""The negative prompt that stands for the family's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +48,10 @@ class RunRules:
         """Returns by family what jobs load, for JobSettings. A family that loads its own files is not there."""
         return {name: weights.pinned for name, weights in self.weights.items() if weights.pinned is not None}
 
+    def pinned_loras(self) -> dict[str, tuple[Lora, ...]]:
+        """Returns by family what jobs add to its weights, for JobSettings."""
+        return {name: weights.loras for name, weights in self.weights.items() if weights.loras}
+
     def job_broadcasts(self) -> dict[str, dict[str, object]] | None:
         """Returns the user's own rules as plain values, for JobSettings."""
         return {name: rules.to_dict() for name, rules in self.own_broadcasts.items()} or None
@@ -60,7 +69,7 @@ def run_rules(
     family = _family(render.model, families)
     own, default = _broadcast(render, family)
     left_out = _left_out(render, families)
-    lookup = WeightsLookup(render.weights_of, begun or {})
+    lookup = WeightsLookup(render.weights_of, begun or {}, render.loras)
     try:
         if render.model in left_out:
             raise ValueError(left_out[render.model])
@@ -74,9 +83,15 @@ def run_rules(
             identity=partial(_identity, lookup, family, render),
             own_broadcasts=_usable(own, family),
             default_broadcast=_default(render, family, _usable(own, family), default),
+            sampled=_sampled(render, family) if name == render.model else {},
+            broadcast_asked=default is not None,
         )
         for name, family in known.items()
     }
+    try:
+        check_defaults(rows[render.model])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     return RunRules(families=known, rows=rows, weights=lookup.found, own_broadcasts=own, left_out=left_out)
 
 
@@ -86,8 +101,13 @@ def family_rules(
     identity: Callable[[], str],
     own_broadcasts: Mapping[str, Rules],
     default_broadcast: str | None,
+    sampled: Mapping[str, str | float] | None = None,
+    broadcast_asked: bool = False,
 ) -> FamilyRules:
-    """Returns one family's limits and defaults as plain ranges."""
+    """Returns one family's limits and defaults as plain ranges. `sampled`: how its rows are sampled that do not say it.
+
+    `broadcast_asked`: whether the user chose the default broadcast; else what a preset of sampling needs comes first.
+    """
     limits = family.limits
     return FamilyRules(
         name=family.name,
@@ -107,9 +127,45 @@ def family_rules(
         num_tokens=family.num_tokens,
         clean_prompt=family.clean_prompt,
         check_mask=None if family.references is None else partial(_check_mask, family.references),
-        clip_loops=None if family.references is None else partial(_clip_loops, family.references),
-        defaults=asdict(family.defaults) | ({"broadcast": default_broadcast} if default_broadcast else {}),
+        clip_loops=_loops_of(family.references),
+        needs_image=family.references is not None and family.references.required,
+        defaults=asdict(family.defaults)
+        | ({"broadcast": default_broadcast} if default_broadcast else {})
+        | dict(sampled or {}),
+        broadcast_asked=broadcast_asked,
+        samplings={name: _sampling_rule(sampling) for name, sampling in family.samplings.items()},
+        flow_shift=family.flow_shift,
+        second_guidance=family.second_guidance,
     )
+
+
+def _sampling_rule(sampling: Sampling) -> SamplingRule:
+    return SamplingRule(
+        num_steps=sampling.num_steps,
+        guidance_scale=sampling.guidance_scale,
+        broadcast=None if sampling.num_steps is None else "none",
+    )
+
+
+def _sampled(render: RenderSettings, family: Family) -> dict[str, str | float]:
+    negative = render.negative_prompt
+    if negative == PUBLISHED:
+        if family.published_negative is None:
+            raise UsageError(
+                f"--negative-prompt {PUBLISHED}: {family.name} publishes none; give its text, or leave it out"
+            )
+        negative = family.published_negative
+    said = {
+        "sampling": render.sampling,
+        "flow_shift": render.flow_shift,
+        "guidance_scale_2": render.guidance_scale_2,
+        "negative_prompt": negative,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _loops_of(rules: ReferenceRules | None) -> Callable[..., ClipLoops] | None:
+    return None if rules is None or rules.first_image else partial(_clip_loops, rules)
 
 
 def _check_mask(
@@ -155,9 +211,10 @@ def _family(name: str, families: Mapping[str, Family]) -> Family:
 
 
 def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings) -> str:
+    weights = lookup.find(family)
     return (
-        f"weights {lookup.find(family).digest} precision {render.precision}{render.execution(family).identity}"
-        + render.video_identity
+        f"weights {weights.digest}{weights.loras_identity} precision {render.precision}"
+        f"{render.execution(family).identity}{render.video_identity}"
     )
 
 

@@ -29,6 +29,11 @@ _BEFORE = {
     "--linears": "full",
     "--decode": "published",
     "--crf": str(PLAIN_CRF),
+    "--lora": "none",
+    "--sampling": "published",
+    "--flow-shift": "published",
+    "--guidance-scale-2": "the first",
+    "--negative-prompt": "none",
 }
 """What runs rendered with before they said so."""
 _AGAIN = "remove it and submit the same manifest again: what is recorded stays"
@@ -65,7 +70,15 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     family, execution = rules.rows[render.model], render.execution(rules.families[render.model])
     broadcast = str(family.defaults["broadcast"])
     compiled = "on with fused kernels" if execution.kernels else "on"
-    others = {f"weights of {name}": str(found) for name, found in rules.weights.items() if name != render.model}
+    rest = {name: found for name, found in rules.weights.items() if name != render.model}
+    others = {f"weights of {name}": str(found) for name, found in rest.items()}
+    others |= {f"LoRAs of {name}": found.loras_text for name, found in rest.items() if found.loras}
+    sampled = {
+        "--sampling": render.sampling,
+        "--flow-shift": render.flow_shift,
+        "--guidance-scale-2": render.guidance_scale_2,
+        "--negative-prompt": render.negative_prompt,
+    }
     chosen = {name: choice for name, choice in render.kept.items() if name != render.model and name in rules.weights}
     others |= {
         f"kept outputs of {name}": f"{each.keep} {each.broadcast or ''}".strip() for name, each in chosen.items()
@@ -73,6 +86,7 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     return {
         "--model": render.model,
         "--weights": str(rules.weights[render.model]),
+        "--lora": rules.weights[render.model].loras_text,
         **others,
         "--precision": render.precision,
         "--broadcast": f"{broadcast} ({family.broadcasts[broadcast]})",
@@ -83,6 +97,7 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
         # Whatever the run's own family can: rows may name others.
         "--decode": render.decode,
         "--crf": str(render.crf),
+        **{name: _BEFORE[name] if value is None else str(value) for name, value in sampled.items()},
     }
 
 
@@ -182,7 +197,7 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
             "use the version that wrote it, or another --output"
         )
     try:
-        weights = {name: RunWeights(**values) for name, values in document.get("weights", {}).items()}
+        weights = {name: RunWeights.read(values) for name, values in document.get("weights", {}).items()}
         kept = {name: KeepChoice(**values) for name, values in document.get("kept", {}).items()}
         parts = {name: document[name] for name in ("run_id", "manifest_digest", "num_clips", "pixels")}
     except (KeyError, TypeError, AttributeError) as error:

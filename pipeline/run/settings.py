@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from jobs.settings import JobSettings, Mesh, RenderSettings, Setting
+from jobs.setting import Setting
+from jobs.settings import JobSettings, Mesh, RenderSettings
+from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 
 MESH_GOALS = ("auto", "latency")
@@ -179,6 +181,7 @@ class RunSettings:
         mesh: Mesh,
         broadcast_rules: dict[str, dict[str, object]] | None,
         pinned_weights: dict[str, str],
+        pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None,
         longest_clip_s: float = 0.0,
         exclusive: bool = True,
     ) -> JobSettings:
@@ -190,6 +193,7 @@ class RunSettings:
             render=self.render,
             broadcast_rules=broadcast_rules,
             pinned_weights=pinned_weights,
+            pinned_loras=pinned_loras,
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
             exclusive=exclusive,
         )

@@ -5,22 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from pab.family import Family
 from pab.weights.digest import weights_digest
+from pab.weights.lora import Lora, at_hand, pin_lora, read_header, shapes_in
+from pab.weights.lora_keys import find_changes, read_modules
+
+Loras = tuple[Lora, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunWeights:
-    """One family's weights.
+    """One family's weights, and the LoRAs that are added to them.
 
     `asked`: as the user says it, None for the family's own. `pinned`: what jobs load, on the hub a certain commit.
-    `digest` names them in the digests of clips.
+    `digest` names them in the digests of clips. `asked_loras`, `loras`: the same for LoRAs; the latter have digests.
     """
 
     asked: str | None
     pinned: str | None
     digest: str
+    asked_loras: Loras = ()
+    loras: Loras = ()
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """Returns what run.json holds; runs from before there were LoRAs have none. Raises TypeError for other keys."""
+        named = {name: tuple(Lora(**lora) for lora in values.get(name, ())) for name in ("asked_loras", "loras")}
+        return cls(**{**values, **named})
+
+    @property
+    def loras_identity(self) -> str:
+        """The part of a clip's digest that says which LoRAs are added; empty where none are."""
+        return f" loras {' '.join(lora.digest for lora in self.loras)}" if self.loras else ""
+
+    @property
+    def loras_text(self) -> str:
+        """The LoRAs with their digests, for people."""
+        return ", ".join(f"{lora} ({lora.digest})" for lora in self.loras) or "none"
 
     def __str__(self) -> str:
         return self.digest if self.pinned == self.asked else f"{self.digest} ({self.pinned})"
@@ -30,11 +53,16 @@ class WeightsLookup:
     """Finds each family's weights once: a hub may take long to answer, so only families that rows name are looked up.
 
     `asked`: what the user gives a family by name, None for its own. `begun`: the weights of a run that is continued, even if
-    a branch of the hub has moved since.
+    a branch of the hub has moved since. `loras`: those that the user gives, by family.
     """
 
-    def __init__(self, asked: Callable[[str], str | None], begun: Mapping[str, RunWeights]) -> None:
-        self._asked, self._begun = asked, begun
+    def __init__(
+        self,
+        asked: Callable[[str], str | None],
+        begun: Mapping[str, RunWeights],
+        loras: Mapping[str, Loras] | None = None,
+    ) -> None:
+        self._asked, self._begun, self._loras = asked, begun, loras or {}
         self._found: dict[str, RunWeights] = {}
 
     @property
@@ -55,7 +83,28 @@ class WeightsLookup:
         digest = family.weights_digest(pinned)
         if begun and begun.asked == asked and begun.digest != digest and _named_by_all_files(begun):
             digest = begun.digest
-        return RunWeights(asked=asked, pinned=pinned, digest=digest)
+        loras = self._loras.get(family.name, ())
+        known = begun.loras if begun and begun.asked_loras == loras else loras
+        found = tuple(pin_lora(lora) for lora in known)
+        check_loras(family, found, pinned)
+        return RunWeights(asked=asked, pinned=pinned, digest=digest, asked_loras=loras, loras=found)
+
+
+def check_loras(family: Family, loras: Loras, weights: str | None) -> None:
+    """Looks at the keys of LoRAs that are on this machine, and at their shapes where the weights are as well.
+
+    Others are looked at when a job loads them. Raises CheckpointError, which names key and file.
+    """
+    for lora in loras:
+        path = at_hand(lora)
+        if path is None or family.loras is None:
+            continue
+        header = read_header(path)
+        parameters = shapes_in(Path(weights).expanduser() / lora.component) if weights else None
+        if parameters is None:
+            read_modules(header, component=lora.component, file=lora.place)
+        else:
+            find_changes(header, parameters, family.loras, component=lora.component, file=lora.place)
 
 
 def _named_by_all_files(begun: RunWeights) -> bool:

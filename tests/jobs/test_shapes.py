@@ -20,12 +20,12 @@ SHAPES = {
 }
 """Row, attempt, request to the model, denoised, record; docs/architecture.md tells of them."""
 NO_CLIP = {
-    "what a family is": "Family ClipDefaults ClipLimits CostFigures MemoryFigures LoadRequest",
+    "what a family is": "Family ClipDefaults ClipLimits CostFigures MemoryFigures LoadRequest Sampling",
     "what a loaded model can do": (
         "VideoModel RendersBatches UsesKernels UsesFloat8 UsesFloat8Attention DecodesFast Recordable TakesReferences "
-        "Beginning Scheduler"
+        "TakesImage Beginning Scheduler"
     ),
-    "schedulers": "RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
+    "schedulers": "GuidesByStep RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
     "how a loop is run": "LoopSettings LoopRecorder Recording",
     "clocks and measures": "DeviceClock Stages ClipOnDevice DeviceUse Measures",
     "a field of a shape, or an argument of one call": "EncodedPrompt StepInput ComingFrames DecodedFrames ClipReferences",

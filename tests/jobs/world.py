@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.render import RenderShard
-from jobs.settings import JobSettings, Mesh, RenderSettings, settings_in
+from jobs.setting import settings_in
+from jobs.settings import JobSettings, Mesh, RenderSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.clip import Clip

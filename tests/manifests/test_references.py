@@ -199,3 +199,70 @@ def test_a_row_that_names_millions_of_references_is_refused_before_they_are_look
             )  # fmt: skip
         assert told in str(caught.value)
         assert caught.value.num_problems == 1
+
+
+def test_the_column_image_means_one_reference_that_begins_the_clip(
+    manifest: Write, rules: dict[str, FamilyRules], tmp_path: Path
+) -> None:
+    columns = {"prompt": ["x"] * 3, "seed": [1] * 3, "image": ["sub/a.png", None, " "]}
+    table = accepted(manifest(columns), rules, Store(a="aa"))
+    columns = {"prompt": ["x"] * 3, "seed": [1] * 3, "references": ["sub/a.png", None, None]}
+    assert table.equals(accepted(manifest(columns), rules, Store(a="aa")))
+    assert "image" not in table.column_names
+    assert table.column("references").to_pylist() == [[str(tmp_path / "sub/a.png")], None, None]
+    (tmp_path / "a.csv").write_text("prompt,Image\nx,a.png\ny,\n")
+    build(str(tmp_path / "a.csv"), tmp_path / "built.parquet")
+    built = pq.read_table(tmp_path / "built.parquet")
+    assert built.column("image").to_pylist() == ["a.png", None]
+    assert built.schema.metadata[VERSION_KEY] == b"4", "an older program would leave the images out"
+    assert accepted(str(tmp_path / "built.parquet"), rules, Store(a="aa")).num_rows == 2
+
+
+def test_bad_images_are_told_and_so_are_rows_that_need_one(
+    manifest: Write, rules: dict[str, FamilyRules], tmp_path: Path
+) -> None:
+    def one_image(strategy: str, frames: Sequence[int], num_frames: int, loops: int) -> None:
+        if len(frames) > 1:
+            raise ValueError(f"this model takes one image, not {len(frames)}")
+
+    rules["needs"] = dataclasses.replace(family("needs"), check_mask=one_image, needs_image=True)
+    rows = [
+        {"model": "needs", "image": "a.png"},
+        {"model": "needs"},
+        {"model": "needs", "references": "a.png"},
+        {"image": "a.png", "references": "a.png"},
+        {"image": "a.png", "mask_strategy": "0"},
+        {"image": "film.mp4"},
+        {"image": "gone.png"},
+        {"image": "a.png", "model": "plain"},
+        {"model": "needs", "references": "a.png;a.png"},
+        {"model": "needs", "num_frames": 6},
+        {"image": "x" * 200_000},
+    ]
+    names = ("prompt", "image", "references", "mask_strategy", "model")
+    schema = pa.schema([(name, pa.string()) for name in names] + [("num_frames", pa.int64())])
+    url = manifest(pa.Table.from_pylist([{"prompt": "x"} | row for row in rows], schema=schema))
+    store = Store(a="aa")
+
+    def read(urls: Sequence[str]) -> Mapping[str, SeenReference | str]:
+        film = {url: SeenReference(sha256="ff", num_frames=7) for url in urls if url.endswith("film.mp4")}
+        return {**store(urls), **film}
+
+    with pytest.raises(ManifestError):
+        validate(url, rules, default_model="wan", errors_path=tmp_path / "e.jsonl", read_references=read)
+    lines = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
+    told = [(line["row"], line["column"], line["allowed"]) for line in lines]
+    needs = "needs needs an image, the first frame of the clip"
+    both = "an image is the first frame, and references or a mask strategy say it too"
+    assert told == [
+        (1, "image", needs),
+        (3, "image", both),
+        (4, "image", both),
+        (5, "image", "it is a video of 7 frames, and the column image names a picture"),
+        (6, "image", "it cannot be read (the file does not exist)"),
+        (7, "image", "plain takes no image (needs, wan do)"),
+        (8, "references", "this model takes one image, not 2"),
+        (9, "num_frames", lines[-2]["allowed"]),
+        (10, "image", "200,000 bytes, at most 131,072 are read"),
+    ]
+    assert lines[0]["action"] == "name its path or URL in the column image, or name another model"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.library.broadcast_module import BroadcastModule
 from pab.library.video import DiffusersVideo
-from pab.model import EncodedPrompt, StepInput, VideoModel
+from pab.model import Beginning, EncodedPrompt, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
 from tests.pab.library_worlds import WORLDS, library_module
@@ -74,6 +74,11 @@ def request_of(name: str) -> ClipRequest:
     )  # fmt: skip
 
 
+def given_of(name: str, model: VideoModel) -> Beginning | None:
+    """What a clip begins with, in families whose every clip begins with an image."""
+    return WORLDS[name].given(cast(DiffusersVideo, model), request_of(name)) if name in WORLDS else None
+
+
 def render(
     name: str,
     model: VideoModel,
@@ -90,6 +95,7 @@ def render(
         noise=initial_noise(request, model.latent_shape(request)),
         plan=plan_for(family(name), request, rules, precision),
         group=group or NodeGroup(),
+        given=given_of(name, model),
     )
 
 
@@ -121,11 +127,16 @@ def plain_latents(name: str, model: VideoModel, folder: Path) -> Tensor:
     """Final latents of the bare sampling loop over the plain model."""
     request = request_of(name)
     predict, prompt = plain_predict(name, model, folder), model.encode_prompts([request])[0]
-    scheduler = model.scheduler(request, NodeGroup().sp)
+    beginning = given_of(name, model)
+    sp = NodeGroup().sp
+    scheduler = model.scheduler(request, sp) if beginning is None else beginning.scheduler(sp)
     z = initial_noise(request, model.latent_shape(request)) * scheduler.init_noise_sigma
     for step, timestep in enumerate(family(name).timesteps(request, "float32")):
         x = scheduler.model_input(z, step)
-        given = StepInput(request=request, step=step, timestep=timestep, active_frames=None)
+        given = StepInput(
+            request=request, step=step, timestep=timestep, active_frames=None,
+            image_states=beginning.image_states if beginning else None,
+        )  # fmt: skip
         outputs = [predict(x, given, prompt.states(branch), branch) for branch in prompt.guided_passes]
         rows = outputs if len(outputs) == 2 else outputs[0].chunk(len(outputs[0]))
         guided = rows[0] if len(rows) == 1 else rows[1] + request.guidance_scale * (rows[0] - rows[1])

@@ -46,9 +46,12 @@ _HUNYUAN = Tiny(text_tokens=256, text_is_split=True, both_rows_at_once=False, he
 TINY: Mapping[str, Tiny] = {
     "wan": _WAN,
     "wan22_a14b": _WAN,
+    "wan_14b_i2v_480p": _WAN,
+    "wan22_a14b_i2v": _WAN,
     "wan22_5b": replace(_WAN, token_channels=192, uneven=(17, 160, 32)),
     "cogvideox_2b": _COGVIDEOX,
     "cogvideox_5b": _COGVIDEOX,
+    "cogvideox_5b_i2v": replace(_COGVIDEOX, uneven=(9, 32, 32)),
     "hunyuan_video": replace(_HUNYUAN, is_told_guidance=True),
     "skyreels_v1": _HUNYUAN,
     "ltx": Tiny(text_tokens=128, both_rows_at_once=True, head_dim=16, token_channels=128, uneven=(33, 160, 32)),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch import Tensor
 
 from pab.broadcast.rules import BroadcastRules
 from pab.broadcast.state import COND, UNCOND
-from pab.families.cogvideox.config import COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, CogVideoXModel
+from pab.conditioning.reference_noise import reference_generator
+from pab.conditioning.reference_pixels import ReferenceImage
+from pab.families.cogvideox.config import (
+    COGVIDEOX_2B_MODEL,
+    COGVIDEOX_5B_I2V_MODEL,
+    COGVIDEOX_5B_MODEL,
+    CogVideoXModel,
+)
 from pab.families.cogvideox.family import cogvideox_family
 from pab.families.cogvideox.tiny import write_small_cogvideox
 from pab.families.hunyuan_video.config import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel
@@ -21,10 +29,17 @@ from pab.families.hunyuan_video.tiny import write_small_hunyuan_video
 from pab.families.ltx.config import LTX_MODEL, LtxModel
 from pab.families.ltx.family import ltx_family
 from pab.families.ltx.tiny import write_small_ltx
-from pab.families.wan.config import WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_MODEL
+from pab.families.wan.config import (
+    WAN22_5B_MODEL,
+    WAN22_A14B_I2V_MODEL,
+    WAN22_A14B_MODEL,
+    WAN_14B_I2V_480P_MODEL,
+    WAN_MODEL,
+)
 from pab.families.wan.family import wan_family
 from pab.families.wan.tiny import write_small_wan
 from pab.family import ClipRequest, Family, LoadRequest
+from pab.library.image import GivenImage, image_of
 from pab.library.parts import library_class
 from pab.library.video import DiffusersVideo
 from pab.model import EncodedPrompt
@@ -71,6 +86,8 @@ class LibraryWorld:
     )
     text_parts: Callable[[Path], dict[str, Any]] = t5_parts
     options: Callable[[ClipRequest], dict[str, Any]] = lambda _request: {}
+    image: bool = False
+    """Whether every clip begins with an image."""
     tolerance: float = 1e-12
     """Of latents of two ranks against one: a pass over one row multiplies matrices of another size."""
 
@@ -91,6 +108,9 @@ class LibraryWorld:
         assert isinstance(model, DiffusersVideo)
         return model
 
+    def given(self, model: DiffusersVideo, request: ClipRequest) -> GivenImage | None:
+        return model.given_image(request, picture()) if self.image else None
+
     def render(
         self,
         model: DiffusersVideo,
@@ -106,6 +126,7 @@ class LibraryWorld:
             noise=initial_noise(request, model.latent_shape(request)),
             plan=plan_for(self.family, request, rules, "float32"),
             group=group or NodeGroup(),
+            given=self.given(model, request),
         )
 
     def library_latents(self, folder: Path, model: DiffusersVideo, request: ClipRequest) -> Tensor:
@@ -114,12 +135,19 @@ class LibraryWorld:
         noise = initial_noise(request, model.latent_shape(request))
         pipeline = self.pipeline(folder / self.family.name, request)
         pipeline.set_progress_bar_config(disable=True)
+        image = {"image": image_of(picture()), "generator": reference_generator(request.seed)} if self.image else {}
         latents = pipeline(
             **self.texts(text), height=request.height, width=request.width, num_frames=request.num_frames,
             num_inference_steps=request.num_steps, output_type="latent", return_dict=False, latents=self.pack(noise),
-            **{"guidance_scale": request.guidance_scale} | self.options(request),
+            **{"guidance_scale": request.guidance_scale} | self.options(request) | image,
         )[0]  # fmt: skip
         return self.unpack(latents, noise)
+
+
+def picture(height: int = 37, width: int = 53) -> ReferenceImage:
+    """Smooth colours of an odd size, which is no clip's."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    return ReferenceImage(frame_HW3=(torch.stack([y, x, (3 * (x + y)).sin().abs()], dim=-1) * 255).byte())
 
 
 def library_module(folder: Path) -> Any:
@@ -152,14 +180,47 @@ def wan_pipeline(folder: Path, request: ClipRequest) -> Any:
     )
 
 
+def image_parts(folder: Path) -> dict[str, Any]:
+    """Image encoder and preparations as the library's pipeline has them; weights lie where ours do, and so do pixels."""
+    import transformers
+
+    class Aligned(transformers.CLIPImageProcessorPil):
+        def __call__(self, *args, **more) -> Any:
+            made = super().__call__(*args, **more)
+            made["pixel_values"] = made["pixel_values"].clone()
+            return made
+
+    encoder = folder / "image_encoder"
+    if not encoder.is_dir():
+        return {}
+    model = transformers.CLIPVisionModel(transformers.CLIPVisionConfig.from_json_file(encoder / "config.json"))
+    model.load_state_dict(load_file(encoder / "model.safetensors"), assign=True)
+    return {"image_encoder": model.eval(), "image_processor": Aligned.from_pretrained(folder / "image_processor")}
+
+
+def wan_image_pipeline(folder: Path, request: ClipRequest) -> Any:
+    second, timed = folder / "transformer_2", read_config(folder / "vae")["z_dim"] == 48
+    return library_class("WanImageToVideoPipeline")(
+        tokenizer=None,
+        text_encoder=None,
+        vae=library_module(folder / "vae"),
+        scheduler=scheduler(folder, flow_shift=5.0 if second.is_dir() or timed else 3.0),
+        transformer=library_module(folder / "transformer"),
+        transformer_2=library_module(second) if second.is_dir() else None,
+        boundary_ratio=0.9 if second.is_dir() else None,
+        expand_timesteps=timed,
+        **image_parts(folder),
+    )
+
+
 def wan_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
     shape = (1, -1, 1, 1, 1)
     mean, std = (torch.tensor(values).view(shape) for values in (vae.config.latents_mean, vae.config.latents_std))
     return displayed(vae.decode(latents * std + mean).sample)
 
 
-def cogvideox_pipeline(folder: Path, request: ClipRequest) -> Any:
-    return library_class("CogVideoXPipeline")(
+def cogvideox_pipeline(folder: Path, request: ClipRequest, name: str = "CogVideoXPipeline") -> Any:
+    return library_class(name)(
         tokenizer=None,
         text_encoder=None,
         vae=library_module(folder / "vae"),
@@ -178,15 +239,17 @@ def displayed(pixels: Tensor) -> Tensor:
 
 
 def cogvideox_world(model: CogVideoXModel) -> LibraryWorld:
+    named = {"name": "CogVideoXImageToVideoPipeline"} if model.from_image else {}
     return LibraryWorld(
         family=cogvideox_family(model),
         write=lambda folder: write_small_cogvideox(folder, 0, model),
         frames=9,
         side=32,
-        pipeline=cogvideox_pipeline,
+        pipeline=partial(cogvideox_pipeline, **named),
         library_frames=cogvideox_frames,
         pack=lambda latents: latents.transpose(1, 2),
         unpack=lambda latents, _like: latents.transpose(1, 2),
+        image=model.from_image,
         tolerance=1e-5,
     )
 
@@ -196,8 +259,8 @@ def named(names: Sequence[str], prompt: str, values: Sequence[Tensor]) -> dict[s
     return {name.format(prompt): value for name, value in zip(names, values, strict=True)}
 
 
-def ltx_pipeline(folder: Path, request: ClipRequest) -> Any:
-    return library_class("LTXPipeline")(
+def ltx_pipeline(folder: Path, request: ClipRequest, name: str = "LTXPipeline") -> Any:
+    return library_class(name)(
         tokenizer=None,
         text_encoder=None,
         vae=library_module(folder / "vae"),
@@ -333,8 +396,24 @@ WORLDS: Mapping[str, LibraryWorld] = {
         pipeline=wan_pipeline,
         library_frames=wan_frames,
     ),
+    **{
+        model.name: LibraryWorld(
+            family=wan_family(model),
+            write=partial(write_small_wan, seed=0, model=model),
+            frames=5,
+            side=32,
+            pipeline=wan_image_pipeline,
+            library_frames=wan_frames,
+            image=True,
+            tolerance=1e-5 if model.reads_image else 1e-12,  # the image encoder's last bits differ by process
+        )
+        for model in (replace(WAN_14B_I2V_480P_MODEL, num_layers=2), replace(WAN22_A14B_I2V_MODEL, num_layers=2))
+    },
     "cogvideox_2b": cogvideox_world(replace(COGVIDEOX_2B_MODEL, num_layers=2)),
     "cogvideox_5b": cogvideox_world(replace(COGVIDEOX_5B_MODEL, num_layers=2)),
+    "cogvideox_5b_i2v": cogvideox_world(
+        replace(COGVIDEOX_5B_I2V_MODEL, num_layers=2, num_frames=9, height=32, width=32)
+    ),
     "ltx": ltx_world(replace(LTX_MODEL, num_layers=2)),
     "hunyuan_video": hunyuan_world(replace(HUNYUAN_VIDEO_MODEL, num_layers=2, num_single_layers=2)),
     "skyreels_v1": hunyuan_world(replace(SKYREELS_V1_MODEL, num_layers=2, num_single_layers=2)),

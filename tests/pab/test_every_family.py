@@ -49,7 +49,11 @@ def weights(tiny_weights) -> Path:
 
 
 def test_every_family_has_a_small_configuration_here():
-    shared = {"wan_14b": "wan", "open_sora_plan_v110_221": "open_sora_plan_v110"}
+    shared = {
+        "wan_14b": "wan",
+        "wan_14b_i2v_720p": "wan_14b_i2v_480p",
+        "open_sora_plan_v110_221": "open_sora_plan_v110",
+    }
     shared |= dict.fromkeys(("open_sora_plan_v120_29", "open_sora_plan_v120_720p"), "open_sora_plan_v120")
     assert set(SMALL) | set(shared) == set(FAMILIES)
     for name, like in shared.items():

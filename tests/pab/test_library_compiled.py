@@ -71,6 +71,7 @@ def render(
         plan=plan_for(WORLDS[name].family, request, rules, "float32"),
         group=group or NodeGroup(),
         loop=LoopSettings(cache_dtype=keep),
+        given=WORLDS[name].given(model, request),
     )
 
 

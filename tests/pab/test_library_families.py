@@ -36,7 +36,7 @@ from tests.ranks import run_on_ranks
 EVERY_OTHER = pyramid(2, None, 2, window=(0, 1000))
 """Reuses all attention at every second step."""
 
-ONE_TRANSFORMER = [name for name in WORLDS if name != "wan22_a14b"]
+ONE_TRANSFORMER = [name for name in WORLDS if not name.startswith("wan22_a14b")]
 GUIDED = [name for name in ONE_TRANSFORMER if not WORLDS[name].family.embedded_guidance]
 """Families with a conditional and an unconditional branch."""
 
@@ -146,11 +146,17 @@ def passes(world: LibraryWorld, folder: Path, rules: BroadcastRules, steps: int)
     noise = initial_noise(request, model.latent_shape(request))
     state = BroadcastState(plan)
     outputs: list[Tensor] = []
+    begun = world.given(model, request)
+    image_states = begun.image_states if begun else None
+    latents = begun.scheduler(NodeGroup().sp).model_input(noise, 0) if begun else noise
     with torch.inference_mode():
         for step in range(steps):
-            given = StepInput(request=request, step=step, timestep=plan.timesteps[step], active_frames=None)
+            given = StepInput(
+                request=request, step=step, timestep=plan.timesteps[step], active_frames=None,
+                image_states=image_states,
+            )  # fmt: skip
             outputs = [
-                model.predict(noise, given, prompt.states(branch), state.visit(step, branch), NodeGroup())
+                model.predict(latents, given, prompt.states(branch), state.visit(step, branch), NodeGroup())
                 for branch in (COND, UNCOND)
             ]
     return state, outputs

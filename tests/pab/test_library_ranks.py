@@ -33,6 +33,7 @@ CASES = {
         *(Case(name=name, mesh=CLIPS_TOO) for name in (*PAIRS, "cogvideox_2b")),
         Case(name="wan22_a14b", mesh=CLIPS_TOO, num_steps=4),
         Case(name="wan22_5b", mesh=FOUR),
+        *(Case(name=name, mesh=CLIPS_TOO) for name in ("wan_14b_i2v_480p", "cogvideox_5b_i2v")),
     ],
 }
 """By number of ranks. The small models have two heads: three and four ranks get padded ones."""

@@ -58,7 +58,26 @@ def test_strategies_point_at_latent_frames_and_spans_at_whole_chunks() -> None:
     assert RULES.chunk_span([4, 12], 44) == range(44)
     assert RULES.chunk_span([0], 1) == range(1)
     assert RULES.pixel_size(480, 848) == (480, 854)
-    assert [name for name, family in FAMILIES.items() if family.references] == ["demo", "open_sora"]
+    takers = [name for name, family in FAMILIES.items() if family.references and not family.references.first_image]
+    assert takers == ["demo", "open_sora"]
+
+
+def test_a_model_of_one_image_takes_nothing_else() -> None:
+    takers = {name: family.references for name, family in FAMILIES.items() if family.references}
+    given = {name: rules for name, rules in takers.items() if rules.first_image}
+    assert [name for name, rules in given.items() if not rules.required] == ["wan22_5b", "ltx"]
+    required = ["wan_14b_i2v_480p", "wan_14b_i2v_720p", "wan22_a14b_i2v", "cogvideox_5b_i2v"]
+    assert [name for name, rules in given.items() if rules.required] == required
+    rules = given["ltx"]
+    assert rules.mask("0", [1], 9).levels == (0.0, 1.0)
+    for strategy, frames, num_frames, told in (
+        ("0,0,0,-1", [1], 9, "as the first frame of the clip; leave the mask strategy empty"),
+        ("0", [1, 1], 9, "takes one image, the first frame of the clip, not 2 references"),
+        ("0", [33], 9, "takes one image, not a video of 33 frames"),
+        ("0", [1], 1, "num_frames=1 leaves no other to render"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            rules.mask(strategy, frames, num_frames)
 
 
 @pytest.mark.parametrize(("size", "target"), [((100, 173), (64, 64)), ((173, 100), (64, 96)), ((30, 20), (64, 64))])

@@ -147,6 +147,45 @@ def test_private_addresses_are_asked_only_if_the_user_says_so(command: Command, 
         assert command.json("manifest", "validate", url, "--allow-private-references")[0] == 0
 
 
+def test_a_clip_begins_with_its_image_and_rows_whose_image_does_not_fit_are_refused(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    write_tiny_weights("wan_14b_i2v_480p", tmp_path / "weights")
+    wan = replace(command, weights=tmp_path / "weights")
+    ramp = np.linspace(0, 255, 37 * 53 * 3).reshape(37, 53, 3).astype(np.uint8)
+    (tmp_path / "a.png").write_bytes(png(ramp))
+    broken = bytearray(png(ramp))
+    broken[60:-20] = bytes(len(broken) - 80)
+    (tmp_path / "broken.png").write_bytes(broken)
+    write_waves(tmp_path / "waves.mp4")
+    size = {"height": 32, "width": 32, "num_steps": 1, "num_frames": 5, "guidance_scale": 1.0}
+    columns = {name: [value] * 5 for name, value in size.items()}
+    model = ("--model", "wan_14b_i2v_480p")
+    url = manifest(5, **columns, image=["a.png", None, "waves.mp4", "gone.png", "a.png"])
+    code, document = wan.submit(url, tmp_path / "out", *model, "--dry-run")
+    assert code == 4
+    told = document["error"]["message"]
+    assert "row 1: image, wan_14b_i2v_480p needs an image, the first frame of the clip; name its path or URL" in told
+    assert (
+        f"row 2: image={tmp_path}/waves.mp4, it is a video of 20 frames, and the column image names a picture" in told
+    )
+    assert f"row 3: image={tmp_path}/gone.png, it cannot be read (the file does not exist)" in told
+    assert "3 problems" in told
+
+    columns = {name: [value] * 2 for name, value in size.items()}
+    url = manifest(2, **columns, image=["broken.png", "a.png"])
+    output = tmp_path / "out"
+    code, document = wan.submit(url, output, *model, "--max-attempts", "1")
+    assert (code, document["rendered"], document["failed"]) == (3, 1, 1), document
+    (record,) = records(output).values()
+    sha256 = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    assert record["references"] == [{"url": str(tmp_path / "a.png"), "sha256": sha256}]
+    assert record["seconds"]["encode_references"] > 0
+    assert [loop["given_latent_frames"] for loop in record["loops"]] == [1]
+    (failure,) = (json.loads(path.read_text()) for path in (output / "failures").iterdir())
+    assert (failure["stage"], failure["error"]) == ("read_references", "UnusableReferenceError")
+
+
 def test_a_family_that_takes_no_references_says_so(command: Command, manifest: Manifest, tmp_path: Path) -> None:
     write_tiny_weights("wan", tmp_path / "wan")
     wan = replace(command, weights=tmp_path / "wan")

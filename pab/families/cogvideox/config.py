@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pab.families.cogvideox.levels import trailing_timesteps
-from pab.family import ClipRequest, CostFigures, MemoryFigures
+from pab.family import ClipRequest, CostFigures, MemoryFigures, Sampling
 
 MAX_TEXT_TOKENS = 226
+DPM, DYNAMIC, DPM_DYNAMIC = "dpm", "dynamic", "dpm-dynamic"
+SAMPLINGS = {
+    DPM: Sampling(summary="the DPM solver with noise after every step"),
+    DYNAMIC: Sampling(summary="a guidance scale that changes over the steps"),
+    DPM_DYNAMIC: Sampling(summary="both, as published for 5B"),
+}
+LATENT_CHANNELS = 16
 
 
 NUM_FRAMES, HEIGHT, WIDTH = 49, 480, 720
@@ -17,7 +24,9 @@ NUM_FRAMES, HEIGHT, WIDTH = 49, 480, 720
 class CogVideoXModel:
     """How the published models differ. `rotary`: positions turn queries and keys, else they are added once.
 
-    `snr_shift`: how far the noise levels are shifted towards noise.
+    `snr_shift`: how far the noise levels are shifted towards noise. `from_image`: every clip begins with an image, whose
+    latents are further channels; positions were learned for clips of `num_frames`, `height`, `width`, and no others are
+    rendered.
     """
 
     name: str
@@ -27,6 +36,20 @@ class CogVideoXModel:
     rotary: bool
     snr_shift: float
     cost: CostFigures
+    from_image: bool = False
+    num_frames: int = NUM_FRAMES
+    height: int = HEIGHT
+    width: int = WIDTH
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that the transformer takes."""
+        return LATENT_CHANNELS * (2 if self.from_image else 1)
+
+
+def cogvideox_latent_frames(num_frames: int) -> int:
+    """Counts latent frames: the first frame is one, and so are every four that follow."""
+    return (num_frames - 1) // 4 + 1
 
 
 def cogvideox_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:
@@ -36,7 +59,7 @@ def cogvideox_timesteps(request: ClipRequest, _precision: str) -> tuple[float, .
 
 def cogvideox_tokens(num_frames: int, height: int, width: int) -> int:
     """Counts latent tokens after patching: 16x16 pixels each, of the first frame and of every four that follow."""
-    return ((num_frames - 1) // 4 + 1) * (height // 16) * (width // 16)
+    return cogvideox_latent_frames(num_frames) * (height // 16) * (width // 16)
 
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
@@ -83,4 +106,13 @@ COGVIDEOX_5B_MODEL = CogVideoXModel(
     rotary=True,
     snr_shift=1.0,
     cost=_COST_5B,
+)
+
+
+COGVIDEOX_5B_I2V_MODEL = replace(
+    COGVIDEOX_5B_MODEL,
+    name="cogvideox_5b_i2v",
+    summary="CogVideoX 5B I2V, image and text to video, 49 frames of 480x720",
+    hub_id="THUDM/CogVideoX-5b-I2V",
+    from_image=True,
 )

@@ -1,4 +1,7 @@
-"""CogVideoX 2B and 5B, text to 49 frames of 480x720 (arXiv 2408.06072; presets of arXiv 2408.12588), through diffusers."""
+"""CogVideoX 2B and 5B, text or image to 49 frames of 480x720 (arXiv 2408.06072), through diffusers.
+
+Presets of arXiv 2408.12588.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
+from pab.conditioning.references import first_image_rules
 from pab.families.cogvideox.config import (
     COGVIDEOX_2B_MODEL,
+    COGVIDEOX_5B_I2V_MODEL,
     COGVIDEOX_5B_MODEL,
     HEIGHT,
     NUM_FRAMES,
+    SAMPLINGS,
     WIDTH,
     CogVideoXModel,
+    cogvideox_latent_frames,
     cogvideox_timesteps,
     cogvideox_tokens,
 )
@@ -21,9 +28,14 @@ from pab.families.cogvideox.sites import cogvideox_sites
 from pab.families.cogvideox.weights import cogvideox_weights
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
+from pab.weights.lora import LoraRules
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
+
+
+def _only(value: int) -> range:
+    return range(value, value + 1)
 
 
 def cogvideox_family(model: CogVideoXModel) -> Family:
@@ -44,9 +56,9 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         name=model.name,
         summary=model.summary,
         defaults=ClipDefaults(
-            num_frames=NUM_FRAMES,
-            height=HEIGHT,
-            width=WIDTH,
+            num_frames=model.num_frames,
+            height=model.height,
+            width=model.width,
             fps=8,
             num_steps=50,
             guidance_scale=6.0,
@@ -54,9 +66,9 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         ),
         limits=ClipLimits(
             # The VAE decodes an odd number of latent frames.
-            num_frames=range(9, NUM_FRAMES + 1, 8),
-            height=range(16, 769, 16),
-            width=range(16, 769, 16),
+            num_frames=_only(model.num_frames) if model.from_image else range(9, NUM_FRAMES + 1, 8),
+            height=_only(model.height) if model.from_image else range(16, 769, 16),
+            width=_only(model.width) if model.from_image else range(16, 769, 16),
             fps=range(1, 61),
             num_steps=range(1, 1001),
             guidance_scale=(1.0, 30.0),
@@ -78,10 +90,15 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         fused_kernels=True,
         float8=True,
         keeps_blocks=True,
+        loras=LoraRules(),
+        samplings=SAMPLINGS,
         write_tiny=write_tiny,
+        references=first_image_rules(cogvideox_latent_frames, required=True) if model.from_image else None,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),
     )
 
 
-COGVIDEOX_2B, COGVIDEOX_5B = (cogvideox_family(model) for model in (COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL))
+COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V = (
+    cogvideox_family(model) for model in (COGVIDEOX_2B_MODEL, COGVIDEOX_5B_MODEL, COGVIDEOX_5B_I2V_MODEL)
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import numpy as np
@@ -16,3 +17,15 @@ def trailing_timesteps(num_steps: int) -> tuple[float, ...]:
         raise ValueError(f"num_steps={num_steps}, allowed 1 to {NUM_TRAIN_TIMESTEPS}")
     levels = np.arange(NUM_TRAIN_TIMESTEPS, 0, -NUM_TRAIN_TIMESTEPS / num_steps)
     return tuple(float(level) - 1 for level in np.round(levels))
+
+
+def dynamic_guidance(guidance_scale: float, num_steps: int) -> tuple[float, ...]:
+    """Returns the guidance scale of every step as the published program changes it over a clip, from 1 on.
+
+    Its formula has the timestep, up to 999, where the number of the step may have been meant; it is kept, as clips were made
+    with it.
+    """
+    return tuple(
+        1 + guidance_scale * (1 - math.cos(math.pi * ((num_steps - timestep) / num_steps) ** 5.0)) / 2
+        for timestep in trailing_timesteps(num_steps)
+    )

@@ -1,4 +1,4 @@
-"""Loads CogVideoX's text-to-video models as the diffusers library lays them out."""
+"""Loads CogVideoX's models as the diffusers library lays them out."""
 
 from __future__ import annotations
 
@@ -12,18 +12,30 @@ import torch
 from torch import Tensor
 
 from pab.broadcast.state import BOTH
+from pab.conditioning.reference_noise import reference_generator
+from pab.conditioning.reference_pixels import ReferenceImage
 from pab.families.cogvideox.attention import COGVIDEOX_PLAN, CogVideoXAttention
-from pab.families.cogvideox.config import HEIGHT, MAX_TEXT_TOKENS, NUM_FRAMES, WIDTH, CogVideoXModel
-from pab.families.cogvideox.levels import trailing_timesteps
+from pab.families.cogvideox.config import (
+    DPM_DYNAMIC,
+    DYNAMIC,
+    HEIGHT,
+    LATENT_CHANNELS,
+    MAX_TEXT_TOKENS,
+    NUM_FRAMES,
+    WIDTH,
+    CogVideoXModel,
+    cogvideox_latent_frames,
+)
+from pab.families.cogvideox.levels import dynamic_guidance, trailing_timesteps
 from pab.families.cogvideox.sites import cogvideox_sites
-from pab.family import LoadRequest
+from pab.family import ClipRequest, LoadRequest
+from pab.library.image import EncodeImage, ImageCondition, clip_pixels
 from pab.library.load import LibraryModel, load_library_model, t5_beside
-from pab.library.parts import ClipLevels
+from pab.library.parts import ClipLevels, LibrarySampler
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 
-LATENT_CHANNELS = 16
 _VAE = {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": LATENT_CHANNELS}
 SCHEDULER = {
     "_class_name": "CogVideoXDDIMScheduler",
@@ -46,8 +58,9 @@ def cogvideox_library_model(model: CogVideoXModel) -> LibraryModel:
         transformer={
             "_class_name": "CogVideoXTransformer3DModel",
             "num_layers": model.num_layers,
-            "in_channels": LATENT_CHANNELS,
+            "in_channels": model.in_channels,
             "use_rotary_positional_embeddings": model.rotary,
+            **({"use_learned_positional_embeddings": True} if model.from_image else {}),
         },
         vae=_VAE,
         scheduler={**SCHEDULER, "snr_shift_scale": model.snr_shift},
@@ -55,6 +68,7 @@ def cogvideox_library_model(model: CogVideoXModel) -> LibraryModel:
         attention=CogVideoXAttention,
         plan=COGVIDEOX_PLAN,
         levels=lambda num_steps, _size: ClipLevels(planned=trailing_timesteps(num_steps)),
+        chosen=_chosen,
         default_size=(NUM_FRAMES, HEIGHT, WIDTH),
         encode_text=partial(t5_beside, max_length=MAX_TEXT_TOKENS, reads_padding=True),
         prepare_text=lambda text, dtype, device: text.y_BLC.to(device=device, dtype=dtype),
@@ -64,6 +78,48 @@ def cogvideox_library_model(model: CogVideoXModel) -> LibraryModel:
         codec=_codec,
         guided_passes=(BOTH,),
         compute_buffers=_add_positions,
+        encode_image=_open_image if model.from_image else None,
+    )
+
+
+@dataclass(kw_only=True)
+class DpmSampler(LibrarySampler):
+    """Drives the library's DPM solver, which looks back at the prediction of the step before and adds noise."""
+
+    predicted: Tensor | None = None
+    """The clip without noise, as the step before predicted it, frames before channels."""
+
+    def advance(self, latents: Tensor, model_input: Tensor, prediction: Tensor, step: int) -> Tensor:
+        """Returns the latents after the step. Noise is drawn with frames before channels, as the library draws it."""
+        timesteps = self.scheduler.timesteps
+        rows_BTCHW = latents.transpose(1, 2)
+        result_BTCHW, self.predicted = self.scheduler.step(
+            prediction.transpose(1, 2),
+            self.predicted,
+            timesteps[step],
+            timesteps[step - 1] if step > 0 else None,
+            rows_BTCHW,
+            generator=self.noise_behind(rows_BTCHW),
+            return_dict=False,
+        )
+        return result_BTCHW.transpose(1, 2)
+
+
+def _chosen(clip: ClipRequest) -> ClipLevels | None:
+    """Returns the levels of a clip that names a preset; they are the same, but for their solver and the guidance."""
+    if clip.sampling is None:
+        return None
+    planned = trailing_timesteps(clip.num_steps)
+    dynamic = clip.sampling in (DYNAMIC, DPM_DYNAMIC) and clip.guidance_scale != 1.0
+    guidance = dynamic_guidance(clip.guidance_scale, clip.num_steps) if dynamic else ()
+    if clip.sampling == DYNAMIC:
+        return ClipLevels(planned=planned, guidance=guidance)
+    return ClipLevels(
+        planned=planned,
+        changes={"_class_name": "CogVideoXDPMScheduler"},
+        sampler=DpmSampler,
+        guidance=guidance,
+        noise_seed=clip.seed,
     )
 
 
@@ -82,6 +138,19 @@ def _codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
         channels=LATENT_CHANNELS,
         unscale=lambda latents, _request: 1 / vae.config.scaling_factor * latents.to(dtype),
     )
+
+
+def _open_image(_root: Path, request: LoadRequest, vae: Any, dtype: torch.dtype) -> EncodeImage:
+    device, scale = torch.device(request.device), vae.config.scaling_factor
+
+    def encode(clip: ClipRequest, image: ReferenceImage) -> ImageCondition:
+        pixels = clip_pixels(image, clip.height, clip.width, device).to(dtype)
+        latents = vae.encode(pixels[:, :, None]).latent_dist.sample(reference_generator(clip.seed))
+        scaled = 1 / scale * latents if vae.config.invert_scale_latents else scale * latents
+        empty = latents.new_zeros(*latents.shape[:2], cogvideox_latent_frames(clip.num_frames) - 1, *latents.shape[3:])
+        return ImageCondition(channels_BCTHW=torch.cat([scaled, empty], dim=2).float())
+
+    return encode
 
 
 def rotations(transformer: Any) -> Callable[[int, int, int], Rotation]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pab.families.hunyuan_video.levels import moved_timesteps
+from pab.families.hunyuan_video.levels import SHIFT, moved_timesteps
 from pab.families.hunyuan_video.weights import HUNYUAN_VIDEO_WEIGHTS, SKYREELS_WEIGHTS, HunyuanWeights
 from pab.family import ClipRequest, CostFigures, MemoryFigures
 
@@ -38,7 +38,7 @@ def hunyuan_video_tokens(num_frames: int, height: int, width: int) -> int:
 
 def hunyuan_video_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:
     """Returns the timesteps: float32 values, embedded in float32 whatever the model's precision."""
-    return moved_timesteps(request.num_steps)
+    return moved_timesteps(request.num_steps, SHIFT if request.flow_shift is None else request.flow_shift)
 
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak. One pass a step, and two.

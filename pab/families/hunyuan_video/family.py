@@ -22,7 +22,8 @@ from pab.families.hunyuan_video.config import (
     hunyuan_video_timesteps,
     hunyuan_video_tokens,
 )
-from pab.families.hunyuan_video.levels import NUM_TRAIN_TIMESTEPS
+from pab.families.hunyuan_video.levels import NUM_TRAIN_TIMESTEPS, SHIFT
+from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
 
@@ -85,6 +86,8 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
         float8=True,
         float8_attention=True,
         keeps_blocks=True,
+        loras=HUNYUAN_VIDEO_LORAS,
+        flow_shift=lambda _height, _width: SHIFT,
         write_tiny=write_tiny,
         weights_digest=model.weights.digest,
         pin=model.weights.pin,

@@ -8,7 +8,7 @@ import numpy as np
 
 NUM_TRAIN_TIMESTEPS = 1000
 SHIFT = 7.0
-"""How far the levels are moved towards noise."""
+"""How far the levels are moved towards noise, as published."""
 
 
 @cache
@@ -20,8 +20,8 @@ def even_levels(num_steps: int) -> tuple[float, ...]:
 
 
 @cache
-def moved_timesteps(num_steps: int) -> tuple[float, ...]:
+def moved_timesteps(num_steps: int, shift: float = SHIFT) -> tuple[float, ...]:
     """Returns the timestep of every step, from 1000 down: float32 values. Raises ValueError like `even_levels`."""
     even = np.array(even_levels(num_steps)).astype(np.float32)
-    levels = SHIFT * even / (1 + (SHIFT - 1) * even)
+    levels = shift * even / (1 + (shift - 1) * even)
     return tuple(float(level) for level in levels.astype(np.float32) * np.float32(NUM_TRAIN_TIMESTEPS))

@@ -14,9 +14,10 @@ from pab.broadcast.state import COND, UNCOND
 from pab.families.hunyuan_video.attention import HUNYUAN_VIDEO_PLAN, HunyuanAttention
 from pab.families.hunyuan_video.config import HunyuanModel
 from pab.families.hunyuan_video.levels import SHIFT, even_levels, moved_timesteps
+from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
 from pab.families.hunyuan_video.text import open_hunyuan_text
-from pab.family import LoadRequest
+from pab.family import ClipRequest, LoadRequest
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
 from pab.library.vae import TiledCodec, open_codec
@@ -57,6 +58,7 @@ def hunyuan_library_model(model: HunyuanModel) -> LibraryModel:
         attention=HunyuanAttention,
         plan=HUNYUAN_VIDEO_PLAN,
         levels=_levels,
+        chosen=_chosen,
         default_size=(model.num_frames, model.height, model.width),
         encode_text=open_hunyuan_text,
         prepare_text=_prepare_text,
@@ -64,11 +66,21 @@ def hunyuan_library_model(model: HunyuanModel) -> LibraryModel:
         codec=_codec,
         guided_passes=(COND,) if model.told_guidance is None else (COND, UNCOND),
         vae_dtype=torch.float32,
+        loras=HUNYUAN_VIDEO_LORAS,
     )
 
 
 def _levels(num_steps: int, _size: tuple[int, int, int]) -> ClipLevels:
     return ClipLevels(planned=moved_timesteps(num_steps), given={"sigmas": list(even_levels(num_steps))})
+
+
+def _chosen(clip: ClipRequest) -> ClipLevels | None:
+    """Returns the levels of a clip with a shift of its own."""
+    if clip.flow_shift is None:
+        return None
+    given = {"sigmas": list(even_levels(clip.num_steps))}
+    planned = moved_timesteps(clip.num_steps, clip.flow_shift)
+    return ClipLevels(planned=planned, given=given, changes={"shift": clip.flow_shift})
 
 
 def _prepare_text(text: TextStates, dtype: torch.dtype, device: torch.device) -> Text:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pab.families.ltx.levels import moved_timesteps
-from pab.family import ClipRequest, CostFigures, MemoryFigures
+from pab.families.ltx.levels import DISTILLED, distilled_timesteps, moved_timesteps
+from pab.family import ClipRequest, CostFigures, MemoryFigures, Sampling
 
 MAX_TEXT_TOKENS = 128
+SAMPLINGS = {
+    "distilled8": Sampling(
+        summary="8 steps at the fixed levels of the distilled models from 0.9.7 on",
+        num_steps=len(DISTILLED),
+        guidance_scale=1.0,
+    )
+}
+NEGATIVE_PROMPT = "worst quality, inconsistent motion, blurry, jittery, distorted"
+"""As LTX-Video's own program has it."""
+FRAME_STRIDE, PIXEL_STRIDE = 8, 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,13 +28,20 @@ class LtxModel:
     num_layers: int
 
 
+def ltx_latent_frames(num_frames: int) -> int:
+    """Counts latent frames: the first frame is one, and so are every eight that follow."""
+    return (num_frames - 1) // FRAME_STRIDE + 1
+
+
 def ltx_tokens(num_frames: int, height: int, width: int) -> int:
     """Counts latent tokens: 32x32 pixels each, of the first frame and of every eight that follow."""
-    return ((num_frames - 1) // 8 + 1) * (height // 32) * (width // 32)
+    return ltx_latent_frames(num_frames) * (height // PIXEL_STRIDE) * (width // PIXEL_STRIDE)
 
 
 def ltx_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:
     """Returns the timesteps: float32 values that depend on the clip's size, embedded in float32 in any precision."""
+    if request.sampling is not None:
+        return distilled_timesteps()
     return moved_timesteps(request.num_steps, ltx_tokens(request.num_frames, request.height, request.width))
 
 

@@ -1,4 +1,4 @@
-"""LTX-Video 0.9.0 and 0.9.1, text to video (arXiv 2501.00103), through the diffusers library.
+"""LTX-Video 0.9.0 and 0.9.1, text and image to video (arXiv 2501.00103), through the diffusers library.
 
 No broadcast ranges are published for it: they are those of the nearest model of arXiv 2408.12588, one with 3-D full
 attention (2 for self attention, 6 for cross attention). The window is what lies between the first and the last 15 % of
@@ -12,8 +12,22 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
-from pab.families.ltx.config import _COST, HEIGHT, LTX_MODEL, NUM_FRAMES, WIDTH, LtxModel, ltx_timesteps, ltx_tokens
+from pab.conditioning.references import first_image_rules
+from pab.families.ltx.config import (
+    _COST,
+    HEIGHT,
+    LTX_MODEL,
+    NEGATIVE_PROMPT,
+    NUM_FRAMES,
+    SAMPLINGS,
+    WIDTH,
+    LtxModel,
+    ltx_latent_frames,
+    ltx_timesteps,
+    ltx_tokens,
+)
 from pab.families.ltx.levels import MIN_STEPS, NUM_TRAIN_TIMESTEPS
+from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.families.ltx.weights import LTX_WEIGHTS
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
@@ -40,7 +54,7 @@ def ltx_family(model: LtxModel) -> Family:
 
     return Family(
         name=model.name,
-        summary="LTX-Video 2B (0.9.0, 0.9.1), text to video, 8n+1 frames up to 704x1280",
+        summary="LTX-Video 2B (0.9.0, 0.9.1), text or image to video, 8n+1 frames up to 704x1280",
         defaults=ClipDefaults(
             num_frames=NUM_FRAMES,
             height=HEIGHT,
@@ -76,7 +90,11 @@ def ltx_family(model: LtxModel) -> Family:
         fused_kernels=True,
         float8=True,
         keeps_blocks=True,
+        loras=LTX_LORAS,
+        samplings=SAMPLINGS,
+        published_negative=NEGATIVE_PROMPT,
         write_tiny=write_tiny,
+        references=first_image_rules(ltx_latent_frames),
         weights_digest=lambda weights: checkpoint_digest(weights, LTX_WEIGHTS),
         pin=lambda weights: pin(weights, LTX_WEIGHTS),
     )

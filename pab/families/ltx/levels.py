@@ -23,6 +23,16 @@ def log_shift(num_tokens: int) -> float:
     return num_tokens * slope + (small - slope * few)
 
 
+DISTILLED = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219)
+"""The levels of the distilled models from 0.9.7 on, whatever the clip's size."""
+
+
+@cache
+def distilled_timesteps() -> tuple[float, ...]:
+    """Returns the timesteps of `DISTILLED`: float32 values."""
+    return tuple(float(np.float32(level) * np.float32(NUM_TRAIN_TIMESTEPS)) for level in DISTILLED)
+
+
 @cache
 def even_levels(num_steps: int) -> tuple[float, ...]:
     """Returns the evenly spaced levels that are then moved. Raises ValueError for steps outside of 2 to 1000."""

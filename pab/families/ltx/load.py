@@ -1,4 +1,4 @@
-"""Loads LTX-Video's text-to-video models as the diffusers library lays them out."""
+"""Loads LTX-Video's models as the diffusers library lays them out."""
 
 from __future__ import annotations
 
@@ -13,18 +13,39 @@ import torch
 from torch import Tensor
 
 from pab.broadcast.state import BOTH
-from pab.families.ltx.config import HEIGHT, MAX_TEXT_TOKENS, NUM_FRAMES, WIDTH, LtxModel, ltx_tokens
-from pab.families.ltx.levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_timesteps
+from pab.conditioning.reference_noise import reference_generator
+from pab.conditioning.reference_pixels import ReferenceImage
+from pab.families.ltx.config import (
+    FRAME_STRIDE,
+    HEIGHT,
+    MAX_TEXT_TOKENS,
+    NUM_FRAMES,
+    PIXEL_STRIDE,
+    WIDTH,
+    LtxModel,
+    ltx_tokens,
+)
+from pab.families.ltx.levels import (
+    DISTILLED,
+    LAST_LEVEL,
+    SHIFTS,
+    distilled_timesteps,
+    even_levels,
+    log_shift,
+    moved_timesteps,
+)
+from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.family import ClipRequest, LoadRequest
+from pab.library.image import EncodeImage, ImageCondition, clip_pixels, token_timesteps
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels
+from pab.library.sequence_hooks import Split
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 
 LATENT_CHANNELS = 128
-FRAME_STRIDE, PIXEL_STRIDE = 8, 32
 _TRANSFORMER = {
     "_class_name": "LTXVideoTransformer3DModel",
     "in_channels": LATENT_CHANNELS,
@@ -62,12 +83,17 @@ def ltx_library_model(model: LtxModel) -> LibraryModel:
         scheduler=_SCHEDULER,
         sites=ltx_sites(model.num_layers),
         levels=_levels,
+        chosen=_chosen,
         default_size=(NUM_FRAMES, HEIGHT, WIDTH),
         encode_text=partial(t5_beside, max_length=MAX_TEXT_TOKENS, reads_padding=True),
         prepare_text=lambda text, dtype, device: (text.y_BLC.to(device=device, dtype=dtype), text.mask_BL.to(device)),
         denoiser=LtxDenoiser,
         codec=_codec,
         guided_passes=(BOTH,),
+        loras=LTX_LORAS,
+        encode_image=_open_image,
+        # A clip that begins with an image has a timestep for every token.
+        splits={"timestep": Split(dim=1, num_dims=2)},
     )
 
 
@@ -77,6 +103,14 @@ def _levels(num_steps: int, size: tuple[int, int, int]) -> ClipLevels:
         planned=moved_timesteps(num_steps, tokens),
         given={"sigmas": list(even_levels(num_steps)), "mu": log_shift(tokens)},
     )
+
+
+def _chosen(clip: ClipRequest) -> ClipLevels | None:
+    """Returns the levels of a clip of distilled weights."""
+    if clip.sampling is None:
+        return None
+    scheduler = {"_class_name": _SCHEDULER["_class_name"], "num_train_timesteps": 1000, "shift": 1.0}
+    return ClipLevels(planned=distilled_timesteps(), given={"sigmas": list(DISTILLED)}, scheduler=scheduler)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,11 +123,16 @@ class LtxDenoiser:
     def __call__(self, rows: Tensor, step_input: StepInput, text: Text) -> Tensor:
         """Returns the predicted velocity [rows, C, T, H, W], float32."""
         states, mask = text
+        active = step_input.active_frames
+        if active is None:
+            timestep = torch.full((len(rows),), step_input.timestep, device=rows.device)
+        else:
+            timestep = token_timesteps(rows, step_input.timestep, active, side=1)
         output_BSC = self.experts[0](
             hidden_states=rows.to(self.dtype).flatten(2).transpose(1, 2).contiguous(),
             encoder_hidden_states=states,
             encoder_attention_mask=mask,
-            timestep=torch.full((len(rows),), step_input.timestep, device=rows.device),
+            timestep=timestep,
             num_frames=rows.shape[2],
             height=rows.shape[3],
             width=rows.shape[4],
@@ -130,6 +169,18 @@ def _codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
         unscale=unscale,
         decode=decode if conditioned else None,
     )
+
+
+def _open_image(_root: Path, request: LoadRequest, vae: Any, dtype: torch.dtype) -> EncodeImage:
+    device = torch.device(request.device)
+    mean, std = (values.float().view(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+
+    def encode(clip: ClipRequest, image: ReferenceImage) -> ImageCondition:
+        pixels = clip_pixels(image, clip.height, clip.width, device).to(dtype)
+        latents = vae.encode(pixels[:, :, None]).latent_dist.sample(reference_generator(clip.seed)).float()
+        return ImageCondition(first_BCTHW=(latents - mean) / std)
+
+    return encode
 
 
 def decode_noise(request: ClipRequest, shape: torch.Size) -> Tensor:

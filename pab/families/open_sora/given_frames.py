@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pab.conditioning.frame_masks import FrameMask
+from pab.conditioning.reference_noise import reference_generator
 from pab.model import EncodedReference, Scheduler
 from pab.parallel.mesh import SequenceParallel
 
@@ -25,6 +25,7 @@ class GivenFrames:
     latents_BCTHW: Tensor
     mask: FrameMask
     scheduler: Callable[[SequenceParallel], Scheduler]
+    image_states: Tensor | None = None
 
     def put_into(self, noise_BCTHW: Tensor) -> Tensor:
         """Returns whole latents to begin with: the given frames, noise in the others."""
@@ -33,12 +34,8 @@ class GivenFrames:
 
 
 def reference_noise(seed: int) -> Callable[[tuple[int, ...]], Tensor]:
-    """Returns what draws the noise of a clip's encoded references: on the CPU, from the clip's seed, in order.
-
-    It is not the beginning of the noise that the clip's latents start from.
-    """
-    digest = hashlib.sha256(f"references/1\n{seed}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    """Returns what draws the noise of a clip's encoded references: on the CPU, from the clip's seed, in order."""
+    generator = reference_generator(seed)
     return lambda shape: torch.randn(shape, generator=generator)
 
 

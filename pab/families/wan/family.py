@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2, text to video (arXiv 2503.20314), through the diffusers library.
+"""Wan 2.1 and 2.2, text and image to video (arXiv 2503.20314), through the diffusers library.
 
 Ranges of arXiv 2408.12588 as published for the nearest model, one with 3-D full attention (2 for self attention, 6 for
 cross attention); what they do to Wan's videos has not been measured.
@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
-from pab.families.wan.config import FIGURES, WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_14B_MODEL, WAN_MODEL, WanModel
+from pab.families.wan.config import (
+    FIGURES,
+    NEGATIVE_PROMPT,
+    SAMPLINGS,
+    WAN22_5B_MODEL,
+    WAN22_A14B_I2V_MODEL,
+    WAN22_A14B_MODEL,
+    WAN_14B_I2V_480P_MODEL,
+    WAN_14B_I2V_720P_MODEL,
+    WAN_14B_MODEL,
+    WAN_MODEL,
+    WanModel,
+)
+from pab.families.wan.loras import wan_loras
 from pab.families.wan.sites import wan_sites
 from pab.families.wan.weights import wan_weights
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
@@ -23,7 +36,7 @@ if TYPE_CHECKING:
 
 def wan_family(model: WanModel) -> Family:
     """Returns the family of one published model."""
-    published = wan_weights(model.hub_id, two_experts=model.boundary is not None)
+    published = wan_weights(model.hub_id, two_experts=model.boundary is not None, image_encoder=model.reads_image)
 
     def load(request: LoadRequest) -> VideoModel:
         from pab.families.wan.load import load_wan
@@ -56,7 +69,7 @@ def wan_family(model: WanModel) -> Family:
             guidance_scale=(1.0, 30.0),
             max_tokens=model.num_tokens(121, 720, 1280),
             max_prompt_chars=4000,
-            images=True,
+            images=not model.from_image,
         ),
         sites=wan_sites(model.num_layers),
         presets={
@@ -77,7 +90,13 @@ def wan_family(model: WanModel) -> Family:
         float8_attention=True,
         fast_decode=True,
         keeps_blocks=model.boundary is None,
+        loras=wan_loras(two_experts=model.boundary is not None),
+        samplings={name: SAMPLINGS[name] for name in model.few_steps},
+        flow_shift=model.shift,
+        second_guidance=model.boundary is not None,
+        published_negative=NEGATIVE_PROMPT,
         write_tiny=write_tiny,
+        references=model.references,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
         pin=lambda weights: pin(weights, published),
     )
@@ -85,4 +104,7 @@ def wan_family(model: WanModel) -> Family:
 
 WAN, WAN_14B, WAN22_A14B, WAN22_5B = (
     wan_family(model) for model in (WAN_MODEL, WAN_14B_MODEL, WAN22_A14B_MODEL, WAN22_5B_MODEL)
+)
+WAN_14B_I2V_480P, WAN_14B_I2V_720P, WAN22_A14B_I2V = (
+    wan_family(model) for model in (WAN_14B_I2V_480P_MODEL, WAN_14B_I2V_720P_MODEL, WAN22_A14B_I2V_MODEL)
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -11,6 +12,21 @@ from pab.library.parts import library_class
 from pab.weights.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
 
 TEXT_CHANNELS = 32
+IMAGE_CHANNELS = 16
+IMAGE_PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": 28, "width": 28},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": 28},
+}
 
 
 def transformer_config(model: WanModel) -> dict[str, object]:
@@ -20,7 +36,7 @@ def transformer_config(model: WanModel) -> dict[str, object]:
         "patch_size": [1, 2, 2],
         "num_attention_heads": 2,
         "attention_head_dim": 12,
-        "in_channels": model.latent_channels,
+        "in_channels": model.in_channels,
         "out_channels": model.latent_channels,
         "text_dim": TEXT_CHANNELS,
         "freq_dim": 32,
@@ -29,8 +45,8 @@ def transformer_config(model: WanModel) -> dict[str, object]:
         "cross_attn_norm": True,
         "qk_norm": "rms_norm_across_heads",
         "eps": 1e-6,
-        "image_dim": None,
-        "added_kv_proj_dim": None,
+        "image_dim": IMAGE_CHANNELS if model.reads_image else None,
+        "added_kv_proj_dim": 24 if model.reads_image else None,
         "rope_max_seq_len": 128,
         "pos_embed_seq_len": None,
     }
@@ -76,3 +92,23 @@ def write_small_wan(folder: Path, seed: int, model: WanModel) -> None:
     write_component(folder / "vae", library_class("AutoencoderKLWan").from_config(vae), vae)
     write_t5_and_tokenizer(folder, channels=TEXT_CHANNELS, max_length=MAX_TEXT_TOKENS, architecture="UMT5")
     write_scheduler(folder, SCHEDULER)
+    if model.reads_image:
+        write_image_encoder(folder)
+
+
+def write_image_encoder(folder: Path) -> None:
+    """Writes a two-layer CLIP for images of 28x28 pixels into `image_encoder/`, and what prepares them beside it."""
+    import transformers
+
+    config = transformers.CLIPVisionConfig(
+        hidden_size=IMAGE_CHANNELS,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        projection_dim=IMAGE_CHANNELS,
+    )
+    write_component(folder / "image_encoder", transformers.CLIPVisionModel(config), config.to_dict())
+    (folder / "image_processor").mkdir()
+    (folder / "image_processor" / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR, indent=2))

@@ -14,10 +14,7 @@ from pab.library.vae import TiledCodec, open_codec
 def wan_codec(vae: Any, _dtype: torch.dtype) -> TiledCodec:
     """Returns the decoder of a loaded VAE."""
     patch = vae.config.patch_size or 1
-    mean, std = (
-        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
+    mean, std = latent_statistics(vae)
     return open_codec(
         vae,
         strides=(vae.config.scale_factor_temporal, vae.config.scale_factor_spatial // patch),
@@ -27,6 +24,15 @@ def wan_codec(vae: Any, _dtype: torch.dtype) -> TiledCodec:
         decode=lambda _index, tile, _request: decode_tile(vae, tile.to(vae.post_quant_conv.weight.dtype)),
         speed_up=lambda: speed_up(vae),
     )
+
+
+def latent_statistics(vae: Any) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation of a VAE's latents, [1, C, 1, 1, 1] each."""
+    mean, std = (
+        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
+        for values in (vae.config.latents_mean, vae.config.latents_std)
+    )
+    return mean, std
 
 
 def decode_tile(vae: Any, tile_BCTHW: Tensor) -> Tensor:

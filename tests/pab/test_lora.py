@@ -1,0 +1,415 @@
+"""LoRAs added to the weights: every layout that is read, against the library's own converters and the definition."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pab.broadcast.rules import NO_BROADCAST
+from pab.family import ClipRequest, LoadRequest
+from pab.library.parts import library_class
+from pab.library.video import DiffusersVideo
+from pab.weights.files import CheckpointError
+from pab.weights.lora import Lora, find_lora, pin_lora, read_header, read_lora, shapes_in
+from pab.weights.lora_keys import find_changes
+from tests.pab.library_worlds import WORLDS, relative
+
+RANK = 4
+STRENGTH = 0.5
+WAN_TARGETS = {
+    "self_attn.q": "attn1.to_q", "self_attn.o": "attn1.to_out.0", "cross_attn.k": "attn2.to_k", "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_weights) -> Path:
+    return tiny_weights(*WORLDS)
+
+
+def parameters(weights: Path, name: str, component: str = "transformer") -> dict[str, Tensor]:
+    return load_file(weights / name / component / "model.safetensors")
+
+
+def loaded(weights: Path, name: str, *loras: Lora) -> DiffusersVideo:
+    model = WORLDS[name].family.load(
+        LoadRequest(weights=str(weights / name), precision="float32", device="cpu", loras=loras)
+    )
+    assert isinstance(model, DiffusersVideo)
+    return model
+
+
+def loaded_parameters(model: DiffusersVideo, expert: int = 0) -> dict[str, Tensor]:
+    """The parameters of a loaded transformer by the names that they have in a file."""
+    held = model.denoise.experts[expert].state_dict()
+    return {key.replace(".block.", ".").replace(".module.", "."): value for key, value in held.items()}
+
+
+def drawn(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.2
+
+
+def halves(module: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    return drawn((RANK, *module.shape[1:]), seed), drawn((module.shape[0], RANK), seed + 1)
+
+
+def fused(
+    held: Mapping[str, Tensor], converted: Mapping[str, Tensor], alphas: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """W + strength * alpha / rank * up @ down, of keys as the library writes them."""
+    result = dict(held)
+    for key, up in converted.items():
+        module, half, rest = re.fullmatch(r"transformer\.(.+)\.lora_([AB])\.(weight|bias)", key).groups()
+        if half == "A":
+            continue
+        scale = STRENGTH * alphas.get(module, RANK) / RANK
+        if rest == "bias":
+            result[f"{module}.bias"] = result[f"{module}.bias"] + scale * up
+        else:
+            down = converted[key.replace("lora_B", "lora_A")]
+            result[f"{module}.weight"] = result[f"{module}.weight"] + scale * (up @ down)
+    return result
+
+
+def same(ours: Mapping[str, Tensor], expected: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> set[str]:
+    """The keys that a LoRA changed; all parameters are as expected."""
+    assert ours.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(ours[key], value, rtol=0, atol=1e-6, msg=key)
+    return {key for key in held if not torch.equal(ours[key], held[key])}
+
+
+def wan_file(style: str, held: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """A LoRA of a Wan of two blocks in one of the layouts, and alpha by module of the library."""
+    tensors: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
+    for block in range(2):
+        targets = WAN_TARGETS
+        if style == "kohya":  # the library's converter wants them all
+            targets = targets | {
+                f"{kind}_attn.{part}": f"attn{number}.to_{'out.0' if part == 'o' else part}"
+                for number, kind in ((1, "self"), (2, "cross"))
+                for part in "qkvo"
+            }
+        for at, (original, module) in enumerate(targets.items()):
+            library, dotted = f"blocks.{block}.{module}", f"blocks.{block}.{original}"
+            down, up = halves(held[f"{library}.weight"], 100 * block + 2 * at)
+            if style == "library":
+                tensors |= {f"transformer.{library}.lora_A.weight": down, f"transformer.{library}.lora_B.weight": up}
+            elif style == "down and up":
+                tensors |= {f"{library}.lora.down.weight": down, f"{library}.lora.up.weight": up}
+            else:
+                name = f"lora_unet_{dotted.replace('.', '_')}" if style == "kohya" else f"diffusion_model.{dotted}"
+                tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up}
+                tensors[f"{name}.alpha"] = torch.tensor(2.0)
+                alphas[library] = 2.0
+    return tensors, alphas
+
+
+@pytest.mark.parametrize("style", ["library", "down and up", "kohya", "original"])
+def test_layouts_of_wan_are_what_the_library_s_converters_make_of_them(weights, tmp_path, style):
+    held = parameters(weights, "wan")
+    tensors, alphas = wan_file(style, held)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    converted, scaled = dict(tensors), alphas
+    if style == "down and up":
+        converted = {
+            f"transformer.{key}".replace("lora.down", "lora_A").replace("lora.up", "lora_B"): value
+            for key, value in tensors.items()
+        }
+    elif style != "library":
+        converted, scaled = library_class("WanPipeline").lora_state_dict(dict(tensors)), {}  # has alpha in the halves
+    expected = fused(held, converted, scaled)
+    model = loaded(weights, "wan", lora_of(tmp_path))
+    changed = same(loaded_parameters(model), expected, held)
+    assert changed == {key.removeprefix("transformer.").replace("lora_B.", "") for key in converted if "lora_B" in key}
+
+
+def lora_of(folder: Path, component: str = "transformer") -> Lora:
+    return Lora(place=str(folder / "lora.safetensors"), strength=STRENGTH, component=component)
+
+
+def test_whole_differences_of_weights_biases_norms_and_modulation_are_added(weights, tmp_path):
+    held = parameters(weights, "wan")
+    meant = {
+        "diffusion_model.blocks.0.self_attn.norm_q.diff": "blocks.0.attn1.norm_q.weight",
+        "diffusion_model.blocks.1.norm3.diff": "blocks.1.norm2.weight",
+        "diffusion_model.blocks.1.norm3.diff_b": "blocks.1.norm2.bias",
+        "diffusion_model.blocks.1.ffn.2.diff_b": "blocks.1.ffn.net.2.bias",
+        "diffusion_model.blocks.0.diff_m": "blocks.0.scale_shift_table",
+        "diffusion_model.head.diff_m": "scale_shift_table",
+        "diffusion_model.head.head.diff": "proj_out.weight",
+        "diffusion_model.patch_embedding.diff": "patch_embedding.weight",
+        "diffusion_model.time_projection.1.diff_b": "condition_embedder.time_proj.bias",
+        "diffusion_model.text_embedding.0.diff_b": "condition_embedder.text_embedder.linear_1.bias",
+    }
+    tensors = {key: drawn(tuple(held[name].shape), at) for at, (key, name) in enumerate(meant.items())}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    expected = held | {name: held[name] + STRENGTH * tensors[key] for key, name in meant.items()}
+    assert same(loaded_parameters(loaded(weights, "wan", lora_of(tmp_path))), expected, held) == set(meant.values())
+
+
+def test_a_product_changes_a_convolution_and_a_bias_of_the_upper_half_is_scaled_like_it(weights, tmp_path):
+    held = parameters(weights, "wan")
+    down, up = halves(held["patch_embedding.weight"], 1)
+    bias = drawn((24,), 3)
+    save_file(
+        {
+            "diffusion_model.patch_embedding.lora_down.weight": down,
+            "diffusion_model.patch_embedding.lora_up.weight": up[..., None, None, None],
+            "diffusion_model.patch_embedding.lora_B.bias": bias,
+            "diffusion_model.patch_embedding.alpha": torch.tensor([1.0]),
+        },
+        tmp_path / "lora.safetensors",
+    )
+    product = (up @ down.flatten(1)).view(held["patch_embedding.weight"].shape)
+    expected = held | {
+        "patch_embedding.weight": held["patch_embedding.weight"] + STRENGTH / RANK * product,
+        "patch_embedding.bias": held["patch_embedding.bias"] + STRENGTH / RANK * bias,
+    }
+    assert len(same(loaded_parameters(loaded(weights, "wan", lora_of(tmp_path))), expected, held)) == 2
+
+
+@pytest.mark.parametrize(
+    ("stated", "scale"),
+    [
+        ({"lora_alpha": 8, "r": 4}, 2.0),
+        ({"lora_alpha": 8, "use_rslora": True}, 4.0),
+        ({"lora_alpha": 4, "alpha_pattern": {"attn1.to_q": 16}}, 4.0),
+        ({}, 1.0),
+    ],
+)
+def test_alpha_is_read_from_the_metadata_that_the_library_writes(weights, tmp_path, stated, scale):
+    held = parameters(weights, "wan")
+    down, up = halves(held["blocks.0.attn1.to_q.weight"], 1)
+    module = "transformer.blocks.0.attn1.to_q"
+    metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in stated.items()})}
+    file = {f"{module}.lora_A.weight": down, f"{module}.lora_B.weight": up}
+    save_file(file, tmp_path / "lora.safetensors", metadata if stated else None)
+    expected = held | {
+        "blocks.0.attn1.to_q.weight": held["blocks.0.attn1.to_q.weight"] + STRENGTH * scale * (up @ down)
+    }
+    same(loaded_parameters(loaded(weights, "wan", lora_of(tmp_path))), expected, held)
+
+
+HUNYUAN = {
+    "double_blocks.0.img_attn_qkv": ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k",
+                                     "transformer_blocks.0.attn.to_v"),
+    "double_blocks.1.txt_attn_qkv": ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.add_k_proj",
+                                     "transformer_blocks.1.attn.add_v_proj"),
+    "double_blocks.0.txt_attn_proj": ("transformer_blocks.0.attn.to_add_out",),
+    "double_blocks.0.img_mlp.fc1": ("transformer_blocks.0.ff.net.0.proj",),
+    "double_blocks.0.txt_mod.linear": ("transformer_blocks.0.norm1_context.linear",),
+    "txt_in.individual_token_refiner.blocks.0.mlp.fc2": ("context_embedder.token_refiner.refiner_blocks.0.ff.net.2",),
+    "time_in.mlp.2": ("time_text_embed.timestep_embedder.linear_2",),
+    "single_blocks.1.linear2": ("single_transformer_blocks.1.proj_out",),
+}  # fmt: skip
+LTX = {
+    "patchify_proj": ("proj_in",),
+    "adaln_single.linear": ("time_embed.linear",),
+    "transformer_blocks.1.attn1.to_q": ("transformer_blocks.1.attn1.to_q",),
+    "transformer_blocks.0.ff.net.2": ("transformer_blocks.0.ff.net.2",),
+}
+COGVIDEOX = {
+    "transformer_blocks.0.attn1.to_k": ("transformer_blocks.0.attn1.to_k",),
+    "transformer_blocks.1.ff.net.0.proj": ("transformer_blocks.1.ff.net.0.proj",),
+}
+
+
+def joined_file(held: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]], flat: bool) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for at, (original, modules) in enumerate(names.items()):
+        whole = torch.cat([held[f"{module}.weight"] for module in modules])
+        down, up = halves(whole, 10 * at)
+        name = f"lora_unet_{original.replace('.', '_')}" if flat else f"diffusion_model.{original}"
+        tensors |= {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}
+    return tensors
+
+
+def added(held: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]], tensors: Mapping[str, Tensor]) -> Any:
+    expected, keys = dict(held), list(tensors)
+    for at, modules in enumerate(names.values()):
+        product = tensors[keys[2 * at + 1]] @ tensors[keys[2 * at]]
+        for module, rows in zip(modules, product.split([len(held[f"{m}.weight"]) for m in modules]), strict=True):
+            expected[f"{module}.weight"] = held[f"{module}.weight"] + STRENGTH * rows
+    return expected
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        (
+            "hunyuan_video",
+            HUNYUAN
+            | {
+                "single_blocks.0.linear1": tuple(
+                    f"single_transformer_blocks.0.{module}" for module in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
+                )
+            },
+        ),
+        ("ltx", LTX),
+        ("cogvideox_5b", COGVIDEOX),
+    ],
+)  # fmt: skip
+def test_names_of_the_original_repositories_are_those_of_the_library(weights, tmp_path, family, names, flat):
+    held = parameters(weights, family)
+    tensors = joined_file(held, names, flat)
+    save_file(tensors, tmp_path / "lora.safetensors")
+    expected = added(held, names, tensors)
+    assert len(same(loaded_parameters(loaded(weights, family, lora_of(tmp_path))), expected, held)) == sum(
+        map(len, names.values())
+    )
+
+
+def test_names_of_hunyuan_video_are_what_the_library_s_converter_makes_of_them(weights):
+    """But for matrices with the MLP's rows in them, which it takes to be of the published width."""
+    held = parameters(weights, "hunyuan_video")
+    tensors = joined_file(held, {name: HUNYUAN[name] for name in HUNYUAN if "mlp.fc2" not in name}, flat=False)
+    converted = library_class("HunyuanVideoPipeline").lora_state_dict(dict(tensors))
+    expected = added(held, {name: HUNYUAN[name] for name in HUNYUAN if "mlp.fc2" not in name}, tensors)
+    assert same(fused(held, converted, {}), expected, held)
+
+
+@pytest.mark.parametrize("name", ["wan22_a14b", "ltx"])
+def test_latents_are_those_of_the_library_s_pipeline_with_the_weights_added_by_hand(weights, tmp_path, name):
+    world, loras = WORLDS[name], list[Lora]()
+    expected: dict[str, dict[str, Tensor]] = {}
+    for at, component in enumerate(world.family.loras.components):
+        held = parameters(weights, name, component)
+        chosen = [key.removesuffix(".weight") for key in held if key.endswith(("to_k.weight", "proj.weight"))]
+        names = {module: (module,) for module in chosen if held[f"{module}.weight"].dim() == 2}
+        tensors = {key: (1 + at) * value for key, value in joined_file(held, names, flat=False).items()}
+        save_file(tensors, tmp_path / f"{component}.safetensors")
+        place = str(tmp_path / f"{component}.safetensors")
+        loras.append(Lora(place=place, strength=STRENGTH, component=component))
+        expected[component] = added(held, names, tensors)
+
+    def fused_by_hand(folder: Path, request: ClipRequest) -> Any:
+        pipeline = world.pipeline(folder, request)
+        for component, state in expected.items():
+            getattr(pipeline, component).load_state_dict(state, assign=True)
+        return pipeline
+
+    model, request = loaded(weights, name, *loras), world.clip(guidance_scale=1.0)
+    ours = world.render(model, request, NO_BROADCAST).latents
+    theirs = replace(world, pipeline=fused_by_hand).library_latents(weights, model, request)
+    assert relative(ours, theirs) < 1e-5
+    assert relative(world.library_latents(weights, model, request), theirs) > 1e-3
+
+
+def test_several_loras_are_added_and_the_sum_is_cast_once(weights, tmp_path):
+    held = parameters(weights, "wan")
+    key = "blocks.0.attn1.to_q"
+    sums = held[f"{key}.weight"]
+    loras = []
+    for at in range(2):
+        tensor = drawn(tuple(sums.shape), at)
+        save_file({f"{key}.diff": tensor}, tmp_path / f"{at}.safetensors")
+        loras.append(Lora(place=str(tmp_path / f"{at}.safetensors"), component="transformer"))
+        sums = sums + tensor
+    model = WORLDS["wan"].family.load(
+        LoadRequest(weights=str(weights / "wan"), precision="bfloat16", device="cpu", loras=tuple(loras))
+    )
+    assert torch.equal(loaded_parameters(model)[f"{key}.weight"], sums.bfloat16())
+
+
+Q = "blocks.0.self_attn.q"
+GOOD = {f"diffusion_model.{Q}.lora_A.weight": (4, 24), f"diffusion_model.{Q}.lora_B.weight": (24, 4)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (GOOD | {"diffusion_model.blocks.2.ffn.0.diff": (48, 24)}, r"key 'diffusion_model.blocks.2.ffn.0.diff' fits nowhere"),
+        (GOOD | {"text_encoder.layers.0.diff": (2,)}, "key 'text_encoder.layers.0.diff' fits nowhere"),
+        (GOOD | {"blocks.0.attn1.to_q.weight": (24, 24)}, "key 'blocks.0.attn1.to_q.weight' fits nowhere: keys of a LoRA"),
+        (GOOD | {"blocks.0.attn1.to_q.lora_C.weight": (1, 1)}, "lora_C.weight' fits nowhere"),
+        ({f"{Q}.diff": (24, 25)}, rf"key '{Q}.diff' changes \[24, 25\], but .*to_q.weight has \[24, 24\]"),
+        ({f"{Q}.lora_A.weight": (4, 24)}, f"key '{Q}.lora_A.weight' has no up matrix"),
+        ({f"{Q}.alpha": ()}, f"key '{Q}.alpha' has no down matrix"),
+        ({f"{Q}.lora_A.weight": (4, 24), f"{Q}.lora_B.weight": (24, 5)}, "the ranks differ"),
+        ({f"{Q}.lora_A.weight": (4, 20), f"{Q}.lora_B.weight": (24, 4)}, r"lora_B.weight' changes \[24, 20\]"),
+        ({f"{Q}.dora_scale": (24,)}, f"key '{Q}.dora_scale' is of DoRA"),
+        ({f"{Q}.lokr_w1": (24,)}, "is of LoKr"),
+        ({"a.diff": (1,), "diffusion_model.a.diff": (1,)}, "'a.diff' and 'diffusion_model.a.diff' mean the same"),
+        ({}, "holds no key of a LoRA"),
+    ],
+)  # fmt: skip
+def test_a_key_or_a_shape_that_fits_nowhere_is_named(weights, tmp_path, shapes, message):
+    path = tmp_path / "bad.safetensors"
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, path)
+    held = shapes_in(weights / "wan" / "transformer")
+    with pytest.raises(CheckpointError, match=f"bad.safetensors.*{message}"):
+        find_changes(read_header(path), held, WORLDS["wan"].family.loras, component="transformer", file=str(path))
+    with pytest.raises(CheckpointError, match=f"bad.safetensors.*{message}"):
+        loaded(weights, "wan", Lora(place=str(path), component="transformer"))
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "lora.safetensors"
+    save_file({"a.diff": torch.zeros(64)}, path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(
+        CheckpointError, match=r"lora\.safetensors has .* bytes, its header says .*; the download was cut short"
+    ):
+        pin_lora(Lora(place=str(path)))
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(CheckpointError, match=r"lora.safetensors"):
+        read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "lora"),
+    [
+        ("style.safetensors", Lora(place="style.safetensors")),
+        ("style.safetensors:0.8", Lora(place="style.safetensors", strength=0.8)),
+        (
+            "style.safetensors:-1:transformer_2",
+            Lora(place="style.safetensors", strength=-1.0, component="transformer_2"),
+        ),
+        ("style.safetensors:transformer", Lora(place="style.safetensors", component="transformer")),
+        ("some/model/sub/high.safetensors@v2:.5", Lora(place="some/model/sub/high.safetensors@v2", strength=0.5)),
+        ("some/model", Lora(place="some/model")),
+    ],
+)
+def test_what_a_user_writes_of_a_lora(text, lora):
+    assert read_lora(text) == lora
+    assert read_lora(str(lora)) == lora
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("style.safetensors:0", "a strength of 0 adds nothing"),
+        ("style.pt", "'style.pt' is neither a .safetensors file nor a hub id"),
+        ("style.safetensors:0.8:1", "neither a .safetensors file nor a hub id"),
+    ],
+)
+def test_what_is_no_lora_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        read_lora(text)
+
+
+def test_a_digest_names_content_strength_and_component_and_not_the_file_s_name(tmp_path):
+    for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
+        save_file({"x.diff": torch.tensor([value])}, tmp_path / f"{name}.safetensors")
+    a, b, c = (Lora(place=str(tmp_path / f"{name}.safetensors"), component="transformer") for name in "abc")
+    digest = pin_lora(a).digest
+    assert len(digest) == 16
+    assert pin_lora(b).digest == digest
+    others = [c, replace(a, strength=0.5), replace(a, component="transformer_2")]
+    assert len({digest, *(pin_lora(other).digest for other in others)}) == 4
+    assert find_lora(pin_lora(a)) == tmp_path / "a.safetensors"
+    with pytest.raises(
+        CheckpointError,
+        match=r"nowhere/at/all\.safetensors' does not exist; needs a \.safetensors file or organisation/name/file",
+    ):
+        pin_lora(Lora(place="./nowhere/at/all.safetensors"))
