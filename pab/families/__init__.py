@@ -8,7 +8,7 @@ from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B
 from pab.families.demo.family import DEMO
 from pab.families.hunyuan_video.family import HUNYUAN_VIDEO, SKYREELS_V1
 from pab.families.latte.family import LATTE
-from pab.families.ltx.family import LTX
+from pab.families.ltx.family import LTX, LTX_2B, LTX_13B, LTX_13B_DISTILLED
 from pab.families.open_sora.family import OPEN_SORA
 from pab.families.open_sora_plan.family import (
     OPEN_SORA_PLAN_V110,
@@ -38,6 +38,9 @@ FAMILIES: Mapping[str, Family] = {
         COGVIDEOX_2B,
         COGVIDEOX_5B,
         LTX,
+        LTX_2B,
+        LTX_13B,
+        LTX_13B_DISTILLED,
         HUNYUAN_VIDEO,
         SKYREELS_V1,
     )

@@ -59,6 +59,8 @@ class LibraryModel:
     vae_dtype: torch.dtype | None = None
     compute_buffers: Callable[[Any], None] = lambda _module: None
     """Makes real what a transformer computes itself and no file holds."""
+    sampler: Callable[..., LibrarySampler] = LibrarySampler
+    """What makes a clip's sampler of a scheduler, given by `scheduler=..., timesteps=...`."""
     clean: Callable[[str], str] = lambda text: text
     """From a clip's text to what the encoder reads."""
 
@@ -108,7 +110,7 @@ def install_broadcast(model: LibraryModel, transformer: Any, current: CurrentPas
 def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callable[[ClipRequest], LibrarySampler]:
     """Returns what makes a clip's sampler. Fails at once where the scheduler's levels are not the planned ones."""
     config = checked_config(folder, model.scheduler, "scheduler_config.json")
-    source = SchedulerSource(folder=folder, config=config, device=device)
+    source = SchedulerSource(folder=folder, config=config, device=device, make=model.sampler)
     source.sampler(model.levels(CHECKED_STEPS, model.default_size))
     return lambda clip: source.sampler(model.levels(clip.num_steps, (clip.num_frames, clip.height, clip.width)))
 

@@ -98,6 +98,7 @@ class SchedulerSource:
     folder: Path
     config: Mapping[str, object]
     device: torch.device
+    make: Callable[..., LibrarySampler] = LibrarySampler
 
     def sampler(self, levels: ClipLevels) -> LibrarySampler:
         """Returns a clip's sampler.
@@ -116,4 +117,4 @@ class SchedulerSource:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
             scheduler.sigmas = scheduler.sigmas.to(self.device)
-        return LibrarySampler(scheduler=scheduler, timesteps=levels.planned)
+        return self.make(scheduler=scheduler, timesteps=levels.planned)

@@ -43,6 +43,7 @@ class Tiny:
 _WAN = Tiny(text_tokens=512, both_rows_at_once=False, head_dim=12)
 _COGVIDEOX = Tiny(text_tokens=226, text_is_split=True, both_rows_at_once=True, head_dim=16)
 _HUNYUAN = Tiny(text_tokens=256, text_is_split=True, both_rows_at_once=False, head_dim=16)
+_LTX = Tiny(text_tokens=128, both_rows_at_once=True, head_dim=16, token_channels=128, uneven=(33, 160, 32))
 TINY: Mapping[str, Tiny] = {
     "wan": _WAN,
     "wan22_a14b": _WAN,
@@ -51,7 +52,8 @@ TINY: Mapping[str, Tiny] = {
     "cogvideox_5b": _COGVIDEOX,
     "hunyuan_video": replace(_HUNYUAN, is_told_guidance=True),
     "skyreels_v1": _HUNYUAN,
-    "ltx": Tiny(text_tokens=128, both_rows_at_once=True, head_dim=16, token_channels=128, uneven=(33, 160, 32)),
+    "ltx": _LTX,
+    "ltx_2b": replace(_LTX, text_tokens=256),
 }
 
 

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,8 +20,9 @@ from pab.families.cogvideox.tiny import write_small_cogvideox
 from pab.families.hunyuan_video.config import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel
 from pab.families.hunyuan_video.family import hunyuan_video_family
 from pab.families.hunyuan_video.tiny import write_small_hunyuan_video
-from pab.families.ltx.config import LTX_MODEL, LtxModel
+from pab.families.ltx.config import LTX_2B_MODEL, LTX_MODEL, LtxModel
 from pab.families.ltx.family import ltx_family
+from pab.families.ltx.levels import DISTILLED_TIMESTEPS
 from pab.families.ltx.tiny import write_small_ltx
 from pab.families.wan.config import WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_MODEL
 from pab.families.wan.family import wan_family
@@ -196,8 +199,8 @@ def named(names: Sequence[str], prompt: str, values: Sequence[Tensor]) -> dict[s
     return {name.format(prompt): value for name, value in zip(names, values, strict=True)}
 
 
-def ltx_pipeline(folder: Path, request: ClipRequest) -> Any:
-    return library_class("LTXPipeline")(
+def ltx_pipeline(folder: Path, request: ClipRequest, name: str = "LTXPipeline") -> Any:
+    return library_class(name)(
         tokenizer=None,
         text_encoder=None,
         vae=library_module(folder / "vae"),
@@ -227,7 +230,7 @@ def ltx_world(model: LtxModel) -> LibraryWorld:
         parts = pipeline.encode_prompt(request.prompt, max_sequence_length=length)
         return parts[:2], parts[2:]
 
-    return LibraryWorld(
+    world = LibraryWorld(
         family=ltx_family(model),
         write=lambda folder: write_small_ltx(folder, 0, model),
         frames=9,
@@ -240,6 +243,22 @@ def ltx_world(model: LtxModel) -> LibraryWorld:
         encode=encode,
         options=lambda request: {"frame_rate": request.fps},
         tolerance=1e-5,
+    )
+    if not model.takes_conditions:
+        return world
+
+    def options(request) -> dict[str, Any]:
+        # It draws the initial noise itself. Levels as a list: with its own tensor NumPy warns.
+        levels = DISTILLED_TIMESTEPS if model.is_distilled else linear_quadratic_schedule(request.num_steps) * 1000
+        generator = torch.Generator().manual_seed(request.seed)
+        return {"frame_rate": request.fps, "generator": generator, "timesteps": [float(level) for level in levels]}
+
+    return replace(
+        world,
+        pipeline=partial(ltx_pipeline, name="LTXConditionPipeline"),
+        pack=lambda latents: latents,
+        unpack=lambda latents, _like: latents,
+        options=options,
     )
 
 
@@ -336,6 +355,7 @@ WORLDS: Mapping[str, LibraryWorld] = {
     "cogvideox_2b": cogvideox_world(replace(COGVIDEOX_2B_MODEL, num_layers=2)),
     "cogvideox_5b": cogvideox_world(replace(COGVIDEOX_5B_MODEL, num_layers=2)),
     "ltx": ltx_world(replace(LTX_MODEL, num_layers=2)),
+    "ltx_2b": ltx_world(replace(LTX_2B_MODEL, num_layers=2)),
     "hunyuan_video": hunyuan_world(replace(HUNYUAN_VIDEO_MODEL, num_layers=2, num_single_layers=2)),
     "skyreels_v1": hunyuan_world(replace(SKYREELS_V1_MODEL, num_layers=2, num_single_layers=2)),
 }

@@ -43,3 +43,33 @@ def moved_timesteps(num_steps: int, num_tokens: int) -> tuple[float, ...]:
     # Stretched, so that the last step is at its level whatever the shift.
     levels = 1 - signal / (signal[-1] / (1 - LAST_LEVEL))
     return tuple(float(level) for level in levels.astype(np.float32) * np.float32(NUM_TRAIN_TIMESTEPS))
+
+
+FINE_NOISE = 0.025
+"""How much noise the first half of the steps takes away, in even steps, in the models from 0.9.5 on."""
+DISTILLED_TIMESTEPS = tuple(float(np.float32(level)) for level in (1000, 993, 987, 981, 975, 909, 725, 0.03))
+"""What the distilled models from 0.9.7 on were made for, by the library's documentation."""
+
+
+@cache
+def quadratic_timesteps(num_steps: int) -> tuple[float, ...]:
+    """Returns the timestep of every step of the models from 0.9.5 on: float32 values, the same for all sizes of clips.
+
+    The first half of the steps lies between 1000 and 975, evenly; from there on they grow with their square. Raises
+    ValueError like `even_levels`.
+    """
+    even_levels(num_steps)  # for its check
+    fine = num_steps // 2
+    rest = num_steps - fine
+    excess = fine - FINE_NOISE * num_steps
+    square = excess / (fine * rest**2)
+    linear = FINE_NOISE / fine - 2 * excess / (rest**2)
+    constant = square * (fine**2)
+    taken = [i * FINE_NOISE / fine for i in range(fine)]
+    taken += [square * (i**2) + linear * i + constant for i in range(fine, num_steps)]
+    return tuple(float(np.float32(1.0 - noise) * np.float32(NUM_TRAIN_TIMESTEPS)) for noise in taken)
+
+
+def given_levels(timesteps: tuple[float, ...]) -> list[float]:
+    """Returns the noise levels of timesteps as a scheduler has them: float32 quotients."""
+    return [float(np.float32(timestep) / np.float32(NUM_TRAIN_TIMESTEPS)) for timestep in timesteps]
