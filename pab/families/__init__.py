@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B
 from pab.families.demo.family import DEMO
 from pab.families.hunyuan_video.family import HUNYUAN_VIDEO, SKYREELS_V1
+from pab.families.hunyuan_video_15.family import HUNYUAN_VIDEO_15_480P, HUNYUAN_VIDEO_15_720P
 from pab.families.latte.family import LATTE
 from pab.families.ltx.family import LTX, LTX_2B, LTX_13B, LTX_13B_DISTILLED
 from pab.families.open_sora.family import OPEN_SORA
@@ -43,6 +44,8 @@ FAMILIES: Mapping[str, Family] = {
         LTX_13B_DISTILLED,
         HUNYUAN_VIDEO,
         SKYREELS_V1,
+        HUNYUAN_VIDEO_15_480P,
+        HUNYUAN_VIDEO_15_720P,
     )
 }
 

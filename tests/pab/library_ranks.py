@@ -32,6 +32,8 @@ class Tiny:
     """
 
     text_tokens: int
+    second_text: tuple[int, int] | None = None
+    """Tokens of a second encoder's text, and channels of their states."""
     text_is_split: bool = False
     both_rows_at_once: bool
     is_told_guidance: bool = False
@@ -52,6 +54,7 @@ TINY: Mapping[str, Tiny] = {
     "cogvideox_5b": _COGVIDEOX,
     "hunyuan_video": replace(_HUNYUAN, is_told_guidance=True),
     "skyreels_v1": _HUNYUAN,
+    "hunyuan_video_15_480p": replace(_HUNYUAN, text_tokens=60, second_text=(20, 16), token_channels=32),
     "ltx": _LTX,
     "ltx_2b": replace(_LTX, text_tokens=256),
 }
@@ -106,7 +109,16 @@ def prompt(model: DiffusersVideo, name: str, words: tuple[int, int] = (40, 9)) -
             mask_BL=(torch.arange(length) < count)[None].long(),
             warnings=((),),
             pooled_BD=torch.randn(1, 16, generator=generator),
+            second=second_states(TINY[name].second_text, generator),
         )
         for count in words
     )
     return replace(guided_prompt(cond, uncond, model.prepare_text), guided_passes=model.guided_passes)
+
+
+def second_states(size: tuple[int, int] | None, generator: torch.Generator) -> TextStates | None:
+    """States of as many tokens and channels, of which every other token counts."""
+    if size is None:
+        return None
+    states, mask = torch.randn(1, *size, generator=generator), (torch.arange(size[0]) % 2 == 0)[None].long()
+    return TextStates(y_BLC=states, mask_BL=mask, warnings=((),))

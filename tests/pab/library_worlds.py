@@ -20,6 +20,9 @@ from pab.families.cogvideox.tiny import write_small_cogvideox
 from pab.families.hunyuan_video.config import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel
 from pab.families.hunyuan_video.family import hunyuan_video_family
 from pab.families.hunyuan_video.tiny import write_small_hunyuan_video
+from pab.families.hunyuan_video_15.config import MODEL_480P, Hunyuan15Model
+from pab.families.hunyuan_video_15.family import hunyuan_video_15_family
+from pab.families.hunyuan_video_15.tiny import write_small_hunyuan_video_15
 from pab.families.ltx.config import LTX_2B_MODEL, LTX_MODEL, LtxModel
 from pab.families.ltx.family import ltx_family
 from pab.families.ltx.levels import DISTILLED_TIMESTEPS
@@ -73,6 +76,7 @@ class LibraryWorld:
         request.prompt, max_sequence_length=length
     )
     text_parts: Callable[[Path], dict[str, Any]] = t5_parts
+    guidance: Callable[[ClipRequest], dict[str, Any]] = lambda request: {"guidance_scale": request.guidance_scale}
     options: Callable[[ClipRequest], dict[str, Any]] = lambda _request: {}
     tolerance: float = 1e-12
     """Of latents of two ranks against one: a pass over one row multiplies matrices of another size."""
@@ -120,7 +124,7 @@ class LibraryWorld:
         latents = pipeline(
             **self.texts(text), height=request.height, width=request.width, num_frames=request.num_frames,
             num_inference_steps=request.num_steps, output_type="latent", return_dict=False, latents=self.pack(noise),
-            **{"guidance_scale": request.guidance_scale} | self.options(request),
+            **self.guidance(request) | self.options(request),
         )[0]  # fmt: skip
         return self.unpack(latents, noise)
 
@@ -324,9 +328,56 @@ def hunyuan_world(model: HunyuanModel) -> LibraryWorld:
     )
 
 
+def hunyuan_15_pipeline(folder: Path, request: ClipRequest) -> Any:
+    return library_class("HunyuanVideo15Pipeline")(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=library_module(folder / "transformer"),
+        vae=library_module(folder / "vae"),
+        scheduler=scheduler(folder),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        guider=library_class("ClassifierFreeGuidance")(guidance_scale=request.guidance_scale),
+    )
+
+
+def hunyuan_15_text_parts(folder: Path) -> dict[str, Any]:
+    """Tokenizers and encoders as the library's pipeline has them, read by transformers' own loader."""
+    import transformers
+
+    return {
+        "tokenizer": transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+        "text_encoder": transformers.Qwen2_5_VLTextModel.from_pretrained(folder / "text_encoder").eval(),
+        "tokenizer_2": transformers.ByT5Tokenizer.from_pretrained(folder / "tokenizer_2"),
+        "text_encoder_2": transformers.T5EncoderModel.from_pretrained(folder / "text_encoder_2").eval(),
+    }
+
+
+def hunyuan_15_world(model: Hunyuan15Model) -> LibraryWorld:
+    names = ("{}prompt_embeds", "{}prompt_embeds_mask", "{}prompt_embeds_2", "{}prompt_embeds_mask_2")
+
+    def encode(pipeline, request, _length) -> Sequence[Any]:
+        pipeline.tokenizer_max_length, pipeline.tokenizer_2_max_length = model.max_text_tokens, model.max_glyph_tokens
+        return [pipeline.encode_prompt(prompt, dtype=torch.float32) for prompt in (request.prompt, "")]
+
+    return LibraryWorld(
+        family=hunyuan_video_15_family(model),
+        write=lambda folder: write_small_hunyuan_video_15(folder, 0, model),
+        frames=5,
+        side=32,
+        pipeline=hunyuan_15_pipeline,
+        library_frames=hunyuan_frames,
+        texts=lambda text: named(names, "", text(COND)) | named(names, "negative_", text(UNCOND)),
+        encode=encode,
+        text_parts=hunyuan_15_text_parts,
+        guidance=lambda _request: {},
+    )
+
+
 SMALL_WAN = replace(WAN_MODEL, num_layers=2)
 SMALL_WAN22 = replace(WAN22_A14B_MODEL, num_layers=2)
 SMALL_WAN22_5B = replace(WAN22_5B_MODEL, num_layers=2)
+SMALL_HUNYUAN_15 = replace(MODEL_480P, num_layers=2, max_text_tokens=60, max_glyph_tokens=20)
 WORLDS: Mapping[str, LibraryWorld] = {
     "wan": LibraryWorld(
         family=wan_family(SMALL_WAN),
@@ -357,6 +408,7 @@ WORLDS: Mapping[str, LibraryWorld] = {
     "ltx": ltx_world(replace(LTX_MODEL, num_layers=2)),
     "ltx_2b": ltx_world(replace(LTX_2B_MODEL, num_layers=2)),
     "hunyuan_video": hunyuan_world(replace(HUNYUAN_VIDEO_MODEL, num_layers=2, num_single_layers=2)),
+    "hunyuan_video_15_480p": hunyuan_15_world(SMALL_HUNYUAN_15),
     "skyreels_v1": hunyuan_world(replace(SKYREELS_V1_MODEL, num_layers=2, num_single_layers=2)),
 }
 
@@ -378,4 +430,4 @@ def parts(text: Any) -> tuple[Tensor, ...]:
 
 def relative(a: Tensor, b: Tensor) -> float:
     """Largest difference over the largest value of b."""
-    return ((a - b).abs().max() / b.abs().max()).item()
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
