@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,18 @@ from torch import Tensor, nn
 from pab.weights.checkpoint import CheckpointError, checked_config, load_module, read_tensors
 
 
-def library_class(name: str) -> Any:
-    """Returns a class of the library. Raises CheckpointError where the library is absent or has none of the name."""
+def library_class(name: str, module: str = "diffusers") -> Any:
+    """Returns a class of the library. Raises CheckpointError where the library is absent or has none of the name.
+
+    `module`: where the class is, if the library does not offer it at its top.
+    """
     try:
         import diffusers
     except ImportError as error:
         raise CheckpointError(f"{name} needs diffusers; install the extra 'models'") from error
     try:
-        return getattr(diffusers, name)
-    except AttributeError as error:
+        return getattr(importlib.import_module(module), name)
+    except (AttributeError, ImportError) as error:
         raise CheckpointError(f"diffusers {diffusers.__version__} has no {name}; install a newer version") from error
 
 
@@ -32,20 +36,21 @@ def load_part(
     dtype: torch.dtype,
     device: torch.device,
     compute_buffers: Callable[[Any], None] = lambda _module: None,
+    module: str = "diffusers",
 ) -> Any:
-    """Loads a module whose class `needed["_class_name"]` names, with every key and shape checked.
+    """Loads a module whose class `needed["_class_name"]` names (`library_class`), with every key and shape checked.
 
     `compute_buffers` makes real what the module computes itself and no file holds. What the library keeps in float32
     stays so. Raises CheckpointError naming files and keys.
     """
     config = checked_config(folder, needed)
-    module_class = library_class(str(needed["_class_name"]))
+    module_class = library_class(str(needed["_class_name"]), module)
 
     def build() -> nn.Module:
-        module = module_class.from_config(config)
+        built = module_class.from_config(config)
         with torch.device("cpu"):
-            compute_buffers(module)
-        return module
+            compute_buffers(built)
+        return cast(nn.Module, built)
 
     loaded = load_module(
         build,

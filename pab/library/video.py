@@ -41,6 +41,8 @@ class DiffusersVideo:
     sampler: Callable[[ClipRequest], Scheduler]
     guided_passes: tuple[str, ...]
     clean: Callable[[str], str] = lambda text: text
+    shape_of: Callable[[ClipRequest], tuple[int, ...]] | None = None
+    """The shape of a clip's latents, where more than its size decides it."""
 
     def use_kernels(self) -> None:
         """Has the blocks use fused operations where they are faster; of families that have them."""
@@ -67,6 +69,8 @@ class DiffusersVideo:
 
     def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
         """Returns (C, T, H, W) of the clip's latents."""
+        if self.shape_of is not None:
+            return self.shape_of(request)
         return self.codec.latent_shape(request.num_frames, request.height, request.width)
 
     def scheduler(self, request: ClipRequest, sp: SequenceParallel) -> Scheduler:

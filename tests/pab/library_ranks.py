@@ -57,6 +57,7 @@ TINY: Mapping[str, Tiny] = {
     "hunyuan_video_15_480p": replace(_HUNYUAN, text_tokens=60, second_text=(20, 16), token_channels=32),
     "ltx": _LTX,
     "ltx_2b": replace(_LTX, text_tokens=256),
+    "ltx2": replace(_LTX, text_tokens=16),
 }
 
 

@@ -27,6 +27,11 @@ from pab.families.ltx.config import LTX_2B_MODEL, LTX_MODEL, LtxModel
 from pab.families.ltx.family import ltx_family
 from pab.families.ltx.levels import DISTILLED_TIMESTEPS
 from pab.families.ltx.tiny import write_small_ltx
+from pab.families.ltx2.config import LTX2_MODEL, Ltx2Model
+from pab.families.ltx2.family import ltx2_family
+from pab.families.ltx2.load import streams
+from pab.families.ltx2.text import LIBRARY_MODULE
+from pab.families.ltx2.tiny import write_small_ltx2
 from pab.families.wan.config import WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_MODEL
 from pab.families.wan.family import wan_family
 from pab.families.wan.tiny import write_small_wan
@@ -76,6 +81,7 @@ class LibraryWorld:
         request.prompt, max_sequence_length=length
     )
     text_parts: Callable[[Path], dict[str, Any]] = t5_parts
+    result: Callable[[Any], Tensor] = lambda outputs: outputs[0]
     guidance: Callable[[ClipRequest], dict[str, Any]] = lambda request: {"guidance_scale": request.guidance_scale}
     options: Callable[[ClipRequest], dict[str, Any]] = lambda _request: {}
     tolerance: float = 1e-12
@@ -121,12 +127,12 @@ class LibraryWorld:
         noise = initial_noise(request, model.latent_shape(request))
         pipeline = self.pipeline(folder / self.family.name, request)
         pipeline.set_progress_bar_config(disable=True)
-        latents = pipeline(
+        outputs = pipeline(
             **self.texts(text), height=request.height, width=request.width, num_frames=request.num_frames,
             num_inference_steps=request.num_steps, output_type="latent", return_dict=False, latents=self.pack(noise),
             **self.guidance(request) | self.options(request),
-        )[0]  # fmt: skip
-        return self.unpack(latents, noise)
+        )  # fmt: skip
+        return self.unpack(self.result(outputs), noise)
 
 
 def library_module(folder: Path) -> Any:
@@ -264,6 +270,90 @@ def ltx_world(model: LtxModel) -> LibraryWorld:
         unpack=lambda latents, _like: latents,
         options=options,
     )
+
+
+def ltx2_part(folder: Path) -> Any:
+    """A part of LTX-2 that the library does not offer at its top."""
+    config = read_config(folder)
+    module = library_class(str(config["_class_name"]), LIBRARY_MODULE).from_config(config)
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+    return module.eval()
+
+
+def ltx2_pipeline(folder: Path, request: ClipRequest) -> Any:
+    """Connectors hand through what they are given, and latents come out as they are in the loop."""
+    pipeline = library_class("LTX2Pipeline")(
+        tokenizer=None,
+        text_encoder=None,
+        connectors=None,
+        vae=library_module(folder / "vae"),
+        audio_vae=library_module(folder / "audio_vae"),
+        vocoder=ltx2_part(folder / "vocoder"),
+        scheduler=scheduler(folder),
+        transformer=library_module(folder / "transformer"),
+    )
+    pipeline.connectors = lambda states, mask, **_: (*states.chunk(2, dim=2), mask)
+    for vae in (pipeline.vae, pipeline.audio_vae):
+        vae.latents_mean, vae.latents_std = torch.zeros_like(vae.latents_mean), torch.ones_like(vae.latents_std)
+    return pipeline
+
+
+def ltx2_text_parts(folder: Path) -> dict[str, Any]:
+    """Tokenizer, encoder and connectors as the library's pipeline has them."""
+    import transformers
+
+    config = transformers.Gemma3Config.from_json_file(folder / "text_encoder" / "config.json")
+    encoder = transformers.Gemma3ForConditionalGeneration(config)
+    encoder.load_state_dict(load_file(folder / "text_encoder" / "model.safetensors"), strict=False)
+    return {
+        "tokenizer": transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+        "text_encoder": encoder.eval(),
+        "connectors": ltx2_part(folder / "connectors"),
+    }
+
+
+def ltx2_world(model: Ltx2Model) -> LibraryWorld:
+    def texts(text) -> dict[str, Any]:
+        names = ("{}_embeds", "{}_attention_mask")
+        packed = {branch: (torch.cat(text(branch)[:2], dim=2), text(branch)[2]) for branch in (COND, UNCOND)}
+        return named(names, "prompt", packed[COND]) | named(names, "negative_prompt", packed[UNCOND])
+
+    def encode(pipeline, request, length) -> tuple[Any, Any]:
+        states, mask, negative, negative_mask = pipeline.encode_prompt(request.prompt, max_sequence_length=length)
+        return pipeline.connectors(states, mask), pipeline.connectors(negative, negative_mask)
+
+    def frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
+        video, _ = streams(latents, request)
+        mean, std = (values.view(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+        return displayed(vae.decode(video * std + mean).sample)
+
+    return LibraryWorld(
+        family=ltx2_family(model),
+        write=lambda folder: write_small_ltx2(folder, 0, model),
+        frames=9,
+        side=64,
+        pipeline=ltx2_pipeline,
+        library_frames=frames,
+        pack=lambda _latents: None,
+        result=lambda outputs: torch.cat([each.flatten(1) for each in outputs], dim=1),
+        unpack=lambda latents, like: latents.reshape(like.shape),
+        texts=texts,
+        encode=encode,
+        text_parts=ltx2_text_parts,
+        options=lambda request: LTX2_GUIDANCE | {
+            "frame_rate": float(request.fps),
+            "generator": torch.Generator().manual_seed(request.seed),
+            "audio_guidance_scale": request.guidance_scale,
+        },
+        tolerance=1e-5,
+    )  # fmt: skip
+
+
+LTX2_GUIDANCE = {
+    "stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0, "audio_stg_scale": 0.0, "audio_modality_scale": 1.0,
+    "audio_guidance_rescale": 0.0, "use_cross_timestep": False, "spatio_temporal_guidance_blocks": None,
+}  # fmt: skip
+"""Guidance by the text alone, and the rules of 2.0."""
 
 
 def hunyuan_pipeline(folder: Path, request: ClipRequest) -> Any:
@@ -407,6 +497,7 @@ WORLDS: Mapping[str, LibraryWorld] = {
     "cogvideox_5b": cogvideox_world(replace(COGVIDEOX_5B_MODEL, num_layers=2)),
     "ltx": ltx_world(replace(LTX_MODEL, num_layers=2)),
     "ltx_2b": ltx_world(replace(LTX_2B_MODEL, num_layers=2)),
+    "ltx2": ltx2_world(replace(LTX2_MODEL, num_layers=2, max_text_tokens=16)),
     "hunyuan_video": hunyuan_world(replace(HUNYUAN_VIDEO_MODEL, num_layers=2, num_single_layers=2)),
     "hunyuan_video_15_480p": hunyuan_15_world(SMALL_HUNYUAN_15),
     "skyreels_v1": hunyuan_world(replace(SKYREELS_V1_MODEL, num_layers=2, num_single_layers=2)),

@@ -113,7 +113,7 @@ class Hunyuan15Text:
         width = int(read_encoder_config(folder, "T5Config").d_model)
         shown = [shown_text(text) for text in texts]
         read = list(dict.fromkeys(text for text in shown if text is not None))
-        rows = {
+        rows: dict[str | None, TextStates] = {
             None: TextStates(
                 y_BLC=torch.zeros(1, self.model.max_glyph_tokens, width, dtype=self.dtype),
                 mask_BL=torch.zeros(1, self.model.max_glyph_tokens, dtype=torch.long),
