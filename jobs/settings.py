@@ -10,7 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, get_type_hints
 
-from pab.execution.choice import ATTENTION_CHOICES, KEEP_CHOICES, LINEARS_CHOICES, Execution, execution_of
+from pab.execution.choice import (
+    ATTENTION_CHOICES,
+    DECODE_CHOICES,
+    KEEP_CHOICES,
+    LINEARS_CHOICES,
+    Execution,
+    execution_of,
+)
 from pab.family import MAX_BATCH, Family
 
 MAX_ATTEMPTS = 2
@@ -184,6 +191,16 @@ class RenderSettings:
             "of a clip's digest",
         ),
     ] = "full"
+    decode: Annotated[
+        str,
+        Setting(
+            asked="auto",
+            choices=("auto", *DECODE_CHOICES),
+            help="how latents become frames: published (as the model's own program does), or fast (Wan: in bfloat16, and in "
+            "one piece where that fits into memory; pixels differ by 1 of 255 on average, or less). fast is part of a clip's "
+            "digest. auto is fast on GPUs in bfloat16, but for runs that began without",
+        ),
+    ] = "published"
     crf: Annotated[
         int,
         Setting(
@@ -272,6 +289,7 @@ class RenderSettings:
             precision=self.precision,
             keep=self.keep,
             linears=self.linears,
+            decode=self.decode,
         )
 
     @property

@@ -176,6 +176,20 @@ class UsesFloat8(Protocol):
         """Has the blocks do so from now on. Call it before they are compiled."""
 
 
+class UsesFloat8Attention(Protocol):
+    """A `VideoModel` whose attention can take 8-bit floats; its family has `float8_attention`."""
+
+    def use_float8_attention(self) -> None:
+        """Has it do so from now on. Call it before blocks are compiled."""
+
+
+class DecodesFast(Protocol):
+    """A `VideoModel` whose decoder can compute faster, and round differently; its family has `fast_decode`."""
+
+    def use_fast_decode(self) -> None:
+        """Has it do so from now on."""
+
+
 class Recordable(Protocol):
     """A `VideoModel` whose loop can be recorded (`pab.sampling.recorded_loop`); its family has `records_loops`.
 

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from jobs.bench.measure import Timed
+from jobs.bench.library_subjects import LIBRARY_SUBJECTS, plain_transformer
+from jobs.bench.measure import OurClips, Timed
 from jobs.bench.rows import CACHE_DIT, Row
 from jobs.bench.subjects import Subject
 from pab.broadcast.rules import BroadcastRules
+from pab.execution.compiled import many_graphs
 from pab.families.latte.blocks import LatteConfig
 from pab.families.latte.transformer import Latte
 from pab.family import ClipRequest
-from pab.library.parts import library_class
 from pab.library.video import DiffusersVideo
 from pab.nn.noise_video import NoiseVideo
+from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import initial_noise
 from pab.sampling.device_clock import DeviceClock
 
@@ -179,7 +182,7 @@ class WanPeer:
         logging.set_verbosity_error()
         assert isinstance(subject.model, DiffusersVideo), "the subject is Wan"
         model = subject.model
-        transformer = _plain_wan(cast(Any, model.denoise).experts[0], subject.device)
+        transformer = plain_transformer(model, subject.device)
         self._encode_text, self._latent_shape = model.encode_text, model.codec.latent_shape
         self._prepare_text, self._device = model.prepare_text, subject.device
         sampler: Any = model.sampler(subject.requests[0])
@@ -218,17 +221,38 @@ class WanPeer:
         return Timed(step_seconds=tuple(clock.seconds()), pictures=latents[0].float().cpu())
 
 
-PEERS: Mapping[str, type[LattePeer] | type[WanPeer]] = {"latte": LattePeer, "wan": WanPeer, "wan_14b": WanPeer}
+class LibraryPeer:
+    """The library's own transformer without sites, eager or with its blocks compiled, driven by our loop.
+
+    What the library's pipeline does between two passes takes microseconds, so a step takes what it takes there.
+    """
+
+    def __init__(self, subject: Subject, row: Row, backend: str) -> None:
+        if row.side == CACHE_DIT or row.broadcast != "none" or row.options:
+            raise NotHereError(f"of {row.group.name} only {row.side}: eager none and compiled none are measured")
+        assert isinstance(subject.model, DiffusersVideo), "the subject is of the library"
+        transformer = plain_transformer(subject.model, subject.device)
+        if row.mode == "compiled":
+            transformer.compile_repeated_blocks(backend=backend, dynamic=False)
+        described = LIBRARY_SUBJECTS[row.group.name]
+        plain = replace(subject, model=described.model(transformer, subject.size, subject.device, sites=False))
+        self._clips = OurClips(subject=plain, broadcast="none", group=NodeGroup(device=subject.device))
+
+    def clip(self, request: ClipRequest) -> Timed:
+        """Renders one clip."""
+        with many_graphs():
+            return self._clips.clip(request)
+
+
+PEERS: Mapping[str, type[LattePeer] | type[WanPeer] | type[LibraryPeer]] = {
+    "latte": LattePeer,
+    "wan": WanPeer,
+    "wan_14b": WanPeer,
+    "hunyuan_video": LibraryPeer,
+    "cogvideox": LibraryPeer,
+    "ltx": LibraryPeer,
+}
 """By group of rows."""
-
-
-def _plain_wan(ours: nn.Module, device: torch.device) -> Any:
-    weights = {key.replace(".block.", ".").replace(".module.", "."): x for key, x in ours.state_dict().items()}
-    with torch.device("meta"):
-        theirs = library_class("WanTransformer3DModel").from_config(cast(Any, ours).config)
-    theirs.load_state_dict(weights, assign=True)
-    theirs.rope = cast(Any, ours).rope
-    return theirs.to(device).eval()
 
 
 def _same_transformer(ours: Latte, device: torch.device) -> Any:

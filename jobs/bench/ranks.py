@@ -11,10 +11,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from jobs.bench.library_subjects import make_subject
 from jobs.bench.measure import Measured, measure_ours
 from jobs.bench.peers import NotHereError
 from jobs.bench.rows import Row
-from jobs.bench.subjects import make_subject, run_as
+from pab.execution.compiled import run_as
 from pab.parallel.mesh import open_group
 
 _PATIENCE = timedelta(minutes=10)
@@ -72,7 +73,7 @@ def _one_rank(rank: int, work: RankWork) -> None:
     group = open_group(dp=row.mesh.dp, cfg=row.mesh.cfg, sp=row.mesh.sp, device=device)
     subject = make_subject(row.group.name, work.size, device)
     execution = row.execution(device.type, subject.precision)
-    run_as(subject, execution, work.backend)
+    run_as(subject.model, execution, backend=work.backend)
     # Ranks must agree how many clips they render, so no clock decides it.
     measured = measure_ours(subject, row, execution, group, repeat=work.repeat, enough_s=float("inf"))
     if rank == 0:

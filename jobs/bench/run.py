@@ -19,13 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.bench.library_subjects import make_subject
 from jobs.bench.measure import Json, Measured, measure, measure_ours
 from jobs.bench.peers import PEERS, NotHereError, require
 from jobs.bench.ranks import measure_on_ranks
 from jobs.bench.rows import OURS, Row
-from jobs.bench.subjects import FULL, TINY, Subject, make_subject, run_as
+from jobs.bench.subjects import FULL, TINY, Subject
 from jobs.media.quality import latents_alike, psnr, ssim
 from pab.execution.choice import Execution
+from pab.execution.compiled import run_as
 from pab.parallel.mesh import NodeGroup
 
 _LIBRARIES = ("torch", "triton", "diffusers", "cache-dit")
@@ -188,7 +190,7 @@ class _Bench:
             raise NotHereError(f"{idle!r} changes nothing on this machine: the row without it says the same")
         execution = row.execution(settings.device, self.subject.precision)
         if self.loaded[1] is None:
-            run_as(self.subject, execution, settings.backend)
+            run_as(self.subject.model, execution, backend=settings.backend)
             self.loaded = (name, execution)
         elif _of_model(self.loaded[1]) != _of_model(execution):
             self._drop()

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.sites import Site
-from pab.execution.choice import Execution
-from pab.execution.compiled import compile_blocks
 from pab.families import FAMILIES
 from pab.families.demo.training.check import held_out_prompts
 from pab.families.latte.blocks import LatteConfig
@@ -29,20 +25,12 @@ from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
 from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.families.open_sora_plan.config import MAX_TEXT_TOKENS_V110
-from pab.families.wan.config import MAX_TEXT_TOKENS, WAN_14B_MODEL, WAN_MODEL, WanModel
-from pab.families.wan.load import SCHEDULER, wan_library_model
-from pab.families.wan.sites import wan_sites
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.library.broadcast_module import CurrentPass
-from pab.library.load import install_broadcast
-from pab.library.parts import SchedulerSource, library_class
-from pab.library.video import DiffusersVideo
-from pab.model import DecodedFrames, UsesFloat8, UsesKernels, VideoModel
+from pab.model import DecodedFrames, VideoModel
 from pab.nn.noise_video import NoiseVideo
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.samplers import DDIM, PNDM
 from pab.text.states import TextStates
-from pab.weights.checkpoint import load_module
 
 FULL, TINY = SIZES = ("full", "tiny")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -50,21 +38,14 @@ TEXT_TOKENS = {FULL: 120, TINY: 12}
 """Of 120 (Latte) or 300 a model reads at most: a long prompt."""
 _TINY_STDIT3 = STDiT3Config(depth=2, hidden_size=32, num_heads=2, caption_channels=32, model_max_length=48)
 _TINY_LATTE = LatteConfig(num_layers=2, num_heads=2, head_dim=16, sample_size=32, caption_channels=32)
-_WAN = {"patch_size": [1, 2, 2], "in_channels": 16, "out_channels": 16, "attention_head_dim": 128, "text_dim": 4096}
-WAN_TRANSFORMERS: Mapping[str, Mapping[str, Any]] = {
-    "wan": {**_WAN, "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
-    "wan_14b": {**_WAN, "num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
-}
-"""Configurations of the published transformers of diffusers, as far as they are not the class's defaults."""
-_TINY_WAN = {
-    **_WAN, "attention_head_dim": 12, "text_dim": 32, "num_attention_heads": 2, "ffn_dim": 48, "num_layers": 2,
-    "freq_dim": 32,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A model on a device, and the clips it renders in turn. `decodes`: whether its videos show how good it is."""
+    """A model on a device, and the clips it renders in turn. `decodes`: whether its videos show how good it is.
+
+    `size`: full or tiny.
+    """
 
     family: Family
     model: VideoModel
@@ -73,6 +54,7 @@ class Subject:
     precision: str
     device: torch.device
     decodes: bool = False
+    size: str = FULL
 
     def facts(self) -> dict[str, object]:
         """Returns what is timed: the clip, and how large the model is that renders it."""
@@ -98,21 +80,6 @@ class Subject:
         return replace(self.requests[0], num_steps=max(2, self.family.limits.num_steps[0]))
 
 
-def make_subject(group: str, size: str, device: torch.device) -> Subject:
-    """Builds the model of a group of rows: the same numbers on every rank."""
-    return _MAKERS[group](size, device)
-
-
-def run_as(subject: Subject, execution: Execution, backend: str) -> None:
-    """Has the model run as an execution says, once and for all."""
-    if execution.kernels:
-        cast(UsesKernels, subject.model).use_kernels()  # its family says that it can
-    if execution.linears == "float8":
-        cast(UsesFloat8, subject.model).use_float8()
-    if execution.compiled:
-        compile_blocks(subject.model.block_stacks, backend=backend)
-
-
 def random_weights(make: Callable[[], nn.Module], device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Returns a module whose every matrix is random, also those that training would begin at zero."""
     torch.manual_seed(0)
@@ -126,12 +93,13 @@ def random_weights(make: Callable[[], nn.Module], device: torch.device, dtype: t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomText:
-    """Stands for a text encoder: random states, of which the first `tokens` count."""
+    """Stands for a text encoder: random states, of which the first `tokens` count; with `pooled` a vector of that width."""
 
     shape: tuple[int, int]
     tokens: int
     device: torch.device
     dtype: torch.dtype
+    pooled: int | None = None
 
     def __call__(self, texts: Sequence[str]) -> TextStates:
         """Returns states [B, L, C], the same for the same place among the texts."""
@@ -142,19 +110,21 @@ class RandomText:
             y_BLC=torch.stack(states).to(self.device, self.dtype),
             mask_BL=mask.to(self.device),
             warnings=((),) * len(texts),
+            pooled_BD=None if self.pooled is None else torch.ones(len(texts), self.pooled, device=self.device),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentsOnly:
-    """Stands for a decoder: knows the size of the latents alone."""
+    """Stands for a decoder: knows the size of the latents alone. `pixels`: of a latent's side."""
 
     frames: Callable[[int], int]
     channels: int = 4
+    pixels: int = 8
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         """Returns (C, T, H, W)."""
-        return self.channels, self.frames(num_frames), height // 8, width // 8
+        return self.channels, self.frames(num_frames), height // self.pixels, width // self.pixels
 
     def decode_frames(self, latents: Tensor, request: ClipRequest, group: NodeGroup) -> DecodedFrames:
         """Raises NotImplementedError: random weights show nothing."""
@@ -239,71 +209,6 @@ def _noise_subject(name: str, size: str, device: torch.device, others: Mapping[s
     )
 
 
-def _wan(model: WanModel, size: str, device: torch.device) -> Subject:
-    family, precision = FAMILIES[model.name], precision_on(device)
-    num_layers = model.num_layers if size == FULL else 2
-    described = replace(wan_library_model(model), sites=wan_sites(num_layers))
-    config = WAN_TRANSFORMERS[model.name] if size == FULL else _TINY_WAN
-    dtype, current = DTYPES[precision], CurrentPass()
-    transformer = random_part("WanTransformer3DModel", config, dtype, device, described.compute_buffers)
-    source = SchedulerSource(folder=Path("bench"), config=SCHEDULER, device=device)
-    small = {} if size == FULL else {"num_frames": 9, "height": 32, "width": 32}
-    request = request_of(family, **{"num_steps": 10, "height": 480, "width": 832} | small)
-    return Subject(
-        family=family,
-        model=DiffusersVideo(
-            denoise=described.denoiser(experts=(transformer,), dtype=dtype),
-            current=current,
-            block_stacks=install_broadcast(described, transformer, current),
-            encode_text=RandomText(
-                shape=(MAX_TEXT_TOKENS, cast(int, config["text_dim"])),
-                tokens=TEXT_TOKENS[size],
-                device=device,
-                dtype=dtype,
-            ),
-            prepare_text=lambda text: described.prepare_text(text, dtype, device),
-            codec=LatentsOnly(frames=lambda num_frames: (num_frames - 1) // 4 + 1, channels=model.latent_channels),
-            sampler=lambda clip: source.sampler(
-                described.levels(clip.num_steps, (clip.num_frames, clip.height, clip.width))
-            ),
-            guided_passes=described.guided_passes,
-        ),
-        sites=tuple(described.sites),
-        requests=(request,),
-        precision=precision,
-        device=device,
-    )
-
-
-def random_part(
-    name: str,
-    config: Mapping[str, object],
-    dtype: torch.dtype,
-    device: torch.device,
-    compute_buffers: Callable[[nn.Module], None] = lambda _module: None,
-) -> nn.Module:
-    """Returns a module of the diffusers library with random matrices, in the precisions in which it is loaded."""
-    module_class = library_class(name)
-
-    def build() -> nn.Module:
-        module: nn.Module = module_class.from_config(dict(config))
-        with torch.device("cpu"):
-            compute_buffers(module)
-        return module
-
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        shapes = {key: value.shape for key, value in build().state_dict().items()}
-    kept = tuple(module_class._keep_in_fp32_modules or ())
-    with device:
-        tensors = {
-            key: torch.randn(shape, dtype=dtype) * shape[1:].numel() ** -0.5 if len(shape) > 1
-            else torch.full(shape, float(key.endswith("weight")))
-            for key, shape in shapes.items()
-        }  # fmt: skip
-    return load_module(build, tensors, what=name, dtype=dtype, device=device, float32_parts=kept).to(device)
-
-
 def _demo(size: str, device: torch.device) -> Subject:
     family, precision = FAMILIES["demo"], "float32"
     prompts = held_out_prompts(4 if size == FULL else 1, seed=0)
@@ -322,14 +227,13 @@ def _demo(size: str, device: torch.device) -> Subject:
 
 
 _TINY_CLIP = {"height": 64, "width": 64}
-_MAKERS: Mapping[str, Callable[[str, torch.device], Subject]] = {
+MAKERS: Mapping[str, Callable[[str, torch.device], Subject]] = {
     "open_sora": lambda size, device: _open_sora(size, device, small=False),
     "open_sora_small": lambda size, device: _open_sora(size, device, small=True),
     "latte": lambda size, device: _noise_subject("latte", size, device, _TINY_CLIP | {"num_steps": 10}),
     "open_sora_plan": lambda size, device: _noise_subject(
         "open_sora_plan_v110", size, device, _TINY_CLIP | {"num_steps": 6}
     ),
-    "wan": lambda size, device: _wan(WAN_MODEL, size, device),
-    "wan_14b": lambda size, device: _wan(WAN_14B_MODEL, size, device),
     "demo": _demo,
 }
+"""By group of rows, of the models that are our own."""

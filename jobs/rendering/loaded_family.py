@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import cast
 
 import torch
 
@@ -16,10 +15,10 @@ from manifests.clip import Clip
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import Rules, rules_from_dict
 from pab.execution.choice import Execution
-from pab.execution.compiled import Compiled, Graphs, compile_blocks
+from pab.execution.compiled import Compiled, Graphs, run_as
 from pab.family import ClipRequest, Family, LoadRequest
-from pab.kernels.float8 import check_gpu
-from pab.model import EncodedPrompt, UsesFloat8, UsesKernels, VideoModel
+from pab.kernels import flash3_float8, float8
+from pab.model import EncodedPrompt, VideoModel
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import LoopSettings, records_loop
 from pab.sampling.recorded_loop import LoopRecorder
@@ -90,14 +89,9 @@ def load_family(
         clip_axis=clip_axis,
     )
     model = family.load(request)
-    if execution.kernels:
-        cast(UsesKernels, model).use_kernels()  # its family says that it can
-    if execution.linears == "float8":
-        if device.type == "cuda":
-            check_gpu(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
-        cast(UsesFloat8, model).use_float8()
-    if execution.compiled:
-        compile_blocks(model.block_stacks, backend=settings.compile_backend)
+    if device.type == "cuda":
+        _check_gpu(execution, torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    run_as(model, execution, backend=settings.compile_backend)
     return LoadedFamily(
         family=family,
         model=model,
@@ -106,6 +100,14 @@ def load_family(
         graphs=Graphs() if execution.compiled else None,
         recorder=LoopRecorder() if execution.records else None,
     )
+
+
+def _check_gpu(execution: Execution, name: str, capability: tuple[int, int]) -> None:
+    """Raises Float8Error for a GPU, or a machine, that cannot compute in 8-bit floats as the execution asks."""
+    if execution.linears == "float8":
+        float8.check_gpu(name, capability)
+    if execution.attention == "float8":
+        flash3_float8.check_gpu(name, capability)
 
 
 @torch.inference_mode()

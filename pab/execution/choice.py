@@ -10,19 +10,24 @@ from dataclasses import dataclass
 
 from pab.family import Family
 
-ATTENTION_CHOICES = ("auto", "default", "cudnn")
+ATTENTION_CHOICES = ("auto", "default", "cudnn", "float8")
+_OTHERS = ", ".join(choice for choice in ATTENTION_CHOICES if choice != "float8")
 KEEP_CHOICES = ("full", "int8")
 LINEARS_CHOICES = ("full", "float8")
+DECODE_CHOICES = ("published", "fast")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """`compiled`: every block is a compiled graph per step pattern. `attention`: "default" (torch's choice) or "cudnn".
+    """How the passes of one family run.
 
-    `kernels`: fused operations where they were measured to be faster (`pab.kernels.choice.fastest`). `keep`: how outputs of
-    sites lie in memory between steps: "full", or "int8" with a scale per token, in half of bfloat16's memory. `linears`: the
-    blocks' matrix products are of the model's precision ("full"), or of 8-bit floats with a scale per row.
-    `records`: the loops of small clips are CUDA graphs; on whenever `kernels` is, for families that can.
+    `compiled`: every block is a compiled graph per step pattern. `attention`: "default" (torch's choice), "cudnn", or
+    "float8" (self attention of 8-bit floats). `kernels`: fused operations where they were measured to be faster
+    (`pab.kernels.choice.fastest`). `keep`: how outputs of sites lie in memory between steps: "full", or "int8" with a scale
+    per token, in half of bfloat16's memory. `linears`: the blocks' matrix products are of the model's precision ("full"), or
+    of 8-bit floats with a scale per row. `decode`: videos are decoded as their model was published ("published"), or in
+    bfloat16 and in one piece ("fast"). `records`: the loops of small clips are CUDA graphs; on whenever `kernels` is, for
+    families that can.
     """
 
     compiled: bool = False
@@ -31,6 +36,7 @@ class Execution:
     keep: str = "full"
     linears: str = "full"
     records: bool = False
+    decode: str = "published"
 
     @property
     def identity(self) -> str:
@@ -39,7 +45,8 @@ class Execution:
         kernels = " kernels" if self.kernels else ""
         keep = f" keep {self.keep}" if self.keep != "full" else ""
         linears = f" linears {self.linears}" if self.linears != "full" else ""
-        return f"{' compiled' if self.compiled else ''}{attention}{kernels}{keep}{linears}"
+        decode = f" decode {self.decode}" if self.decode != "published" else ""
+        return f"{' compiled' if self.compiled else ''}{attention}{kernels}{keep}{linears}{decode}"
 
 
 def execution_of(
@@ -51,13 +58,17 @@ def execution_of(
     precision: str,
     keep: str = "full",
     linears: str = "full",
+    decode: str = "published",
 ) -> Execution:
     """Returns how a run's settings run one family.
 
     `compiled` counts for families whose blocks are whole graphs. `attention` "auto" prefers cuDNN where compiled blocks
     on a GPU have heads of a size at which it was measured to be faster. Fused kernels are for compiled blocks in bfloat16
-    on a GPU, of families that have them. Raises ValueError for 8-bit products of a family that has none.
+    on a GPU, of families that have them; `decode` "fast" for families that have it. Raises ValueError for 8-bit products
+    or attention of a family that has none.
     """
+    if attention == "float8" and not family.float8_attention:
+        raise ValueError(f"attention={attention!r}: {family.name} has no attention of 8-bit floats, only {_OTHERS}")
     if linears == "float8" and not family.float8:
         raise ValueError(f"linears={linears!r}: {family.name} has no 8-bit matrix products, only full")
     compiles = compiled and family.compiles
@@ -71,4 +82,5 @@ def execution_of(
         keep=keep,
         linears=linears,
         records=kernels and family.records_loops,
+        decode=decode if family.fast_decode else "published",
     )

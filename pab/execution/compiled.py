@@ -12,12 +12,14 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pab.execution.choice import Execution
+from pab.model import DecodesFast, UsesFloat8, UsesFloat8Attention, UsesKernels, VideoModel
 
 # Dynamo's own limit of 8 would silently fall back to eager. One clip's plan needs at most 2 stacks x 27 states of 3 sites.
 MAX_GRAPHS = 256
@@ -41,6 +43,23 @@ def compile_blocks(stacks: Sequence[nn.ModuleList], *, backend: str = "inductor"
     for stack in stacks:
         for block in stack:
             block.compile(fullgraph=True, backend=backend)
+
+
+def run_as(model: VideoModel, execution: Execution, *, backend: str = "inductor") -> None:
+    """Has a loaded model run as an execution says, once and for all. Raises CompileError.
+
+    Its family says which of the operations it has.
+    """
+    if execution.kernels:
+        cast(UsesKernels, model).use_kernels()
+    if execution.linears == "float8":
+        cast(UsesFloat8, model).use_float8()
+    if execution.attention == "float8":
+        cast(UsesFloat8Attention, model).use_float8_attention()
+    if execution.decode == "fast":
+        cast(DecodesFast, model).use_fast_decode()
+    if execution.compiled:
+        compile_blocks(model.block_stacks, backend=backend)
 
 
 @contextlib.contextmanager

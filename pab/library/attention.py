@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
-from pab.library.fused import attend_fused
+from pab.library.fused import attend_of, normed_and_rotated, shared_rows
 from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 from pab.nn.layers import rotate_pairs
-from pab.parallel.ulysses import ulysses_attention
+from pab.parallel.ulysses import Attend, ulysses_attention
 
 JOINT_PLAN: SequencePlan = {
     "transformer_blocks.0": ModuleSplits(inputs={LATENTS: Split(dim=1, num_dims=3), TEXT: Split(dim=1, num_dims=3)}),
@@ -50,19 +50,22 @@ class SelfAttention:
         assert encoder_hidden_states is None, "self attention"
         assert attention_mask is None, "every token counts"
         assert image_rotary_emb is not None, "places are told"
-        q, k = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, attn.to_v(hidden_states)))
-        cosines, sines = (x if x.dim() == 4 else x.unflatten(2, (attn.heads, -1)) for x in image_rotary_emb)
-        q, k = rotate_pairs(q, (cosines, sines)), rotate_pairs(k, (cosines, sines))
-        current = self.current
-        attend = attend_fused if current.flash3 else None
+        current, rows = self.current, shared_rows(attn.to_q, hidden_states)
+        q, k = (
+            normed_and_rotated(attn, norm, product(rows), image_rotary_emb, current)
+            for norm, product in ((attn.norm_q, attn.to_q), (attn.norm_k, attn.to_k))
+        )
+        v = attn.to_v(rows).unflatten(2, (attn.heads, -1))
+        attend = attend_of(attn, current)
         out = ulysses_attention(q, k, v, lengths=[current.lengths[LATENTS]], sp=current.sp, attend=attend).flatten(2)
         return projected_out(attn, out)
 
 
 def projected(attn: Any, x: Tensor, projection: str = "to_{}", norm: str = "norm_{}") -> tuple[Tensor, Tensor, Tensor]:
     """Returns queries, keys and values [B, P, H, head_dim] of tokens, normed per head by layers of these names."""
-    q, k, v = (getattr(attn, projection.format(part))(x).unflatten(2, (attn.heads, -1)) for part in "qkv")
+    layers = [getattr(attn, projection.format(part)) for part in "qkv"]
+    rows = shared_rows(layers[0], x)
+    q, k, v = (layer(rows).unflatten(2, (attn.heads, -1)) for layer in layers)
     return getattr(attn, norm.format("q"))(q), getattr(attn, norm.format("k"))(k), v
 
 
@@ -80,18 +83,20 @@ def joint_attention(
     num_first: int,
     rotation: tuple[Tensor, Tensor] | None,
     current: CurrentPass,
+    attend: Attend,
     mask: Tensor | None = None,
 ) -> Tensor:
     """Attends over video and text of all ranks at once. Returns [B, P, C] for this rank's tokens of both.
 
     `qkv` [B, P, H, head_dim]: of the streams in this order, `num_first` of the first. `rotation`: cosines and sines
-    [places, head_dim] of the video's tokens. `mask` [B, 1, 1, N]: True for tokens that count, of all ranks' streams.
+    [places, head_dim] of the video's tokens. `attend`: of `attend_of`. `mask` [B, 1, 1, N]: True for tokens that count, of
+    all ranks' streams.
     """
     q, k, v = qkv
     if rotation is not None:
         q, k = (_with_video_rotated(x, streams.index(LATENTS), num_first, rotation) for x in (q, k))
     lengths = [current.lengths[stream] for stream in streams]
-    return ulysses_attention(q, k, v, lengths=lengths, sp=current.sp, mask=mask).flatten(2)
+    return ulysses_attention(q, k, v, lengths=lengths, sp=current.sp, mask=mask, attend=attend).flatten(2)
 
 
 def _with_video_rotated(x: Tensor, video: int, num_first: int, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -26,18 +26,31 @@ LATENTS, TEXT = "hidden_states", "encoder_hidden_states"
 """Streams of tokens, by the names under which modules take them. Blocks return the latents' first, then the text's."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionKernels:
+    """How the attention that exchanges tokens runs; all False is plain torch.
+
+    `flash3`: by FlashAttention-3. `norm`: the norm over all heads and the rotation are one kernel. `float8`: queries, keys
+    and values are 8-bit floats.
+    """
+
+    flash3: bool = False
+    norm: bool = False
+    float8: bool = False
+
+
 @dataclass(slots=True)
 class CurrentPass:
     """Tells what is put into one loaded model which pass runs. Owned by that model, empty between passes.
 
-    `sp`: the ranks that share the pass. `lengths`: of its streams of tokens before they were split, by name. `flash3`:
-    whether self attention is FlashAttention-3; it stays as it is from pass to pass.
+    `sp`: the ranks that share the pass. `lengths`: of its streams of tokens before they were split, by name. `kernels`:
+    which stay as they are from pass to pass.
     """
 
     visit: Visit | None = None
     sp: SequenceParallel = field(default_factory=SequenceParallel)
     lengths: dict[str, int] = field(default_factory=dict)
-    flash3: bool = False
+    kernels: AttentionKernels = AttentionKernels()
 
     @contextlib.contextmanager
     def running(self, visit: Visit, sp: SequenceParallel) -> Iterator[None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,15 @@ from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.vae.pixels import clip_bytes
 from pab.vae.tiles import TileGrid, tiled_decode
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class DecodeWay:
+    """How a loaded codec decodes from now on. `whole`: clips in one piece, if that fits into the device's memory."""
+
+    whole: bool = False
 
 
 def library_grid(vae: Any, strides: tuple[int, int], patch: int = 1) -> TileGrid:
@@ -60,7 +70,8 @@ class TiledCodec:
     `unscale(latents, request)` turns a clip's latents [B, C, T, H, W] into what the decoder takes; `decode(index, latents,
     request)` decodes the tile of an index to pixels [B, 3, T', H', W'] of -1..1, or, where `patch` is more than 1, to squares
     of so many pixels a side [B, 3 patch^2, T', H', W'], put in place when tiles are joined. Clips within one tile are
-    decoded whole. Which rank decodes a tile changes no number.
+    decoded whole. Which rank decodes a tile changes no number. `speed_up()` has the VAE compute faster, and round
+    differently; None for one that cannot.
     """
 
     unscale: Callable[[Tensor, ClipRequest], Tensor]
@@ -68,6 +79,14 @@ class TiledCodec:
     channels: int
     grid: TileGrid
     patch: int = 1
+    speed_up: Callable[[], None] | None = None
+    way: DecodeWay = field(default_factory=DecodeWay)
+
+    def use_fast(self) -> None:
+        """Has clips decoded in bfloat16 and in one piece from now on."""
+        assert self.speed_up is not None, "its family says that it can"
+        self.speed_up()
+        self.way.whole = True
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         """Returns (C, T, H, W)."""
@@ -90,7 +109,14 @@ class TiledCodec:
 
     def pixels(self, latents: Tensor, request: ClipRequest, axis: Axis) -> Tensor | None:
         """Returns pixels [B, 3, T, H, W], about -1..1, on the axis' rank 0, None on the others. Collective."""
-        pixels_BCTHW = tiled_decode(
+        if self.way.whole:
+            pixels_BCTHW = self._whole(latents, request) if axis.rank == 0 else None
+        else:
+            pixels_BCTHW = self._tiled(latents, request, axis)
+        return pixels_BCTHW if pixels_BCTHW is None or self.patch == 1 else _unpatched(pixels_BCTHW, self.patch)
+
+    def _tiled(self, latents: Tensor, request: ClipRequest, axis: Axis) -> Tensor | None:
+        return tiled_decode(
             lambda index, tile: self.decode(index, tile, request),
             self.unscale(latents, request),
             grid=self.grid,
@@ -98,7 +124,19 @@ class TiledCodec:
             to_cpu=False,
             channels=3 * self.patch**2,
         )
-        return pixels_BCTHW if pixels_BCTHW is None or self.patch == 1 else _unpatched(pixels_BCTHW, self.patch)
+
+    def _whole(self, latents: Tensor, request: ClipRequest) -> Tensor | None:
+        try:
+            return self.decode(0, self.unscale(latents, request), request)
+        except torch.OutOfMemoryError:
+            LOG.warning(
+                "a clip of %d frames %dx%d is decoded in tiles: in one piece it does not fit into the memory left",
+                request.num_frames,
+                request.height,
+                request.width,
+            )
+        # Outside of `except`, whose traceback holds tensors. Nobody else takes part in it.
+        return self._tiled(latents, request, Axis())
 
 
 def _unpatched(patches_BCTHW: Tensor, patch: int) -> Tensor:
@@ -115,6 +153,7 @@ def open_codec(
     patch: int = 1,
     unscale: Callable[[Tensor, ClipRequest], Tensor],
     decode: Callable[[int, Tensor, ClipRequest], Tensor] | None = None,
+    speed_up: Callable[[], None] | None = None,
 ) -> TiledCodec:
     """Returns the codec of a loaded VAE. `decode`: how it decodes one tile, unless it is given nothing but latents."""
     grid = library_grid(vae, strides, patch)
@@ -125,4 +164,11 @@ def open_codec(
         pixels: Tensor = vae.decode(tile, return_dict=False)[0]
         return pixels
 
-    return TiledCodec(unscale=unscale, decode=decode or decode_whole, channels=channels, grid=grid, patch=patch)
+    return TiledCodec(
+        unscale=unscale,
+        decode=decode or decode_whole,
+        channels=channels,
+        grid=grid,
+        patch=patch,
+        speed_up=speed_up,
+    )

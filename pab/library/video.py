@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from pab.broadcast.state import BOTH, COND, Visit
 from pab.family import ClipRequest
 from pab.library.broadcast_module import CurrentPass
-from pab.library.fused import fuse
+from pab.library.fused import fuse, use_float8_attention, use_float8_products
+from pab.library.vae import TiledCodec
 from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput
 from pab.nn.video import LatentCodec, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
@@ -47,6 +48,18 @@ class DiffusersVideo:
     def use_kernels(self) -> None:
         """Has the blocks use fused operations where they are faster; of families that have them."""
         fuse(self.block_stacks, self.current)
+
+    def use_float8(self) -> None:
+        """Has the blocks multiply by 8-bit floats."""
+        use_float8_products(self.block_stacks)
+
+    def use_float8_attention(self) -> None:
+        """Has the attention that exchanges tokens take 8-bit floats; of families that have it."""
+        use_float8_attention(self.block_stacks, self.current)
+
+    def use_fast_decode(self) -> None:
+        """Has clips decoded in bfloat16 and in one piece; of families that have it."""
+        cast(TiledCodec, self.codec).use_fast()
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one, where there is a branch for it."""

@@ -85,7 +85,7 @@ def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
-    settings = as_begun(settings, found, asked=str(chosen["compile"].value))
+    settings = as_begun(settings, found, asked={name: chosen[name].value for name in ("compile", "decode")})
     rules = run_rules(settings.render, begun=found.weights if found else None)
     known = known_references(bucket) if found else {}
     references = ReferenceReader(access_of(settings.render), known=known)

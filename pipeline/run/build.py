@@ -30,6 +30,8 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
     on_gpus = value["device"] == "cuda"
     value["precision"] = value["precision"] or ("bfloat16" if on_gpus else "float32")
     value["compile"] = value["compile"] == "on" or (value["compile"] == "auto" and on_gpus)
+    if value["decode"] == "auto":
+        value["decode"] = "fast" if on_gpus and value["precision"] == "bfloat16" else "published"
     value["compile_cache"] = absolute(value["compile_cache"]) if value["compile_cache"] else None
     value["reference_root"] = _reference_roots(manifest, value["reference_root"], chosen["reference_root"].source)
     value["output"] = absolute(value["output"] or default_output(manifest))

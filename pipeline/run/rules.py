@@ -162,6 +162,11 @@ def _left_out(render: RenderSettings, families: Mapping[str, Family]) -> dict[st
         for name, family in families.items()
         if render.linears == "float8" and not family.float8
     }
+    left_out |= {
+        name: f"--attention {render.attention}: {name} has no attention of 8-bit floats"
+        for name, family in families.items()
+        if render.attention == "float8" and not family.float8_attention
+    }
     others = [name for name in families if render.weights and render.weights_of(name) is None]
     return left_out | {
         name: f"--weights belong to --model {render.model}; add --weights {name}=DIR_OR_HUB_ID" for name in others

@@ -22,7 +22,14 @@ from pipeline.run.weights import RunWeights
 
 FORMAT = 1
 PACKAGES = ("torch", "numpy", "pyarrow", "submitit", "dask", "distributed", "fsspec", "s3fs", "imageio-ffmpeg")
-_BEFORE = {"--compile": "off", "--attention": "default", "--keep": "full", "--linears": "full", "--crf": str(PLAIN_CRF)}
+_BEFORE = {
+    "--compile": "off",
+    "--attention": "default",
+    "--keep": "full",
+    "--linears": "full",
+    "--decode": "published",
+    "--crf": str(PLAIN_CRF),
+}
 """What runs rendered with before they said so."""
 _AGAIN = "remove it and submit the same manifest again: what is recorded stays"
 RETRY_POLICY = RetryPolicy(total_s=20.0)
@@ -67,19 +74,29 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
         "--attention": execution.attention,
         "--keep": execution.keep,
         "--linears": execution.linears,
+        # Whatever the run's own family can: rows may name others.
+        "--decode": render.decode,
         "--crf": str(render.crf),
     }
 
 
-def as_begun(settings: RunSettings, found: Run | None, *, asked: str) -> RunSettings:
-    """Returns settings that go on with a run whose blocks ran eagerly. `asked`: what the user said of `--compile`.
+def as_begun(settings: RunSettings, found: Run | None, *, asked: Mapping[str, object]) -> RunSettings:
+    """Returns settings that go on as a run began. `asked`: what the user said of `--compile` and `--decode`.
 
     What "auto" means depends on the machine, and on the families whose blocks this version can compile.
     """
-    eager = found is not None and found.pixels.get("--compile", _BEFORE["--compile"]) == _BEFORE["--compile"]
-    if asked != "auto" or not settings.render.compile or not eager:
+    if found is None:
         return settings
-    return replace(settings, render=replace(settings.render, compile=False))
+    render = settings.render
+    if asked["compile"] == "auto" and _begun(found, "--compile") == _BEFORE["--compile"]:
+        render = replace(render, compile=False)
+    if asked["decode"] == "auto" and _begun(found, "--decode") == _BEFORE["--decode"]:
+        render = replace(render, decode="published")
+    return settings if render == settings.render else replace(settings, render=render)
+
+
+def _begun(found: Run, name: str) -> str | None:
+    return found.pixels.get(name, _BEFORE.get(name))
 
 
 def asked_run(settings: RunSettings, rules: RunRules, *, manifest_digest: str, num_clips: int) -> Run:
@@ -165,9 +182,9 @@ def check_same(found: Run, asked: Run, url: str) -> None:
     if found.manifest_digest == asked.manifest_digest:
         return
     changed = [
-        f"{name} was {found.pixels.get(name, _BEFORE.get(name))}, now {value}"
+        f"{name} was {_begun(found, name)}, now {value}"
         for name, value in asked.pixels.items()
-        if found.pixels.get(name, _BEFORE.get(name)) != value
+        if _begun(found, name) != value
     ]
     if not changed:
         rows = (

@@ -15,9 +15,9 @@ from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST, Rules, pyramid
 from pab.execution.compiled import compile_blocks, graphs_compiled, many_graphs
 from pab.family import ClipRequest
-from pab.kernels import flash3
-from pab.library.broadcast_module import BroadcastModule, CurrentPass
-from pab.library.fused import LinearGelu, fuse
+from pab.kernels import flash3, float8
+from pab.library.broadcast_module import AttentionKernels, BroadcastModule, CurrentPass
+from pab.library.fused import GeluRows, LinearGelu, fuse
 from pab.library.video import DiffusersVideo
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import Denoised, LoopSettings, NotFiniteError, denoise, initial_noise, plan_for
@@ -162,13 +162,47 @@ def test_fused_operations_have_the_numbers_of_the_library_s_where_there_is_no_gp
     model, plain = WORLDS["wan"].load(weights), WORLDS["wan"].load(weights)
     model.use_kernels()
     assert sum(isinstance(m, LinearGelu) for stack in model.block_stacks for m in stack.modules()) == 2
-    assert not model.current.flash3, "a CPU has none"
-    model.current.flash3 = True
+    assert model.current.kernels == AttentionKernels(), "a CPU has none"
+    model.current.kernels = AttentionKernels(flash3=True, norm=True)
     compile_blocks(model.block_stacks, backend="eager")
     before = graphs_compiled()
     ours = render("wan", model, small("wan"), PAB)
     assert torch.equal(ours.latents, render("wan", plain, small("wan"), PAB).latents)
     assert graphs_compiled() - before == patterns("wan", [ours.plan])
+
+
+PRODUCTS_BOUND, ATTENTION_BOUND = 0.1, 0.05
+"""Of the latents' root mean square, after four steps of models with random weights."""
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video", "cogvideox_5b", "ltx"])
+def test_products_of_8_bit_floats_stay_near_the_others_in_the_same_graphs(weights, name):
+    model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)
+    model.use_kernels()
+    model.use_float8()
+    layers = [m for stack in model.block_stacks for m in stack.modules()]
+    assert sum(isinstance(m, GeluRows) for m in layers) == 2, "one for each block with an MLP over the video's tokens"
+    assert sum(isinstance(m, float8.Float8Linear) for m in layers) >= 6 * 2
+    compile_blocks(model.block_stacks, backend="eager")
+    before = graphs_compiled()
+    ours = render(name, model, small(name), PAB)
+    off = relative(ours.latents, render(name, plain, small(name), PAB).latents)
+    assert 0 < off < PRODUCTS_BOUND
+    assert graphs_compiled() - before == patterns(name, [ours.plan])
+
+
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
+def test_attention_of_8_bit_floats_stays_near_the_other_and_leaves_masked_words_out(weights, name):
+    model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)
+    model.current.kernels = AttentionKernels(flash3=True, norm=True)
+    model.use_float8()
+    model.use_float8_attention()
+    compile_blocks(model.block_stacks, backend="eager")
+    before = graphs_compiled()
+    for words in ((40, 9), (7, 21)):
+        ours, eager = (render(name, each, small(name), PAB, words=words) for each in (model, plain))
+        assert 0 < relative(ours.latents, eager.latents) < ATTENTION_BOUND
+    assert graphs_compiled() - before == patterns(name, [ours.plan])
 
 
 class Attention(torch.nn.Module):
@@ -186,7 +220,7 @@ def test_a_model_that_loads_with_gradients_on_still_gets_flash_attention():
     current = CurrentPass()
     assert torch.is_grad_enabled()
     fuse([torch.nn.ModuleList([BroadcastModule(Attention(), "attn1")])], current)
-    assert current.flash3 == (flash3.runs_on(torch.device("cuda")) and flash3.installed())
+    assert current.kernels.flash3 == (flash3.runs_on(torch.device("cuda")) and flash3.installed())
 
 
 RANKED = ("wan", "cogvideox_2b", "hunyuan_video")

@@ -196,14 +196,28 @@ def test_what_cannot_be_compiled_or_has_no_gpu_is_refused(monkeypatch) -> None:
         settings_of("--cluster", "local", "--device", "cpu", "--attention", "cudnn")
 
 
+AUTO = {"compile": "auto", "decode": "auto"}
+
+
+def begun_with(**pixels: str) -> Run:
+    named = {f"--{name}": value for name, value in pixels.items()}
+    return Run(run_id="0" * 12, manifest_digest="m", num_clips=1, pixels=named, weights={})
+
+
 def test_a_run_that_began_with_eager_blocks_goes_on_with_them_unless_asked_otherwise() -> None:
     settings = settings_of("--cluster", "local", "--device", "cuda", "--model", "wan")
     assert settings.render.compile
-    begun = Run(run_id="0" * 12, manifest_digest="m", num_clips=1, pixels={"--compile": "off"}, weights={})
-    assert not as_begun(settings, begun, asked="auto").render.compile
-    assert not as_begun(settings, replace(begun, pixels={}), asked="auto").render.compile, (
-        "of before it could be chosen"
-    )
-    assert as_begun(settings, begun, asked="on") == settings, "then submit says what differs"
-    assert as_begun(settings, replace(begun, pixels={"--compile": "on"}), asked="auto") == settings
-    assert as_begun(settings, None, asked="auto") == settings
+    assert not as_begun(settings, begun_with(compile="off", decode="fast"), asked=AUTO).render.compile
+    assert not as_begun(settings, begun_with(), asked=AUTO).render.compile, "of before it could be chosen"
+    on = {"compile": "on", "decode": "fast"}
+    assert as_begun(settings, begun_with(compile="off"), asked=on) == settings, "then submit says what differs"
+    assert as_begun(settings, begun_with(compile="on", decode="fast"), asked=AUTO) == settings
+    assert as_begun(settings, None, asked=AUTO) == settings
+
+
+def test_a_run_whose_videos_were_decoded_as_published_goes_on_so() -> None:
+    settings = settings_of("--cluster", "local", "--device", "cuda", "--model", "wan")
+    assert settings.render.decode == "fast"
+    assert settings_of("--cluster", "local", "--device", "cpu", "--model", "wan").render.decode == "published"
+    assert as_begun(settings, begun_with(compile="on"), asked=AUTO).render.decode == "published", "from before"
+    assert as_begun(settings, begun_with(compile="on"), asked=AUTO | {"decode": "fast"}) == settings

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pab.library.attention import JOINT_PLAN, joint_attention, projected, projected_out
 from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
+from pab.library.fused import attend_of
 from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 
 COGVIDEOX_PLAN: SequencePlan = {
@@ -41,6 +42,7 @@ class CogVideoXAttention:
             num_first=num_text,
             rotation=image_rotary_emb,
             current=self.current,
+            attend=attend_of(attn, self.current),
         )
         out = projected_out(attn, out)
         return out[:, num_text:], out[:, :num_text]

@@ -75,6 +75,8 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         cost=model.cost,
         load=load,
         compiles=True,
+        fused_kernels=True,
+        float8=True,
         keeps_blocks=True,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, published),

@@ -25,7 +25,7 @@ from pab.model import StepInput
 
 LATENT_CHANNELS = 16
 _VAE = {"_class_name": "AutoencoderKLCogVideoX", "latent_channels": LATENT_CHANNELS}
-_SCHEDULER = {
+SCHEDULER = {
     "_class_name": "CogVideoXDDIMScheduler",
     "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
@@ -37,7 +37,12 @@ Rotation = tuple[Tensor, Tensor]
 
 def load_cogvideox(root: Path, request: LoadRequest, model: CogVideoXModel) -> DiffusersVideo:
     """Loads the whole model for inference. Raises CheckpointError naming files, keys and values."""
-    described = LibraryModel(
+    return load_library_model(cogvideox_library_model(model), root, request)
+
+
+def cogvideox_library_model(model: CogVideoXModel) -> LibraryModel:
+    """Returns what is loaded of one published model, and how."""
+    return LibraryModel(
         transformer={
             "_class_name": "CogVideoXTransformer3DModel",
             "num_layers": model.num_layers,
@@ -45,7 +50,7 @@ def load_cogvideox(root: Path, request: LoadRequest, model: CogVideoXModel) -> D
             "use_rotary_positional_embeddings": model.rotary,
         },
         vae=_VAE,
-        scheduler={**_SCHEDULER, "snr_shift_scale": model.snr_shift},
+        scheduler={**SCHEDULER, "snr_shift_scale": model.snr_shift},
         sites=cogvideox_sites(model.num_layers),
         attention=CogVideoXAttention,
         plan=COGVIDEOX_PLAN,
@@ -60,7 +65,6 @@ def load_cogvideox(root: Path, request: LoadRequest, model: CogVideoXModel) -> D
         guided_passes=(BOTH,),
         compute_buffers=_add_positions,
     )
-    return load_library_model(described, root, request)
 
 
 def _add_positions(transformer: Any) -> None:

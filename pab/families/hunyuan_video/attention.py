@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pab.library.attention import JOINT_PLAN, joint_attention, projected, projected_out
 from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
+from pab.library.fused import attend_of
 from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 
 _PLACES = Split(dim=0, num_dims=2)
@@ -55,6 +56,8 @@ class HunyuanAttention:
             num_first=num_video,
             rotation=image_rotary_emb,
             current=self.current,
+            # The tokens that count come first: the video, then the words.
+            attend=attend_of(attn, self.current, used_keys=attention_mask.sum(-1, dtype=torch.int32).flatten()),
             mask=attention_mask,
         )
         video_out, text_out = out[:, :num_video], out[:, num_video:]

@@ -42,8 +42,13 @@ def load_hunyuan_video(transformer: Path, root: Path, request: LoadRequest, mode
 
     Raises CheckpointError naming files, keys and values.
     """
+    return load_library_model(hunyuan_library_model(model), root, request, experts=[transformer])
+
+
+def hunyuan_library_model(model: HunyuanModel) -> LibraryModel:
+    """Returns what is loaded of one published model, and how."""
     needed = {**_TRANSFORMER, "num_layers": model.num_layers, "num_single_layers": model.num_single_layers}
-    described = LibraryModel(
+    return LibraryModel(
         # Where it is to be told the clip's guidance, it must have been made to hear it.
         transformer=needed | ({"guidance_embeds": True} if model.told_guidance is None else {}),
         vae=_VAE,
@@ -60,7 +65,6 @@ def load_hunyuan_video(transformer: Path, root: Path, request: LoadRequest, mode
         guided_passes=(COND,) if model.told_guidance is None else (COND, UNCOND),
         vae_dtype=torch.float32,
     )
-    return load_library_model(described, root, request, experts=[transformer])
 
 
 def _levels(num_steps: int, _size: tuple[int, int, int]) -> ClipLevels:

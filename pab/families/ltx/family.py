@@ -89,6 +89,8 @@ def ltx_family(model: LtxModel) -> Family:
         cost=model.cost,
         load=load,
         compiles=True,
+        fused_kernels=True,
+        float8=True,
         keeps_blocks=True,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, model.weights),

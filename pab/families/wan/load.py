@@ -16,10 +16,10 @@ from pab.broadcast.state import COND, UNCOND
 from pab.families.wan.config import MAX_TEXT_TOKENS, WanModel
 from pab.families.wan.levels import shifted_timesteps
 from pab.families.wan.sites import wan_sites
+from pab.families.wan.vae import wan_codec
 from pab.family import LoadRequest
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels
-from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 from pab.weights.checkpoint import CheckpointError
@@ -63,7 +63,7 @@ def wan_library_model(model: WanModel) -> LibraryModel:
         # Words beyond the prompt count as zeros, which the transformer attends to.
         prepare_text=lambda text, dtype, device: (text.y_BLC * text.mask_BL[..., None]).to(device=device, dtype=dtype),
         denoiser=partial(WanDenoiser, boundary=model.boundary or 0.0, timed_tokens=model.timed_tokens),
-        codec=_codec,
+        codec=wan_codec,
         guided_passes=(COND, UNCOND),
         vae_dtype=torch.float32,
         compute_buffers=_add_positions,
@@ -74,38 +74,6 @@ def wan_library_model(model: WanModel) -> LibraryModel:
 def _add_positions(transformer: Any) -> None:
     config = transformer.config
     transformer.rope = type(transformer.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
-
-
-def _codec(vae: Any, _dtype: torch.dtype) -> TiledCodec:
-    patch = vae.config.patch_size or 1
-    mean, std = (
-        torch.tensor(values, device=vae.device).view(1, -1, 1, 1, 1)
-        for values in (vae.config.latents_mean, vae.config.latents_std)
-    )
-    return open_codec(
-        vae,
-        strides=(vae.config.scale_factor_temporal, vae.config.scale_factor_spatial // patch),
-        patch=patch,
-        channels=vae.config.z_dim,
-        unscale=lambda latents, _request: latents / (1.0 / std) + mean,
-        decode=lambda _index, tile, _request: decode_tile(vae, tile),
-    )
-
-
-def decode_tile(vae: Any, tile_BCTHW: Tensor) -> Tensor:
-    """Decodes latent frames one by one, each with what the ones before left in the VAE.
-
-    As the library's own `decode` does, but for cutting off what is beyond the range of pixels, which comes after fading.
-    """
-    vae.clear_cache()
-    latents = vae.post_quant_conv(tile_BCTHW)
-    frames = []
-    for at in range(latents.shape[2]):
-        vae._conv_idx = [0]
-        frame = latents[:, :, at : at + 1]
-        frames.append(vae.decoder(frame, feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=at == 0))
-    vae.clear_cache()
-    return torch.cat(frames, dim=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
