@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pab.library.attention import JOINT_PLAN, joint_attention, projected, projected_out
 from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
+from pab.library.fused import attend_of
 from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 
 _PLACES = Split(dim=0, num_dims=2)
@@ -55,6 +56,8 @@ class Hunyuan15Attention:
             num_first=num_video,
             rotation=image_rotary_emb,
             current=self.current,
+            # The tokens that count come first: the video, then the words.
+            attend=attend_of(attn, self.current, used_keys=mask.sum(-1, dtype=torch.int32)),
             mask=mask[:, None, None],
         )
         return projected_out(attn, out[:, :num_video]), attn.to_add_out(out[:, num_video:])

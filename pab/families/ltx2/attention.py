@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pab.library.attention import projected_out
 from pab.library.broadcast_module import LATENTS, CurrentPass
-from pab.library.fused import attend_fused
+from pab.library.fused import attend_of, shared_rows
 from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
 from pab.parallel.ulysses import ulysses_attention
 
@@ -59,11 +59,11 @@ class VideoSelfAttention:
         assert attention_mask is None, "every token counts"
         assert query_rotary_emb is not None, "places are told"
         assert key_rotary_emb is None, "queries and keys lie alike"
-        q, k = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
-        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, attn.to_v(hidden_states)))
+        current, rows = self.current, shared_rows(attn.to_q, hidden_states)
+        q, k, v = attn.norm_q(attn.to_q(rows)), attn.norm_k(attn.to_k(rows)), attn.to_v(rows)
+        q, k, v = (x.unflatten(2, (attn.heads, -1)) for x in (q, k, v))
         q, k = rotate_halves(q, query_rotary_emb), rotate_halves(k, query_rotary_emb)
-        current = self.current
-        attend = attend_fused if current.flash3 else None
+        attend = attend_of(attn, current)
         out = ulysses_attention(q, k, v, lengths=[current.lengths[LATENTS]], sp=current.sp, attend=attend).flatten(2)
         return projected_out(attn, out)
 

@@ -82,6 +82,8 @@ def ltx2_family(model: Ltx2Model) -> Family:
         cost=COST,
         load=load,
         compiles=True,
+        fused_kernels=True,
+        float8=True,
         keeps_blocks=True,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, LTX2_WEIGHTS),

@@ -6,6 +6,7 @@ loop renders both.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from pab.families.ltx2.sound import SoundDecoder, load_sound_decoder
 from pab.families.ltx2.text import open_ltx2_text
 from pab.family import ClipRequest, LoadRequest
 from pab.library.load import LibraryModel, load_library_model
-from pab.library.parts import ClipLevels, LibrarySampler
+from pab.library.parts import ClipLevels, LibrarySampler, library_class
 from pab.library.stretched_levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_levels, moved_timesteps
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
@@ -77,6 +78,11 @@ def load_ltx2(root: Path, request: LoadRequest, model: Ltx2Model) -> DiffusersVi
             f"{root / 'transformer' / 'config.json'}: {later[0]}=True is of LTX-2.3 or later, which renders by other rules; "
             "this family is LTX-2.0"
         )
+    if (
+        "use_cross_timestep"
+        not in inspect.signature(library_class(str(_TRANSFORMER["_class_name"])).forward).parameters
+    ):
+        raise CheckpointError("the installed diffusers knows LTX-2 by older rules; install 0.42 or newer")
     described = LibraryModel(
         transformer={**_TRANSFORMER, "num_layers": model.num_layers},
         vae=_VAE,
