@@ -233,7 +233,9 @@ class LibraryPeer:
         assert isinstance(subject.model, DiffusersVideo), "the subject is of the library"
         transformer = plain_transformer(subject.model, subject.device)
         if row.mode == "compiled":
-            transformer.compile_repeated_blocks(backend=backend, dynamic=False)
+            # What `compile_repeated_blocks` does; some classes of the library do not name their blocks.
+            for path in dict.fromkeys(site.name.rpartition(".")[0] for site in subject.sites):
+                transformer.get_submodule(path).compile(backend=backend, dynamic=False)
         described = LIBRARY_SUBJECTS[row.group.name]
         plain = replace(subject, model=described.model(transformer, subject.size, subject.device, sites=False))
         self._clips = OurClips(subject=plain, broadcast="none", group=NodeGroup(device=subject.device))

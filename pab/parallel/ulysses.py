@@ -35,7 +35,8 @@ def ulysses_attention(
     of the first stream, then of the next. `attend`: what does the attention, torch's own unless given. If the number of ranks
     does not divide that of heads, empty heads are added.
     """
-    attend = attend or torch_attention
+    if attend is None:
+        attend = torch_attention
     if sp.size == 1:
         return attend(q_BPHD, k_BPHD, v_BPHD, mask)
     parts = [padded(length, sp.size) // sp.size for length in lengths]

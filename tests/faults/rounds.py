@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +34,17 @@ class Order:
 
 
 class Bag:
-    """Kinds in random order, each once before any comes again; what could not be made is put back."""
+    """Kinds in random order, each once before any comes again; what could not be made is put back.
+
+    It comes next, and after all others if that was in vain too: what a run has nothing for must not hold up the last ones.
+    """
 
     def __init__(self, names: Sequence[str], rng: random.Random) -> None:
         assert names
         self._names = sorted(names)
         self._rng = rng
         self._left: list[str] = []
+        self._missed = Counter[str]()
 
     def plan(self, count: int) -> list[str]:
         """Takes up to `count` kinds that one run can have together: of each that comes with a run one, of poisons one."""
@@ -58,8 +63,12 @@ class Bag:
         return planned
 
     def put_back(self, names: Sequence[str]) -> None:
-        """Lets these come next."""
-        self._left = [*names, *self._left]
+        """Lets these come next, those that were put back before after all others."""
+        self._missed.update(names)
+        later = [name for name in names if self._missed[name] % 2 == 0]
+        unmade = [name for name in self._names if name not in names and name not in self._left]
+        rest = self._rng.sample(unmade, len(unmade)) if later else []
+        self._left = [*(name for name in names if name not in later), *self._left, *rest, *later]
 
 
 def _fits(name: str, planned: Collection[str]) -> bool:

@@ -51,6 +51,16 @@ def test_what_could_not_be_made_comes_next() -> None:
     assert bag.plan(3)[:2] == ["rank killed", "bad node"]
 
 
+def test_a_kind_that_found_nothing_twice_lets_all_others_come_first() -> None:
+    bag = Bag(["node frozen", "rank killed", "bad node"], random.Random(1))
+    for _ in range(2):
+        while bag.plan(1) != ["node frozen"]:
+            pass
+        bag.put_back(["node frozen"])
+    assert sorted(bag.plan(1) + bag.plan(1)) == ["bad node", "rank killed"]
+    assert bag.plan(1) == ["node frozen"]
+
+
 def test_kinds_that_exclude_each_other_still_come_to_an_end() -> None:
     assert [len(plan) for plan in plans(Bag(["clip hangs", NO_CONDITIONS], random.Random(1)), 4)] == [2, 2]
 

@@ -10,9 +10,6 @@ from torch import Tensor
 from pab.kernels.gpu.float8 import FLOAT8
 from pab.kernels.gpu.widths import two_parts
 
-WIDE = 4096
-"""Channels from which on a program has twice the warps."""
-
 
 @triton.jit
 def _rotated(x, weight, cosines, sines, inverse, at, table_at, channel, inside, WIDTH: tl.constexpr):
@@ -79,6 +76,6 @@ def launch(
     d0, d1 = two_parts(dim)
     _kernel[(batch * places,)](
         x_BPD, weight, cosines, sines, weight if bound is None else bound, out, cosines.numel() // width, D=dim,
-        D0=d0, D1=d1, WIDTH=width, EPS=eps, EIGHT=bound is not None, num_warps=8 if dim >= WIDE else 4,
+        D0=d0, D1=d1, WIDTH=width, EPS=eps, EIGHT=bound is not None, num_warps=4,
     )  # fmt: skip
     return out

@@ -161,14 +161,18 @@ class Slurm:
 
     def _start_accounting(self, plan: SlurmPlan) -> None:
         data, log = f"--datadir={self.root}/db", self.root / "log" / "mariadbd.out"
+        # Two servers that begin at once must not remove each other's temporary tables.
+        own = self.root / "db-temporary"
+        own.mkdir()
+        temporary = f"--tmpdir={own}"
         user = ["--user=root"] if os.geteuid() == 0 else []
         self.daemons.run(
-            "mariadb-install-db", "--no-defaults", data, "--auth-root-authentication-method=normal", "--skip-test-db",
+            "mariadb-install-db", "--no-defaults", data, temporary, "--auth-root-authentication-method=normal", "--skip-test-db",
             "--skip-name-resolve", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0", *user, timeout_s=60,
         )  # fmt: skip
         socket_path = self.root / "run" / "mysql.sock"
         self.daemons.spawn("mariadbd", [
-            "mariadbd", "--no-defaults", data, f"--socket={socket_path}", f"--pid-file={self.root}/run/mysql.pid",
+            "mariadbd", "--no-defaults", data, temporary, f"--socket={socket_path}", f"--pid-file={self.root}/run/mysql.pid",
             "--bind-address=127.0.0.1", f"--port={plan.sql_port}", "--innodb-buffer-pool-size=64M",
             "--innodb-log-file-size=8M", "--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0",
             "--skip-log-bin", "--skip-name-resolve", *user,
