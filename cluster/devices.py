@@ -30,6 +30,16 @@ def gpu_memory_bytes() -> int | None:
         return None
 
 
+def gpu_kind() -> str | None:
+    """Returns the name of this machine's first GPU, such as "NVIDIA H200"; None if no driver answers."""
+    ask = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(ask, capture_output=True, text=True, timeout=_DRIVER_TIMEOUT_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next((line.strip() for line in told.split("\n") if line.strip()), None)
+
+
 def threads_per_rank(num_ranks: int, *, num_jobs: int) -> int:
     """Returns this machine's cores per rank when `num_jobs` jobs of `num_ranks` ranks run at once; at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

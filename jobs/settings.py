@@ -24,6 +24,8 @@ MAX_ATTEMPTS = 2
 """A clip that has failed or killed its group this many times is given up, unless the run sets another number."""
 PLAIN_CRF = 18
 """Digests name the quality only if it is a different one, so digests from before it could be chosen stay the same."""
+CHOSEN = "auto"
+"""The value of `keep` that lets the planner decide by what fits into memory."""
 AUTO = 0
 """The value of `batch` that lets measured times decide."""
 
@@ -102,6 +104,20 @@ class Mesh:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeepChoice:
+    """What the planner chose for a family, so that kept outputs fit into a rank's memory.
+
+    `keep`: how they are stored. `broadcast`: what rows that name none get; None for what they would get anyway.
+    """
+
+    keep: str = "full"
+    broadcast: str | None = None
+
+
+AS_ASKED = KeepChoice()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderSettings:
     """The settings that jobs follow. Those of machines and SLURM are in `pipeline.run.settings.MachineSettings`.
 
@@ -134,8 +150,9 @@ class RenderSettings:
         Setting(
             metavar="PRESET_OR_FILE",
             commands=("validate",),
-            help="broadcast of rows that name none: a preset of the family (`none` never reuses), or a JSON file of "
-            "rules. Rows may also name the file, without .json",
+            help="broadcast of rows that name none: a preset of the family (`none` never reuses), one of its forms that keep "
+            "less (PRESET-nocross, PRESET-nocross-half, PRESET-nocross-quarter, or PRESET-half and PRESET-quarter without "
+            "cross attention), or a JSON file of rules. Rows may also name the file, without .json",
         ),
     ] = None
     precision: Annotated[
@@ -176,9 +193,12 @@ class RenderSettings:
     keep: Annotated[
         str,
         Setting(
-            choices=KEEP_CHOICES,
+            asked=CHOSEN,
+            choices=(CHOSEN, *KEEP_CHOICES),
             help="how kept outputs of sites are stored: full (as they are), or int8 (8-bit integers with a scale per "
-            "token, half of bfloat16's memory). int8 is part of a clip's digest. Foresight keeps outputs of whole blocks, "
+            "token, half of bfloat16's memory). auto is full, unless they do not fit into a rank's memory (--gpu-memory): "
+            "then what fits is chosen when the run begins, int8 or, for rows that name no broadcast, one that keeps less; "
+            "--dry-run shows what each costs. int8 is part of a clip's digest. Foresight keeps outputs of whole blocks, "
             "always in full",
         ),
     ] = "full"
@@ -274,10 +294,16 @@ class RenderSettings:
         ),
     ] = False
     family_weights: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, KeepChoice] = field(default_factory=dict)
+    """By family, what was chosen when the run began; a family that is not there is rendered as asked for."""
 
     def weights_of(self, model: str) -> str | None:
         """Returns the weights that the user chose for a family; None for the family's own."""
         return self.family_weights.get(model, self.weights if model == self.model else None)
+
+    def keep_of(self, model: str) -> str:
+        """Returns how kept outputs of a family are stored."""
+        return self.kept.get(model, AS_ASKED).keep if self.keep == CHOSEN else self.keep
 
     def execution(self, family: Family) -> Execution:
         """Returns how these settings run a family."""
@@ -287,7 +313,7 @@ class RenderSettings:
             attention=self.attention,
             device=self.device,
             precision=self.precision,
-            keep=self.keep,
+            keep=self.keep_of(family.name),
             linears=self.linears,
             decode=self.decode,
         )

@@ -5,14 +5,17 @@ Nothing here imports torch, so a manifest of ten million rows is validated and a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pab.broadcast.plan import BroadcastPlan, make_plan
-from pab.broadcast.rules import Rules
+from pab.broadcast.rules import BroadcastRules, Rules
 from pab.broadcast.sites import Site
+from pab.broadcast.smaller import smaller_rules
 from pab.conditioning.references import ReferenceRules
 
 MAX_BATCH = 8
@@ -101,11 +104,17 @@ class Family:
     timesteps: Callable[[ClipRequest, str], tuple[float, ...]]
     num_tokens: Callable[[int, int, int], int]
     cost: CostFigures
+    """What planning takes if nothing was measured on the run's kind of device, and `calibrate` always."""
     load: Callable[[LoadRequest], VideoModel]
     weights_digest: Callable[[str | None], str]
     """Names the weights in a clip's digest: a hub revision, or a hash over the files of a local folder."""
     pin: Callable[[str | None], str | None] = lambda weights: weights
     """Returns weights that mean the same tomorrow: hub ids with their commits for a family that the hub publishes."""
+    figures: tuple[CostFigures, ...] = ()
+    """All that was measured (`FIGURES_FILE`), one entry for each kind of device and precision."""
+    latent_frames: Callable[[int], int] | None = None
+    """Latent frames of a clip's frames, for a family whose spatial attention sees one latent frame at a time. None: it sees
+    all tokens (3-D attention)."""
     precisions: tuple[str, ...] = ("bfloat16", "float32")
     keeps_blocks: bool = False
     """Whether the model can keep and return outputs of whole blocks, which Foresight needs."""
@@ -140,6 +149,25 @@ class Family:
     cache_reset_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps at which nothing kept before is reused, because another transformer takes over. Called like `timesteps`."""
 
+    def smaller(self, broadcast: str) -> dict[str, BroadcastRules]:
+        """Returns by name the rules that keep less than a preset's, the most first (`pab.broadcast.smaller`)."""
+        return smaller_rules(broadcast, self.presets[broadcast], self.sites)
+
+    def rules_named(self, broadcast: str) -> Rules | None:
+        """Returns the rules of a preset, or of a smaller form of one; None for any other name."""
+        if broadcast in self.presets:
+            return self.presets[broadcast]
+        return self.all_smaller().get(broadcast)
+
+    def all_smaller(self) -> dict[str, BroadcastRules]:
+        """Returns by name the smaller forms of all presets."""
+        return {name: rules for preset in self.presets for name, rules in self.smaller(preset).items()}
+
+    def seen_tokens(self, num_frames: int, height: int, width: int) -> float:
+        """Returns how many tokens each token sees in spatial attention."""
+        tokens = self.num_tokens(num_frames, height, width)
+        return tokens if self.latent_frames is None else tokens / max(1, self.latent_frames(num_frames))
+
     def plan(self, request: ClipRequest, rules: Rules, precision: str) -> BroadcastPlan:
         """Returns the plan of one clip: the same on every rank, in `--dry-run` and in what a run is estimated to cost.
 
@@ -158,11 +186,13 @@ class Family:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostFigures:
-    """Seconds of one rank, for planning only; reports give what was measured.
+    """Seconds of one rank on one kind of device, for planning only; reports give what was measured.
 
-    A full step over n tokens takes `linear_s * n + quadratic_s * n * tokens_per_frame`; `kind_shares` says how that
-    splits over kinds of site, so that planning knows what a reused site saves. `measured` says on what the step was
-    timed ("one H200, bfloat16, fused kernels"); None: nothing was, the figures are estimated from operation counts.
+    A full step over n tokens, each of which sees m in spatial attention (`Family.seen_tokens`), takes `fixed_step_s`, which
+    is the host's, and `linear_s * n + quadratic_s * n * m`. `kind_shares` says how the linear part splits over kinds of site;
+    the quadratic part is spatial attention's. So planning knows what a reused site saves at any size. `device`: as its driver
+    names it, or "cpu". `measured` says on what a step was timed ("one H200, fused kernels"); None: nothing was timed, the
+    figures are estimated from operation counts for that device.
     """
 
     measured: str | None
@@ -174,6 +204,17 @@ class CostFigures:
     decode_s_per_pixel: float
     memory: MemoryFigures | None = None
     """None: not known, and so no bound on meshes."""
+    device: str = "NVIDIA H200"
+    precision: str = "bfloat16"
+
+    def kind_s(self, tokens: int, seen: float) -> dict[str, float]:
+        """Returns by kind the seconds of all its sites in a full step of both guidance branches."""
+        found = {kind: share * self.linear_s * tokens for kind, share in self.kind_shares.items()}
+        return found | {"spatial": found.get("spatial", 0.0) + self.quadratic_s * tokens * seen}
+
+    def step_s(self, tokens: int, seen: float) -> float:
+        """Returns the seconds of the passes of a full step, without `fixed_step_s`."""
+        return self.linear_s * tokens + self.quadratic_s * tokens * seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,8 +223,9 @@ class MemoryFigures:
 
     `measured` says with what GPU's peak the sum was compared; None: with none, it is estimated. `parameters`: of the
     transformers and the decoder. `width`: channels of a token, and so of a kept output. `widths_per_token`: what one pass
-    holds for each token of each row, in tokens' widths. `decode_bytes_per_pixel`: memory for each pixel of a frame, in
-    bfloat16, while frames are decoded; 0 where it is not known.
+    holds for each token of each row, in tokens' widths. `rows_per_pass`: 2 where one pass has the rows of both guidance
+    branches. `decode_bytes_per_pixel`: memory for each pixel of a frame, in bfloat16, while frames are decoded; 0 where it
+    is not known.
     """
 
     measured: str | None
@@ -191,3 +233,57 @@ class MemoryFigures:
     width: int
     widths_per_token: float = 9.0
     decode_bytes_per_pixel: float = 0.0
+    rows_per_pass: int = 2
+
+
+FIGURES_FORMAT = 1
+FIGURES_FILE = "figures.json"
+"""In a family's folder: what was measured of it, by kind of device."""
+_NEEDS = "write it with: python -m pipeline bench --figures FAMILY"
+
+
+def read_figures(path: Path) -> dict[str, tuple[CostFigures, ...]]:
+    """Reads measured figures by family, in the order of the file; an entry's "about" is for readers.
+
+    Raises OSError, or ValueError naming what is wrong.
+    """
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; {_NEEDS}") from error
+    if not isinstance(document, dict) or document.get("format") != FIGURES_FORMAT:
+        raise ValueError(f"{path}: needs an object with format={FIGURES_FORMAT}; {_NEEDS}")
+    found: dict[str, tuple[CostFigures, ...]] = {}
+    for number, entry in enumerate(document.get("figures", ())):
+        try:
+            values = dict(entry)
+            name, memory = values.pop("family"), values.pop("memory")
+            values.pop("about", None)  # for readers
+            known = None if memory is None else MemoryFigures(**memory)
+            figures = CostFigures(**values, memory=known)
+            _check_figures(figures)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: figures {number}: {error}; {_NEEDS}") from error
+        found[name] = (*found.get(name, ()), figures)
+    return found
+
+
+def figures_document(figures: Mapping[str, Sequence[CostFigures]]) -> dict[str, Any]:
+    """Returns figures by family as JSON values; `read_figures` reads them back."""
+    entries = [{"family": name, **asdict(each)} for name, held in figures.items() for each in held]
+    return {"format": FIGURES_FORMAT, "figures": entries}
+
+
+def _check_figures(figures: CostFigures) -> None:
+    numbers = {
+        name: value
+        for name, value in (asdict(figures) | (asdict(figures.memory) if figures.memory else {})).items()
+        if name not in ("measured", "device", "precision", "memory", "kind_shares")
+    }
+    for name, value in (numbers | {f"share of {kind}": share for kind, share in figures.kind_shares.items()}).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value!r}, needs a number of 0 or more")
+    if figures.linear_s <= 0:
+        raise ValueError(f"linear_s={figures.linear_s}, needs more than 0")
+    if sum(figures.kind_shares.values()) > 1 + 1e-6:
+        raise ValueError(f"kind_shares={dict(figures.kind_shares)}, may add up to 1 at most")

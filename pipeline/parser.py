@@ -48,6 +48,8 @@ BENCH = """examples:
   python -m pipeline bench --rows latte --seconds 500
   python -m pipeline bench --rows "open_sora: compiled pab357 int8, open_sora ours: compiled none"
   python -m pipeline bench --join runs/a runs/b --output runs/both
+  python -m pipeline bench --figures wan_14b --output runs/figures
+  python -m pipeline submit prompts.parquet --model wan_14b --figures runs/figures/figures.json --dry-run
 
 """
 
@@ -187,12 +189,23 @@ def _add_bench(commands: _Commands[Parser]) -> None:
         "--output",
         default="runs/bench",
         metavar="DIR",
-        help="folder for bench.json and bench.html (default: runs/bench)",
+        help="folder for bench.json and bench.html, or figures.json (default: runs/bench)",
     )
     parser.add_argument(
         "--rows", metavar="TEXT,...", help="names of groups, or parts of rows' names (default: all; see --list)"
     )
     parser.add_argument("--list", action="store_true", help="list the rows, and about how long each group takes")
+    parser.add_argument(
+        "--figures",
+        metavar="FAMILY",
+        help="measure what planning needs to know of a family on this device, instead of rows: a few steps at two sizes, and "
+        "without each kind of site; writes figures.json, which `submit --figures` reads",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="DIR",
+        help="with --figures: a folder of weights, with which loading and decoding are timed too (default: random weights)",
+    )
     parser.add_argument(
         "--join", nargs="+", metavar="FILE", help="measure nothing; make one page of several bench.json"
     )

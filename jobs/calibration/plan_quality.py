@@ -139,8 +139,10 @@ def time_share(family: Family, plan: BroadcastPlan) -> float:
 
 
 def kind_shares(family: Family) -> Mapping[str, float]:
-    """Returns by kind of site its share of the planned time of all sites; they add up to 1."""
-    present = {site.kind for site in family.sites}
-    shares = {kind: share for kind, share in family.cost.kind_shares.items() if kind in present}
+    """Returns by kind of site its share of the planned time of all sites of a default clip; they add up to 1."""
+    present, usual = {site.kind for site in family.sites}, family.defaults
+    size = usual.num_frames, usual.height, usual.width
+    seconds = family.cost.kind_s(family.num_tokens(*size), family.seen_tokens(*size))
+    shares = {kind: share for kind, share in seconds.items() if kind in present}
     whole = sum(shares.values())
     return {kind: share / whole for kind, share in shares.items()}

@@ -100,6 +100,13 @@ class OpenAttempts:
             raise errors[0]
         return paths
 
+    def take_back(self, key: str, attempt: int) -> None:
+        """Takes back the mark of one attempt, whichever rank wrote it, so that it does not count. Raises BucketError."""
+        path = layout.attempt(key, attempt)
+        self._close(path)
+        if error := self._take_back(path):
+            raise error
+
     def _take_back(self, path: str) -> BucketError | None:
         written: BucketError | None = None
         try:

@@ -43,6 +43,8 @@ class Baselines:
 
     def take(self, rendered: Attempt) -> None:
         """Keeps a rendered clip until the other clips are done, if it is to be compared."""
+        if rendered.less is not None:
+            return  # it is not what its broadcast's name says
         if self.wants(rendered.clip, reuses=len(rendered.plan.full_steps) < rendered.plan.num_steps):
             self.measured.add(rendered.clip.broadcast)
             self._compared.append(rendered)

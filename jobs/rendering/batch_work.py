@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from jobs.rendering.clip_attempt import Attempt, Stages
-from jobs.rendering.clip_work import decode_loops, fill_in, wait_for_device
+from jobs.rendering.clip_work import decode_loops, fill_in, note_way, wait_for_device
 from jobs.rendering.frames import ClipOnDevice
-from jobs.rendering.loaded_family import LoadedFamily, clip_rules
+from jobs.rendering.loaded_family import LoadedFamily
 from jobs.rendering.loops import clip_requests
 from jobs.settings import JobSettings
 from pab.execution.compiled import Compiled
@@ -34,7 +34,8 @@ def render_batch(
     first, request = attempts[0].clip, requests[0]
     before = loaded.make_room()
     with shared.time("plan"):
-        plan = plan_for(loaded.family, request, clip_rules(first, loaded.family, settings), settings.render.precision)
+        way = loaded.way(first, settings)
+        plan = plan_for(loaded.family, request, way.rules, settings.render.precision)
     with shared.time("encode_prompt"):
         prompts = [
             loaded.prompts_of(attempt.clip, [own])[0] for attempt, own in zip(attempts, requests, strict=True)
@@ -50,7 +51,7 @@ def render_batch(
             noise=noise,
             plan=plan,
             group=group,
-            loop=loaded.loop_settings(request, plan, group, clips=len(attempts)),
+            loop=loaded.loop_settings(request, plan, group, clips=len(attempts), keep=way.keep),
         )
     compiled = _share(loaded.compiled_since(before), len(attempts))
     parts = unbatch(denoised)
@@ -64,6 +65,7 @@ def render_batch(
     for attempt, part, coming, prompt in zip(attempts, parts, frames, prompts, strict=True):
         if coming is not None and not isinstance(part, NotFiniteError):
             fill_in(attempt, loaded, loops=[part], frames=coming, prompts=[prompt], compiled=compiled)
+            note_way(attempt, loaded, way, settings)
     return [part if isinstance(part, NotFiniteError) else None for part in parts]
 
 

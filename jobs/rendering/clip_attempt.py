@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from jobs.rendering.frames import ClipOnDevice, ComingFrames
+from jobs.rendering.keep_ways import KeepWay
 from jobs.rendering.loops import joined
 from manifests.clip import Clip
 from pab.broadcast.plan import BroadcastPlan
@@ -73,6 +74,8 @@ class Attempt:
     """The frames of all loops; None until all loops are rendered."""
     execution: Execution = field(default_factory=Execution)
     compiled: Compiled = field(default_factory=Compiled)
+    less: KeepWay | None = None
+    """How outputs were kept, if the device had no memory for what was asked for."""
     warnings: tuple[str, ...] = ()
 
     def begin(self, number: int, *, units: float) -> Attempt:

@@ -18,13 +18,13 @@ from jobs.rendering.batch_size import parts_of
 from jobs.rendering.batch_work import on_device, render_batch
 from jobs.rendering.batching import Batching
 from jobs.rendering.clip_attempt import Attempt
-from jobs.rendering.clip_work import render_clip
 from jobs.rendering.context import JobContext, contain, contain_batch
 from jobs.rendering.deadline import Deadline
 from jobs.rendering.finish import Finisher
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
 from jobs.rendering.loaded_family import LoadedFamily, encode_prompts
+from jobs.rendering.out_of_memory import begin_where_it_fits, render_in_memory
 from jobs.rendering.references import ClipReferences, access_of, take_references
 from jobs.store import layout
 from manifests.clip import Clip
@@ -32,6 +32,8 @@ from pab.family import Family
 from pab.model import NotFiniteError
 
 _LOG = logging.getLogger(__name__)
+_NOTES = 3
+"""Of clips that did not fit into memory, at most: looked for before the first clip of a kind."""
 _NO_TIME, _RECORDED = 0, -1
 """Values in place of an attempt's number, which say why a clip is not begun."""
 
@@ -172,6 +174,8 @@ class ClipLoop:
         return parts
 
     def _render_at_once(self, part: list[Attempt]) -> None:
+        with self.watch.over_stage("look_for_memory_notes", extra_s=self.context.store_s(_NOTES)):
+            begin_where_it_fits(self.loaded, part[0].clip, self.context)
         if len(part) > 1:
             self._render_batch(part)
         else:
@@ -179,12 +183,11 @@ class ClipLoop:
 
     def _render(self, attempt: Attempt) -> bool:
         """Renders one clip and hands it to the finisher; returns whether it was rendered."""
-        node, settings = self.context.ranks.node, self.context.settings
         references = self._references(self.loaded.family, attempt)
         if isinstance(references, Failed):
             self.tell(attempt, references)
             return False
-        work = partial(render_clip, self.loaded, attempt, settings=settings, group=node, references=references)
+        work = partial(render_in_memory, self.loaded, attempt, context=self.context, references=references)
         with self.watch.over(attempt.clip.clip_id):
             failed = contain(attempt, self.context, work, collective=True)
         if failed is not None:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jobs.rendering.clip_attempt import Attempt, Stages
 from jobs.rendering.frames import ComingFrames
-from jobs.rendering.loaded_family import LoadedFamily, clip_rules
+from jobs.rendering.keep_ways import KeepWay
+from jobs.rendering.loaded_family import LoadedFamily
 from jobs.rendering.loops import clip_loops, clip_requests
 from jobs.rendering.references import ClipReferences
 from jobs.settings import JobSettings
@@ -40,9 +41,8 @@ def render_clip(
     clip, stages = attempt.clip, attempt.stages
     requests = clip_requests(clip)
     with stages.time("plan"):
-        plan = plan_for(
-            loaded.family, requests[0], clip_rules(clip, loaded.family, settings), settings.render.precision
-        )
+        way = loaded.way(clip, settings)
+        plan = plan_for(loaded.family, requests[0], way.rules, settings.render.precision)
     with stages.time("encode_prompt"):
         prompts = loaded.prompts_of(clip, requests)
     if references is None:
@@ -51,7 +51,8 @@ def render_clip(
         with stages.time("encode_references"):
             attempt.encoded = tuple(_taker(loaded).encode_references(requests[0], references.pixels))
             attempt.masks = references.masks
-    _render_loops(loaded, attempt, prompts, plan, group)
+    _render_loops(loaded, attempt, prompts, plan, group, keep=way.keep)
+    note_way(attempt, loaded, way, settings)
 
 
 @torch.inference_mode()
@@ -63,7 +64,8 @@ def render_baseline(loaded: LoadedFamily, attempt: Attempt, *, settings: JobSett
     baseline = Attempt(clip=attempt.clip, number=attempt.number, masks=attempt.masks, encoded=attempt.encoded)
     requests = clip_requests(attempt.clip)
     plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.render.precision)
-    _render_loops(loaded, baseline, loaded.prompts_of(attempt.clip, requests), plan, group)
+    prompts = loaded.prompts_of(attempt.clip, requests)
+    _render_loops(loaded, baseline, prompts, plan, group, keep=loaded.execution.keep)
     return baseline
 
 
@@ -100,23 +102,56 @@ def fill_in(
     attempt.warnings = _warnings(attempt.clip, loaded.family, prompts, loops[0].plan, frames.size)
 
 
+def note_way(attempt: Attempt, loaded: LoadedFamily, way: KeepWay, settings: JobSettings) -> None:
+    """Notes in a filled-in attempt how its outputs were kept, if that is not as asked for, and warns of it."""
+    asked = loaded.ways(attempt.clip, settings)[0]
+    if way == asked:
+        return
+    attempt.less = way
+    attempt.execution = replace(attempt.execution, keep=way.keep)
+    warning = f"out of memory with {asked}, so it was rendered with {way}; its digest names what was asked for"
+    attempt.warnings = (*attempt.warnings, warning)
+
+
 def _render_loops(
-    loaded: LoadedFamily, attempt: Attempt, prompts: Sequence[EncodedPrompt], plan: BroadcastPlan, group: NodeGroup
+    loaded: LoadedFamily,
+    attempt: Attempt,
+    prompts: Sequence[EncodedPrompt],
+    plan: BroadcastPlan,
+    group: NodeGroup,
+    *,
+    keep: str,
 ) -> None:
     before = loaded.make_room()
     loops: list[Denoised] = []
     for request, prompt in zip(clip_requests(attempt.clip), prompts, strict=True):
         given = _given(loaded, attempt, request, loops, group)
         try:
-            done = _denoise(loaded, attempt.stages, request, prompt=prompt, plan=plan, group=group, given=given)
+            done = _denoise(
+                loaded, attempt.stages, request, prompt=prompt, plan=plan, group=group, given=given, keep=keep
+            )
         except NotFiniteError:
             # On every rank alike. A loop begins with what was decoded of the loop before: the decoder may be at fault.
             _check_decoder(loaded, attempt, loops, group)
             raise
         loops.append(done)
     compiled = loaded.compiled_since(before)
-    frames = decode_loops(loaded, attempt, loops, group)
+    frames = _decode_in_memory(loaded, attempt, loops, group)
     fill_in(attempt, loaded, loops=loops, frames=frames, prompts=prompts, compiled=compiled)
+
+
+def _decode_in_memory(
+    loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoised], group: NodeGroup
+) -> ComingFrames:
+    """Decodes, and once more after an empty cache if the device had no more memory and no other rank waits for this one."""
+    try:
+        return decode_loops(loaded, attempt, loops, group)
+    except torch.OutOfMemoryError:
+        if group.clip.size > 1:
+            raise
+    # Outside of `except`, so that the traceback no longer holds what was decoded so far.
+    loaded.let_go()
+    return decode_loops(loaded, attempt, loops, group)
 
 
 def _check_decoder(loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoised], group: NodeGroup) -> None:
@@ -158,10 +193,11 @@ def _denoise(
     plan: BroadcastPlan,
     group: NodeGroup,
     given: Beginning | None,
+    keep: str,
 ) -> Denoised:
-    loop = LoopSettings(cache_dtype=loaded.execution.keep)
+    loop = LoopSettings(cache_dtype=keep)
     if given is None:
-        loop = loaded.loop_settings(request, plan, group, clips=1)
+        loop = loaded.loop_settings(request, plan, group, clips=1, keep=keep)
     with stages.time("denoise"):
         noise = initial_noise(request, loaded.model.latent_shape(request))
     wait_for_device(stages, group)

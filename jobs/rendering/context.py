@@ -105,6 +105,8 @@ def contain(attempt: Attempt, context: JobContext, work: Callable[[], T], *, col
     """
     try:
         return work()
+    except GroupLostError:
+        raise  # a rank without memory has said what the next start does
     except Exception as error:  # the clip's border: no error of a model, ffmpeg or a store may harm other clips
         if context.attempts.is_withdrawn(attempt.clip.key, attempt.number):
             # The job is being ended from outside, so this error is not the clip's fault.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from itertools import islice
 
 import torch
 
+from jobs.rendering.keep_ways import KeepWay, kind_key, ways_down
 from jobs.rendering.loops import clip_requests
 from jobs.settings import JobSettings
 from manifests.clip import Clip
@@ -30,6 +32,8 @@ class LoadedFamily:
 
     `prompts`: by clip key, the encoded prompts, one per loop. `graphs`: counts what was compiled since the family was
     loaded; None if blocks run eagerly. `recorder`: replays the loops of small clips; None if they are not recorded.
+    `levels`: by kind of clip (`keep_ways.kind_key`), how many ways down its clips are rendered, because the device had no
+    more memory. `shared`: whether several ranks render a clip together.
     """
 
     family: Family
@@ -39,6 +43,34 @@ class LoadedFamily:
     graphs: Graphs | None = None
     recorder: LoopRecorder | None = None
     prompts: dict[str, tuple[EncodedPrompt, ...]] = field(default_factory=dict)
+    levels: dict[str, int] = field(default_factory=dict)
+    shared: bool = False
+
+    def ways(self, clip: Clip, settings: JobSettings) -> tuple[KeepWay, ...]:
+        """Returns the ways to keep a clip's outputs, as asked for first. Raises ValueError for an unknown broadcast."""
+        rules = clip_rules(clip, self.family, settings)
+        return ways_down(self.family, clip.broadcast, rules, self.execution.keep, few=self.shared)
+
+    def way(self, clip: Clip, settings: JobSettings) -> KeepWay:
+        """Returns the way in which a clip is rendered now."""
+        ways = self.ways(clip, settings)
+        return ways[min(self.levels.get(kind_key(clip), 0), len(ways) - 1)]
+
+    def keep_less(self, clip: Clip, settings: JobSettings) -> bool:
+        """Goes one way down for all clips of this clip's kind; False if there is none."""
+        level = self.levels.get(kind_key(clip), 0) + 1
+        if level >= len(self.ways(clip, settings)):
+            return False
+        self.levels[kind_key(clip)] = level
+        return True
+
+    def let_go(self) -> None:
+        """Frees the memory of the device that nothing needs, after it had no more."""
+        if self.recorder is not None:
+            self.recorder.forget()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def make_room(self) -> Compiled:
         """Makes room for the graphs that the next clip may need; returns the count of what was compiled so far."""
@@ -56,10 +88,12 @@ class LoadedFamily:
         """Returns the encoded prompts of a clip's loops; encodes them now if the job could not encode all in one call."""
         return self.prompts.get(clip.key) or tuple(self.model.encode_prompts(requests))
 
-    def loop_settings(self, request: ClipRequest, plan: BroadcastPlan, group: NodeGroup, *, clips: int) -> LoopSettings:
+    def loop_settings(
+        self, request: ClipRequest, plan: BroadcastPlan, group: NodeGroup, *, clips: int, keep: str
+    ) -> LoopSettings:
         """Returns the settings of a loop that begins from noise, for one clip or a batch."""
         records = records_loop(request, self.family, plan, group, clips=clips)
-        return LoopSettings(cache_dtype=self.execution.keep, recorder=self.recorder if records else None)
+        return LoopSettings(cache_dtype=keep, recorder=self.recorder if records else None)
 
 
 def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
@@ -67,8 +101,8 @@ def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
     own: Mapping[str, dict[str, object]] = settings.broadcast_rules or {}
     if clip.broadcast in own:
         return rules_from_dict(own[clip.broadcast])
-    if clip.broadcast in family.presets:
-        return family.presets[clip.broadcast]
+    if (rules := family.rules_named(clip.broadcast)) is not None:
+        return rules
     allowed = ", ".join([*own, *family.presets])
     raise ValueError(f"clip {clip.clip_id}: broadcast={clip.broadcast!r}, model {family.name} has {allowed}")
 
@@ -99,6 +133,7 @@ def load_family(
         execution=execution,
         graphs=Graphs() if execution.compiled else None,
         recorder=LoopRecorder() if execution.records else None,
+        shared=clip_axis is not None and clip_axis.size > 1,
     )
 
 

@@ -61,7 +61,7 @@ def clip_record(attempt: Attempt, context: JobContext, *, video: Video, sha256: 
             {"url": url, "sha256": sha256} for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
         ],
         "attempt": attempt.number,
-        "plan": plan_facts([loop.plan for loop in attempt.loops], clip.broadcast),
+        "plan": plan_facts([loop.plan for loop in attempt.loops], clip.broadcast) | less_facts(attempt),
         "loops": loop_facts(attempt),
         "planned": planned_counts(attempt, context.ranks.node),
         "counted": counted(attempt),
@@ -135,6 +135,11 @@ def plan_facts(plans: Sequence[BroadcastPlan], broadcast: str) -> dict[str, obje
     if isinstance(plan.rules, ForesightRules):
         facts["blocks"] = plan.block_decisions()
     return facts
+
+
+def less_facts(attempt: Attempt) -> dict[str, object]:
+    """Returns how a clip was rendered for which the device had too little memory; nothing for any other clip."""
+    return {} if attempt.less is None else {"rendered": attempt.less.broadcast, "out_of_memory": True}
 
 
 def planned_counts(attempt: Attempt, group: NodeGroup) -> dict[str, object]:

@@ -20,6 +20,8 @@ def measured_times(records: Sequence[Json], starts: Sequence[Json]) -> list[Json
     """
     kinds: dict[tuple[object, ...], list[Json]] = {}
     for record in records:
+        if record.get("plan", {}).get("out_of_memory"):
+            continue  # it was rendered otherwise than its broadcast's name says
         kinds.setdefault(tuple(_kind(record).values()), []).append(record)
     peak = max((start["peak_cuda_bytes"] for start in starts), default=0) or None
     one_kind = len(kinds) == 1 and all(batch_size(record) == 1 for record in records)
@@ -45,6 +47,7 @@ def _kind(record: Json) -> Json:
         "device": record["job"]["device"],
         "precision": record["job"]["precision"],
         **{name: clip[name] for name in _SHAPE},
+        "keep": record.get("execution", {}).get("keep", "full"),
         "guided": guided,
         "mesh": _mesh(record["job"]["mesh"], guided=guided),
         "batch": batch_size(record),

@@ -76,6 +76,14 @@ def encoding(shard_index: int, model: str, replica: int) -> str:
     return f"encoding/{job_name(shard_index)}.{model}.{replica}"
 
 
+def less_memory(shard_index: int, model: str, kind: str, level: int) -> str:
+    """Returns the path of the note that a job renders clips of a kind `level` ways (1, 2, ...) further down from now on.
+
+    It is left when they did not fit into memory.
+    """
+    return f"memory/{job_name(shard_index)}.{model}.{kind}.{level}.json"
+
+
 def job_name(shard_index: int) -> str:
     """Returns the name of the job of a shard, e.g. `job-00007`."""
     return f"job-{shard_index:05d}"

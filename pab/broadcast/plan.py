@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 from pab.broadcast.few_steps import reuse_begins
 from pab.broadcast.foresight import ForesightRules
@@ -57,6 +58,16 @@ class BroadcastPlan:
                 if source != step and step not in self.skipped:
                     uses[i][source] = step
         return tuple(uses)
+
+    @cached_property
+    def kept_at_once(self) -> int:
+        """The largest number of outputs of one pass that wait between two steps for a later one."""
+        changes = [0] * (self.num_steps + 1)
+        for uses in self.last_uses:
+            for computed, last in uses.items():
+                changes[computed] += 1
+                changes[last] -= 1
+        return max(accumulate(changes))
 
     def reuses(self, step: int, site: int) -> bool:
         """Whether this site reuses a kept output at this step."""
@@ -264,7 +275,7 @@ def _rule_sources(
                 row.append(step if any(source < fresh <= step for fresh in cache_reset_steps) else source)
                 continue
             rule = rules.attention(site.kind)
-            allowed = step > 0 and step not in cache_reset_steps
+            allowed = step > 0 and step not in cache_reset_steps and rule is not None and rule.holds(site.block)
             reuse = allowed and rule is not None and rule.reuses(step, timestep)
             row.append(sources[step - 1][i] if reuse else step)
         sources.append(tuple(row))

@@ -19,17 +19,27 @@ KINDS = (*ATTENTION_KINDS, "mlp")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionRule:
-    """Compute once, reuse `range_steps - 1` times, where `low < int(timestep) < high` (both strict)."""
+    """Compute once, reuse `range_steps - 1` times, where `low < int(timestep) < high` (both strict).
+
+    `blocks`: of each stack, the only blocks that reuse; None for all.
+    """
 
     range_steps: int
     low: int
     high: int
+    blocks: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.range_steps < 1:
             raise ValueError(f"broadcast range={self.range_steps}, needs 1 (never reuse) or more")
         if self.low > self.high:
             raise ValueError(f"broadcast window {self.low}..{self.high} is empty; write the smaller timestep first")
+        if self.blocks is not None and (not self.blocks or min(self.blocks) < 0):
+            raise ValueError(f"broadcast blocks={list(self.blocks)}, needs some numbers of blocks; leave out for all")
+
+    def holds(self, block: int) -> bool:
+        """Whether sites of this block may reuse."""
+        return self.blocks is None or block in self.blocks
 
     def reuses(self, step: int, timestep: float) -> bool:
         """Whether this step reuses an earlier output. Ranges are counted from step 0, not from the window's first step."""
@@ -84,7 +94,8 @@ class BroadcastRules:
         for kind in ATTENTION_KINDS:
             rule = self.attention(kind)
             if rule is not None:
-                rules[kind] = {"range": rule.range_steps, "window": [rule.low, rule.high]}
+                blocks = {} if rule.blocks is None else {"blocks": list(rule.blocks)}
+                rules[kind] = {"range": rule.range_steps, "window": [rule.low, rule.high], **blocks}
         if self.mlp:
             rules["mlp"] = [
                 {"stack": r.stack, "blocks": list(r.blocks), "skip_count": r.skip_count}
@@ -149,10 +160,17 @@ def rules_from_dict(values: Mapping[str, object]) -> Rules:
             entry = values[kind]
             try:
                 low, high = entry["window"]  # type: ignore[index]
-                rules[kind] = AttentionRule(range_steps=int(entry["range"]), low=int(low), high=int(high))  # type: ignore[index]
+                blocks = tuple(int(block) for block in entry["blocks"]) if "blocks" in entry else None  # type: ignore[index, operator]
+                rules[kind] = AttentionRule(
+                    range_steps=int(entry["range"]),  # type: ignore[index]
+                    low=int(low),
+                    high=int(high),
+                    blocks=blocks,
+                )
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(
-                    f"broadcast rules: {kind}={entry!r}, needs {{'range': R, 'window': [low, high]}} ({error})"
+                    f"broadcast rules: {kind}={entry!r}, needs {{'range': R, 'window': [low, high]}}, perhaps with 'blocks' "
+                    f"({error})"
                 ) from error
     mlp: list[MlpRule] = []
     for entry in values.get("mlp", ()):  # type: ignore[attr-defined]

@@ -7,13 +7,18 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.bench.factors import MEASURED, factors
 from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows
 from jobs.reports.bench_html import bench_page
+from pab.families import FAMILIES
+from pab.family import FIGURES_FILE, figures_document, read_figures
 from pipeline.exits import Exit, UsageError
 from pipeline.screen import Screen
+
+if TYPE_CHECKING:
+    from jobs.bench.run import BenchSettings
 
 SCHEMA = 1
 DOCUMENT, LINES, PAGE = "bench.json", "lines.jsonl", "bench.html"
@@ -31,6 +36,8 @@ Json = dict[str, Any]
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `bench`: 1 when a row failed, else 0; rows that cannot run here are no failure."""
     folder = Path(arguments.output)
+    if arguments.figures:
+        return _measure_figures(arguments, folder, screen)
     if arguments.join:
         document = joined([_read(path) for path in arguments.join])
     else:
@@ -42,6 +49,46 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     _write(folder, document)
     screen.result(document, f"{summary(document)}\n{folder / PAGE}\n{folder / DOCUMENT}")
     return Exit.ERROR if any(line["status"] == "failed" for line in document["rows"]) else Exit.OK
+
+
+def _measure_figures(arguments: argparse.Namespace, folder: Path, screen: Screen) -> int:
+    """Measures the figures of one family, and puts them in place of older ones of its kind in the folder's file."""
+    name = arguments.figures
+    if name not in FAMILIES:
+        raise UsageError(f"--figures {name!r} is no family, allowed: {', '.join(FAMILIES)}")
+    file = folder / FIGURES_FILE
+    try:
+        before = read_figures(file) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--output {folder}: {error}; remove the file, or give another folder") from error
+    from jobs.bench.figures import measure_figures
+
+    try:
+        figures, about = measure_figures(name, _settings(arguments), weights=arguments.weights, tell=screen.note)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--figures {name}: {error}") from error
+    others = [
+        each for each in before.get(name, ()) if (each.device, each.precision) != (figures.device, figures.precision)
+    ]
+    document = figures_document(before | {name: [*others, figures]})
+    (*_, entry) = [each for each in document["figures"] if each["family"] == name]
+    entry["about"] = about
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(document, indent=1) + "\n")
+    screen.result(entry, f"{name} on {figures.measured}\n{file}; plan with it: submit --figures {file}")
+    return Exit.OK
+
+
+def _settings(arguments: argparse.Namespace) -> BenchSettings:
+    from jobs.bench.run import usual_settings
+
+    return usual_settings(
+        size=arguments.size,
+        seconds=arguments.seconds,
+        row_seconds=arguments.row_seconds,
+        repeat=arguments.repeat,
+        backend=arguments.backend,
+    )
 
 
 def _rows(text: str | None, *, tiny: bool = False) -> list[Row]:
@@ -59,15 +106,9 @@ def _listed(rows: Sequence[Row]) -> str:
 def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Json:
     _rows(arguments.rows)  # wrong ones are refused before torch is loaded
     # Torch comes in here, and only here: `--list`, `--join` and every other command do without.
-    from jobs.bench.run import environment, run_rows, usual_settings
+    from jobs.bench.run import environment, run_rows
 
-    settings = usual_settings(
-        size=arguments.size,
-        seconds=arguments.seconds,
-        row_seconds=arguments.row_seconds,
-        repeat=arguments.repeat,
-        backend=arguments.backend,
-    )
+    settings = _settings(arguments)
     rows = _rows(arguments.rows, tiny=settings.size == "tiny")
     here = environment(settings) | {"command": "python -m pipeline " + " ".join(sys.argv[1:])}
     folder.mkdir(parents=True, exist_ok=True)

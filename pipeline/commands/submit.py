@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,16 @@ from types import FrameType
 
 from cluster.job import CancelledError, Cluster, ClusterError, UnansweredError
 from jobs.progress import ClipProgress
+from jobs.settings import KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.read import read_keys
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.report import write_report
 from pipeline.exits import Exit, UsageError
-from pipeline.planning.cost import ClipCosts
 from pipeline.planning.dry_run import show_dry_run
-from pipeline.planning.inputs import plan_work
+from pipeline.planning.inputs import choose_kept, plan_work
+from pipeline.planning.mesh import MeshChoice
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.at_work import AtWork, find_at_work, tell_at_work, wait_for_others
 from pipeline.run.build import build_settings
@@ -47,6 +48,8 @@ from pipeline.run.view import open_view
 from pipeline.screen import Screen, counted
 
 SECOND_CTRL_C_S = 10.0
+Kept = Mapping[str, KeepChoice]
+"""By family, how outputs are kept if not as asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +80,20 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     return code
 
 
-def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
-    """Plans and renders once; None after it has waited for another submit, which may have left clips."""
+def _submit(arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept] = ({},)) -> int | None:
+    """Plans and renders once; None after it has waited for another submit, which may have left clips.
+
+    `tried`: how outputs were kept so far while that is chosen for a run that begins; the last counts.
+    """
     chosen = choose(vars(arguments), environment_settings(), arguments.config)
     settings = build_settings(arguments.manifest, chosen)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
-    settings = as_begun(settings, found, asked={name: chosen[name].value for name in ("compile", "decode")})
+    settings = as_begun(
+        settings, found, asked={name: chosen[name].value for name in ("compile", "decode")}, kept=tried[-1]
+    )
     rules = run_rules(settings.render, begun=found.weights if found else None)
     known = known_references(bucket) if found else {}
     references = ReferenceReader(access_of(settings.render), known=known)
@@ -93,6 +101,14 @@ def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
     with ExitStack() as stack:
         manifest = accepted_manifest(arguments.manifest, rules, model=model, read_references=references)
         accepted, path = stack.enter_context(manifest)
+        if (
+            found is None
+            and (kept := choose_kept(settings, rules, path, bucket)) is not None
+            and kept.kept not in tried
+        ):
+            # It is part of the digests, so the rows are accepted again; only then it shows which of them name a broadcast.
+            _tell_kept(kept, screen)
+            return _submit(arguments, screen, [*tried, kept.kept])
         tell_warnings(accepted.warnings, screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
@@ -145,6 +161,11 @@ def _submit(arguments: argparse.Namespace, screen: Screen) -> int | None:
     return _summary(submission)
 
 
+def _tell_kept(choice: MeshChoice, screen: Screen) -> None:
+    for model, told in choice.told.items():
+        screen.note(f"kept outputs of {model}: {told}")
+
+
 def _mend(bucket: Bucket, keys: Collection[str], settings: RunSettings, screen: Screen) -> None:
     """Puts damaged records aside, so that their clips are rendered again; writes plain names that are missing."""
     plain = settings.render.plain_videos
@@ -190,8 +211,7 @@ def _dry_run(
 ) -> int:  # fmt: skip
     progress = read_progress(bucket, frozenset(read_keys(str(path))), settings.render.max_attempts)
     work = plan_work(settings, rules, path, progress, bucket)
-    costs = ClipCosts(rules, settings.render.precision)
-    show_dry_run(settings, work, costs, progress=progress, num_clips=num_clips, screen=screen)
+    show_dry_run(settings, work, work.times.costs, progress=progress, num_clips=num_clips, screen=screen)
     return Exit.OK
 
 

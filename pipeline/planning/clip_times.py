@@ -12,7 +12,7 @@ from math import log2
 
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup
-from pipeline.planning.cost import ClipCosts
+from pipeline.planning.cost import INT8_SLOWER, ClipCosts
 from pipeline.planning.measured import NOTHING_MEASURED, MeasuredTimes
 
 MEASURED, SCALED, ESTIMATED = "measured", "scaled from measured", "estimated"
@@ -45,43 +45,50 @@ def _certainty(source: str) -> tuple[int, str]:
 
 
 class ClipTimes:
-    """What clips take on a mesh's `cfg` x `sp` ranks; `dp` is how many such groups of ranks stand side by side."""
+    """What clips take on a mesh's `cfg` x `sp` ranks; `dp` is how many such groups of ranks stand side by side.
+
+    `keep`: how kept outputs are stored.
+    """
 
     def __init__(self, costs: ClipCosts, measured: MeasuredTimes = NOTHING_MEASURED) -> None:
         self.costs = costs
         self.measured = measured
 
-    def per_clip(self, group: ClipGroup, mesh: Mesh) -> Timed:
+    def per_clip(self, group: ClipGroup, mesh: Mesh, keep: str = "full") -> Timed:
         """Returns the seconds in which the ranks render one more clip: of a clip in a batch its share."""
         cfg, sp = self._axes(group, mesh)
-        found = self.measured.seconds(group, cfg, sp)
-        return self._scaled(group, mesh) if found is None else Timed(seconds=found, source=MEASURED)
+        found = self.measured.seconds(group, cfg, sp, keep)
+        return self._scaled(group, mesh, keep) if found is None else Timed(seconds=found, source=MEASURED)
 
-    def latency(self, group: ClipGroup, mesh: Mesh) -> Timed:
+    def latency(self, group: ClipGroup, mesh: Mesh, keep: str = "full") -> Timed:
         """Returns the seconds from a clip's first step to its frames, alone."""
         cfg, sp = self._axes(group, mesh)
-        found = self.measured.latency(group, cfg, sp)
-        return self._scaled(group, mesh) if found is None else Timed(seconds=found, source=MEASURED)
+        found = self.measured.latency(group, cfg, sp, keep)
+        return self._scaled(group, mesh, keep) if found is None else Timed(seconds=found, source=MEASURED)
 
-    def without_broadcast(self, group: ClipGroup, mesh: Mesh) -> float:
+    def without_broadcast(self, group: ClipGroup, mesh: Mesh, keep: str = "full") -> float:
         """Returns `per_clip` of the clip rendered without broadcast, by the ratio that the family's figures give."""
-        costs = self.costs
-        return self.per_clip(group, mesh).seconds * costs.seconds_without_broadcast(group) / costs.seconds(group)
+        costs, slower = self.costs, self._slower(group, keep)
+        ratio = costs.seconds_without_broadcast(group) / (costs.seconds(group) * slower)
+        return self.per_clip(group, mesh, keep).seconds * ratio
 
     def _axes(self, group: ClipGroup, mesh: Mesh) -> tuple[int, int]:
         # A clip of one branch leaves nothing to share over cfg: both ranks render the same.
         return (mesh.cfg if self.costs.two_branches(group) else 1), mesh.sp
 
-    def _scaled(self, group: ClipGroup, mesh: Mesh) -> Timed:
-        known = self.measured.meshes(group)
-        expected = self._expected(group, *self._axes(group, mesh))
-        if not known:
-            return Timed(seconds=expected, source=source_of(self.costs.measured_on(group.model)))
-        cfg, sp = known[0]
-        found = self.measured.seconds(group, cfg, sp)
-        assert found is not None, "a mesh that was measured has seconds"
-        return Timed(seconds=found * expected / self._expected(group, cfg, sp), source=SCALED)
+    def _scaled(self, group: ClipGroup, mesh: Mesh, keep: str) -> Timed:
+        expected = self._expected(group, *self._axes(group, mesh), keep)
+        for known_keep in dict.fromkeys((keep, "full", "int8")):
+            for cfg, sp in self.measured.meshes(group, known_keep)[:1]:
+                found = self.measured.seconds(group, cfg, sp, known_keep)
+                assert found is not None, "a mesh that was measured has seconds"
+                return Timed(seconds=found * expected / self._expected(group, cfg, sp, known_keep), source=SCALED)
+        return Timed(seconds=expected, source=source_of(self.costs.measured_on(group.model)))
 
-    def _expected(self, group: ClipGroup, cfg: int, sp: int) -> float:
+    def _expected(self, group: ClipGroup, cfg: int, sp: int, keep: str) -> float:
         speedup = cfg * CFG_EFFICIENCY ** log2(cfg) * sp * SP_EFFICIENCY ** log2(sp)
-        return self.costs.seconds(group) / speedup
+        return self.costs.seconds(group) * self._slower(group, keep) / speedup
+
+    def _slower(self, group: ClipGroup, keep: str) -> float:
+        plan = self.costs.plan(group)
+        return INT8_SLOWER if keep == "int8" and len(plan.full_steps) < plan.num_steps else 1.0

@@ -1,6 +1,6 @@
-"""Planned seconds of a clip, from the family's cost figures and the real broadcast plan.
+"""Planned seconds of a clip, from the family's figures and the real broadcast plan.
 
-A family's figures are estimated or measured (`CostFigures.measured`). Reports give what this run measured.
+Figures are estimated or measured (`pipeline.planning.figures`). Reports give what this run measured.
 """
 
 from __future__ import annotations
@@ -10,40 +10,56 @@ from functools import lru_cache
 from manifests.shards import ClipGroup
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST, Rules
-from pab.family import ClipRequest, Family
+from pab.family import ClipRequest, CostFigures, Family
+from pipeline.planning.figures import FiguresSource
 from pipeline.run.rules import RunRules
+
+INT8_SLOWER = 1.02
+"""A clip whose kept outputs are 8-bit integers takes so many times as long (docs/performance.md: Open-Sora, PAB246)."""
 
 
 class ClipCosts:
     """Plans and prices groups of clips; each group is worked out once, however many clips are of it."""
 
-    def __init__(self, rules: RunRules, precision: str) -> None:
+    def __init__(self, rules: RunRules, precision: str, source: FiguresSource | None = None) -> None:
         self._rules = rules
         self._precision = precision
+        self.source = source or FiguresSource()
+        self.figures = lru_cache(maxsize=None)(self._figures)
         self.plan = lru_cache(maxsize=4096)(self._plan)
         self.seconds = lru_cache(maxsize=4096)(self._seconds)
         self.seconds_without_broadcast = lru_cache(maxsize=4096)(self._seconds_without_broadcast)
 
     def load_s(self, model: str) -> float:
         """Returns the planned seconds to load a family."""
-        return self._rules.families[model].cost.load_s
+        return self.figures(model).load_s
 
     def measured_on(self, model: str) -> str | None:
         """Returns on what a family's figures were measured; None where they are estimated."""
-        return self._rules.families[model].cost.measured
+        return self.figures(model).measured
+
+    def told(self, model: str) -> str:
+        """Returns where a family's figures are from, in words."""
+        return self.source.told(self._rules.families[model], self._precision)
 
     def two_branches(self, group: ClipGroup) -> bool:
         """Returns whether a clip has an unconditional branch, which another rank can render."""
         return group.guided and not self._rules.families[group.model].embedded_guidance
 
+    def _figures(self, model: str) -> CostFigures:
+        return self.source.of(self._rules.families[model], self._precision)
+
     def _plan(self, group: ClipGroup) -> BroadcastPlan:
         return self._plan_with(group, self._rules.broadcast(group.model, group.broadcast))
 
     def _seconds(self, group: ClipGroup) -> float:
-        return clip_seconds(self._rules.families[group.model], group, self.plan(group))
+        return self._seconds_of(group, self.plan(group))
 
     def _seconds_without_broadcast(self, group: ClipGroup) -> float:
-        return clip_seconds(self._rules.families[group.model], group, self._plan_with(group, NO_BROADCAST))
+        return self._seconds_of(group, self._plan_with(group, NO_BROADCAST))
+
+    def _seconds_of(self, group: ClipGroup, plan: BroadcastPlan) -> float:
+        return clip_seconds(self._rules.families[group.model], group, plan, self.figures(group.model))
 
     def _plan_with(self, group: ClipGroup, rules: Rules) -> BroadcastPlan:
         family = self._rules.families[group.model]
@@ -65,24 +81,27 @@ def clip_request(family: Family, group: ClipGroup) -> ClipRequest:
     )
 
 
-def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan) -> float:
+def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan, figures: CostFigures) -> float:
     """Returns the planned seconds of one clip on one rank.
 
-    Every step with a pass costs `fixed_step_s`, and what a full step costs less the shares of the kinds of site that it
-    reuses. A clip without guidance runs one of the two branches, so half of that, unless the family has only one. Decoding
-    goes by pixels. Every loop costs as much as the first.
+    Every step with a pass costs `fixed_step_s`, and what a full step costs less the seconds of the sites that it reuses. A
+    clip without guidance runs one of the two branches, so half of that, unless the family has only one. Decoding goes by
+    pixels. Every loop costs as much as the first.
 
     What Foresight will reuse is not known before a clip is rendered: its plan computes everything, so its seconds are
     those without broadcast, a bound that holds whatever it decides.
     """
-    cost, tokens = family.cost, family.num_tokens(group.num_frames, group.height, group.width)
-    full_step = cost.linear_s * tokens + cost.quadratic_s * tokens * tokens / group.num_frames
-    totals = {kind: plan.total(kind) for kind in cost.kind_shares}
-    reused = sum(
-        share * (1 - plan.computed(kind) / totals[kind]) for kind, share in cost.kind_shares.items() if totals[kind]
+    size = group.num_frames, group.height, group.width
+    tokens, seen = family.num_tokens(*size), family.seen_tokens(*size)
+    totals = {kind: plan.total(kind) for kind in figures.kind_shares}
+    # By kind, the share of its calls that reuse.
+    reused_s = sum(
+        seconds * (1 - plan.computed(kind) / totals[kind])
+        for kind, seconds in figures.kind_s(tokens, seen).items()
+        if totals.get(kind)
     )
     branches = 1.0 if group.guided or family.embedded_guidance else 0.5
+    passes_s = (plan.num_steps - len(plan.skipped)) * figures.fixed_step_s
+    sites_s = plan.num_steps * branches * (figures.step_s(tokens, seen) - reused_s)
     pixels = group.num_frames * group.height * group.width
-    passes_s = (plan.num_steps - len(plan.skipped)) * cost.fixed_step_s
-    sites_s = plan.num_steps * branches * full_step * (1 - reused)
-    return group.loops * (passes_s + sites_s + cost.decode_s_per_pixel * pixels)
+    return group.loops * (passes_s + sites_s + figures.decode_s_per_pixel * pixels)

@@ -86,18 +86,20 @@ def dry_run_document(
         "mesh_reason": work.choice.reason,
         "meshes": [facts.to_dict() for facts in work.choice.considered],
         "times": work.choice.picked.times,
+        "figures": _told(work, costs),
+        "kept": {model: [each.to_dict() for each in ways] for model, ways in work.choice.ways.items()},
         "longest_job_minutes": round(longest_s / 60, 2),
         "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
         "gpu_hours": round(job_s * ranks / 3600, 3),
         "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
         "warnings": list(work.warnings),
-        "groups": [_group_document(work, costs, group) for group in sorted(work.groups)],
+        "groups": [_group_document(settings, work, costs, group) for group in sorted(work.groups)],
     }
 
 
-def _group_document(work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> dict[str, object]:
+def _group_document(settings: RunSettings, work: PlannedWork, costs: ClipCosts, group: ClipGroup) -> dict[str, object]:
     plan = costs.plan(group)
-    timed = work.times.per_clip(group, work.mesh)
+    timed = work.times.per_clip(group, work.mesh, settings.render.keep_of(group.model))
     attention = [(plan.computed(kind) * group.loops, plan.total(kind) * group.loops) for kind in ATTENTION_KINDS]
     document: dict[str, object] = {
         **asdict(group),
@@ -146,12 +148,13 @@ def _text(
             *(f"warning: {warning}" for warning in work.warnings),
             "",
             *work.mesh_lines,
+            *(f"figures of {model}: {told}" for model, told in _told(work, costs).items()),
             "",
             (
                 f"plan of {counted(work.groups[group], 'clip')}: {group.model} {group.width}x{group.height}, "
                 f"{group.num_frames} frames{_loops(group)}, {group.num_steps} steps, broadcast {group.broadcast}"
             ),
-            _saving(_group_document(work, costs, group)),
+            _saving(_group_document(settings, work, costs, group)),
             _plan_text(costs.plan(group)),
         ]
     if document["expected_start"]:
@@ -159,6 +162,10 @@ def _text(
     for script in scripts:
         lines += ["", script]
     return "\n".join([*lines, "", "nothing was started or written"])
+
+
+def _told(work: PlannedWork, costs: ClipCosts) -> dict[str, str]:
+    return {model: costs.told(model) for model in sorted({group.model for group in work.groups})}
 
 
 def _loops(group: ClipGroup) -> str:

@@ -1,15 +1,19 @@
-"""What a plan is made from: prices of clips, times that were measured before, and the memory of the devices."""
+"""What a plan is made from: prices of clips, times that were measured before, and the kind and memory of the devices."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.devices import gpu_memory_bytes
+from cluster.devices import gpu_kind, gpu_memory_bytes
+from jobs.settings import CHOSEN
 from jobs.store.bucket import Bucket
+from pab.families import FAMILIES
 from pipeline.planning.clip_times import ClipTimes
 from pipeline.planning.cost import ClipCosts
-from pipeline.planning.measured import read_measured_file, read_measured_jobs
-from pipeline.planning.mesh import GB
+from pipeline.planning.figures import CPU, FiguresSource, read_figures_file
+from pipeline.planning.measured import MeasuredTimes, read_measured_file, read_measured_jobs
+from pipeline.planning.memory import GB
+from pipeline.planning.mesh import MeshChoice
 from pipeline.planning.sharding import DeviceMemory, PlannedWork, WorkPlanner
 from pipeline.run.rules import RunRules
 from pipeline.run.settings import RunSettings
@@ -29,17 +33,43 @@ def plan_work(
 
     Raises UsageError, BucketError.
     """
+    return _planner(settings, rules, bucket).plan(accepted, progress.recorded | progress.not_rendered | at_work)
+
+
+def choose_kept(settings: RunSettings, rules: RunRules, accepted: Path, bucket: Bucket) -> MeshChoice | None:
+    """Chooses for a run that begins how outputs are kept; None where there is nothing to choose, or memory has no bound.
+
+    Raises UsageError, BucketError.
+    """
+    if settings.render.keep != CHOSEN and settings.render.broadcast is not None:
+        return None
+    planner = _planner(settings, rules, bucket)
+    return None if planner.memory.size_bytes is None else planner.choose(accepted)
+
+
+def _planner(settings: RunSettings, rules: RunRules, bucket: Bucket) -> WorkPlanner:
     precision, file = settings.render.precision, settings.machines.measured
     before = read_measured_jobs(bucket, precision=precision)
     measured = read_measured_file(file, precision=precision) if file else before
-    planner = WorkPlanner(
-        times=ClipTimes(ClipCosts(rules, precision), measured),
+    own = settings.machines.figures
+    source = FiguresSource(
+        device=_device(settings, before), own=read_figures_file(own, FAMILIES) if own is not None else {}
+    )
+    return WorkPlanner(
+        times=ClipTimes(ClipCosts(rules, precision, source), measured),
         rules=rules,
         machines=settings.machines,
         render=settings.render,
         memory=_device_memory(settings, before.device_bytes),
     )
-    return planner.plan(accepted, progress.recorded | progress.not_rendered | at_work)
+
+
+def _device(settings: RunSettings, before: MeasuredTimes) -> str | None:
+    if settings.render.device == "cpu":
+        return CPU
+    if settings.machines.gpu_kind is not None:
+        return settings.machines.gpu_kind
+    return before.device or (gpu_kind() if settings.machines.cluster == "local" else None)
 
 
 def _device_memory(settings: RunSettings, of_earlier_jobs: float | None) -> DeviceMemory:

@@ -33,7 +33,8 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 class MeasuredClip:
     """What a clip of a group took on the `cfg` x `sp` ranks that render one together.
 
-    `seconds`: of denoising and decoding; of a clip in a batch its share. `peak_bytes`: of the rank that held most.
+    `seconds`: of denoising and decoding; of a clip in a batch its share. `peak_bytes`: of the rank that held most. `keep`:
+    how its kept outputs were stored.
     """
 
     group: ClipGroup
@@ -44,6 +45,7 @@ class MeasuredClip:
     seconds: float
     batch: int = 1
     peak_bytes: float | None = None
+    keep: str = "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,26 +56,29 @@ class MeasuredTimes:
     source: str | None = None
     device_bytes: float | None = None
     """Memory of the devices that earlier jobs had."""
+    device: str | None = None
+    """Their name, of several one."""
 
-    def seconds(self, group: ClipGroup, cfg: int, sp: int) -> float | None:
+    def seconds(self, group: ClipGroup, cfg: int, sp: int, keep: str = "full") -> float | None:
         """Returns the least seconds per clip, over sizes of batches; None where this was not measured."""
-        return min((clip.seconds for clip in self._of(group, cfg, sp)), default=None)
+        return min((clip.seconds for clip in self._of(group, cfg, sp, keep)), default=None)
 
-    def latency(self, group: ClipGroup, cfg: int, sp: int) -> float | None:
+    def latency(self, group: ClipGroup, cfg: int, sp: int, keep: str = "full") -> float | None:
         """Returns the seconds of a clip that is rendered alone; of one in a batch, all of the batch's."""
-        return min((clip.seconds * clip.batch for clip in self._of(group, cfg, sp)), default=None)
+        return min((clip.seconds * clip.batch for clip in self._of(group, cfg, sp, keep)), default=None)
 
-    def peak_bytes(self, group: ClipGroup, cfg: int, sp: int) -> float | None:
+    def peak_bytes(self, group: ClipGroup, cfg: int, sp: int, keep: str = "full") -> float | None:
         """Returns the most memory that a rank held; None where it was not measured."""
-        return max((clip.peak_bytes for clip in self._of(group, cfg, sp) if clip.peak_bytes), default=None)
+        return max((clip.peak_bytes for clip in self._of(group, cfg, sp, keep) if clip.peak_bytes), default=None)
 
-    def meshes(self, group: ClipGroup) -> list[tuple[int, int]]:
+    def meshes(self, group: ClipGroup, keep: str = "full") -> list[tuple[int, int]]:
         """Returns on which cfg and sp clips of a group were measured, fewest ranks first."""
-        found = {(clip.cfg, clip.sp) for clip in self.clips if clip.group == group}
+        found = {(clip.cfg, clip.sp) for clip in self.clips if clip.group == group and clip.keep == keep}
         return sorted(found, key=lambda mesh: (mesh[0] * mesh[1], mesh))
 
-    def _of(self, group: ClipGroup, cfg: int, sp: int) -> list[MeasuredClip]:
-        return [clip for clip in self.clips if clip.group == group and (clip.cfg, clip.sp) == (cfg, sp)]
+    def _of(self, group: ClipGroup, cfg: int, sp: int, keep: str) -> list[MeasuredClip]:
+        wanted = cfg, sp, keep
+        return [clip for clip in self.clips if clip.group == group and (clip.cfg, clip.sp, clip.keep) == wanted]
 
 
 NOTHING_MEASURED = MeasuredTimes()
@@ -118,7 +123,10 @@ def read_measured_jobs(bucket: Bucket, *, precision: str) -> MeasuredTimes:
     found = of_one_device(clips, precision=precision, source="earlier jobs of this run")
     known = [start.get("device_bytes") for report in reports for start in report["starts"]]
     smallest = min((float(size) for size in known if size), default=None)
-    return MeasuredTimes(clips=found.clips, source=found.source, device_bytes=smallest)
+    device = next(
+        (str(start["device"]) for report in reports for start in report["starts"] if start.get("device")), None
+    )
+    return MeasuredTimes(clips=found.clips, source=found.source, device_bytes=smallest, device=device)
 
 
 def _entry(entry: object, place: str) -> MeasuredClip:
@@ -149,6 +157,7 @@ def _entry(entry: object, place: str) -> MeasuredClip:
         seconds=seconds,
         batch=batch,
         peak_bytes=float(peak) if isinstance(peak, int | float) and peak > 0 else None,
+        keep=str(values.get("keep", "full")),
     )
 
 
@@ -157,7 +166,10 @@ def joined_measured(reports: Iterable[Json]) -> list[Json]:
     best: dict[str, Json] = {}
     for report in reports:
         for entry in report.get("measured", ()):
-            kind = json.dumps({key: entry[key] for key in (*_TYPES, "batch") if key != "seconds_per_clip"})
+            kind = json.dumps(
+                {key: entry[key] for key in (*_TYPES, "batch") if key != "seconds_per_clip"}
+                | {"keep": entry.get("keep", "full")}
+            )
             known = best.get(kind)
             if known is None or entry["seconds_per_clip"] < known["seconds_per_clip"]:
                 best[kind] = entry

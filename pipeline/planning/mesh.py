@@ -1,25 +1,37 @@
 """Which mesh a run's jobs get: the most clips per GPU-hour, or the shortest clip, among those that fit into memory.
 
-All of it is decided in plain Python from measured or planned seconds. It is shown as well: every mesh that was considered,
-where its seconds and bytes are from, and why one won.
+Beside meshes the ways to keep outputs are weighed (`kept.py`). A way that changes pixels is taken only if nothing else fits,
+or if it is `WORTH` times as good. All of it is decided in plain Python from measured or planned seconds. It is shown as well:
+every mesh that was considered, where its seconds and bytes are from, and why one won.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from math import ceil
 
-from jobs.settings import Mesh
+from jobs.settings import KeepChoice, Mesh
 from manifests.shards import ClipGroup, ShardGroup
-from pipeline.planning.clip_times import MEASURED, ClipTimes, source_of, weakest
-from pipeline.planning.memory import rank_bytes
+from pipeline.planning.clip_times import MEASURED, ClipTimes, weakest
+from pipeline.planning.kept import (
+    KeptQuestion,
+    Way,
+    WayFacts,
+    choice_of,
+    chosen_text,
+    default_broadcast,
+    misfit_warning,
+    ways_table,
+)
+from pipeline.planning.memory import GB, RESERVED_BYTES
 from pipeline.run.rules import RunRules
 
 THROUGHPUT, LATENCY = "auto", "latency"
 GOALS = {THROUGHPUT: "the most clips per GPU-hour", LATENCY: "the shortest time of one clip"}
-GB = 1e9
+WORTH = 1.1
+"""How many times as good a mesh must be that fits only if pixels change, to win against one that changes none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +48,20 @@ class MeshFacts:
     fits: bool | None
     times: str
     memory: str | None
+    kept: Mapping[str, WayFacts] = field(default_factory=dict)
+    """By family, how its outputs are kept on this mesh."""
     picked: bool = False
+
+    @property
+    def changes(self) -> bool:
+        """Whether it fits only because outputs are kept otherwise than asked for."""
+        return not all(each.way.as_asked for each in self.kept.values() if each.way.allowed)
 
     def to_dict(self) -> dict[str, object]:
         """Returns the facts as JSON values."""
         return {
-            **asdict(self),
+            **{each.name: getattr(self, each.name) for each in fields(self)},
+            "kept": {model: each.to_dict() for model, each in self.kept.items()},
             "mesh": str(self.mesh),
             "clips_per_gpu_hour": round(self.clips_per_gpu_hour, 3),
             "latency_s": round(self.latency_s, 4),
@@ -56,6 +76,14 @@ class MeshChoice:
     mesh: Mesh
     considered: tuple[MeshFacts, ...]
     reason: str
+    kept: Mapping[str, KeepChoice] = field(default_factory=dict)
+    """By family, what was chosen that changes pixels."""
+    ways: Mapping[str, tuple[WayFacts, ...]] = field(default_factory=dict)
+    """By family that keeps outputs, every way to keep them on the chosen mesh; empty where memory has no bound."""
+    warnings: tuple[str, ...] = ()
+    """What is told of families whose clips are not expected to fit."""
+    told: Mapping[str, str] = field(default_factory=dict)
+    """By family in `kept`, what was chosen and why, in words."""
 
     @property
     def picked(self) -> MeshFacts:
@@ -67,7 +95,8 @@ class MeshChoice:
 class MeshQuestion:
     """What a mesh is chosen for: how many clips of each group are left, on how many ranks a job, how many jobs at once.
 
-    `memory_bytes`: of a rank's device; None for no bound, which `memory_from` then explains.
+    `memory_bytes`: of a rank's device; None for no bound, which `memory_from` then explains. `ways`: by family, the ways to
+    keep its outputs, as asked first; a family that is not there keeps them as `keep` says.
     """
 
     groups: Mapping[ClipGroup, int]
@@ -78,6 +107,21 @@ class MeshQuestion:
     keep: str
     memory_bytes: float | None
     memory_from: str
+    ways: Mapping[str, tuple[Way, ...]] = field(default_factory=dict)
+
+    @property
+    def about_memory(self) -> KeptQuestion:
+        """What ways to keep outputs are judged by."""
+        return KeptQuestion(groups=self.groups, precision=self.precision, memory_bytes=self.memory_bytes)
+
+    @property
+    def bound(self) -> str:
+        """The memory of a rank's device, in words."""
+        return f"{_gb(self.memory_bytes)} GB ({self.memory_from})"
+
+    def ways_of(self, model: str, rules: RunRules) -> tuple[Way, ...]:
+        """Returns the ways of a family."""
+        return self.ways.get(model) or (Way(keep=self.keep, broadcast=default_broadcast(rules, model), as_asked=True),)
 
 
 def candidates(ranks: int, *, two_branches: bool, splits: bool) -> list[Mesh]:
@@ -107,11 +151,38 @@ def choose_mesh(question: MeshQuestion, times: ClipTimes, rules: RunRules, *, as
         reason = f"{best.mesh} was asked for with --mesh" if asked else "nothing is left to render"
     else:
         best, reason = pick(considered, question)
+    ways = _all_ways(best, question, times, rules)
+    told = {model: misfit_warning(model, ways[model], best.kept[model], question.bound) for model in ways}
     return MeshChoice(
         mesh=best.mesh,
         considered=tuple(replace(facts, picked=facts is best) for facts in considered),
         reason=reason,
+        kept={
+            model: choice_of(each.way, question.ways_of(model, rules))
+            for model, each in best.kept.items()
+            if not each.way.as_asked
+        },
+        told={
+            model: chosen_text(best.kept[model], ways[model], question.bound, best.mesh)
+            for model in ways
+            if not best.kept[model].way.as_asked
+        },
+        ways=ways,
+        warnings=tuple(filter(None, told.values())),
     )
+
+
+def _all_ways(
+    best: MeshFacts, question: MeshQuestion, times: ClipTimes, rules: RunRules
+) -> dict[str, tuple[WayFacts, ...]]:
+    asked = question.about_memory
+    several = {model: ways for model in best.kept if len(ways := question.ways_of(model, rules)) > 1}
+    if question.memory_bytes is None:
+        return {}
+    return {
+        model: tuple(asked.facts(model, way, best.mesh, times, rules) for way in ways)
+        for model, ways in several.items()
+    }
 
 
 def facts_of(mesh: Mesh, question: MeshQuestion, times: ClipTimes, rules: RunRules) -> MeshFacts:
@@ -120,67 +191,50 @@ def facts_of(mesh: Mesh, question: MeshQuestion, times: ClipTimes, rules: RunRul
     seconds: dict[ShardGroup, float] = defaultdict(float)
     counts: Counter[ShardGroup] = Counter()
     sources: set[str] = set()
+    kept = {
+        model: question.about_memory.best(model, question.ways_of(model, rules), mesh, times, rules)
+        for model in dict.fromkeys(group.model for group in question.groups)
+    }
     for group, count in question.groups.items():
-        timed = times.per_clip(group, mesh)
+        way = kept[group.model].way
+        changed = way.of(group, default_broadcast(rules, group.model))
+        timed = times.per_clip(changed, mesh, way.keep)
         seconds[group.shard_group] += count * timed.seconds
         counts[group.shard_group] += count
-        latency_s += count * times.latency(group, mesh).seconds
+        latency_s += count * times.latency(changed, mesh, way.keep).seconds
         sources.add(timed.source)
     # The clips of a job, of any plan, are dealt out one by one.
     of_jobs = {shared: max(1, ceil(count / question.jobs)) for shared, count in counts.items()}
     wall_s = sum(seconds[shared] * ceil(clips / mesh.dp) / clips for shared, clips in of_jobs.items())
     clips = counts.total()
-    memory, memory_sources = _memory(mesh, question, times, rules)
-    bound = question.memory_bytes
+    needed = [each.memory_bytes for each in kept.values()]
+    known = None not in needed and bool(needed)
+    fits = [each.fits for each in kept.values()]
     return MeshFacts(
         mesh=mesh,
         clips_per_gpu_hour=3600 * clips / (wall_s * mesh.num_ranks) if wall_s else 0.0,
         latency_s=latency_s / clips if clips else 0.0,
-        memory_bytes=memory,
-        fits=None if bound is None or memory is None else memory <= bound,
+        memory_bytes=max(size for size in needed if size is not None) if known else None,
+        fits=False if False in fits else None if None in fits or not fits else True,
         times=weakest(sources),
-        memory=None if memory is None else weakest(memory_sources),
+        memory=weakest([each.memory for each in kept.values() if each.memory]) if known else None,
+        kept=kept,
     )
-
-
-def _memory(
-    mesh: Mesh, question: MeshQuestion, times: ClipTimes, rules: RunRules
-) -> tuple[float | None, Collection[str]]:
-    """Returns the largest of the groups' figures, measured where it was, and their labels; None if one is not known."""
-    found: dict[str, float] = {}
-    for group in question.groups:
-        family, two = rules.families[group.model], times.costs.two_branches(group)
-        needed = times.measured.peak_bytes(group, mesh.cfg if two else 1, mesh.sp)
-        source = MEASURED
-        if needed is None:
-            needed = rank_bytes(
-                family,
-                group,
-                times.costs.plan(group),
-                mesh,
-                two_branches=two,
-                precision=question.precision,
-                keep=question.keep,
-            )
-            source = source_of(family.cost.memory.measured if family.cost.memory else None)
-        if needed is None:
-            return None, ()
-        found[source] = max(needed, found.get(source, 0.0))
-    return max(found.values(), default=None), found
 
 
 def pick(considered: Sequence[MeshFacts], question: MeshQuestion) -> tuple[MeshFacts, str]:
     """Returns the best mesh for the goal that is not expected to be too large, and why it is that one."""
 
     def better(facts: MeshFacts) -> tuple[float, float, int, int]:
-        by_rate, by_time = -round(facts.clips_per_gpu_hour, 6), round(facts.latency_s, 6)
+        price = WORTH if facts.changes else 1.0
+        by_rate, by_time = -round(facts.clips_per_gpu_hour / price, 6), round(facts.latency_s * price, 6)
         first, second = (by_time, by_rate) if question.goal == LATENCY else (by_rate, by_time)
         # Of equals the one whose ranks exchange least.
         return first, second, facts.mesh.sp, facts.mesh.cfg
 
     ranked = sorted(considered, key=better)
     fitting = [facts for facts in ranked if facts.fits is not False]
-    bound = f"{_gb(question.memory_bytes)} GB ({question.memory_from})"
+    bound = question.bound
     if not fitting:
         best = min(ranked, key=lambda facts: facts.memory_bytes or 0.0)
         return (
@@ -189,6 +243,9 @@ def pick(considered: Sequence[MeshFacts], question: MeshQuestion) -> tuple[MeshF
         )
     best, rest = fitting[0], fitting[1:]
     reason = f"{best.mesh} gives {GOALS[question.goal]}, {_figure(best, question.goal)}{_label(best.times)}"
+    if best.changes:
+        changed = [f"{model} {each.way}" for model, each in best.kept.items() if not each.way.as_asked]
+        reason += f", with {'; '.join(changed)}"
     if rest:
         reason += f"; next is {rest[0].mesh} with {_figure(rest[0], question.goal)}"
     faster = [facts for facts in ranked[: ranked.index(best)] if facts.fits is False]
@@ -218,15 +275,23 @@ def mesh_table(choice: MeshChoice, question: MeshQuestion, source: str | None) -
     lines = [f"{'mesh':<20}{'clips per GPU-hour':>20}{'one clip, s':>14}{'memory, GB':>12}  times"]
     for facts in choice.considered:
         too_large = " (does not fit)" if facts.fits is False else ""
+        if facts.changes and facts.fits:
+            changed = [f"{model} {each.way}" for model, each in facts.kept.items() if not each.way.as_asked]
+            too_large = f" (fits with {'; '.join(changed)})"
         name = f"{'*' if facts.picked else ' '} {facts.mesh}"
         lines.append(
             f"{name:<20}{facts.clips_per_gpu_hour:>20,.1f}{facts.latency_s:>14,.2f}{_gb(facts.memory_bytes):>12}  "
             f"{facts.times}{too_large}"
         )
-    bound = "no bound" if question.memory_bytes is None else f"{_gb(question.memory_bytes)} GB"
+    reserved = f", of which {_gb(RESERVED_BYTES)} GB are left free where memory was not measured"
+    bound = "no bound" if question.memory_bytes is None else f"{_gb(question.memory_bytes)} GB{reserved}"
     needed = ", ".join(sorted({facts.memory for facts in choice.considered if facts.memory})) or "not known"
     lines += [
         f"memory of a rank: {bound} ({question.memory_from}); what a mesh needs is {needed}",
         f"times measured by earlier jobs: {source or 'none'}",
     ]
+    picked = next((facts for facts in choice.considered if facts.picked), None)
+    for model, ways in choice.ways.items():
+        assert picked is not None, "ways are those on the picked mesh"
+        lines += ways_table(model, ways, picked.kept[model].way, choice.mesh)
     return [*lines, f"mesh: {choice.reason}"]

@@ -10,8 +10,10 @@ from pathlib import Path
 from jobs.settings import Mesh, RenderSettings
 from manifests.read import open_manifest
 from manifests.shards import PLAN_COLUMNS, ClipGroup, ShardPlan, plan_shards
+from pab.execution.choice import KEEP_CHOICES
 from pipeline.exits import UsageError
 from pipeline.planning.clip_times import ClipTimes
+from pipeline.planning.kept import ways_of
 from pipeline.planning.mesh import MeshChoice, MeshQuestion, choose_mesh, mesh_table
 from pipeline.run.rules import RunRules
 from pipeline.run.settings import MESH_GOALS, MachineSettings, parse_mesh
@@ -53,10 +55,11 @@ class PlannedWork:
     def warnings(self) -> tuple[str, ...]:
         """What is told of plans that reuse less than their rules say, because clips have few steps."""
         told: Counter[str] = Counter()
+        misfits = self.choice.warnings
         for group, num_clips in sorted(self.groups.items()):
             if warning := self.times.costs.plan(group).warning(group.broadcast):
                 told[f"{group.model}, {warning}"] += num_clips
-        return tuple(f"{counted(num_clips, 'clip')} of {warning}" for warning, num_clips in told.items())
+        return (*misfits, *(f"{counted(num_clips, 'clip')} of {warning}" for warning, num_clips in told.items()))
 
     @property
     def speedup(self) -> float | None:
@@ -97,12 +100,9 @@ class WorkPlanner:
 
         The first pass learns what there is, the second shares it out. Raises UsageError if a job's minutes are too few.
         """
-        ranks = self.machines.ranks_per_job
-        found = self._pass(accepted, done, mesh=Mesh(dp=ranks), minutes=float("inf"), overhead_s={})
-        question = self._question(found)
-        goal = self.machines.mesh in MESH_GOALS
-        asked = None if goal else parse_mesh(self.machines.mesh)
-        choice = choose_mesh(question, self.times, self.rules, asked=asked)
+        found = self._look(accepted, done)
+        question = self._question(found, begun=True)
+        choice = choose_mesh(question, self.times, self.rules, asked=self._asked_mesh)
         mesh = choice.mesh
         overhead_s = self._overhead_s(found, mesh)
         seconds = self._total_s(found, mesh, with_broadcast=True)
@@ -117,26 +117,49 @@ class WorkPlanner:
             longest_clip_s=max((self._alone_s(group, mesh) for group in found.clip_groups), default=0.0),
         )
 
-    def _question(self, found: ShardPlan) -> MeshQuestion:
+    def choose(self, accepted: Path) -> MeshChoice:
+        """Chooses for a run that begins how outputs are kept, with the mesh that goes with it."""
+        question = self._question(self._look(accepted, frozenset()), begun=False)
+        return choose_mesh(question, self.times, self.rules, asked=self._asked_mesh)
+
+    @property
+    def _asked_mesh(self) -> Mesh | None:
+        return None if self.machines.mesh in MESH_GOALS else parse_mesh(self.machines.mesh)
+
+    def _look(self, accepted: Path, done: Set[str]) -> ShardPlan:
+        mesh = Mesh(dp=self.machines.ranks_per_job)
+        return self._pass(accepted, done, mesh=mesh, minutes=float("inf"), overhead_s={})
+
+    def _question(self, found: ShardPlan, *, begun: bool) -> MeshQuestion:
+        by_model: dict[str, list[ClipGroup]] = {}
+        for group in found.clip_groups:
+            by_model.setdefault(group.model, []).append(group)
         return MeshQuestion(
+            ways={
+                model: ways_of(self.render, self.rules, model, groups, begun=begun)
+                for model, groups in by_model.items()
+            },
             groups=found.clip_groups,
             ranks=self.machines.ranks_per_job,
             jobs=self.machines.max_parallel_jobs,
             goal=self.machines.mesh,
             precision=self.render.precision,
-            keep=self.render.keep,
+            keep=KEEP_CHOICES[0],
             memory_bytes=self.memory.size_bytes,
             memory_from=self.memory.source,
         )
 
     def _alone_s(self, group: ClipGroup, mesh: Mesh) -> float:
-        return self.times.without_broadcast(group, mesh)
+        return self.times.without_broadcast(group, mesh, self.render.keep_of(group.model))
+
+    def _clip_s(self, group: ClipGroup, mesh: Mesh) -> float:
+        return self.times.per_clip(group, mesh, self.render.keep_of(group.model)).seconds
 
     def _pass(
         self, accepted: Path, done: Set[str], *, mesh: Mesh, minutes: float, overhead_s: Mapping[str, float]
     ) -> ShardPlan:
         def cost(group: ClipGroup) -> float:
-            return self.times.per_clip(group, mesh).seconds / mesh.dp
+            return self._clip_s(group, mesh) / mesh.dp
 
         with open_manifest(str(accepted)) as manifest:
             models = _Overheads(overhead_s)
@@ -149,7 +172,7 @@ class WorkPlanner:
 
     def _total_s(self, plan: ShardPlan, mesh: Mesh, *, with_broadcast: bool) -> float:
         def seconds(group: ClipGroup) -> float:
-            return self.times.per_clip(group, mesh).seconds if with_broadcast else self._alone_s(group, mesh)
+            return self._clip_s(group, mesh) if with_broadcast else self._alone_s(group, mesh)
 
         return sum(count * seconds(group) for group, count in plan.clip_groups.items()) / mesh.dp
 

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from jobs.settings import RenderSettings
+from jobs.settings import AS_ASKED, RenderSettings
 from manifests.rules import ClipLoops, FamilyRules
 from pab.broadcast.foresight import ForesightRules
-from pab.broadcast.rules import Rules, rules_from_dict
+from pab.broadcast.rules import ATTENTION_KINDS, Rules, rules_from_dict
 from pab.broadcast.step_rules import StepRules
 from pab.conditioning.loops import Loops
 from pab.conditioning.references import ReferenceRules
@@ -36,8 +36,8 @@ class RunRules:
 
     def broadcast(self, model: str, name: str) -> Rules:
         """Returns the rules that a row's `model` and `broadcast` mean."""
-        presets = self.families[model].presets
-        return presets[name] if name in presets else self.own_broadcasts[name]
+        own = self.families[model].rules_named(name)
+        return self.own_broadcasts[name] if own is None else own
 
     def pinned_weights(self) -> dict[str, str]:
         """Returns by family what jobs load, for JobSettings. A family that loads its own files is not there."""
@@ -73,7 +73,7 @@ def run_rules(
             family,
             identity=partial(_identity, lookup, family, render),
             own_broadcasts=_usable(own, family),
-            default_broadcast=default if default in (*family.presets, *_usable(own, family)) else None,
+            default_broadcast=_default(render, family, _usable(own, family), default),
         )
         for name, family in known.items()
     }
@@ -100,7 +100,9 @@ def family_rules(
         max_tokens=limits.max_tokens,
         max_prompt_chars=limits.max_prompt_chars,
         images=limits.images,
-        broadcasts={name: rules.digest for name, rules in {**family.presets, **own_broadcasts}.items()},
+        broadcasts={
+            name: rules.digest for name, rules in {**family.presets, **family.all_smaller(), **own_broadcasts}.items()
+        },
         identity=identity,
         num_tokens=family.num_tokens,
         clean_prompt=family.clean_prompt,
@@ -126,6 +128,14 @@ def _clip_loops(
         loops.condition_frame_length if several else None,
         loops.condition_frame_edit if several else None,
     )
+
+
+def _default(render: RenderSettings, family: Family, own: Mapping[str, Rules], asked: str | None) -> str | None:
+    # What was asked for, else what was chosen because it fits, else None: the family's own.
+    if asked is not None and (asked in own or family.rules_named(asked) is not None):
+        return asked
+    chosen = render.kept.get(family.name, AS_ASKED).broadcast if asked is None else None
+    return chosen if chosen is not None and family.rules_named(chosen) is not None else None
 
 
 def _usable(own: Mapping[str, Rules], family: Family) -> dict[str, Rules]:
@@ -176,15 +186,16 @@ def _left_out(render: RenderSettings, families: Mapping[str, Family]) -> dict[st
 def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules], str | None]:
     # Returns the user's own rules by name, and the name that rows get by default.
     asked = render.broadcast
-    if asked is None or asked in family.presets:
+    if asked is None or family.rules_named(asked) is not None:
         return {}, asked
     path = Path(asked)
     if path.suffix != ".json":
         raise UsageError(
-            f"--broadcast {asked!r} is no preset of {family.name} ({', '.join(family.presets)}) and no .json file"
+            f"--broadcast {asked!r} is no preset of {family.name} ({', '.join(family.presets)}), no smaller form of one "
+            f"({', '.join(family.all_smaller())}) and no .json file"
         )
     name = path.stem
-    if name in family.presets:
+    if family.rules_named(name) is not None:
         raise UsageError(f"--broadcast {asked}: {name!r} is a preset of {family.name}; rename the file")
     rules = read_broadcast(path)
     if isinstance(rules, ForesightRules):
@@ -203,6 +214,13 @@ def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules]
         if mlp.stack not in stacks:
             raise UsageError(
                 f"--broadcast {asked}: mlp stack={mlp.stack!r}, {family.name} has {', '.join(sorted(stacks))}"
+            )
+    depth = 1 + max(site.block for site in family.sites)
+    for kind in ATTENTION_KINDS:
+        rule = rules.attention(kind)
+        if rule is not None and rule.blocks is not None and max(rule.blocks) >= depth:
+            raise UsageError(
+                f"--broadcast {asked}: {kind} block {max(rule.blocks)}, {family.name} has 0 to {depth - 1}"
             )
     return {name: rules}, name
 

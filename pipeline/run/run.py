@@ -6,12 +6,12 @@ import platform
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from jobs.settings import PLAIN_CRF
+from jobs.settings import PLAIN_CRF, KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket, DamagedError
 from jobs.store.retry import RetryPolicy
@@ -50,6 +50,8 @@ class Run:
     pixels: Mapping[str, str]
     weights: Mapping[str, RunWeights]
     exclusive: bool | None = None
+    kept: Mapping[str, KeepChoice] = field(default_factory=dict)
+    """By family, what was chosen so that kept outputs fit; a later submit renders the same way, on any device."""
 
 
 def open_bucket(output: str) -> Bucket:
@@ -64,6 +66,10 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     broadcast = str(family.defaults["broadcast"])
     compiled = "on with fused kernels" if execution.kernels else "on"
     others = {f"weights of {name}": str(found) for name, found in rules.weights.items() if name != render.model}
+    chosen = {name: choice for name, choice in render.kept.items() if name != render.model and name in rules.weights}
+    others |= {
+        f"kept outputs of {name}": f"{each.keep} {each.broadcast or ''}".strip() for name, each in chosen.items()
+    }
     return {
         "--model": render.model,
         "--weights": str(rules.weights[render.model]),
@@ -80,13 +86,21 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     }
 
 
-def as_begun(settings: RunSettings, found: Run | None, *, asked: Mapping[str, object]) -> RunSettings:
+def as_begun(
+    settings: RunSettings,
+    found: Run | None,
+    *,
+    asked: Mapping[str, object],
+    kept: Mapping[str, KeepChoice] | None = None,
+) -> RunSettings:
     """Returns settings that go on as a run began. `asked`: what the user said of `--compile` and `--decode`.
 
-    What "auto" means depends on the machine, and on the families whose blocks this version can compile.
+    `kept`: what was chosen for a run that does not exist yet. What "auto" means depends on the machine, and on the families
+    whose blocks this version can compile.
     """
     if found is None:
-        return settings
+        return replace(settings, render=replace(settings.render, kept=kept or {}))
+    settings = replace(settings, render=replace(settings.render, kept=found.kept))
     render = settings.render
     if asked["compile"] == "auto" and _begun(found, "--compile") == _BEFORE["--compile"]:
         render = replace(render, compile=False)
@@ -107,6 +121,7 @@ def asked_run(settings: RunSettings, rules: RunRules, *, manifest_digest: str, n
         num_clips=num_clips,
         pixels=pixel_settings(settings, rules),
         weights=dict(rules.weights),
+        kept=dict(settings.render.kept),
     )
 
 
@@ -168,13 +183,14 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
         )
     try:
         weights = {name: RunWeights(**values) for name, values in document.get("weights", {}).items()}
+        kept = {name: KeepChoice(**values) for name, values in document.get("kept", {}).items()}
         parts = {name: document[name] for name in ("run_id", "manifest_digest", "num_clips", "pixels")}
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{url}/{layout.RUN}", f"it is damaged ({error!r})", _AGAIN) from error
     # The id becomes a folder's name on this machine, and whoever writes to the bucket must not choose that.
     if not re.fullmatch(r"[0-9a-f]{12}", str(parts["run_id"])):
         raise DamagedError(f"{url}/{layout.RUN}", f"run_id={parts['run_id']!r}, needs 12 hex digits", _AGAIN)
-    return Run(**parts, weights=weights, exclusive=document.get("exclusive"))
+    return Run(**parts, weights=weights, exclusive=document.get("exclusive"), kept=kept)
 
 
 def check_same(found: Run, asked: Run, url: str) -> None:

@@ -64,6 +64,23 @@ class MachineSettings:
             "estimated)",
         ),
     ] = None
+    figures: Annotated[
+        str | None,
+        Setting(
+            metavar="FILE",
+            help="figures of families on your devices, as `bench --figures FAMILY` measures and writes them, for planning "
+            "what no job has measured yet (default: those that come with the program; for another kind of GPU they are "
+            "scaled and called estimated)",
+        ),
+    ] = None
+    gpu_kind: Annotated[
+        str | None,
+        Setting(
+            metavar="NAME",
+            help="kind of GPU that jobs get, e.g. H100, for planning with the figures of that kind (default: what earlier "
+            "jobs of the same output had, on this machine what the driver says, else the one that was measured)",
+        ),
+    ] = None
     gpu_memory_gb: Annotated[
         int | None,
         Setting(

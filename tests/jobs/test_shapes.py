@@ -22,7 +22,8 @@ SHAPES = {
 NO_CLIP = {
     "what a family is": "Family ClipDefaults ClipLimits CostFigures MemoryFigures LoadRequest",
     "what a loaded model can do": (
-        "VideoModel RendersBatches UsesKernels UsesFloat8 Recordable TakesReferences Beginning Scheduler"
+        "VideoModel RendersBatches UsesKernels UsesFloat8 UsesFloat8Attention DecodesFast Recordable TakesReferences "
+        "Beginning Scheduler"
     ),
     "schedulers": "RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
     "how a loop is run": "LoopSettings LoopRecorder Recording",
@@ -33,6 +34,7 @@ NO_CLIP = {
         "_ShardRun _End"
     ),
     "many clips": "Todo Batching BatchSize KindOfClip",
+    "how clips of a kind keep their outputs": "KeepWay",
     "errors": "NotFiniteError GroupLostError GroupKilledError GroupError",
 }
 """Every other class of these files, and why it is no shape of a clip. A new class has to be put here, or fails."""

@@ -14,9 +14,9 @@ from jobs.reports.report_measured import measured_times
 from jobs.settings import Mesh, RenderSettings
 from jobs.store.bucket import Bucket
 from manifests.shards import ClipGroup
+from pab.families.cogvideox.family import COGVIDEOX_5B
 from pab.families.demo.family import DEMO
 from pab.families.open_sora.family import OPEN_SORA
-from pab.families.wan.family import WAN
 from pab.family import Family
 from pipeline.exits import UsageError
 from pipeline.planning.clip_times import ClipTimes, source_of, weakest
@@ -187,10 +187,10 @@ def choice_of(one: Family, broadcast: str, **changes: object) -> MeshChoice:
 
 
 def test_what_nobody_measured_is_called_estimated() -> None:
-    choice = choice_of(WAN, "pab2-6")
+    choice = choice_of(COGVIDEOX_5B, "pab2")
     assert {(facts.times, facts.memory) for facts in choice.considered} == {("estimated", "estimated")}
     assert re.match(r"dp=2,cfg=1,sp=1 gives the most clips per GPU-hour, [\d.]+ \(estimated\); next is ", choice.reason)
-    small = choice_of(WAN, "pab2-6", memory_bytes=1e9, memory_from="--gpu-memory")
+    small = choice_of(COGVIDEOX_5B, "pab2", memory_bytes=1e9, memory_from="--gpu-memory")
     assert re.search(r"this one needs least, [\d.]+ GB \(estimated\)$", small.reason)
 
 
@@ -252,7 +252,8 @@ def test_the_memory_of_open_sora_is_what_was_measured_on_an_h200() -> None:
     plan = costs.plan(group)
 
     def needed(mesh: Mesh) -> float:
-        found = rank_bytes(OPEN_SORA, group, plan, mesh, two_branches=True, precision="bfloat16", keep="full")
+        memory = OPEN_SORA.cost.memory
+        found = rank_bytes(OPEN_SORA, memory, group, plan, mesh, two_branches=True, precision="bfloat16", keep="full")
         assert found is not None
         return found
 

@@ -169,9 +169,10 @@ def test_blocks_are_compiled_on_gpus_unless_told_otherwise(flags: tuple[str, ...
     assert (job.render.compile, job.render.attention, job.render.keep, job.render.compile_cache) == (
         compiled,
         "auto",
-        "full",
+        "auto",
         None,
     )
+    assert job.render.execution(FAMILIES["demo"]).keep == "full"
 
 
 def test_how_outputs_wait_to_be_reused_travels_into_jobs() -> None:

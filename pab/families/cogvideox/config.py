@@ -39,14 +39,14 @@ def cogvideox_tokens(num_frames: int, height: int, width: int) -> int:
     return ((num_frames - 1) // 4 + 1) * (height // 16) * (width // 16)
 
 
-# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 49 frames.
+# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
 _COST_2B = CostFigures(
     measured=None,
     load_s=60.0,
     linear_s=1.7e-5,
-    quadratic_s=5.7e-8,
+    quadratic_s=1.16e-9,
     fixed_step_s=0.0,
-    kind_shares={"spatial": 0.66, "mlp": 0.30},
+    kind_shares={"spatial": 0.25, "mlp": 0.66},
     decode_s_per_pixel=5e-7,
     memory=MemoryFigures(measured=None, parameters=1.9e9, width=1920),
 )
@@ -56,9 +56,9 @@ _COST_5B = CostFigures(
     measured=None,
     load_s=90.0,
     linear_s=5e-5,
-    quadratic_s=1.28e-7,
+    quadratic_s=2.61e-9,
     fixed_step_s=0.0,
-    kind_shares={"spatial": 0.60, "mlp": 0.35},
+    kind_shares={"spatial": 0.23, "mlp": 0.67},
     decode_s_per_pixel=5e-7,
     memory=MemoryFigures(measured=None, parameters=5.8e9, width=3072),
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
 from pab.broadcast.step_rules import StepGroup, StepRules
-from pab.families.demo.config import DEMO_REFERENCES, DEPTH, demo_timesteps, demo_tokens, weights_path
+from pab.families.demo.config import DEMO_REFERENCES, DEPTH, LATENT_STRIDE, demo_timesteps, demo_tokens, weights_path
 from pab.families.open_sora.sites import stdit3_sites
 from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures
 from pab.weights.digest import weights_digest
@@ -84,6 +84,9 @@ DEMO = Family(
     cost=CostFigures(
         measured=None,
         load_s=2.0,
+        # Of a few cores. What a step takes at least is the host's, on a GPU too.
+        device="cpu",
+        precision="float32",
         linear_s=4e-4,
         quadratic_s=0.0,
         fixed_step_s=0.02,
@@ -91,6 +94,7 @@ DEMO = Family(
         decode_s_per_pixel=5e-6,
         memory=MemoryFigures(measured=None, parameters=7.8e6, width=192),
     ),
+    latent_frames=lambda num_frames: num_frames // LATENT_STRIDE[0],
     load=load_demo_model,
     references=DEMO_REFERENCES,
     weights_digest=lambda weights: weights_digest(weights_path(weights)),

@@ -41,16 +41,16 @@ def hunyuan_video_timesteps(request: ClipRequest, _precision: str) -> tuple[floa
     return moved_timesteps(request.num_steps)
 
 
-# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak. One pass a step at 129 frames, and two at 97.
+# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak. One pass a step, and two.
 _COST_ONE_PASS = CostFigures(
     measured=None,
     load_s=240.0,
     linear_s=3.4e-5,
-    quadratic_s=2.4e-7,
+    quadratic_s=1.86e-9,
     fixed_step_s=0.0,
-    kind_shares={"spatial": 0.88, "mlp": 0.03},
+    kind_shares={"spatial": 0.10, "mlp": 0.22},
     decode_s_per_pixel=7e-7,
-    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072, rows_per_pass=1),
 )
 
 
@@ -58,11 +58,11 @@ _COST_TWO_PASSES = CostFigures(
     measured=None,
     load_s=240.0,
     linear_s=6.9e-5,
-    quadratic_s=3.6e-7,
+    quadratic_s=3.71e-9,
     fixed_step_s=0.0,
-    kind_shares={"spatial": 0.80, "mlp": 0.05},
+    kind_shares={"spatial": 0.25, "mlp": 0.19},
     decode_s_per_pixel=7e-7,
-    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072, rows_per_pass=1),
 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pab.family import ClipRequest
+from pathlib import Path
+
+from pab.family import FIGURES_FILE, ClipRequest, read_figures
 from pab.sampling.samplers import ddim_timesteps
 
 DEPTH = 28
@@ -15,6 +17,9 @@ MAX_TEXT_TOKENS = 120
 
 
 NUM_STEPS = 50
+
+
+FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))["latte"]
 
 
 def latte_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, BroadcastRules, MlpRule, pyramid
-from pab.families.latte.config import DEPTH, NUM_FRAMES, NUM_STEPS, latte_timesteps, latte_tokens
+from pab.families.latte.config import DEPTH, FIGURES, NUM_FRAMES, NUM_STEPS, latte_timesteps, latte_tokens
 from pab.families.latte.sites import latte_sites
 from pab.families.latte.weights import PARTS
-from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.sampling.samplers import ddim_timesteps
 from pab.text.prompt_cleaning import clean
 
@@ -81,18 +81,9 @@ LATTE = Family(
     keeps_blocks=True,
     timesteps=latte_timesteps,
     num_tokens=latte_tokens,
-    # One H200, bfloat16, fused kernels, both guidance rows: a full step is 139 ms at 16,384 tokens, 72 ms without any
-    # attention. Loading and decoding are not measured.
-    cost=CostFigures(
-        measured="one H200, bfloat16, fused kernels (loading and decoding estimated)",
-        load_s=90.0,
-        linear_s=7.9e-6,
-        quadratic_s=6.0e-10,
-        fixed_step_s=0.0,
-        kind_shares={"spatial": 0.24, "temporal": 0.15, "cross": 0.09, "mlp": 0.48},
-        decode_s_per_pixel=2e-7,
-        memory=MemoryFigures(measured=None, parameters=1.1e9, width=1152),
-    ),
+    cost=FIGURES[0],
+    figures=FIGURES,
+    latent_frames=lambda num_frames: num_frames,
     load=load_latte,
     write_tiny=write_tiny,
     weights_digest=PARTS.digest,

@@ -48,14 +48,14 @@ def ltx_tokens(num_frames: int, height: int, width: int) -> int:
     return ((num_frames - 1) // 8 + 1) * (height // 32) * (width // 32)
 
 
-# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 161 frames.
+# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
 _COST = CostFigures(
     measured=None,
     load_s=60.0,
     linear_s=1.7e-5,
-    quadratic_s=1.9e-7,
+    quadratic_s=1.18e-9,
     fixed_step_s=0.0,
-    kind_shares={"spatial": 0.52, "cross": 0.09, "mlp": 0.36},
+    kind_shares={"spatial": 0.27, "cross": 0.14, "mlp": 0.54},
     decode_s_per_pixel=1e-7,
     memory=MemoryFigures(measured=None, parameters=2.3e9, width=2048),
 )
@@ -63,11 +63,16 @@ _COST_13B = replace(
     _COST,
     load_s=180.0,
     linear_s=1.14e-4,
-    quadratic_s=6.4e-7,
-    kind_shares={"spatial": 0.43, "cross": 0.11, "mlp": 0.45},
+    quadratic_s=3.98e-9,
+    kind_shares={"spatial": 0.28, "cross": 0.14, "mlp": 0.57},
     memory=MemoryFigures(measured=None, parameters=13.4e9, width=4096),
 )
-_COST_13B_ONE_PASS = replace(_COST_13B, linear_s=5.7e-5, quadratic_s=3.2e-7)
+_COST_13B_ONE_PASS = replace(
+    _COST_13B,
+    linear_s=5.7e-5,
+    quadratic_s=1.99e-9,
+    memory=MemoryFigures(measured=None, parameters=13.4e9, width=4096, rows_per_pass=1),
+)
 
 NUM_FRAMES, HEIGHT, WIDTH = 161, 512, 704
 """Of the default clip."""

@@ -50,14 +50,14 @@ def ltx2_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:
     return moved_timesteps(request.num_steps, ltx2_tokens(request.num_frames, request.height, request.width))
 
 
-# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 121 frames.
+# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
 COST = CostFigures(
     measured=None,
     load_s=300.0,
     linear_s=1.3e-4,
-    quadratic_s=4.8e-7,
+    quadratic_s=3.97e-9,
     fixed_step_s=0.0,
-    kind_shares={"spatial": 0.37, "cross": 0.1, "mlp": 0.42},
+    kind_shares={"spatial": 0.25, "cross": 0.12, "mlp": 0.5},
     decode_s_per_pixel=1e-7,
     memory=MemoryFigures(measured=None, parameters=19.6e9, width=4096),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pab.conditioning.references import ReferenceRules
 from pab.families.open_sora.sizes import (
     CHUNK_FRAMES,
@@ -9,8 +11,12 @@ from pab.families.open_sora.sizes import (
     latent_frames,
     nominal_size,
 )
+from pab.family import FIGURES_FILE, read_figures
 
 DEPTH = 28
+
+
+FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))["open_sora"]
 
 
 MAX_TOKENS = 450_000

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
-from pab.families.open_sora.config import DEPTH, MAX_TOKENS, REFERENCES
+from pab.families.open_sora.config import DEPTH, FIGURES, MAX_TOKENS, REFERENCES
 from pab.families.open_sora.levels import seen_levels
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.sizes import (
@@ -16,11 +16,12 @@ from pab.families.open_sora.sizes import (
     LENGTHS,
     SIZES,
     image_size,
+    latent_frames,
     num_tokens,
     rendered_size,
 )
 from pab.families.open_sora.weights import PARTS, digest, find_weights
-from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures
+from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.text.prompt_cleaning import clean
 
 if TYPE_CHECKING:
@@ -92,25 +93,9 @@ OPEN_SORA = Family(
     keeps_blocks=True,
     timesteps=seen_levels,
     num_tokens=num_tokens,
-    # One H200, bfloat16, fused kernels, both guidance rows: a full step is 230 ms at 23,850 tokens, 106 ms without any
-    # attention; spatial attention itself, which grows with a frame's tokens, is 30 ms of it. 51 frames decode in 1.13 s.
-    cost=CostFigures(
-        measured="one H200, bfloat16, fused kernels (loading estimated)",
-        load_s=90.0,
-        linear_s=8.4e-6,
-        quadratic_s=7.9e-10,
-        fixed_step_s=0.0,
-        kind_shares={"spatial": 0.25, "temporal": 0.15, "cross": 0.14, "mlp": 0.41},
-        decode_s_per_pixel=5.7e-8,
-        # Measured with PAB246 on an H200 (docs/performance.md): 3.4 GB beside the kept outputs. 51 frames of 480x848 decode
-        # in 4.8 GB, of 720x1280 in 9.8.
-        memory=MemoryFigures(
-            measured="one H200, bfloat16, PAB246: 16.8 GB in all",
-            parameters=1.2e9,
-            width=1152,
-            decode_bytes_per_pixel=1.1e4,
-        ),
-    ),
+    cost=FIGURES[0],
+    figures=FIGURES,
+    latent_frames=latent_frames,
     load=load_open_sora,
     write_tiny=write_tiny,
     clean_prompt=clean,

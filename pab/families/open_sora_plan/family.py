@@ -14,13 +14,14 @@ from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, Rules, pyramid
 from pab.families.latte.sites import latte_sites
 from pab.families.open_sora_plan.config import (
-    _COST_V110,
     _COST_V120,
     DEPTH_V110,
     DEPTH_V120,
+    FIGURES,
     STEPS_V110,
     STEPS_V120,
     Checkpoint,
+    plan_latent_frames,
     plan_tokens,
     v110_timesteps,
     v120_timesteps,
@@ -108,7 +109,9 @@ def _v110(name: str, checkpoint: Checkpoint, *, write_tiny: Callable[[Path, int]
         keeps_blocks=True,
         timesteps=v110_timesteps,
         num_tokens=plan_tokens,
-        cost=_COST_V110,
+        cost=FIGURES[0],
+        figures=FIGURES,
+        latent_frames=plan_latent_frames,
         load=load,
         write_tiny=write_tiny,
         weights_digest=parts.digest,

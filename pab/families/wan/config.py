@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pab.families.wan.levels import shifted_timesteps
-from pab.family import ClipRequest, CostFigures, MemoryFigures
+from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, read_figures
 
 MAX_TEXT_TOKENS = 512
 
@@ -62,40 +63,19 @@ class WanModel:
         return (below.index(True),) if True in below[1:] and not below[0] else ()
 
 
-# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches, 81 frames.
-_COST_1_3B = CostFigures(
-    measured=None,
-    load_s=60.0,
-    linear_s=1.3e-5,
-    quadratic_s=7.5e-8,
-    fixed_step_s=0.0,
-    kind_shares={"spatial": 0.75, "cross": 0.06, "mlp": 0.15},
-    decode_s_per_pixel=3e-7,
-    memory=MemoryFigures(measured=None, parameters=1.6e9, width=1536),
-)
+FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))
 
 
-_COST_14B = CostFigures(
-    measured=None,
-    load_s=240.0,
-    linear_s=1.4e-4,
-    quadratic_s=3.3e-7,
-    fixed_step_s=0.0,
-    kind_shares={"spatial": 0.74, "cross": 0.06, "mlp": 0.18},
-    decode_s_per_pixel=3e-7,
-    memory=MemoryFigures(measured=None, parameters=14.4e9, width=5120),
-)
-
-
+# Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
 _COST_5B = CostFigures(
     measured=None,
     load_s=120.0,
     linear_s=5e-5,
-    quadratic_s=1.5e-7,
+    quadratic_s=1.24e-9,
     fixed_step_s=0.0,
-    kind_shares={"spatial": 0.5, "cross": 0.1, "mlp": 0.35},
+    kind_shares={"spatial": 0.16, "cross": 0.17, "mlp": 0.59},
     decode_s_per_pixel=3e-7,
-    memory=MemoryFigures(measured=None, parameters=5.0e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=5.0e9, width=3072, rows_per_pass=1),
 )
 
 
@@ -109,7 +89,7 @@ WAN_MODEL = WanModel(
     width=832,
     num_steps=50,
     guidance_scale=5.0,
-    cost=_COST_1_3B,
+    cost=FIGURES["wan"][0],
 )
 
 
@@ -123,7 +103,7 @@ WAN_14B_MODEL = WanModel(
     width=1280,
     num_steps=50,
     guidance_scale=5.0,
-    cost=_COST_14B,
+    cost=FIGURES["wan_14b"][0],
 )
 
 
@@ -137,7 +117,13 @@ WAN22_A14B_MODEL = WanModel(
     width=1280,
     num_steps=40,
     guidance_scale=4.0,
-    cost=replace(_COST_14B, memory=MemoryFigures(measured=None, parameters=28.8e9, width=5120)),
+    # Its experts are transformers of Wan 2.1's size; itself it was not measured.
+    cost=replace(
+        FIGURES["wan_14b"][0],
+        measured=None,
+        load_s=360.0,
+        memory=MemoryFigures(measured=None, parameters=28.8e9, width=5120, rows_per_pass=1),
+    ),
     boundary=875.0,
 )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
-from pab.families.wan.config import WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_14B_MODEL, WAN_MODEL, WanModel
+from pab.families.wan.config import FIGURES, WAN22_5B_MODEL, WAN22_A14B_MODEL, WAN_14B_MODEL, WAN_MODEL, WanModel
 from pab.families.wan.sites import wan_sites
 from pab.families.wan.weights import wan_weights
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
@@ -69,6 +69,7 @@ def wan_family(model: WanModel) -> Family:
         cache_reset_steps=model.cache_reset_steps,
         num_tokens=model.num_tokens,
         cost=model.cost,
+        figures=FIGURES.get(model.name, ()),
         load=load,
         compiles=True,
         fused_kernels=True,

@@ -167,8 +167,9 @@ class Slurm:
         temporary = f"--tmpdir={own}"
         user = ["--user=root"] if os.geteuid() == 0 else []
         self.daemons.run(
-            "mariadb-install-db", "--no-defaults", data, temporary, "--auth-root-authentication-method=normal", "--skip-test-db",
-            "--skip-name-resolve", "--innodb-log-file-size=8M", "--innodb-flush-log-at-trx-commit=0", *user, timeout_s=60,
+            "mariadb-install-db", "--no-defaults", data, temporary, "--auth-root-authentication-method=normal",
+            "--skip-test-db", "--skip-name-resolve", "--innodb-log-file-size=8M",
+            "--innodb-flush-log-at-trx-commit=0", *user, timeout_s=60,
         )  # fmt: skip
         socket_path = self.root / "run" / "mysql.sock"
         self.daemons.spawn("mariadbd", [

@@ -1,0 +1,73 @@
+"""Answers a device that has no more memory with the next way to keep less, instead of a failed clip.
+
+A rank that renders a clip alone frees what it holds and renders it again. Ranks that share a clip cannot agree in the midst
+of a pass: the others may already wait in a collective for the one that has no more memory. So that one leaves a note in the
+bucket and the group ends, as after any error of one rank; the attempt does not count, and the next start begins there.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from jobs.log import log_event
+from jobs.rendering.clip_attempt import Attempt
+from jobs.rendering.clip_work import render_clip
+from jobs.rendering.context import GroupLostError, JobContext
+from jobs.rendering.keep_ways import kind_key
+from jobs.rendering.loaded_family import LoadedFamily
+from jobs.rendering.references import ClipReferences
+from jobs.store import layout
+from manifests.clip import Clip
+
+_LOG = logging.getLogger(__name__)
+
+
+def render_in_memory(
+    loaded: LoadedFamily, attempt: Attempt, *, context: JobContext, references: ClipReferences | None
+) -> None:
+    """Renders one clip (`render_clip`), with less kept if the device has no more memory. Collective over its ranks.
+
+    Raises torch.OutOfMemoryError if nothing is left to take away, GroupLostError if other ranks share the clip.
+    """
+    settings, group = context.settings, context.ranks.node
+    while True:
+        try:
+            render_clip(loaded, attempt, settings=settings, group=group, references=references)
+            return
+        except torch.OutOfMemoryError as error:
+            if attempt.stages.current != "denoise" or not loaded.keep_less(attempt.clip, settings):
+                raise
+            _tell(loaded, attempt, context, error)
+        # Outside of `except`, so that the traceback no longer holds the clip's tensors.
+        loaded.let_go()
+
+
+def _tell(loaded: LoadedFamily, attempt: Attempt, context: JobContext, error: torch.OutOfMemoryError) -> None:
+    clip, way = attempt.clip, loaded.way(attempt.clip, context.settings)
+    log_event(
+        _LOG, "out_of_memory", level=logging.WARNING, clip=clip.clip_id, error=str(error), next=str(way),
+    )  # fmt: skip
+    if not context.ranks.shares_clips:
+        return
+    level = loaded.levels[kind_key(clip)]
+    note = {"clip_id": clip.clip_id, "way": str(way), "error": str(error), "job": context.facts()}
+    context.bucket.create_json(layout.less_memory(context.shard, clip.model, kind_key(clip), level), note)
+    context.attempts.take_back(clip.key, attempt.number)
+    raise GroupLostError(
+        f"clip {clip.clip_id}: out of memory on one of its ranks; the next start renders it with {way}"
+    ) from error
+
+
+def begin_where_it_fits(loaded: LoadedFamily, clip: Clip, context: JobContext) -> None:
+    """Takes for clips of this kind the way that an earlier start of the job came down to. Collective over its ranks."""
+    key, ranks = kind_key(clip), context.ranks
+    if not ranks.shares_clips or key in loaded.levels:
+        return
+    level: int | None = None
+    if ranks.node.is_clip_root:
+        level = 0
+        while context.bucket.exists(layout.less_memory(context.shard, clip.model, key, level + 1)):
+            level += 1
+    loaded.levels[key] = ranks.broadcast_in_clip(level, int)

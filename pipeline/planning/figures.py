@@ -1,0 +1,91 @@
+"""Which figures a run is planned with: those of its own kind of device, else another's, scaled and called estimated.
+
+Figures come from the file that the user names, from what the repository holds of a family, and last from the family's
+estimates (`pab.family.CostFigures`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pab.family import CostFigures, Family, read_figures
+from pipeline.exits import UsageError
+
+CPU = "cpu"
+_PEAKS: Mapping[str, float] = {
+    "GB200": 2500.0, "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "H800": 989.0, "H20": 148.0,
+    "A100": 312.0, "A800": 312.0, "L40S": 362.0, "L40": 181.0, "RTX 6000 Ada": 364.0, "A6000": 155.0, "A40": 150.0,
+    "A10": 125.0, "L4": 121.0, "V100": 125.0, "RTX 5090": 209.0, "RTX 4090": 165.0, "RTX 3090": 71.0, CPU: 0.1,
+}  # fmt: skip
+"""TFLOP/s of dense products in 16-bit floats, as vendors state them; of a CPU what a few cores do. A name that holds one of
+these is of that kind; of several the first counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FiguresSource:
+    """Where figures may come from. `device`: what the jobs get, None if it is not known. `own`: of the user's file."""
+
+    device: str | None = None
+    own: Mapping[str, Sequence[CostFigures]] = field(default_factory=dict)
+
+    def of(self, family: Family, precision: str) -> CostFigures:
+        """Returns the figures that a family's clips are planned with; `measured` is None if they are only estimated.
+
+        If the device is not known, they are those of the device that was measured.
+        """
+        known = [*self.own.get(family.name, ()), *family.figures, family.cost]
+        return _brought(min(known, key=lambda each: self._apart(each, precision)), self.device, precision)
+
+    def told(self, family: Family, precision: str) -> str:
+        """Returns what the figures are from, in words."""
+        known = [*self.own.get(family.name, ()), *family.figures, family.cost]
+        best = min(known, key=lambda each: self._apart(each, precision))
+        where = f"measured on {best.measured}" if best.measured else f"estimated for {best.device}"
+        if self.device is not None and kind_of(best.device) != kind_of(self.device):
+            return f"{where}, scaled to {self.device} by the peak rates of both: estimated"
+        return where if best.precision == precision else f"{where}, in {best.precision} and not {precision}: estimated"
+
+    def _apart(self, figures: CostFigures, precision: str) -> tuple[bool, bool, bool, bool]:
+        mine, theirs = self.device or figures.device, figures.device
+        return (
+            kind_of(mine) != kind_of(theirs),
+            (kind_of(mine) == CPU) != (kind_of(theirs) == CPU),
+            figures.measured is None,
+            figures.precision != precision,
+        )
+
+
+def kind_of(device: str) -> str:
+    """Returns the kind of a device's name: "NVIDIA H100 80GB HBM3" is an H100, "cpu (x86_64)" a cpu."""
+    if device.startswith(CPU):
+        return CPU
+    return next((kind for kind in _PEAKS if kind.lower() in device.lower()), device)
+
+
+def _brought(figures: CostFigures, device: str | None, precision: str) -> CostFigures:
+    # What the host does in a step, and loading, are taken as they are.
+    if device is None or kind_of(device) == kind_of(figures.device):
+        return figures if figures.precision == precision else replace(figures, measured=None)
+    known = kind_of(figures.device) in _PEAKS and kind_of(device) in _PEAKS
+    times = _PEAKS[kind_of(figures.device)] / _PEAKS[kind_of(device)] if known else 1.0
+    return replace(
+        figures,
+        measured=None,
+        device=device,
+        linear_s=figures.linear_s * times,
+        quadratic_s=figures.quadratic_s * times,
+        decode_s_per_pixel=figures.decode_s_per_pixel * times,
+    )
+
+
+def read_figures_file(path: str, families: Mapping[str, Family]) -> dict[str, tuple[CostFigures, ...]]:
+    """Reads the user's file of figures. Raises UsageError naming the place and what it needs."""
+    try:
+        found = read_figures(Path(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--figures {error}") from error
+    if unknown := sorted(set(found) - set(families)):
+        raise UsageError(f"--figures {path}: family {unknown[0]!r} is not known, allowed: {', '.join(families)}")
+    return found
