@@ -21,6 +21,14 @@ class NotFiniteError(ArithmeticError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sound:
+    """Sound of clips: `samples` float32 [B, channels, S] of -1..1, `rate` of them in a second, from the first frame on."""
+
+    samples: Tensor
+    rate: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedFrames:
     """What a decoder made of clips: `frames` uint8 [B, T, H, W, 3], and `not_finite` [B], on the frames' device.
 
@@ -30,6 +38,8 @@ class DecodedFrames:
 
     frames: Tensor
     not_finite: Tensor
+    sound: Sound | None = None
+    """What is heard with them, of models that render it, on the clips' root."""
 
     def fetch(self) -> Tensor:
         """Returns the frames on the CPU; waits for the device. Raises NotFiniteError."""
@@ -92,6 +102,14 @@ class GuidesByStep(Protocol):
     @property
     def guidance(self) -> tuple[float, ...]:
         """The scale of every step; empty where it is the clip's own at all of them."""
+
+
+@runtime_checkable
+class CombinesBranches(Protocol):
+    """A `Scheduler` of a model whose guidance is not written as uncond + scale * (cond - uncond)."""
+
+    def combine(self, cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
+        """Returns the guided prediction."""
 
 
 class Beginning(Protocol):

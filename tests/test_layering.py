@@ -40,7 +40,9 @@ _PAB_ROOMS: dict[str, set[str]] = {
     "calibration": {"sampling", "broadcast", "parallel", *_SEAMS},
 }
 _CORE = {*_PAB_ROOMS}
-FAMILIES = ("cogvideox", "demo", "hunyuan_video", "latte", "ltx", "open_sora", "open_sora_plan", "wan")
+FAMILIES = (
+    "cogvideox", "demo", "hunyuan_video", "hunyuan_video_15", "latte", "ltx", "ltx2", "open_sora", "open_sora_plan", "wan",
+)  # fmt: skip
 ROOMED = ("pab", "jobs", "pipeline")
 _RELATIVES = {"demo": "open_sora", "open_sora_plan": "latte"}
 """Families whose transformers are configurations of another family's class."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.media.ffmpeg import FfmpegError, deadline_s, reading, run
+from jobs.media.sound import SOUND_ARGUMENTS, SoundTrack, write_wav, wrong_sound
 
 Frames = npt.NDArray[np.uint8]
 """[T, H, W, 3], RGB."""
@@ -33,7 +34,10 @@ class EncodeError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Video:
-    """A checked video file. `padding`: columns and rows added, because H.264 wants even sizes. `psnr_db`: of luma."""
+    """A checked video file. `padding`: columns and rows added, because H.264 wants even sizes. `psnr_db`: of luma.
+
+    `sound`: what is heard with it.
+    """
 
     path: Path
     num_frames: int
@@ -44,15 +48,23 @@ class Video:
     crf: int
     psnr_db: float
     size_bytes: int
+    sound: SoundTrack | None = None
 
 
 def encode(
-    frames_THWC: Frames, path: Path, *, fps: int, crf: int, tags: Mapping[str, object], limit_s: float | None = None
+    frames_THWC: Frames,
+    path: Path,
+    *,
+    fps: int,
+    crf: int,
+    tags: Mapping[str, object],
+    limit_s: float | None = None,
+    sound: SoundTrack | None = None,
 ) -> None:
     """Writes an mp4 with the index in front (playable while it loads). Odd sizes get their last row or column twice.
 
     `tags`: written into the file's comment as JSON; `clip_id` is its title too. `limit_s`: seconds after which ffmpeg is
-    killed; by default from the size of the video. Raises EncodeError.
+    killed; by default from the size of the video. `sound`: written with it, as AAC. Raises EncodeError.
     """
     if frames_THWC.ndim != 4 or frames_THWC.shape[-1] != 3 or frames_THWC.dtype != np.uint8 or not frames_THWC.size:
         raise EncodeError(f"frames {frames_THWC.dtype} {frames_THWC.shape}, need uint8 [T, H, W, 3] with no dim empty")
@@ -60,25 +72,42 @@ def encode(
     height, width = even.shape[1:3]
     arguments = [
         "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}", "-framerate", str(fps), "-i", "pipe:0",
+        *(() if sound is None else ("-i", str(_wav(path)), *SOUND_ARGUMENTS)),
         "-vf", f"{_TO_BT709},format=yuv420p,{_TAGS}", "-c:v", "libx264", "-preset", "medium", "-crf", str(crf),
         "-metadata", f"title={tags.get('clip_id', '')}", "-metadata", f"comment={json.dumps(tags, sort_keys=True)}",
         "-movflags", "+faststart", "-fflags", "+bitexact", "-f", "mp4", "-y", str(path),
     ]  # fmt: skip
     try:
+        if sound is not None:
+            write_wav(sound, _wav(path))
         ended = run(
             ["-loglevel", "error", *arguments], data=even.tobytes(), limit_s=limit_s or deadline_s(*even.shape[:3])
         )  # fmt: skip
     except FfmpegError as error:
         raise EncodeError(str(error)) from error
+    finally:
+        _wav(path).unlink(missing_ok=True)
     if ended.returncode:
         raise EncodeError(f"ffmpeg ended with {ended.returncode}: {ended.stderr.decode(errors='replace')[-1000:]}")
 
 
-def check(frames_THWC: Frames, path: Path, *, fps: int, crf: int, limit_s: float | None = None) -> Video:
-    """Decodes a video and compares it with the frames it was made of. `limit_s`: as for `encode`.
+def _wav(path: Path) -> Path:
+    return path.with_name(f"{path.name}.wav")
+
+
+def check(
+    frames_THWC: Frames,
+    path: Path,
+    *,
+    fps: int,
+    crf: int,
+    limit_s: float | None = None,
+    sound: SoundTrack | None = None,
+) -> Video:
+    """Decodes a video and compares it with the frames and the sound it was made of. `limit_s`: as for `encode`.
 
     Raises EncodeError when it does not decode, has another number of frames or another size, or shows something else
-    (luma below 25 dB PSNR, or a shift in colour).
+    (luma below 25 dB PSNR, or a shift in colour), or has no sound or another one where there is to be one.
     """
     even = pad_to_even(frames_THWC)
     num_frames, height, width = even.shape[:3]
@@ -100,11 +129,22 @@ def check(frames_THWC: Frames, path: Path, *, fps: int, crf: int, limit_s: float
     psnr_db = 99.0 if mean_error == 0 else min(99.0, 10 * math.log10(255**2 / mean_error))
     if psnr_db < _MIN_PSNR_DB:
         raise EncodeError(f"{path.name}: {psnr_db:.1f} dB PSNR against its frames, needs {_MIN_PSNR_DB:g}")
+    if sound is not None:
+        _check_sound(sound, path, limit_s or deadline_s(num_frames, height, width))
     padding = (width - frames_THWC.shape[2], height - frames_THWC.shape[1])
     return Video(
         path=path, num_frames=num_frames, fps=fps, width=width, height=height, padding=padding, crf=crf,
-        psnr_db=round(psnr_db, 2), size_bytes=path.stat().st_size,
+        psnr_db=round(psnr_db, 2), size_bytes=path.stat().st_size, sound=sound,
     )  # fmt: skip
+
+
+def _check_sound(sound: SoundTrack, path: Path, limit_s: float) -> None:
+    try:
+        wrong = wrong_sound(sound, path, describe(path), limit_s)
+    except FfmpegError as error:
+        raise EncodeError(f"{path.name}: {error}") from error
+    if wrong is not None:
+        raise EncodeError(f"{path.name}: {wrong}")
 
 
 def pad_to_even(frames_THWC: Frames) -> Frames:

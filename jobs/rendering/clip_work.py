@@ -22,7 +22,7 @@ from pab.broadcast.rules import NO_BROADCAST
 from pab.conditioning.frame_masks import FrameMask
 from pab.execution.compiled import Compiled
 from pab.family import ClipRequest, Family
-from pab.model import Beginning, EncodedPrompt, NotFiniteError, TakesImage, TakesReferences, not_finite_pixels
+from pab.model import Beginning, EncodedPrompt, NotFiniteError, Sound, TakesImage, TakesReferences, not_finite_pixels
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise, plan_for
 from pab.sampling.device_clock import DeviceClock
@@ -86,8 +86,8 @@ def decode_loops(loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoise
     clock = DeviceClock(group.device)
     with attempt.stages.time("decode"):
         clock.mark()
-        frames_THWC, not_finite = _decode(loaded, attempt.clip, loops, group)
-        coming = ComingFrames(frames_THWC.contiguous() if group.is_clip_root else None, clock, not_finite)
+        frames_THWC, not_finite, sound = _decode(loaded, attempt.clip, loops, group)
+        coming = ComingFrames(frames_THWC.contiguous() if group.is_clip_root else None, clock, not_finite, sound)
         clock.mark()
     return coming
 
@@ -167,7 +167,7 @@ def _check_decoder(loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoi
     if not loops:
         return
     failed_stage, attempt.stages.current = attempt.stages.current, "decode"
-    frames_THWC, not_finite = _decode(loaded, attempt.clip, loops, group)
+    frames_THWC, not_finite, _ = _decode(loaded, attempt.clip, loops, group)
     (count, *_) = group.clip.all_gather(not_finite.to(group.device).reshape(1))
     if int(count):
         raise NotFiniteError(not_finite_pixels(int(count), frames_THWC.numel()))
@@ -223,27 +223,29 @@ def _denoise(
 
 def _decode(
     loaded: LoadedFamily, clip: Clip, loops: Sequence[Denoised], group: NodeGroup
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Sound | None]:  # fmt: skip
     """Returns the frames [T, H, W, 3] of these loops, without the frames that a loop repeats from the previous one.
 
     Beside them, on the same device, how many of all decoded values were NaN or infinite: one number. On ranks other than
-    the clip's root there are no frames, and the number is 0.
+    the clip's root there are no frames, and the number is 0. The third is the clip's sound [channels, S], which clips of
+    several loops have none of.
     """
     rules = loaded.family.references
     repeated = 0 if rules is None else rules.repeated_frames(clip_loops(clip))
-    parts, counts = [], []
+    parts, counts, sound = [], [], None
     for loop, (denoised, request) in enumerate(zip(loops, clip_requests(clip)[: len(loops)], strict=True)):
         decoded = loaded.model.decode(denoised.latents, request, group)
         frames_THWC = decoded.frames[0 if group.is_clip_root else slice(0)]
         if group.is_clip_root:
             frames_THWC = frames_THWC[repeated if loop else 0 :]
         not_finite = decoded.not_finite[: group.is_clip_root].sum()
+        sound = None if decoded.sound is None else replace(decoded.sound, samples=decoded.sound.samples[0])
         # The device has room for the frames of one loop, but not of all loops.
         parts.append(frames_THWC.cpu() if len(loops) > 1 else frames_THWC)
         counts.append(not_finite.cpu() if len(loops) > 1 else not_finite)
     if len(parts) == 1:
-        return parts[0], counts[0]
-    return torch.cat(parts), torch.stack(counts).sum()
+        return parts[0], counts[0], sound
+    return torch.cat(parts), torch.stack(counts).sum(), None
 
 
 def _warnings(

@@ -175,10 +175,10 @@ def _leave_to_other(attempt: Attempt, context: JobContext) -> Skipped:
 def _encode(attempt: Attempt, context: JobContext, path: Path) -> Video:
     clip, stages = attempt.clip, attempt.stages
     stages.current = "decode"
-    frames = attempt.coming.fetch()
+    frames, sound = attempt.coming.fetch(), attempt.coming.sound
     stages.seconds["decode"] = attempt.coming.decode_s
     tags = {"clip_id": clip.clip_id, "seed": clip.seed, "model": clip.model, "run_id": context.settings.run_id}
     with stages.time("encode"):
-        encode(frames, path, fps=clip.fps, crf=context.settings.render.crf, tags=tags)
+        encode(frames, path, fps=clip.fps, crf=context.settings.render.crf, tags=tags, sound=sound)
     with stages.time("check"):
-        return check(frames, path, fps=clip.fps, crf=context.settings.render.crf)
+        return check(frames, path, fps=clip.fps, crf=context.settings.render.crf, sound=sound)

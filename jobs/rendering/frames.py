@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pab.model import NotFiniteError, not_finite_pixels
+from jobs.media.sound import SoundTrack
+from pab.model import NotFiniteError, Sound, not_finite_pixels
 from pab.sampling.device_clock import DeviceClock, seconds_between
 
 Frames = npt.NDArray[np.uint8]
@@ -25,15 +26,24 @@ class ComingFrames:
 
     `frames_THWC`: uint8 RGB on the device or the CPU, complete when the device has reached `clock`'s last mark; None on
     ranks that do not write the clip. `not_finite`: beside them, one number: how many decoded values were NaN or infinite;
-    None where nobody counted.
+    None where nobody counted. `sound`: of this clip alone, of models that render it.
     """
 
-    def __init__(self, frames_THWC: Tensor | None, clock: DeviceClock, not_finite: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        frames_THWC: Tensor | None,
+        clock: DeviceClock,
+        not_finite: Tensor | None = None,
+        sound: Sound | None = None,
+    ) -> None:
         self.clock = clock
         self.size = None if frames_THWC is None else tuple(frames_THWC.shape[:3])
         self._coming: list[Tensor] | None = None
         if frames_THWC is not None:
             self._coming = [frames_THWC] if not_finite is None else [frames_THWC, not_finite]
+            self._coming += [] if sound is None else [sound.samples]
+        self._rate = None if sound is None else sound.rate
+        self._track: SoundTrack | None = None
         self._here: Frames | None = None
         self._not_finite = 0
         self._lock = threading.Lock()
@@ -46,12 +56,19 @@ class ComingFrames:
         with self._lock:
             if self._coming is not None:
                 frames, *counts = _to_cpu(self._coming, self.clock)
+                if self._rate is not None:
+                    self._track = SoundTrack(samples=counts.pop().numpy(), rate=self._rate)
                 self._here, self._coming = frames.numpy(), None
                 self._not_finite = sum(int(count) for count in counts)
             assert self._here is not None, "only the clip's root has frames"
             if self._not_finite:
                 raise NotFiniteError(not_finite_pixels(self._not_finite, self._here.size))
             return self._here
+
+    @property
+    def sound(self) -> SoundTrack | None:
+        """The clip's sound, once the frames were fetched; None of a silent clip."""
+        return self._track
 
     @property
     def spoilt(self) -> bool:

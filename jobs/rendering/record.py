@@ -84,6 +84,7 @@ def clip_record(attempt: Attempt, context: JobContext, *, video: Video, sha256: 
 
 def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:
     """Returns a video's facts as JSON values; `path` is relative to the run's folder."""
+    sound = video.sound
     return {
         "path": path,
         "sha256": sha256,
@@ -96,6 +97,7 @@ def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:
         "codec": "h264",
         "crf": video.crf,
         "psnr_db": video.psnr_db,
+        **({} if sound is None else {"sound": {"codec": "aac", "rate": sound.rate, "channels": sound.channels}}),
     }
 
 

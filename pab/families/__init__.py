@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V
 from pab.families.demo.family import DEMO
 from pab.families.hunyuan_video.family import HUNYUAN_VIDEO, SKYREELS_V1
+from pab.families.hunyuan_video_15.family import HUNYUAN_VIDEO_15_480P, HUNYUAN_VIDEO_15_720P
 from pab.families.latte.family import LATTE
-from pab.families.ltx.family import LTX
+from pab.families.ltx.family import LTX, LTX_2B, LTX_13B, LTX_13B_DISTILLED
+from pab.families.ltx2.family import LTX2
 from pab.families.open_sora.family import OPEN_SORA
 from pab.families.open_sora_plan.family import (
     OPEN_SORA_PLAN_V110,
@@ -50,8 +52,14 @@ FAMILIES: Mapping[str, Family] = {
         COGVIDEOX_5B,
         COGVIDEOX_5B_I2V,
         LTX,
+        LTX_2B,
+        LTX_13B,
+        LTX_13B_DISTILLED,
+        LTX2,
         HUNYUAN_VIDEO,
         SKYREELS_V1,
+        HUNYUAN_VIDEO_15_480P,
+        HUNYUAN_VIDEO_15_720P,
     )
 }
 

@@ -66,9 +66,13 @@ class CurrentPass:
     def own_places(self, streams: Streams) -> tuple[int, ...]:
         """Returns how many places in dim 1 of each stream of a block's tokens are not padding."""
         names = (LATENTS, TEXT)[: len(streams)]
-        return tuple(
-            self.sp.own_size(stream.shape[1], self.lengths[name]) for stream, name in zip(streams, names, strict=True)
-        )
+        return tuple(self._own(stream.shape[1], name) for stream, name in zip(streams, names, strict=True))
+
+    def _own(self, part: int, name: str) -> int:
+        if name in self.lengths:
+            return self.sp.own_size(part, self.lengths[name])
+        # Not split: every rank has all of it, and one of them counts it.
+        return part if self.sp.axis.rank == 0 else 0
 
 
 class BroadcastModule(nn.Module):

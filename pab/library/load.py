@@ -67,6 +67,8 @@ class LibraryModel:
     """Makes real what a transformer computes itself and no file holds."""
     encode_image: Callable[[Path, LoadRequest, Any, torch.dtype], EncodeImage] | None = None
     splits: Mapping[str, Split] = field(default_factory=dict)
+    sampler: Callable[..., LibrarySampler] = LibrarySampler
+    """What makes a clip's sampler of a scheduler, given by `scheduler=..., timesteps=...`."""
     clean: Callable[[str], str] = lambda text: text
     """From a clip's text to what the encoder reads."""
     loras: LoraRules = field(default_factory=LoraRules)
@@ -137,7 +139,7 @@ def install_broadcast(model: LibraryModel, transformer: Any, current: CurrentPas
 def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callable[[ClipRequest], LibrarySampler]:
     """Returns what makes a clip's sampler. Fails at once where the scheduler's levels are not the planned ones."""
     config = checked_config(folder, model.scheduler, "scheduler_config.json")
-    source = SchedulerSource(folder=folder, config=config, device=device)
+    source = SchedulerSource(folder=folder, config=config, device=device, make=model.sampler)
     source.sampler(model.levels(CHECKED_STEPS, model.default_size))
 
     def sampler(clip: ClipRequest) -> LibrarySampler:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +16,18 @@ from pab.weights.checkpoint import CheckpointError, checked_config, load_module,
 from pab.weights.lora import Lora, LoraRules
 
 
-def library_class(name: str) -> Any:
-    """Returns a class of the library. Raises CheckpointError where the library is absent or has none of the name."""
+def library_class(name: str, module: str = "diffusers") -> Any:
+    """Returns a class of the library. Raises CheckpointError where the library is absent or has none of the name.
+
+    `module`: where the class is, if the library does not offer it at its top.
+    """
     try:
         import diffusers
     except ImportError as error:
         raise CheckpointError(f"{name} needs diffusers; install the extra 'models'") from error
     try:
-        return getattr(diffusers, name)
-    except AttributeError as error:
+        return getattr(importlib.import_module(module), name)
+    except (AttributeError, ImportError) as error:
         raise CheckpointError(f"diffusers {diffusers.__version__} has no {name}; install a newer version") from error
 
 
@@ -36,21 +40,22 @@ def load_part(
     compute_buffers: Callable[[Any], None] = lambda _module: None,
     loras: Sequence[Lora] = (),
     lora_rules: LoraRules | None = None,
+    module: str = "diffusers",
 ) -> Any:
-    """Loads a module whose class `needed["_class_name"]` names, with every key and shape checked.
+    """Loads a module whose class `needed["_class_name"]` names (`library_class`), with every key and shape checked.
 
     `compute_buffers` makes real what the module computes itself and no file holds. What the library keeps in float32
     stays so. `loras` are added to its weights; `lora_rules` say how they may name them. Raises CheckpointError naming files
     and keys.
     """
     config = checked_config(folder, needed)
-    module_class = library_class(str(needed["_class_name"]))
+    module_class = library_class(str(needed["_class_name"]), module)
 
     def build() -> nn.Module:
-        module = module_class.from_config(config)
+        built = module_class.from_config(config)
         with torch.device("cpu"):
-            compute_buffers(module)
-        return module
+            compute_buffers(built)
+        return cast(nn.Module, built)
 
     tensors = read_tensors(folder)
     loaded = load_module(
@@ -110,14 +115,14 @@ class ClipLevels:
 
     `planned`: the timesteps of its steps. `given`: what the published pipeline gives the scheduler besides the number of
     steps. `changes` are made to its configuration; `scheduler` is the configuration of another one, in its place. `sampler`:
-    the class that drives it. `guidance`, `noise_seed`: those of the sampler.
+    the class that drives it, if not the model's own. `guidance`, `noise_seed`: those of the sampler.
     """
 
     planned: tuple[float, ...]
     given: Mapping[str, object] = field(default_factory=dict)
     changes: Mapping[str, object] = field(default_factory=dict)
     scheduler: Mapping[str, object] | None = None
-    sampler: type[LibrarySampler] = LibrarySampler
+    sampler: type[LibrarySampler] | None = None
     guidance: tuple[float, ...] = ()
     noise_seed: int | None = None
 
@@ -129,6 +134,7 @@ class SchedulerSource:
     folder: Path
     config: Mapping[str, object]
     device: torch.device
+    make: Callable[..., LibrarySampler] = LibrarySampler
 
     def sampler(self, levels: ClipLevels) -> LibrarySampler:
         """Returns a clip's sampler.
@@ -148,7 +154,8 @@ class SchedulerSource:
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(0)
             scheduler.sigmas = scheduler.sigmas.to(self.device)
-        return levels.sampler(
+        make = self.make if levels.sampler is None else levels.sampler
+        return make(
             scheduler=scheduler,
             timesteps=levels.planned,
             guidance=levels.guidance,

@@ -29,12 +29,14 @@ class ModuleSplits:
     """What is split and gathered at one module.
 
     `inputs`: by parameter name; of a tuple each tensor is split. `outputs`: by position. `gather_dim`: of the output, whose
-    tokens are those of the latents.
+    tokens are those of the latents. `whole_inputs`: by parameter name the dim along which an input is gathered, whose
+    tokens are those of the latents too.
     """
 
     inputs: Mapping[str, Split] = field(default_factory=dict)
     outputs: Mapping[int, Split] = field(default_factory=dict)
     gather_dim: int | None = None
+    whole_inputs: Mapping[str, int] = field(default_factory=dict)
 
 
 SequencePlan = Mapping[str, ModuleSplits]
@@ -56,25 +58,25 @@ def install_splits(transformer: nn.Module, plan: SequencePlan, current: CurrentP
     """
     for path, splits in plan.items():
         module = transformer.get_submodule(path)
-        if splits.inputs:
-            module.register_forward_pre_hook(_input_splitter(module, path, splits.inputs, current), with_kwargs=True)
+        if splits.inputs or splits.whole_inputs:
+            module.register_forward_pre_hook(_input_splitter(module, path, splits, current), with_kwargs=True)
         if splits.outputs:
             module.register_forward_hook(_output_splitter(splits.outputs, current))
         if splits.gather_dim is not None:
             module.register_forward_hook(_gatherer(splits.gather_dim, current))
 
 
-def _input_splitter(
-    module: nn.Module, path: str, splits: Mapping[str, Split], current: CurrentPass
-) -> Callable[..., Any]:
+def _input_splitter(module: nn.Module, path: str, splits: ModuleSplits, current: CurrentPass) -> Callable[..., Any]:
     signature = module.signature if isinstance(module, SiteBlock) else inspect.signature(module.forward)
-    absent = [name for name in splits if name not in signature.parameters]
+    absent = [name for name in (*splits.inputs, *splits.whole_inputs) if name not in signature.parameters]
     if absent:
         raise ValueError(f"module {path!r} takes no {absent[0]}, it takes {', '.join(signature.parameters)}")
 
     def split(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         given = signature.bind(*args, **kwargs)
-        for name, how in splits.items():
+        for name, dim in splits.whole_inputs.items():
+            given.arguments[name] = current.sp.gather(given.arguments[name], dim, current.lengths[LATENTS])
+        for name, how in splits.inputs.items():
             value = given.arguments.get(name)
             if isinstance(value, tuple):
                 given.arguments[name] = tuple(_part(x, how, current) for x in value)

@@ -31,8 +31,9 @@ def library_grid(vae: Any, strides: tuple[int, int], patch: int = 1) -> TileGrid
     """Returns where the library lays the tiles of a VAE. `strides`: pixel frames and pixels, or patches, per latent."""
     time, space = strides
     pixels = vae.tile_sample_min_height // patch, vae.tile_sample_min_width // patch
-    if hasattr(vae, "tile_overlap_factor_height"):
-        overlaps = vae.tile_overlap_factor_height, vae.tile_overlap_factor_width
+    if hasattr(vae, "tile_overlap_factor_height") or hasattr(vae, "tile_overlap_factor"):
+        sides = ("tile_overlap_factor_height", "tile_overlap_factor_width")
+        overlaps = _pair(getattr(vae, side, None) or vae.tile_overlap_factor for side in sides)
         size = vae.tile_latent_min_height, vae.tile_latent_min_width
         step = _pair(int(latents * (1 - overlap)) for latents, overlap in zip(size, overlaps, strict=True))
         fade = _pair(int(side * overlap) for side, overlap in zip(pixels, overlaps, strict=True))
@@ -53,7 +54,7 @@ def library_grid(vae: Any, strides: tuple[int, int], patch: int = 1) -> TileGrid
     )  # fmt: skip
 
 
-def _pair(values: Any) -> tuple[int, int]:
+def _pair(values: Any) -> tuple[Any, Any]:
     first, second = values
     return first, second
 

@@ -49,6 +49,8 @@ class DiffusersVideo:
     clean: Callable[[str], str] = lambda text: text
     encode_image: EncodeImage | None = None
     """Encodes the image that a clip begins with; None for a family that takes none."""
+    shape_of: Callable[[ClipRequest], tuple[int, ...]] | None = None
+    """The shape of a clip's latents, where more than its size decides it."""
 
     def use_kernels(self) -> None:
         """Has the blocks use fused operations where they are faster; of families that have them."""
@@ -97,6 +99,8 @@ class DiffusersVideo:
 
     def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:
         """Returns (C, T, H, W) of the clip's latents."""
+        if self.shape_of is not None:
+            return self.shape_of(request)
         return self.codec.latent_shape(request.num_frames, request.height, request.width)
 
     def scheduler(self, request: ClipRequest, sp: SequenceParallel) -> Scheduler:

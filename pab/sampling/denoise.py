@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -17,6 +17,7 @@ from pab.broadcast.state import COND, UNCOND, BroadcastState, ClipState
 from pab.family import ClipRequest, Family
 from pab.model import (
     Beginning,
+    CombinesBranches,
     EncodedPrompt,
     GuidesByStep,
     NotFiniteError,
@@ -28,6 +29,8 @@ from pab.model import (
 from pab.parallel.mesh import NodeGroup, Traffic
 from pab.sampling.device_clock import DeviceClock
 from pab.sampling.recorded_loop import MAX_TOKENS, LoopRecorder, RunStep, Texts, shapes_of
+
+Combine = Callable[[Tensor, Tensor, float], Tensor]
 
 
 def not_finite_text(count: int, latents: Tensor) -> str:
@@ -95,6 +98,7 @@ def denoise(
     guidance_scale = branch_guidance(request, prompt)
     scales = step_guidance(scheduler, guidance_scale, plan.num_steps)
     image_states = None if given is None else given.image_states
+    combine = scheduler.combine if isinstance(scheduler, CombinesBranches) else from_uncond
     prediction: Tensor | None = None
 
     def run_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
@@ -113,7 +117,7 @@ def denoise(
                 model.predict(model_input, step_input, text, state.visit(step, branch), group)
                 for branch, text in texts.items()
             ]
-            prediction = outputs[0] if guidance_scale == 1.0 else guide(outputs, scales[step], group)
+            prediction = guide(outputs, guidance_scale if guidance_scale == 1.0 else scales[step], group, combine)
         assert prediction is not None, "a plan never leaves out the first pass"
         state.kept_bytes_peak = max(state.kept_bytes_peak, state.kept_bytes)
         return scheduler.advance(latents, model_input, prediction, step)
@@ -176,12 +180,21 @@ def branches(request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup) -> t
     return (COND,) if group.cfg.rank == 0 else (UNCOND,)
 
 
-def guide(outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup) -> Tensor:
-    """Combines the predictions of both branches: uncond + scale * (cond - uncond), on every rank."""
+def from_uncond(cond: Tensor, uncond: Tensor, guidance_scale: float) -> Tensor:
+    """Returns uncond + scale * (cond - uncond)."""
+    return uncond + guidance_scale * (cond - uncond)
+
+
+def guide(
+    outputs: Sequence[Tensor], guidance_scale: float, group: NodeGroup, combine: Combine = from_uncond
+) -> Tensor:  # fmt: skip
+    """Combines the branches' predictions, on every rank."""
+    if guidance_scale == 1.0:
+        return outputs[0]
     if group.cfg.size > 1:
         outputs = group.cfg.all_gather(outputs[0])
     cond, uncond = outputs if len(outputs) == 2 else outputs[0].chunk(2)
-    return uncond + guidance_scale * (cond - uncond)
+    return combine(cond, uncond, guidance_scale)
 
 
 def _texts(

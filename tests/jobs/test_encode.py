@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.media.encode import EncodeError, check, describe, encode, pad_to_even
+from jobs.media.sound import SoundTrack
 from tests.jobs.videos import read_video
 
 TAGS = {"clip_id": "a clip", "seed": 3, "model": "tiny", "run_id": "run-1"}
@@ -39,6 +40,31 @@ def test_frames_come_back_in_number_size_and_likeness(tmp_path, size):
     assert video.psnr_db > 35
     assert video.size_bytes == path.stat().st_size
     assert read_video(path, width, height).shape == (size[0], height, width, 3)
+
+
+def tone(seconds=0.75, rate=24000, loudness=0.5) -> SoundTrack:
+    t = np.arange(int(seconds * rate)) / rate
+    wave = loudness * np.stack([np.sin(2 * np.pi * 440 * t), np.sin(2 * np.pi * 660 * t)])
+    return SoundTrack(samples=wave.astype(np.float32), rate=rate)
+
+
+def test_sound_is_in_the_file_and_another_one_or_none_is_refused(tmp_path):
+    frames = moving_frames()
+    path = written(tmp_path, frames, sound=tone())
+    assert "Audio: aac" in describe(path)
+    assert check(frames, path, fps=8, crf=18, sound=tone()).sound is not None
+    assert [each.name for each in tmp_path.iterdir()] == ["clip.mp4"]
+    for other, message in (
+        (tone(seconds=0.5), r"sound is 0\.\d+ s long, needs 0\.50 s"),
+        (tone(rate=16000), "needs 16000 Hz"),
+        (tone(loudness=5.0), "sound has a loudness of"),
+    ):
+        with pytest.raises(EncodeError, match=message):
+            check(frames, path, fps=8, crf=18, sound=other)
+    silent = written(tmp_path, frames)
+    assert check(frames, silent, fps=8, crf=18).sound is None
+    with pytest.raises(EncodeError, match="sound is not there, needs 24000 Hz"):
+        check(frames, silent, fps=8, crf=18, sound=tone())
 
 
 @pytest.mark.parametrize("name", COLOURS)

@@ -25,10 +25,12 @@ NO_CLIP = {
         "VideoModel RendersBatches UsesKernels UsesFloat8 UsesFloat8Attention DecodesFast Recordable TakesReferences "
         "TakesImage Beginning Scheduler"
     ),
-    "schedulers": "GuidesByStep RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
+    "schedulers": "GuidesByStep CombinesBranches RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
     "how a loop is run": "LoopSettings LoopRecorder Recording",
     "clocks and measures": "DeviceClock Stages ClipOnDevice DeviceUse Measures",
-    "a field of a shape, or an argument of one call": "EncodedPrompt StepInput ComingFrames DecodedFrames ClipReferences",
+    "a field of a shape, or an argument of one call": (
+        "EncodedPrompt StepInput ComingFrames DecodedFrames Sound ClipReferences"
+    ),
     "a job and its parts": (
         "JobContext JobRanks Place LoadedFamily ClipLoop Finisher Announcer OpenAttempts HangWatch Deadline Baselines "
         "_ShardRun _End"

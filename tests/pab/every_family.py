@@ -20,9 +20,9 @@ from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.library.broadcast_module import BroadcastModule
 from pab.library.video import DiffusersVideo
-from pab.model import Beginning, EncodedPrompt, StepInput, VideoModel
+from pab.model import Beginning, CombinesBranches, EncodedPrompt, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.sampling.denoise import Denoised, denoise, from_uncond, initial_noise, plan_for
 from tests.pab.library_worlds import WORLDS, library_module
 
 SMALL: Mapping[str, tuple[int, int, int]] = {
@@ -130,6 +130,7 @@ def plain_latents(name: str, model: VideoModel, folder: Path) -> Tensor:
     beginning = given_of(name, model)
     sp = NodeGroup().sp
     scheduler = model.scheduler(request, sp) if beginning is None else beginning.scheduler(sp)
+    combine = scheduler.combine if isinstance(scheduler, CombinesBranches) else from_uncond
     z = initial_noise(request, model.latent_shape(request)) * scheduler.init_noise_sigma
     for step, timestep in enumerate(family(name).timesteps(request, "float32")):
         x = scheduler.model_input(z, step)
@@ -139,7 +140,7 @@ def plain_latents(name: str, model: VideoModel, folder: Path) -> Tensor:
         )  # fmt: skip
         outputs = [predict(x, given, prompt.states(branch), branch) for branch in prompt.guided_passes]
         rows = outputs if len(outputs) == 2 else outputs[0].chunk(len(outputs[0]))
-        guided = rows[0] if len(rows) == 1 else rows[1] + request.guidance_scale * (rows[0] - rows[1])
+        guided = rows[0] if len(rows) == 1 else combine(*rows, request.guidance_scale)
         z = scheduler.advance(z, x, guided, step)
     return z
 

@@ -32,6 +32,8 @@ class Tiny:
     """
 
     text_tokens: int
+    second_text: tuple[int, int] | None = None
+    """Tokens of a second encoder's text, and channels of their states."""
     text_is_split: bool = False
     both_rows_at_once: bool
     is_told_guidance: bool = False
@@ -43,6 +45,7 @@ class Tiny:
 _WAN = Tiny(text_tokens=512, both_rows_at_once=False, head_dim=12)
 _COGVIDEOX = Tiny(text_tokens=226, text_is_split=True, both_rows_at_once=True, head_dim=16)
 _HUNYUAN = Tiny(text_tokens=256, text_is_split=True, both_rows_at_once=False, head_dim=16)
+_LTX = Tiny(text_tokens=128, both_rows_at_once=True, head_dim=16, token_channels=128, uneven=(33, 160, 32))
 TINY: Mapping[str, Tiny] = {
     "wan": _WAN,
     "wan22_a14b": _WAN,
@@ -54,7 +57,10 @@ TINY: Mapping[str, Tiny] = {
     "cogvideox_5b_i2v": replace(_COGVIDEOX, uneven=(9, 32, 32)),
     "hunyuan_video": replace(_HUNYUAN, is_told_guidance=True),
     "skyreels_v1": _HUNYUAN,
-    "ltx": Tiny(text_tokens=128, both_rows_at_once=True, head_dim=16, token_channels=128, uneven=(33, 160, 32)),
+    "hunyuan_video_15_480p": replace(_HUNYUAN, text_tokens=60, second_text=(20, 16), token_channels=32),
+    "ltx": _LTX,
+    "ltx_2b": replace(_LTX, text_tokens=256),
+    "ltx2": replace(_LTX, text_tokens=16),
 }
 
 
@@ -107,7 +113,16 @@ def prompt(model: DiffusersVideo, name: str, words: tuple[int, int] = (40, 9)) -
             mask_BL=(torch.arange(length) < count)[None].long(),
             warnings=((),),
             pooled_BD=torch.randn(1, 16, generator=generator),
+            second=second_states(TINY[name].second_text, generator),
         )
         for count in words
     )
     return replace(guided_prompt(cond, uncond, model.prepare_text), guided_passes=model.guided_passes)
+
+
+def second_states(size: tuple[int, int] | None, generator: torch.Generator) -> TextStates | None:
+    """States of as many tokens and channels, of which every other token counts."""
+    if size is None:
+        return None
+    states, mask = torch.randn(1, *size, generator=generator), (torch.arange(size[0]) % 2 == 0)[None].long()
+    return TextStates(y_BLC=states, mask_BL=mask, warnings=((),))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,9 +27,18 @@ from pab.families.cogvideox.tiny import write_small_cogvideox
 from pab.families.hunyuan_video.config import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel
 from pab.families.hunyuan_video.family import hunyuan_video_family
 from pab.families.hunyuan_video.tiny import write_small_hunyuan_video
-from pab.families.ltx.config import LTX_MODEL, LtxModel
+from pab.families.hunyuan_video_15.config import MODEL_480P, Hunyuan15Model
+from pab.families.hunyuan_video_15.family import hunyuan_video_15_family
+from pab.families.hunyuan_video_15.tiny import write_small_hunyuan_video_15
+from pab.families.ltx.config import LTX_2B_MODEL, LTX_MODEL, LtxModel
 from pab.families.ltx.family import ltx_family
+from pab.families.ltx.levels import DISTILLED_TIMESTEPS
 from pab.families.ltx.tiny import write_small_ltx
+from pab.families.ltx2.config import LTX2_MODEL, Ltx2Model
+from pab.families.ltx2.family import ltx2_family
+from pab.families.ltx2.load import streams
+from pab.families.ltx2.text import LIBRARY_MODULE
+from pab.families.ltx2.tiny import write_small_ltx2
 from pab.families.wan.config import (
     WAN22_5B_MODEL,
     WAN22_A14B_I2V_MODEL,
@@ -85,6 +95,8 @@ class LibraryWorld:
         request.prompt, max_sequence_length=length
     )
     text_parts: Callable[[Path], dict[str, Any]] = t5_parts
+    result: Callable[[Any], Tensor] = lambda outputs: outputs[0]
+    guidance: Callable[[ClipRequest], dict[str, Any]] = lambda request: {"guidance_scale": request.guidance_scale}
     options: Callable[[ClipRequest], dict[str, Any]] = lambda _request: {}
     image: bool = False
     """Whether every clip begins with an image."""
@@ -136,12 +148,12 @@ class LibraryWorld:
         pipeline = self.pipeline(folder / self.family.name, request)
         pipeline.set_progress_bar_config(disable=True)
         image = {"image": image_of(picture()), "generator": reference_generator(request.seed)} if self.image else {}
-        latents = pipeline(
+        outputs = pipeline(
             **self.texts(text), height=request.height, width=request.width, num_frames=request.num_frames,
             num_inference_steps=request.num_steps, output_type="latent", return_dict=False, latents=self.pack(noise),
-            **{"guidance_scale": request.guidance_scale} | self.options(request) | image,
-        )[0]  # fmt: skip
-        return self.unpack(latents, noise)
+            **self.guidance(request) | self.options(request) | image,
+        )  # fmt: skip
+        return self.unpack(self.result(outputs), noise)
 
 
 def picture(height: int = 37, width: int = 53) -> ReferenceImage:
@@ -290,7 +302,7 @@ def ltx_world(model: LtxModel) -> LibraryWorld:
         parts = pipeline.encode_prompt(request.prompt, max_sequence_length=length)
         return parts[:2], parts[2:]
 
-    return LibraryWorld(
+    world = LibraryWorld(
         family=ltx_family(model),
         write=lambda folder: write_small_ltx(folder, 0, model),
         frames=9,
@@ -304,6 +316,106 @@ def ltx_world(model: LtxModel) -> LibraryWorld:
         options=lambda request: {"frame_rate": request.fps},
         tolerance=1e-5,
     )
+    if not model.takes_conditions:
+        return world
+
+    def options(request) -> dict[str, Any]:
+        # It draws the initial noise itself. Levels as a list: with its own tensor NumPy warns.
+        levels = DISTILLED_TIMESTEPS if model.is_distilled else linear_quadratic_schedule(request.num_steps) * 1000
+        generator = torch.Generator().manual_seed(request.seed)
+        return {"frame_rate": request.fps, "generator": generator, "timesteps": [float(level) for level in levels]}
+
+    return replace(
+        world,
+        pipeline=partial(ltx_pipeline, name="LTXConditionPipeline"),
+        pack=lambda latents: latents,
+        unpack=lambda latents, _like: latents,
+        options=options,
+    )
+
+
+def ltx2_part(folder: Path) -> Any:
+    """A part of LTX-2 that the library does not offer at its top."""
+    config = read_config(folder)
+    module = library_class(str(config["_class_name"]), LIBRARY_MODULE).from_config(config)
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+    return module.eval()
+
+
+def ltx2_pipeline(folder: Path, request: ClipRequest) -> Any:
+    """Connectors hand through what they are given, and latents come out as they are in the loop."""
+    pipeline = library_class("LTX2Pipeline")(
+        tokenizer=None,
+        text_encoder=None,
+        connectors=None,
+        vae=library_module(folder / "vae"),
+        audio_vae=library_module(folder / "audio_vae"),
+        vocoder=ltx2_part(folder / "vocoder"),
+        scheduler=scheduler(folder),
+        transformer=library_module(folder / "transformer"),
+    )
+    pipeline.connectors = lambda states, mask, **_: (*states.chunk(2, dim=2), mask)
+    for vae in (pipeline.vae, pipeline.audio_vae):
+        vae.latents_mean, vae.latents_std = torch.zeros_like(vae.latents_mean), torch.ones_like(vae.latents_std)
+    return pipeline
+
+
+def ltx2_text_parts(folder: Path) -> dict[str, Any]:
+    """Tokenizer, encoder and connectors as the library's pipeline has them."""
+    import transformers
+
+    config = transformers.Gemma3Config.from_json_file(folder / "text_encoder" / "config.json")
+    encoder = transformers.Gemma3ForConditionalGeneration(config)
+    encoder.load_state_dict(load_file(folder / "text_encoder" / "model.safetensors"), strict=False)
+    return {
+        "tokenizer": transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+        "text_encoder": encoder.eval(),
+        "connectors": ltx2_part(folder / "connectors"),
+    }
+
+
+def ltx2_world(model: Ltx2Model) -> LibraryWorld:
+    def texts(text) -> dict[str, Any]:
+        names = ("{}_embeds", "{}_attention_mask")
+        packed = {branch: (torch.cat(text(branch)[:2], dim=2), text(branch)[2]) for branch in (COND, UNCOND)}
+        return named(names, "prompt", packed[COND]) | named(names, "negative_prompt", packed[UNCOND])
+
+    def encode(pipeline, request, length) -> tuple[Any, Any]:
+        states, mask, negative, negative_mask = pipeline.encode_prompt(request.prompt, max_sequence_length=length)
+        return pipeline.connectors(states, mask), pipeline.connectors(negative, negative_mask)
+
+    def frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
+        video, _ = streams(latents, request)
+        mean, std = (values.view(1, -1, 1, 1, 1) for values in (vae.latents_mean, vae.latents_std))
+        return displayed(vae.decode(video * std + mean).sample)
+
+    return LibraryWorld(
+        family=ltx2_family(model),
+        write=lambda folder: write_small_ltx2(folder, 0, model),
+        frames=9,
+        side=64,
+        pipeline=ltx2_pipeline,
+        library_frames=frames,
+        pack=lambda _latents: None,
+        result=lambda outputs: torch.cat([each.flatten(1) for each in outputs], dim=1),
+        unpack=lambda latents, like: latents.reshape(like.shape),
+        texts=texts,
+        encode=encode,
+        text_parts=ltx2_text_parts,
+        options=lambda request: LTX2_GUIDANCE | {
+            "frame_rate": float(request.fps),
+            "generator": torch.Generator().manual_seed(request.seed),
+            "audio_guidance_scale": request.guidance_scale,
+        },
+        tolerance=1e-5,
+    )  # fmt: skip
+
+
+LTX2_GUIDANCE = {
+    "stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0, "audio_stg_scale": 0.0, "audio_modality_scale": 1.0,
+    "audio_guidance_rescale": 0.0, "use_cross_timestep": False, "spatio_temporal_guidance_blocks": None,
+}  # fmt: skip
+"""Guidance by the text alone, and the rules of 2.0."""
 
 
 def hunyuan_pipeline(folder: Path, request: ClipRequest) -> Any:
@@ -368,9 +480,56 @@ def hunyuan_world(model: HunyuanModel) -> LibraryWorld:
     )
 
 
+def hunyuan_15_pipeline(folder: Path, request: ClipRequest) -> Any:
+    return library_class("HunyuanVideo15Pipeline")(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=library_module(folder / "transformer"),
+        vae=library_module(folder / "vae"),
+        scheduler=scheduler(folder),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        guider=library_class("ClassifierFreeGuidance")(guidance_scale=request.guidance_scale),
+    )
+
+
+def hunyuan_15_text_parts(folder: Path) -> dict[str, Any]:
+    """Tokenizers and encoders as the library's pipeline has them, read by transformers' own loader."""
+    import transformers
+
+    return {
+        "tokenizer": transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
+        "text_encoder": transformers.Qwen2_5_VLTextModel.from_pretrained(folder / "text_encoder").eval(),
+        "tokenizer_2": transformers.ByT5Tokenizer.from_pretrained(folder / "tokenizer_2"),
+        "text_encoder_2": transformers.T5EncoderModel.from_pretrained(folder / "text_encoder_2").eval(),
+    }
+
+
+def hunyuan_15_world(model: Hunyuan15Model) -> LibraryWorld:
+    names = ("{}prompt_embeds", "{}prompt_embeds_mask", "{}prompt_embeds_2", "{}prompt_embeds_mask_2")
+
+    def encode(pipeline, request, _length) -> Sequence[Any]:
+        pipeline.tokenizer_max_length, pipeline.tokenizer_2_max_length = model.max_text_tokens, model.max_glyph_tokens
+        return [pipeline.encode_prompt(prompt, dtype=torch.float32) for prompt in (request.prompt, "")]
+
+    return LibraryWorld(
+        family=hunyuan_video_15_family(model),
+        write=lambda folder: write_small_hunyuan_video_15(folder, 0, model),
+        frames=5,
+        side=32,
+        pipeline=hunyuan_15_pipeline,
+        library_frames=hunyuan_frames,
+        texts=lambda text: named(names, "", text(COND)) | named(names, "negative_", text(UNCOND)),
+        encode=encode,
+        text_parts=hunyuan_15_text_parts,
+        guidance=lambda _request: {},
+    )
+
+
 SMALL_WAN = replace(WAN_MODEL, num_layers=2)
 SMALL_WAN22 = replace(WAN22_A14B_MODEL, num_layers=2)
 SMALL_WAN22_5B = replace(WAN22_5B_MODEL, num_layers=2)
+SMALL_HUNYUAN_15 = replace(MODEL_480P, num_layers=2, max_text_tokens=60, max_glyph_tokens=20)
 WORLDS: Mapping[str, LibraryWorld] = {
     "wan": LibraryWorld(
         family=wan_family(SMALL_WAN),
@@ -415,7 +574,10 @@ WORLDS: Mapping[str, LibraryWorld] = {
         replace(COGVIDEOX_5B_I2V_MODEL, num_layers=2, num_frames=9, height=32, width=32)
     ),
     "ltx": ltx_world(replace(LTX_MODEL, num_layers=2)),
+    "ltx_2b": ltx_world(replace(LTX_2B_MODEL, num_layers=2)),
+    "ltx2": ltx2_world(replace(LTX2_MODEL, num_layers=2, max_text_tokens=16)),
     "hunyuan_video": hunyuan_world(replace(HUNYUAN_VIDEO_MODEL, num_layers=2, num_single_layers=2)),
+    "hunyuan_video_15_480p": hunyuan_15_world(SMALL_HUNYUAN_15),
     "skyreels_v1": hunyuan_world(replace(SKYREELS_V1_MODEL, num_layers=2, num_single_layers=2)),
 }
 
@@ -437,4 +599,4 @@ def parts(text: Any) -> tuple[Tensor, ...]:
 
 def relative(a: Tensor, b: Tensor) -> float:
     """Largest difference over the largest value of b."""
-    return ((a - b).abs().max() / b.abs().max()).item()
+    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()

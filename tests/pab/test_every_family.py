@@ -55,6 +55,8 @@ def test_every_family_has_a_small_configuration_here():
         "open_sora_plan_v110_221": "open_sora_plan_v110",
     }
     shared |= dict.fromkeys(("open_sora_plan_v120_29", "open_sora_plan_v120_720p"), "open_sora_plan_v120")
+    shared |= dict.fromkeys(("ltx_13b", "ltx_13b_distilled"), "ltx_2b")
+    shared |= {"hunyuan_video_15_720p": "hunyuan_video_15_480p"}
     assert set(SMALL) | set(shared) == set(FAMILIES)
     for name, like in shared.items():
         assert {site.kind for site in FAMILIES[name].sites} == {site.kind for site in FAMILIES[like].sites}

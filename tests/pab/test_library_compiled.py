@@ -135,7 +135,7 @@ def test_outputs_kept_as_int8_are_reused_by_graphs_too(weights, name):
     assert ours.kept_bytes_peak < render(name, plain, small(name), PAB).kept_bytes_peak / 2
 
 
-@pytest.mark.parametrize("name", ["wan", "cogvideox_2b", "hunyuan_video", "ltx"])
+@pytest.mark.parametrize("name", ["wan", "cogvideox_2b", "hunyuan_video", "ltx", "ltx2"])
 def test_foresight_leaves_out_whole_blocks_eager_or_compiled(weights, name):
     request = small(name, num_steps=6)
     model, plain = compiled(name, weights), WORLDS[name].load(weights)
@@ -176,7 +176,7 @@ PRODUCTS_BOUND, ATTENTION_BOUND = 0.1, 0.05
 """Of the latents' root mean square, after four steps of models with random weights."""
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuan_video", "cogvideox_5b", "ltx"])
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video", "cogvideox_5b", "ltx", "ltx2"])
 def test_products_of_8_bit_floats_stay_near_the_others_in_the_same_graphs(weights, name):
     model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)
     model.use_kernels()
@@ -192,7 +192,7 @@ def test_products_of_8_bit_floats_stay_near_the_others_in_the_same_graphs(weight
     assert graphs_compiled() - before == patterns(name, [ours.plan])
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuan_video"])
+@pytest.mark.parametrize("name", ["wan", "hunyuan_video", "hunyuan_video_15_480p"])
 def test_attention_of_8_bit_floats_stays_near_the_other_and_leaves_masked_words_out(weights, name):
     model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)
     model.current.kernels = AttentionKernels(flash3=True, norm=True)

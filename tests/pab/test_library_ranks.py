@@ -34,6 +34,8 @@ CASES = {
         Case(name="wan22_a14b", mesh=CLIPS_TOO, num_steps=4),
         Case(name="wan22_5b", mesh=FOUR),
         *(Case(name=name, mesh=CLIPS_TOO) for name in ("wan_14b_i2v_480p", "cogvideox_5b_i2v")),
+        Case(name="hunyuan_video_15_480p", mesh=FOUR),
+        Case(name="ltx_2b", mesh=CLIPS_TOO),
     ],
 }
 """By number of ranks. The small models have two heads: three and four ranks get padded ones."""
@@ -84,7 +86,8 @@ def test_bytes_on_the_wire_are_those_of_the_arithmetic(ranks_of, num_ranks):
         request = case.request
         tokens = WORLDS[case.name].family.num_tokens(request.num_frames, request.height, request.width)
         mine = padded(tokens, sp) // sp
-        with_text = mine + (padded(tiny.text_tokens, sp) // sp if tiny.text_is_split else 0)
+        text = tiny.text_tokens + (tiny.second_text or (0, 0))[0]
+        with_text = mine + (padded(text, sp) // sp if tiny.text_is_split else 0)
         rows = 2 if tiny.both_rows_at_once and cfg == 1 and case.guidance_scale > 1 else 1
         # queries, keys, values and output of this rank's tokens, 4 bytes each: an equal share goes to each other rank
         site = 4 * rows * with_text * (padded(2, sp) // sp) * tiny.head_dim * 4 * (sp - 1)

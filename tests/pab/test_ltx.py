@@ -7,21 +7,22 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
 
 from pab.broadcast.rules import NO_BROADCAST
 from pab.families import find_family
-from pab.families.ltx.config import LTX_MODEL, ltx_tokens
-from pab.families.ltx.levels import moved_timesteps
+from pab.families.ltx.config import LTX_13B_DISTILLED_MODEL, LTX_MODEL, ltx_tokens
+from pab.families.ltx.levels import DISTILLED_TIMESTEPS, moved_timesteps, quadratic_timesteps
 from pab.families.ltx.tiny import write_small_ltx
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError
-from tests.pab.library_worlds import WORLDS, displayed, edited, library_module, relative, scheduler
+from tests.pab.library_worlds import WORLDS, displayed, edited, library_module, ltx_world, relative, scheduler
 
 
 @pytest.fixture(scope="module")
 def weights(tiny_weights) -> Path:
-    return tiny_weights("ltx")
+    return tiny_weights("ltx", "ltx_2b")
 
 
 @pytest.mark.parametrize("size", [(161, 512, 704), (97, 512, 768), (9, 256, 256), (1, 32, 32), (257, 704, 1280)])
@@ -36,28 +37,50 @@ def test_ltx_s_planned_levels_are_the_library_s(weights, size):
         moved_timesteps(1, tokens)
 
 
-def test_ltx_s_preset_reuses_between_the_first_and_the_last_steps():
-    family = find_family("ltx")
+def test_levels_from_0_9_5_on_are_the_library_s():
+    for num_steps in (2, 3, 7, 30, 50, 333, 1000):
+        assert quadratic_timesteps(num_steps) == tuple((linear_quadratic_schedule(num_steps) * 1000).tolist())
+    with pytest.raises(ValueError, match="num_steps=1, allowed 2 to 1000"):
+        quadratic_timesteps(1)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("ltx", 28), ("ltx_2b", 28), ("ltx_13b", 48)])
+def test_ltx_s_preset_reuses_between_the_first_and_the_last_steps(name, layers):
+    family = find_family(name)
     request = WORLDS["ltx"].clip(num_frames=161, height=512, width=704, num_steps=50)
     plan = plan_for(family, request, family.presets["pab2-6"], "bfloat16")
     reused = [step for step, pattern in enumerate(plan.patterns) if "." in pattern]
     assert (reused[0], reused[-1]) == (8, 41)
-    assert [plan.computed(kind) // 28 for kind in ("spatial", "cross", "mlp")] == [33, 21, 50]
+    assert [plan.computed(kind) // layers for kind in ("spatial", "cross", "mlp")] == [33, 21, 50]
 
 
-def test_a_whole_ltx_run_is_the_library_s_from_the_seed_alone(weights):
+def test_distilled_models_have_eight_steps_of_one_pass_as_in_the_library(tmp_path):
+    world = ltx_world(replace(LTX_13B_DISTILLED_MODEL, num_layers=2))
+    world.write(tmp_path / world.family.name)
+    family, request = find_family(world.family.name), world.clip(num_steps=8, guidance_scale=1.0)
+    model = world.load(tmp_path)
+    done = world.render(model, request, NO_BROADCAST)
+    assert (done.passes, done.plan.timesteps) == (1, DISTILLED_TIMESTEPS)
+    assert torch.equal(done.latents, world.library_latents(tmp_path, model, request))
+    assert (list(family.limits.num_steps), family.limits.guidance_scale) == ([8], (1.0, 1.0))
+    assert list(family.presets) == ["none"], "there is nothing to reuse in eight steps"
+
+
+@pytest.mark.parametrize("name", ["ltx", "ltx_2b"])
+def test_a_whole_ltx_run_is_the_library_s_from_the_seed_alone(weights, name):
     """Prompt to frames, the noise before decoding and the noise inside the decoder too."""
-    world = WORLDS["ltx"]
+    world = WORLDS[name]
     model, request = world.load(weights), world.clip(num_steps=2)
-    pipeline = world.pipeline(weights / "ltx", request)
-    pipeline.register_modules(**world.text_parts(weights / "ltx"))
+    pipeline = world.pipeline(weights / name, request)
+    pipeline.register_modules(**world.text_parts(weights / name))
     pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(request.seed)
     torch.manual_seed(request.seed)
     theirs = pipeline(
-        request.prompt, request.negative_prompt, height=request.height, width=request.width, frame_rate=request.fps,
+        prompt=request.prompt, negative_prompt=request.negative_prompt, height=request.height, width=request.width,
         num_frames=request.num_frames, num_inference_steps=request.num_steps, guidance_scale=request.guidance_scale,
-        generator=torch.Generator().manual_seed(request.seed), decode_timestep=0.05, decode_noise_scale=0.025,
-        output_type="pt", return_dict=False,
+        decode_timestep=0.05, decode_noise_scale=0.025, output_type="pt", return_dict=False,
+        **world.options(request) | {"generator": generator},
     )[0]  # fmt: skip
     before = torch.get_rng_state()
     ours = model.decode(world.render(model, request, NO_BROADCAST).latents, request, NodeGroup()).frames

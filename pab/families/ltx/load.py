@@ -15,31 +15,23 @@ from torch import Tensor
 from pab.broadcast.state import BOTH
 from pab.conditioning.reference_noise import reference_generator
 from pab.conditioning.reference_pixels import ReferenceImage
-from pab.families.ltx.config import (
-    FRAME_STRIDE,
-    HEIGHT,
-    MAX_TEXT_TOKENS,
-    NUM_FRAMES,
-    PIXEL_STRIDE,
-    WIDTH,
-    LtxModel,
-    ltx_tokens,
-)
+from pab.families.ltx.conditions import ConditionDenoiser, NegatedSampler
+from pab.families.ltx.config import FRAME_STRIDE, HEIGHT, NUM_FRAMES, PIXEL_STRIDE, WIDTH, LtxModel, ltx_tokens
 from pab.families.ltx.levels import (
     DISTILLED,
     LAST_LEVEL,
     SHIFTS,
     distilled_timesteps,
     even_levels,
+    given_levels,
     log_shift,
-    moved_timesteps,
 )
 from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.family import ClipRequest, LoadRequest
 from pab.library.image import EncodeImage, ImageCondition, clip_pixels, token_timesteps
 from pab.library.load import LibraryModel, load_library_model, t5_beside
-from pab.library.parts import ClipLevels
+from pab.library.parts import ClipLevels, LibrarySampler
 from pab.library.sequence_hooks import Split
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
@@ -63,6 +55,11 @@ _SCHEDULER = {
     "max_shift": SHIFTS[1][1],
     "shift_terminal": LAST_LEVEL,
 }
+_CONDITION_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "use_dynamic_shifting": False,
+}
 
 DECODE_TIMESTEP, DECODE_NOISE = 0.05, 0.025
 """A VAE that knows the timestep takes the last noise away itself: its timestep, and the share of noise put in before."""
@@ -80,29 +77,30 @@ def ltx_library_model(model: LtxModel) -> LibraryModel:
     return LibraryModel(
         transformer={**_TRANSFORMER, "num_layers": model.num_layers},
         vae=_VAE,
-        scheduler=_SCHEDULER,
+        scheduler=_CONDITION_SCHEDULER if model.takes_conditions else _SCHEDULER,
+        sampler=NegatedSampler if model.takes_conditions else LibrarySampler,
         sites=ltx_sites(model.num_layers),
-        levels=_levels,
+        levels=partial(_levels, model),
         chosen=_chosen,
         default_size=(NUM_FRAMES, HEIGHT, WIDTH),
-        encode_text=partial(t5_beside, max_length=MAX_TEXT_TOKENS, reads_padding=True),
+        encode_text=partial(t5_beside, max_length=model.max_text_tokens, reads_padding=not model.takes_conditions),
         prepare_text=lambda text, dtype, device: (text.y_BLC.to(device=device, dtype=dtype), text.mask_BL.to(device)),
-        denoiser=LtxDenoiser,
+        denoiser=ConditionDenoiser if model.takes_conditions else LtxDenoiser,
         codec=_codec,
         guided_passes=(BOTH,),
         loras=LTX_LORAS,
-        encode_image=_open_image,
+        encode_image=None if model.takes_conditions else _open_image,
         # A clip that begins with an image has a timestep for every token.
-        splits={"timestep": Split(dim=1, num_dims=2)},
+        splits={} if model.takes_conditions else {"timestep": Split(dim=1, num_dims=2)},
     )
 
 
-def _levels(num_steps: int, size: tuple[int, int, int]) -> ClipLevels:
-    tokens = ltx_tokens(*size)
-    return ClipLevels(
-        planned=moved_timesteps(num_steps, tokens),
-        given={"sigmas": list(even_levels(num_steps)), "mu": log_shift(tokens)},
-    )
+def _levels(model: LtxModel, num_steps: int, size: tuple[int, int, int]) -> ClipLevels:
+    planned = model.timesteps(num_steps, size)
+    if model.takes_conditions:
+        return ClipLevels(planned=planned, given={"sigmas": given_levels(planned), "timesteps": list(planned)})
+    mu = log_shift(ltx_tokens(*size))
+    return ClipLevels(planned=planned, given={"sigmas": list(even_levels(num_steps)), "mu": mu})
 
 
 def _chosen(clip: ClipRequest) -> ClipLevels | None:

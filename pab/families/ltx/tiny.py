@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from pab.families.ltx.config import MAX_TEXT_TOKENS, LtxModel
+from pab.families.ltx.config import LtxModel
 from pab.families.ltx.levels import LAST_LEVEL, SHIFTS
 from pab.library.parts import library_class
 from pab.weights.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
@@ -37,6 +37,16 @@ TIMESTEP_VAE = VAE | {
     "timestep_conditioning": True,
 }
 """Of 0.9.1: the decoder knows the timestep and draws noise of its own."""
+VAE_095 = TIMESTEP_VAE | {
+    "block_out_channels": [4, 8, 8, 8, 8],
+    "down_block_types": ["LTXVideo095DownBlock3D"] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+    "spatio_temporal_scaling": [True, True, True, True],
+    "decoder_inject_noise": [False, False, False, False],
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}
+"""Of 0.9.5 and later: no noise within the decoder."""
 SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -48,6 +58,12 @@ SCHEDULER = {
     "max_shift": SHIFTS[1][1],
     "shift_terminal": LAST_LEVEL,
     "invert_sigmas": False,
+}
+CONDITION_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
 }
 
 
@@ -71,6 +87,8 @@ def write_small_ltx(folder: Path, seed: int, model: LtxModel, *, timestep_vae: b
     """Writes a narrow model of any depth, with the decoder of 0.9.1 or that of 0.9.0."""
     torch.manual_seed(seed)
     config, vae_config = transformer_config(model.num_layers), TIMESTEP_VAE if timestep_vae else VAE
+    if model.takes_conditions:
+        vae_config = VAE_095
     write_component(folder / "transformer", library_class("LTXVideoTransformer3DModel").from_config(config), config)
     vae = library_class("AutoencoderKLLTXVideo").from_config(vae_config)
     with torch.no_grad():
@@ -80,5 +98,5 @@ def write_small_ltx(folder: Path, seed: int, model: LtxModel, *, timestep_vae: b
             if "per_channel_scale" in name:
                 parameter.normal_(std=0.1)  # zeros when new: no noise would reach the pixels
     write_component(folder / "vae", vae, vae_config)
-    write_t5_and_tokenizer(folder, channels=TEXT_CHANNELS, max_length=MAX_TEXT_TOKENS)
-    write_scheduler(folder, SCHEDULER)
+    write_t5_and_tokenizer(folder, channels=TEXT_CHANNELS, max_length=model.max_text_tokens)
+    write_scheduler(folder, CONDITION_SCHEDULER if model.takes_conditions else SCHEDULER)

@@ -1,0 +1,1 @@
+"""What the published LTX-2 does around its transformer: weights, noise levels, text, sound, loading."""
