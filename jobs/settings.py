@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from jobs.setting import Setting, number_reader, settings_in
-from manifests.sampling import FLOW_SHIFTS
+from manifests.rules import FLOW_SHIFTS
 from pab.execution.choice import (
     ATTENTION_CHOICES,
     DECODE_CHOICES,

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 ClipLoops = tuple[int, int | None, float | None]
 """A clip's loops, condition_frame_length and condition_frame_edit; the last two are None for a clip of one loop."""
 
+FLOW_SHIFTS = (0.1, 100.0)
+"""The least and the largest shift of noise levels; at 1 they are evenly spaced."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingRule:

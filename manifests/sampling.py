@@ -15,11 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from manifests.errors import shown
-from manifests.rules import FamilyRules, SamplingRule
+from manifests.rules import FLOW_SHIFTS, FamilyRules, SamplingRule
 
 SAMPLING_COLUMNS = ("sampling", "flow_shift", "guidance_scale_2")
-FLOW_SHIFTS = (0.1, 100.0)
-"""The least and the largest shift of noise levels; at 1 they are evenly spaced."""
 _TYPES = {"sampling": pa.string(), "flow_shift": pa.float64(), "guidance_scale_2": pa.float64()}
 
 Finding = tuple[int, str, str, str]

@@ -154,7 +154,10 @@ def two_sizes(family: Family, request: ClipRequest) -> tuple[ClipRequest, ClipRe
             if value is not None and value < now:
                 smaller: dict[str, Any] = {name: value}
                 return replace(usual, **smaller), usual
-    raise ValueError(f"{family.name}: no clip is smaller than {request.num_frames}x{request.height}x{request.width}")
+    raise ValueError(
+        f"{family.name}: no clip is smaller than {request.num_frames}x{request.height}x{request.width}, and figures need "
+        "two sizes; measure a family of the same transformer"
+    )
 
 
 def grown(small: Size, large: Size) -> tuple[float, float]:

@@ -295,8 +295,8 @@ def test_a_gpu_without_8_bit_matrix_units_is_told_what_it_lacks() -> None:
 def test_a_family_without_8_bit_products_refuses_them() -> None:
     given = {"compiled": False, "attention": "auto", "device": "cpu", "precision": "float32", "linears": "float8"}
     assert execution_of(FAMILIES["open_sora"], **given).identity == " linears float8"
-    with pytest.raises(ValueError, match=r"linears='float8': wan has no 8-bit matrix products, only full"):
-        execution_of(FAMILIES["wan"], **given)
+    with pytest.raises(ValueError, match=r"linears='float8': demo has no 8-bit matrix products, only full"):
+        execution_of(FAMILIES["demo"], **given)
 
 
 @pytest.mark.parametrize("name", ["latte", "open_sora_plan_v110"])

@@ -168,7 +168,13 @@ def test_two_sizes_say_what_grows_with_tokens_and_what_with_those_each_one_sees(
     assert sum(shares({"spatial": 0.0, "mlp": 9.0}, linear_s, quadratic_s, sizes[1]).values()) <= 1
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_of_one_size_is_told_that_figures_need_two() -> None:
+    family = FAMILIES["cogvideox_5b_i2v"]
+    with pytest.raises(ValueError, match="no clip is smaller than 49x480x720, and figures need two sizes"):
+        two_sizes(family, clip_request(family, group_of(family)))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "cogvideox_5b_i2v"])
 def test_every_family_has_two_sizes_and_steps_that_reuse_one_kind_alone(name: str) -> None:
     family = FAMILIES[name]
     small, large = two_sizes(family, clip_request(family, group_of(family)))
