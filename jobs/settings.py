@@ -147,16 +147,18 @@ class RenderSettings:
             asked="auto",
             choices=("auto", "on", "off"),
             help="compile the model's blocks, one graph per step pattern. Compiled blocks round differently from eager "
-            "ones, so this is part of a clip's digest, and so are the fused kernels that blocks of Open-Sora, Latte, "
-            "Open-Sora-Plan 1.1 and Wan then use on GPUs in bfloat16. auto is on for GPUs, but for runs that began without",
+            "ones, so this is part of a clip's digest, and so are the fused kernels that blocks of all families "
+            "but Open-Sora-Plan 1.2 and the demo then use on GPUs in bfloat16. auto is on for GPUs, but for runs that "
+            "began without",
         ),
     ] = False
     attention: Annotated[
         str,
         Setting(
             choices=ATTENTION_CHOICES,
-            help="attention kernel: default leaves the choice to torch, cudnn tries cuDNN first. auto is cudnn if compiled "
-            "blocks on a GPU have heads of 72 channels. cudnn is part of a clip's digest",
+            help="attention kernel: default leaves the choice to torch, cudnn tries cuDNN first, float8 takes 8-bit floats "
+            "(Wan and HunyuanVideo, on Hopper GPUs with fa3-fwd). auto is cudnn if compiled blocks on a GPU have heads of 72 "
+            "channels. cudnn and float8 are part of a clip's digest",
         ),
     ] = "auto"
     keep: Annotated[
@@ -175,8 +177,8 @@ class RenderSettings:
         str,
         Setting(
             choices=LINEARS_CHOICES,
-            help="matrix products of the model's blocks: full (in --precision), or float8 (8-bit floats; open_sora, latte "
-            "and open_sora_plan_v110 have them), which is faster on GPUs of compute capability 8.9 or higher. float8 is part "
+            help="matrix products of the model's blocks: full (in --precision), or float8 (8-bit floats; all families "
+            "but demo and Open-Sora-Plan 1.2 have them), which is faster on GPUs of compute capability 8.9 or higher. float8 is part "
             "of a clip's digest",
         ),
     ] = "full"
