@@ -178,8 +178,8 @@ class RenderSettings:
         Setting(
             choices=LINEARS_CHOICES,
             help="matrix products of the model's blocks: full (in --precision), or float8 (8-bit floats; all families "
-            "but demo and Open-Sora-Plan 1.2 have them), which is faster on GPUs of compute capability 8.9 or higher. float8 is part "
-            "of a clip's digest",
+            "but demo and Open-Sora-Plan 1.2 have them), which is faster on GPUs of compute capability 8.9 or higher. float8 "
+            "is part of a clip's digest",
         ),
     ] = "full"
     decode: Annotated[
