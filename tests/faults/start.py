@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import subprocess
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.cluster.daemons.processes import DaemonError
 from tests.faults.books import Ledger
 from tests.faults.one_run import NO_CONDITIONS, POISONS, TWO_MANIFESTS, YIELDS_NAN, Run
 from tests.faults.world import BUCKET, POISON, World
@@ -47,11 +49,24 @@ def start_run(world: World, rng: random.Random, *, number: int, cluster: str, pl
     )  # fmt: skip
     run.note(f"mesh {mesh}, {nodes} nodes, {num_clips} clips; {', '.join(planned) or 'a plain start'}")
     world.proxy.drops_conditions = NO_CONDITIONS in planned
+    _resume_nodes(world)
     if TWO_MANIFESTS in planned:
         _submit_two(run, manifests, poisoned)
     else:
         run.submit()
     return run
+
+
+def _resume_nodes(world: World) -> None:
+    """Brings back nodes that SLURM drained by itself after an earlier run's faults: else a job of two waits for ever."""
+    if world.slurm is None:
+        return
+    for line in world.slurm.run("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines():
+        node, state = line.split()
+        if state.startswith(("drain", "down")):
+            # It may have come back by itself meanwhile.
+            with contextlib.suppress(DaemonError):
+                world.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
 
 
 def _submit_two(run: Run, manifests: Sequence[Path], poisoned: Mapping[int, str]) -> None:
