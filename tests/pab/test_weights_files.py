@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,8 @@ def digest(folder: Path, name: str = "wan") -> str:
 def test_the_files_that_are_hashed_are_those_that_loading_opens(weights: Path, name: str) -> None:
     with opened_below(weights / name) as opened:
         model = load(name, weights)
-        model.encode_prompts([request_of(name)])
+        # Quoted words: some models open an encoder of their own for them.
+        model.encode_prompts([replace(request_of(name), prompt='a sign that says "open"')])
     assert opened == named(weights / name, name)
 
 
