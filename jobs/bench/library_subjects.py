@@ -123,7 +123,6 @@ class LibrarySubject:
             requests=(request_of(family, **changes),),
             precision=precision_on(device),
             device=device,
-            size=size,
         )
 
 
@@ -244,7 +243,7 @@ LIBRARY_SUBJECTS: Mapping[str, LibrarySubject] = {
 def make_subject(group: str, size: str, device: torch.device) -> Subject:
     """Builds the model of a group of rows: the same numbers on every rank."""
     library = LIBRARY_SUBJECTS.get(group)
-    return MAKERS[group](size, device) if library is None else library.make(size, device)
+    return replace(MAKERS[group](size, device) if library is None else library.make(size, device), size=size)
 
 
 def plain_transformer(model: DiffusersVideo, device: torch.device) -> Any:
@@ -254,7 +253,6 @@ def plain_transformer(model: DiffusersVideo, device: torch.device) -> Any:
     with torch.device("meta"):
         theirs = type(ours).from_config(ours.config)
     theirs.load_state_dict(weights, assign=True)
-    for name in ("rope",):
-        if hasattr(ours, name):
-            setattr(theirs, name, getattr(ours, name))
+    if hasattr(ours, "rope"):
+        theirs.rope = ours.rope  # what it computes itself, and no state dict holds
     return theirs.to(device).eval()

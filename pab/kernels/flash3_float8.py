@@ -13,10 +13,6 @@ from pab.kernels import flash3
 from pab.kernels.float8 import Float8Error
 from pab.kernels.rotated_norm import FLOAT8, LARGEST
 
-HEAD_DIM = 128
-"""The size of heads for which it was measured to be faster."""
-
-
 Scales = tuple[Tensor, Tensor, Tensor]
 """Of queries, keys and values, each float32 [N, H]."""
 

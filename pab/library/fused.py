@@ -149,8 +149,9 @@ def normed_and_rotated(
     if kernels.norm and isinstance(norm, nn.RMSNorm):
         bound = norm.bound if kernels.float8 and current.sp.size == 1 else None
         rotation = rotation[0].float(), rotation[1].float()
+        assert norm.eps is not None, "the library's models state it"
         return rotated_norm.fused(
-            x_BPD, norm.weight, rotation, heads=attn.heads, eps=norm.eps or 0.0, bound=cast(Tensor | None, bound)
+            x_BPD, norm.weight, rotation, heads=attn.heads, eps=norm.eps, bound=cast(Tensor | None, bound)
         )
     x = norm(x_BPD).unflatten(2, (attn.heads, -1))
     cosines, sines = (part if part.dim() == 4 else part.unflatten(2, (attn.heads, -1)) for part in rotation)
