@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from jobs.calibration.plan_quality import call_share
-from jobs.media.quality import psnr, ssim
+from jobs.quality.alike import psnr, ssim
 from pab.broadcast.rules import Rules, rules_from_dict
 from pab.families.demo.family import DEMO
 from pab.families.demo.training.check import held_out_prompts

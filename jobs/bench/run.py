@@ -25,7 +25,7 @@ from jobs.bench.peers import PEERS, NotHereError, require
 from jobs.bench.ranks import measure_on_ranks
 from jobs.bench.rows import OURS, Row
 from jobs.bench.subjects import FULL, TINY, Subject
-from jobs.media.quality import latents_alike, psnr, ssim
+from jobs.quality.alike import latents_alike, psnr, ssim
 from pab.execution.choice import Execution
 from pab.execution.compiled import run_as
 from pab.parallel.mesh import NodeGroup

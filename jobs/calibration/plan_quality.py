@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from jobs.media.quality import Frames, psnr, ssim
+from jobs.quality.alike import Frames, psnr, ssim
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import KINDS, NO_BROADCAST, Rules
 from pab.family import ClipRequest, Family

@@ -1,1 +1,1 @@
-"""Frames to videos and back, pictures, and how alike two videos are."""
+"""Frames to videos and back, and pictures."""

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 
 from jobs.log import log_event
+from jobs.quality.vmaf import vmaf_limit_s
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext
 from jobs.rendering.deadline import Deadline
@@ -76,7 +77,12 @@ class Baselines:
         log_event(_LOG, "baseline_started", clip=clip_id)
         try:
             with self.watch.over(clip_id):
-                self.measures.measure_baseline(loaded, rendered, self.context)
+                baseline = self.measures.render_baseline(loaded, rendered, self.context)
+            if ranks.node.is_clip_root:
+                clip = rendered.clip
+                extra_s = vmaf_limit_s(clip.num_frames * clip.loops, clip.height, clip.width)
+                with self.watch.over_stage("compare", clip_id=clip_id, extra_s=extra_s):
+                    self.measures.take_baseline(rendered, baseline)
         except (RuntimeError, ArithmeticError, ValueError) as error:
             # All clips are recorded by now. The job has to end only if other ranks wait for this one.
             if ranks.shares_clips:

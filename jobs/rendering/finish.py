@@ -16,6 +16,8 @@ from pathlib import Path
 from jobs.log import log_event
 from jobs.media.encode import Video, check, encode
 from jobs.outcome import ClipOutcome, Rendered, Skipped, skipped
+from jobs.quality.alarm_counts import ALARMS
+from jobs.quality.alarms import PixelStatistics, alarms_of, pixel_statistics
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, contain
 from jobs.rendering.record import ClipRecord, clip_record
@@ -114,13 +116,14 @@ def finish_clip(attempt: Attempt, context: JobContext) -> Rendered | Skipped:
     path = context.scratch / f"{clip.digest}.mp4"
     try:
         video = _encode(attempt, context, path)
+        pixels = _look_at(attempt)
         if bucket.is_recorded(clip.key):
             return _leave_to_other(attempt, context)
         with stages.time("upload"):
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             bucket.upload(path, layout.render(clip.key, sha256))
         stages.current = "record"
-        if not write_record(bucket, clip, clip_record(attempt, context, video=video, sha256=sha256)):
+        if not write_record(bucket, clip, clip_record(attempt, context, video=video, sha256=sha256, pixels=pixels)):
             return _leave_to_other(attempt, context)
         _write_plain_name(attempt, context, path, layout.render(clip.key, sha256))
     finally:
@@ -182,3 +185,14 @@ def _encode(attempt: Attempt, context: JobContext, path: Path) -> Video:
         encode(frames, path, fps=clip.fps, crf=context.settings.render.crf, tags=tags, sound=sound)
     with stages.time("check"):
         return check(frames, path, fps=clip.fps, crf=context.settings.render.crf, sound=sound)
+
+
+def _look_at(attempt: Attempt) -> PixelStatistics:
+    """Returns what the frames say of themselves; the log says which alarms they give."""
+    with attempt.stages.time("check"):
+        pixels = pixel_statistics(attempt.coming.fetch())
+    for alarm in alarms_of(pixels):
+        log_event(
+            _LOG, "clip_alarm", level=logging.WARNING, clip=attempt.clip.clip_id, alarm=alarm, why=ALARMS[alarm]
+        )  # fmt: skip
+    return pixels

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from collections.abc import Mapping
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 
 from jobs.media.picture import png, strip
-from jobs.media.quality import psnr, ssim
 from jobs.outcome import Failed, Rendered, ShardOutcome
+from jobs.quality.compare import alike_facts
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_work import render_baseline
 from jobs.rendering.context import JobContext, versions
@@ -22,7 +21,8 @@ from jobs.rendering.loaded_family import LoadedFamily
 from jobs.rendering.todo import Todo
 from jobs.reports.report import JobFacts, build_report
 from jobs.reports.report_html import report_page
-from jobs.reports.report_times import settled_s, warm_up_s
+from jobs.reports.report_speedup import baselines_of
+from jobs.reports.report_times import settle, warm_up_s
 from jobs.store import layout
 from jobs.store.bucket import DamagedError
 from pab.execution.compiled import Compiled
@@ -53,21 +53,25 @@ class Measures:
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             self.peak_cuda_bytes = torch.cuda.max_memory_allocated()
 
-    def measure_baseline(self, loaded: LoadedFamily, rendered: Attempt, context: JobContext) -> None:
-        """Renders a clip again without broadcast and compares both results. Collective over the clip's ranks."""
-        start, node = time.perf_counter(), context.ranks.node
-        baseline = render_baseline(loaded, rendered, settings=context.settings, group=node)
-        if node.is_clip_root:
-            compared, picture = compare(rendered, baseline)
-            self.baselines.append(compared)
-            self.strip_png = self.strip_png or picture
+    def render_baseline(self, loaded: LoadedFamily, rendered: Attempt, context: JobContext) -> Attempt:
+        """Renders a clip again without broadcast and returns the result. Collective over the clip's ranks."""
+        start = time.perf_counter()
+        baseline = render_baseline(loaded, rendered, settings=context.settings, group=context.ranks.node)
+        self.baseline_s += time.perf_counter() - start
+        return baseline
+
+    def take_baseline(self, rendered: Attempt, baseline: Attempt) -> None:
+        """Compares a clip with its baseline. Only the clip's root has the frames to do so."""
+        start = time.perf_counter()
+        compared, picture = compare(rendered, baseline)
+        self.baselines.append(compared)
+        self.strip_png = self.strip_png or picture
         self.baseline_s += time.perf_counter() - start
 
 
 def compare(rendered: Attempt, baseline: Attempt) -> tuple[Json, bytes]:
     """Returns a measured baseline as JSON values, and the strip of frames. Only the clip's root has the frames to do so."""
     clip, frames, reference = rendered.clip, rendered.coming.fetch(), baseline.coming.fetch()
-    noise_db = psnr(reference, frames)
     facts = {
         "clip_id": clip.clip_id,
         "digest": clip.digest,
@@ -77,9 +81,9 @@ def compare(rendered: Attempt, baseline: Attempt) -> tuple[Json, bytes]:
         "decode_s": round(baseline.coming.decode_s, 6),
         "broadcast_steps": _steps(rendered),
         "broadcast_denoise_s": round(sum(rendered.denoised.step_seconds), 6),
-        "psnr_db": None if math.isinf(noise_db) else round(noise_db, 3),
-        "ssim": round(ssim(reference, frames), 5),
-        "identical": math.isinf(noise_db),
+        "graphs": baseline.compiled.graphs,
+        "broadcast_graphs": rendered.compiled.graphs,
+        **alike_facts(reference, frames, threads=torch.get_num_threads()),
     }
     return facts, png(strip([reference, frames]))
 
@@ -90,7 +94,7 @@ def _steps(rendered: Attempt) -> Json:
 
 def measured_broadcasts(context: JobContext) -> set[str]:
     """Returns the names of the broadcasts that earlier starts of this job have compared with a baseline."""
-    return {baseline["clip"]["broadcast"] for baseline in _earlier_baselines(_earlier(context))}
+    return {baseline["clip"]["broadcast"] for baseline in baselines_of(_earlier(context))}
 
 
 def leave_report(
@@ -101,7 +105,7 @@ def leave_report(
     earlier = _earlier(context)
     records = bucket.records(clip.key for clip in todo.order)
     own = _own_records(context, records)
-    before = _earlier_baselines(earlier)
+    before = baselines_of(earlier)
     baselines = [*before, *(_settled(baseline, own) for baseline in measures[0].baselines)]
     # The strip shows the first of them.
     picture = None if before else measures[0].strip_png
@@ -142,11 +146,6 @@ def _earlier(context: JobContext) -> Json:
         return {}
 
 
-def _earlier_baselines(report: Json) -> list[Json]:
-    first = report.get("baseline")
-    return list(report.get("baselines", [] if first is None else [first]))
-
-
 def _own_records(context: JobContext, records: Mapping[str, Json]) -> list[Json]:
     place = context.ranks.place
     own = [r for r in records.values() if (r["job"]["job_id"], r["job"]["start"]) == (place.job_id, place.start)]
@@ -154,13 +153,18 @@ def _own_records(context: JobContext, records: Mapping[str, Json]) -> list[Json]
 
 
 def _settled(baseline: Json, own: list[Json]) -> Json:
-    broadcast = {"clip": baseline["clip"], "steps": baseline["broadcast_steps"]}
-    others = [record for record in own if record["digest"] != baseline["digest"]]
     # Only clips of this start: an earlier start may have run on another kind of device.
+    others = [record for record in own if record["digest"] != baseline["digest"]]
+    without, with_broadcast = (
+        settle({"clip": baseline["clip"], "steps": baseline[steps], "execution": {"graphs": baseline[graphs]}}, beside)
+        for steps, graphs, beside in (("steps", "graphs", ()), ("broadcast_steps", "broadcast_graphs", others))
+    )
     return {
         **baseline,
-        "settled_s": round(settled_s(baseline, ()), 6),
-        "broadcast_settled_s": round(settled_s(broadcast, others), 6),
+        "settled_s": round(without.seconds, 6),
+        "broadcast_settled_s": round(with_broadcast.seconds, 6),
+        "samples": min(without.samples, with_broadcast.samples),
+        "compiling": without.compiling or with_broadcast.compiling,
     }
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TypedDict
 
 from jobs.media.encode import Video
+from jobs.quality.alarms import PixelStatistics, alarms_of
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, versions
 from jobs.rendering.loops import clip_requests
@@ -46,9 +47,13 @@ class ClipRecord(TypedDict):
     job: dict[str, object]
     versions: dict[str, str]
     warnings: list[str]
+    alarms: list[str]
+    pixels: dict[str, float | None]
 
 
-def clip_record(attempt: Attempt, context: JobContext, *, video: Video, sha256: str) -> ClipRecord:
+def clip_record(
+    attempt: Attempt, context: JobContext, *, video: Video, sha256: str, pixels: PixelStatistics
+) -> ClipRecord:
     """Returns the record of a rendered clip. Seconds are wall time; counts are those of the clip's root rank."""
     clip, denoised, compile_s = attempt.clip, attempt.denoised, round(attempt.compiled.seconds, 3)
     return {
@@ -79,6 +84,8 @@ def clip_record(attempt: Attempt, context: JobContext, *, video: Video, sha256: 
         "job": context.facts(),
         "versions": versions(),
         "warnings": list(attempt.warnings),
+        "alarms": list(alarms_of(pixels)),
+        "pixels": pixels.facts(),
     }
 
 

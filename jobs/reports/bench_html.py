@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.reports.page import page
+from jobs.reports.step_patterns import LEGEND, look_of
 
 Json = Mapping[str, Any]
 
@@ -18,6 +19,7 @@ def bench_page(document: Json) -> str:
         runs=document["runs"],
         groups=[group for group in groups if group["lines"]],
         not_here=document["not_here"],
+        legend=LEGEND,
     )
 
 
@@ -29,8 +31,12 @@ def _group(document: Json, name: str, title: str) -> Json:
         "clips": _clips(lines),
         "longest_s": max((line["seconds"] for line in lines if "seconds" in line), default=1.0),
         "factors": [factor for factor in document["factors"] if factor["group"] == name],
-        "stepped": [line for line in lines if len(line.get("step_ms", ())) > 1],
+        "stepped": [_stepped(line) for line in lines if len(line.get("step_ms", ())) > 1],
     }
+
+
+def _stepped(line: Json) -> Json:
+    return {"words": line["words"], "steps": [(look_of(pattern), ms) for pattern, ms in line["step_ms"].items()]}
 
 
 def _clips(lines: Sequence[Json]) -> list[str]:

@@ -12,8 +12,11 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
+from jobs.quality.alarm_counts import AlarmCounts
+from jobs.quality.headline import quality_summary
 from jobs.reports.report_broadcast import by_broadcast, distinct_plans
 from jobs.reports.report_measured import measured_times
+from jobs.reports.report_speedup import ClipFactor, clip_factors, derived_speedup, difference, measured_speedup, reuses
 from jobs.reports.report_times import batch_size, loop_s, steps_of
 from jobs.store.layout import job_name
 from manifests.clip import Clip
@@ -21,7 +24,7 @@ from pab.broadcast.rules import KINDS
 
 SCHEMA = 1
 Json = dict[str, Any]
-_TIMED = ("settled_s", "broadcast_settled_s", "denoise_s", "broadcast_denoise_s")
+_QUALITY = ("psnr_db", "ssim", "vmaf", "identical")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,8 @@ class JobFacts:
 def build_report(facts: JobFacts) -> Json:
     """Returns the report as JSON values."""
     records = [facts.records[clip.key] for clip in facts.clips if clip.key in facts.records]
+    pairs = list(zip(records, clip_factors(records), strict=True))
+    factors = {record["digest"]: each for record, each in pairs}
     return {
         "schema": SCHEMA,
         "job": job_name(facts.shard),
@@ -60,7 +65,9 @@ def build_report(facts: JobFacts) -> Json:
         },
         "seconds_by_stage": _stages(records),
         "step_seconds": _step_seconds(records),
-        "speedup": _speedup(records, facts.baselines),
+        "speedup": _speedup(pairs, facts.baselines),
+        "quality": quality_summary(facts.baselines),
+        "alarms": _alarms(records),
         "baseline": facts.baselines[0] if facts.baselines else None,
         "baselines": list(facts.baselines),
         "throughput": _throughput(records, facts),
@@ -69,34 +76,13 @@ def build_report(facts: JobFacts) -> Json:
         "calls": _calls(records),
         "all_to_alls": _all_to_alls(records),
         "plans": distinct_plans(records),
-        "broadcasts": by_broadcast(records, facts.baselines, derived_baseline_s),
+        "broadcasts": by_broadcast(pairs, facts.baselines),
         "kept_bytes_peak": max((record["kept_bytes_peak"] for record in records), default=0),
         "warm_up_s": _rounded(sum(start["warm_up_s"] for start in facts.starts)),
         "compiled_graphs": sum(start["compiled"]["graphs"] for start in facts.starts if start.get("compiled")),
         "starts": list(facts.starts),
-        "clips": [_clip_row(clip, facts) for clip in facts.clips],
+        "clips": [_clip_row(clip, facts, factors) for clip in facts.clips],
     }
-
-
-def reuses(record: Json) -> bool:
-    """Whether a clip's plan reuses anything at all."""
-    return bool(record["plan"]["computed"] != record["plan"]["total"])
-
-
-def full_step_s(record: Json) -> float | None:
-    """Returns the median seconds of the clip's steps that compute everything; None if it has none."""
-    seconds = [s for pattern, s in steps_of(record) if _is_full(pattern)]
-    return median(seconds) if seconds else None
-
-
-def derived_baseline_s(record: Json) -> float | None:
-    """Returns what all steps would take if each took as long as the clip's own fully computed ones."""
-    step_s = full_step_s(record)
-    return None if step_s is None else step_s * len(record["steps"]["seconds"])
-
-
-def _is_full(pattern: str) -> bool:
-    return "." not in pattern and pattern == pattern.lower()
 
 
 def _step_seconds(records: Iterable[Json]) -> Json:
@@ -129,32 +115,14 @@ def _spread(seconds: Sequence[float]) -> Json:
     }
 
 
-def _speedup(records: Sequence[Json], baselines: Sequence[Json]) -> Json:
-    broadcast = [record for record in records if reuses(record)]
-    derivable = [(record, base) for record in broadcast if (base := derived_baseline_s(record)) is not None]
-    derived = None
-    if derivable:
-        without, with_broadcast = sum(base for _, base in derivable), sum(loop_s(record) for record, _ in derivable)
-        derived = {
-            "pab_factor": _rounded(without / with_broadcast),
-            "clips": len(derivable),
-            "denoise_s": _rounded(with_broadcast),
-            "baseline_denoise_s": _rounded(without),
-            "how": "median seconds of each clip's own fully computed steps, times its number of steps",
-        }
-    measured = None
-    if baselines:
-        total = {name: sum(baseline[name] for baseline in baselines) for name in _TIMED}
-        measured = {
-            "pab_factor": _rounded(total["settled_s"] / total["broadcast_settled_s"]),
-            "pab_factor_as_timed": _rounded(total["denoise_s"] / total["broadcast_denoise_s"]),
-            "clips": len(baselines),
-            "denoise_s": _rounded(total["broadcast_settled_s"]),
-            "baseline_denoise_s": _rounded(total["settled_s"]),
-            "how": "one clip of each broadcast rendered a second time with every site computed; each step at the median of "
-            "its pattern",
-        }
-    return {"broadcast_clips": len(broadcast), "measured": measured, "derived": derived}
+def _speedup(pairs: Sequence[tuple[Json, ClipFactor]], baselines: Sequence[Json]) -> Json:
+    measured, derived = measured_speedup(baselines), derived_speedup(pairs)
+    return {
+        "broadcast_clips": sum(reuses(record) for record, _ in pairs),
+        "measured": measured,
+        "derived": derived,
+        "difference": difference(measured, derived),
+    }
 
 
 def _throughput(records: Sequence[Json], facts: JobFacts) -> Json:
@@ -218,7 +186,15 @@ def _all_to_alls(records: Sequence[Json]) -> Json:
     }
 
 
-def _clip_row(clip: Clip, facts: JobFacts) -> Json:
+def _alarms(records: Iterable[Json]) -> Json:
+    counts = AlarmCounts()
+    for record in records:
+        # Records of earlier versions say nothing of alarms.
+        counts.add(record["clip_id"], record.get("alarms"), record["video"]["path"])
+    return counts.facts()
+
+
+def _clip_row(clip: Clip, facts: JobFacts, factors: Mapping[str, ClipFactor]) -> Json:
     row: Json = {
         "clip_id": clip.clip_id,
         "digest": clip.digest,
@@ -231,7 +207,8 @@ def _clip_row(clip: Clip, facts: JobFacts) -> Json:
     if record is None:
         reason = facts.failed.get(clip.key)
         return {**row, "outcome": "left" if reason is None else "failed", "reason": reason}
-    base = derived_baseline_s(record)
+    found = factors[record["digest"]]
+    compared = next((each for each in facts.baselines if each["digest"] == record["digest"]), None)
     return {
         **row,
         "outcome": "rendered",
@@ -240,8 +217,11 @@ def _clip_row(clip: Clip, facts: JobFacts) -> Json:
         "elapsed_s": record["elapsed_s"],
         "plan": record["plan"]["digest"],
         "denoise_s": _rounded(loop_s(record)),
-        "derived_baseline_s": None if base is None else _rounded(base),
-        "pab_factor_derived": None if base is None or not reuses(record) else _rounded(base / loop_s(record)),
+        "settled_s": _rounded(found.settled.seconds),
+        "derived_baseline_s": None if found.baseline_s is None else _rounded(found.baseline_s),
+        "pab_factor_derived": None if found.factor is None or not reuses(record) else _rounded(found.factor),
+        "quality": None if compared is None else {name: compared.get(name) for name in _QUALITY},
+        "alarms": record.get("alarms"),
         "video": record["video"]["path"],
         "size_bytes": record["video"]["size_bytes"],
         "warnings": record["warnings"],

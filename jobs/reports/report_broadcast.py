@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from jobs.reports.report_speedup import ClipFactor, derived_speedup, factor_of, reuses
 from pab.broadcast.rules import KINDS
 
 Json = dict[str, Any]
+_ALIKE = ("psnr_db", "ssim", "vmaf", "identical", "clip_id")
 
 
 def decides_while_rendering(record: Json) -> bool:
@@ -50,40 +52,34 @@ def _loop_seconds(record: Json) -> list[list[float]]:
     return [seconds[start : start + num_steps] for start in range(0, len(seconds), num_steps)]
 
 
-def by_broadcast(
-    records: Iterable[Json], baselines: Sequence[Json], derived_s: Callable[[Json], float | None]
-) -> list[Json]:
-    """Returns, per broadcast that clips name, what it computed, saved and changed. `derived_s`: as if nothing was reused."""
-    named: dict[str, list[Json]] = {}
-    for record in records:
-        named.setdefault(record["plan"]["broadcast"], []).append(record)
+def by_broadcast(pairs: Iterable[tuple[Json, ClipFactor]], baselines: Sequence[Json]) -> list[Json]:
+    """Returns, per broadcast that clips name, what it computed, saved and changed."""
+    named: dict[str, list[tuple[Json, ClipFactor]]] = {}
+    for record, factor in pairs:
+        named.setdefault(record["plan"]["broadcast"], []).append((record, factor))
     measured = {baseline["clip"]["broadcast"]: baseline for baseline in baselines}
-    return [_row(name, of, measured.get(name), derived_s) for name, of in named.items()]
+    return [_row(name, of, measured.get(name)) for name, of in named.items()]
 
 
-def _row(
-    name: str, records: Sequence[Json], baseline: Json | None, derived_s: Callable[[Json], float | None]
-) -> Json:  # fmt: skip
+def _row(name: str, of: Sequence[tuple[Json, ClipFactor]], baseline: Json | None) -> Json:
+    records = [record for record, _ in of]
     computed, total = (sum(sum(record["plan"][what].values()) for record in records) for what in ("computed", "total"))
-    pairs = [(base, sum(record["steps"]["seconds"])) for record in records if (base := derived_s(record)) is not None]
+    derived = derived_speedup(of)
+    alarms = [record["alarms"] for record in records if "alarms" in record]
     return {
         "broadcast": name,
         "decided": "while rendering" if decides_while_rendering(records[0]) else "before",
         "clips": len(records),
         "computed_share": round(computed / total, 5),
-        "factor_derived": _factor(sum(base for base, _ in pairs), sum(own for _, own in pairs)),
+        "factor_derived": derived["pab_factor"] if derived else None if any(map(reuses, records)) else 1.0,
+        "note_derived": None if derived is None else derived["note"],
+        "alarms": sum(map(bool, alarms)) if alarms else None,
         **_measured(baseline),
     }
 
 
 def _measured(baseline: Json | None) -> Mapping[str, Any]:
     if baseline is None:
-        return dict.fromkeys(("factor_measured", "psnr_db", "ssim", "identical", "clip_id"))
-    return {
-        "factor_measured": _factor(baseline["settled_s"], baseline["broadcast_settled_s"]),
-        **{name: baseline[name] for name in ("psnr_db", "ssim", "identical", "clip_id")},
-    }
-
-
-def _factor(without_s: float, with_s: float) -> float | None:
-    return round(without_s / with_s, 5) if with_s else None
+        return dict.fromkeys(("factor_measured", *_ALIKE))
+    # Baselines of earlier versions have no VMAF.
+    return {"factor_measured": factor_of(baseline), **{name: baseline.get(name) for name in _ALIKE}}

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from jobs.reports.page import draw
+from jobs.reports.step_patterns import look_of
 from jobs.reports.svg import COMPUTED, PARTLY, REUSED, Columns, GridRow, grid
 
 _LEFT, _HEIGHT, _TOP = 76, 150, 10
-_COLOURS = 8
 _WORDS = {COMPUTED: "computed", PARTLY: "some blocks computed", REUSED: "reused"}
 
 
@@ -32,13 +32,13 @@ def block_picture(blocks: Sequence[tuple[str, str]]) -> Markup:
     return draw("blocks.svg", rows=rows, columns=columns)
 
 
-def bar_chart(patterns: Sequence[str], seconds: Sequence[float]) -> Markup:
-    """Returns a bar per step, coloured by its pattern, with the pattern's letters in the legend."""
+def bar_chart(patterns: Sequence[str], seconds: Sequence[float], kinds: Sequence[str] = ()) -> Markup:
+    """Returns a bar per step, coloured by its pattern; the page has the legend. `kinds`: one for each of its letters."""
     longest = max(seconds, default=0.0) or 1.0
     return draw(
         "bars.svg",
         columns=Columns(num_steps=len(patterns), left=_LEFT),
-        colours={pattern: f"c{i % _COLOURS}" for i, pattern in enumerate(dict.fromkeys(patterns))},
+        classes={pattern: look_of(pattern, kinds).classes for pattern in patterns},
         bars=list(zip(patterns, seconds, strict=True)),
         longest=longest,
         top=_TOP,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -31,19 +32,62 @@ def warm_up_s(records: Iterable[Json]) -> float:
     return sum(max(0.0, first - median(later)) for first, *later in seen.values() if later)
 
 
-def settled_s(record: Json, others: Iterable[Json]) -> float:
-    """Returns the seconds of a clip's steps with each step at the median of its pattern, over all clips like it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """The seconds of a clip's steps with each step at the median of its pattern, so that a warm-up does not count.
 
-    Like it are clips of its size in batches of its size.
-
-    So a warm-up in the first clip of a job is not told as the time that its steps take.
+    `samples`: of the pattern that was timed least often. `compiling`: a pattern was timed only where something was compiled,
+    so the seconds hold compiling and say little of the steps.
     """
-    seconds: dict[str, list[float]] = {}
-    for other in (record, *others):
-        if _size(other) == _size(record):
-            for pattern, step_s in steps_of(other):
-                seconds.setdefault(pattern, []).append(step_s)
-    return sum(median(seconds[pattern]) for pattern, _ in steps_of(record))
+
+    seconds: float
+    samples: int
+    compiling: bool
+
+
+class PatternTimes:
+    """How long steps of each pattern take, over all clips of a size in batches of a size.
+
+    Where a clip compiled something, its first step of each pattern may hold that; it counts only where no other was timed.
+    """
+
+    def __init__(self, records: Iterable[Json]) -> None:
+        settled: dict[str, list[float]] = {}
+        first: dict[str, list[float]] = {}
+        for record in records:
+            size, compiled = _size(record), compiled_graphs(record)
+            seen: set[str] = set()
+            for pattern, step_s in steps_of(record):
+                spoilt = compiled and pattern not in seen
+                (first if spoilt else settled).setdefault(size + pattern, []).append(step_s)
+                seen.add(pattern)
+        self._samples = first | settled
+        self._compiling = first.keys() - settled.keys()
+        self._medians = {name: median(seconds) for name, seconds in self._samples.items()}
+
+    def settle(self, record: Json) -> Settled:
+        """Returns the seconds of one of the records."""
+        names = [_size(record) + pattern for pattern, _ in steps_of(record)]
+        return Settled(
+            seconds=sum(self._medians[name] for name in names),
+            samples=min((len(self._samples[name]) for name in names), default=0),
+            compiling=not self._compiling.isdisjoint(names),
+        )
+
+
+def settle(record: Json, others: Iterable[Json]) -> Settled:
+    """Returns the seconds of a clip's steps, from its own and those of other clips like it."""
+    return PatternTimes((record, *others)).settle(record)
+
+
+def settled_s(record: Json, others: Iterable[Json]) -> float:
+    """Returns the seconds of a clip's steps with each step at the median of its pattern, over all clips like it."""
+    return settle(record, others).seconds
+
+
+def compiled_graphs(record: Json) -> int:
+    """Returns how many graphs were compiled while a clip was rendered; records of old say nothing of it."""
+    return int(record.get("execution", {}).get("graphs", 0))
 
 
 def steps_of(record: Json) -> list[tuple[str, float]]:
@@ -54,7 +98,7 @@ def steps_of(record: Json) -> list[tuple[str, float]]:
 def _size(record: Json) -> str:
     clip = record["clip"]
     guided = clip["guidance_scale"] == 1.0
-    return f"{clip['num_frames']}x{clip['height']}x{clip['width']}/{guided}/{batch_size(record)}/"
+    return f"{clip.get('model')}/{clip['num_frames']}x{clip['height']}x{clip['width']}/{guided}/{batch_size(record)}/"
 
 
 def batch_size(record: Json) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jobs.quality.alarm_counts import ALARMS
 from jobs.reports.page import page
 
 SHOWN_VIDEOS = 24
@@ -15,4 +16,6 @@ def run_page(document: Mapping[str, Any], videos: Sequence[tuple[str, str]], *, 
 
     `videos`: clip id and the video's path below the run's folder, of the first rendered clips; `num_rendered`: of all.
     """
-    return page("run.html", document=document, videos=videos[:SHOWN_VIDEOS], num_rendered=num_rendered)
+    return page(
+        "run.html", document=document, videos=videos[:SHOWN_VIDEOS], num_rendered=num_rendered, alarm_words=ALARMS
+    )

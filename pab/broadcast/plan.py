@@ -20,6 +20,9 @@ from pab.broadcast.rules import KINDS, BroadcastRules, MlpRule, Rules
 from pab.broadcast.sites import Site
 from pab.broadcast.step_rules import StepRules
 
+PATTERN_LEGEND = "s spatial, t temporal, c cross attention, m MLP; a dot reuses, a capital computes in some blocks only"
+"""What the letters of `BroadcastPlan.patterns` mean."""
+
 
 @dataclass(frozen=True)
 class BroadcastPlan:
@@ -196,6 +199,7 @@ class BroadcastPlan:
         if isinstance(self.rules, StepRules) and self.rules.num_steps != self.num_steps:
             lines.append(f"a plan for {self.rules.num_steps} steps, spread over {self.num_steps}")
         lines.append("patterns      " + ", ".join(f"{name} x{count}" for name, count in counts.most_common()))
+        lines.append(f"              ({PATTERN_LEGEND})")
         return "\n".join(lines)
 
     def _label(self, kind: str, members: Sequence[int]) -> str:

@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs.reports.report_speedup import difference
 from jobs.reports.run_html import SHOWN_VIDEOS, run_page
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.measured import joined_measured
+from pipeline.run.quality import measured_speedup, quality_over, told_lines
 from pipeline.run.report_index import IndexTotals, write_index
 from pipeline.run.report_rows import RunRows, errors_by_id, told_rows
 from pipeline.run.run import Run, load_run, open_bucket
@@ -76,7 +78,9 @@ def report_document(
         "num_clips": run.num_clips,
         "outcomes": totals.outcomes,
         "seconds": {"elapsed": round(totals.elapsed_s, 3), "denoise": round(totals.denoise_s, 3)},
-        "speedup": {"measured": _measured(reports), "derived": _derived(totals)},
+        "speedup": _speedup(reports, totals),
+        "quality": quality_over(reports),
+        "alarms": totals.alarms.facts(),
         "throughput": _throughput(reports),
         "measured": joined_measured(reports),
         "all_to_alls": _summed(reports, "all_to_alls", ("planned", "counted", "without_broadcast", "bytes")),
@@ -89,15 +93,9 @@ def report_document(
     }  # fmt: skip
 
 
-def _measured(reports: Iterable[Json]) -> Json | None:
-    # Each job renders one clip of each broadcast twice; over the run these pairs are summed, so long clips weigh more.
-    pairs = [report["speedup"]["measured"] for report in reports if report["speedup"]["measured"]]
-    with_broadcast = sum(pair["denoise_s"] for pair in pairs)
-    without = sum(pair["baseline_denoise_s"] for pair in pairs)
-    if not with_broadcast:
-        return None
-    factor = round(without / with_broadcast, 4)
-    return {"pab_factor": factor, "clips": len(pairs), "denoise_s": with_broadcast, "baseline_denoise_s": without}
+def _speedup(reports: Sequence[Json], totals: IndexTotals) -> Json:
+    measured, derived = measured_speedup(reports), _derived(totals)
+    return {"measured": measured, "derived": derived, "difference": difference(measured, derived)}
 
 
 def _derived(totals: IndexTotals) -> Json | None:
@@ -138,6 +136,8 @@ def _job_row(report: Json) -> Json:
         "device_busy_share": report["throughput"].get("device_busy_share"),
         "wall_s": report["throughput"]["wall_s"],
         "starts": len(report["starts"]),
+        "quality": quality_over([report]),
+        "alarms": report.get("alarms"),
     }
 
 
@@ -150,12 +150,6 @@ def report_text(document: Json) -> str:
         share = throughput["device_busy_share"]
         busy = "" if share is None else f", devices busy {share:.1%} of the time from clip to clip"
         lines.append(f"clips per GPU-hour: {throughput['clips_per_gpu_hour']:,.1f}{busy}")
-    for how, text in (
-        ("measured", "rendered with and without broadcast"),
-        ("derived", "from the clips' own full steps"),
-    ):
-        speedup = document["speedup"][how]
-        if speedup:
-            lines.append(f"speedup of denoising: {speedup['pab_factor']:.2f} x, {speedup['clips']:,} clips, {text}")
+    lines += [f"{name:<8} {text}" for name, text in told_lines(document)]
     lines += [f"left out, damaged: {what}" for what in document["damaged"][:10]]
     return "\n".join([*lines, *(f"{name:<8} {url}" for name, url in document["files"].items())])

@@ -262,11 +262,13 @@ def _render(
     if settings.render.plain_videos:
         found = look_for_damage(bucket, submission.keys, plain_videos=True)
         write_plain_names(bucket, found.misnamed)
-    write_report(bucket, submission.run, submission.keys)
-    return _summary(submission, dashboard=view.url)
+    report = write_report(bucket, submission.run, submission.keys)
+    return _summary(submission, dashboard=view.url, told=report)
 
 
-def _summary(submission: Submission, dashboard: str | None = None) -> int:
+def _summary(
+    submission: Submission, dashboard: str | None = None, told: Mapping[str, object] | None = None
+) -> int:  # fmt: skip
     allowed = submission.settings.render.max_attempts
     return show_summary(
         submission.bucket,
@@ -275,6 +277,7 @@ def _summary(submission: Submission, dashboard: str | None = None) -> int:
         left_out=submission.left_out,
         screen=submission.screen,
         dashboard=dashboard,
+        told=told,
     )
 
 

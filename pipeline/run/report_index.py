@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.quality.alarm_counts import AlarmCounts
 from manifests.read import open_manifest
 from pipeline.run.report_rows import ClipRow, RunRows
 
@@ -21,6 +22,10 @@ _ADDED = pa.schema(
         ("plan", pa.string()),
         ("elapsed_s", pa.float64()),
         ("denoise_s", pa.float64()),
+        ("alarms", pa.list_(pa.string())),
+        ("psnr_db", pa.float64()),
+        ("ssim", pa.float64()),
+        ("vmaf", pa.float64()),
     ]
 )
 
@@ -35,16 +40,18 @@ class IndexTotals:
     compared_clips: int = 0
     compared_s: float = 0.0
     baseline_s: float = 0.0
+    alarms: AlarmCounts = field(default_factory=AlarmCounts)
 
-    def add(self, row: ClipRow) -> None:
+    def add(self, clip_id: str, row: ClipRow) -> None:
         """Takes in one clip."""
         self.outcomes[row.outcome] = self.outcomes.get(row.outcome, 0) + 1
         self.elapsed_s += row.elapsed_s or 0.0
         self.denoise_s += row.denoise_s or 0.0
-        if row.baseline_s is not None and row.denoise_s is not None:
+        if row.baseline_s is not None and row.settled_s is not None:
             self.compared_clips += 1
-            self.compared_s += row.denoise_s
+            self.compared_s += row.settled_s
             self.baseline_s += row.baseline_s
+        self.alarms.add(clip_id, row.alarms, row.video)
 
 
 def write_index(manifest_file: Path, rows: RunRows, errors: Mapping[str, str], *, url: str, path: Path) -> IndexTotals:
@@ -65,8 +72,8 @@ def write_index(manifest_file: Path, rows: RunRows, errors: Mapping[str, str], *
                     f"{name}.{digest}" for name, digest in zip(ids, batch.column("digest").to_pylist(), strict=True)
                 ]
                 found = rows.rows(keys)
-                for row in found:
-                    totals.add(row)
+                for name, row in zip(ids, found, strict=True):
+                    totals.add(name, row)
                 added = [
                     [row.outcome for row in found],
                     [
@@ -77,6 +84,8 @@ def write_index(manifest_file: Path, rows: RunRows, errors: Mapping[str, str], *
                     [row.plan for row in found],
                     [row.elapsed_s for row in found],
                     [row.denoise_s for row in found],
+                    [row.alarms for row in found],
+                    *([row.alike(name) for row in found] for name in ("psnr_db", "ssim", "vmaf")),
                 ]
                 arrays = [pa.array(values, kind.type) for values, kind in zip(added, _ADDED, strict=True)]
                 writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.reports.report import derived_baseline_s, reuses
+from jobs.reports.report_speedup import clip_factors, reuses
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.run.state import FailedClip, Progress, clip_id
@@ -18,16 +19,27 @@ Json = dict[str, Any]
 class ClipRow:
     """How one clip ended. `outcome`: "rendered", "failed", "quarantined", "damaged" (its record) or "left".
 
-    The rest is of rendered ones. `denoise_s`: its denoising loop; `baseline_s`: what the loop would take if every step took
-    as long as the clip's own full ones, None for a clip that reuses nothing or has no full step.
+    The rest is of rendered ones. `denoise_s`: its denoising loop; `settled_s`: the same with each step at the median of its
+    pattern; `baseline_s`: what the loop would take if every step took as long as the clip's own full ones, None for a clip
+    that reuses nothing, has no full step, or whose steps were timed only while something was compiled. `alarms`: None where
+    an earlier version has not looked. `quality`: against the clip without reuse, of clips that were rendered twice.
     """
 
     outcome: str
     elapsed_s: float | None = None
     denoise_s: float | None = None
+    settled_s: float | None = None
     baseline_s: float | None = None
     plan: str | None = None
     video: str | None = None
+    alarms: tuple[str, ...] | None = None
+    quality: Mapping[str, Any] | None = None
+
+    def alike(self, name: str) -> float | None:
+        """Returns `psnr_db`, `ssim` or `vmaf` of a clip that was rendered twice; PSNR of the same frames is infinite."""
+        if self.quality is None:
+            return None
+        return math.inf if name == "psnr_db" and self.quality["identical"] else self.quality[name]
 
 
 def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
@@ -40,9 +52,12 @@ def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
                     outcome="rendered",
                     elapsed_s=row["elapsed_s"],
                     denoise_s=row["denoise_s"],
+                    settled_s=row.get("settled_s", row["denoise_s"]),
                     baseline_s=row["derived_baseline_s"] if row["pab_factor_derived"] is not None else None,
                     plan=row["plan"],
                     video=row["video"] if layout.is_video(str(row["video"])) else None,
+                    alarms=_alarms(row),
+                    quality=row.get("quality"),
                 )
     return rows
 
@@ -79,14 +94,23 @@ class RunRows:
 
 def record_row(record: Json) -> ClipRow:
     """Returns the row of a clip from its record."""
+    (factor,) = clip_factors([record])
+    known = factor.factor is not None and reuses(record)
     return ClipRow(
         outcome="rendered",
         elapsed_s=record["elapsed_s"],
         denoise_s=sum(record["steps"]["seconds"]),
-        baseline_s=derived_baseline_s(record) if reuses(record) else None,
+        settled_s=factor.settled.seconds,
+        baseline_s=factor.baseline_s if known else None,
         plan=record["plan"]["digest"],
         video=record["video"]["path"],
+        alarms=_alarms(record),
     )
+
+
+def _alarms(told: Json) -> tuple[str, ...] | None:
+    alarms = told.get("alarms")
+    return None if alarms is None else tuple(alarms)
 
 
 def errors_by_id(failures: Iterable[FailedClip]) -> dict[str, str]:

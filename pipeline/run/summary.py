@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit
 from pipeline.run.damage import Damage
+from pipeline.run.quality import run_quality, told_lines
 from pipeline.run.run import Run
 from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips
 from pipeline.screen import Screen, counted
@@ -26,14 +27,18 @@ def show_summary(
     screen: Screen,
     dashboard: str | None = None,
     damages: Sequence[Damage] | None = None,
+    told: Mapping[str, object] | None = None,
 ) -> Exit:
     """Shows how the run stands and returns the exit code that says it.
 
-    `left_out`: clips recorded before this submit. `damages`: what a check found, None where none was made.
+    `left_out`: clips recorded before this submit. `damages`: what a check found, None where none was made. `told`: speedup,
+    quality and alarms, where a report was just made; else they are read from the bucket.
     """
     failures = failed_clips(bucket, progress)
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
+    told = told or run_quality(bucket, progress)
+    document |= {name: told[name] for name in ("speedup", "quality", "alarms")}
     if left_out is not None:
         document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
     if dashboard is not None:
@@ -95,6 +100,7 @@ def _text(bucket: Bucket, document: dict[str, object], failures: list[FailedClip
         lines += [f"  {_short(str(failure))}" for failure in failures]
         if not_rendered > SHOWN_FAILURES:
             lines.append(f"  ... and {not_rendered - SHOWN_FAILURES} more in {bucket.url}/failures")
+    lines += [f"{name:<11}{text}" for name, text in told_lines(document)]
     lines.append(f"videos     {document['videos']}")
     lines.append(f"report     {document['report'] or f'none yet; python -m pipeline report {bucket.url}'}")
     if "dashboard" in document:

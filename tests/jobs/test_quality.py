@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jobs.media.quality import psnr, ssim
+from jobs.quality.alike import psnr, ssim
 
 
 def noise(*shape, seed=0) -> np.ndarray:

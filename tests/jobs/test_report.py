@@ -12,9 +12,9 @@ import pytest
 from jobs.media.picture import png, strip
 from jobs.media.reference_access import ReferenceAccess
 from jobs.media.reference_files import decode_frames, fetch_reference
-from jobs.reports.report import derived_baseline_s
 from jobs.reports.report_broadcast import distinct_plans
 from jobs.reports.report_html import report_page
+from jobs.reports.report_speedup import derived_baseline_s
 from jobs.reports.report_times import settled_s, warm_up_s
 from jobs.settings import Mesh
 from jobs.store import layout

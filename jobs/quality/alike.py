@@ -1,4 +1,4 @@
-"""How alike two clips are: PSNR and SSIM (Wang et al. 2004, section III.B: luma, 11 x 11 Gaussian window)."""
+"""PSNR and SSIM of two clips (Wang et al. 2004, section III.B: luma, 11 x 11 Gaussian window)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 _PEAK = 255.0
@@ -47,7 +46,7 @@ def _check(a_THWC: Frames, b_THWC: Frames) -> None:
 
 def _luma(frame_HWC: Frames) -> Tensor:
     weights = torch.tensor(_LUMA, dtype=torch.float64)
-    return (torch.from_numpy(np.ascontiguousarray(frame_HWC)).double() @ weights)[None, None]
+    return torch.from_numpy(np.ascontiguousarray(frame_HWC)).double() @ weights
 
 
 def _gaussian(size: int) -> Tensor:
@@ -57,16 +56,26 @@ def _gaussian(size: int) -> Tensor:
 
 
 def _frame_ssim(a: Tensor, b: Tensor) -> float:
-    rows, columns = (_gaussian(min(_WINDOW, size)) for size in a.shape[-2:])
-
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x, rows[None, None, :, None]), columns[None, None, None])
-
-    mean_a, mean_b = mean(a), mean(b)
-    variance_a, variance_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
-    covariance = mean(a * b) - mean_a * mean_b
+    # Of the variances only their sum counts, so their squares are averaged together.
+    mean_a, mean_b, squares, product = _windows(torch.stack([a, b, a * a + b * b, a * b]))
+    variances = squares - mean_a**2 - mean_b**2
+    covariance = product - mean_a * mean_b
     similar = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
-    return float((similar / ((mean_a**2 + mean_b**2 + _C1) * (variance_a + variance_b + _C2))).mean())
+    return float((similar / ((mean_a**2 + mean_b**2 + _C1) * (variances + _C2))).mean())
+
+
+def _windows(maps: Tensor) -> Tensor:
+    """Returns the weighted mean of every whole window of maps [N, H, W], one axis after the other."""
+    for dim in (-2, -1):
+        size = maps.shape[dim]
+        weights = _gaussian(min(_WINDOW, size))
+        kept = size - len(weights) + 1
+        # Sums of shifted maps: torch's own convolution of float64 takes ten times as long.
+        means = torch.zeros(*maps.shape[:dim], kept, *maps.shape[dim:][1:], dtype=maps.dtype)
+        for shift, weight in enumerate(weights.tolist()):
+            means.add_(maps.narrow(dim, shift, kept), alpha=weight)
+        maps = means
+    return maps
 
 
 def latents_alike(reference_CTHW: Tensor, other_CTHW: Tensor) -> tuple[float, float]:
@@ -81,6 +90,6 @@ def latents_alike(reference_CTHW: Tensor, other_CTHW: Tensor) -> tuple[float, fl
     scale = _PEAK / max(most - least, 1e-30)
     a, b = (a - least) * scale, (b - least) * scale
     error = float((a - b).square().mean())
-    pictures = zip(a.flatten(0, 1)[:, None, None], b.flatten(0, 1)[:, None, None], strict=True)
+    pictures = zip(a.flatten(0, 1), b.flatten(0, 1), strict=True)
     similar = [_frame_ssim(one, two) for one, two in pictures]
     return math.inf if error == 0 else 10 * math.log10(_PEAK**2 / error), sum(similar) / len(similar)

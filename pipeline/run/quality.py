@@ -1,0 +1,92 @@
+"""How much faster a run's clips were by reuse, how good they are beside those without, and which have alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jobs.quality.alarm_counts import AlarmCounts, alarm_text
+from jobs.quality.headline import quality_summary, quality_text
+from jobs.reports.report_speedup import baselines_of, difference
+from jobs.store.bucket import Bucket
+from pipeline.run.report_rows import record_row, told_rows
+from pipeline.run.state import Progress, clip_id
+from pipeline.screen import counted
+
+Json = dict[str, Any]
+MOST_REPORTS = 500
+"""Reports of jobs, the newest, that `status` reads: it is to answer within seconds. `report` reads all."""
+MOST_RECORDS = 500
+"""Records of clips that are in no report yet."""
+
+
+def run_quality(bucket: Bucket, progress: Progress) -> Json:
+    """Returns how a run's clips are, from the reports of its jobs and the records of clips that are in none yet.
+
+    `jobs`: how many reports were read. Raises BucketError.
+    """
+    reports, _ = bucket.job_reports(newest=MOST_REPORTS)
+    rows = {key: row for key, row in told_rows(reports).items() if key in progress.recorded}
+    untold = sorted(progress.recorded - rows.keys())[:MOST_RECORDS]
+    rows |= {key: record_row(record) for key, record in bucket.records(untold).items()}
+    counts = AlarmCounts()
+    for key, row in sorted(rows.items()):
+        counts.add(clip_id(key), row.alarms, row.video)
+    measured, derived = measured_speedup(reports), _derived(reports)
+    return {
+        "jobs": len(reports),
+        "speedup": {"measured": measured, "derived": derived, "difference": difference(measured, derived)},
+        "quality": quality_over(reports),
+        "alarms": counts.facts(),
+    }
+
+
+def quality_over(reports: Iterable[Json]) -> Json | None:
+    """Returns what the clips of all jobs that were rendered twice say together; None where there is none."""
+    return quality_summary(baseline for report in reports for baseline in baselines_of(report))
+
+
+def measured_speedup(reports: Iterable[Json]) -> Json | None:
+    """Returns the factor over the clips of all jobs that were rendered twice, summed, so that long clips weigh more."""
+    pairs = [pair for report in reports if (pair := report["speedup"]["measured"]) and pair["pab_factor"]]
+    found = _summed(pairs)
+    if found is None:
+        return None
+    once = sum(pair.get("samples") == 1 for pair in pairs)
+    return found | {"note": f"in {counted(once, 'job')} some steps were timed once only" if once else None}
+
+
+def _derived(reports: Iterable[Json]) -> Json | None:
+    return _summed([each for report in reports if (each := report["speedup"]["derived"]) and each["pab_factor"]])
+
+
+def _summed(factors: Sequence[Json]) -> Json | None:
+    with_broadcast = sum(each["denoise_s"] for each in factors)
+    without = sum(each["baseline_denoise_s"] for each in factors)
+    if not with_broadcast:
+        return None
+    return {
+        "pab_factor": round(without / with_broadcast, 4),
+        "clips": sum(each["clips"] for each in factors),
+        "denoise_s": with_broadcast,
+        "baseline_denoise_s": without,
+    }
+
+
+def told_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what is told of a run's quality, line by line, each with its name."""
+    speedup = told["speedup"]
+    factors = [
+        f"{each['pab_factor']:.2f} x {how} of {counted(each['clips'], 'clip')}"
+        + (f" ({each['note']})" if each.get("note") else "")
+        for how in ("measured", "derived")
+        if (each := speedup[how])
+    ]
+    lines = [("speedup", "; ".join(factors))] if factors else []
+    if speedup.get("difference"):
+        lines.append(("", speedup["difference"]))
+    if factors or told["quality"]:
+        lines.append(("quality", quality_text(told["quality"])))
+    if told["alarms"]["looked_at"]:
+        lines.append(("alarms", alarm_text(told["alarms"])))
+    return lines
