@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from jobs.min_quality import AUTO as FLOOR_OF_FAMILY
+from jobs.min_quality import read_min_quality
 from jobs.setting import Setting, number_reader, settings_in
 from manifests.rules import FLOW_SHIFTS
 from pab.execution.choice import (
@@ -77,11 +79,11 @@ AS_ASKED = KeepChoice()
 class RenderSettings:
     """The settings that jobs follow. Those of machines and SLURM are in `pipeline.run.settings.MachineSettings`.
 
-    All except `device`, `compile_cache`, `baseline`, `plain_videos`, `batch`, `max_attempts` and the two about references
-    change a video, so they are part of clips' digests. `weights`: those given without a family's name; they are for
-    `model`. `family_weights`: given with a family's name. `loras`: by family, as the user says them. `batch`: how many clips
-    are rendered in one batch, or `AUTO`. `reference_roots`: absolute paths; the manifest's own folder is one of them if it is
-    local.
+    All except `device`, `compile_cache`, `baseline`, `min_quality`, `quality_samples`, `plain_videos`, `batch`,
+    `max_attempts` and the two about references change a video, so they are part of clips' digests. `weights`: those given
+    without a family's name; they are for `model`. `family_weights`: given with a family's name. `loras`: by family, as the
+    user says them. `batch`: how many clips are rendered in one batch, or `AUTO`. `reference_roots`: absolute paths; the
+    manifest's own folder is one of them if it is local.
     """
 
     model: Annotated[
@@ -255,10 +257,29 @@ class RenderSettings:
     baseline: Annotated[
         bool,
         Setting(
-            help="do not render one clip per job a second time without broadcast; reports then have no measured "
-            "speedup",
+            help="do not render samples of each job a second time without broadcast; reports then have no measured "
+            "speedup or quality, and nothing guards the quality",
         ),
     ] = True
+    min_quality: Annotated[
+        str,
+        Setting(
+            read=read_min_quality,
+            metavar="psnr=DB|ssim=X|vmaf=X|auto|alarms|off",
+            help="the least that a job's samples under reuse must be like themselves without it (several numbers with a "
+            "comma), and no alarm that they have not without it. If one falls below, the job renders its clips with a milder "
+            "plan, at last none; records and reports say which. auto is the family's own floor, where it was measured, and "
+            "the alarms; alarms is these alone; off only measures. Not part of a clip's digest",
+        ),
+    ] = FLOOR_OF_FAMILY
+    quality_samples: Annotated[
+        int,
+        Setting(
+            high=16,
+            metavar="N",
+            help="how many clips of each plan a job renders first, with and without reuse, before it renders the others",
+        ),
+    ] = 1
     plain_videos: Annotated[
         bool,
         Setting(
@@ -339,7 +360,8 @@ class RenderSettings:
         if self.batch < 0:
             raise ValueError(f"batch={self.batch}, needs 1 or more, or 0 to let measured times decide")
         said = settings_in(RenderSettings)
-        for name in ("crf", "max_attempts"):
+        read_min_quality(self.min_quality)
+        for name in ("crf", "max_attempts", "quality_samples"):
             try:
                 said[name][1].check_number(getattr(self, name))
             except ValueError as error:

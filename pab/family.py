@@ -108,6 +108,22 @@ class LoadRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QualityFloor:
+    """The least that a clip under reuse may be like itself without reuse, for the guard of jobs. None: no such bound.
+
+    `source`: where the numbers are from. Without numbers, clips are judged by alarms alone.
+    """
+
+    psnr_db: float | None = None
+    ssim: float | None = None
+    vmaf: float | None = None
+    source: str = ""
+
+
+NO_FLOOR = QualityFloor()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One video model family.
 
@@ -177,6 +193,8 @@ class Family:
     """The negative prompt that the published program has; clips are rendered with it only if the user says so."""
     write_tiny: Callable[[Path, int], None] | None = None
     """Writes a small model with random weights, drawn by a seed, in the published layout; None for a family without."""
+    floor: QualityFloor = NO_FLOOR
+    """What clips under reuse must reach by default. Its own published presets pass; none where nobody has measured."""
     cache_reset_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps at which nothing kept before is reused, because another transformer takes over. Called like `timesteps`."""
 

@@ -12,7 +12,7 @@ import torch
 from jobs.log import log_event
 from jobs.rendering.batch_size import BatchSize, settled
 from jobs.rendering.clip_attempt import Attempt
-from jobs.rendering.loaded_family import LoadedFamily, clip_rules
+from jobs.rendering.loaded_family import LoadedFamily
 from jobs.rendering.loops import clip_requests
 from jobs.settings import JobSettings
 from manifests.clip import Clip
@@ -36,10 +36,9 @@ def kind_of(clip: Clip) -> Kind:
 
 @dataclass(slots=True, kw_only=True)
 class KindOfClip:
-    """What is known of one kind. `reuses`: whether its plan reuses anything."""
+    """What is known of one kind."""
 
     batch: BatchSize
-    reuses: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,17 +62,16 @@ class Batching:
         return self._kinds[kind]
 
     def _look_at(self, clip: Clip) -> KindOfClip:
-        family, most, reuses = self.loaded.family, self.loaded.family.max_batch, False
+        family, most = self.loaded.family, self.loaded.family.max_batch
         try:
-            rules = clip_rules(clip, family, self.settings)
-            plan = plan_for(family, clip_requests(clip)[0], rules, self.settings.render.precision)
+            rules = self.loaded.rules_of(clip, self.settings)
+            plan_for(family, clip_requests(clip)[0], rules, self.settings.render.precision)
         except ValueError:
             most = 1  # it will fail, so it is rendered alone
         else:
-            reuses = isinstance(rules, ForesightRules) or len(plan.full_steps) < plan.num_steps
             if isinstance(rules, ForesightRules):
                 most = 1  # Foresight decides by changes that it measures over the whole pass
-        return KindOfClip(batch=BatchSize(asked=self.settings.render.batch, most=most), reuses=reuses)
+        return KindOfClip(batch=BatchSize(asked=self.settings.render.batch, most=most))
 
     @staticmethod
     def runs(attempts: Iterable[Attempt], *, alone: bool = False) -> list[list[Attempt]]:

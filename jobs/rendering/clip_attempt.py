@@ -78,6 +78,12 @@ class Attempt:
     compiled: Compiled = field(default_factory=Compiled)
     less: KeepWay | None = None
     """How outputs were kept, if the device had no memory for what was asked for."""
+    instead: str | None = None
+    """The milder broadcast that it was rendered with, if samples of what was asked for were not good enough."""
+    rendered_s: float = 0.0
+    """Seconds from the mark until it was rendered, of a sample."""
+    held_s: float = 0.0
+    """Seconds for which it waited, rendered, until its job's guard had decided."""
     warnings: tuple[str, ...] = ()
 
     def begin(self, number: int, *, units: float) -> Attempt:
@@ -86,8 +92,8 @@ class Attempt:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the mark."""
-        return time.monotonic() - self.started
+        """Seconds since the mark, without those that it was held."""
+        return time.monotonic() - self.started - self.held_s
 
     @property
     def denoised(self) -> Denoised:

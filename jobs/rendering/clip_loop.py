@@ -1,4 +1,4 @@
-"""The loop over the clips of one family on one replica: marks, renders (alone or in batches), hands over; baselines last."""
+"""The loop over the clips of one family on one replica: marks, renders (alone or in batches), hands over."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import cast
 from jobs.log import log_event
 from jobs.outcome import ClipOutcome, Failed, skipped
 from jobs.rendering.announce import Announcer
-from jobs.rendering.baselines import Baselines
 from jobs.rendering.batch_size import parts_of
 from jobs.rendering.batch_work import on_device, render_batch
 from jobs.rendering.batching import Batching
@@ -55,26 +54,58 @@ class ClipLoop:
     announcer: Announcer | None
     tell: Callable[[Attempt, ClipOutcome], None]
     left: list[str]
-    baselines: Baselines
     batching: Batching
     _suspect: bool = False
     """Whether one of the prompts may have killed the group in an earlier start."""
 
+    def encode(self, clips: Sequence[Clip]) -> None:
+        """Encodes the prompts of all clips; comes before anything is rendered."""
+        self._suspect = not self._encode_prompts(clips)
+
+    def begin_alone(self, waiting: Attempt) -> Attempt | None:
+        """Marks and begins a clip that is rendered alone, a sample; None if that need not be, or there is no time."""
+        self._let_others_be_recorded(waiting)
+        (number,) = self._mark([waiting], alone=True)
+        begun = self._begin([waiting], [number])
+        if not begun:
+            self.loaded.prompts.pop(waiting.clip.key, None)
+        return begun[0] if begun else None
+
+    def render_sample(self, attempt: Attempt) -> Failed | NotFiniteError | None:
+        """Renders a clip that has begun, without handing it over; returns why it did not come out.
+
+        A failure is written and told. Latents that are not finite are no failure yet: another plan may do better.
+        """
+        with self.watch.over_stage("look_for_memory_notes", extra_s=self.context.store_s(_NOTES)):
+            begin_where_it_fits(self.loaded, attempt.clip, self.context)
+        failed = self._render_alone(attempt, not_finite_fails=False)
+        if isinstance(failed, Failed):
+            self.tell(attempt, failed)
+        elif failed is None:
+            attempt.rendered_s = attempt.elapsed_s
+        return failed
+
+    def hand_over_sample(self, attempt: Attempt, error: NotFiniteError | None) -> None:
+        """Hands over a sample that was rendered, or writes its failure, and frees its prompts."""
+        self.loaded.prompts.pop(attempt.clip.key, None)
+        if error is not None:
+            self._fail_alone(attempt, error)
+            return
+        attempt.held_s = max(0.0, attempt.elapsed_s - attempt.rendered_s)
+        self._learn(attempt)
+        self._hand_over([attempt])
+
     def render(self, attempts: Sequence[Attempt]) -> None:
-        """Renders all clips, then the baselines of the clips that are to be compared."""
-        self._suspect = not self._encode_prompts([attempt.clip for attempt in attempts])
+        """Renders all clips but the samples."""
         for alike in self.batching.runs(attempts, alone=self._suspect):
             queue = deque(alike)
             while queue:
                 self._render_next(queue)
         self.measures.device_use.close_window()
-        self.baselines.render(self.loaded, self.finisher)
 
     def _render_next(self, alike: deque[Attempt]) -> None:
         """Takes the next batch of clips of one kind from the queue, and renders it."""
-        if (alike[0].number > 1 or self._suspect) and self.finisher is not None:
-            # It, or its prompt, may have killed the group before and may do so again: first let the other clips be recorded.
-            self.finisher.wait()
+        self._let_others_be_recorded(alike[0])
         numbers = self._mark(alike)
         taken = [alike.popleft() for _ in numbers]
         parts = self._parts(self._begin(taken, numbers))
@@ -82,8 +113,12 @@ class ClipLoop:
             # Removed from the queue before it is rendered, so that its frames are freed as soon as it is recorded.
             self._render_at_once(parts.popleft())
         for waiting in taken:
-            if not self.baselines.holds(waiting.clip):
-                self.loaded.prompts.pop(waiting.clip.key, None)
+            self.loaded.prompts.pop(waiting.clip.key, None)
+
+    def _let_others_be_recorded(self, waiting: Attempt) -> None:
+        # It, or its prompt, may have killed the group before and may do so again.
+        if (waiting.number > 1 or self._suspect) and self.finisher is not None:
+            self.finisher.wait()
 
     def _encode_prompts(self, clips: Sequence[Clip]) -> bool:
         """Encodes all prompts in one call. Returns False, without encoding, if an earlier start died during this call.
@@ -111,20 +146,18 @@ class ClipLoop:
         log_event(_LOG, "prompts_encoded", prompts=len(self.loaded.prompts), seconds=seconds)
         return True
 
-    def _mark(self, alike: Sequence[Attempt]) -> list[int]:
+    def _mark(self, alike: Sequence[Attempt], *, alone: bool = False) -> list[int]:
         """Writes the marks of the next clips; returns for each its attempt's number, or why it is not begun."""
         numbers: list[int] | None = None
         if self.context.ranks.node.is_clip_root:
             with self.watch.over_stage("mark", extra_s=self.context.store_s(2 * len(alike))):
-                numbers = self._mark_next(alike)
+                numbers = self._mark_next(alike, alone=alone)
         return self.context.ranks.broadcast_in_clip(numbers, list[int])
 
-    def _mark_next(self, alike: Sequence[Attempt]) -> list[int]:
+    def _mark_next(self, alike: Sequence[Attempt], *, alone: bool) -> list[int]:
         first = alike[0].clip
-        kind = self.batching.of(first)
-        size = kind.batch.next_size(len(alike))
-        if self.baselines.wants(first, reuses=kind.reuses):
-            size = 1
+        # What is known of a kind is looked up only when its plan is decided.
+        size = 1 if alone else self.batching.of(first).batch.next_size(len(alike))
         while size > 1 and not self.deadline.fits(size * self._units(first)):
             size //= 2
         return [self._mark_one(attempt.clip, attempt.number) for attempt in itertools.islice(alike, size)]
@@ -183,23 +216,38 @@ class ClipLoop:
 
     def _render(self, attempt: Attempt) -> bool:
         """Renders one clip and hands it to the finisher; returns whether it was rendered."""
-        references = self._references(self.loaded.family, attempt)
-        if isinstance(references, Failed):
-            self.tell(attempt, references)
+        if (failed := self._render_alone(attempt, not_finite_fails=True)) is not None:
+            self.tell(attempt, cast(Failed, failed))
             return False
-        work = partial(render_in_memory, self.loaded, attempt, context=self.context, references=references)
-        with self.watch.over(attempt.clip.clip_id):
-            failed = contain(attempt, self.context, work, collective=True)
-        if failed is not None:
-            self.tell(attempt, failed)
-            return False
-        self.deadline.measured(attempt.units, attempt.elapsed_s)
         self.measures.device_use.clips.append(attempt.on_device)
-        self.baselines.take(attempt)
-        if references is None and attempt.clip.loops == 1:
-            self.batching.measured([attempt])
+        self._learn(attempt)
         self._hand_over([attempt])
         return True
+
+    def _render_alone(self, attempt: Attempt, *, not_finite_fails: bool) -> Failed | NotFiniteError | None:
+        references = self._references(self.loaded.family, attempt)
+        if isinstance(references, Failed):
+            return references
+
+        def work() -> NotFiniteError | None:
+            try:
+                render_in_memory(self.loaded, attempt, context=self.context, references=references)
+            except NotFiniteError as error:  # on every rank alike
+                if not_finite_fails:
+                    raise
+                return error
+            return None
+
+        with self.watch.over(attempt.clip.clip_id):
+            failed = contain(attempt, self.context, work, collective=True)
+        if failed is None:
+            self.deadline.measured(attempt.units, attempt.elapsed_s)
+        return failed
+
+    def _learn(self, attempt: Attempt) -> None:
+        """Takes the times of a clip that was rendered alone, if others of its kind may be rendered in batches."""
+        if not attempt.clip.references and attempt.clip.loops == 1:
+            self.batching.measured([attempt])
 
     def _render_batch(self, attempts: Sequence[Attempt]) -> None:
         """Renders a batch; if the whole batch fails, renders its clips one by one."""
@@ -216,11 +264,15 @@ class ClipLoop:
             self.measures.device_use.clips.append(use)
         self.batching.measured(attempts)
         for attempt, error in zip(attempts, errors, strict=True):
-            if error is not None and context.ranks.node.is_clip_root:
-                # All its ranks know of the error, and none waits for another: only the clip fails, not the group.
-                failed = contain(attempt, context, partial(_fail, error), collective=False)
-                self.tell(attempt, cast(Failed, failed))
+            if error is not None:
+                self._fail_alone(attempt, error)
         self._hand_over([attempt for attempt, error in zip(attempts, errors, strict=True) if error is None])
+
+    def _fail_alone(self, attempt: Attempt, error: NotFiniteError) -> None:
+        # All its ranks know of the error, and none waits for another: only the clip fails, not the group.
+        if self.context.ranks.node.is_clip_root:
+            failed = contain(attempt, self.context, partial(_fail, error), collective=False)
+            self.tell(attempt, cast(Failed, failed))
 
     def _render_one_by_one(self, attempts: Sequence[Attempt]) -> None:
         came_out = [self._render(each.begin(each.number, units=self._units(each.clip))) for each in attempts]

@@ -108,13 +108,25 @@ def fill_in(
 
 
 def note_way(attempt: Attempt, loaded: LoadedFamily, way: KeepWay, settings: JobSettings) -> None:
-    """Notes in a filled-in attempt how its outputs were kept, if that is not as asked for, and warns of it."""
+    """Notes in a filled-in attempt what was not as asked for, and warns of it: its plan, and how its outputs were kept."""
+    if (instead := loaded.instead_of(attempt.clip, settings)) is not None:
+        note_instead(attempt, instead)
     asked = loaded.ways(attempt.clip, settings)[0]
     if way == asked:
         return
     attempt.less = way
     attempt.execution = replace(attempt.execution, keep=way.keep)
     warning = f"out of memory with {asked}, so it was rendered with {way}; its digest names what was asked for"
+    attempt.warnings = (*attempt.warnings, warning)
+
+
+def note_instead(attempt: Attempt, broadcast: str) -> None:
+    """Notes in a filled-in attempt that the guard had it rendered with a milder broadcast, and warns of it."""
+    attempt.instead = broadcast
+    warning = (
+        f"samples of broadcast {attempt.clip.broadcast} were not good enough in this job, so it was rendered with "
+        f"{broadcast}; its digest names what was asked for"
+    )
     attempt.warnings = (*attempt.warnings, warning)
 
 

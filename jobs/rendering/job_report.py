@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 
 from jobs.media.picture import png, strip
 from jobs.outcome import Failed, Rendered, ShardOutcome
+from jobs.quality.alarms import alarms_of, pixel_statistics
 from jobs.quality.compare import alike_facts
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_work import render_baseline
 from jobs.rendering.context import JobContext, versions
 from jobs.rendering.frames import DeviceUse
+from jobs.rendering.guard_decisions import final_samples
+from jobs.rendering.guarded_plans import computed_share
 from jobs.rendering.loaded_family import LoadedFamily
 from jobs.rendering.todo import Todo
 from jobs.reports.report import JobFacts, build_report
@@ -26,6 +29,7 @@ from jobs.reports.report_times import settle, warm_up_s
 from jobs.store import layout
 from jobs.store.bucket import DamagedError
 from pab.execution.compiled import Compiled
+from pab.model import NotFiniteError
 
 Json = dict[str, Any]
 
@@ -34,7 +38,8 @@ Json = dict[str, Any]
 class Measures:
     """One rank's measurements of this start, filled in while it runs.
 
-    `strip_png`: a picture of the first baseline: frames without broadcast above the same frames with it.
+    `baseline_s`: seconds of rendering samples without reuse, and by plans that were not good enough, and of comparing.
+    `strip_png`: a picture of the first sample: frames without broadcast above the same frames with it.
     """
 
     load_s: dict[str, float] = field(default_factory=dict)
@@ -42,7 +47,6 @@ class Measures:
     compiled: Compiled = field(default_factory=Compiled)
     device_use: DeviceUse = field(default_factory=DeviceUse)
     baseline_s: float = 0.0
-    baselines: list[Json] = field(default_factory=list)
     strip_png: bytes | None = None
     peak_rss_bytes: int = 0
     peak_cuda_bytes: int = 0
@@ -60,19 +64,50 @@ class Measures:
         self.baseline_s += time.perf_counter() - start
         return baseline
 
-    def take_baseline(self, rendered: Attempt, baseline: Attempt) -> None:
-        """Compares a clip with its baseline. Only the clip's root has the frames to do so."""
+    def compare(self, rendered: Attempt, baseline: Attempt, error: NotFiniteError | None) -> Json | None:
+        """Compares a sample with itself without reuse; None if that is not finite. Only the clip's root has the frames.
+
+        `error`: of a sample whose latents are not finite, and that has no frames.
+        """
         start = time.perf_counter()
-        compared, picture = compare(rendered, baseline)
-        self.baselines.append(compared)
-        self.strip_png = self.strip_png or picture
+        try:
+            reference = baseline.coming.fetch()
+        except NotFiniteError:
+            return None
+        try:
+            frames = None if error is not None else rendered.coming.fetch()
+        except NotFiniteError as at_decode:
+            frames, error = None, at_decode
+        if frames is None:
+            facts = _not_finite(rendered, str(error))
+        else:
+            facts = compare(rendered, baseline)
+            self.strip_png = self.strip_png or png(strip([reference, frames]))
+        facts["baseline_alarms"] = list(alarms_of(pixel_statistics(reference)))
         self.baseline_s += time.perf_counter() - start
+        return facts
 
 
-def compare(rendered: Attempt, baseline: Attempt) -> tuple[Json, bytes]:
-    """Returns a measured baseline as JSON values, and the strip of frames. Only the clip's root has the frames to do so."""
+def _not_finite(rendered: Attempt, message: str) -> Json:
+    """Returns what stands for a sample under reuse that is not finite, while it is without."""
+    clip = rendered.clip
+    return {
+        "clip_id": clip.clip_id,
+        "digest": clip.digest,
+        "clip": asdict(clip),
+        "rendered": rendered.instead or clip.broadcast,
+        "computed_share": 0.0,
+        "not_finite": message,
+        "alarms": [],
+        **dict.fromkeys(("psnr_db", "ssim", "vmaf", "no_vmaf")),
+        "identical": False,
+    }
+
+
+def compare(rendered: Attempt, baseline: Attempt) -> Json:
+    """Returns a rendered clip beside its baseline as JSON values. Only the clip's root has the frames to do so."""
     clip, frames, reference = rendered.clip, rendered.coming.fetch(), baseline.coming.fetch()
-    facts = {
+    return {
         "clip_id": clip.clip_id,
         "digest": clip.digest,
         "clip": asdict(clip),
@@ -83,32 +118,48 @@ def compare(rendered: Attempt, baseline: Attempt) -> tuple[Json, bytes]:
         "broadcast_denoise_s": round(sum(rendered.denoised.step_seconds), 6),
         "graphs": baseline.compiled.graphs,
         "broadcast_graphs": rendered.compiled.graphs,
+        "rendered": rendered.instead or clip.broadcast,
+        "computed_share": _computed_share(rendered),
+        "less": rendered.less is not None,
+        "not_finite": None,
+        "alarms": list(alarms_of(pixel_statistics(frames))),
         **alike_facts(reference, frames, threads=torch.get_num_threads()),
     }
-    return facts, png(strip([reference, frames]))
+
+
+def _computed_share(rendered: Attempt) -> float:
+    # Under Foresight loops have plans of their own.
+    return sum(computed_share(loop.plan) for loop in rendered.loops) / len(rendered.loops)
 
 
 def _steps(rendered: Attempt) -> Json:
     return {"pattern": list(rendered.patterns), "seconds": [round(s, 6) for s in rendered.denoised.step_seconds]}
 
 
-def measured_broadcasts(context: JobContext) -> set[str]:
-    """Returns the names of the broadcasts that earlier starts of this job have compared with a baseline."""
-    return {baseline["clip"]["broadcast"] for baseline in baselines_of(_earlier(context))}
-
-
 def leave_report(
-    context: JobContext, todo: Todo, outcome: ShardOutcome, measures: list[Measures], wall_s: float
+    context: JobContext,
+    todo: Todo,
+    outcome: ShardOutcome,
+    measures: list[Measures],
+    wall_s: float,
+    *,
+    decisions: Iterable[Json] = (),
 ) -> Json:
-    """Writes the job's report and its page, and returns the report. `measures`: one entry per rank, in rank order."""
+    """Writes the job's report and its page, and returns the report.
+
+    `measures`: one entry per rank, in rank order. `decisions`: of the job's guard, about the plans of this start.
+    """
     bucket, shard = context.bucket, context.shard
     earlier = _earlier(context)
     records = bucket.records(clip.key for clip in todo.order)
     own = _own_records(context, records)
     before = baselines_of(earlier)
-    baselines = [*before, *(_settled(baseline, own) for baseline in measures[0].baselines)]
+    known = {baseline["digest"] for baseline in before}
+    guard = _joined_guard(earlier, decisions)
+    samples = [sample for each in decisions for sample in final_samples(each) if sample["digest"] not in known]
+    baselines = [*before, *(_settled(sample, own) for sample in samples if not sample["less"] and "steps" in sample)]
     # The strip shows the first of them.
-    picture = None if before else measures[0].strip_png
+    picture = None if before else next((rank.strip_png for rank in measures if rank.strip_png), None)
     starts = list(earlier.get("starts", ()))
     if measures[0].load_s:
         starts.append(_start_facts(context, outcome, measures, wall_s=wall_s, warm_up=warm_up_s(own)))
@@ -128,6 +179,7 @@ def leave_report(
             },
             starts=starts,
             baselines=baselines,
+            guard=guard,
         )
     )
     if picture is not None:
@@ -144,6 +196,19 @@ def _earlier(context: JobContext) -> Json:
         return context.bucket.job_report(layout.job_name(context.shard))
     except (FileNotFoundError, DamagedError):
         return {}
+
+
+def _joined_guard(earlier: Json, decisions: Iterable[Json]) -> list[Json]:
+    # Of the samples only what was judged: how they were timed stands with the baselines.
+    judged = ("clip_id", "digest", "psnr_db", "ssim", "vmaf", "identical", "alarms", "baseline_alarms", "not_finite")
+    joined = {each["plan"]: each for each in earlier.get("guard", ())}
+    for each in decisions:
+        tried = [
+            {**one, "samples": [{name: sample[name] for name in judged} for sample in one["samples"]]}
+            for one in each["tried"]
+        ]
+        joined[each["plan"]] = {**each, "tried": tried}
+    return list(joined.values())
 
 
 def _own_records(context: JobContext, records: Mapping[str, Json]) -> list[Json]:

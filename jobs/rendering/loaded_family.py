@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 
+from jobs.rendering.guarded_plans import NONE, plan_key
 from jobs.rendering.keep_ways import KeepWay, kind_key, ways_down
 from jobs.rendering.loops import clip_requests
+from jobs.rendering.rules_of_clips import clip_rules
 from jobs.settings import JobSettings
 from manifests.clip import Clip
 from pab.broadcast.plan import BroadcastPlan
-from pab.broadcast.rules import Rules, rules_from_dict
+from pab.broadcast.rules import NO_BROADCAST, Rules
 from pab.execution.choice import Execution
 from pab.execution.compiled import Compiled, Graphs, run_as
 from pab.family import ClipRequest, Family, LoadRequest
@@ -33,7 +35,8 @@ class LoadedFamily:
     `prompts`: by clip key, the encoded prompts, one per loop. `graphs`: counts what was compiled since the family was
     loaded; None if blocks run eagerly. `recorder`: replays the loops of small clips; None if they are not recorded.
     `levels`: by kind of clip (`keep_ways.kind_key`), how many ways down its clips are rendered, because the device had no
-    more memory. `shared`: whether several ranks render a clip together.
+    more memory. `instead`: by guarded plan (`guarded_plans.plan_key`), the milder broadcast that the job's guard chose.
+    `shared`: whether several ranks render a clip together.
     """
 
     family: Family
@@ -44,12 +47,26 @@ class LoadedFamily:
     recorder: LoopRecorder | None = None
     prompts: dict[str, tuple[EncodedPrompt, ...]] = field(default_factory=dict)
     levels: dict[str, int] = field(default_factory=dict)
+    instead: dict[str, str] = field(default_factory=dict)
     shared: bool = False
 
     def ways(self, clip: Clip, settings: JobSettings) -> tuple[KeepWay, ...]:
-        """Returns the ways to keep a clip's outputs, as asked for first. Raises ValueError for an unknown broadcast."""
+        """Returns the ways to keep a clip's outputs, all of them first. Raises ValueError for an unknown broadcast."""
+        instead = self.instead_of(clip, settings)
+        name, rules = instead or clip.broadcast, self.rules_of(clip, settings)
+        return ways_down(self.family, name, rules, self.execution.keep, few=self.shared)
+
+    def instead_of(self, clip: Clip, settings: JobSettings) -> str | None:
+        """Returns the milder broadcast that a clip gets by the guard; None for the one that was asked for."""
         rules = clip_rules(clip, self.family, settings)
-        return ways_down(self.family, clip.broadcast, rules, self.execution.keep, few=self.shared)
+        return self.instead.get(plan_key(clip, rules.digest, settings.render.min_quality))
+
+    def rules_of(self, clip: Clip, settings: JobSettings) -> Rules:
+        """Returns the rules that a clip is rendered by. Raises ValueError for an unknown broadcast."""
+        instead = self.instead_of(clip, settings)
+        if instead is None:
+            return clip_rules(clip, self.family, settings)
+        return NO_BROADCAST if instead == NONE else self.family.presets[instead]
 
     def way(self, clip: Clip, settings: JobSettings) -> KeepWay:
         """Returns the way in which a clip is rendered now."""
@@ -94,17 +111,6 @@ class LoadedFamily:
         """Returns the settings of a loop that begins from noise, for one clip or a batch."""
         records = records_loop(request, self.family, plan, group, clips=clips)
         return LoopSettings(cache_dtype=keep, recorder=self.recorder if records else None)
-
-
-def clip_rules(clip: Clip, family: Family, settings: JobSettings) -> Rules:
-    """Returns the broadcast rules that a clip names: the run's own, else the family's. Raises ValueError with all names."""
-    own: Mapping[str, dict[str, object]] = settings.broadcast_rules or {}
-    if clip.broadcast in own:
-        return rules_from_dict(own[clip.broadcast])
-    if (rules := family.rules_named(clip.broadcast)) is not None:
-        return rules
-    allowed = ", ".join([*own, *family.presets])
-    raise ValueError(f"clip {clip.clip_id}: broadcast={clip.broadcast!r}, model {family.name} has {allowed}")
 
 
 def load_family(

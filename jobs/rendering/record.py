@@ -68,7 +68,7 @@ def clip_record(
             {"url": url, "sha256": sha256} for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
         ],
         "attempt": attempt.number,
-        "plan": plan_facts([loop.plan for loop in attempt.loops], clip.broadcast) | less_facts(attempt),
+        "plan": plan_facts([loop.plan for loop in attempt.loops], clip.broadcast) | instead_facts(attempt),
         "loops": loop_facts(attempt),
         "planned": planned_counts(attempt, context.ranks.node),
         "counted": counted(attempt),
@@ -146,9 +146,14 @@ def plan_facts(plans: Sequence[BroadcastPlan], broadcast: str) -> dict[str, obje
     return facts
 
 
-def less_facts(attempt: Attempt) -> dict[str, object]:
-    """Returns how a clip was rendered for which the device had too little memory; nothing for any other clip."""
-    return {} if attempt.less is None else {"rendered": attempt.less.broadcast, "out_of_memory": True}
+def instead_facts(attempt: Attempt) -> dict[str, object]:
+    """Returns the broadcast that a clip was rendered with otherwise than asked for, and why; nothing for any other clip."""
+    facts: dict[str, object] = {}
+    if attempt.instead is not None:
+        facts |= {"rendered": attempt.instead, "stepped_down": True}
+    if attempt.less is not None:
+        facts |= {"rendered": attempt.less.broadcast, "out_of_memory": True}
+    return facts
 
 
 def planned_counts(attempt: Attempt, group: NodeGroup) -> dict[str, object]:

@@ -9,14 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.log import log_event, open_log
 from jobs.media.ffmpeg import deadline_s as ffmpeg_deadline_s
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
 from jobs.rendering.announce import Announcer
 from jobs.rendering.attempts import OpenAttempts, interruptible
-from jobs.rendering.baselines import Baselines
 from jobs.rendering.batching import Batching
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_loop import ClipLoop
@@ -24,8 +23,11 @@ from jobs.rendering.context import JobContext
 from jobs.rendering.deadline import Deadline
 from jobs.rendering.finish import Finisher
 from jobs.rendering.group import JobRanks, open_job
+from jobs.rendering.guard import Guard
+from jobs.rendering.guard_decisions import read_decision
+from jobs.rendering.guarded_plans import GuardedPlan, guarded_plans
 from jobs.rendering.hang import HangWatch
-from jobs.rendering.job_report import Measures, leave_report, measured_broadcasts
+from jobs.rendering.job_report import Measures, leave_report
 from jobs.rendering.loaded_family import LoadedFamily, load_family
 from jobs.rendering.scratch import open_scratch, remove_left_over
 from jobs.rendering.todo import Todo, sort_shard
@@ -112,8 +114,8 @@ class _ShardRun:
         self._finisher: Finisher | None = None
         self._started = started
         self._measures = Measures()
-        self._has_baseline: set[str] = set()
         self._watch = HangWatch(job.settings.hang_s, last_words=self._last_words)
+        self._guard = self._new_guard((), {})
 
     def run(self) -> ShardOutcome:
         """Renders this replica's clips, then joins the outcomes of all replicas."""
@@ -123,7 +125,6 @@ class _ShardRun:
             remove_left_over()
         todo = self._look()
         log_event(_LOG, "shard_sorted", clips=len(todo.order), to_render=len(todo.attempts), ended=len(todo.ended))
-        mine = todo.attempts[ranks.node.dp.rank :: ranks.node.dp.size]
         with ExitStack() as stack:
             progress = None
             if ranks.place.rank == 0:
@@ -131,7 +132,7 @@ class _ShardRun:
                 progress = stack.enter_context(self._job.progress.open(layout.job_name(self._context.shard), ids))
             self._announcer = stack.enter_context(Announcer(ranks, progress))
             stack.enter_context(interruptible(self._take_back_marks))
-            self._render_all(mine)
+            self._render_all(todo.attempts)
             outcome = self._joined(todo)
             self._report(todo, outcome)
             log_event(
@@ -142,19 +143,46 @@ class _ShardRun:
 
     def _look(self) -> Todo:
         """Returns what is to do, as rank 0 finds it."""
-        ranks, todo, measured = self._ranks, None, None
+        ranks, found, decided = self._ranks, None, None
         if ranks.place.rank == 0:
             with self._watch.over_stage("sort_shard", extra_s=self._context.store_s(_STORE_CALLS)):
-                todo, measured = sort_shard(self._context), measured_broadcasts(self._context)
-        self._has_baseline = ranks.broadcast_in_job(measured, set[str])
-        return ranks.broadcast_in_job(todo, Todo)
+                found = sort_shard(self._context)
+        todo = ranks.broadcast_in_job(found, Todo)
+        plans = guarded_plans(
+            todo.order,
+            self._context.settings,
+            self._job.find_family,
+            again=frozenset(attempt.clip.key for attempt in todo.attempts if attempt.number > 1),
+        )
+        if ranks.place.rank == 0:
+            with self._watch.over_stage("guard", extra_s=self._context.store_s(len(plans))):
+                decided = self._decided(plans)
+        self._guard = self._new_guard(plans, ranks.broadcast_in_job(decided, dict[str, dict[str, Any]]))
+        return todo
+
+    def _decided(self, plans: Sequence[GuardedPlan]) -> dict[str, dict[str, Any]]:
+        known = {plan.key: read_decision(self._context, plan, self._job.find_family(plan.model)) for plan in plans}
+        return {key: found for key, found in known.items() if found is not None}
+
+    def _new_guard(self, plans: Sequence[GuardedPlan], decisions: dict[str, dict[str, Any]]) -> Guard:
+        return Guard(
+            context=self._context,
+            measures=self._measures,
+            deadline=self._deadline,
+            watch=self._watch,
+            plans=tuple(plans),
+            decisions=decisions,
+        )
 
     def _report(self, todo: Todo, outcome: ShardOutcome) -> None:
         self._measures.take_peaks()
         measures = self._ranks.all_gather(self._measures, Measures)
         if self._ranks.place.rank == 0:
             with self._watch.over_stage("report", extra_s=self._context.store_s(_STORE_CALLS)):
-                leave_report(self._context, todo, outcome, measures, time.monotonic() - self._started)
+                leave_report(
+                    self._context, todo, outcome, measures, time.monotonic() - self._started,
+                    decisions=list(self._guard.decisions.values()),
+                )  # fmt: skip
         # The other ranks wait here: a cluster may end a job soon after its first rank has ended.
         self._ranks.all_gather(None, None)
 
@@ -162,9 +190,10 @@ class _ShardRun:
         if self._ranks.node.is_clip_root:
             self._finisher = Finisher(self._context, self._tell, watching=self._over_finishing)
         all_rendered = False
+        own = frozenset(attempt.clip.key for attempt in attempts[self._ranks.node.dp.rank :: self._ranks.node.dp.size])
         try:
             for name, group in groupby(attempts, key=lambda attempt: attempt.clip.model):
-                self._render_family(self._job.find_family(name), list(group))
+                self._render_family(self._job.find_family(name), list(group), own)
             all_rendered = True
         except (KeyboardInterrupt, SystemExit):
             self._take_back_marks()
@@ -201,11 +230,23 @@ class _ShardRun:
         if error is not None:
             log_event(_LOG, "uploads_lost", level=logging.ERROR, error=repr(error))
 
-    def _render_family(self, family: Family, attempts: Sequence[Attempt]) -> None:
+    def _render_family(self, family: Family, group: Sequence[Attempt], own: frozenset[str]) -> None:
+        """Renders this replica's part of a group of attempts; `own`: keys of the clips of this replica."""
+        clips = {attempt.clip.key: attempt.clip for attempt in group}
+        attempts = [attempt for attempt in group if attempt.clip.key in own]
+        if not attempts:
+            if self._guard.is_open(clips):  # the other replicas judge together with this one
+                self._guard.judge(family, clips, attempts, None)
+            return
         with ExitStack() as stack:
             loaded = self._load(family, stack)
+            loop = self._loop(loaded)
             try:
-                self._loop(loaded).render(attempts)
+                loop.encode([attempt.clip for attempt in attempts])
+                self._guard.apply(loop)
+                if self._guard.is_open(clips):
+                    attempts = self._guard.judge(family, clips, attempts, loop)
+                loop.render(attempts)
             finally:
                 if loaded.graphs is not None:
                     self._measures.compiled = self._measures.compiled.plus(loaded.graphs.so_far())
@@ -221,13 +262,6 @@ class _ShardRun:
             announcer=self._announcer,
             tell=self._tell,
             left=self._left,
-            baselines=Baselines(
-                context=self._context,
-                measures=self._measures,
-                deadline=self._deadline,
-                watch=self._watch,
-                measured=self._has_baseline,
-            ),
             batching=Batching(loaded=loaded, settings=self._context.settings, device=self._ranks.node.device),
         )
 

@@ -29,7 +29,10 @@ _QUALITY = ("psnr_db", "ssim", "vmaf", "identical")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
-    """What a report is made from. `starts`: oldest first, as `start_facts` gives them. `baselines`: the measured ones."""
+    """What a report is made from.
+
+    `starts`: oldest first, as `start_facts` gives them. `baselines`: the measured ones. `guard`: what the job's guard decided.
+    """
 
     shard: int
     run_id: str
@@ -41,6 +44,7 @@ class JobFacts:
     failed: Mapping[str, str]
     starts: Sequence[Json]
     baselines: Sequence[Json]
+    guard: Sequence[Json] = ()
 
 
 def build_report(facts: JobFacts) -> Json:
@@ -68,6 +72,7 @@ def build_report(facts: JobFacts) -> Json:
         "speedup": _speedup(pairs, facts.baselines),
         "quality": quality_summary(facts.baselines),
         "alarms": _alarms(records),
+        "guard": [_guarded(decided, records) for decided in facts.guard],
         "baseline": facts.baselines[0] if facts.baselines else None,
         "baselines": list(facts.baselines),
         "throughput": _throughput(records, facts),
@@ -194,6 +199,17 @@ def _alarms(records: Iterable[Json]) -> Json:
     return counts.facts()
 
 
+def _guarded(decided: Json, records: Iterable[Json]) -> Json:
+    """Returns a decision of the guard with the number of clips that were rendered with a milder plan."""
+    asked = (decided["model"], decided["broadcast"], decided["num_steps"])
+    stepped = [record for record in records if record["plan"].get("stepped_down")]
+    clips = sum(
+        asked == (record["clip"]["model"], record["plan"]["broadcast"], record["clip"]["num_steps"])
+        for record in stepped
+    )
+    return {**decided, "clips": clips}
+
+
 def _clip_row(clip: Clip, facts: JobFacts, factors: Mapping[str, ClipFactor]) -> Json:
     row: Json = {
         "clip_id": clip.clip_id,
@@ -222,6 +238,7 @@ def _clip_row(clip: Clip, facts: JobFacts, factors: Mapping[str, ClipFactor]) ->
         "pab_factor_derived": None if found.factor is None or not reuses(record) else _rounded(found.factor),
         "quality": None if compared is None else {name: compared.get(name) for name in _QUALITY},
         "alarms": record.get("alarms"),
+        "rendered": record["plan"].get("rendered", record["plan"]["broadcast"]),
         "video": record["video"]["path"],
         "size_bytes": record["video"]["size_bytes"],
         "warnings": record["warnings"],

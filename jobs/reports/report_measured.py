@@ -21,7 +21,8 @@ def measured_times(records: Sequence[Json], starts: Sequence[Json]) -> list[Json
     """
     kinds: dict[tuple[object, ...], list[Json]] = {}
     for record in records:
-        if record.get("plan", {}).get("out_of_memory"):
+        plan = record.get("plan", {})
+        if plan.get("out_of_memory") or plan.get("stepped_down"):
             continue  # it was rendered otherwise than its broadcast's name says
         kinds.setdefault(tuple(_kind(record).values()), []).append(record)
     peak = max((start["peak_cuda_bytes"] for start in starts), default=0) or None

@@ -84,6 +84,11 @@ def less_memory(shard_index: int, model: str, kind: str, level: int) -> str:
     return f"memory/{job_name(shard_index)}.{model}.{kind}.{level}.json"
 
 
+def guard(shard_index: int, key: str) -> str:
+    """Returns the path of what a job's guard decided about a plan; `key` names the plan and what is asked of it."""
+    return f"guard/{job_name(shard_index)}.{key}.json"
+
+
 def job_name(shard_index: int) -> str:
     """Returns the name of the job of a shard, e.g. `job-00007`."""
     return f"job-{shard_index:05d}"

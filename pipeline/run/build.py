@@ -91,6 +91,12 @@ def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
             f"{chosen['batch'].source}={settings.render.batch}: family {family.name} renders one clip at a time, {can} "
             "render several together; say auto or 1"
         )
+    for name in ("min_quality", "quality_samples"):
+        if not settings.render.baseline and chosen[name].source != "default" and chosen[name].value != "off":
+            raise UsageError(
+                f"{chosen[name].source}={chosen[name].value} needs samples that are rendered twice, and "
+                f"{chosen['baseline'].source} renders none; leave one of them out"
+            )
     if settings.render.device == "cpu" and settings.render.attention == "cudnn":
         raise UsageError(f"{chosen['attention'].source}=cudnn needs a GPU and --device is cpu; allowed: auto, default")
     for name in ("partition", "account", "qos", "slurm"):

@@ -62,7 +62,7 @@ def test_what_a_job_exchanges_comes_out_as_it_was() -> None:
     assert back == todo
     assert back.attempts[0].stages.current == "begin"
     measures = Measures(
-        load_s={"wan": 1.5}, compiled=Compiled(graphs=2, seconds=0.5), baselines=[{"clip_id": "a", "psnr_db": None}],
+        load_s={"wan": 1.5}, compiled=Compiled(graphs=2, seconds=0.5),
         strip_png=b"\x89PNG", peak_rss_bytes=2**40,
     )  # fmt: skip
     assert from_bytes(to_bytes(measures, Measures), Measures) == measures

@@ -20,7 +20,7 @@ SHAPES = {
 }
 """Row, attempt, request to the model, denoised, record; docs/architecture.md tells of them."""
 NO_CLIP = {
-    "what a family is": "Family ClipDefaults ClipLimits CostFigures MemoryFigures LoadRequest Sampling",
+    "what a family is": "Family ClipDefaults ClipLimits CostFigures MemoryFigures LoadRequest Sampling QualityFloor",
     "what a loaded model can do": (
         "VideoModel RendersBatches UsesKernels UsesFloat8 UsesFloat8Attention DecodesFast Recordable TakesReferences "
         "TakesImage Beginning Scheduler"
@@ -32,10 +32,10 @@ NO_CLIP = {
         "EncodedPrompt StepInput ComingFrames DecodedFrames Sound ClipReferences"
     ),
     "a job and its parts": (
-        "JobContext JobRanks Place LoadedFamily ClipLoop Finisher Announcer OpenAttempts HangWatch Deadline Baselines "
-        "_ShardRun _End"
+        "JobContext JobRanks Place LoadedFamily ClipLoop Finisher Announcer OpenAttempts HangWatch Deadline Guard "
+        "_Judging _ShardRun _End"
     ),
-    "many clips": "Todo Batching BatchSize KindOfClip",
+    "many clips": "Todo Batching BatchSize KindOfClip GuardedPlan",
     "how clips of a kind keep their outputs": "KeepWay",
     "errors": "NotFiniteError GroupLostError GroupKilledError GroupError",
 }
@@ -43,7 +43,8 @@ NO_CLIP = {
 HOLDS_A_SHAPE = {
     "StepInput": "the request goes with each pass of the model",
     "Todo": "all clips of a job",
-    "Baselines": "clips that wait for their comparison",
+    "Guard": "samples that wait for the decision about their plan",
+    "_Judging": "all clips of a job, while a plan is judged",
     "Finisher": "clips that wait for their encoding",
 }
 """Of those, the ones with a field that is a shape. Nothing else may hold one: it would be one more shape of the clip."""

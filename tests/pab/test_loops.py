@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_work import render_baseline, render_clip
-from jobs.rendering.loaded_family import LoadedFamily, clip_rules
+from jobs.rendering.loaded_family import LoadedFamily
 from jobs.rendering.loops import clip_requests
+from jobs.rendering.rules_of_clips import clip_rules
 from jobs.settings import JobSettings, Mesh, RenderSettings
 from manifests.clip import Clip
 from pab.broadcast.rules import KINDS
