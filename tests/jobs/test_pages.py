@@ -115,7 +115,8 @@ def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> Non
 def judged_document() -> dict[str, Any]:
     quality = {
         "clips": 2, "identical": 0, "worst_clip_id": "b", "worst_broadcast": "pab",
-        "psnr_db": {"worst": 21.3, "median": 30.0}, "ssim": {"worst": 0.7, "median": 0.9}, "vmaf": {"worst": None, "median": None, "clips": 0},
+        "psnr_db": {"worst": 21.3, "median": 30.0},
+        "ssim": {"worst": 0.7, "median": 0.9}, "vmaf": {"worst": None, "median": None, "clips": 0},
         "no_vmaf": ["too small for VMAF: 32x32"],
     }  # fmt: skip
     first = [{"clip_id": "b", "alarms": ["blank"], "video": "renders/b.0a.12.mp4"}]
