@@ -7,7 +7,7 @@ docs/performance.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -33,7 +33,7 @@ class ReuseLimits:
     begin: int
     levels: tuple[float, ...]
     places: tuple[float, ...]
-    longest: dict[str, tuple[float, float]]
+    longest: Mapping[str, tuple[float, float]]
 
     def allows(self, kind: str, step: int, source: int) -> bool:
         """Whether a site of this kind may reuse at `step` what it computed at step `source`."""
