@@ -48,7 +48,7 @@ def quality_over(reports: Iterable[Json]) -> Json | None:
 
 def measured_speedup(reports: Iterable[Json]) -> Json | None:
     """Returns the factor over the clips of all jobs that were rendered twice, summed, so that long clips weigh more."""
-    pairs = [pair for report in reports if (pair := report["speedup"]["measured"]) and pair["pab_factor"]]
+    pairs = [pair for report in reports if (pair := report["speedup"].get("measured")) and pair["pab_factor"]]
     found = _summed(pairs)
     if found is None:
         return None
@@ -57,7 +57,7 @@ def measured_speedup(reports: Iterable[Json]) -> Json | None:
 
 
 def _derived(reports: Iterable[Json]) -> Json | None:
-    return _summed([each for report in reports if (each := report["speedup"]["derived"]) and each["pab_factor"]])
+    return _summed([each for report in reports if (each := report["speedup"].get("derived")) and each["pab_factor"]])
 
 
 def _summed(factors: Sequence[Json]) -> Json | None:
