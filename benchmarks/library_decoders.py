@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jobs.bench.library_subjects import random_part
 from jobs.bench.subjects import request_of

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -113,45 +113,48 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def parts_of(asked: list[str]) -> list[str]:
+Part = Callable[[], dict[str, Any]]
+
+
+def parts_of(asked: Sequence[str], parts: Mapping[str, Part] = PARTS) -> list[str]:
     """Returns the parts that words name: "decoding" is all of "decoding wan", "decoding ltx", ... Raises ValueError."""
-    named = {word: [name for name in PARTS if name == word or name.startswith(f"{word} ")] for word in asked}
+    named = {word: [name for name in parts if name == word or name.startswith(f"{word} ")] for word in asked}
     if unknown := [word for word, names in named.items() if not names]:
-        raise ValueError(f"part {unknown[0]!r} is not known, allowed: {', '.join(PARTS)}; or the first word of some")
-    return [name for names in named.values() for name in names] or list(PARTS)
+        raise ValueError(f"part {unknown[0]!r} is not known, allowed: {', '.join(parts)}; or the first word of some")
+    return [name for names in named.values() for name in names] or list(parts)
 
 
-def measured(name: str) -> dict[str, Any]:
+def measured(part: Part) -> dict[str, Any]:
     """Returns what a part finds; where it ends with an error, the error."""
     torch._dynamo.reset()
     try:
         with torch.inference_mode():
-            return PARTS[name]()
+            return part()
     except FAILURES as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def main() -> None:
-    """Measures the parts that are asked for, or all. Ends with status 1 if one ended with an error."""
+def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -> int:
+    """Measures the parts that are asked for, or all. Returns 1 if one ended with an error, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    asked = parser.parse_args().parts
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
+    asked = parser.parse_args(arguments).parts
     try:
-        names = parts_of(asked)
+        names = parts_of(asked, parts)
     except ValueError as error:
         parser.error(str(error))
     device, failed = torch.cuda.get_device_name() if GPU else "cpu", False
     for name in names:
         began = time.perf_counter()
-        found = measured(name)
+        found = measured(parts[name])
         failed = failed or "error" in found
         line = {"part": name, "device": device, **found, "took_s": round(time.perf_counter() - began, 1)}
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
         if GPU:
             torch.cuda.empty_cache()
-    sys.exit(int(failed))
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -153,7 +153,7 @@ class Family:
     float8_attention: bool = False
     """Whether its self attention can take 8-bit floats; its model is then a `pab.model.UsesFloat8Attention`."""
     fast_decode: bool = False
-    """Whether its decoder can run in bfloat16, in one piece; its model is then a `pab.model.DecodesFast`."""
+    """Whether its decoder can run faster and round differently; its model is then a `pab.model.DecodesFast`."""
     records_loops: bool = False
     """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
     clean_prompt: Callable[[str], str] | None = None

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 import torch
 
-from benchmarks import library_gpu
-from benchmarks.library_gpu import PARTS, parts_of
+from benchmarks.library_gpu import PARTS, main, parts_of
 
 
-def test_decoders_are_timed_and_one_that_fails_stops_none(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decoders_are_timed_and_one_that_fails_stops_none(capsys: pytest.CaptureFixture[str]) -> None:
     def fails() -> dict[str, object]:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(library_gpu, "PARTS", {"decoding broken": fails, "decoding ltx2": PARTS["decoding ltx2"]})
-    monkeypatch.setattr(sys, "argv", ["library_gpu", "decoding"])
-    with pytest.raises(SystemExit) as ended:
-        library_gpu.main()
-    assert ended.value.code == 1
+    assert main(["decoding"], {"decoding broken": fails, "decoding ltx2": PARTS["decoding ltx2"]}) == 1
     broken, ltx2 = map(json.loads, capsys.readouterr().out.splitlines())
     assert broken["error"] == "OutOfMemoryError: no memory"
     assert ltx2["part"] == "decoding ltx2"

@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pab.execution.compiled import compile_blocks, graphs_compiled, many_graphs
-from pab.families.open_sora.load import OpenSoraCodec
-from pab.families.open_sora.tiny import VAE as OPEN_SORA_VAE
-from pab.families.open_sora.vae import OpenSoraVAE
+from pab.execution.choice import Execution
+from pab.execution.compiled import compile_blocks, executing, graphs_compiled, many_graphs, run_as
+from pab.families.open_sora.family import OPEN_SORA
+from pab.family import LoadRequest
 from pab.library.slices import DOUBLE, cut, decode_span, halo_of
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.vae.tiles import TileGrid, fitting_grids, tiled_decode
+from tests.pab.conftest import TinyWeights
 from tests.pab.fast_decoders import CLIP, DECODERS, SLICED, cut_decoder, latents_of, pixels, ranks_pixels, small_decoder
 from tests.pab.worlds import clip
 from tests.ranks import run_on_ranks
@@ -190,19 +191,20 @@ def test_a_compiled_decoder_makes_the_same_and_is_compiled_once(name: str) -> No
 
 
 @torch.inference_mode()
-def test_open_soras_compiled_decoder_makes_the_same_and_is_compiled_once() -> None:
+def test_open_soras_compiled_decoder_makes_the_same_and_is_compiled_once(tiny_weights: TinyWeights) -> None:
     torch._dynamo.reset()
-    torch.manual_seed(0)
-    vae = OpenSoraVAE(OPEN_SORA_VAE)
-    codec, request = OpenSoraCodec(vae=vae), clip(num_frames=17, height=16, width=24)
-    latents = torch.randn(1, *codec.latent_shape(17, 16, 24))
-    plain = codec.decode_frames(latents, request, NodeGroup()).frames
+    weights = str(tiny_weights("open_sora") / "open_sora")
+    model = OPEN_SORA.load(LoadRequest(weights=weights, precision="float32", device="cpu"))
+    request = clip(num_frames=17, height=16, width=24)
+    latents = torch.randn(1, *model.latent_shape(request))
+    plain = model.decode(latents, request, NodeGroup()).frames
+    execution = Execution(compiled=True, decode="fast")
+    run_as(model, execution, backend="eager")
     before = graphs_compiled()
-    compile_blocks([torch.nn.ModuleList(codec.compiled_parts())], backend="eager")
-    with many_graphs():
-        first = codec.decode_frames(latents, request, NodeGroup()).frames
+    with executing(execution):
+        first = model.decode(latents, request, NodeGroup()).frames
         graphs = graphs_compiled()
-        again = codec.decode_frames(latents + 1, request, NodeGroup()).frames
+        again = model.decode(latents + 1, request, NodeGroup()).frames
     assert graphs > before
     assert graphs_compiled() == graphs
     assert torch.equal(first, plain)

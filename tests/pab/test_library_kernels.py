@@ -15,7 +15,7 @@ from tests.pab.test_kernels import close, precisions, random
 
 @pytest.fixture(scope="module")
 def weights(tiny_weights: TinyWeights) -> Path:
-    return tiny_weights("wan", "wan22_5b")
+    return tiny_weights("wan", "wan22_5b", "ltx2")
 
 
 @precisions
@@ -97,7 +97,7 @@ PIXELS = 255 / 2
 """Steps of a byte in a decoder's range of -1 to 1."""
 
 
-@pytest.mark.parametrize("name", ["wan", "wan22_5b"])
+@pytest.mark.parametrize("name", ["wan", "wan22_5b", "ltx2"])
 def test_fast_decoding_differs_by_less_than_one_of_255(weights: Path, name: str) -> None:
     model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)
     model.use_fast_decode()
