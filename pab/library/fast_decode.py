@@ -19,7 +19,7 @@ class FastDecoder:
     """How a loaded decoder runs faster, and rounds differently.
 
     `prepare()` has it compute so from then on. `latent_bytes`: what decoding holds for each latent of those decoded at once:
-    all of a tile's, or of `frames_at_once` of its frames. `slices`: how the decoder is cut with no seams; None for one whose
+    all of a tile's, or of `frames_at_once` of its frames. `most_latents`: of those, whatever the memory. `slices`: how the decoder is cut with no seams; None for one whose
     norms see the whole picture, which is cut into tiles. `compiled()` returns, after `prepare`, the parts that are faster as
     compiled graphs.
     """
@@ -27,8 +27,14 @@ class FastDecoder:
     prepare: Callable[[], None]
     latent_bytes: float
     frames_at_once: int | None = None
+    most_latents: int | None = None
     slices: SlicedDecoder | None = None
     compiled: Callable[[], Sequence[nn.Module]] = tuple
+
+
+MOST_LATENTS = 30_000
+"""Of a tile whose largest tensor has 65,536 values for each latent: it stays below 2^31, above which torch refuses some
+operations, and has slow convolutions."""
 
 
 def use_half(vae: Any, dtype: torch.dtype = torch.bfloat16) -> None:

@@ -28,6 +28,8 @@ from pab.vae.tiles import TileGrid, fitting_grids, tiled_decode
 LOG = logging.getLogger(__name__)
 
 
+LONGEST = 2**31
+"""More frames than any clip has."""
 SAFE_SHARE = 0.8
 """Of the memory that is left; the rest is for what convolutions take while they run, and for gaps."""
 
@@ -239,16 +241,13 @@ class TiledCodec:
         if shape not in self.way.left:
             free = self.way.free(scaled.device)
             if free is None or self.fast is None:
-                return None
+                return None if self.fast is None else self.fast.most_latents
             # Read once for a size, because it waits for the device where ranks share a clip.
             shared = axis.all_gather(torch.tensor([free], dtype=torch.float64, device=scaled.device))
             self.way.left[shape] = min(float(part) for part in shared) if axis.size > 1 else free
         assert self.fast is not None, "what is left was asked for by its figures"
-        return SAFE_SHARE * self.way.left[shape] / self.fast.latent_bytes
-
-
-LONGEST = 2**31
-"""More frames than any clip has."""
+        fits = SAFE_SHARE * self.way.left[shape] / self.fast.latent_bytes
+        return fits if self.fast.most_latents is None else min(fits, self.fast.most_latents)
 
 
 def _tell_smaller(request: ClipRequest, word: str, failed: str) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.families.cogvideox.config import LATENT_CHANNELS
-from pab.library.fast_decode import FastDecoder, use_half
+from pab.library.fast_decode import MOST_LATENTS, FastDecoder, use_half
 from pab.library.vae import TiledCodec, open_codec
 
 LATENT_BYTES = 6.0e5
@@ -33,6 +33,7 @@ def cogvideox_codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
         fast=FastDecoder(
             prepare=lambda: speed_up(vae),
             latent_bytes=LATENT_BYTES,
+            most_latents=MOST_LATENTS,
             frames_at_once=FRAMES_AT_ONCE,
             compiled=lambda: _compiled(vae.decoder),
         ),

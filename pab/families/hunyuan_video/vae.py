@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pab.library.fast_decode import FastDecoder, NormedBlock, frames_attention, use_half
+from pab.library.fast_decode import MOST_LATENTS, FastDecoder, NormedBlock, frames_attention, use_half
 from pab.library.vae import TiledCodec, open_codec
 
 LATENT_CHANNELS = 16
@@ -26,7 +26,10 @@ def hunyuan_codec(vae: Any, _dtype: torch.dtype) -> TiledCodec:
         channels=LATENT_CHANNELS,
         unscale=lambda latents, _request: latents / vae.config.scaling_factor,
         fast=FastDecoder(
-            prepare=lambda: speed_up(vae), latent_bytes=LATENT_BYTES, compiled=lambda: _compiled(vae.decoder)
+            prepare=lambda: speed_up(vae),
+            latent_bytes=LATENT_BYTES,
+            most_latents=MOST_LATENTS,
+            compiled=lambda: _compiled(vae.decoder),
         ),
     )
 

@@ -29,7 +29,7 @@ from pab.families.ltx.levels import (
 from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.family import ClipRequest, LoadRequest
-from pab.library.fast_decode import FastDecoder, decoder_dtype, use_half, use_pixel_norms
+from pab.library.fast_decode import MOST_LATENTS, FastDecoder, decoder_dtype, use_half, use_pixel_norms
 from pab.library.image import EncodeImage, ImageCondition, clip_pixels, token_timesteps
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels, LibrarySampler
@@ -170,7 +170,7 @@ def ltx_codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
         channels=LATENT_CHANNELS,
         unscale=unscale,
         decode=decode if conditioned else None,
-        fast=FastDecoder(prepare=lambda: _speed_up(vae), latent_bytes=LATENT_BYTES),
+        fast=FastDecoder(prepare=lambda: _speed_up(vae), latent_bytes=LATENT_BYTES, most_latents=MOST_LATENTS),
     )
 
 

@@ -36,7 +36,7 @@ from pab.families.ltx2.sites import ltx2_sites
 from pab.families.ltx2.sound import SoundDecoder, load_sound_decoder
 from pab.families.ltx2.text import open_ltx2_text
 from pab.family import ClipRequest, LoadRequest
-from pab.library.fast_decode import FastDecoder, use_half, use_pixel_norms
+from pab.library.fast_decode import MOST_LATENTS, FastDecoder, use_half, use_pixel_norms
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels, LibrarySampler, library_class
 from pab.library.stretched_levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_levels, moved_timesteps
@@ -190,7 +190,7 @@ def ltx2_codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
         strides=(FRAME_STRIDE, PIXEL_STRIDE),
         channels=LATENT_CHANNELS,
         unscale=lambda latents, _request: (latents * std / vae.config.scaling_factor + mean).to(dtype),
-        fast=FastDecoder(prepare=lambda: _speed_up(vae), latent_bytes=LATENT_BYTES),
+        fast=FastDecoder(prepare=lambda: _speed_up(vae), latent_bytes=LATENT_BYTES, most_latents=MOST_LATENTS),
     )
 
 
