@@ -19,9 +19,9 @@ class FastDecoder:
     """How a loaded decoder runs faster, and rounds differently.
 
     `prepare()` has it compute so from then on. `latent_bytes`: what decoding holds for each latent of those decoded at once:
-    all of a tile's, or of `frames_at_once` of its frames. `most_latents`: of those, whatever the memory. `slices`: how the decoder is cut with no seams; None for one whose
-    norms see the whole picture, which is cut into tiles. `compiled()` returns, after `prepare`, the parts that are faster as
-    compiled graphs.
+    all of a tile's, or of `frames_at_once` of its frames. `most_latents`: of those, whatever the memory. `slices`: how the
+    decoder is cut with no seams; None for one whose norms see the whole picture, which is cut into tiles. `compiled()`
+    returns, after `prepare`, the parts that are faster as compiled graphs.
     """
 
     prepare: Callable[[], None]

@@ -169,6 +169,12 @@ def test_tiles_grow_smaller_until_they_fit(caplog: pytest.LogCaptureFixture) -> 
     assert tried == sorted(set(tried), reverse=True)
     assert torch.equal(found, in_tiles)
     assert "is decoded in smaller tiles: in tiles of" in caplog.text
+    assert codec.fast is not None
+    bounded = replace(small, fast=replace(codec.fast, most_latents=36))
+    asked.clear()
+    with torch.inference_mode():
+        bounded.pixels(latents, CLIP, Axis())
+    assert asked[0] <= 36, "whatever the memory"
 
 
 @torch.inference_mode()
