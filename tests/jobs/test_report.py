@@ -178,7 +178,7 @@ def test_factors_that_differ_are_explained_and_others_are_not():
     told = difference(one, other)
     assert told is not None
     assert told.startswith("0.65x measured is of 1 clip rendered twice, 1.25x derived is of 8 clips; ")
-    assert "took 500.0 ms without reuse and 960.0 ms among steps that reuse" in told
+    assert "took 500.0 ms in clips without reuse and 960.0 ms in those with it" in told
     assert difference(one, one | {"pab_factor": 0.7}) is None
     assert difference(None, other) is None
     assert difference(one | {"pab_factor": None}, other) is None
