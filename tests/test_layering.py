@@ -106,6 +106,7 @@ TORCH_FREE = (
     "pab/broadcast/sites.py",
     "pab/broadcast/*rules.py",
     "pab/broadcast/foresight.py",
+    "pab/broadcast/few_steps.py",
     "pab/broadcast/smaller.py",
     "pab/conditioning/references.py",
     "pab/conditioning/frame_masks.py",

@@ -40,10 +40,18 @@ def ffmpeg_version() -> str:
     return words[2] if words[:2] == ["ffmpeg", "version"] else "unknown"
 
 
-def run(arguments: Sequence[str], *, limit_s: float, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Runs ffmpeg to its end with `data` as its input, whatever its exit code is. Raises FfmpegError after `limit_s`."""
+def run(
+    arguments: Sequence[str], *, limit_s: float, data: bytes = b"", file: IO[bytes] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs ffmpeg to its end, whatever its exit code is. Its input is `data`, or an open `file` from where that stands.
+
+    Raises FfmpegError after `limit_s`.
+    """
+    command = _command(arguments)
     try:
-        return subprocess.run(_command(arguments), input=data, capture_output=True, check=False, timeout=limit_s)
+        if file is not None:
+            return subprocess.run(command, stdin=file, capture_output=True, check=False, timeout=limit_s)
+        return subprocess.run(command, input=data, capture_output=True, check=False, timeout=limit_s)
     except subprocess.TimeoutExpired as error:
         raise FfmpegError(_frozen(limit_s)) from error
 

@@ -32,7 +32,7 @@ _OFF_LEVELS = 8
 """Colours that are no more levels apart count as the same: decoders make noise of up to 5 in an area of one colour."""
 _GRID_PIXELS = 16_384
 _TRIPLES = 32
-_AREAS = 16
+_AREAS = 8
 """Flickering is looked for in so many areas by so many: pixels of a texture that moves go up and down too."""
 
 

@@ -41,11 +41,13 @@ def vmaf(reference_THWC: Frames, frames_THWC: Frames, *, threads: int = 1, limit
     num_frames, height, width = frames_THWC.shape[:3]
     if min(height, width) < MIN_SIDE:
         raise NoVmafError(f"too small for VMAF: {width}x{height}, needs {MIN_SIDE} pixels on each side")
-    with tempfile.NamedTemporaryFile(suffix=".rgb") as both:
+    # The file has no name, so nothing of it is left behind if this process is killed.
+    with tempfile.TemporaryFile() as both:
         try:
-            _write(both.file, reference_THWC, frames_THWC)
+            _write(both, reference_THWC, frames_THWC)
             ended = run(
-                _arguments(both.name, height, width, threads=threads),
+                _arguments(height, width, threads=threads),
+                file=both,
                 limit_s=limit_s or vmaf_limit_s(num_frames, height, width),
             )
         except (OSError, FfmpegError) as error:
@@ -67,16 +69,16 @@ def _write(file: IO[bytes], reference_THWC: Frames, frames_THWC: Frames) -> None
     for reference, frame in zip(reference_THWC, frames_THWC, strict=True):
         file.write(np.ascontiguousarray(reference).data)
         file.write(np.ascontiguousarray(frame).data)
-    file.flush()
+    file.seek(0)
 
 
-def _arguments(path: str, height: int, width: int, *, threads: int) -> Sequence[str]:
+def _arguments(height: int, width: int, *, threads: int) -> Sequence[str]:
     part = f"crop={width}:{height}:0"
     graph = (
         f"split[a][b];[a]{part}:0,{_TO_VIEWED}[reference];[b]{part}:{height},{_TO_VIEWED}[clip];"
         f"[clip][reference]libvmaf=n_threads={threads}"
     )
     return [
-        "-nostats", "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{2 * height}", "-i", path,
+        "-nostats", "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{2 * height}", "-i", "pipe:0",
         "-lavfi", graph, "-f", "null", "-",
     ]  # fmt: skip

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from pab.broadcast.few_steps import reuse_begins
+from pab.broadcast.few_steps import ReuseLimits, reuse_limits
 from pab.broadcast.foresight import ForesightRules
-from pab.broadcast.rules import KINDS, BroadcastRules, MlpRule, Rules
+from pab.broadcast.mlp_rules import mlp_sources
+from pab.broadcast.rules import KINDS, BroadcastRules, Rules
 from pab.broadcast.sites import Site
 from pab.broadcast.step_rules import StepRules
 
@@ -31,7 +32,8 @@ class BroadcastPlan:
     `sources[step][i]` is the step whose output of `sites[i]` is used at `step`: `step` itself where the site computes, an
     earlier one where it reuses. At `skipped` steps the model does not run: the last prediction is reused, and no kept output
     of a site is used. `held_back`: at how many steps something computes although the rules alone would reuse it, because the
-    clip has fewer steps than the `full_length` that the rules were made for (`few_steps.py`).
+    clip has fewer steps than the `full_length` that the rules were made for (`few_steps.py`). `full_share`: the share of
+    calls that a clip of that length computes.
     """
 
     sites: tuple[Site, ...]
@@ -41,6 +43,7 @@ class BroadcastPlan:
     skipped: frozenset[int] = frozenset()
     held_back: int = 0
     full_length: int = 0
+    full_share: float = 0.0
 
     @property
     def num_steps(self) -> int:
@@ -92,6 +95,11 @@ class BroadcastPlan:
     def total(self, kind: str) -> int:
         """Returns how many calls of this kind there are, over all steps and sites."""
         return self.num_steps * sum(site.kind == kind for site in self.sites)
+
+    @cached_property
+    def computed_share(self) -> float:
+        """The share of all site calls that are computed."""
+        return _computed_share(self.sources)
 
     @property
     def all_to_alls(self) -> int:
@@ -158,11 +166,14 @@ class BroadcastPlan:
         """Returns what users of a broadcast of this name are told if its reuse was held back; None if it was not."""
         if not self.held_back:
             return None
-        left = "nothing is reused" if len(self.full_steps) == self.num_steps else "less is reused"
+        nothing = len(self.full_steps) == self.num_steps
+        left = (
+            "nothing is reused" if nothing else f"less is reused, {self.computed_share:.0%} of the calls are computed"
+        )
         return (
-            f"broadcast {broadcast} with {self.num_steps} steps: {left}, {self.held_back} of the steps compute what they "
-            f"would have reused before the shape is decided (these rules are made for {self.full_length} steps); "
-            "use more steps, or --broadcast none"
+            f"broadcast {broadcast} with {self.num_steps} steps: {left}. Its rules are made for {self.full_length} steps "
+            f"({self.full_share:.0%} of the calls). At {self.held_back} steps they alone would reuse more: over a longer "
+            "stretch of noise than there, or before the shape is decided; use more steps, or --broadcast none"
         )
 
     @cached_property
@@ -222,7 +233,8 @@ def make_plan(
     `timesteps`: noise level of each model call as the model gets it (after the cast to its precision). Every site computes
     at its first call, whatever the rules say. A reuse takes the last computed output, which may lie before the window. At
     `cache_reset_steps` every site computes too, and no output from before such a step is reused after it. `full_length`: the
-    timesteps of a clip with as many steps as the rules were made for; a clip of fewer steps reuses later (`few_steps.py`).
+    timesteps of a clip with as many steps as the rules were made for; a clip of fewer steps reuses later, and over no longer
+    stretch of noise (`few_steps.py`).
 
     Under Foresight's rules nothing is decided yet: every site computes in the returned plan, the most that the clip can
     need. Raises ValueError for Foresight's rules with cache reset steps, and for step rules of other sites.
@@ -242,19 +254,27 @@ def make_plan(
     plan = BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=sources, rules=rules)
     if len(timesteps) >= len(full_length):
         return plan
-    first = _first_reuse(_rule_sources(rules, full_length, sites, ()))
-    if (begin := reuse_begins(timesteps, full_length, first)) == 0:
+    full = _rule_sources(rules, full_length, sites, ())
+    limits = reuse_limits(timesteps, full_length, full, [site.kind for site in sites])
+    if limits is None:
         return plan
-    held = _rule_sources(rules, timesteps, sites, cache_reset_steps, begin)
+    held = _rule_sources(rules, timesteps, sites, cache_reset_steps, limits)
     held_back = sum(
         any(source == step != alone for source, alone in zip(row, sources[step], strict=True))
         for step, row in enumerate(held)
     )
-    return replace(plan, sources=held, held_back=held_back, full_length=len(full_length))
+    return replace(
+        plan,
+        sources=held,
+        held_back=held_back,
+        full_length=len(full_length),
+        full_share=_computed_share(full),
+    )
 
 
-def _first_reuse(sources: Sequence[Sequence[int]]) -> int | None:
-    return next((step for step, row in enumerate(sources) if any(source != step for source in row)), None)
+def _computed_share(sources: Sequence[Sequence[int]]) -> float:
+    calls = sum(map(len, sources))
+    return sum(source == step for step, row in enumerate(sources) for source in row) / calls if calls else 1.0
 
 
 def _rule_sources(
@@ -262,28 +282,34 @@ def _rule_sources(
     timesteps: Sequence[float],
     sites: Sequence[Site],
     cache_reset_steps: Collection[int],
-    begin: int = 0,
+    limits: ReuseLimits | None = None,
 ) -> tuple[tuple[int, ...], ...]:
-    """Returns what the rules decide; before step `begin` everything computes."""
+    """Returns what the rules decide, within the limits of a clip of few steps."""
     whole = [int(timestep) for timestep in timesteps]
-    mlp_sources = _mlp_sources(rules.mlp, whole)
+    of_mlp = mlp_sources(rules.mlp, whole)
     sources: list[tuple[int, ...]] = []
     for step, timestep in enumerate(timesteps):
-        if step < begin:
+        if limits is not None and step < limits.begin:
             sources.append((step,) * len(sites))
             continue
         row: list[int] = []
         for i, site in enumerate(sites):
             if site.kind == "mlp":
-                source = mlp_sources.get((site.stack, site.block), {}).get(step, step)
-                row.append(step if any(source < fresh <= step for fresh in cache_reset_steps) else source)
+                source = of_mlp.get((site.stack, site.block), {}).get(step, step)
+                if any(source < fresh <= step for fresh in cache_reset_steps):
+                    source = step
+                row.append(_within(limits, site.kind, step, source))
                 continue
             rule = rules.attention(site.kind)
             allowed = step > 0 and step not in cache_reset_steps and rule is not None and rule.holds(site.block)
             reuse = allowed and rule is not None and rule.reuses(step, timestep)
-            row.append(sources[step - 1][i] if reuse else step)
+            row.append(_within(limits, site.kind, step, sources[step - 1][i]) if reuse else step)
         sources.append(tuple(row))
     return tuple(sources)
+
+
+def _within(limits: ReuseLimits | None, kind: str, step: int, source: int) -> int:
+    return source if limits is None or limits.allows(kind, step, source) else step
 
 
 def _step_sources(
@@ -307,53 +333,3 @@ def _step_sources(
             )
         )
     return tuple(sources)
-
-
-def _mlp_sources(rules: Iterable[MlpRule], timesteps: Sequence[int]) -> dict[tuple[str, int], dict[int, int]]:
-    """Returns (stack, block) -> {step that reuses: step that computed}.
-
-    A key step always computes, and so does every later step with the same key timestep. If rules of a stack overlap, the
-    first one decides. As published, a rule by timestep also decides for blocks that it does not list: they compute.
-    """
-    sources: dict[tuple[str, int], dict[int, int]] = {}
-    keyed = [(rule, keys) for rule in rules if (keys := rule.key_steps(timesteps))]
-    for stack in dict.fromkeys(rule.stack for rule, _ in keyed):
-        here = [(rule, keys) for rule, keys in keyed if rule.stack == stack]
-        covering = _covering(here, timesteps)
-        for block in dict.fromkeys(block for rule, _ in here for block in rule.blocks):
-            computing = {step for rule, keys in here if block in rule.blocks for step in keys}
-            found = sources.setdefault((stack, block), {})
-            for step, rules_there in covering.items():
-                deciding = _deciding(rules_there, block)
-                if deciding is not None and step not in computing:
-                    # A rule by position reuses the latest kept output; a rule by timestep the one of its own timestep.
-                    own = computing if deciding[0].timestep is None else deciding[1]
-                    found[step] = max(key for key in own if key < step)
-    return sources
-
-
-Keyed = tuple[MlpRule, tuple[int, ...]]
-"""A rule and its key steps."""
-
-
-def _covering(rules: Sequence[Keyed], timesteps: Sequence[int]) -> dict[int, list[Keyed]]:
-    """Returns, per step, the rules that cover it: from their key step on, those whose steps include its timestep."""
-    found: dict[int, list[Keyed]] = {}
-    for rule, keys in rules:
-        covered = set(timesteps[keys[0] : keys[0] + 1 + rule.skip_count])
-        for step in range(keys[0], len(timesteps)):
-            if timesteps[step] in covered:
-                found.setdefault(step, []).append((rule, keys))
-    return found
-
-
-def _deciding(rules: Sequence[Keyed], block: int) -> Keyed | None:
-    """Returns the one of the rules covering a step that makes the block reuse; None if the block computes."""
-    for rule, keys in rules:
-        if block in rule.blocks:
-            return rule, keys
-        if rule.timestep is not None and all(
-            block not in other.blocks for other, _ in rules if other.timestep == rule.timestep
-        ):
-            return None
-    return None

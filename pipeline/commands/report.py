@@ -16,7 +16,7 @@ from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.measured import joined_measured
-from pipeline.run.quality import measured_speedup, quality_over, told_lines
+from pipeline.run.quality import derived_speedup, measured_speedup, quality_over, told_lines
 from pipeline.run.report_index import IndexTotals, write_index
 from pipeline.run.report_rows import RunRows, errors_by_id, told_rows
 from pipeline.run.run import Run, load_run, open_bucket
@@ -94,18 +94,20 @@ def report_document(
 
 
 def _speedup(reports: Sequence[Json], totals: IndexTotals) -> Json:
-    measured, derived = measured_speedup(reports), _derived(totals)
+    measured, derived = measured_speedup(reports), _derived(totals, reports)
     return {"measured": measured, "derived": derived, "difference": difference(measured, derived)}
 
 
-def _derived(totals: IndexTotals) -> Json | None:
+def _derived(totals: IndexTotals, reports: Sequence[Json]) -> Json | None:
     if not totals.compared_s:
         return None
+    of_jobs = derived_speedup(reports)
     return {
         "pab_factor": round(totals.baseline_s / totals.compared_s, 4),
         "clips": totals.compared_clips,
         "denoise_s": round(totals.compared_s, 3),
         "baseline_denoise_s": round(totals.baseline_s, 3),
+        "full_step_s": of_jobs["full_step_s"] if of_jobs else None,
     }
 
 

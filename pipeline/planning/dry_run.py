@@ -110,8 +110,11 @@ def _group_document(settings: RunSettings, work: PlannedWork, costs: ClipCosts, 
         "attention_calls": sum(total for _, total in attention),
         "attention_calls_computed": sum(computed for computed, _ in attention),
         "plan": plan.digest,
+        "computed_share": round(plan.computed_share, 4),
         "held_back": plan.held_back,
     }
+    if plan.held_back:
+        document |= {"full_length": plan.full_length, "full_share": round(plan.full_share, 4)}
     if isinstance(plan.rules, ForesightRules):
         document["least_share"] = round(plan.rules.least_share(plan.num_steps), 4)
     if work.mesh.sp > 1:

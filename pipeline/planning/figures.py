@@ -25,10 +25,15 @@ these is of that kind; of several the first counts."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiguresSource:
-    """Where figures may come from. `device`: what the jobs get, None if it is not known. `own`: of the user's file."""
+    """Where figures may come from.
+
+    `device`: what the jobs get, None if it is not known. `own`: of the user's file. `fast_decode`: whether decoders that can
+    run faster do.
+    """
 
     device: str | None = None
     own: Mapping[str, Sequence[CostFigures]] = field(default_factory=dict)
+    fast_decode: bool = False
 
     def of(self, family: Family, precision: str) -> CostFigures:
         """Returns the figures that a family's clips are planned with; `measured` is None if they are only estimated.
@@ -36,7 +41,8 @@ class FiguresSource:
         If the device is not known, they are those of the device that was measured.
         """
         known = [*self.own.get(family.name, ()), *family.figures, family.cost]
-        return _brought(min(known, key=lambda each: self._apart(each, precision)), self.device, precision)
+        best = min(known, key=lambda each: self._apart(each, precision))
+        return _brought(best.decoding(fast=self.fast_decode and family.fast_decode), self.device, precision)
 
     def told(self, family: Family, precision: str) -> str:
         """Returns what the figures are from, in words."""

@@ -32,7 +32,7 @@ def run_quality(bucket: Bucket, progress: Progress) -> Json:
     counts = AlarmCounts()
     for key, row in sorted(rows.items()):
         counts.add(clip_id(key), row.alarms, row.video)
-    measured, derived = measured_speedup(reports), _derived(reports)
+    measured, derived = measured_speedup(reports), derived_speedup(reports)
     return {
         "jobs": len(reports),
         "speedup": {"measured": measured, "derived": derived, "difference": difference(measured, derived)},
@@ -48,7 +48,7 @@ def quality_over(reports: Iterable[Json]) -> Json | None:
 
 def measured_speedup(reports: Iterable[Json]) -> Json | None:
     """Returns the factor over the clips of all jobs that were rendered twice, summed, so that long clips weigh more."""
-    pairs = [pair for report in reports if (pair := report["speedup"]["measured"]) and pair["pab_factor"]]
+    pairs = [pair for report in reports if (pair := report["speedup"].get("measured")) and pair["pab_factor"]]
     found = _summed(pairs)
     if found is None:
         return None
@@ -56,8 +56,9 @@ def measured_speedup(reports: Iterable[Json]) -> Json | None:
     return found | {"note": f"in {counted(once, 'job')} some steps were timed once only" if once else None}
 
 
-def _derived(reports: Iterable[Json]) -> Json | None:
-    return _summed([each for report in reports if (each := report["speedup"]["derived"]) and each["pab_factor"]])
+def derived_speedup(reports: Iterable[Json]) -> Json | None:
+    """Returns the factor over the clips of all jobs against their own full steps, summed."""
+    return _summed([each for report in reports if (each := report["speedup"].get("derived")) and each["pab_factor"]])
 
 
 def _summed(factors: Sequence[Json]) -> Json | None:
@@ -70,7 +71,17 @@ def _summed(factors: Sequence[Json]) -> Json | None:
         "clips": sum(each["clips"] for each in factors),
         "denoise_s": with_broadcast,
         "baseline_denoise_s": without,
+        "full_step_s": _full_step_s(factors),
     }
+
+
+def _full_step_s(factors: Sequence[Json]) -> float | None:
+    """Returns the mean seconds of a step that computes everything; None where a report of before does not tell it."""
+    told = [(each["baseline_denoise_s"], each.get("full_step_s")) for each in factors]
+    steps = sum(total_s / step_s for total_s, step_s in told if step_s)
+    return (
+        round(sum(total_s for total_s, _ in told) / steps, 5) if steps and all(step_s for _, step_s in told) else None
+    )
 
 
 def told_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from jobs.reports.calibration_svg import curves, plan_grid
 from jobs.reports.page import page
 from jobs.reports.report_svg import bar_chart, block_picture, plan_picture
 from jobs.reports.run_html import SHOWN_VIDEOS, run_page
+from jobs.reports.step_patterns import LEGEND, look_of
 from tests.jobs.hostile import HOSTILE, assert_harmless, poisoned, tree
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +79,10 @@ def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> Non
     assert told == {
         "clips per GPU-hour": "56.79", "devices busy, clip to clip": "50.0%", "clips": "3,000", "failed": "1",
         "rendered": "2", "speedup, measured": "1.23x", "speedup, derived": "2.00x", "denoising": "2 h 7 min",
-        "all-to-alls left": "25%",
+        "all-to-alls left": "25%", "worst PSNR": "-", "clips with an alarm": "-",
     }  # fmt: skip
+    assert "No clip was looked at." in found
+    assert "Not measured: no clip was rendered with and without reuse." in found
     assert [
         "job-00000",
         "dp=1,cfg=1,sp=1",
@@ -88,6 +91,8 @@ def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> Non
         "1",
         "0",
         "1.23x",
+        "-",
+        "-",
         "-",
         "56.79",
         "50.0%",
@@ -105,6 +110,51 @@ def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> Non
     assert "No clip of this run reuses anything" in nothing
     assert "Videos" not in nothing
     assert "Failed clips" not in nothing
+
+
+def judged_document() -> dict[str, Any]:
+    quality = {
+        "clips": 2, "identical": 0, "worst_clip_id": "b", "worst_broadcast": "pab",
+        "psnr_db": {"worst": 21.3, "median": 30.0},
+        "ssim": {"worst": 0.7, "median": 0.9}, "vmaf": {"worst": None, "median": None, "clips": 0},
+        "no_vmaf": ["too small for VMAF: 32x32"],
+    }  # fmt: skip
+    first = [{"clip_id": "b", "alarms": ["blank"], "video": "renders/b.0a.12.mp4"}]
+    alarms = {"looked_at": 30, "clips": 2, "by_kind": {"blank": 2}, "first": first}
+    document = run_document(quality=quality, alarms=alarms)
+    document["speedup"]["difference"] = "1.23x measured is of 1 clip, 2.00x derived of 1,500"
+    document["jobs"] = [job | {"quality": quality, "alarms": alarms} for job in document["jobs"]]
+    return document
+
+
+def test_the_page_of_a_run_has_quality_beside_the_speedup_and_links_to_clips_with_an_alarm() -> None:
+    found = run_page(judged_document(), [], num_rendered=30)
+    told = {div[0].text: div[1].text for div in tree(found).iter("div") if len(div) and div[0].tag == "dt"}
+    assert (told["worst PSNR"], told["clips with an alarm"]) == ("21.3 dB", "2")
+    assert ["PSNR", "21.3 dB", "30.0 dB", "2"] in cells(found)
+    assert ["VMAF", "-", "-", "0"] in cells(found)
+    assert "Without VMAF: too small for VMAF: 32x32." in found
+    assert "The worst clip is b (broadcast pab)." in found
+    assert "1.23x measured is of 1 clip, 2.00x derived of 1,500" in found
+    assert "2 of 30 clips have an alarm: 2 blank (nearly all frames are of one colour)" in " ".join(found.split())
+    assert [link.text for link in tree(found).iter("a") if link.get("href") == "../renders/b.0a.12.mp4"] == ["b"]
+    (job,) = [row for row in cells(found) if row[:1] == ["job-00000"]]
+    assert job[6:10] == ["1.23x", "-", "21.3 dB", "2"]
+
+
+def test_a_step_pattern_has_the_same_colour_on_every_page_and_in_every_plan() -> None:
+    patterns = ["stcm", "s..m", "...m", "....", "sTcm"]
+    assert [look_of(pattern).classes for pattern in patterns] == ["c0", "c7", "c6", "c6 paler", "c0 dashed"]
+    for order in (patterns, patterns[::-1]):
+        chart = tree(str(bar_chart(order, [1.0] * len(order))))
+        drawn = [rect.get("class") for rect in chart.iter("rect")]
+        assert drawn == [look_of(pattern).classes for pattern in order]
+    assert look_of("scm").classes == look_of("stcm").classes, "a kind that a model lacks is never reused"
+    assert look_of("..m", ("spatial", "cross", "mlp")).classes == look_of(".t.m").classes
+    assert look_of("StCm 40%").classes == look_of("StCm 70%").classes == "c0 dashed"
+    page = bench_page(bench_document())
+    assert LEGEND in page
+    assert f'<i class="swatch {look_of("...m").classes}"></i><code>...m</code>' in page
 
 
 def test_the_table_of_a_benchmark_has_a_bar_for_what_was_measured_and_a_reason_for_the_rest() -> None:
@@ -126,9 +176,11 @@ def test_the_table_of_a_benchmark_has_a_bar_for_what_was_measured_and_a_reason_f
 
 def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_run() -> None:
     found = run_page(
-        poisoned(run_document(), names=["outcomes"]), [(HOSTILE, HOSTILE), ("a", "videos/a b?#%.mp4")], num_rendered=2
+        poisoned(judged_document(), names=["outcomes", "by_kind"]),
+        [(HOSTILE, HOSTILE), ("a", "videos/a b?#%.mp4")],
+        num_rendered=2,
     )
-    assert_harmless(found, shown=11)
+    assert_harmless(found, shown=20)
     assert 'href="javascript%3Aalert' in found
     assert 'src="../videos/a%20b%3F%23%25.mp4"' in found
 
@@ -142,7 +194,7 @@ def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_benchmark() -> N
     [
         plan_picture([HOSTILE], ["s", "."]),
         block_picture([(HOSTILE, "CB")]),
-        bar_chart([HOSTILE, "s"], [1.0, 2.0]),
+        bar_chart([HOSTILE, HOSTILE, "s"], [1.0, 2.0, 3.0]),
         curves([HOSTILE], [[0.5, 0.1]], first_step=0, what=HOSTILE),
         plan_grid([HOSTILE], [[True, False]]),
     ],

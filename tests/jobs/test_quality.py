@@ -1,4 +1,4 @@
-"""PSNR and SSIM against values known from their formulas and from a computation by hand."""
+"""PSNR and SSIM against values known from formulas and from a computation by hand; VMAF; what is told of several clips."""
 
 import math
 
@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from jobs.quality.alike import psnr, ssim
+from jobs.quality.compare import alike_facts
+from jobs.quality.headline import quality_summary, quality_text
+from jobs.quality.vmaf import MIN_SIDE, NoVmafError, vmaf
 
 
 def noise(*shape, seed=0) -> np.ndarray:
@@ -68,3 +71,85 @@ def test_frames_smaller_than_the_window_are_compared_whole():
 def test_frames_of_different_shapes_are_refused():
     with pytest.raises(ValueError, match=r"frames \(2, 16, 16, 3\) and \(3, 16, 16, 3\), need one shape"):
         psnr(grey(0), grey(0, (3, 16, 16)))
+
+
+def waves(num_frames: int = 4, height: int = 72, width: int = 96) -> np.ndarray:
+    t, y, x = np.mgrid[0:num_frames, 0:height, 0:width]
+    grey = 127 + 80 * np.sin((x + 3 * t) / 5) + 30 * np.cos(y / 7)
+    return np.repeat(np.clip(grey, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def with_noise(frames: np.ndarray, levels: int) -> np.ndarray:
+    drawn = np.random.default_rng(0).integers(-levels, levels + 1, frames.shape)
+    return np.clip(frames + drawn, 0, 255).astype(np.uint8)
+
+
+def test_vmaf_is_near_100_for_the_same_frames_and_falls_with_what_differs():
+    frames = waves()
+    scores = [vmaf(frames, other) for other in (frames, with_noise(frames, 60), frames[:, ::-1])]
+    assert scores[0] > 97
+    assert scores[0] > scores[1] > scores[2]
+    assert scores[2] < 50
+
+
+def test_frames_of_odd_sizes_have_a_vmaf():
+    assert vmaf(waves(2, 65, 67), waves(2, 65, 67)) > 97
+
+
+def test_a_clip_too_small_for_vmaf_says_so_and_has_psnr_and_ssim():
+    a, b = waves(2, MIN_SIDE - 1, 80), with_noise(waves(2, MIN_SIDE - 1, 80), 10)
+    found = alike_facts(a, b)
+    assert found["vmaf"] is None
+    assert found["no_vmaf"] == "too small for VMAF: 80x63, needs 64 pixels on each side"
+    assert 20 < found["psnr_db"] < 60
+    assert 0 < found["ssim"] < 1
+    same = alike_facts(a, a)
+    assert (same["identical"], same["psnr_db"], same["vmaf"], same["no_vmaf"]) == (True, None, None, None)
+
+
+def test_vmaf_that_does_not_come_in_time_is_told():
+    with pytest.raises(NoVmafError, match=r"no VMAF: ffmpeg did not end within 0 s and was killed"):
+        vmaf(waves(), waves(), limit_s=1e-4)
+    with pytest.raises(ValueError, match="need one shape"):
+        vmaf(waves(2), waves(3))
+
+
+def baseline(name: str, psnr_db: float | None, ssim_: float = 0.9, **more) -> dict:
+    return {
+        "clip_id": name, "clip": {"broadcast": "pab"}, "psnr_db": psnr_db, "ssim": ssim_, "identical": psnr_db is None,
+    } | more  # fmt: skip
+
+
+def test_the_headline_is_the_worst_psnr_of_so_many_clips():
+    summary = quality_summary(
+        [
+            baseline("a", 30.0, vmaf=80.0),
+            baseline("b", 21.26, 0.7, vmaf=3.5),
+            baseline("c", None, 1.0),
+            baseline("d", 28.0),
+        ]
+    )
+    assert summary is not None
+    assert summary["clips"] == 4
+    assert (summary["identical"], summary["worst_clip_id"]) == (1, "b")
+    assert summary["psnr_db"] == {"worst": 21.26, "median": 28.0}
+    assert summary["ssim"] == {"worst": 0.7, "median": 0.9}
+    assert summary["vmaf"] == {"worst": 3.5, "median": 3.5, "clips": 2}
+    assert quality_text(summary) == (
+        "worst PSNR 21.3 dB of 4 clips rendered with and without reuse (clip b); median 28.0 dB; SSIM 0.7000, median 0.9000; "
+        "VMAF 3.5, median 3.5 of 2 of them"
+    )
+
+
+def test_what_is_told_of_no_clip_of_equal_ones_and_of_reports_of_before():
+    assert quality_summary([]) is None
+    assert quality_text(None) == "not measured, no clip was rendered with and without reuse"
+    assert (
+        quality_text(quality_summary([baseline("a", None)]))
+        == "the same frames in 1 clip rendered with and without reuse"
+    )
+    assert quality_text(quality_summary([baseline("a", 30.0)])).endswith("; no VMAF")
+    small = quality_summary(
+        [baseline("a", 30.0, vmaf=None, no_vmaf="too small for VMAF: 8x8, needs 64 pixels on each side")]
+    )
+    assert quality_text(small).endswith("too small for VMAF: 8x8, needs 64 pixels on each side")

@@ -14,8 +14,8 @@ from jobs.media.reference_access import ReferenceAccess
 from jobs.media.reference_files import decode_frames, fetch_reference
 from jobs.reports.report_broadcast import distinct_plans
 from jobs.reports.report_html import report_page
-from jobs.reports.report_speedup import derived_baseline_s
-from jobs.reports.report_times import settled_s, warm_up_s
+from jobs.reports.report_speedup import clip_factors, derived_baseline_s, derived_speedup, difference
+from jobs.reports.report_times import settle, settled_s, warm_up_s
 from jobs.settings import Mesh
 from jobs.store import layout
 from jobs.store.retry import RetryPolicy
@@ -100,6 +100,90 @@ def test_the_baseline_is_measured_and_derived_and_both_say_how(reported):
     assert not baseline["identical"]
 
 
+def test_quality_and_alarms_of_a_job_are_in_its_report_and_on_its_page(reported):
+    bucket, report, records = reported
+    (baseline,) = report["baselines"]
+    assert baseline["vmaf"] is None
+    assert baseline["no_vmaf"] == "too small for VMAF: 48x32, needs 64 pixels on each side"
+    assert report["quality"]["clips"] == 1
+    assert report["quality"]["psnr_db"] == {"worst": baseline["psnr_db"], "median": baseline["psnr_db"]}
+    assert report["alarms"]["looked_at"] == 4
+    rows = {row["clip_id"]: row for row in report["clips"]}
+    for record in records.values():
+        row = rows[record["clip_id"]]
+        assert row["alarms"] == record["alarms"]
+        assert set(record["pixels"]) == {"one_colour", "changed", "flicker", "low", "high"}
+    assert rows["clip.0"]["quality"]["psnr_db"] == baseline["psnr_db"]
+    assert rows["clip.1"]["quality"] is None
+    page = bucket.read(layout.job_report(7, "html")).decode()
+    links = [link.get("href") for link in ET.fromstring(page.removeprefix("<!DOCTYPE html>\n")).iter("a")]
+    assert set(links) == {f"../{record['video']['path']}" for record in records.values()}
+    assert "too small for VMAF" in page
+
+
+def test_a_report_of_an_earlier_version_still_has_a_page(reported):
+    _, report, _ = reported
+    new = {"quality", "alarms"}
+    old = {name: value for name, value in report.items() if name not in new}
+    old["clips"] = [{k: v for k, v in row.items() if k not in {*new, "settled_s"}} for row in report["clips"]]
+    old["broadcasts"] = [{k: v for k, v in row.items() if k not in {"vmaf", "alarms"}} for row in report["broadcasts"]]
+    old["baselines"] = [{k: v for k, v in each.items() if "vmaf" not in k} for each in report["baselines"]]
+    added = {"note", "samples", "full_step_s"}
+    old["speedup"] = {
+        name: {k: v for k, v in each.items() if k not in added} if isinstance(each, dict) else each
+        for name, each in report["speedup"].items()
+        if name != "difference"
+    }
+    page = report_page(old, None)
+    assert "No clip was looked at." in page
+    assert "PSNR" in page
+
+
+def compiled(record: dict) -> dict:
+    return record | {"execution": {"graphs": 3}}
+
+
+def test_a_step_that_held_compiling_counts_only_where_no_other_was_timed():
+    first = compiled(steps("stcm s..m stcm s..m", [60.0, 30.0, 2.0, 1.0]))
+    assert settled_s(first, ()) == 2.0 + 1.0 + 2.0 + 1.0
+    assert derived_baseline_s(first) == 4 * 2.0
+    alone = settle(compiled(steps("stcm s..m stcm", [60.0, 30.0, 2.0])), ())
+    assert (alone.compiling, alone.samples) == (True, 1)
+    beside = settle(compiled(steps("stcm s..m stcm", [60.0, 30.0, 2.0])), [steps("s..m stcm", [1.0, 2.0])])
+    assert (beside.seconds, beside.compiling) == (2.0 + 1.0 + 2.0, False)
+
+
+def of_plan(record: dict) -> dict:
+    return record | {"plan": {"computed": {"mlp": 1}, "total": {"mlp": 2}}}
+
+
+def test_no_factor_is_shown_where_compiling_is_all_that_was_timed():
+    once = of_plan(compiled(steps("stcm s..m stcm", [60.0, 30.0, 2.0])))
+    (factor,) = clip_factors([once])
+    assert factor.factor is None
+    told = derived_speedup([(once, factor)])
+    assert told is not None
+    assert told["pab_factor"] is None
+    assert "1 clip left out: some of its steps were timed only while something was compiled" in told["note"]
+    again = of_plan(steps("stcm s..m stcm", [2.0, 1.0, 2.0]))
+    pairs = list(zip([once, again], clip_factors([once, again]), strict=True))
+    told = derived_speedup(pairs)
+    assert told is not None
+    assert told["pab_factor"] == pytest.approx(6 / 5)
+    assert (told["clips"], told["note"]) == (2, "some steps were timed once only")
+
+
+def test_factors_that_differ_are_explained_and_others_are_not():
+    one, other = ({"pab_factor": f, "clips": n, "full_step_s": s} for f, n, s in ((0.65, 1, 0.5), (1.25, 8, 0.96)))
+    told = difference(one, other)
+    assert told is not None
+    assert told.startswith("0.65x measured is of 1 clip rendered twice, 1.25x derived is of 8 clips; ")
+    assert "took 500.0 ms in clips without reuse and 960.0 ms in those with it" in told
+    assert difference(one, one | {"pab_factor": 0.7}) is None
+    assert difference(None, other) is None
+    assert difference(one | {"pab_factor": None}, other) is None
+
+
 def test_planned_and_counted_calls_agree(reported):
     _, report, records = reported
     assert report["calls"]["agree"] is True
@@ -120,8 +204,10 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(reported):
     assert root.tag == "html"
     for element in root.iter():
         assert element.tag not in ("script", "link", "iframe", "object")
-        for name in ("src", "href"):
-            assert element.get(name, "data:").startswith("data:")
+        assert element.get("src", "data:").startswith("data:")
+        # A link loads nothing: those to the run's own videos are followed by a person.
+        assert element.get("href", "../renders/").startswith("../renders/")
+        assert element.tag == "a" or element.get("href") is None
     assert not re.search(r"url\(|@import|https?://", page)
     assert "<script>" not in page
     assert len(root.findall(".//svg")) == 2 * len(report["plans"]) == 4

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from jobs.quality.alarms import alarms_of, pixel_statistics
 from pab.broadcast.few_steps import LEAST_FULL_STEPS, NO_REUSE_STEPS, reuse_begins
 from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.rules import BroadcastRules, pyramid
@@ -60,6 +61,8 @@ def test_twelve_steps_under_the_default_plan_show_what_was_asked_for():
         group=NodeGroup(),
     )
     assert sum(done.reused.values()) > 0
+    frames = model.decode(done.latents, requests[0], NodeGroup()).frames.numpy()
+    assert [alarms_of(pixel_statistics(clip)) for clip in frames] == [()] * 4
     read = read_scenes(model.codec.autoencoder.decode(done.latents))
     assert NOTHING not in {scene.shape for scene in read}
     assert [(scene.colour, scene.shape, scene.direction) for scene in read] == list(ASKED)
@@ -77,6 +80,29 @@ def test_nothing_is_reused_before_the_noise_and_the_steps_that_a_clip_of_full_le
         assert step >= LEAST_FULL_STEPS
         assert made.timesteps[step] <= plan(30, broadcast).timesteps[first]
     assert all(source <= step for step, row in enumerate(made.sources) for source in row)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_preset_reuses_over_a_longer_stretch_of_noise_than_at_the_published_number_of_steps(name):
+    family = FAMILIES[name]
+    full = request(family.defaults.num_steps, family)
+    presets = {name: rules for name, rules in family.presets.items() if isinstance(rules, BroadcastRules)}
+    for broadcast, rules in presets.items():
+        published = longest_stretches(family.plan(full, rules, "float32"))
+        for num_steps in {full.num_steps * share // 12 for share in (4, 11)} & {*family.limits.num_steps}:
+            made = family.plan(request(num_steps, family), rules, "float32")
+            for kind, stretch in longest_stretches(made).items():
+                assert stretch <= published[kind] + 1e-6, (broadcast, num_steps, kind)
+
+
+def longest_stretches(made: BroadcastPlan) -> dict[str, float]:
+    """By kind of site, the longest stretch from the noise level of an output to that of a step that reuses it."""
+    longest = {site.kind: 0.0 for site in made.sites}
+    columns = {*zip((site.kind for site in made.sites), zip(*made.sources, strict=True), strict=True)}
+    for kind, column in columns:
+        stretches = [made.timesteps[source] - level for source, level in zip(column, made.timesteps, strict=True)]
+        longest[kind] = max(longest[kind], *stretches)
+    return longest
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -104,12 +130,12 @@ def test_a_plan_says_how_many_steps_were_held_back_and_what_to_do():
     made = plan(12)
     alone = plan_of_rules_alone(12, DEMO.presets["pab246"])
     changed = [step for step in range(12) if made.sources[step] != alone.sources[step]]
-    assert made.held_back == 2
+    assert made.held_back == 7
     assert {1, 2} <= set(changed)
     told = made.warning("pab246")
     assert told is not None
-    assert "broadcast pab246 with 12 steps: less is reused, 2 of the steps" in told
-    assert "made for 30 steps" in told
+    assert "broadcast pab246 with 12 steps: less is reused, 92% of the calls are computed" in told
+    assert "made for 30 steps (75% of the calls). At 7 steps they alone would reuse more" in told
     assert "use more steps, or --broadcast none" in told
     assert "nothing is reused" in str(plan(8).warning("pab246"))
     assert made.digest != alone.digest

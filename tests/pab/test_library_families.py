@@ -31,6 +31,7 @@ from tests.pab.library_worlds import (
     relative,
     scheduler,
 )
+from tests.pab.worlds import from_the_start
 from tests.ranks import run_on_ranks
 
 EVERY_OTHER = pyramid(2, None, 2, window=(0, 1000))
@@ -90,7 +91,7 @@ def test_text_states_are_the_library_pipeline_s(weights, name):
 def test_sites_compute_and_reuse_as_planned(weights, name):
     world = WORLDS[name]
     model, request = world.load(weights), world.clip(num_steps=9)
-    rules = world.family.presets[world.family.defaults.broadcast]
+    rules = from_the_start(world.family.presets[world.family.defaults.broadcast])
     done = world.render(model, request, rules)
     assert done.passes == len(model.guided_passes)
     assert {site.name for site in done.plan.sites} == installed(model)

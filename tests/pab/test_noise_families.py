@@ -20,6 +20,7 @@ from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import denoise, initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError, check_keys
 from tests.golden.broadcast_traces import check_decisions
+from tests.pab.worlds import from_the_start
 from tests.ranks import run_on_ranks
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -136,8 +137,8 @@ def render(folder: Path, name: str, mesh: dict | None):
     """Final latents and frames of a tiny clip, and what was counted and planned of all-to-alls."""
     group = NodeGroup() if mesh is None else open_group(device=torch.device("cpu"), **mesh)
     family = find_family(name)
-    model, request = load(family, folder), clip(family, num_steps=9)  # with 8 or fewer nothing is reused
-    plan = plan_for(family, request, family.presets[family.defaults.broadcast], "float32")
+    model, request = load(family, folder), clip(family, num_steps=9)
+    plan = plan_for(family, request, from_the_start(family.presets[family.defaults.broadcast]), "float32")
     done = denoise(
         model,
         request,

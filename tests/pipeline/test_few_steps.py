@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.pipeline.command import Command
 from tests.pipeline.conftest import Manifest
 
-TOLD = "broadcast pab246 with 9 steps: less is reused, 2 of the steps compute"
+TOLD = "broadcast pab246 with 9 steps: less is reused, 96% of the calls are computed. Its rules are made for 30 steps"
 
 
 def test_reuse_that_is_held_back_is_told_in_the_dry_run_at_submit_and_in_the_record(
@@ -20,7 +20,9 @@ def test_reuse_that_is_held_back_is_told_in_the_dry_run_at_submit_and_in_the_rec
     assert warning.startswith(f"1 clip of demo, {TOLD}")
     assert warning.endswith("use more steps, or --broadcast none")
     groups = {group["num_steps"]: group for group in document["groups"]}
-    assert (groups[9]["held_back"], groups[30]["held_back"]) == (2, 0)
+    assert (groups[9]["held_back"], groups[30]["held_back"]) == (6, 0)
+    assert (groups[9]["computed_share"], groups[9]["full_share"], groups[9]["full_length"]) == (0.963, 0.7456, 30)
+    assert groups[30]["computed_share"] == 0.7456
     shown = command.run(*command.submit_words(url, output, "--dry-run"))
     assert f"warning: {warning}" in shown.stdout
 
@@ -30,7 +32,7 @@ def test_reuse_that_is_held_back_is_told_in_the_dry_run_at_submit_and_in_the_rec
     records = [json.loads(path.read_text()) for path in (output / "records").iterdir()]
     by_steps = {record["clip"]["num_steps"]: record for record in records}
     few, full = by_steps[9], by_steps[30]
-    assert few["plan"]["held_back"] == 2
+    assert few["plan"]["held_back"] == 6
     assert any(TOLD in each for each in few["warnings"])
     assert few["plan"]["digest"] == groups[9]["plan"]
     assert few["counted"]["computed"] == few["planned"]["computed"]

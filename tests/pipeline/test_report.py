@@ -64,16 +64,36 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
     assert report["speedup"]["measured"]["denoise_s"] == measured["denoise_s"]
     assert report["speedup"]["derived"]["clips"] == 2
 
+    (baseline,) = json.loads((output / "reports/job-00000.json").read_text())["baselines"]
+    assert report["quality"]["clips"] == 1
+    assert report["quality"]["psnr_db"]["worst"] == baseline["psnr_db"]
+    assert document["quality"] == report["quality"]
+    assert (document["speedup"], document["alarms"]) == (report["speedup"], report["alarms"])
+    assert report["alarms"]["looked_at"] == 2
+    assert [(row["psnr_db"], row["vmaf"]) for row in index] == [
+        (baseline["psnr_db"], baseline["vmaf"]),
+        *[(None, None)] * 2,
+    ]
+    assert [row["alarms"] for row in index] == [found["a"]["alarms"], None, found["c"]["alarms"]]
+
     links = Links()
     links.feed((output / "reports/run.html").read_text())
-    assert sorted(links.found) == [
-        *sorted(f"../{found[name]['video']['path']}" for name in ("a", "c")), "job-00000.html",
-    ]  # fmt: skip
+    assert set(links.found) == {
+        *(f"../{found[name]['video']['path']}" for name in ("a", "c")), "job-00000.html",
+    }  # fmt: skip
     assert all((output / "reports" / link).is_file() for link in links.found)
 
     code, status = command.json("status", output)
     assert (code, status["rendered"], status["failed"], status["remaining"]) == (3, 2, 1, 0)
     assert status["failures"] == document["failures"]
+    assert (status["quality"], status["alarms"]) == (report["quality"], report["alarms"])
+    assert status["speedup"]["measured"] == report["speedup"]["measured"]
+    shown = command.run("status", output).stdout
+    assert (
+        f"quality    worst PSNR {baseline['psnr_db']:.1f} dB of 1 clip rendered with and without reuse (clip a)"
+        in shown
+    )
+    assert {"alarms", "speedup"} <= {line.partition(" ")[0] for line in shown.splitlines()}
     assert command.run("watch", output).returncode == 3
 
     code, logs = command.json("logs", output, "--clip", "b")
