@@ -11,6 +11,7 @@ from typing import Any
 from pab.family import QualityFloor
 
 Json = dict[str, Any]
+_TOLD = ("model", "broadcast", "num_steps", "rendered", "why", "clips")
 
 
 def faults(sample: Mapping[str, Any], floor: QualityFloor) -> list[str]:
@@ -60,7 +61,7 @@ def guard_summary(reports: Sequence[Mapping[str, Any]]) -> Json | None:
     stepped = [
         {
             "job": job,
-            **{name: plan[name] for name in ("model", "broadcast", "num_steps", "rendered", "why", "clips")},
+            **{name: plan[name] for name in _TOLD},
         }
         for job, plan in told
         if plan["stepped_down"]

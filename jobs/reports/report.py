@@ -31,7 +31,7 @@ _QUALITY = ("psnr_db", "ssim", "vmaf", "identical")
 class JobFacts:
     """What a report is made from.
 
-    `starts`: oldest first, as `start_facts` gives them. `baselines`: the measured ones. `guard`: what the job's guard decided.
+    `starts`: oldest first, as `start_facts` gives them. `baselines`: the measured ones. `guard`: what it decided.
     """
 
     shard: int

@@ -56,9 +56,15 @@ def by_broadcast(pairs: Iterable[tuple[Json, ClipFactor]], baselines: Sequence[J
     """Returns, per broadcast that clips name, what it computed, saved and changed."""
     named: dict[str, list[tuple[Json, ClipFactor]]] = {}
     for record, factor in pairs:
-        named.setdefault(record["plan"]["broadcast"], []).append((record, factor))
-    measured = {baseline["clip"]["broadcast"]: baseline for baseline in baselines}
+        named.setdefault(_name(record["plan"]), []).append((record, factor))
+    measured = {_name({**baseline["clip"], **baseline}): baseline for baseline in baselines}
     return [_row(name, of, measured.get(name)) for name, of in named.items()]
+
+
+def _name(plan: Mapping[str, Any]) -> str:
+    asked, rendered = plan["broadcast"], plan.get("rendered")
+    stepped = rendered not in (None, asked) and not plan.get("out_of_memory")
+    return f"{asked}, rendered with {rendered}" if stepped else str(asked)
 
 
 def _row(name: str, of: Sequence[tuple[Json, ClipFactor]], baseline: Json | None) -> Json:

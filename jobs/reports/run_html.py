@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.quality.alarm_counts import ALARMS
+from jobs.quality.guard import guard_text
 from jobs.reports.page import page
 
 SHOWN_VIDEOS = 24
@@ -16,6 +17,12 @@ def run_page(document: Mapping[str, Any], videos: Sequence[tuple[str, str]], *, 
 
     `videos`: clip id and the video's path below the run's folder, of the first rendered clips; `num_rendered`: of all.
     """
+    guard = document.get("guard")
     return page(
-        "run.html", document=document, videos=videos[:SHOWN_VIDEOS], num_rendered=num_rendered, alarm_words=ALARMS
+        "run.html",
+        document=document,
+        videos=videos[:SHOWN_VIDEOS],
+        num_rendered=num_rendered,
+        alarm_words=ALARMS,
+        guard_text=guard_text(guard) if guard else None,
     )

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs.quality.guard import guard_summary
 from jobs.reports.report_speedup import difference
 from jobs.reports.run_html import SHOWN_VIDEOS, run_page
 from jobs.store import layout
@@ -81,6 +82,7 @@ def report_document(
         "speedup": _speedup(reports, totals),
         "quality": quality_over(reports),
         "alarms": totals.alarms.facts(),
+        "guard": guard_summary(reports),
         "throughput": _throughput(reports),
         "measured": joined_measured(reports),
         "all_to_alls": _summed(reports, "all_to_alls", ("planned", "counted", "without_broadcast", "bytes")),

@@ -17,6 +17,7 @@ from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import ATTENTION_KINDS
 from pipeline.planning.cost import ClipCosts
+from pipeline.planning.guarded import guard_document, guard_lines
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.machines import job_request, limit_min, open_slurm
 from pipeline.run.settings import RunSettings
@@ -93,6 +94,7 @@ def dry_run_document(
         "gpu_hours": round(job_s * ranks / 3600, 3),
         "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
         "loras": {name: [asdict(lora) for lora in loras] for name, loras in costs.rules.pinned_loras().items()},
+        "guard": guard_document(work, settings.render),
         "warnings": list(work.warnings),
         "groups": [_group_document(settings, work, costs, group) for group in sorted(work.groups)],
     }
@@ -149,6 +151,7 @@ def _text(
                 f"{document['planned_speedup']} x as fast as without broadcast"
             ),
             *_over_bound(document),
+            *guard_lines(work, settings.render),
             *(f"warning: {warning}" for warning in work.warnings),
             "",
             *work.mesh_lines,

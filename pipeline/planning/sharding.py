@@ -177,10 +177,10 @@ class WorkPlanner:
         return sum(count * seconds(group) for group, count in plan.clip_groups.items()) / mesh.dp
 
     def _overhead_s(self, plan: ShardPlan, mesh: Mesh) -> dict[str, float]:
-        # What a job does besides its clips: it loads the family, and renders one clip again as a baseline.
+        # What a job does besides its clips: it loads the family, and renders its samples again without broadcast.
         overheads: dict[str, float] = {}
         for group in plan.clip_groups:
-            again = self._alone_s(group, mesh) if self.render.baseline else 0.0
+            again = self._alone_s(group, mesh) * self.render.quality_samples if self.render.baseline else 0.0
             total = self.times.costs.load_s(group.model) + again
             overheads[group.model] = max(overheads.get(group.model, 0.0), total)
         limit = 60 * self.machines.job_minutes * MAX_OVERHEAD

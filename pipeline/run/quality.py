@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.quality.alarm_counts import AlarmCounts, alarm_text
+from jobs.quality.guard import guard_summary, guard_text
 from jobs.quality.headline import quality_summary, quality_text
 from jobs.reports.report_speedup import baselines_of, difference
 from jobs.store.bucket import Bucket
@@ -38,6 +39,7 @@ def run_quality(bucket: Bucket, progress: Progress) -> Json:
         "speedup": {"measured": measured, "derived": derived, "difference": difference(measured, derived)},
         "quality": quality_over(reports),
         "alarms": counts.facts(),
+        "guard": guard_summary(reports),
     }
 
 
@@ -98,6 +100,8 @@ def told_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("", speedup["difference"]))
     if factors or told["quality"]:
         lines.append(("quality", quality_text(told["quality"])))
+    if told.get("guard"):
+        lines.append(("guard", guard_text(told["guard"])))
     if told["alarms"]["looked_at"]:
         lines.append(("alarms", alarm_text(told["alarms"])))
     return lines

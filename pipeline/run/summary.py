@@ -38,7 +38,7 @@ def show_summary(
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
     told = told or run_quality(bucket, progress)
-    document |= {name: told[name] for name in ("speedup", "quality", "alarms")}
+    document |= {name: told[name] for name in ("speedup", "quality", "alarms", "guard")}
     if left_out is not None:
         document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
     if dashboard is not None:

@@ -30,7 +30,7 @@ from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
 from pab.families.open_sora.stdit3_video import STDiT3Video
-from pab.family import ClipRequest, Family, LoadRequest
+from pab.family import NO_FLOOR, ClipRequest, Family, LoadRequest
 from pab.model import DecodedFrames
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.rectified_flow import timesteps
@@ -151,6 +151,7 @@ TINY: Family = replace(
     timesteps=lambda request, _precision: timesteps(request.num_steps),
     num_tokens=lambda num_frames, height, width: -(-num_frames // 2) * -(-height // 8) * -(-width // 8),
     load=load_tiny,
+    floor=NO_FLOOR,
 )
 
 

@@ -12,7 +12,16 @@ from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
 from pab.broadcast.step_rules import StepGroup, StepRules
 from pab.families.demo.config import DEMO_REFERENCES, DEPTH, LATENT_STRIDE, demo_timesteps, demo_tokens, weights_path
 from pab.families.open_sora.sites import stdit3_sites
-from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures
+from pab.family import (
+    MAX_BATCH,
+    ClipDefaults,
+    ClipLimits,
+    CostFigures,
+    Family,
+    LoadRequest,
+    MemoryFigures,
+    QualityFloor,
+)
 from pab.weights.digest import weights_digest
 
 if TYPE_CHECKING:
@@ -78,6 +87,9 @@ DEMO = Family(
         "calibrated": _CALIBRATED,
         **FORESIGHT_PRESETS,
     },
+    floor=QualityFloor(
+        psnr_db=26.0, vmaf=50.0, source="docs/quality.md: its presets have 29 dB or more, plans that spoil clips less"
+    ),
     keeps_blocks=True,
     timesteps=demo_timesteps,
     num_tokens=demo_tokens,
