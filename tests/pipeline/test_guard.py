@@ -28,7 +28,7 @@ def dry_run(command: Command, url: Path, output: Path, *flags: str) -> list[str]
 def test_a_dry_run_tells_the_floor_and_what_is_rendered_twice(
     command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
-    url, output = manifest(4, broadcast=["pab246", "pab246", "pab246", "none"]), tmp_path / "out"
+    url, output = manifest(4, num_steps=[9] * 4, broadcast=["pab246", "pab246", "pab246", "none"]), tmp_path / "out"
     code, document = command.json(*dry_run(command, url, output))
     guard = document["guard"]
     assert code == 0
@@ -64,11 +64,11 @@ def test_a_wrong_flag_is_refused(
 def test_a_step_down_stands_in_the_last_lines_of_submit_in_status_and_on_the_page(
     command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
-    url, output = manifest(2, num_steps=9, broadcast="pab579"), tmp_path / "out"
+    url, output = manifest(2, num_steps=[20] * 2, broadcast=["pab579"] * 2), tmp_path / "out"
     words = dry_run(command, url, output, "--min-quality", "psnr=100")
     ran = command.run(*(word for word in words if word != "--dry-run"))
     assert ran.returncode == 0
-    told = "STEPPED DOWN, 2 clips rendered with a milder plan: pab579 at 9 steps is none in job-00000"
+    told = "STEPPED DOWN, 2 clips rendered with a milder plan: pab579 at 20 steps is none in job-00000"
     assert f"guard      {told}" in ran.stdout
     assert f"guard      {told}" in command.run("status", str(output)).stdout
     assert told in (output / "reports/run.html").read_text()
