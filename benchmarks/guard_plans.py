@@ -7,7 +7,11 @@ sample, or of so many as `--samples` says, out of these clips. `--measures FILE`
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +21,13 @@ import torch
 from jobs.calibration.plan_quality import call_share
 from jobs.quality.alarms import alarms_of, pixel_statistics
 from jobs.quality.compare import alike_facts
+from jobs.quality.guard import are_good
 from pab.broadcast.rules import NO_BROADCAST, Rules, pyramid
 from pab.broadcast.step_rules import StepRules
 from pab.families.demo.family import DEMO
 from pab.families.demo.training.check import held_out_prompts
 from pab.families.demo.training.read_back import read_scenes
-from pab.family import ClipRequest
+from pab.family import ClipRequest, LoadRequest
 from pab.model import VideoModel
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.batch import denoise_batch, noise_of
@@ -111,3 +116,60 @@ def demo_requests(clips: int, steps: int) -> list[ClipRequest]:
         )
         for seed, (prompt, _) in enumerate(held_out_prompts(clips, seed=1))
     ]  # fmt: skip
+
+
+def decisions(rows: list[Json], samples: int) -> list[Json]:
+    """Returns, for each plan, in what share of all draws of so many samples the guard steps it down."""
+    told: list[Json] = []
+    for row in rows:
+        draws = [list(draw) for draw in combinations(row["clips"], samples)]
+        stepped = sum(not are_good([_named(clip) for clip in draw], DEMO.floor) for draw in draws)
+        wrong = sum(bool(clip["wrong"]) for clip in row["clips"])
+        told.append({**row, "stepped_down": stepped / len(draws), "wrong_clips": wrong})
+    return told
+
+
+def _named(clip: Json) -> Json:
+    return {"clip_id": "sample", "not_finite": None, **clip}
+
+
+def table(told: list[Json]) -> str:
+    """Returns the decisions as a table in Markdown, and how many plans of each kind were stepped down at every draw."""
+    lines = ["| plan | calls computed | PSNR, dB | VMAF | wrong clips | stepped down |", "|---|---|---|---|---|---|"]
+    for row in told:
+        psnr, vmaf = ([clip[name] for clip in row["clips"]] for name in ("psnr_db", "vmaf"))
+        lines.append(
+            f"| {row['kind']}: `{row['plan']}` | {row['computed_share']:.0%} | {min(psnr):.1f} to {max(psnr):.1f} | "
+            f"{min(vmaf):.0f} to {max(vmaf):.0f} | {row['wrong_clips']} of {len(psnr)} | {row['stepped_down']:.0%} |"
+        )
+    for kind in ("bad", "good"):
+        alike = [row for row in told if row["kind"] == kind]
+        always = sum(row["stepped_down"] == 1 for row in alike)
+        ever = sum(row["stepped_down"] > 0 for row in alike)
+        lines.append(f"\n{len(alike)} {kind} plans: {always} stepped down whatever is drawn, {ever} by some draw")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Runs the measurement, or reads it, and shows what the guard decides."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.guard_plans", description=__doc__)
+    parser.add_argument("--clips", type=int, default=3, help="prompts that training left out")
+    parser.add_argument("--steps", type=int, default=DEMO.defaults.num_steps)
+    parser.add_argument("--samples", type=int, default=1, help="clips that a job compares")
+    parser.add_argument("--measures", type=Path, help="a JSON file: read if it is there, else written")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.measures and options.measures.exists():
+        rows: list[Json] = json.loads(options.measures.read_text())
+    else:
+        model = DEMO.load(LoadRequest(weights=None, precision="float32", device="cpu"))
+        with torch.inference_mode():
+            rows = measure(model, demo_requests(options.clips, options.steps))
+    if options.measures and not options.measures.exists():
+        options.measures.write_text(json.dumps(rows, indent=1))
+    sys.stdout.write(table(decisions(rows, options.samples)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,8 +21,9 @@ class ClipRow:
 
     The rest is of rendered ones. `denoise_s`: its denoising loop; `settled_s`: the same with each step at the median of its
     pattern; `baseline_s`: what the loop would take if every step took as long as the clip's own full ones, None for a clip
-    that reuses nothing, has no full step, or whose steps were timed only while something was compiled. `alarms`: None where
-    an earlier version has not looked. `quality`: against the clip without reuse, of clips that were rendered twice.
+    that reuses nothing, has no full step, or whose steps were timed only while something was compiled. `rendered`: the
+    broadcast that it was rendered with. `alarms`: None where an earlier version has not looked. `quality`: against the
+    clip without reuse, of clips that were rendered twice.
     """
 
     outcome: str
@@ -32,6 +33,7 @@ class ClipRow:
     baseline_s: float | None = None
     plan: str | None = None
     video: str | None = None
+    rendered: str | None = None
     alarms: tuple[str, ...] | None = None
     quality: Mapping[str, Any] | None = None
 
@@ -56,6 +58,7 @@ def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
                     baseline_s=row["derived_baseline_s"] if row["pab_factor_derived"] is not None else None,
                     plan=row["plan"],
                     video=row["video"] if layout.is_video(str(row["video"])) else None,
+                    rendered=row.get("rendered", row["broadcast"]),
                     alarms=_alarms(row),
                     quality=row.get("quality"),
                 )
@@ -104,6 +107,7 @@ def record_row(record: Json) -> ClipRow:
         baseline_s=factor.baseline_s if known else None,
         plan=record["plan"]["digest"],
         video=record["video"]["path"],
+        rendered=record["plan"].get("rendered", record["plan"]["broadcast"]),
         alarms=_alarms(record),
     )
 

@@ -237,7 +237,7 @@ def test_a_clip_of_loops_is_one_video_and_record_and_report_count_all_of_them(tm
         0, prompt="|0| a red circle |2| a blue square", loops=3, condition_frame_length=2, condition_frame_edit=0.0
     )
     bucket = write_shard(str(tmp_path), [looped, clip(1)])
-    outcome = render_job(str(tmp_path), baseline=True)()
+    outcome = render_job(str(tmp_path), baseline=True, quality_samples=2)()
     assert [type(item) for item in outcome.clips] == [Rendered, Rendered]
     record, plain = (bucket.read_json(layout.record(item.key)) for item in (looped, clip(1)))
     assert record["video"]["num_frames"] == 3 * 8 - 2 * 4
@@ -257,7 +257,8 @@ def test_a_clip_of_loops_is_one_video_and_record_and_report_count_all_of_them(tm
     assert (plan["clips"], len(plan["patterns"]), len(plan["step_median_s"])) == (2, 8, 8)
     assert report["calls"]["agree"]
     assert [row["size"] for row in report["clips"]] == ["8x32x48, 3 loops", "8x32x48"]
-    assert len(report["baseline"]["steps"]["seconds"]) == 3 * 8
+    baselines = {each["clip_id"]: each for each in report["baselines"]}
+    assert {name: len(each["steps"]["seconds"]) for name, each in baselines.items()} == {"clip.0": 3 * 8, "clip.1": 8}
 
 
 def test_foresight_decides_in_each_loop_anew_and_is_counted_as_decided(tmp_path):
