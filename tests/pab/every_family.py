@@ -22,7 +22,7 @@ from pab.library.broadcast_module import BroadcastModule
 from pab.library.video import DiffusersVideo
 from pab.model import Beginning, CombinesBranches, EncodedPrompt, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.sampling.denoise import Denoised, denoise, from_uncond, initial_noise, plan_for
+from pab.sampling.denoise import Denoised, denoise, from_uncond, initial_noise, plan_for, prompt_with
 from tests.pab.library_worlds import WORLDS, library_module
 
 SMALL: Mapping[str, tuple[int, int, int]] = {
@@ -126,12 +126,13 @@ def plain_predict(name: str, model: VideoModel, folder: Path) -> Callable[[Tenso
 def plain_latents(name: str, model: VideoModel, folder: Path) -> Tensor:
     """Final latents of the bare sampling loop over the plain model."""
     request = request_of(name)
-    predict, prompt = plain_predict(name, model, folder), model.encode_prompts([request])[0]
-    beginning = given_of(name, model)
+    predict, beginning = plain_predict(name, model, folder), given_of(name, model)
+    prompt = prompt_with(beginning, model.encode_prompts([request])[0])
     sp = NodeGroup().sp
     scheduler = model.scheduler(request, sp) if beginning is None else beginning.scheduler(sp)
     combine = scheduler.combine if isinstance(scheduler, CombinesBranches) else from_uncond
     z = initial_noise(request, model.latent_shape(request)) * scheduler.init_noise_sigma
+    z = z if beginning is None else beginning.put_into(z)
     for step, timestep in enumerate(family(name).timesteps(request, "float32")):
         x = scheduler.model_input(z, step)
         given = StepInput(

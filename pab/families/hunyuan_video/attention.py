@@ -5,12 +5,14 @@ Both streams are split once they are embedded: the mask, made of their lengths b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pab.broadcast.sites import Site
 from pab.library.attention import JOINT_PLAN, joint_attention, projected, projected_out
 from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
 from pab.library.fused import attend_of
@@ -21,6 +23,13 @@ HUNYUAN_VIDEO_PLAN: SequencePlan = {
     "rope": ModuleSplits(outputs={0: _PLACES, 1: _PLACES}),
     **JOINT_PLAN,
 }
+
+
+def token_replace_plan(sites: Iterable[Site]) -> SequencePlan:
+    """Returns the plan of a transformer whose blocks are told how many tokens are the given first frame's."""
+    blocks = dict.fromkeys(site.name.rpartition(".")[0] for site in sites)
+    counted = {path: replace(HUNYUAN_VIDEO_PLAN.get(path, ModuleSplits()), counts=("num_tokens",)) for path in blocks}
+    return {**HUNYUAN_VIDEO_PLAN, **counted}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
