@@ -14,6 +14,7 @@ from pab.broadcast.state import COND, UNCOND
 from pab.families.hunyuan_video_15.attention import HUNYUAN_VIDEO_15_PLAN, Hunyuan15Attention
 from pab.families.hunyuan_video_15.config import Hunyuan15Model
 from pab.families.hunyuan_video_15.levels import even_levels, moved_timesteps
+from pab.families.hunyuan_video_15.loras import HUNYUAN_VIDEO_15_LORAS
 from pab.families.hunyuan_video_15.sites import hunyuan_video_15_sites
 from pab.families.hunyuan_video_15.text import open_hunyuan_15_text
 from pab.family import LoadRequest
@@ -65,6 +66,7 @@ def load_hunyuan_video_15(root: Path, request: LoadRequest, model: Hunyuan15Mode
         denoiser=Hunyuan15Denoiser,
         codec=_codec,
         guided_passes=(COND, UNCOND),
+        loras=HUNYUAN_VIDEO_15_LORAS,
     )
     return load_library_model(described, root, request)
 
