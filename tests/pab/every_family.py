@@ -19,6 +19,7 @@ from pab.families.demo.weights import build_parts, demo_config, save_demo
 from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.library.broadcast_module import BroadcastModule
+from pab.library.image import GivenImage
 from pab.library.video import DiffusersVideo
 from pab.model import Beginning, CombinesBranches, EncodedPrompt, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, open_group
@@ -87,7 +88,9 @@ def render(
     precision: str = "float32",
     prompt: EncodedPrompt | None = None,
 ) -> Denoised:
-    request = request_of(name)
+    request, given = request_of(name), given_of(name, model)
+    if prompt is not None and isinstance(given, GivenImage):
+        given = replace(given, own_states=None)  # a prompt that is named has the states that are meant
     return denoise(
         model,
         request,
@@ -95,7 +98,7 @@ def render(
         noise=initial_noise(request, model.latent_shape(request)),
         plan=plan_for(family(name), request, rules, precision),
         group=group or NodeGroup(),
-        given=given_of(name, model),
+        given=given,
     )
 
 

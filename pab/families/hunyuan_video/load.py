@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pab.broadcast.state import COND, UNCOND
-from pab.families.hunyuan_video.attention import HUNYUAN_VIDEO_PLAN, HunyuanAttention, token_replace_plan
+from pab.families.hunyuan_video.attention import HunyuanAttention, token_replace_plan
 from pab.families.hunyuan_video.config import LATENT_CHANNELS, TOKEN_REPLACE, HunyuanModel
 from pab.families.hunyuan_video.image import open_hunyuan_image
 from pab.families.hunyuan_video.image_text import open_hunyuan_image_text
@@ -21,6 +21,7 @@ from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
 from pab.families.hunyuan_video.text import open_hunyuan_text
 from pab.family import ClipRequest, LoadRequest
+from pab.library.attention import ROTARY_JOINT_PLAN
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
 from pab.library.vae import TiledCodec, open_codec
@@ -68,7 +69,7 @@ def hunyuan_library_model(model: HunyuanModel) -> LibraryModel:
         scheduler=_SCHEDULER,
         sites=sites,
         attention=HunyuanAttention,
-        plan=token_replace_plan(sites) if image == TOKEN_REPLACE else HUNYUAN_VIDEO_PLAN,
+        plan=token_replace_plan(sites) if image == TOKEN_REPLACE else ROTARY_JOINT_PLAN,
         levels=_levels,
         chosen=_chosen,
         default_size=(model.num_frames, model.height, model.width),
@@ -86,7 +87,7 @@ def hunyuan_library_model(model: HunyuanModel) -> LibraryModel:
 
 
 def _levels(num_steps: int, _size: tuple[int, int, int]) -> ClipLevels:
-    return ClipLevels(planned=moved_timesteps(num_steps), given={"sigmas": list(even_levels(num_steps))})
+    return ClipLevels(planned=moved_timesteps(num_steps, SHIFT), given={"sigmas": list(even_levels(num_steps))})
 
 
 def _chosen(clip: ClipRequest) -> ClipLevels | None:

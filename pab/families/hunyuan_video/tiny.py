@@ -15,7 +15,7 @@ from pab.families.hunyuan_video.config import LATENT_CHANNELS, HunyuanModel
 from pab.families.hunyuan_video.levels import SHIFT
 from pab.families.hunyuan_video.text import INSTRUCTION, MAX_CLIP_TOKENS, MAX_TEXT_TOKENS
 from pab.library.parts import library_class
-from pab.weights.tiny_parts import SENTENCES, write_component, write_scheduler
+from pab.weights.tiny_parts import write_byte_tokenizer, write_component, write_scheduler
 
 LLAMA_CHANNELS, CLIP_CHANNELS, IMAGE_CHANNELS = 32, 16, 16
 IMAGE_SIDE = 48
@@ -96,33 +96,15 @@ def write_small_hunyuan_video(folder: Path, seed: int, model: HunyuanModel) -> N
 def write_llama_tokenizer(
     folder: Path, specials: Sequence[str] = LLAMA_SPECIALS, learned: Sequence[str] = (INSTRUCTION,) * 3, size: int = 800
 ) -> int:  # fmt: skip
-    """Writes a byte-level tokenizer that knows the instruction's words; returns its number of tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(specials),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*SENTENCES, *learned], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
-    )
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
+    """Writes a tokenizer that knows the instruction's words; returns its number of tokens."""
+    settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BEGIN,
         "pad_token": PAD,
         "padding_side": "right",
         "model_max_length": MAX_TEXT_TOKENS,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
-    return tokenizer.get_vocab_size()
+    return write_byte_tokenizer(folder, settings, specials=specials, size=size, learned=learned, begin=BEGIN)
 
 
 def write_clip_tokenizer(folder: Path) -> int:
