@@ -143,7 +143,7 @@ ROOMS = {
     "diffusers": ("pab/library/*", "pab/families/*", "jobs/bench/peers.py"),
     "cache_dit": ("jobs/bench/peers.py",),
     "transformers": ("pab/text/*", "pab/weights/tiny_parts.py", "pab/families/*"),
-    "tokenizers": ("pab/families/*",),
+    "tokenizers": ("pab/families/*", "pab/weights/tiny_parts.py"),
     "huggingface_hub": ("pab/weights/*",),
     "sentencepiece": ("pab/weights/tiny_parts.py",),
     "ftfy": ("pab/text/*", "pab/families/*"),

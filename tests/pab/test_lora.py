@@ -217,6 +217,22 @@ LTX = {
     "transformer_blocks.1.attn1.to_q": ("transformer_blocks.1.attn1.to_q",),
     "transformer_blocks.0.ff.net.2": ("transformer_blocks.0.ff.net.2",),
 }
+HUNYUAN_15 = {
+    **{name: HUNYUAN[name] for name in HUNYUAN if name.startswith(("double", "txt_in"))},
+    "time_in.mlp.2": ("time_embed.timestep_embedder.linear_2",),
+    "byt5_in.fc3": ("context_embedder_2.linear_3",),
+    "vision_in.proj.1": ("image_embedder.linear_1",),
+}
+LTX2 = {
+    "patchify_proj": ("proj_in",),
+    "audio_patchify_proj": ("audio_proj_in",),
+    "audio_adaln_single.linear": ("audio_time_embed.linear",),
+    "adaln_single.emb.timestep_embedder.linear_1": ("time_embed.emb.timestep_embedder.linear_1",),
+    "av_ca_a2v_gate_adaln_single.linear": ("av_cross_attn_video_a2v_gate.linear",),
+    "av_ca_audio_scale_shift_adaln_single.linear": ("av_cross_attn_audio_scale_shift.linear",),
+    "transformer_blocks.1.audio_to_video_attn.to_q": ("transformer_blocks.1.audio_to_video_attn.to_q",),
+    "transformer_blocks.0.audio_ff.net.2": ("transformer_blocks.0.audio_ff.net.2",),
+}
 COGVIDEOX = {
     "transformer_blocks.0.attn1.to_k": ("transformer_blocks.0.attn1.to_k",),
     "transformer_blocks.1.ff.net.0.proj": ("transformer_blocks.1.ff.net.0.proj",),
@@ -256,6 +272,8 @@ def added(held: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]], tens
             },
         ),
         ("ltx", LTX),
+        ("ltx2", LTX2),
+        ("hunyuan_video_15_480p", HUNYUAN_15),
         ("cogvideox_5b", COGVIDEOX),
     ],
 )  # fmt: skip
@@ -278,7 +296,15 @@ def test_names_of_hunyuan_video_are_what_the_library_s_converter_makes_of_them(w
     assert same(fused(held, converted, {}), expected, held)
 
 
-@pytest.mark.parametrize("name", ["wan22_a14b", "ltx"])
+def test_names_of_ltx2_are_what_the_library_s_converter_makes_of_them(weights):
+    held = parameters(weights, "ltx2")
+    tensors = joined_file(held, LTX2, flat=False)
+    converted = library_class("LTX2Pipeline").lora_state_dict(dict(tensors))
+    expected = added(held, LTX2, tensors)
+    assert same(fused(held, converted, {}), expected, held)
+
+
+@pytest.mark.parametrize("name", ["wan22_a14b", "ltx", "hunyuan_video_15_480p"])
 def test_latents_are_those_of_the_library_s_pipeline_with_the_weights_added_by_hand(weights, tmp_path, name):
     world, loras = WORLDS[name], list[Lora]()
     expected: dict[str, dict[str, Tensor]] = {}

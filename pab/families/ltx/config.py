@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pab.families.ltx.levels import (
-    DISTILLED,
     DISTILLED_TIMESTEPS,
-    distilled_timesteps,
+    PRESET_LEVELS,
     moved_timesteps,
+    preset_timesteps,
     quadratic_timesteps,
 )
 from pab.families.ltx.weights import LTX_2B_WEIGHTS, LTX_13B_DISTILLED_WEIGHTS, LTX_13B_WEIGHTS, LTX_WEIGHTS
@@ -18,7 +18,7 @@ from pab.weights.checkpoint import Published
 SAMPLINGS = {
     "distilled8": Sampling(
         summary="8 steps at the fixed levels of the distilled models from 0.9.7 on",
-        num_steps=len(DISTILLED),
+        num_steps=len(PRESET_LEVELS),
         guidance_scale=1.0,
     )
 }
@@ -62,7 +62,7 @@ class LtxModel:
     def clip_timesteps(self, clip: ClipRequest, _precision: str) -> tuple[float, ...]:
         """Returns the timesteps of a clip, which may name a preset of few steps; embedded in float32 in any precision."""
         if clip.sampling is not None:
-            return distilled_timesteps()
+            return preset_timesteps()
         return self.timesteps(clip.num_steps, (clip.num_frames, clip.height, clip.width))
 
 

@@ -18,13 +18,13 @@ from pab.conditioning.reference_pixels import ReferenceImage
 from pab.families.ltx.conditions import ConditionDenoiser, NegatedSampler
 from pab.families.ltx.config import FRAME_STRIDE, HEIGHT, NUM_FRAMES, PIXEL_STRIDE, WIDTH, LtxModel, ltx_tokens
 from pab.families.ltx.levels import (
-    DISTILLED,
     LAST_LEVEL,
+    PRESET_LEVELS,
     SHIFTS,
-    distilled_timesteps,
     even_levels,
     given_levels,
     log_shift,
+    preset_timesteps,
 )
 from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
@@ -111,7 +111,7 @@ def _chosen(clip: ClipRequest) -> ClipLevels | None:
     if clip.sampling is None:
         return None
     scheduler = {"_class_name": _SCHEDULER["_class_name"], "num_train_timesteps": 1000, "shift": 1.0}
-    return ClipLevels(planned=distilled_timesteps(), given={"sigmas": list(DISTILLED)}, scheduler=scheduler)
+    return ClipLevels(planned=preset_timesteps(), given={"sigmas": list(PRESET_LEVELS)}, scheduler=scheduler)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,7 @@ from pab.families.ltx2.config import (
     sound_latents,
     video_latents,
 )
+from pab.families.ltx2.loras import LTX2_LORAS
 from pab.families.ltx2.sites import ltx2_sites
 from pab.families.ltx2.sound import SoundDecoder, load_sound_decoder
 from pab.families.ltx2.text import open_ltx2_text
@@ -102,6 +103,7 @@ def load_ltx2(root: Path, request: LoadRequest, model: Ltx2Model) -> DiffusersVi
         denoiser=Ltx2Denoiser,
         codec=ltx2_codec,
         guided_passes=(BOTH,),
+        loras=LTX2_LORAS,
     )
     loaded = load_library_model(described, root, request)
     assert isinstance(loaded.codec, TiledCodec), "the library's VAE"
