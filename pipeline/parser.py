@@ -207,6 +207,14 @@ def _add_bench(commands: _Commands[Parser]) -> None:
         metavar="DIR",
         help="with --figures: a folder of weights, with which loading and decoding are timed too (default: random weights)",
     )
+    for part, what in (("linears", "matrix products"), ("attention", "self attention")):
+        parser.add_argument(
+            f"--{part}",
+            choices=("full", "float8"),
+            default="full",
+            help=f"with --figures: {what} of the run's precision (full, the default) or of 8-bit floats, as `submit --{part} "
+            "float8` renders; each choice has an entry of its own",
+        )
     parser.add_argument(
         "--join", nargs="+", metavar="FILE", help="measure nothing; make one page of several bench.json"
     )
