@@ -294,15 +294,17 @@ def test_the_command_measures_a_family_and_submit_plans_with_what_it_wrote(
 
 
 def test_the_command_measures_8_bit_floats_as_an_entry_of_their_own(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    plain = replace(WAN.cost, measured="one cpu", device="cpu", precision="float32")
+    file.write_text(json.dumps(figures_document({"wan": [plain, replace(plain, float8=FLOAT8_PARTS)]})))
     words = ["bench", "--figures", "wan", "--size", "tiny", "--output", tmp_path]
-    assert command.json(*words)[0] == 0
     _, entry = command.json(*words, "--linears", "float8", "--attention", "float8")
     assert entry["measured"] == (
         "one cpu, float32, 8-bit products and attention, eager, tiny models (loading and decoding estimated)"
     )
     assert entry["memory"]["float8_parameters"] > 0
-    held = read_figures(tmp_path / "figures.json")["wan"]
-    assert [each.float8 for each in held] == [(), FLOAT8_PARTS]
+    held = read_figures(file)["wan"]
+    assert [(each.float8, each.measured) for each in held] == [((), "one cpu"), (FLOAT8_PARTS, entry["measured"])]
     assert FiguresSource(device="cpu", own={"wan": held}).of(WAN, "float32", FLOAT8_PARTS) == held[1]
     _, refused = command.json("bench", "--figures", "demo", "--linears", "float8")
     assert "demo has no 8-bit matrix products, only full" in refused["error"]["message"]
