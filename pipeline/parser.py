@@ -32,6 +32,8 @@ COLUMNS = """columns of a manifest:
   required: prompt
   optional: clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale, broadcast,
             sampling, flow_shift, guidance_scale_2
+  lora                    LoRAs of the row as --lora names them, several with ; between them, none for none at all; if
+                          empty, those of --lora
   references              paths or URLs of images and videos, separated by ;. Allowed are files below the manifest's
                           folder or a --reference-root, http(s) at public addresses, s3, gs, az, abfs and abfss
   mask_strategy           which frames the references give; if empty, the first reference begins the clip

@@ -179,7 +179,8 @@ def _loops(group: ClipGroup) -> str:
 
 def _sampled(group: ClipGroup) -> str:
     preset = f" by sampling {group.sampling}" if group.sampling else ""
-    return preset + (f", flow_shift {group.flow_shift:g}" if group.flow_shift else "")
+    shift = f", flow_shift {group.flow_shift:g}" if group.flow_shift else ""
+    return preset + shift + (f", lora {group.lora}" if group.lora else "")
 
 
 def _over_bound(document: dict[str, object]) -> list[str]:

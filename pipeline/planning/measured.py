@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +77,12 @@ class MeasuredTimes:
 
     def meshes(self, group: ClipGroup, keep: str = "full") -> list[tuple[int, int]]:
         """Returns on which cfg and sp clips of a group were measured, fewest ranks first."""
+        group = replace(group, lora="")
         found = {(clip.cfg, clip.sp) for clip in self.clips if clip.group == group and clip.keep == keep}
         return sorted(found, key=lambda mesh: (mesh[0] * mesh[1], mesh))
 
     def _of(self, group: ClipGroup, cfg: int, sp: int, keep: str) -> list[MeasuredClip]:
-        wanted = cfg, sp, keep
+        group, wanted = replace(group, lora=""), (cfg, sp, keep)  # LoRAs are in the weights: they cost no time
         return [clip for clip in self.clips if clip.group == group and (clip.cfg, clip.sp, clip.keep) == wanted]
 
 

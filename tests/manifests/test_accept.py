@@ -300,8 +300,8 @@ def test_a_column_twice_is_refused(manifest: Write, rules: Rules, tmp_path: Path
 
 
 def test_another_version_is_refused(manifest: Write, rules: Rules, tmp_path: Path) -> None:
-    table = pa.table({"prompt": ["a"]}).replace_schema_metadata({VERSION_KEY: b"5"})
-    with pytest.raises(ManifestError, match="manifest version=5, this program reads versions 1 to 4"):
+    table = pa.table({"prompt": ["a"]}).replace_schema_metadata({VERSION_KEY: b"6"})
+    with pytest.raises(ManifestError, match="manifest version=6, this program reads versions 1 to 5"):
         raise refused(manifest(table), rules, tmp_path)
 
 

@@ -154,3 +154,61 @@ def test_a_job_adds_them_samples_in_few_steps_and_the_record_says_so(
     code, document = wan.submit(url, tmp_path / "out", "--model", "wan")
     assert code != 0
     assert f"--lora was {style}:0.5:transformer ({lora['digest']}), now none" in document["error"]["message"]
+
+
+def test_loras_of_a_row_mean_what_the_flag_means_and_are_looked_at_in_the_same_way(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    style, other = str(lora_file(tmp_path)), str(lora_file(tmp_path, "other.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    rules = run_rules(settings_of(f"{style}:0.5", weights=weights).render)
+    of_row = rules.rows["wan"].loras
+    assert of_row is not None
+    both = of_row(("other.safetensors:0.0000001", style))
+    typed = run_rules(settings_of(f"{other}:0.0000001", style, weights=weights).render).rows["wan"]
+    assert both.identity == typed.identity() != rules.rows["wan"].identity()
+    assert both.text == f"{other}:0.0000001:transformer;{style}:1.0:transformer"
+    assert of_row(()).identity == run_rules(settings_of(weights=weights).render).rows["wan"].identity()
+    assert rules.rows["demo"].loras is None
+    lora_file(tmp_path, "bad.safetensors", KEY, (24, 23))
+    for said, message in (
+        ("bad.safetensors", f"'{KEY}' changes \\[24, 23\\]"),
+        ("style.bin", "'style.bin' is neither a .safetensors file nor a hub id"),
+        ("style.safetensors:transformer_2", "wan has no component 'transformer_2'; say :transformer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            of_row((said,))
+    with pytest.raises(ValueError, match="named twice; give it once"):
+        of_row((style, f"{style}:0.5"))
+
+
+def test_rows_of_a_run_that_goes_on_have_the_commits_that_it_began_with(weights: str) -> None:
+    wan, at = FAMILIES["wan"], f"some/model/fast.safetensors@{'1' * 40}"
+    pinned = Lora(place=at, component="transformer")
+    began = RunWeights(
+        asked=weights, pinned=weights, digest="d", row_loras={"some/model/fast.safetensors": (pinned,)}
+    )  # fmt: skip
+    assert RunWeights.read(json.loads(json.dumps(asdict(began)))) == began
+    lookup = WeightsLookup(lambda _: weights, {"wan": began})
+    (found,) = lookup.find_row_loras(wan, ["some/model/fast.safetensors"])
+    assert (found.place, bool(found.digest)) == (at, True)
+    assert lookup.found["wan"].row_loras == {"some/model/fast.safetensors": (found,)}
+
+
+def test_a_row_s_loras_come_first_and_each_job_loads_one_set(
+    tmp_path: Path, command: Command, manifest: Manifest, weights: str
+) -> None:
+    style, other = lora_file(tmp_path), lora_file(tmp_path, "other.safetensors")
+    wan, flags = replace(command, weights=Path(weights)), ("--model", "wan", "--sampling", "lightning4")
+    url, output = manifest(2, num_frames=[1, 1], num_steps=[None, None], lora=[f"{other}:0.25", None]), tmp_path / "out"
+    flags += ("--lora", f"{style}:0.5")
+    code, planned = wan.submit(url, output, *flags, "--dry-run")
+    assert (code, planned["jobs"]) == (0, 2)
+    assert [group["lora"] for group in planned["groups"]] == ["", f"{other}:0.25:transformer"]
+    code, _ = wan.submit(url, output, *flags)
+    assert code == 0
+    found = records(output)
+    told = {clip_id: [(each["place"], each["strength"]) for each in one["loras"]] for clip_id, one in found.items()}
+    assert told == {"c0": [(str(other), 0.25)], "c1": [(str(style), 0.5)]}
+    run = json.loads((output / "run.json").read_text())["weights"]["wan"]
+    assert run["row_loras"] == {f"{other}:0.25": found["c0"]["loras"]}
