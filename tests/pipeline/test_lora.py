@@ -169,7 +169,6 @@ def test_loras_of_a_row_mean_what_the_flag_means_and_are_looked_at_in_the_same_w
     assert both.identity == typed.identity() != rules.rows["wan"].identity()
     assert both.text == f"{other}:0.0000001:transformer;{style}:1.0:transformer"
     assert of_row(()).identity == run_rules(settings_of(weights=weights).render).rows["wan"].identity()
-    assert rules.rows["demo"].loras is None
     lora_file(tmp_path, "bad.safetensors", KEY, (24, 23))
     for said, message in (
         ("bad.safetensors", f"'{KEY}' changes \\[24, 23\\]"),
