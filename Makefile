@@ -30,8 +30,9 @@ test: export OMP_NUM_THREADS ?= 1
 test: $(BIN)/.installed-for-tests ## every test that runs on this machine alone; TESTS=tests/pab for some
 	$(BIN)/python -m pytest -m "not cluster and not gpu" --numprocesses auto --maxprocesses 8 --dist worksteal $(TESTS)
 
+# Two processes, each with a SLURM and an S3 server of its own: most of these tests wait.
 test-cluster: $(BIN)/.installed-for-tests ## tests on a real SLURM and a real S3 server (.ci/install-cluster-packages)
-	$(BIN)/python -m pytest -m cluster
+	$(BIN)/python -m pytest -m cluster --numprocesses 2 --dist worksteal
 
 test-gpu: $(BIN)/.installed-for-tests ## tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -80,6 +80,9 @@ class Cluster(Protocol):
     def submit(self, requests: Sequence[JobRequest]) -> list[Job]:
         """Hands over jobs and returns at once. Raises ClusterError when refused, UnansweredError when that is unknown."""
 
+    def refuse_if_cancelled(self) -> None:
+        """Raises CancelledError if the run was cancelled since this object was made."""
+
     def alive(self) -> list[Job]:
         """Returns the jobs of the run that wait or run, whoever submitted them, as far as this machine knows them."""
 

@@ -215,6 +215,9 @@ class LocalCluster:
         self.poll()
         return list(jobs)
 
+    def refuse_if_cancelled(self) -> None:
+        """Does nothing: `cancel` ends a local run's processes, also one that waits, by a signal."""
+
     def alive(self) -> list[Job]:
         """Returns none: local jobs end with their driver."""
         return []

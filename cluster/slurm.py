@@ -92,7 +92,7 @@ class SlurmCluster:
         Raises UnansweredError if nobody knows whether they were taken: then the same jobs are asked for again, and those
         that were taken are found. Raises CancelledError if the run was cancelled since this object was made.
         """
-        self._refuse_if_cancelled()
+        self.refuse_if_cancelled()
         size = max_array_size()
         submitted: list[SlurmJob] = []
         with contextlib.ExitStack() as undo:
@@ -105,12 +105,17 @@ class SlurmCluster:
                 undo.pop_all()
                 self._know(submitted)
                 raise
-            self._refuse_if_cancelled()
+            self.refuse_if_cancelled()
             undo.pop_all()
         for array in arrays(requests, size):
             self._asked.pop(names_of(array), None)
         self._know(submitted)
         return list(submitted)
+
+    def refuse_if_cancelled(self) -> None:
+        """Raises CancelledError if the run was cancelled since this object was made."""
+        if cancel_mark(self._folder) != self._mark:
+            raise CancelledError("the run was cancelled meanwhile, so no jobs are handed over; submit again to go on")
 
     def submitted(self) -> list[Job]:
         """Returns the jobs that earlier drivers submitted from this folder; from now on `poll` knows their states."""
@@ -268,10 +273,6 @@ class SlurmCluster:
             path.unlink(missing_ok=True)
         found = re.search(r"to start at (\S+)", answer)
         return datetime.fromisoformat(found.group(1)).astimezone() if found else None
-
-    def _refuse_if_cancelled(self) -> None:
-        if cancel_mark(self._folder) != self._mark:
-            raise CancelledError("the run was cancelled meanwhile, so no jobs are handed over; submit again to go on")
 
     def _submit_array(self, requests: Sequence[JobRequest], *, after: str | None) -> list[SlurmJob]:
         names = names_of(requests)

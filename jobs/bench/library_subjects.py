@@ -107,7 +107,7 @@ class LibrarySubject:
                 pixels=self.pixels,
             ),
             sampler=lambda clip: source.sampler(
-                described.levels(clip.num_steps, (clip.num_frames, clip.height, clip.width))
+                described.chosen(clip) or described.levels(clip.num_steps, (clip.num_frames, clip.height, clip.width))
             ),
             guided_passes=described.guided_passes,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -57,18 +57,19 @@ def measure_ours(
     """Measures a row of our own on a model that runs as `execution` says already. Collective over the group."""
     recorder = LoopRecorder() if execution.records else None
     clips = OurClips(subject=subject, broadcast=row.broadcast, group=group, keep=execution.keep, recorder=recorder)
+    requests = tuple(row.asked(request) for request in subject.requests)
     with executing(execution), torch.inference_mode():
         measured = measure(
             clips.clip,
-            subject.requests,
-            warm_up=subject.requests[0] if execution.compiled else subject.short,
+            requests,
+            warm_up=requests[0] if execution.compiled or row.sampling else subject.short,
             # Loops are recorded in the second clip of their kind.
             warm_ups=2 if recorder is not None else 1,
             repeat=repeat,
             enough_s=enough_s,
         )
     recorded = recorder is not None and recorder.recordings > 0
-    measured.line.update(subject.facts())
+    measured.line.update(replace(subject, requests=requests).facts())
     measured.line["execution"] = execution.identity.strip() + (" recorded" if recorded else "") or "eager"
     return measured
 

@@ -1,6 +1,7 @@
 """The rows of the benchmark's table: which model, whose code, and in words how it is run. Free of torch.
 
-A row's words are an execution (`compiled`, `nokernels`, `int8`, ...), a broadcast preset and a mesh (`cfg2`, `sp2`).
+A row's words are an execution (`compiled`, `nokernels`, `int8`, ...), a broadcast preset, a preset of few steps
+(`lightning4`) and a mesh (`cfg2`, `sp2`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 from jobs.settings import Mesh
 from pab.execution.choice import Execution, execution_of
 from pab.families import FAMILIES
-from pab.family import Family
+from pab.family import ClipRequest, Family
 
 OURS, DIFFUSERS, CACHE_DIT = SIDES = ("ours", "diffusers", "cache-dit")
 MODES = {"eager": False, "compiled": True}
@@ -140,10 +141,18 @@ GROUPS = (
             "compiled none float8",
             "compiled none float8 attention8",
             "compiled pab2-6 float8 attention8",
+            "compiled none lightning4",
             "compiled none cfg2",
             "compiled none sp2",
         ),
-        tiny=("eager none", "diffusers: eager none", "diffusers: compiled none", "compiled none", "compiled pab2-6"),
+        tiny=(
+            "eager none",
+            "diffusers: eager none",
+            "diffusers: compiled none",
+            "compiled none",
+            "compiled pab2-6",
+            "compiled none lightning4",
+        ),
     ),
     Group(
         name="wan_14b",
@@ -157,6 +166,8 @@ GROUPS = (
             "compiled pab2-6 int8 float8 attention8",
             "compiled none float8 attention8",
             "compiled none float8",
+            "compiled none lightning4",
+            "compiled none lightning4 float8 attention8",
             "diffusers: compiled none",
             "diffusers: eager none",
         ),
@@ -231,12 +242,16 @@ GROUPS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table. `mode`: "eager" or "compiled". `options`: words of OPTIONS or PEER_OPTIONS."""
+    """One line of the table. `mode`: "eager" or "compiled". `options`: words of OPTIONS or PEER_OPTIONS.
+
+    `sampling`: one of the family's presets of few steps; None for its own steps.
+    """
 
     group: Group
     side: str
     mode: str
     broadcast: str
+    sampling: str | None = None
     options: tuple[str, ...] = ()
     mesh: Mesh = field(default_factory=Mesh)
 
@@ -244,7 +259,7 @@ class Row:
     def words(self) -> str:
         """How it is run, in words."""
         mesh = [word for word, mesh in MESHES.items() if mesh == self.mesh]
-        return " ".join([self.mode, self.broadcast, *self.options, *mesh])
+        return " ".join([self.mode, self.broadcast, *filter(None, [self.sampling]), *self.options, *mesh])
 
     @property
     def name(self) -> str:
@@ -281,11 +296,20 @@ class Row:
                 return word
         return None
 
+    def asked(self, request: ClipRequest) -> ClipRequest:
+        """Returns a clip as the row samples it."""
+        if self.sampling is None:
+            return request
+        preset = self.family.samplings[self.sampling]
+        fixed = {"num_steps": preset.num_steps, "guidance_scale": preset.guidance_scale}
+        changes = {name: value for name, value in fixed.items() if value is not None}
+        return replace(request, sampling=self.sampling, **changes)
+
     @property
     def without_reuse(self) -> tuple[str, str, str, tuple[str, ...]]:
         """Names the clip it is compared with: the same way of running on one device, where nothing is kept."""
         same = tuple(word for word in self.options if word not in ("int8", "host"))
-        return self.group.name, self.side, self.mode, same
+        return self.group.name, self.side, self.mode, (*filter(None, [self.sampling]), *same)
 
 
 def parse_row(group: Group, text: str) -> Row:
@@ -294,7 +318,7 @@ def parse_row(group: Group, text: str) -> Row:
     side = side.strip() or OURS
     if side not in SIDES:
         raise ValueError(f"{text!r}: {side!r}, allowed {', '.join(SIDES)}")
-    presets = FAMILIES[group.family].presets
+    presets, samplings = FAMILIES[group.family].presets, FAMILIES[group.family].samplings
     row = Row(group=group, side=side, mode="eager", broadcast="none")
     for word in words.split():
         if word in MODES:
@@ -305,8 +329,10 @@ def parse_row(group: Group, text: str) -> Row:
             row = replace(row, options=(*row.options, word))
         elif word in presets:
             row = replace(row, broadcast=word)
+        elif word in samplings and side == OURS:
+            row = replace(row, sampling=word)
         else:
-            options = [*OPTIONS, *MESHES] if side == OURS else PEER_OPTIONS
+            options = [*OPTIONS, *MESHES, *samplings] if side == OURS else PEER_OPTIONS
             allowed = ", ".join([*MODES, *options, *presets])
             raise ValueError(f"row {group.name} {text!r}: word {word!r}, allowed {allowed}")
     return row

@@ -76,15 +76,19 @@ class Submission:
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `submit`. What another submit is at work on is waited for, and rendered here if that one dies."""
-    while (code := _submit(arguments, screen)) is None:
+    waited: list[Cluster] = []
+    while (code := _submit(arguments, screen, waited=waited)) is None:
         pass
     return code
 
 
-def _submit(arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept] = ({},)) -> int | None:
+def _submit(
+    arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept] = ({},), *, waited: list[Cluster]
+) -> int | None:
     """Plans and renders once; None after it has waited for another submit, which may have left clips.
 
-    `tried`: how outputs were kept so far while that is chosen for a run that begins; the last counts.
+    `tried`: how outputs were kept so far while that is chosen for a run that begins; the last counts. `waited`: the
+    clusters of earlier rounds, to which this one is added: a run that was cancelled since then is not gone on with.
     """
     chosen = choose(vars(arguments), environment_settings(), arguments.config)
     settings = build_settings(arguments.manifest, chosen)
@@ -109,7 +113,7 @@ def _submit(arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept]
         ):
             # It is part of the digests, so the rows are accepted again; only then it shows which of them name a broadcast.
             _tell_kept(kept, screen)
-            return _submit(arguments, screen, [*tried, kept.kept])
+            return _submit(arguments, screen, [*tried, kept.kept], waited=waited)
         tell_warnings(accepted.warnings, screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
@@ -117,14 +121,13 @@ def _submit(arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept]
             check_same(found, asked, bucket.url)
         if arguments.dry_run:
             return _dry_run(settings, rules, bucket, num_clips=accepted.num_rows, path=path, screen=screen)
+        run_id = (found or asked).run_id
+        cluster = _open_cluster(settings, run_id, waited)
         claim = stack.enter_context(claimed(bucket, screen))
         keys = frozenset(read_keys(str(path)))
         if found:
             _mend(bucket, keys, settings, screen)
         progress = read_progress(bucket, keys, settings.render.max_attempts)
-        # What can refuse comes before anything is written: a refused submit must not claim the output.
-        run_id = (found or asked).run_id
-        cluster = open_cluster(settings.machines, work_folder(run_id))
         at_work = find_at_work(bucket, cluster, screen)
         # A driver that has rendered all of its clips still lives for a while.
         left = at_work.left_to_others & (keys - progress.recorded - progress.not_rendered)
@@ -134,7 +137,7 @@ def _submit(arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept]
         tell_warnings(work.warnings, screen)
         run_, is_new = start_run(bucket, asked, settings)
         if run_.run_id != run_id:
-            cluster = open_cluster(settings.machines, work_folder(run_.run_id))
+            cluster = _open_cluster(settings, run_.run_id, waited)
         _tell_store(bucket, screen)
         if references.known != known:
             keep_references(bucket, references.known)
@@ -157,9 +160,21 @@ def _submit(arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept]
             if arguments.detach or code == Exit.INTERRUPTED or not left:
                 return code
     if left and not arguments.detach:
-        wait_for_others(bucket, keys, at_work, screen)
+        wait_for_others(bucket, keys, at_work, cluster, screen)
         return None
     return _summary(submission)
+
+
+def _open_cluster(settings: RunSettings, run_id: str, waited: list[Cluster]) -> Cluster:
+    """Opens a run's cluster, which knows from here on when the run is cancelled.
+
+    Raises CancelledError if that was done since an earlier round opened one: its jobs would come back.
+    """
+    cluster = open_cluster(settings.machines, work_folder(run_id))
+    for earlier in waited:
+        earlier.refuse_if_cancelled()
+    waited.append(cluster)
+    return cluster
 
 
 def _tell_kept(choice: MeshChoice, screen: Screen) -> None:

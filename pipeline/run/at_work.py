@@ -71,10 +71,14 @@ def tell_at_work(found: AtWork, left: Collection[str], screen: Screen) -> None:
         screen.note(f"{counted(len(found.orphans), 'job')} of an earlier submit taken over: {names}{more}")
 
 
-def wait_for_others(bucket: Bucket, keys: frozenset[str], found: AtWork, screen: Screen) -> None:
-    """Waits until the clips that were left to others have ended, or the others have. Raises BucketError."""
+def wait_for_others(bucket: Bucket, keys: frozenset[str], found: AtWork, cluster: Cluster, screen: Screen) -> None:
+    """Waits until the clips that were left to others have ended, or the others have.
+
+    Raises BucketError; CancelledError when the run is cancelled meanwhile: this submit would bring its jobs back.
+    """
     told = False
     while True:
+        cluster.refuse_if_cancelled()
         progress = read_progress(bucket, keys)
         left = found.left_to_others - progress.recorded - progress.not_rendered
         if not left or not driver_claims(bucket, screen):

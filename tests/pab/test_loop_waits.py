@@ -52,6 +52,7 @@ class ReadingModel:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
 def test_no_step_waits_on_a_gpu():
     device = torch.device("cuda")
     model = tiny_model()

@@ -63,6 +63,9 @@ class Nodes:
         ]
         return list(self.jobs[first:])
 
+    def refuse_if_cancelled(self) -> None:
+        """Is never cancelled."""
+
     def alive(self) -> list[Job]:
         return list(self.jobs)
 

@@ -61,6 +61,9 @@ class Machines:
     def cancel(self, jobs: Sequence[Job]) -> None:
         assert not jobs, "nothing is to be cancelled here"
 
+    def refuse_if_cancelled(self) -> None:
+        """Is never cancelled."""
+
     def alive(self) -> list[Job]:
         return []
 
@@ -159,6 +162,9 @@ class Refusing:
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         assert not jobs, "nothing is to be cancelled here"
+
+    def refuse_if_cancelled(self) -> None:
+        """Is never cancelled."""
 
     def alive(self) -> list[Job]:
         return []
