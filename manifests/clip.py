@@ -30,12 +30,12 @@ class Clip:
     """A preset of the family for how it is sampled; None: as it is published."""
     flow_shift: float | None = None
     """The shift of its noise levels, if it is not the family's own."""
+    guidance_scale_2: float | None = None
+    """The guidance scale of the second transformer, if it is not that of the first."""
     lora: str | None = None
     """Its LoRAs as `PLACE:STRENGTH:COMPONENT` with `;` between them, "none" for none; None: those of the run."""
     lora_digests: str | None = None
     """Their digests, with spaces between them."""
-    guidance_scale_2: float | None = None
-    """The guidance scale of the second transformer, if it is not that of the first."""
     loops: int = 1
     """Loops of `num_frames` each, every one going on from the last frames of the one before."""
     condition_frame_length: int | None = None
