@@ -1,4 +1,4 @@
-"""Measures what runs models of the diffusers library fast: attention, norms, 8-bit floats, Wan's decoder. Weights are random.
+"""Measures what runs models of the diffusers library fast: attention, norms, 8-bit floats, decoders. Weights are random.
 
 A line of JSON for each part: milliseconds or seconds, and how far the numbers are off.
 """
@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels_gpu import time_ms
-from jobs.bench.library_subjects import LIBRARY_SUBJECTS, random_part
+from benchmarks.library_decoders import DECODERS, decoding, open_sora
+from jobs.bench.library_subjects import LIBRARY_SUBJECTS
 from jobs.bench.measure import OurClips
 from pab.execution.choice import execution_of
 from pab.execution.compiled import executing, run_as
-from pab.families.wan.vae import wan_codec
 from pab.family import ClipRequest
 from pab.kernels import flash3, flash3_float8, rotated_norm
 from pab.parallel.mesh import NodeGroup
@@ -30,10 +30,8 @@ from pab.parallel.mesh import NodeGroup
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 TOKENS, HEADS, HEAD_DIM = (32760, 40, 128) if GPU else (64, 2, 16)
-LATENTS = (1, 16, 21, 60, 104) if GPU else (1, 16, 3, 8, 8)
-"""Of 81 frames 480x832."""
-PIXEL_STEPS = 255 / 2
-"""Steps of a byte in a decoder's range of -1 to 1."""
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, ImportError)
+"""What a part may end with; the others are measured all the same."""
 
 
 def off(found: Tensor, exact: Tensor) -> float:
@@ -77,42 +75,6 @@ def norm() -> dict[str, Any]:
     }
 
 
-def decoding() -> dict[str, Any]:
-    """81 frames 480x832 by Wan's decoder: in the published tiles, whole, and fast; pixels against whole in float32."""
-    config = {"z_dim": 16, "base_dim": 96 if GPU else 8}
-    request: Any = None  # Wan's decoder asks nothing of the clip
-    latents = torch.randn(*LATENTS, device=DEVICE)
-
-    def codec(*, tiles: bool) -> Any:
-        vae: Any = random_part("AutoencoderKLWan", config, torch.float32, DEVICE)
-        if tiles:
-            vae.enable_tiling()
-        return wan_codec(vae, torch.float32)
-
-    def seconds(found: Any) -> tuple[float, Tensor]:
-        pixels = found.pixels(latents, request, NodeGroup(device=DEVICE).clip)
-        _wait()
-        began = time.perf_counter()
-        found.pixels(latents, request, NodeGroup(device=DEVICE).clip)
-        _wait()
-        return round(time.perf_counter() - began, 3), pixels.float().clamp(-1, 1).cpu()
-
-    tiles_s, _ = seconds(codec(tiles=True))
-    whole = codec(tiles=False)
-    whole.way.whole = True
-    whole_s, exact = seconds(whole)
-    fast = codec(tiles=False)
-    fast.use_fast()
-    fast_s, pixels = seconds(fast)
-    mean = float((pixels - exact).abs().mean()) * PIXEL_STEPS
-    return {"tiles_s": tiles_s, "whole_s": whole_s, "fast_s": fast_s, "fast_off_of_255": round(mean, 3)}
-
-
-def _wait() -> None:
-    if GPU:
-        torch.cuda.synchronize()
-
-
 def eight_bit(name: str) -> dict[str, Any]:
     """Latents of 10 steps of two blocks at full width, with 8-bit products, attention and both, against neither."""
     full = LIBRARY_SUBJECTS[name]
@@ -144,26 +106,55 @@ def eight_bit(name: str) -> dict[str, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attention": attention,
     "norm": norm,
-    "decoding": decoding,
+    **{f"decoding {name}": partial(decoding, name) for name in DECODERS},
+    "decoding open_sora": open_sora,
     "8-bit wan": partial(eight_bit, "wan"),
     "8-bit hunyuan_video": partial(eight_bit, "hunyuan_video"),
 }
 
 
-def main() -> None:
-    """Measures the parts that are asked for, or all."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    asked = parser.parse_args().parts
-    device = torch.cuda.get_device_name() if GPU else "cpu"
-    for name in asked or PARTS:
+Part = Callable[[], dict[str, Any]]
+
+
+def parts_of(asked: Sequence[str], parts: Mapping[str, Part] = PARTS) -> list[str]:
+    """Returns the parts that words name: "decoding" is all of "decoding wan", "decoding ltx", ... Raises ValueError."""
+    named = {word: [name for name in parts if name == word or name.startswith(f"{word} ")] for word in asked}
+    if unknown := [word for word, names in named.items() if not names]:
+        raise ValueError(f"part {unknown[0]!r} is not known, allowed: {', '.join(parts)}; or the first word of some")
+    return [name for names in named.values() for name in names] or list(parts)
+
+
+def measured(part: Part) -> dict[str, Any]:
+    """Returns what a part finds; where it ends with an error, the error."""
+    torch._dynamo.reset()
+    try:
         with torch.inference_mode():
-            found = PARTS[name]()
-        sys.stdout.write(json.dumps({"part": name, "device": device} | found) + "\n")
+            return part()
+    except FAILURES as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PARTS) -> int:
+    """Measures the parts that are asked for, or all. Returns 1 if one ended with an error, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
+    asked = parser.parse_args(arguments).parts
+    try:
+        names = parts_of(asked, parts)
+    except ValueError as error:
+        parser.error(str(error))
+    device, failed = torch.cuda.get_device_name() if GPU else "cpu", False
+    for name in names:
+        began = time.perf_counter()
+        found = measured(parts[name])
+        failed = failed or "error" in found
+        line = {"part": name, "device": device, **found, "took_s": round(time.perf_counter() - began, 1)}
+        sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
         if GPU:
             torch.cuda.empty_cache()
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

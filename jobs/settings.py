@@ -187,9 +187,10 @@ class RenderSettings:
         Setting(
             asked="auto",
             choices=("auto", *DECODE_CHOICES),
-            help="how latents become frames: published (as the model's own program does), or fast (Wan: in bfloat16, and in "
-            "one piece where that fits into memory; pixels differ by 1 of 255 on average, or less). fast is part of a clip's "
-            "digest. auto is fast on GPUs in bfloat16, but for runs that began without",
+            help="how latents become frames: published (as the model's own program does), or fast (models of the diffusers "
+            "library: in 16 bits, and in as few pieces as fit into memory; pixels differ by 1 of 255 on average, or less; "
+            "open_sora: compiled where blocks are). fast is part of a clip's digest. auto is fast on GPUs in bfloat16, but "
+            "for runs that began without",
         ),
     ] = "published"
     sampling: Annotated[

@@ -153,7 +153,7 @@ class Family:
     float8_attention: bool = False
     """Whether its self attention can take 8-bit floats; its model is then a `pab.model.UsesFloat8Attention`."""
     fast_decode: bool = False
-    """Whether its decoder can run in bfloat16, in one piece; its model is then a `pab.model.DecodesFast`."""
+    """Whether its decoder can run faster and round differently; its model is then a `pab.model.DecodesFast`."""
     records_loops: bool = False
     """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
     clean_prompt: Callable[[str], str] | None = None
@@ -239,6 +239,17 @@ class CostFigures:
     device: str = "NVIDIA H200"
     precision: str = "bfloat16"
     float8: tuple[str, ...] = ()
+    fast_decode_s_per_pixel: float | None = None
+    """As `decode_s_per_pixel`, of runs that decode fast; None: not measured, and planned as published."""
+
+    def decoding(self, *, fast: bool) -> CostFigures:
+        """Returns the figures of a run that decodes fast, or as published: `decode_s_per_pixel` is then what it takes."""
+        if not fast or self.fast_decode_s_per_pixel is None:
+            return self
+        memory = self.memory
+        if memory is not None:
+            memory = replace(memory, decode_bytes_per_pixel=memory.fast_decode_bytes_per_pixel)
+        return replace(self, decode_s_per_pixel=self.fast_decode_s_per_pixel, memory=memory)
 
     def kind_s(self, tokens: int, seen: float) -> dict[str, float]:
         """Returns by kind the seconds of all its sites in a full step of both guidance branches."""
@@ -269,6 +280,8 @@ class MemoryFigures:
     decode_bytes_per_pixel: float = 0.0
     rows_per_pass: int = 2
     float8_parameters: float = 0.0
+    fast_decode_bytes_per_pixel: float = 0.0
+    """As `decode_bytes_per_pixel`, while frames are decoded fast; where less is left, they are decoded in slices or tiles."""
 
 
 FLOAT8_PARTS = ("linears", "attention")
@@ -318,6 +331,7 @@ def _check_figures(figures: CostFigures) -> None:
         name: value
         for name, value in (asdict(figures) | (asdict(figures.memory) if figures.memory else {})).items()
         if name not in ("measured", "device", "precision", "memory", "kind_shares", "float8")
+        and not (name == "fast_decode_s_per_pixel" and value is None)
     }
     for name, value in (numbers | {f"share of {kind}": share for kind, share in figures.kind_shares.items()}).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:

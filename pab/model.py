@@ -202,6 +202,10 @@ class DecodesFast(Protocol):
     def use_fast_decode(self) -> None:
         """Has it do so from now on."""
 
+    @property
+    def decoder_stacks(self) -> Sequence[ModuleList]:
+        """What of the fast decoder traces into whole graphs and is faster so; perhaps nothing. After `use_fast_decode`."""
+
 
 class Recordable(Protocol):
     """A `VideoModel` whose loop can be recorded (`pab.sampling.recorded_loop`); its family has `records_loops`.

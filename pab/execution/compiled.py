@@ -60,6 +60,8 @@ def run_as(model: VideoModel, execution: Execution, *, backend: str = "inductor"
         cast(DecodesFast, model).use_fast_decode()
     if execution.compiled:
         compile_blocks(model.block_stacks, backend=backend)
+        if execution.decode == "fast":
+            compile_blocks(cast(DecodesFast, model).decoder_stacks, backend=backend)
 
 
 @contextlib.contextmanager

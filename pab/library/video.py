@@ -14,7 +14,7 @@ from pab.family import ClipRequest
 from pab.library.broadcast_module import CurrentPass
 from pab.library.fused import fuse, use_float8_attention, use_float8_products
 from pab.library.image import EncodeImage, GivenImage
-from pab.library.vae import TiledCodec
+from pab.library.vae import FastCodec
 from pab.model import DecodedFrames, EncodedPrompt, Scheduler, StepInput
 from pab.nn.video import LatentCodec, encode_pairs, guided_prompt
 from pab.parallel.mesh import NodeGroup, SequenceParallel
@@ -65,8 +65,13 @@ class DiffusersVideo:
         use_float8_attention(self.block_stacks, self.current)
 
     def use_fast_decode(self) -> None:
-        """Has clips decoded in bfloat16 and in one piece; of families that have it."""
-        cast(TiledCodec, self.codec).use_fast()
+        """Has clips decoded in 16 bits and in as few pieces as fit; of families that have it."""
+        cast(FastCodec, self.codec).use_fast()
+
+    @property
+    def decoder_stacks(self) -> Sequence[nn.ModuleList]:
+        """What of the fast decoder compiles."""
+        return (nn.ModuleList(cast(FastCodec, self.codec).compiled_parts()),)
 
     def encode_prompts(self, requests: Sequence[ClipRequest]) -> list[EncodedPrompt]:
         """Encodes prompts and negative prompts; the empty text stands for an absent one, where there is a branch for it."""

@@ -7,8 +7,8 @@ Shape letters: B clips, C channels, T frames, H, W.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,62 @@ class TileGrid:
             for y in range(0, height, self.step[0])
             for x in range(0, width, self.step[1])
         ]
+
+
+SMALLER = 0.75
+"""After tiles that do not fit come such as have at most so much of their latents."""
+
+
+def fitting_grids(
+    grid: TileGrid, size: Sequence[int], *, ranks: int = 1, most: float | None = None, at_once: int = 2**31
+) -> list[TileGrid]:
+    """Returns grids of larger tiles for latents of `size` (T, H, W), the best first, and last `grid` itself.
+
+    `most`: latents that may be decoded at once, of `at_once` frames of a tile; None for no bound. The best of those that fit
+    takes the least time on so many ranks, then has the fewest tiles; each of the others has smaller tiles than the last one.
+    Tiles overlap and fade as those of `grid` do.
+    """
+    frames, height, width = size
+    rows, columns = (-(-side // step) for side, step in zip((height, width), grid.step, strict=True))
+    spans = len(grid.time_spans(frames))
+    found = [
+        _grid_of(grid, size, (span_count, row_count, column_count))
+        for span_count in range(1, spans + 1)
+        for row_count in range(1, rows + 1)
+        for column_count in range(1, columns + 1)
+    ]
+
+    def latents(each: TileGrid, longest: int = 2**31) -> int:
+        in_time = min(each.frames or frames, frames, longest)
+        return in_time * min(each.size[0], height) * min(each.size[1], width)
+
+    def rank_work(each: TileGrid) -> tuple[int, int]:
+        count = len(each.time_spans(frames)) * len(each.places(height, width))
+        return -(-count // ranks) * latents(each), count
+
+    ladder: list[TileGrid] = []
+    for each in sorted(found, key=rank_work):
+        bound = most if not ladder else SMALLER * latents(ladder[-1], at_once)
+        if bound is None or latents(each, at_once) <= bound:
+            ladder.append(each)
+    return [*ladder, grid]
+
+
+def _grid_of(grid: TileGrid, size: Sequence[int], counts: tuple[int, int, int]) -> TileGrid:
+    """Returns a grid of so many tiles along time, height and width, or of fewer."""
+    frames, height, width = size
+    step = tuple(-(-side // count) for side, count in zip((height, width), counts[1:], strict=True))
+    overlap = tuple(whole - each for whole, each in zip(grid.size, grid.step, strict=True))
+    space = replace(
+        grid,
+        size=(step[0] + overlap[0], step[1] + overlap[1]),
+        step=(step[0], step[1]),
+        kept=(step[0] * grid.strides[1], step[1] * grid.strides[1]),
+    )
+    if grid.frames is None or counts[0] == 1:
+        return replace(space, frames=None)
+    frame_step = -(-(frames - 1) // counts[0])
+    return replace(space, frames=frame_step + grid.frames - grid.frame_step, frame_step=frame_step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

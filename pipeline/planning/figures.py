@@ -31,10 +31,15 @@ Measured were 0.65 (Wan 14B), 0.735 (1.3B) and 0.74 (Open-Sora); attention is it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FiguresSource:
-    """Where figures may come from. `device`: what the jobs get, None if it is not known. `own`: of the user's file."""
+    """Where figures may come from.
+
+    `device`: what the jobs get, None if it is not known. `own`: of the user's file. `fast_decode`: whether decoders that can
+    run faster do.
+    """
 
     device: str | None = None
     own: Mapping[str, Sequence[CostFigures]] = field(default_factory=dict)
+    fast_decode: bool = False
 
     def of(self, family: Family, precision: str, float8: Sequence[str] = ()) -> CostFigures:
         """Returns the figures that a family's clips are planned with; `measured` is None if they are only estimated.
@@ -42,7 +47,8 @@ class FiguresSource:
         If the device is not known, they are those of the device that was measured. `float8`: which of `FLOAT8_PARTS` are of
         8-bit floats; where that was not measured, by the ratios of families that were.
         """
-        return _brought(self._nearest(family, precision, float8), self.device, precision, float8)
+        best = self._nearest(family, precision, float8).decoding(fast=self.fast_decode and family.fast_decode)
+        return _brought(best, self.device, precision, float8)
 
     def told(self, family: Family, precision: str, float8: Sequence[str] = ()) -> str:
         """Returns what the figures are from, in words."""

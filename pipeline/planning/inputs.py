@@ -53,7 +53,9 @@ def _planner(settings: RunSettings, rules: RunRules, bucket: Bucket) -> WorkPlan
     measured = read_measured_file(file, precision=precision, float8=float8) if file else before
     own = settings.machines.figures
     source = FiguresSource(
-        device=_device(settings, before), own=read_figures_file(own, FAMILIES) if own is not None else {}
+        device=_device(settings, before),
+        own=read_figures_file(own, FAMILIES) if own is not None else {},
+        fast_decode=settings.render.decode == "fast",
     )
     return WorkPlanner(
         times=ClipTimes(ClipCosts(rules, precision, source, float8=float8), measured),

@@ -1,6 +1,5 @@
 """Fused operations of the library's blocks and decoders: each against its plain twin, and what they do to a clip."""
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -8,17 +7,15 @@ import torch
 
 from pab.kernels import flash3, flash3_float8, pixel_norm, rotated_norm
 from pab.kernels.float8 import Float8Error
-from pab.library.vae import TiledCodec
 from pab.parallel.mesh import NodeGroup
 from tests.pab.conftest import TinyWeights
 from tests.pab.library_worlds import WORLDS
 from tests.pab.test_kernels import close, precisions, random
-from tests.pab.vae_tiles import SIZES, latents_of, small_codec
 
 
 @pytest.fixture(scope="module")
 def weights(tiny_weights: TinyWeights) -> Path:
-    return tiny_weights("wan", "wan22_5b")
+    return tiny_weights("wan", "wan22_5b", "ltx2")
 
 
 @precisions
@@ -100,7 +97,7 @@ PIXELS = 255 / 2
 """Steps of a byte in a decoder's range of -1 to 1."""
 
 
-@pytest.mark.parametrize("name", ["wan", "wan22_5b"])
+@pytest.mark.parametrize("name", ["wan", "wan22_5b", "ltx2"])
 def test_fast_decoding_differs_by_less_than_one_of_255(weights: Path, name: str) -> None:
     model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)
     model.use_fast_decode()
@@ -110,31 +107,3 @@ def test_fast_decoding_differs_by_less_than_one_of_255(weights: Path, name: str)
     assert ours.shape == theirs.shape
     off = (ours.float() - theirs.float()).abs()
     assert 0 < off.mean() < 1
-
-
-def test_a_clip_that_does_not_fit_in_one_piece_is_decoded_in_tiles_and_told(
-    weights: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    codec = small_codec(weights, "wan")
-    num_frames, height, width = SIZES["wan"]
-    latents, request = latents_of(codec, "wan"), WORLDS["wan"].clip(num_frames=num_frames, height=height, width=width)
-    in_tiles = codec.pixels(latents, request, NodeGroup().clip)
-    whole = tuple(latents.shape[2:])
-    asked: list[bool] = []
-
-    def decode(index: int, tile: torch.Tensor, clip: object) -> torch.Tensor:
-        asked.append(tuple(tile.shape[2:]) == whole)
-        if asked[-1]:
-            raise torch.OutOfMemoryError("no memory")
-        return codec.decode(index, tile, request)
-
-    small = TiledCodec(unscale=codec.unscale, decode=decode, channels=codec.channels, grid=codec.grid)
-    small.way.whole = True
-    with caplog.at_level(logging.WARNING):
-        found = small.pixels(latents, request, NodeGroup().clip)
-    assert asked[0]
-    assert not any(asked[1:])
-    assert in_tiles is not None
-    assert found is not None
-    assert torch.equal(found, in_tiles)
-    assert "is decoded in tiles: in one piece it does not fit" in caplog.text

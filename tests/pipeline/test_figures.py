@@ -157,6 +157,22 @@ def test_three_dimensional_attention_grows_with_all_tokens_and_factorised_with_a
     assert step_s(OPEN_SORA) == pytest.approx(0.230, rel=0.01)  # as measured on an H200
 
 
+def test_a_run_that_decodes_fast_is_planned_with_what_that_was_measured_to_take(tmp_path: Path) -> None:
+    pixels = 81 * 480 * 832
+    published, fast = (FiguresSource(device=H100, fast_decode=each).of(WAN, "bfloat16") for each in (False, True))
+    assert published.decode_s_per_pixel * pixels == pytest.approx(6.9, rel=0.01)
+    assert fast.decode_s_per_pixel * pixels == pytest.approx(1.33, rel=0.01)
+    assert fast.memory is not None
+    assert fast.memory.decode_bytes_per_pixel * 480 * 832 == pytest.approx(5.0e9, rel=0.01)
+    assert replace(fast, decode_s_per_pixel=published.decode_s_per_pixel, memory=published.memory) == published
+    half = FiguresSource(device=A100, fast_decode=True).of(WAN, "bfloat16").decode_s_per_pixel
+    assert half == pytest.approx(fast.decode_s_per_pixel * 989 / 312), "scaled as all figures are"
+    assert FiguresSource(fast_decode=True).of(OPEN_SORA_PLAN_V110, "bfloat16") == OPEN_SORA_PLAN_V110.cost
+    path = tmp_path / "figures.json"
+    path.write_text(json.dumps(figures_document({"wan": [published]})))
+    assert read_figures(path)["wan"] == (published,)
+
+
 def test_decoding_of_open_sora_plan_is_planned_as_it_was_measured() -> None:
     assert OPEN_SORA_PLAN_V110.cost.decode_s_per_pixel * 65 * 512 * 512 == pytest.approx(2.7, rel=0.01)
 

@@ -88,6 +88,7 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         load=load,
         compiles=True,
         fused_kernels=True,
+        fast_decode=True,
         float8=True,
         keeps_blocks=True,
         loras=LoraRules(),

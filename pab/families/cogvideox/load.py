@@ -28,11 +28,11 @@ from pab.families.cogvideox.config import (
 )
 from pab.families.cogvideox.levels import dynamic_guidance, trailing_timesteps
 from pab.families.cogvideox.sites import cogvideox_sites
+from pab.families.cogvideox.vae import cogvideox_codec
 from pab.family import ClipRequest, LoadRequest
 from pab.library.image import EncodeImage, ImageCondition, clip_pixels
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels, LibrarySampler
-from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 
@@ -75,7 +75,7 @@ def cogvideox_library_model(model: CogVideoXModel) -> LibraryModel:
         denoiser=lambda experts, dtype: CogVideoXDenoiser(
             experts=experts, rotation=rotations(experts[0]) if model.rotary else None, dtype=dtype
         ),
-        codec=_codec,
+        codec=cogvideox_codec,
         guided_passes=(BOTH,),
         compute_buffers=_add_positions,
         encode_image=_open_image if model.from_image else None,
@@ -129,15 +129,6 @@ def _add_positions(transformer: Any) -> None:
         patches.pos_embedding = patches._get_positional_embeddings(
             patches.sample_height, patches.sample_width, patches.sample_frames
         )
-
-
-def _codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
-    return open_codec(
-        vae,
-        strides=(vae.config.temporal_compression_ratio, 2 ** (len(vae.config.block_out_channels) - 1)),
-        channels=LATENT_CHANNELS,
-        unscale=lambda latents, _request: 1 / vae.config.scaling_factor * latents.to(dtype),
-    )
 
 
 def _open_image(_root: Path, request: LoadRequest, vae: Any, dtype: torch.dtype) -> EncodeImage:

@@ -83,6 +83,7 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
         load=load,
         compiles=True,
         fused_kernels=True,
+        fast_decode=True,
         float8=True,
         float8_attention=True,
         keeps_blocks=True,

@@ -17,15 +17,14 @@ from pab.families.hunyuan_video.levels import SHIFT, even_levels, moved_timestep
 from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
 from pab.families.hunyuan_video.text import open_hunyuan_text
+from pab.families.hunyuan_video.vae import LATENT_CHANNELS, hunyuan_codec
 from pab.family import ClipRequest, LoadRequest
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
-from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 from pab.text.states import TextStates
 
-LATENT_CHANNELS = 16
 _TRANSFORMER = {
     "_class_name": "HunyuanVideoTransformer3DModel",
     "in_channels": LATENT_CHANNELS,
@@ -63,7 +62,7 @@ def hunyuan_library_model(model: HunyuanModel) -> LibraryModel:
         encode_text=open_hunyuan_text,
         prepare_text=_prepare_text,
         denoiser=partial(HunyuanDenoiser, told_guidance=model.told_guidance),
-        codec=_codec,
+        codec=hunyuan_codec,
         guided_passes=(COND,) if model.told_guidance is None else (COND, UNCOND),
         vae_dtype=torch.float32,
         loras=HUNYUAN_VIDEO_LORAS,
@@ -87,15 +86,6 @@ def _prepare_text(text: TextStates, dtype: torch.dtype, device: torch.device) ->
     assert text.pooled_BD is not None, "HunyuanText gives CLIP's vector"
     states, mask, pooled = (part.to(device=device, dtype=dtype) for part in (text.y_BLC, text.mask_BL, text.pooled_BD))
     return states, mask, pooled
-
-
-def _codec(vae: Any, _dtype: torch.dtype) -> TiledCodec:
-    return open_codec(
-        vae,
-        strides=(vae.temporal_compression_ratio, vae.spatial_compression_ratio),
-        channels=LATENT_CHANNELS,
-        unscale=lambda latents, _request: latents / vae.config.scaling_factor,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

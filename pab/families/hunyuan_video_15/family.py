@@ -78,6 +78,7 @@ def hunyuan_video_15_family(model: Hunyuan15Model) -> Family:
         load=load,
         compiles=True,
         fused_kernels=True,
+        fast_decode=True,
         float8=True,
         float8_attention=True,
         keeps_blocks=True,

@@ -16,16 +16,15 @@ from pab.families.hunyuan_video_15.config import Hunyuan15Model
 from pab.families.hunyuan_video_15.levels import even_levels, moved_timesteps
 from pab.families.hunyuan_video_15.sites import hunyuan_video_15_sites
 from pab.families.hunyuan_video_15.text import open_hunyuan_15_text
+from pab.families.hunyuan_video_15.vae import LATENT_CHANNELS, hunyuan_15_codec
 from pab.family import LoadRequest
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
-from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 from pab.text.states import TextStates
 
 NUM_FRAMES = 121
-LATENT_CHANNELS = 32
 IMAGE_CHANNELS = LATENT_CHANNELS + 1
 """Behind the latents the transformer takes a given image's, and which frames are given: none here."""
 _TRANSFORMER = {
@@ -63,7 +62,7 @@ def load_hunyuan_video_15(root: Path, request: LoadRequest, model: Hunyuan15Mode
         encode_text=partial(open_hunyuan_15_text, model),
         prepare_text=_prepare_text,
         denoiser=Hunyuan15Denoiser,
-        codec=_codec,
+        codec=hunyuan_15_codec,
         guided_passes=(COND, UNCOND),
     )
     return load_library_model(described, root, request)
@@ -74,15 +73,6 @@ def _prepare_text(text: TextStates, dtype: torch.dtype, device: torch.device) ->
     parts = (text.y_BLC, text.mask_BL, text.second.y_BLC, text.second.mask_BL)
     states, mask, shown, shown_mask = (part.to(device=device, dtype=dtype) for part in parts)
     return states, mask, shown, shown_mask
-
-
-def _codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
-    return open_codec(
-        vae,
-        strides=(vae.temporal_compression_ratio, vae.spatial_compression_ratio),
-        channels=LATENT_CHANNELS,
-        unscale=lambda latents, _request: latents.to(dtype) / vae.config.scaling_factor,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,6 +91,7 @@ def ltx_family(model: LtxModel) -> Family:
         load=load,
         compiles=True,
         fused_kernels=True,
+        fast_decode=True,
         float8=True,
         keeps_blocks=True,
         loras=LTX_LORAS,

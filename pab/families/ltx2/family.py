@@ -83,6 +83,7 @@ def ltx2_family(model: Ltx2Model) -> Family:
         load=load,
         compiles=True,
         fused_kernels=True,
+        fast_decode=True,
         float8=True,
         keeps_blocks=True,
         write_tiny=write_tiny,

@@ -106,6 +106,7 @@ OPEN_SORA = Family(
     max_batch=MAX_BATCH,
     prefers_cudnn=True,
     fused_kernels=True,
+    fast_decode=True,
     float8=True,
     records_loops=True,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,13 @@ from pab.text.states import TextStates
 __all__ = ["LatentCodec", "STDiT3Video", "TextStates"]
 
 FRAME_DIM = 2
+
+
+class CompiledCodec(Protocol):
+    """A codec whose decoder compiles."""
+
+    def compiled_parts(self) -> Sequence[nn.Module]:
+        """Returns the parts of the decoder that trace into whole graphs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +67,14 @@ class STDiT3Video:
     def use_float8(self) -> None:
         """Has the transformer's blocks multiply by 8-bit floats."""
         self.transformer.use_float8()
+
+    def use_fast_decode(self) -> None:
+        """Changes nothing before the decoder is compiled; of families that have it."""
+
+    @property
+    def decoder_stacks(self) -> Sequence[nn.ModuleList]:
+        """The decoder's residual blocks, its attention and what doubles sizes."""
+        return (nn.ModuleList(cast(CompiledCodec, self.codec).compiled_parts()),)
 
     def same_length(self, text: object) -> object:
         """Fills the text up to the longest that the model takes, with tokens that do not count."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pab.families.open_sora.temporal_vae import TemporalVAE, TemporalVAEConfig
+from pab.families.open_sora.temporal_vae import TemporalResBlock, TemporalVAE, TemporalVAEConfig
 from pab.model import DecodedFrames
 from pab.parallel.mesh import Axis
 from pab.parallel.round_robin import round_robin, round_robin_to_root
-from pab.vae.image_vae import ImageVAE, ImageVAEConfig
+from pab.vae.image_vae import ImageAttention, ImageVAE, ImageVAEConfig, ResnetBlock, Upsampler
 from pab.vae.pixels import pack, packed_shape, unpack
 
 SPATIAL_SCALE = 0.18215
@@ -141,3 +141,10 @@ class OpenSoraVAE(nn.Module):
     def _encode_chunk(self, x_BCTHW: Tensor, noise: Noise) -> Tensor:
         posterior = self.temporal_vae.encode(x_BCTHW)
         return posterior.sample(noise(tuple(posterior.mean.shape)))
+
+
+def decoder_parts(vae: OpenSoraVAE) -> list[nn.Module]:
+    """Returns the parts of both decoders that are the same graph wherever their sizes are the same."""
+    decoders = (vae.spatial_vae.module.decoder, vae.temporal_vae.decoder)
+    kinds = ResnetBlock, ImageAttention, Upsampler, TemporalResBlock
+    return [module for decoder in decoders for module in decoder.modules() if isinstance(module, kinds)]
