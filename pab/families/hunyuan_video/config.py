@@ -94,7 +94,7 @@ _COST_ONE_PASS = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.10, "mlp": 0.22},
     decode_s_per_pixel=7e-7,
-    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072, rows_per_pass=1),
+    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072, rows_per_pass=1, float8_parameters=6.8e9),
 )
 
 
@@ -106,7 +106,7 @@ _COST_TWO_PASSES = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.25, "mlp": 0.19},
     decode_s_per_pixel=7e-7,
-    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072, rows_per_pass=1),
+    memory=MemoryFigures(measured=None, parameters=13.1e9, width=3072, rows_per_pass=1, float8_parameters=6.8e9),
 )
 
 
