@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pab.family import ClipRequest
 from pab.library.vae import TiledCodec
@@ -21,6 +22,14 @@ class WithoutLead:
 
     codec: TiledCodec
     lead_frames: int
+
+    def use_fast(self) -> None:
+        """Has videos decoded faster from now on."""
+        self.codec.use_fast()
+
+    def compiled_parts(self) -> Sequence[nn.Module]:
+        """Returns what of the fast decoder compiles."""
+        return self.codec.compiled_parts()
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, ...]:
         """Returns (C, T, H, W)."""

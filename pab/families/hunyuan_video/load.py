@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pab.broadcast.state import COND, UNCOND
 from pab.families.hunyuan_video.attention import HunyuanAttention, token_replace_plan
-from pab.families.hunyuan_video.config import LATENT_CHANNELS, TOKEN_REPLACE, HunyuanModel
+from pab.families.hunyuan_video.config import TOKEN_REPLACE, HunyuanModel
 from pab.families.hunyuan_video.image import open_hunyuan_image
 from pab.families.hunyuan_video.image_text import open_hunyuan_image_text
 from pab.families.hunyuan_video.lead import WithoutLead
@@ -25,6 +25,7 @@ from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import ROTARY_JOINT_PLAN
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
+from pab.library.vae import TiledCodec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 from pab.text.states import TextStates
