@@ -20,6 +20,7 @@ from jobs.rendering.baselines import Baselines
 from jobs.rendering.batching import Batching
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_loop import ClipLoop
+from jobs.rendering.clip_loras import clip_loras
 from jobs.rendering.context import JobContext
 from jobs.rendering.deadline import Deadline
 from jobs.rendering.finish import Finisher
@@ -32,6 +33,7 @@ from jobs.rendering.todo import Todo, sort_shard
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
+from manifests.clip import Clip
 from pab.execution.compile_cache import CompileCacheError, compile_cache
 from pab.execution.compiled import executing
 from pab.family import Family
@@ -163,7 +165,7 @@ class _ShardRun:
             self._finisher = Finisher(self._context, self._tell, watching=self._over_finishing)
         all_rendered = False
         try:
-            for name, group in groupby(attempts, key=lambda attempt: attempt.clip.model):
+            for (name, _), group in groupby(attempts, key=lambda attempt: (attempt.clip.model, attempt.clip.lora)):
                 self._render_family(self._job.find_family(name), list(group))
             all_rendered = True
         except (KeyboardInterrupt, SystemExit):
@@ -203,7 +205,7 @@ class _ShardRun:
 
     def _render_family(self, family: Family, attempts: Sequence[Attempt]) -> None:
         with ExitStack() as stack:
-            loaded = self._load(family, stack)
+            loaded = self._load(family, attempts[0].clip, stack)
             try:
                 self._loop(loaded).render(attempts)
             finally:
@@ -231,10 +233,11 @@ class _ShardRun:
             batching=Batching(loaded=loaded, settings=self._context.settings, device=self._ranks.node.device),
         )
 
-    def _load(self, family: Family, stack: ExitStack) -> LoadedFamily:
+    def _load(self, family: Family, clip: Clip, stack: ExitStack) -> LoadedFamily:
         settings, node = self._context.settings, self._ranks.node
         with self._watch.over_stage("load", extra_s=self._context.store_s(1)):
-            loaded = load_family(family, settings, node.device, clip_axis=node.clip)
+            loras = clip_loras(clip, settings.loras_of(clip.model))
+            loaded = load_family(family, settings, node.device, clip_axis=node.clip, loras=loras)
         if loaded.execution.compiled:
             place, attention = settings.render.compile_cache, loaded.execution.attention
             stack.enter_context(compile_cache(place, attention, refused=_log_refused))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit
 from pipeline.run.damage import Damage
+from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.quality import run_quality, told_lines
 from pipeline.run.run import Run
 from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips
@@ -28,11 +30,13 @@ def show_summary(
     dashboard: str | None = None,
     damages: Sequence[Damage] | None = None,
     told: Mapping[str, object] | None = None,
+    waits: Sequence[StartedJobs] = (),
 ) -> Exit:
     """Shows how the run stands and returns the exit code that says it.
 
     `left_out`: clips recorded before this submit. `damages`: what a check found, None where none was made. `told`: speedup,
-    quality and alarms, where a report was just made; else they are read from the bucket.
+    quality and alarms, where a report was just made; else they are read from the bucket. `waits`: submits whose jobs wait
+    for nodes that cannot be had.
     """
     failures = failed_clips(bucket, progress)
     code = exit_code(run.num_clips, progress)
@@ -46,6 +50,11 @@ def show_summary(
     if damages is not None:
         document["damaged"] = [asdict(damage) for damage in damages]
         code = Exit.ERROR if damages else code
+    if waits and document["remaining"]:
+        document["waits"] = [
+            {"for": _short(str(each.waits_for)), "since": each.waits_since, "host": each.host, "submit": each.submit_id}
+            for each in waits
+        ]  # fmt: skip
     document["exit_code"] = int(code)
     screen.result(document, _text(bucket, document, failures))
     return code
@@ -86,7 +95,7 @@ def summary_document(bucket: Bucket, run: Run, progress: Progress, failures: lis
     }
 
 
-def _text(bucket: Bucket, document: dict[str, object], failures: list[FailedClip]) -> str:
+def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) -> str:
     lines = [f"{document['rendered']:,} of {document['num_clips']:,} clips rendered"]
     if "rendered_now" in document:
         lines[0] += f" ({document['rendered_now']:,} now, {document['recorded_before']:,} recorded before)"
@@ -95,6 +104,10 @@ def _text(bucket: Bucket, document: dict[str, object], failures: list[FailedClip
         lines.append(f"{document['remaining']:,} left to render; submit again to go on")
     if document["started"]:
         lines.append(f"{document['started']:,} of them started: they run, or their job was killed")
+    lines += [
+        f"{each['for']} (since {each['since']}, says the submit on {each['host']})"
+        for each in document.get("waits", ())
+    ]
     if not_rendered:
         lines.append(f"{counted(not_rendered, 'clip')} failed; to try again: python -m pipeline retry {bucket.url}")
         lines += [f"  {_short(str(failure))}" for failure in failures]

@@ -71,7 +71,7 @@ _COST_2B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.25, "mlp": 0.66},
     decode_s_per_pixel=5e-7,
-    memory=MemoryFigures(measured=None, parameters=1.9e9, width=1920),
+    memory=MemoryFigures(measured=None, parameters=1.9e9, width=1920, float8_parameters=1.33e9),
 )
 
 
@@ -83,7 +83,7 @@ _COST_5B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.23, "mlp": 0.67},
     decode_s_per_pixel=5e-7,
-    memory=MemoryFigures(measured=None, parameters=5.8e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=5.8e9, width=3072, float8_parameters=4.76e9),
 )
 
 
