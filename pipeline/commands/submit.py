@@ -43,7 +43,7 @@ from pipeline.run.settings import RunSettings
 from pipeline.run.shard_jobs import ShardJobs
 from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
-from pipeline.run.summary import show_summary, tell_damages
+from pipeline.run.summary import Submitted, show_summary, tell_damages
 from pipeline.run.view import open_view
 from pipeline.run.weights import loras_text
 from pipeline.screen import Screen, counted
@@ -292,10 +292,8 @@ def _summary(
         submission.bucket,
         submission.run,
         read_progress(submission.bucket, submission.keys, allowed, settled=True),
-        left_out=submission.left_out,
         screen=submission.screen,
-        dashboard=dashboard,
-        told=told,
+        submitted=Submitted(left_out=submission.left_out, told=told, dashboard=dashboard),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.store import layout
@@ -20,33 +20,44 @@ SHOWN_CHARS = 300
 """Of a failure's reason."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """What only a submit knows at its end.
+
+    `left_out`: clips recorded before it. `told`: speedup, quality and alarms, where it has just made a report. `dashboard`:
+    where its page was.
+    """
+
+    left_out: int
+    told: Mapping[str, object] | None = None
+    dashboard: str | None = None
+
+
 def show_summary(
     bucket: Bucket,
     run: Run,
     progress: Progress,
     *,
-    left_out: int | None = None,
     screen: Screen,
-    dashboard: str | None = None,
+    submitted: Submitted | None = None,
     damages: Sequence[Damage] | None = None,
-    told: Mapping[str, object] | None = None,
     waits: Sequence[StartedJobs] = (),
 ) -> Exit:
     """Shows how the run stands and returns the exit code that says it.
 
-    `left_out`: clips recorded before this submit. `damages`: what a check found, None where none was made. `told`: speedup,
-    quality and alarms, where a report was just made; else they are read from the bucket. `waits`: submits whose jobs wait
-    for nodes that cannot be had.
+    `submitted`: of a submit that ends. `damages`: what a check found, None where none was made. `waits`: submits whose jobs
+    wait for nodes that cannot be had. Speedup, quality and alarms are read from the bucket, if no report was just made.
     """
     failures = failed_clips(bucket, progress)
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
-    told = told or run_quality(bucket, progress)
+    told = (submitted.told if submitted else None) or run_quality(bucket, progress)
     document |= {name: told[name] for name in ("speedup", "quality", "alarms")}
-    if left_out is not None:
+    if submitted is not None:
+        left_out = submitted.left_out
         document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
-    if dashboard is not None:
-        document["dashboard"] = dashboard
+        if submitted.dashboard is not None:
+            document["dashboard"] = submitted.dashboard
     if damages is not None:
         document["damaged"] = [asdict(damage) for damage in damages]
         code = Exit.ERROR if damages else code
