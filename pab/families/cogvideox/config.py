@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pab.families.cogvideox.levels import trailing_timesteps
-from pab.family import ClipRequest, CostFigures, MemoryFigures, Sampling
+from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, Sampling, read_figures
 
 MAX_TEXT_TOKENS = 226
 DPM, DYNAMIC, DPM_DYNAMIC = "dpm", "dynamic", "dpm-dynamic"
@@ -63,6 +64,9 @@ def cogvideox_tokens(num_frames: int, height: int, width: int) -> int:
 
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
+FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))
+
+
 _COST_2B = CostFigures(
     measured=None,
     load_s=60.0,

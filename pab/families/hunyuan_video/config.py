@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pab.families.hunyuan_video.levels import SHIFT, moved_timesteps
 from pab.families.hunyuan_video.weights import (
@@ -12,7 +13,7 @@ from pab.families.hunyuan_video.weights import (
     SKYREELS_WEIGHTS,
     HunyuanWeights,
 )
-from pab.family import ClipRequest, CostFigures, MemoryFigures
+from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, read_figures
 
 MAX_FRAMES, MAX_SHORT_SIDE, MAX_LONG_SIDE = 129, 720, 1280
 LATENT_CHANNELS = 16
@@ -86,6 +87,9 @@ def hunyuan_video_timesteps(request: ClipRequest, _precision: str) -> tuple[floa
 
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak. One pass a step, and two.
+FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))
+
+
 _COST_ONE_PASS = CostFigures(
     measured=None,
     load_s=240.0,

@@ -14,6 +14,7 @@ from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.conditioning.references import first_image_rules
 from pab.families.hunyuan_video.config import (
+    FIGURES,
     HUNYUAN_VIDEO_I2V_33CH_MODEL,
     HUNYUAN_VIDEO_I2V_MODEL,
     HUNYUAN_VIDEO_MODEL,
@@ -82,6 +83,7 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
         timesteps=hunyuan_video_timesteps,
         num_tokens=model.num_tokens,
         cost=model.cost,
+        figures=FIGURES.get(model.name, ()),
         load=load,
         compiles=True,
         fused_kernels=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pab.families.ltx.levels import (
     DISTILLED_TIMESTEPS,
@@ -12,7 +13,7 @@ from pab.families.ltx.levels import (
     quadratic_timesteps,
 )
 from pab.families.ltx.weights import LTX_2B_WEIGHTS, LTX_13B_DISTILLED_WEIGHTS, LTX_13B_WEIGHTS, LTX_WEIGHTS
-from pab.family import ClipRequest, CostFigures, MemoryFigures, Sampling
+from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, Sampling, read_figures
 from pab.weights.checkpoint import Published
 
 SAMPLINGS = {
@@ -77,6 +78,9 @@ def ltx_tokens(num_frames: int, height: int, width: int) -> int:
 
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
+FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))
+
+
 _COST = CostFigures(
     measured=None,
     load_s=60.0,
