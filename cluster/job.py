@@ -97,3 +97,9 @@ class Cluster(Protocol):
 
     def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
         """Keeps jobs that start from now on off these nodes, as far as enough others are left; returns those it keeps off."""
+
+    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
+        """Says which of the jobs, each of so many nodes, waits for nodes that cannot be had, and why.
+
+        None if all find enough nodes, free or not, and where that is not known. What is said may be some seconds old.
+        """

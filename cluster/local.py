@@ -253,6 +253,10 @@ class LocalCluster:
         """Avoids none: there is only this machine."""
         return frozenset()
 
+    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
+        """Says nothing: a job waits for places here, which those that run give back."""
+        return None
+
     def _start_if_room(self, job: LocalJob) -> bool:
         running = [other for other in self._jobs if other.state is JobState.RUNNING]
         taken = {gpu for other in running for gpu in other.gpus}

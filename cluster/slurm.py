@@ -20,7 +20,7 @@ from pathlib import Path
 from cluster.job import CancelledError, ClusterError, Job, JobRequest, JobState, UnansweredError
 from cluster.job_files import private_folder
 from cluster.slurm_job import SlurmJob
-from cluster.slurm_nodes import keep_off, may_avoid
+from cluster.slurm_nodes import keep_off, may_avoid, shortage
 from cluster.slurm_queue import QueueRow, read_queue
 from cluster.slurm_record import ArrayRecord, cancel_mark, leave_cancel_mark, name_prefix, read_records
 from cluster.slurm_sbatch import hand_over, keep, prepare, settle
@@ -40,8 +40,9 @@ class SlurmCluster:
 
     `folder` must be shared with the nodes; pickles, scripts, logs and results lie there in a new private folder (0700) per
     array, because ids repeat. `run_id` is in the name of every job. `queue_interval_s`: the least time between two questions
-    to slurmctld. `result_grace_s`: how long after a job has left the queue its result may take to become visible.
-    `settle_s`: how long a controller that is away is waited for when nobody knows whether it took jobs.
+    to slurmctld; `nodes_interval_s`: between two about nodes. `result_grace_s`: how long after a job has left the queue its
+    result may take to become visible. `settle_s`: how long a controller that is away is waited for when nobody knows whether
+    it took jobs.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class SlurmCluster:
         *,
         run_id: str,
         queue_interval_s: float = 10.0,
+        nodes_interval_s: float = 60.0,
         result_grace_s: float = 15.0,
         settle_s: float = 60.0,
     ) -> None:
@@ -60,6 +62,7 @@ class SlurmCluster:
         self._settings = settings
         self._run_id = run_id
         self._queue_interval_s = queue_interval_s
+        self._nodes_interval_s = nodes_interval_s
         self._result_grace_s = result_grace_s
         self._settle_s = settle_s
         self._mark = cancel_mark(self._folder)
@@ -71,6 +74,8 @@ class SlurmCluster:
         self._avoided: frozenset[str] = frozenset()
         self._widest = 1
         self._asked_at_s = float("-inf")
+        self._nodes_asked_at_s = float("-inf")
+        self._shortage: str | None = None
         self._queue_fails = False
         self._told: set[str] = set()
         self._releases: Counter[str] = Counter()
@@ -231,6 +236,19 @@ class SlurmCluster:
         except ClusterError as error:
             _LOG.warning("jobs that wait are not kept off %s: %s", ", ".join(sorted(nodes)), error)
         return self._avoided
+
+    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
+        """Says which of the jobs finds fewer usable nodes than it needs, and why; None if all find enough."""
+        wanted, now_s = {job.id for job in jobs}, time.monotonic()
+        waiting = [job for job in self._jobs if job.id in wanted and job.state is JobState.WAITING]
+        if not waiting:
+            self._shortage = None
+        elif now_s - self._nodes_asked_at_s >= self._nodes_interval_s:
+            self._nodes_asked_at_s = now_s
+            # Of an outage the queue tells already.
+            with contextlib.suppress(ClusterError):
+                self._shortage = shortage(self._settings, self._avoided, waiting, needed=num_nodes)
+        return self._shortage
 
     def script(self, request: JobRequest, *, num_jobs: int = 1) -> str:
         """Returns the sbatch script of an array of `num_jobs` jobs like this one, without submitting anything."""

@@ -35,6 +35,7 @@ _STUCK = (
 )
 
 
+_NODE_FIELDS = ("NodeList", "Partition", "StateLong", "Reason")
 _UNUSABLE = ("down", "drain", "fail", "unknown", "maint", "powered_down", "inval")
 
 
@@ -120,14 +121,39 @@ def node_names(nodes: str) -> frozenset[str]:
     return frozenset(ask_slurm("scontrol", "show", "hostnames", nodes).split())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRow:
+    """One node as sinfo shows it. `reason`: why somebody, or SLURM itself, took it out of use; empty where nobody did."""
+
+    name: str
+    state: str
+    reason: str = ""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it runs jobs or could."""
+        return not any(word in self.state for word in _UNUSABLE)
+
+
 def usable_nodes(partition: str | None) -> frozenset[str]:
     """Returns the nodes of a partition (None: the default one) that run jobs or could. Raises ClusterError."""
+    return frozenset(node.name for node in read_nodes(partition) if node.is_usable)
+
+
+def read_nodes(partition: str | None) -> list[NodeRow]:
+    """Returns the nodes of a partition (None: the default one) by name. Raises ClusterError."""
     end = f"|{secrets.token_hex(8)}|"
     asked = [f"--partition={partition}"] if partition else []
-    fields = [f"{field}:{end}" for field in ("NodeList", "Partition", "StateLong")]
+    fields = [f"{field}:{end}" for field in _NODE_FIELDS]
     answer = ask_slurm("sinfo", "--noheader", "--Node", *asked, f"--Format={','.join(fields)}")
     *words, _rest = answer.split(end)
-    rows = [words[start : start + 3] for start in range(0, len(words), 3)]
+    rows = [words[start : start + len(_NODE_FIELDS)] for start in range(0, len(words), len(_NODE_FIELDS))]
     default = [row for row in rows if row[1].strip().endswith("*")]
     rows = rows if partition or not default else default
-    return frozenset(name.strip() for name, _, state in rows if not any(word in state for word in _UNUSABLE))
+    found = {
+        name.strip(): NodeRow(
+            name=name.strip(), state=state.strip(), reason="" if reason.strip() == "none" else reason.strip()
+        )
+        for name, _, state, reason in rows
+    }
+    return [found[name] for name in sorted(found)]

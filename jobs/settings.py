@@ -22,7 +22,7 @@ from pab.execution.choice import (
     Execution,
     execution_of,
 )
-from pab.family import MAX_BATCH, Family
+from pab.family import FLOAT8_PARTS, MAX_BATCH, Family
 from pab.weights.lora import FORM, Lora
 
 MAX_ATTEMPTS = 2
@@ -338,6 +338,11 @@ class RenderSettings:
     def keep_of(self, model: str) -> str:
         """Returns how kept outputs of a family are stored."""
         return self.kept.get(model, AS_ASKED).keep if self.keep == CHOSEN else self.keep
+
+    @property
+    def float8(self) -> tuple[str, ...]:
+        """Which of `pab.family.FLOAT8_PARTS` are of 8-bit floats."""
+        return tuple(part for part in FLOAT8_PARTS if getattr(self, part) == "float8")
 
     def execution(self, family: Family) -> Execution:
         """Returns how these settings run a family."""

@@ -32,6 +32,10 @@ class Clip:
     """The shift of its noise levels, if it is not the family's own."""
     guidance_scale_2: float | None = None
     """The guidance scale of the second transformer, if it is not that of the first."""
+    lora: str | None = None
+    """Its LoRAs as `PLACE:STRENGTH:COMPONENT` with `;` between them, "none" for none; None: those of the run."""
+    lora_digests: str | None = None
+    """Their digests, with spaces between them."""
     loops: int = 1
     """Loops of `num_frames` each, every one going on from the last frames of the one before."""
     condition_frame_length: int | None = None

@@ -20,7 +20,9 @@ as above, with "-" for every null. The default seed is the first 8 bytes of SHA-
 without the top bit.
 
 What a row says of its sampling (`manifests/sampling.py`) stands behind the identity, as " sampling NAME flow_shift X
-guidance_scale_2 Y", of what it says; in the form of a clip_id behind the broadcast.
+guidance_scale_2 Y", of what it says; in the form of a clip_id behind the broadcast. LoRAs that a row names
+(`manifests/loras.py`) stand in the identity where those of the run would; in the form of a clip_id behind the broadcast, as
+" lora TEXT".
 
 Several loops add to both (`manifests/loops.py`): the hash of a clip with more than one is the first bytes of the SHA-256 of
 the JSON text of a list: "clip/1 loops", the 16 digits of the row as it were with one, loops, condition_frame_length,

@@ -13,11 +13,13 @@ import pyarrow.compute as pc
 
 from manifests.distinct import distinct_rows
 from manifests.errors import shown
+from manifests.loras import LORA, LoraCheck
 from manifests.rules import FamilyRules
 from manifests.sampling import SAMPLING_COLUMNS, decide_sampling
+from manifests.schema import LORA_SCHEMA
 
 SIZE_COLUMNS = ("num_frames", "height", "width", "fps", "num_steps")
-SETTING_COLUMNS = ("model", "broadcast", *SIZE_COLUMNS, "guidance_scale", *SAMPLING_COLUMNS)
+SETTING_COLUMNS = ("model", "broadcast", *SIZE_COLUMNS, "guidance_scale", *SAMPLING_COLUMNS, LORA)
 """The columns of few distinct values: rows are checked by distinct combinations of them."""
 
 SIZE = "size"
@@ -49,6 +51,7 @@ class Limits:
         self._broadcasts = sorted({name for family in self._rules for name in family.broadcasts})
         self._num_tokens: dict[tuple[int, int, int, int], int] = {}
         self._identities: dict[int, str] = {}
+        self._loras = LoraCheck(self._rules)
         self._unusable: dict[int, str] = {}
         for family in self._rules:
             _check_family(family)
@@ -119,6 +122,13 @@ class Limits:
         broken[[index for index, *_ in findings]] = True
         identities = [self._identities.get(code, "") for code in range(len(self._rules))]
         identity = pa.array(identities, pa.string()).take(pa.array(codes))
+        if given[LORA].null_count < len(broken):
+            identity, of_loras, bad = self._loras.decide(given[LORA], identity, codes, ~broken)
+            columns |= of_loras
+            findings += bad
+            broken[[index for index, *_ in bad]] = True
+        else:
+            columns |= {name: pa.nulls(len(broken), pa.string()) for name in LORA_SCHEMA.names}
         if any(sampled.identity):
             identity = pc.binary_join_element_wise(identity, pa.array(sampled.identity), "")
         return Settings(columns=columns, identity=identity, broadcast_digest=digests, broken=broken), findings

@@ -14,6 +14,7 @@ from manifests.distinct import Indices, distinct_rows, rows_of
 from manifests.errors import SHOWN_CHARS, Problem, shown
 from manifests.limits import SETTING_COLUMNS, SIZE, SIZE_COLUMNS, Finding, Limits
 from manifests.loops import RowLoops, read_row_loops
+from manifests.loras import LORA, read_row_loras
 from manifests.references import RowReferences, read_row_references
 from manifests.sampling import SAMPLING_COLUMNS
 from manifests.schema import (
@@ -89,6 +90,10 @@ def read_rows(batch: pa.RecordBatch, first_row: int, limits: Limits) -> Rows:
                 continue
             columns[name], bad = convert(batch.column(name))
             problems += _problems(bad, first_row, name, allowed)
+    columns[LORA] = pa.nulls(len(batch), pa.string())
+    if LORA in batch.schema.names:
+        columns[LORA], bad_loras = read_row_loras(batch.column(LORA), first_row)
+        problems += bad_loras
     problems += _long_prompts(columns, first_row, limits)
     problems += _unread_suffixes(columns["prompt"], first_row)
     broken = {problem.row for problem in problems if problem.column == "prompt"}
@@ -122,7 +127,7 @@ def clip_ids(rows: Rows, repetitions: Repetitions) -> pa.Array:
         return given
     settings = rows.settings()
     sizes = [settings[name] for name in SIZE_COLUMNS]
-    broadcast = _with_sampling(settings)
+    broadcast = _with_choices(settings)
     heads = row_heads([settings["model"], broadcast], sizes, settings["guidance_scale"])
     parts = [heads.take(pa.array(rows.codes)), *(rows.columns[name] for name in ("seed", "negative_prompt", "prompt"))]
     hashes = content_hashes(*parts)
@@ -140,10 +145,10 @@ def clip_ids(rows: Rows, repetitions: Repetitions) -> pa.Array:
     return ids if given.null_count == len(given) else pc.replace_with_mask(given, missing, ids)
 
 
-def _with_sampling(settings: Mapping[str, pa.Array]) -> pa.Array:
-    """Returns the broadcasts, with what the settings say of sampling behind them where they say anything."""
+def _with_choices(settings: Mapping[str, pa.Array]) -> pa.Array:
+    """Returns the broadcasts, with what the settings say of sampling and LoRAs behind them where they say anything."""
     broadcast = settings["broadcast"]
-    said = [name for name in SAMPLING_COLUMNS if settings[name].null_count < len(settings[name])]
+    said = [name for name in (*SAMPLING_COLUMNS, LORA) if settings[name].null_count < len(settings[name])]
     for name in said:
         text = pc.binary_join_element_wise(pc.fill_null(broadcast, "-"), name, settings[name].cast(pa.string()), " ")
         broadcast = pc.coalesce(text, broadcast)

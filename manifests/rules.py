@@ -22,6 +22,15 @@ class SamplingRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowLoras:
+    """LoRAs of a row as a family takes them: text and digests, which jobs get, and the row's identity with them."""
+
+    text: str
+    digests: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyRules:
     """The rules of one family, made by the caller from the family and the settings of the run.
 
@@ -56,6 +65,9 @@ class FamilyRules:
     """Returns the published shift of the noise levels of a height and width; None for a family that takes none."""
     second_guidance: bool = False
     """Whether a second transformer may have a guidance scale of its own."""
+    loras: Callable[[tuple[str, ...]], RowLoras] | None = None
+    """Returns the LoRAs that a row names instead of the run's; none of them: `()`. Raises ValueError or OSError for those
+    that cannot be used. It is asked once for each different choice. None for a family that takes no LoRA."""
     images: bool = False
     clean_prompt: Callable[[str], str] | None = None
     """Returns what its own cleaning leaves of a prompt; None for a family whose cleaning drops no words. Raises ImportError

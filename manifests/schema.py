@@ -19,12 +19,14 @@ LOOPS_VERSION = 3
 SAMPLING_VERSION = IMAGE_VERSION = 4
 """Written for a manifest whose rows may say how they are sampled, which a reader of version 3 would leave out, and for one
 with the column `image`; an accepted one names the images as references."""
+LORA_VERSION = 5
+"""Written for a manifest whose rows may name LoRAs, which a reader of version 4 would leave out."""
 VERSION_KEY = b"pab_pipeline.manifest_version"
 
 STRING_COLUMNS = ("clip_id", "prompt", "negative_prompt", "model", "broadcast", "mask_strategy", "sampling", "image")
 INTEGER_COLUMNS = ("seed", "num_frames", "height", "width", "fps", "num_steps", "loops", "condition_frame_length")
 FLOAT_COLUMNS = ("guidance_scale", "condition_frame_edit", "flow_shift", "guidance_scale_2")
-LIST_COLUMNS = ("references",)
+LIST_COLUMNS = ("references", "lora")
 """Lists of strings, or strings with `;` between the parts."""
 ROW_COLUMNS = (*STRING_COLUMNS, *INTEGER_COLUMNS, *FLOAT_COLUMNS, *LIST_COLUMNS)
 """What a user's manifest may hold; only `prompt` is required. Any other column is kept as it is."""
@@ -74,7 +76,10 @@ SAMPLING_SCHEMA = pa.schema(
     ]
 )
 """Further fields of `Clip`, in a manifest whose rows may say how they are sampled, or a run that says it for them."""
-_OURS = (*CLIP_SCHEMA.names, *LOOP_SCHEMA.names, *REFERENCE_SCHEMA.names, *SAMPLING_SCHEMA.names)
+
+LORA_SCHEMA = pa.schema([pa.field("lora", pa.string()), pa.field("lora_digests", pa.string())])
+"""Further fields of `Clip`, in a manifest whose rows may name LoRAs."""
+_OURS = (*CLIP_SCHEMA.names, *LOOP_SCHEMA.names, *REFERENCE_SCHEMA.names, *SAMPLING_SCHEMA.names, *LORA_SCHEMA.names)
 _READ_AS_OTHERS = ("image",)
 """Columns of ours that an accepted manifest has under other names."""
 
@@ -98,6 +103,8 @@ def says_sampling(schema: pa.Schema) -> bool:
 
 def version(schema: pa.Schema) -> str:
     """Returns the version that a manifest of these columns is written as."""
+    if "lora" in schema.names:
+        return str(LORA_VERSION)
     if says_sampling(schema) or "image" in schema.names:
         return str(IMAGE_VERSION)
     if any(name in schema.names for name in LOOP_SCHEMA.names):
@@ -117,7 +124,8 @@ def accepted_schema(schema: pa.Schema, *, sampling: bool = False) -> pa.Schema:
     """
     references = REFERENCE_SCHEMA if has_references(schema) else ()
     sampled = SAMPLING_SCHEMA if sampling or says_sampling(schema) else ()
-    fields = pa.schema([*CLIP_SCHEMA, *LOOP_SCHEMA, *references, *sampled, *extra_fields(schema)])
+    loras = LORA_SCHEMA if "lora" in schema.names else ()
+    fields = pa.schema([*CLIP_SCHEMA, *LOOP_SCHEMA, *references, *sampled, *loras, *extra_fields(schema)])
     return fields.with_metadata({VERSION_KEY: version(fields).encode()})
 
 
@@ -165,13 +173,13 @@ def _meant(name: str) -> str | None:
 
 def _version_problems(schema: pa.Schema) -> list[Problem]:
     found = (schema.metadata or {}).get(VERSION_KEY)
-    if found is None or found in [str(number).encode() for number in range(VERSION, IMAGE_VERSION + 1)]:
+    if found is None or found in [str(number).encode() for number in range(VERSION, LORA_VERSION + 1)]:
         return []
     return [
         Problem(
             column="manifest version",
             value=found.decode(errors="replace"),
-            allowed=f"this program reads versions {VERSION} to {IMAGE_VERSION}",
+            allowed=f"this program reads versions {VERSION} to {LORA_VERSION}",
             action="use the program that wrote the file, or build the manifest again",
         )
     ]

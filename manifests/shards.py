@@ -18,8 +18,8 @@ from manifests.unique import KeySet
 
 COST_COLUMNS = ("model", "height", "width", "num_frames", "num_steps", "broadcast", "guidance_scale")
 SAMPLING_COLUMNS = ("sampling", "flow_shift")
-PLAN_COLUMNS = ("clip_id", "digest", *COST_COLUMNS, "loops", *SAMPLING_COLUMNS)
-"""The columns of an accepted manifest that planning reads; without `loops` before version 3; the last two may be missing."""
+PLAN_COLUMNS = ("clip_id", "digest", *COST_COLUMNS, "loops", *SAMPLING_COLUMNS, "lora")
+"""The columns of an accepted manifest that planning reads: `loops` since version 3, and the last three may be missing."""
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -27,19 +27,23 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class ShardGroup:
-    """What the clips of one shard have in common: one loaded model and one shape of latents. Sizes in pixels."""
+    """What the clips of one shard have in common: one loaded model and one shape of latents. Sizes in pixels.
+
+    `lora`: the LoRAs that the rows name (`Clip.lora`); empty for those of the run.
+    """
 
     model: str
     height: int
     width: int
     num_frames: int
+    lora: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class ClipGroup:
     """Clips that cost the same. `guided` is false where guidance_scale is 1, which needs no unconditional branch.
 
-    `sampling`, `flow_shift`: empty and 0 where clips are sampled as published.
+    `sampling`, `flow_shift`: empty and 0 where clips are sampled as published. `lora`: as of `ShardGroup`.
     """
 
     model: str
@@ -52,11 +56,14 @@ class ClipGroup:
     loops: int = 1
     sampling: str = ""
     flow_shift: float = 0.0
+    lora: str = ""
 
     @property
     def shard_group(self) -> ShardGroup:
         """The group whose shards these clips may share."""
-        return ShardGroup(model=self.model, height=self.height, width=self.width, num_frames=self.num_frames)
+        return ShardGroup(
+            model=self.model, height=self.height, width=self.width, num_frames=self.num_frames, lora=self.lora
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +171,7 @@ def _clip_groups(batches: Iterable[pa.RecordBatch], done: KeySet) -> tuple[npt.N
         columns = {name: batch.column(name) for name in COST_COLUMNS[:-1]} | {"guided": guided}
         if "loops" in batch.schema.names:
             columns["loops"] = batch.column("loops")
-        for name, plain in zip(SAMPLING_COLUMNS, ("", 0.0), strict=True):
+        for name, plain in zip((*SAMPLING_COLUMNS, "lora"), ("", 0.0, ""), strict=True):
             if name in batch.schema.names:
                 columns[name] = pc.fill_null(batch.column(name), plain)
         distinct, codes = distinct_rows(list(columns.values()))

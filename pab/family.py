@@ -148,7 +148,7 @@ class Family:
     pin: Callable[[str | None], str | None] = lambda weights: weights
     """Returns weights that mean the same tomorrow: hub ids with their commits for a family that the hub publishes."""
     figures: tuple[CostFigures, ...] = ()
-    """All that was measured (`FIGURES_FILE`), one entry for each kind of device and precision."""
+    """All that was measured (`FIGURES_FILE`), one entry for each kind of device, precision and parts of 8-bit floats."""
     latent_frames: Callable[[int], int] | None = None
     """Latent frames of a clip's frames, for a family whose spatial attention sees one latent frame at a time. None: it sees
     all tokens (3-D attention)."""
@@ -242,7 +242,7 @@ class CostFigures:
     is the host's, and `linear_s * n + quadratic_s * n * m`. `kind_shares` says how the linear part splits over kinds of site;
     the quadratic part is spatial attention's. So planning knows what a reused site saves at any size. `device`: as its driver
     names it, or "cpu". `measured` says on what a step was timed ("one H200, fused kernels"); None: nothing was timed, the
-    figures are estimated from operation counts for that device.
+    figures are estimated from operation counts for that device. `float8`: which of `FLOAT8_PARTS` were of 8-bit floats.
     """
 
     measured: str | None
@@ -256,6 +256,7 @@ class CostFigures:
     """None: not known, and so no bound on meshes."""
     device: str = "NVIDIA H200"
     precision: str = "bfloat16"
+    float8: tuple[str, ...] = ()
     fast_decode_s_per_pixel: float | None = None
     """As `decode_s_per_pixel`, of runs that decode fast; None: not measured, and planned as published."""
 
@@ -286,7 +287,8 @@ class MemoryFigures:
     transformers and the decoder. `width`: channels of a token, and so of a kept output. `widths_per_token`: what one pass
     holds for each token of each row, in tokens' widths. `rows_per_pass`: 2 where one pass has the rows of both guidance
     branches. `decode_bytes_per_pixel`: memory for each pixel of a frame, in bfloat16, while frames are decoded; 0 where it
-    is not known.
+    is not known. `float8_parameters`: of `parameters`, those that take one byte where products are of 8-bit floats; 0 where
+    it is not known.
     """
 
     measured: str | None
@@ -295,9 +297,13 @@ class MemoryFigures:
     widths_per_token: float = 9.0
     decode_bytes_per_pixel: float = 0.0
     rows_per_pass: int = 2
+    float8_parameters: float = 0.0
     fast_decode_bytes_per_pixel: float = 0.0
     """As `decode_bytes_per_pixel`, while frames are decoded fast; where less is left, they are decoded in slices or tiles."""
 
+
+FLOAT8_PARTS = ("linears", "attention")
+"""What a run may compute in 8-bit floats: the blocks' matrix products (`--linears`), self attention (`--attention`)."""
 
 FIGURES_FORMAT = 1
 FIGURES_FILE = "figures.json"
@@ -322,6 +328,7 @@ def read_figures(path: Path) -> dict[str, tuple[CostFigures, ...]]:
             values = dict(entry)
             name, memory = values.pop("family"), values.pop("memory")
             values.pop("about", None)  # for readers
+            values["float8"] = tuple(values.get("float8", ()))
             known = None if memory is None else MemoryFigures(**memory)
             figures = CostFigures(**values, memory=known)
             _check_figures(figures)
@@ -341,12 +348,20 @@ def _check_figures(figures: CostFigures) -> None:
     numbers = {
         name: value
         for name, value in (asdict(figures) | (asdict(figures.memory) if figures.memory else {})).items()
-        if name not in ("measured", "device", "precision", "memory", "kind_shares")
+        if name not in ("measured", "device", "precision", "memory", "kind_shares", "float8")
         and not (name == "fast_decode_s_per_pixel" and value is None)
     }
     for name, value in (numbers | {f"share of {kind}": share for kind, share in figures.kind_shares.items()}).items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ValueError(f"{name}={value!r}, needs a number of 0 or more")
+    if unknown := [part for part in figures.float8 if part not in FLOAT8_PARTS]:
+        raise ValueError(
+            f"float8={list(figures.float8)}: {unknown[0]!r} is not known, allowed: {', '.join(FLOAT8_PARTS)}"
+        )
+    if figures.memory is not None and figures.memory.float8_parameters > figures.memory.parameters:
+        raise ValueError(
+            f"float8_parameters={figures.memory.float8_parameters}, may be parameters={figures.memory.parameters} at most"
+        )
     if figures.linear_s <= 0:
         raise ValueError(f"linear_s={figures.linear_s}, needs more than 0")
     if sum(figures.kind_shares.values()) > 1 + 1e-6:

@@ -127,6 +127,15 @@ class Beginning(Protocol):
         """Returns whole latents to begin with."""
 
 
+@runtime_checkable
+class BringsText(Protocol):
+    """A `Beginning` that may have the clip's text, because the model's text encoder sees the image too."""
+
+    @property
+    def own_states(self) -> Callable[[str], object] | None:
+        """What stands for `EncodedPrompt.states`; None where prompts are read without the image."""
+
+
 class VideoModel(Protocol):
     """A loaded model. Pixels and latents are batch first; latents are float32 [B, C, T, H, W]."""
 
@@ -258,4 +267,4 @@ class TakesImage(Protocol):
     """A `VideoModel` whose clips may begin with an image; the rules of its family's `references` say `first_image`."""
 
     def given_image(self, request: ClipRequest, image: ReferenceImage) -> Beginning:
-        """Brings an image to the clip's size and encodes it, on every rank alike."""
+        """Brings an image to the clip's size and encodes it, on every rank alike. Collective over the clip's ranks."""

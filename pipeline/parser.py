@@ -32,6 +32,8 @@ COLUMNS = """columns of a manifest:
   required: prompt
   optional: clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale, broadcast,
             sampling, flow_shift, guidance_scale_2
+  lora                    LoRAs of the row as --lora names them, several with ; between them, none for none at all; if
+                          empty, those of --lora
   references              paths or URLs of images and videos, separated by ;. Allowed are files below the manifest's
                           folder or a --reference-root, http(s) at public addresses, s3, gs, az, abfs and abfss
   mask_strategy           which frames the references give; if empty, the first reference begins the clip
@@ -207,6 +209,14 @@ def _add_bench(commands: _Commands[Parser]) -> None:
         metavar="DIR",
         help="with --figures: a folder of weights, with which loading and decoding are timed too (default: random weights)",
     )
+    for part, what in (("linears", "matrix products"), ("attention", "self attention")):
+        parser.add_argument(
+            f"--{part}",
+            choices=("full", "float8"),
+            default="full",
+            help=f"with --figures: {what} of the run's precision (full, the default) or of 8-bit floats, as `submit --{part} "
+            "float8` renders; each choice has an entry of its own",
+        )
     parser.add_argument(
         "--join", nargs="+", metavar="FILE", help="measure nothing; make one page of several bench.json"
     )

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.parser import build_parser
-from tests.test_layering import ARROWS, ROOM_ARROWS
+from tests.rooms import ARROWS, ROOM_ARROWS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -23,10 +23,11 @@ from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.rules import ATTENTION_KINDS, KINDS, NO_BROADCAST, AttentionRule, BroadcastRules, MlpRule
 from pab.broadcast.sites import Site
 from pab.broadcast.state import BOTH
-from pab.execution.choice import execution_of
+from pab.execution.choice import Execution, execution_of
 from pab.execution.compiled import executing, run_as
 from pab.families import FAMILIES
 from pab.family import ClipRequest, CostFigures, Family, LoadRequest, MemoryFigures
+from pab.kernels.float8 import FLOAT8
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise
 
@@ -48,25 +49,28 @@ class Size:
 
 
 def measure_figures(
-    name: str, settings: BenchSettings, *, weights: str | None, tell: Callable[[str], None]
+    name: str, settings: BenchSettings, *, weights: str | None, tell: Callable[[str], None], float8: Sequence[str] = ()
 ) -> tuple[CostFigures, Json]:
     """Measures one family; returns its figures, and what they were made from, for readers.
 
-    `weights`: a folder of weights, or None for random ones. `tell` is called with each figure. Raises ValueError for a family
-    that has no random weights here, or no second size.
+    `weights`: a folder of weights, or None for random ones. `tell` is called with each figure. `float8`: which of
+    `pab.family.FLOAT8_PARTS` are of 8-bit floats. Raises ValueError for a family that has no random weights here, no second
+    size, or no such 8-bit floats.
     """
     device, family = torch.device(settings.device), FAMILIES[name]
-    subject, load_s = _subject(family, settings, weights)
     execution = execution_of(
         family,
         compiled=device.type == "cuda",
-        attention="auto",
+        attention="float8" if "attention" in float8 else "auto",
         device=device.type,
-        precision=subject.precision,
+        precision=_precision(family, device),
+        linears="float8" if "linears" in float8 else "full",
     )
     execution = replace(execution, records=False)
-    loaded_bytes = _allocated(device)
+    subject, load_s = _subject(family, settings, weights)
     run_as(subject.model, execution, backend=settings.backend)
+    gc.collect()
+    loaded_bytes, eight = _allocated(device), _float8_parameters(subject)
     clips = _Clips(subject, NodeGroup(device=device))
     with executing(execution), torch.inference_mode():
         small, large = (clips.size(request) for request in two_sizes(family, subject.requests[0]))
@@ -79,13 +83,13 @@ def measure_figures(
         width = clips.kept_width
         decode_s, decode_bytes = clips.decode(full) if subject.decodes else (None, 0.0)
     linear_s, quadratic_s = grown(small, large)
-    memory = _memory(subject, family, width, loaded_bytes, peak, large, decode_bytes=decode_bytes)
+    memory = _memory(subject, family, width, loaded_bytes, peak, large, decode_bytes=decode_bytes, eight=eight)
     pixels = large.request.num_frames * large.request.height * large.request.width
     missing = [
         word for word, known in (("loading", load_s), ("decoding", decode_s)) if known is None
     ]  # fmt: skip
     figures = CostFigures(
-        measured=_measured_on(subject, settings, missing, compiled=execution.compiled, kernels=execution.kernels),
+        measured=_measured_on(subject, settings, missing, execution),
         load_s=family.cost.load_s if load_s is None else round(load_s, 3),
         linear_s=_short(linear_s),
         quadratic_s=_short(quadratic_s),
@@ -95,6 +99,7 @@ def measure_figures(
         memory=memory,
         device=_device_name(device),
         precision=subject.precision,
+        float8=tuple(float8),
     )
     about: Json = {
         "torch": torch.__version__,
@@ -114,8 +119,7 @@ def _subject(family: Family, settings: BenchSettings, weights: str | None) -> tu
             known = ", ".join(dict.fromkeys(group.family for group in GROUPS))
             raise ValueError(f"{family.name} has no random weights here, {known} have; give a folder with --weights")
         return replace(make_subject(group, settings.size, device), decodes=False), None
-    precision, start = precision_on(device), time.perf_counter()
-    precision = precision if precision in family.precisions else family.precisions[0]
+    precision, start = _precision(family, device), time.perf_counter()
     model = family.load(LoadRequest(weights=weights, precision=precision, device=settings.device))
     load_s = time.perf_counter() - start
     small = {} if settings.size == FULL else _least(family)
@@ -131,6 +135,16 @@ def _subject(family: Family, settings: BenchSettings, weights: str | None) -> tu
         ),
         load_s,
     )
+
+
+def _precision(family: Family, device: torch.device) -> str:
+    usual = precision_on(device)
+    return usual if usual in family.precisions else family.precisions[0]
+
+
+def _float8_parameters(subject: Subject) -> int:
+    blocks = [block for stack in subject.model.block_stacks for block in stack]
+    return sum(x.numel() for block in blocks for x in block.state_dict().values() if x.dtype == FLOAT8)
 
 
 def _least(family: Family) -> dict[str, int]:
@@ -291,6 +305,7 @@ def _memory(
     large: Size,
     *,
     decode_bytes: float,
+    eight: int,
 ) -> MemoryFigures | None:
     known = family.cost.memory
     if subject.device.type != "cuda":
@@ -302,18 +317,21 @@ def _memory(
     return MemoryFigures(
         measured=f"one {_device_name(subject.device)}, {subject.precision}: {peak / 1e9:.1f} GB without broadcast"
         + ("" if subject.decodes else ", without decoder"),
-        parameters=round(loaded_bytes / size),
+        parameters=round((loaded_bytes + eight * (size - 1)) / size),
         width=width,
         widths_per_token=round(max(0.0, peak - loaded_bytes) / (rows * large.tokens * width * size), 2),
         decode_bytes_per_pixel=round(decode_bytes, 1) or (known.decode_bytes_per_pixel if known else 0.0),
         rows_per_pass=rows,
+        float8_parameters=eight or (known.float8_parameters if known else 0.0),
     )
 
 
-def _measured_on(
-    subject: Subject, settings: BenchSettings, missing: Sequence[str], *, compiled: bool, kernels: bool
-) -> str:
-    how = "fused kernels" if kernels else "compiled" if compiled else "eager"
+def _measured_on(subject: Subject, settings: BenchSettings, missing: Sequence[str], execution: Execution) -> str:
+    how = "fused kernels" if execution.kernels else "compiled" if execution.compiled else "eager"
+    eight = [
+        word for word, kind in (("products", execution.linears), ("attention", execution.attention)) if kind == "float8"
+    ]
+    how = f"8-bit {' and '.join(eight)}, {how}" if eight else how
     tiny = "" if settings.size == FULL else ", tiny models"
     rest = f" ({' and '.join(missing)} estimated)" if missing else ""
     return f"one {_device_name(subject.device)}, {subject.precision}, {how}{tiny}{rest}"

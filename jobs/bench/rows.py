@@ -301,9 +301,13 @@ class Row:
         if self.sampling is None:
             return request
         preset = self.family.samplings[self.sampling]
-        fixed = {"num_steps": preset.num_steps, "guidance_scale": preset.guidance_scale}
-        changes = {name: value for name, value in fixed.items() if value is not None}
-        return replace(request, sampling=self.sampling, **changes)
+        steps, scale = preset.num_steps, preset.guidance_scale
+        return replace(
+            request,
+            sampling=self.sampling,
+            num_steps=request.num_steps if steps is None else steps,
+            guidance_scale=request.guidance_scale if scale is None else scale,
+        )
 
     @property
     def without_reuse(self) -> tuple[str, str, str, tuple[str, ...]]:

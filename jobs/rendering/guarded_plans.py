@@ -41,7 +41,8 @@ class GuardedPlan:
 def plan_key(clip: Clip, rules_digest: str, min_quality: str) -> str:
     """Names what decides a clip's plan besides its size, and what is asked of it: 12 hex digits."""
     asked = [
-        clip.model, clip.broadcast, rules_digest, clip.num_steps, clip.sampling, clip.flow_shift, min_quality
+        clip.model, clip.broadcast, rules_digest, clip.num_steps, clip.sampling, clip.flow_shift, clip.lora,
+        min_quality,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:12]
 
@@ -59,7 +60,7 @@ def guarded_plans(
     members: dict[str, list[Clip]] = {}
     keys: dict[object, str | None] = {}
     for clip in clips:
-        kind = (clip.model, clip.broadcast, clip.num_steps, clip.sampling, clip.flow_shift, _size(clip))
+        kind = (clip.model, clip.broadcast, clip.num_steps, clip.sampling, clip.flow_shift, clip.lora, _size(clip))
         if kind not in keys:
             keys[kind] = _key_if_guarded(clip, settings, find_family(clip.model))
         if (key := keys[kind]) is not None:

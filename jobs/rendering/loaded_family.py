@@ -26,6 +26,7 @@ from pab.model import EncodedPrompt, VideoModel
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import LoopSettings, records_loop
 from pab.sampling.recorded_loop import LoopRecorder
+from pab.weights.lora import Lora
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,11 +115,17 @@ class LoadedFamily:
 
 
 def load_family(
-    family: Family, settings: JobSettings, device: torch.device, *, clip_axis: Axis | None = None
+    family: Family,
+    settings: JobSettings,
+    device: torch.device,
+    *,
+    clip_axis: Axis | None = None,
+    loras: tuple[Lora, ...] | None = None,
 ) -> LoadedFamily:
     """Loads a family's weights onto a device. If the settings ask for it, its blocks are compiled at their first calls.
 
-    `clip_axis`: the ranks that share their clips, and so their prompts, with this one.
+    `clip_axis`: the ranks that share their clips, and so their prompts, with this one. `loras`: those of the clips; None:
+    those of the run.
     """
     start = time.perf_counter()
     execution = settings.render.execution(family)
@@ -127,7 +134,7 @@ def load_family(
         precision=settings.render.precision,
         device=str(device),
         clip_axis=clip_axis,
-        loras=settings.loras_of(family.name),
+        loras=settings.loras_of(family.name) if loras is None else loras,
     )
     model = family.load(request)
     if device.type == "cuda":

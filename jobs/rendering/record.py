@@ -10,6 +10,7 @@ from typing import TypedDict
 from jobs.media.encode import Video
 from jobs.quality.alarms import PixelStatistics, alarms_of
 from jobs.rendering.clip_attempt import Attempt
+from jobs.rendering.clip_loras import clip_loras
 from jobs.rendering.context import JobContext, versions
 from jobs.rendering.loops import clip_requests
 from jobs.store import layout
@@ -63,7 +64,7 @@ def clip_record(
         "clip": asdict(clip),
         "seed": clip.seed,
         "weights": context.settings.weights_of(clip.model),
-        "loras": [asdict(lora) for lora in context.settings.loras_of(clip.model)],
+        "loras": [asdict(lora) for lora in clip_loras(clip, context.settings.loras_of(clip.model))],
         "references": [
             {"url": url, "sha256": sha256} for url, sha256 in zip(clip.references, clip.reference_digests, strict=True)
         ],

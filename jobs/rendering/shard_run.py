@@ -19,6 +19,7 @@ from jobs.rendering.attempts import OpenAttempts, interruptible
 from jobs.rendering.batching import Batching
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_loop import ClipLoop
+from jobs.rendering.clip_loras import clip_loras
 from jobs.rendering.context import JobContext
 from jobs.rendering.deadline import Deadline
 from jobs.rendering.finish import Finisher
@@ -34,6 +35,7 @@ from jobs.rendering.todo import Todo, sort_shard
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
+from manifests.clip import Clip
 from pab.execution.compile_cache import CompileCacheError, compile_cache
 from pab.execution.compiled import executing
 from pab.family import Family
@@ -192,7 +194,7 @@ class _ShardRun:
         all_rendered = False
         own = frozenset(attempt.clip.key for attempt in attempts[self._ranks.node.dp.rank :: self._ranks.node.dp.size])
         try:
-            for name, group in groupby(attempts, key=lambda attempt: attempt.clip.model):
+            for (name, _), group in groupby(attempts, key=lambda attempt: (attempt.clip.model, attempt.clip.lora)):
                 self._render_family(self._job.find_family(name), list(group), own)
             all_rendered = True
         except (KeyboardInterrupt, SystemExit):
@@ -239,7 +241,7 @@ class _ShardRun:
                 self._guard.judge(family, clips, attempts, None)
             return
         with ExitStack() as stack:
-            loaded = self._load(family, stack)
+            loaded = self._load(family, attempts[0].clip, stack)
             loop = self._loop(loaded)
             try:
                 loop.encode([attempt.clip for attempt in attempts])
@@ -265,10 +267,11 @@ class _ShardRun:
             batching=Batching(loaded=loaded, settings=self._context.settings, device=self._ranks.node.device),
         )
 
-    def _load(self, family: Family, stack: ExitStack) -> LoadedFamily:
+    def _load(self, family: Family, clip: Clip, stack: ExitStack) -> LoadedFamily:
         settings, node = self._context.settings, self._ranks.node
         with self._watch.over_stage("load", extra_s=self._context.store_s(1)):
-            loaded = load_family(family, settings, node.device, clip_axis=node.clip)
+            loras = clip_loras(clip, settings.loras_of(clip.model))
+            loaded = load_family(family, settings, node.device, clip_axis=node.clip, loras=loras)
         if loaded.execution.compiled:
             place, attention = settings.render.compile_cache, loaded.execution.attention
             stack.enter_context(compile_cache(place, attention, refused=_log_refused))

@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from jobs.reports.report_times import batch_size, settled_s
+from pab.family import FLOAT8_PARTS
 
 Json = dict[str, Any]
 _SHAPE = ("num_frames", "height", "width", "num_steps", "broadcast")
@@ -19,12 +20,12 @@ def measured_times(records: Sequence[Json], starts: Sequence[Json]) -> list[Json
     Steps count with the median of their pattern, so that a warm-up does not. The most memory that a rank held is told only
     where all clips were of one kind and alone: it is known of a whole start.
     """
-    kinds: dict[tuple[object, ...], list[Json]] = {}
+    kinds: dict[str, list[Json]] = {}
     for record in records:
         plan = record.get("plan", {})
         if plan.get("out_of_memory") or plan.get("stepped_down"):
             continue  # it was rendered otherwise than its broadcast's name says
-        kinds.setdefault(tuple(_kind(record).values()), []).append(record)
+        kinds.setdefault(repr(_kind(record)), []).append(record)
     peak = max((start["peak_cuda_bytes"] for start in starts), default=0) or None
     one_kind = len(kinds) == 1 and all(batch_size(record) == 1 for record in records)
     return [_entry(alike, peak_bytes=peak if one_kind else None) for alike in kinds.values()]
@@ -43,14 +44,16 @@ def _entry(alike: Sequence[Json], *, peak_bytes: int | None) -> Json:
 
 def _kind(record: Json) -> Json:
     clip: Mapping[str, Any] = record["clip"]
-    guided = clip["guidance_scale"] != 1.0
+    guided, execution = clip["guidance_scale"] != 1.0, record.get("execution", {})
+    eight = [part for part in FLOAT8_PARTS if execution.get(part) == "float8"]
     return {
         "family": clip["model"],
         "device": record["job"]["device"],
         "precision": record["job"]["precision"],
         **{name: clip[name] for name in _SHAPE},
         **{name: clip[name] for name in _SAMPLING if clip.get(name) is not None},
-        "keep": record.get("execution", {}).get("keep", "full"),
+        "keep": execution.get("keep", "full"),
+        **({"float8": eight} if eight else {}),
         "guided": guided,
         "mesh": _mesh(record["job"]["mesh"], guided=guided),
         "batch": batch_size(record),

@@ -140,8 +140,8 @@ def difference(measured: Mapping[str, Any] | None, derived: Mapping[str, Any] | 
     full = [each.get("full_step_s") for each in (measured, derived)]
     if None not in full:
         text += (
-            f"; a step that computes everything took {seconds(full[0])} in clips without reuse and {seconds(full[1])} in those "
-            "with it, where it also stores what is kept, or where other work went on beside it"
+            f"; a step that computes everything took {seconds(full[0])} in clips without reuse and {seconds(full[1])} in "
+            "those with it, where it also stores what is kept, or where other work went on beside it"
         )
     return text + ". Where nothing else ran on the machines, the measured factor is the one to go by."
 

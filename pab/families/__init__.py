@@ -6,7 +6,12 @@ from collections.abc import Mapping
 
 from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V
 from pab.families.demo.family import DEMO
-from pab.families.hunyuan_video.family import HUNYUAN_VIDEO, SKYREELS_V1
+from pab.families.hunyuan_video.family import (
+    HUNYUAN_VIDEO,
+    HUNYUAN_VIDEO_I2V,
+    HUNYUAN_VIDEO_I2V_33CH,
+    SKYREELS_V1,
+)
 from pab.families.hunyuan_video_15.family import HUNYUAN_VIDEO_15_480P, HUNYUAN_VIDEO_15_720P
 from pab.families.latte.family import LATTE
 from pab.families.ltx.family import LTX, LTX_2B, LTX_13B, LTX_13B_DISTILLED
@@ -57,6 +62,8 @@ FAMILIES: Mapping[str, Family] = {
         LTX_13B_DISTILLED,
         LTX2,
         HUNYUAN_VIDEO,
+        HUNYUAN_VIDEO_I2V,
+        HUNYUAN_VIDEO_I2V_33CH,
         SKYREELS_V1,
         HUNYUAN_VIDEO_15_480P,
         HUNYUAN_VIDEO_15_720P,

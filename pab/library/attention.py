@@ -25,6 +25,10 @@ A text that stayed whole would have each rank repeat its part of every MLP, and 
 attention.
 """
 
+_PLACES = Split(dim=0, num_dims=2)
+ROTARY_JOINT_PLAN: SequencePlan = {"rope": ModuleSplits(outputs={0: _PLACES, 1: _PLACES}), **JOINT_PLAN}
+"""The same for transformers that make cosines and sines of the video's places themselves."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfAttention:
@@ -67,6 +71,13 @@ def projected(attn: Any, x: Tensor, projection: str = "to_{}", norm: str = "norm
     rows = shared_rows(layers[0], x)
     q, k, v = (layer(rows).unflatten(2, (attn.heads, -1)) for layer in layers)
     return getattr(attn, norm.format("q"))(q), getattr(attn, norm.format("k"))(k), v
+
+
+def projected_streams(attn: Any, video: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries, keys and values of the video and then the text, each stream with projections of its own."""
+    of_video, of_text = projected(attn, video), projected(attn, text, "add_{}_proj", "norm_added_{}")
+    q, k, v = (torch.cat(pair, dim=1) for pair in zip(of_video, of_text, strict=True))
+    return q, k, v
 
 
 def projected_out(attn: Any, x: Tensor) -> Tensor:

@@ -37,14 +37,14 @@ MOST_LATENTS = 30_000
 operations, and has slow convolutions."""
 
 
-def use_half(vae: Any, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Has what decodes compute in 16 bits, with channels last in memory."""
+def use_half(vae: Any, dtype: torch.dtype = torch.bfloat16, *, channels_last: bool = True) -> None:
+    """Has what decodes compute in 16 bits, its convolutions with channels last in memory unless that is slower."""
     for part in (getattr(vae, "post_quant_conv", None), vae.decoder):
         if part is None:
             continue
         part.to(dtype)
         for module in part.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
+            if channels_last and isinstance(module, nn.Conv2d | nn.Conv3d):
                 form = torch.channels_last_3d if isinstance(module, nn.Conv3d) else torch.channels_last
                 module.weight.data = module.weight.data.contiguous(memory_format=form)
 
@@ -72,28 +72,6 @@ class PixelNorm(nn.Module):
         """Returns the norm of x, of its shape."""
         found = pixel_norm.fused(x.movedim(self.dim, 1), self.weight, silu=self.silu, eps=self.eps)
         return found.movedim(1, self.dim)
-
-
-def use_pixel_norms(decoder: Any, *, eps: float, dim: int) -> None:
-    """Has a decoder whose norms have no weights compute each, and the SiLU behind it, in one operation.
-
-    Where a timestep scales and shifts what a norm gives, SiLU stays apart. `dim`: where the norms are given the channels.
-    """
-    like = next(decoder.parameters())
-
-    def norm(channels: int, *, silu: bool) -> PixelNorm:
-        return PixelNorm(torch.ones(channels, dtype=like.dtype, device=like.device), silu=silu, eps=eps, dim=dim)
-
-    for block in [module for module in decoder.modules() if hasattr(module, "norm1") and hasattr(module, "norm2")]:
-        silu = block.scale_shift_table is None
-        block.norm1 = norm(block.conv1.in_channels, silu=silu)
-        block.norm2 = norm(block.conv2.in_channels, silu=silu)
-        if silu:
-            block.nonlinearity = nn.Identity()
-    silu = decoder.scale_shift_table is None
-    decoder.norm_out = norm(decoder.conv_out.in_channels, silu=silu)
-    if silu:
-        decoder.conv_act = nn.Identity()
 
 
 class NormedBlock(nn.Module):

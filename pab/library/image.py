@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +17,12 @@ from torch import Tensor
 from pab.family import ClipRequest
 from pab.model import Scheduler
 from pab.parallel.mesh import SequenceParallel
+from pab.text.text_encoders import transformers_library
+from pab.weights.checkpoint import read_config
 
 if TYPE_CHECKING:
     from pab.conditioning.reference_pixels import ReferenceImage
+    from pab.text.states import TextStates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +31,17 @@ class ImageCondition:
 
     `first_BCTHW`: latents of the first frame, which stay as they are. `channels_BCTHW`: what stands beside the noisy latents
     as further channels at every step, all frames of it. `states_BNC`: from an image encoder, for cross attention.
+    `mixed_BCTHW`: latents of one frame, of which every frame begins with a little; `noise_share` of each is noise.
+    `texts`: the clip's prompt and negative prompt, of a model whose text encoder sees the image; without guidance the latter
+    is None.
     """
 
     first_BCTHW: Tensor | None = None
     channels_BCTHW: Tensor | None = None
     states_BNC: Tensor | None = None
+    mixed_BCTHW: Tensor | None = None
+    noise_share: float = 1.0
+    texts: tuple[TextStates, TextStates | None] | None = None
 
 
 EncodeImage = Callable[[ClipRequest, "ReferenceImage"], ImageCondition]
@@ -41,12 +51,13 @@ EncodeImage = Callable[[ClipRequest, "ReferenceImage"], ImageCondition]
 class GivenImage:
     """What a clip with an image begins from (`pab.model.Beginning`). `sampler` makes the sampler of a clip without.
 
-    `num_frames`: latent frames of the clip.
+    `num_frames`: latent frames of the clip. `own_states`: the clip's text by branch, where its encoder sees the image.
     """
 
     condition: ImageCondition
     num_frames: int
     sampler: Callable[[], Scheduler]
+    own_states: Callable[[str], object] | None = None
 
     @property
     def image_states(self) -> Tensor | None:
@@ -65,7 +76,12 @@ class GivenImage:
         return None if first is None else torch.arange(self.num_frames, device=first.device)[None] > 0
 
     def put_into(self, noise_BCTHW: Tensor) -> Tensor:
-        """Returns latents to begin with: the first frame where it is given, noise elsewhere."""
+        """Returns latents to begin with: the first frame where it is given, noise elsewhere, perhaps with a little of it."""
+        mixed = self.condition.mixed_BCTHW
+        if mixed is not None:
+            # In float32, as the library's pipelines do: the two shares then add up to one as theirs do.
+            share = torch.tensor([self.condition.noise_share], device=noise_BCTHW.device)
+            noise_BCTHW = noise_BCTHW * share + mixed * (1 - share)
         return _begun(noise_BCTHW, self.condition.first_BCTHW)
 
 
@@ -134,3 +150,21 @@ def clip_pixels(image: ReferenceImage, height: int, width: int, device: torch.de
     processor: Any = VideoProcessor(vae_scale_factor=1)
     pixels: Tensor = processor.preprocess(image_of(image), height=height, width=width)
     return pixels.to(device=device, dtype=torch.float32)
+
+
+def clip_processor(root: Path) -> Callable[[ReferenceImage], Tensor]:
+    """Returns what prepares images for a CLIP, by the file in `root/image_processor`: pixels [1, 3, H, W] float32.
+
+    Raises CheckpointError.
+    """
+    library = transformers_library()
+    # Releases that can also scale by torchvision call the one that scales by Pillow so; numbers are the same everywhere.
+    kind = getattr(library, "CLIPImageProcessorPil", None) or library.CLIPImageProcessor
+    processor: Any = kind.from_dict(read_config(root / "image_processor", "preprocessor_config.json"))
+
+    def prepare(image: ReferenceImage) -> Tensor:
+        # Copied to memory of torch's own: the last bits of a product may depend on where its factors lie.
+        pixels: Tensor = processor(images=image_of(image), return_tensors="pt").pixel_values.clone()
+        return pixels
+
+    return prepare

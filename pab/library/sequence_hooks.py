@@ -30,13 +30,15 @@ class ModuleSplits:
 
     `inputs`: by parameter name; of a tuple each tensor is split. `outputs`: by position. `gather_dim`: of the output, whose
     tokens are those of the latents. `whole_inputs`: by parameter name the dim along which an input is gathered, whose
-    tokens are those of the latents too.
+    tokens are those of the latents too. `counts`: parameters that say how many of the first tokens of the latents are
+    something; a rank is told how many of them it has.
     """
 
     inputs: Mapping[str, Split] = field(default_factory=dict)
     outputs: Mapping[int, Split] = field(default_factory=dict)
     gather_dim: int | None = None
     whole_inputs: Mapping[str, int] = field(default_factory=dict)
+    counts: tuple[str, ...] = ()
 
 
 SequencePlan = Mapping[str, ModuleSplits]
@@ -58,7 +60,7 @@ def install_splits(transformer: nn.Module, plan: SequencePlan, current: CurrentP
     """
     for path, splits in plan.items():
         module = transformer.get_submodule(path)
-        if splits.inputs or splits.whole_inputs:
+        if splits.inputs or splits.whole_inputs or splits.counts:
             module.register_forward_pre_hook(_input_splitter(module, path, splits, current), with_kwargs=True)
         if splits.outputs:
             module.register_forward_hook(_output_splitter(splits.outputs, current))
@@ -68,7 +70,8 @@ def install_splits(transformer: nn.Module, plan: SequencePlan, current: CurrentP
 
 def _input_splitter(module: nn.Module, path: str, splits: ModuleSplits, current: CurrentPass) -> Callable[..., Any]:
     signature = module.signature if isinstance(module, SiteBlock) else inspect.signature(module.forward)
-    absent = [name for name in (*splits.inputs, *splits.whole_inputs) if name not in signature.parameters]
+    needed = (*splits.inputs, *splits.whole_inputs, *splits.counts)
+    absent = [name for name in needed if name not in signature.parameters]
     if absent:
         raise ValueError(f"module {path!r} takes no {absent[0]}, it takes {', '.join(signature.parameters)}")
 
@@ -83,6 +86,9 @@ def _input_splitter(module: nn.Module, path: str, splits: ModuleSplits, current:
             elif value is not None and value.dim() == how.num_dims:
                 current.lengths[name] = value.shape[how.dim]
                 given.arguments[name] = _part(value, how, current)
+        for name in splits.counts:
+            part = given.arguments[LATENTS].shape[1]
+            given.arguments[name] = current.sp.own_size(part, given.arguments[name])
         return given.args, given.kwargs
 
     return split

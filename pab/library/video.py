@@ -96,10 +96,12 @@ class DiffusersVideo:
     def given_image(self, request: ClipRequest, image: ReferenceImage) -> GivenImage:
         """Brings an image to the clip's size and encodes it."""
         assert self.encode_image is not None, "only clips of a family that takes an image have one"
+        condition = self.encode_image(request, image)
         return GivenImage(
-            condition=self.encode_image(request, image),
+            condition=condition,
             num_frames=self.latent_shape(request)[1],
             sampler=lambda: self.sampler(request),
+            own_states=None if condition.texts is None else guided_prompt(*condition.texts, self.prepare_text).states,
         )
 
     def latent_shape(self, request: ClipRequest) -> tuple[int, ...]:

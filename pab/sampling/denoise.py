@@ -17,6 +17,7 @@ from pab.broadcast.state import COND, UNCOND, BroadcastState, ClipState
 from pab.family import ClipRequest, Family
 from pab.model import (
     Beginning,
+    BringsText,
     CombinesBranches,
     EncodedPrompt,
     GuidesByStep,
@@ -93,6 +94,7 @@ def denoise(
     when no clip's result is finite (after the loop, on every rank).
     """
     scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
+    prompt = prompt_with(given, prompt)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
     texts, state = _texts(model, request, prompt, group, loop), _state(plan, group, loop)
     guidance_scale = branch_guidance(request, prompt)
@@ -158,6 +160,12 @@ def initial_noise(request: ClipRequest, shape: Sequence[int]) -> Tensor:
     """Draws the noise [1, *shape] of the whole latents on the CPU from the clip's seed: the same on any number of ranks."""
     generator = torch.Generator().manual_seed(request.seed)
     return torch.randn(1, *shape, generator=generator)
+
+
+def prompt_with(given: Beginning | None, prompt: EncodedPrompt) -> EncodedPrompt:
+    """Returns the text of a clip that begins from `given`, with states of its own where the encoder has seen the image."""
+    states = given.own_states if isinstance(given, BringsText) else None
+    return prompt if states is None else replace(prompt, states=states)
 
 
 def branch_guidance(request: ClipRequest, prompt: EncodedPrompt) -> float:

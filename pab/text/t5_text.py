@@ -57,8 +57,7 @@ class T5Text:
         tokenizer = load_tokenizer(self.tokenizer_folder)
         tokens, mask = tokenize(tokenizer, texts, self.max_length)
         states = encode_batches(
-            tokens,
-            mask,
+            (tokens, mask),
             load=self._load,
             encode=self._states,
             row_shape=(self.max_length, int(self._config().d_model)),

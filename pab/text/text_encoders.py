@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pab.parallel.mesh import Axis
 from pab.parallel.round_robin import round_robin
@@ -62,6 +62,14 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> tuple[Ten
     return encoded.input_ids, encoded.attention_mask
 
 
+def compute_positions(module: nn.Module) -> None:
+    """Makes real the position numbers of a CLIP, which it computes itself and no file holds."""
+    for part in module.modules():
+        if "position_ids" in dict(part.named_buffers(recurse=False)):
+            count = part.get_buffer("position_ids").shape[-1]
+            part.register_buffer("position_ids", torch.arange(count, device="cpu")[None], persistent=False)
+
+
 def length_warnings(tokenizer: Any, text: str, max_length: int, before: int = 0) -> tuple[str, ...]:
     """Returns what to tell about a text that is longer than the encoder reads. `before`: tokens that are not the prompt's."""
     length = len(tokenizer(text, verbose=False).input_ids) - before
@@ -71,11 +79,10 @@ def length_warnings(tokenizer: Any, text: str, max_length: int, before: int = 0)
 
 
 def encode_batches(
-    tokens_BL: Tensor,
-    mask_BL: Tensor,
+    parts: Sequence[Tensor],
     *,
     load: Callable[[], Any],
-    encode: Callable[[Any, Tensor, Tensor], Tensor],
+    encode: Callable[..., Tensor],
     row_shape: Sequence[int],
     like: Tensor,
     rows_per_batch: int,
@@ -83,23 +90,25 @@ def encode_batches(
 ) -> Tensor:
     """Returns [B, *row_shape] on the CPU, in the type of `like`, whose device the encoder is on. Collective over `axis`.
 
-    The ranks share the batches. One that has none does not `load` the encoder, which is let go before this returns.
+    `parts`: what an encoder reads of B prompts, such as tokens and mask [B, L]; `encode` is given the encoder and a batch's
+    rows of each. The ranks share the batches. One that has none does not `load` the encoder, which is let go before this
+    returns.
     """
-    rows = math.ceil(len(tokens_BL) / rows_per_batch) * rows_per_batch
-    tokens, masks = (_fill(part, rows).split(rows_per_batch) for part in (tokens_BL, mask_BL))
+    count = math.ceil(len(parts[0]) / rows_per_batch)
+    batches = [_fill(part, count * rows_per_batch).split(rows_per_batch) for part in parts]
 
     def pieces() -> list[Tensor]:
-        encoder = load() if axis.rank < len(tokens) else None
+        encoder = load() if axis.rank < count else None
 
         @torch.inference_mode()
         def compute(batch: int) -> Tensor:
             assert encoder is not None, "this rank has a batch"
-            return encode(encoder, tokens[batch].to(like.device), masks[batch].to(like.device))
+            return encode(encoder, *(of_part[batch].to(like.device) for of_part in batches))
 
-        shapes = [(rows_per_batch, *row_shape)] * len(tokens)
+        shapes = [(rows_per_batch, *row_shape)] * count
         return [piece.cpu() for piece in round_robin(compute, shapes, like=like, axis=axis)]
 
-    states = torch.cat(pieces())[: len(tokens_BL)]
+    states = torch.cat(pieces())[: len(parts[0])]
     gc.collect()
     if like.device.type == "cuda":
         torch.cuda.empty_cache()

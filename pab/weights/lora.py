@@ -12,6 +12,7 @@ import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 
 from pab.weights.checkpoint import CheckpointError, Published, find_checkpoint, hub_errors, pin
@@ -35,6 +36,12 @@ class Lora:
     strength: float = 1.0
     component: str = ""
     digest: str = ""
+
+    @property
+    def text(self) -> str:
+        """What `read_lora` reads this LoRA from again, without its digest."""
+        strength = f"{Decimal(repr(self.strength)):f}"
+        return f"{self.place}:{strength}{':' if self.component else ''}{self.component}"
 
     def __str__(self) -> str:
         return f"{self.place}:{self.strength:g}{':' if self.component else ''}{self.component}"

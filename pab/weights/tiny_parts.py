@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -64,6 +64,42 @@ def write_t5_and_tokenizer(folder: Path, *, channels: int, max_length: int, arch
     (folder / "tokenizer").mkdir()
     for name in ("spiece.model", "tokenizer_config.json"):
         (folder / "text_encoder" / name).rename(folder / "tokenizer" / name)
+
+
+def write_byte_tokenizer(
+    folder: Path,
+    settings: Mapping[str, object],
+    *,
+    specials: Sequence[str],
+    size: int,
+    learned: Sequence[str] = (),
+    begin: str | None = None,
+) -> int:
+    """Writes a byte-level tokenizer of at most `size` tokens; returns their number.
+
+    `learned`: what it learns its tokens from besides `SENTENCES`. `specials` are its first tokens, in their order; every text
+    begins with `begin`, one of them. `settings`: its `tokenizer_config.json`.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(specials),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*SENTENCES, *learned], trainer)
+    if begin is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
+        )
+    folder.mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    return int(tokenizer.get_vocab_size())
 
 
 def write_scheduler(folder: Path, config: Mapping[str, object]) -> None:

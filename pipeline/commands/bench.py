@@ -13,7 +13,7 @@ from jobs.bench.factors import MEASURED, factors
 from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows
 from jobs.reports.bench_html import bench_page
 from pab.families import FAMILIES
-from pab.family import FIGURES_FILE, figures_document, read_figures
+from pab.family import FIGURES_FILE, FLOAT8_PARTS, figures_document, read_figures
 from pipeline.exits import Exit, UsageError
 from pipeline.screen import Screen
 
@@ -63,13 +63,15 @@ def _measure_figures(arguments: argparse.Namespace, folder: Path, screen: Screen
         raise UsageError(f"--output {folder}: {error}; remove the file, or give another folder") from error
     from jobs.bench.figures import measure_figures
 
+    float8 = tuple(part for part in FLOAT8_PARTS if getattr(arguments, part) == "float8")
     try:
-        figures, about = measure_figures(name, _settings(arguments), weights=arguments.weights, tell=screen.note)
+        figures, about = measure_figures(
+            name, _settings(arguments), weights=arguments.weights, tell=screen.note, float8=float8
+        )
     except (OSError, ValueError) as error:
         raise UsageError(f"--figures {name}: {error}") from error
-    others = [
-        each for each in before.get(name, ()) if (each.device, each.precision) != (figures.device, figures.precision)
-    ]
+    kind = figures.device, figures.precision, figures.float8
+    others = [each for each in before.get(name, ()) if (each.device, each.precision, each.float8) != kind]
     document = figures_document(before | {name: [*others, figures]})
     (*_, entry) = [each for each in document["figures"] if each["family"] == name]
     entry["about"] = about

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.rendering.clip_loras import clip_loras
 from jobs.settings import RenderSettings
 from manifests.build import build
 from manifests.clip import Clip
@@ -104,7 +105,7 @@ def _calibrate(
     request = CalibrationRequest(
         family=family,
         weights=rules.pinned_weights().get(family.name),
-        loras=rules.pinned_loras().get(family.name, ()),
+        loras=clip_loras(prompts.searched[0], rules.pinned_loras().get(family.name, ())),
         precision=settings.precision,
         device=settings.device,
         searched=tuple(clip_requests(clip)[0] for clip in prompts.searched),
@@ -170,7 +171,7 @@ def _different(path: Path, model: str, count: int) -> Iterator[Clip]:
 
 
 def _size(clip: Clip) -> tuple[object, ...]:
-    sampled = clip.sampling, clip.flow_shift
+    sampled = clip.sampling, clip.flow_shift, clip.lora
     return clip.num_frames, clip.height, clip.width, clip.num_steps, clip.guidance_scale == 1.0, *sampled
 
 
@@ -178,6 +179,7 @@ def _told(clip: Clip) -> str:
     guided = "no guidance" if clip.guidance_scale == 1.0 else "guidance"
     sampled = f", sampling {clip.sampling}" if clip.sampling else ""
     sampled += "" if clip.flow_shift is None else f", flow_shift {clip.flow_shift:g}"
+    sampled += "" if clip.lora is None else f", lora {clip.lora}"
     return f"{clip.num_frames} frames, {clip.width}x{clip.height}, {clip.num_steps} steps, {guided}{sampled}"
 
 

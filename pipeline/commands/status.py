@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from jobs.store.bucket import Bucket
 from pipeline.run.damage import Damage, check_all
+from pipeline.run.jobs_file import read_submits
 from pipeline.run.run import load_run, open_bucket
 from pipeline.run.run_keys import run_keys
 from pipeline.run.state import read_progress
@@ -19,7 +20,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     bucket = open_bucket(arguments.output)
     known, keys = load_run(bucket), run_keys(bucket)
     damages = _check(bucket, keys, screen) if arguments.check and keys is not None else None
-    return show_summary(bucket, known, read_progress(bucket, keys), screen=screen, damages=damages)
+    waits = [submit for submit in read_submits(bucket) if submit.ended is None and submit.waits_for]
+    return show_summary(bucket, known, read_progress(bucket, keys), screen=screen, damages=damages, waits=waits)
 
 
 def _check(bucket: Bucket, keys: Collection[str], screen: Screen) -> list[Damage]:

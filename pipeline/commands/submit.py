@@ -43,8 +43,9 @@ from pipeline.run.settings import RunSettings
 from pipeline.run.shard_jobs import ShardJobs
 from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
-from pipeline.run.summary import show_summary, tell_damages
+from pipeline.run.summary import Submitted, show_summary, tell_damages
 from pipeline.run.view import open_view
+from pipeline.run.weights import loras_text
 from pipeline.screen import Screen, counted
 
 SECOND_CTRL_C_S = 10.0
@@ -221,6 +222,8 @@ def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
             screen.note(f"weights of {name}: {weights.pinned}{as_before}")
         if weights.loras:
             screen.note(f"LoRAs of {name}: {weights.loras_text}")
+        for text, loras in weights.row_loras.items():
+            screen.note(f"LoRAs of rows of {name} that say {text}: {loras_text(loras)}")
 
 
 def _dry_run(
@@ -289,10 +292,8 @@ def _summary(
         submission.bucket,
         submission.run,
         read_progress(submission.bucket, submission.keys, allowed, settled=True),
-        left_out=submission.left_out,
         screen=submission.screen,
-        dashboard=dashboard,
-        told=told,
+        submitted=Submitted(left_out=submission.left_out, told=told, dashboard=dashboard),
     )
 
 

@@ -19,11 +19,17 @@ INT8_SLOWER = 1.02
 
 
 class ClipCosts:
-    """Plans and prices groups of clips; each group is worked out once, however many clips are of it."""
+    """Plans and prices groups of clips; each group is worked out once, however many clips are of it.
 
-    def __init__(self, rules: RunRules, precision: str, source: FiguresSource | None = None) -> None:
+    `float8`: which of `pab.family.FLOAT8_PARTS` the run computes in 8-bit floats.
+    """
+
+    def __init__(
+        self, rules: RunRules, precision: str, source: FiguresSource | None = None, *, float8: tuple[str, ...] = ()
+    ) -> None:
         self.rules = rules
-        self._precision = precision
+        self.precision = precision
+        self.float8 = float8
         self.source = source or FiguresSource()
         self.figures = lru_cache(maxsize=None)(self._figures)
         self.plan = lru_cache(maxsize=4096)(self._plan)
@@ -40,14 +46,14 @@ class ClipCosts:
 
     def told(self, model: str) -> str:
         """Returns where a family's figures are from, in words."""
-        return self.source.told(self.rules.families[model], self._precision)
+        return self.source.told(self.rules.families[model], self.precision, self.float8)
 
     def two_branches(self, group: ClipGroup) -> bool:
         """Returns whether a clip has an unconditional branch, which another rank can render."""
         return group.guided and not self.rules.families[group.model].embedded_guidance
 
     def _figures(self, model: str) -> CostFigures:
-        return self.source.of(self.rules.families[model], self._precision)
+        return self.source.of(self.rules.families[model], self.precision, self.float8)
 
     def _plan(self, group: ClipGroup) -> BroadcastPlan:
         return self._plan_with(group, self.rules.broadcast(group.model, group.broadcast))
@@ -63,7 +69,7 @@ class ClipCosts:
 
     def _plan_with(self, group: ClipGroup, rules: Rules) -> BroadcastPlan:
         family = self.rules.families[group.model]
-        return family.plan(clip_request(family, group), rules, self._precision)
+        return family.plan(clip_request(family, group), rules, self.precision)
 
 
 def clip_request(family: Family, group: ClipGroup) -> ClipRequest:

@@ -17,6 +17,7 @@ from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import ATTENTION_KINDS
 from pipeline.planning.cost import ClipCosts
+from pipeline.planning.float8 import float8_facts
 from pipeline.planning.guarded import guard_document, guard_lines
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.machines import job_request, limit_min, open_slurm
@@ -91,6 +92,7 @@ def dry_run_document(
         "kept": {model: [each.to_dict() for each in ways] for model, ways in work.choice.ways.items()},
         "longest_job_minutes": round(longest_s / 60, 2),
         "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
+        "float8": {model: facts.to_dict() for model, facts in float8_facts(settings.render, work).items()},
         "gpu_hours": round(job_s * ranks / 3600, 3),
         "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
         "loras": {name: [asdict(lora) for lora in loras] for name, loras in costs.rules.pinned_loras().items()},
@@ -156,6 +158,7 @@ def _text(
             "",
             *work.mesh_lines,
             *(f"figures of {model}: {told}" for model, told in _told(work, costs).items()),
+            *(f"{model} with {facts}" for model, facts in float8_facts(settings.render, work).items()),
             "",
             (
                 f"plan of {counted(work.groups[group], 'clip')}: {group.model} {group.width}x{group.height}, "
@@ -182,7 +185,8 @@ def _loops(group: ClipGroup) -> str:
 
 def _sampled(group: ClipGroup) -> str:
     preset = f" by sampling {group.sampling}" if group.sampling else ""
-    return preset + (f", flow_shift {group.flow_shift:g}" if group.flow_shift else "")
+    shift = f", flow_shift {group.flow_shift:g}" if group.flow_shift else ""
+    return preset + shift + (f", lora {group.lora}" if group.lora else "")
 
 
 def _over_bound(document: dict[str, object]) -> list[str]:

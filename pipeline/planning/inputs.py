@@ -48,9 +48,9 @@ def choose_kept(settings: RunSettings, rules: RunRules, accepted: Path, bucket: 
 
 
 def _planner(settings: RunSettings, rules: RunRules, bucket: Bucket) -> WorkPlanner:
-    precision, file = settings.render.precision, settings.machines.measured
-    before = read_measured_jobs(bucket, precision=precision)
-    measured = read_measured_file(file, precision=precision) if file else before
+    precision, float8, file = settings.render.precision, settings.render.float8, settings.machines.measured
+    before = read_measured_jobs(bucket, precision=precision, float8=float8)
+    measured = read_measured_file(file, precision=precision, float8=float8) if file else before
     own = settings.machines.figures
     source = FiguresSource(
         device=_device(settings, before),
@@ -58,7 +58,7 @@ def _planner(settings: RunSettings, rules: RunRules, bucket: Bucket) -> WorkPlan
         fast_decode=settings.render.decode == "fast",
     )
     return WorkPlanner(
-        times=ClipTimes(ClipCosts(rules, precision, source), measured),
+        times=ClipTimes(ClipCosts(rules, precision, source, float8=float8), measured),
         rules=rules,
         machines=settings.machines,
         render=settings.render,

@@ -14,7 +14,7 @@ from manifests.shards import ClipGroup
 from pab.broadcast.rules import BroadcastRules
 from pab.execution.choice import KEEP_CHOICES
 from pipeline.planning.clip_times import MEASURED, ClipTimes, source_of, weakest
-from pipeline.planning.memory import GB, RESERVED_BYTES, rank_bytes
+from pipeline.planning.memory import GB, RESERVED_BYTES, in_float8, rank_bytes
 from pipeline.run.rules import RunRules
 
 
@@ -136,6 +136,8 @@ class KeptQuestion:
         if measured is not None:
             return measured, MEASURED
         memory = times.costs.figures(group.model).memory
+        if memory is not None and "linears" in times.costs.float8:
+            memory = in_float8(memory, self.precision)
         needed = rank_bytes(
             rules.families[group.model], memory, group, times.costs.plan(group), mesh,
             two_branches=two, precision=self.precision, keep=keep,

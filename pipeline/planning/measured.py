@@ -1,5 +1,6 @@
 """Measured seconds of clips by family, size, device and mesh: read from reports of earlier jobs, or from a file.
 
+Entries with 8-bit floats name what was of them: `"float8": ["linears", "attention"]`.
 The JSON form, which a run's `reports/run.json` and a job's report hold too (docs/jobs.md):
 `{"measured": [{"family": "open_sora", "device": "NVIDIA H200", "precision": "bfloat16", "num_frames": 51, "height": 480,
 "width": 848, "num_steps": 30, "guided": true, "broadcast": "pab246", "mesh": "cfg=2,sp=1", "batch": 1,
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "family": str, "device": str, "precision": str, "num_frames": int, "height": int, "width": int, "num_steps": int,
     "guided": bool, "broadcast": str, "mesh": str, "seconds_per_clip": (int, float),
 }  # fmt: skip
-_KIND = (*(key for key in _TYPES if key != "seconds_per_clip"), "batch", "sampling", "flow_shift")
-"""What entries of one kind have in common; the last two are there only where clips are not sampled as published."""
+_KIND = (*(key for key in _TYPES if key != "seconds_per_clip"), "batch", "sampling", "flow_shift", "float8")
+"""What entries of one kind have in common; the last three are there only where clips are not rendered as published."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,7 @@ class MeasuredClip:
     """What a clip of a group took on the `cfg` x `sp` ranks that render one together.
 
     `seconds`: of denoising and decoding; of a clip in a batch its share. `peak_bytes`: of the rank that held most. `keep`:
-    how its kept outputs were stored.
+    how its kept outputs were stored. `float8`: which of `pab.family.FLOAT8_PARTS` were of 8-bit floats.
     """
 
     group: ClipGroup
@@ -48,6 +49,7 @@ class MeasuredClip:
     batch: int = 1
     peak_bytes: float | None = None
     keep: str = "full"
+    float8: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,20 +77,23 @@ class MeasuredTimes:
 
     def meshes(self, group: ClipGroup, keep: str = "full") -> list[tuple[int, int]]:
         """Returns on which cfg and sp clips of a group were measured, fewest ranks first."""
+        group = replace(group, lora="")
         found = {(clip.cfg, clip.sp) for clip in self.clips if clip.group == group and clip.keep == keep}
         return sorted(found, key=lambda mesh: (mesh[0] * mesh[1], mesh))
 
     def _of(self, group: ClipGroup, cfg: int, sp: int, keep: str) -> list[MeasuredClip]:
-        wanted = cfg, sp, keep
+        group, wanted = replace(group, lora=""), (cfg, sp, keep)  # LoRAs are in the weights: they cost no time
         return [clip for clip in self.clips if clip.group == group and (clip.cfg, clip.sp, clip.keep) == wanted]
 
 
 NOTHING_MEASURED = MeasuredTimes()
 
 
-def of_one_device(clips: Sequence[MeasuredClip], *, precision: str, source: str) -> MeasuredTimes:
-    """Returns what was measured in this precision, on the device with the most entries: times of two are not compared."""
-    clips = [clip for clip in clips if clip.precision == precision]
+def of_one_device(
+    clips: Sequence[MeasuredClip], *, precision: str, source: str, float8: tuple[str, ...] = ()
+) -> MeasuredTimes:
+    """Returns what was measured in these numbers, on the device with the most entries: times of two are not compared."""
+    clips = [clip for clip in clips if (clip.precision, clip.float8) == (precision, float8)]
     if not clips:
         return NOTHING_MEASURED
     device = Counter(clip.device for clip in clips).most_common(1)[0][0]
@@ -96,7 +101,7 @@ def of_one_device(clips: Sequence[MeasuredClip], *, precision: str, source: str)
     return MeasuredTimes(clips=mine, source=f"{source}, {device}")
 
 
-def read_measured_file(path: str, *, precision: str) -> MeasuredTimes:
+def read_measured_file(path: str, *, precision: str, float8: tuple[str, ...] = ()) -> MeasuredTimes:
     """Reads a file of measured times. Raises UsageError naming the entry and what it needs."""
     try:
         document = json.loads(Path(path).read_text())
@@ -106,15 +111,16 @@ def read_measured_file(path: str, *, precision: str) -> MeasuredTimes:
     if not isinstance(entries, list):
         raise UsageError(f"--measured {path}: has no list `measured`; give a run's reports/run.json or a bench's JSON")
     clips = [_entry(entry, f"--measured {path}: entry {i}") for i, entry in enumerate(entries)]
-    times = of_one_device(clips, precision=precision, source=path)
+    times = of_one_device(clips, precision=precision, source=path, float8=float8)
     if not times.clips:
+        eight = f" with 8-bit {' and '.join(float8)}" if float8 else ""
         raise UsageError(
-            f"--measured {path}: has no entry of precision {precision}, the run's; measure with it, or leave it out"
+            f"--measured {path}: has no entry of precision {precision}{eight}, the run's; measure with it, or leave it out"
         )
     return times
 
 
-def read_measured_jobs(bucket: Bucket, *, precision: str) -> MeasuredTimes:
+def read_measured_jobs(bucket: Bucket, *, precision: str, float8: tuple[str, ...] = ()) -> MeasuredTimes:
     """Reads what earlier jobs of a run measured. Raises BucketError."""
     reports, _ = bucket.job_reports(newest=MOST_REPORTS)
     clips = [
@@ -122,7 +128,7 @@ def read_measured_jobs(bucket: Bucket, *, precision: str) -> MeasuredTimes:
         for report in reports
         for entry in report.get("measured", ())
     ]
-    found = of_one_device(clips, precision=precision, source="earlier jobs of this run")
+    found = of_one_device(clips, precision=precision, source="earlier jobs of this run", float8=float8)
     known = [start.get("device_bytes") for report in reports for start in report["starts"]]
     smallest = min((float(size) for size in known if size), default=None)
     device = next(
@@ -162,6 +168,7 @@ def _entry(entry: object, place: str) -> MeasuredClip:
         batch=batch,
         peak_bytes=float(peak) if isinstance(peak, int | float) and peak > 0 else None,
         keep=str(values.get("keep", "full")),
+        float8=tuple(values.get("float8") or ()),
     )
 
 

@@ -5,6 +5,8 @@ A few families' were compared with a GPU's peak (`MemoryFigures.measured`); ever
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.broadcast.plan import BroadcastPlan
@@ -38,6 +40,12 @@ def kept_bytes(
     token_bytes = memory.width + INT8_SCALE_BYTES if keep == "int8" else memory.width * BYTES[precision]
     tokens = family.num_tokens(group.num_frames, group.height, group.width) / sp
     return kept_at_once(plan) * rows * tokens * token_bytes
+
+
+def in_float8(memory: MemoryFigures, precision: str) -> MemoryFigures:
+    """Returns the figures where products are of 8-bit floats: with as many parameters of the precision as take its bytes."""
+    saved = memory.float8_parameters * (BYTES[precision] - 1) / BYTES[precision]
+    return replace(memory, parameters=memory.parameters - saved)
 
 
 def rank_bytes(

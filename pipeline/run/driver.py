@@ -72,7 +72,7 @@ class Driver:
         self._last_death = ""
         self._told_stop = False
         self._num_recorded = 0
-        self._told_ids: tuple[tuple[str, str], ...] = ()
+        self._told_jobs: tuple[object, str | None] = (), None
         self._bucket_seen = time.monotonic()
         self._gpu_s = 0.0
         self._keys: dict[int, frozenset[str]] = {}
@@ -142,6 +142,7 @@ class Driver:
     def _look(self) -> Progress | None:
         # The jobs wait for a bucket that is away; their driver must not be the first to give up.
         try:
+            self._see_nodes()
             self._write_jobs()
             progress = read_progress(self._bucket, self._all_keys, self._submit.max_attempts)
             self._attend(progress)
@@ -298,11 +299,22 @@ class Driver:
             (job,) = self._cluster.submit([replace(request, avoid_nodes=frozenset())])
         return job
 
+    def _see_nodes(self) -> None:
+        """Says once when jobs wait for nodes that cannot be had, and again when that has changed."""
+        waiting = [shard for shard in self._shards if shard.job.state is JobState.WAITING and not shard.is_done]
+        widest = max((shard.asked.request.num_nodes for shard in waiting), default=0)
+        told = self._cluster.shortage([shard.job for shard in waiting], widest) if waiting else None
+        if told != self._submit.waits_for:
+            self._submit = self._submit.waiting_for(told)
+            if waiting:
+                self._screen.note(told or "the jobs that wait find enough usable nodes again")
+
     def _write_jobs(self) -> None:
         submit = self._submit.with_jobs(self.jobs)
-        if submit.jobs != self._told_ids:
+        what = submit.jobs, submit.waits_for
+        if what != self._told_jobs:
             submit.write(self._bucket)
-            self._told_ids = submit.jobs
+            self._told_jobs = what
             self._submit = submit
 
     def _running_ranks(self) -> int:

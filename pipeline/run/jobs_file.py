@@ -26,7 +26,8 @@ class StartedJobs:
     `folder`: where the cluster keeps scripts, results and error output; `pid` is the driver's.
 
     `jobs`: (name, the cluster's own id) in the order of submission; a shard that was started again is there twice.
-    `max_attempts`: after how many attempts its jobs give a clip up.
+    `max_attempts`: after how many attempts its jobs give a clip up. `waits_for`: nodes that its jobs wait for and that cannot
+    be had, in words, since `waits_since`.
     """
 
     submit_id: str
@@ -38,6 +39,8 @@ class StartedJobs:
     jobs: tuple[tuple[str, str], ...] = ()
     ended: str | None = None
     max_attempts: int = MAX_ATTEMPTS
+    waits_for: str | None = None
+    waits_since: str | None = None
 
     @property
     def path(self) -> str:
@@ -47,6 +50,10 @@ class StartedJobs:
     def with_jobs(self, jobs: Iterable[Job]) -> StartedJobs:
         """Returns the same submit with these jobs."""
         return replace(self, jobs=tuple((job.name, job.id) for job in jobs))
+
+    def waiting_for(self, nodes: str | None) -> StartedJobs:
+        """Returns the same submit, whose jobs wait for these nodes, in words, from now on; None: all nodes can be had."""
+        return replace(self, waits_for=nodes, waits_since=None if nodes is None else _now())
 
     def finished(self) -> StartedJobs:
         """Returns the same submit with the driver gone."""
@@ -95,13 +102,15 @@ def _read(bucket: Bucket, name: str) -> StartedJobs | None:
         document = json.loads(bucket.read(path))
         jobs = tuple((str(job), str(job_id)) for job, job_id in document.pop("jobs"))
         texts = {key: str(document[key]) for key in ("submit_id", "cluster", "host", "started", "folder")}
-        ended = document.get("ended")
+        ended, waits_for, waits_since = (document.get(key) for key in ("ended", "waits_for", "waits_since"))
         return StartedJobs(
             **texts,
             pid=int(document["pid"]),
             jobs=jobs,
             ended=None if ended is None else str(ended),
             max_attempts=max(1, int(document.get("max_attempts", MAX_ATTEMPTS))),
+            waits_for=None if waits_for is None else str(waits_for),
+            waits_since=None if waits_since is None else str(waits_since),
         )
     except FileNotFoundError:
         return None

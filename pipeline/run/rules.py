@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from jobs.settings import AS_ASKED, RenderSettings
-from manifests.rules import ClipLoops, FamilyRules, SamplingRule
+from manifests.loras import NO_LORA
+from manifests.rules import ClipLoops, FamilyRules, RowLoras, SamplingRule
 from manifests.sampling import check_defaults
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.rules import ATTENTION_KINDS, Rules, rules_from_dict
@@ -20,7 +21,7 @@ from pab.families import FAMILIES
 from pab.family import Family, Sampling
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
-from pipeline.run.weights import RunWeights, WeightsLookup
+from pipeline.run.weights import Loras, RunWeights, WeightsLookup, loras_identity
 
 PUBLISHED = "published"
 """The negative prompt that stands for the family's own."""
@@ -81,6 +82,7 @@ def run_rules(
         name: family_rules(
             family,
             identity=partial(_identity, lookup, family, render),
+            loras=None if family.loras is None else partial(_row_loras, lookup, family, render),
             own_broadcasts=_usable(own, family),
             default_broadcast=_default(render, family, _usable(own, family), default),
             sampled=_sampled(render, family) if name == render.model else {},
@@ -99,6 +101,7 @@ def family_rules(
     family: Family,
     *,
     identity: Callable[[], str],
+    loras: Callable[[tuple[str, ...]], RowLoras] | None = None,
     own_broadcasts: Mapping[str, Rules],
     default_broadcast: str | None,
     sampled: Mapping[str, str | float] | None = None,
@@ -124,6 +127,7 @@ def family_rules(
             name: rules.digest for name, rules in {**family.presets, **family.all_smaller(), **own_broadcasts}.items()
         },
         identity=identity,
+        loras=loras,
         num_tokens=family.num_tokens,
         clean_prompt=family.clean_prompt,
         check_mask=None if family.references is None else partial(_check_mask, family.references),
@@ -210,11 +214,22 @@ def _family(name: str, families: Mapping[str, Family]) -> Family:
     return families[name]
 
 
-def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings) -> str:
+def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings, loras: Loras | None = None) -> str:
+    # `loras`: those of a row, which takes them instead of the run's.
     weights = lookup.find(family)
+    added = loras_identity(weights.loras if loras is None else loras)
     return (
-        f"weights {weights.digest}{weights.loras_identity} precision {render.precision}"
+        f"weights {weights.digest}{added} precision {render.precision}"
         f"{render.execution(family).identity}{render.video_identity}"
+    )
+
+
+def _row_loras(lookup: WeightsLookup, family: Family, render: RenderSettings, texts: tuple[str, ...]) -> RowLoras:
+    loras = lookup.find_row_loras(family, texts) if texts else ()
+    return RowLoras(
+        text=";".join(lora.text for lora in loras) or NO_LORA,
+        digests=" ".join(lora.digest for lora in loras),
+        identity=_identity(lookup, family, render, loras),
     )
 
 

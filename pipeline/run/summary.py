@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit
 from pipeline.run.damage import Damage
+from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.quality import run_quality, told_lines
 from pipeline.run.run import Run
 from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips
@@ -18,34 +20,52 @@ SHOWN_CHARS = 300
 """Of a failure's reason."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    """What only a submit knows at its end.
+
+    `left_out`: clips recorded before it. `told`: speedup, quality and alarms, where it has just made a report. `dashboard`:
+    where its page was.
+    """
+
+    left_out: int
+    told: Mapping[str, object] | None = None
+    dashboard: str | None = None
+
+
 def show_summary(
     bucket: Bucket,
     run: Run,
     progress: Progress,
     *,
-    left_out: int | None = None,
     screen: Screen,
-    dashboard: str | None = None,
+    submitted: Submitted | None = None,
     damages: Sequence[Damage] | None = None,
-    told: Mapping[str, object] | None = None,
+    waits: Sequence[StartedJobs] = (),
 ) -> Exit:
     """Shows how the run stands and returns the exit code that says it.
 
-    `left_out`: clips recorded before this submit. `damages`: what a check found, None where none was made. `told`: speedup,
-    quality and alarms, where a report was just made; else they are read from the bucket.
+    `submitted`: of a submit that ends. `damages`: what a check found, None where none was made. `waits`: submits whose jobs
+    wait for nodes that cannot be had. Speedup, quality and alarms are read from the bucket, if no report was just made.
     """
     failures = failed_clips(bucket, progress)
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
-    told = told or run_quality(bucket, progress)
+    told = (submitted.told if submitted else None) or run_quality(bucket, progress)
     document |= {name: told[name] for name in ("speedup", "quality", "alarms", "guard")}
-    if left_out is not None:
+    if submitted is not None:
+        left_out = submitted.left_out
         document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
-    if dashboard is not None:
-        document["dashboard"] = dashboard
+        if submitted.dashboard is not None:
+            document["dashboard"] = submitted.dashboard
     if damages is not None:
         document["damaged"] = [asdict(damage) for damage in damages]
         code = Exit.ERROR if damages else code
+    if waits and document["remaining"]:
+        document["waits"] = [
+            {"for": _short(str(each.waits_for)), "since": each.waits_since, "host": each.host, "submit": each.submit_id}
+            for each in waits
+        ]  # fmt: skip
     document["exit_code"] = int(code)
     screen.result(document, _text(bucket, document, failures))
     return code
@@ -86,7 +106,7 @@ def summary_document(bucket: Bucket, run: Run, progress: Progress, failures: lis
     }
 
 
-def _text(bucket: Bucket, document: dict[str, object], failures: list[FailedClip]) -> str:
+def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) -> str:
     lines = [f"{document['rendered']:,} of {document['num_clips']:,} clips rendered"]
     if "rendered_now" in document:
         lines[0] += f" ({document['rendered_now']:,} now, {document['recorded_before']:,} recorded before)"
@@ -95,6 +115,10 @@ def _text(bucket: Bucket, document: dict[str, object], failures: list[FailedClip
         lines.append(f"{document['remaining']:,} left to render; submit again to go on")
     if document["started"]:
         lines.append(f"{document['started']:,} of them started: they run, or their job was killed")
+    lines += [
+        f"{each['for']} (since {each['since']}, says the submit on {each['host']})"
+        for each in document.get("waits", ())
+    ]
     if not_rendered:
         lines.append(f"{counted(not_rendered, 'clip')} failed; to try again: python -m pipeline retry {bucket.url}")
         lines += [f"  {_short(str(failure))}" for failure in failures]

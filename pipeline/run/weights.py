@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from pab.family import Family
 from pab.weights.digest import weights_digest
-from pab.weights.lora import Lora, at_hand, pin_lora, read_header, shapes_in
+from pab.weights.lora import Lora, at_hand, pin_lora, read_header, read_lora, shapes_in
 from pab.weights.lora_keys import find_changes, read_modules
+from pipeline.run.settings import absolute
 
 Loras = tuple[Lora, ...]
 
@@ -21,6 +22,7 @@ class RunWeights:
 
     `asked`: as the user says it, None for the family's own. `pinned`: what jobs load, on the hub a certain commit.
     `digest` names them in the digests of clips. `asked_loras`, `loras`: the same for LoRAs; the latter have digests.
+    `row_loras`: those that rows name instead, by what they say.
     """
 
     asked: str | None
@@ -28,22 +30,19 @@ class RunWeights:
     digest: str
     asked_loras: Loras = ()
     loras: Loras = ()
+    row_loras: Mapping[str, Loras] = field(default_factory=dict)
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
         """Returns what run.json holds; runs from before there were LoRAs have none. Raises TypeError for other keys."""
         named = {name: tuple(Lora(**lora) for lora in values.get(name, ())) for name in ("asked_loras", "loras")}
-        return cls(**{**values, **named})
-
-    @property
-    def loras_identity(self) -> str:
-        """The part of a clip's digest that says which LoRAs are added; empty where none are."""
-        return f" loras {' '.join(lora.digest for lora in self.loras)}" if self.loras else ""
+        rows = {text: tuple(Lora(**lora) for lora in held) for text, held in values.get("row_loras", {}).items()}
+        return cls(**{**values, **named, "row_loras": rows})
 
     @property
     def loras_text(self) -> str:
         """The LoRAs with their digests, for people."""
-        return ", ".join(f"{lora} ({lora.digest})" for lora in self.loras) or "none"
+        return loras_text(self.loras)
 
     def __str__(self) -> str:
         return self.digest if self.pinned == self.asked else f"{self.digest} ({self.pinned})"
@@ -76,6 +75,17 @@ class WeightsLookup:
             self._found[family.name] = self._look_up(family)
         return self._found[family.name]
 
+    def find_row_loras(self, family: Family, texts: Sequence[str]) -> Loras:
+        """Returns the LoRAs that rows name. Raises ValueError or OSError saying why they cannot be used."""
+        weights, key = self.find(family), ";".join(texts)
+        if key not in weights.row_loras:
+            begun = self._begun.get(family.name)
+            known = begun.row_loras.get(key) if begun else None
+            found = tuple(pin_lora(lora) for lora in known or named_loras(family, texts))
+            check_loras(family, found, weights.pinned)
+            self._found[family.name] = replace(weights, row_loras={**weights.row_loras, key: found})
+        return self._found[family.name].row_loras[key]
+
     def _look_up(self, family: Family) -> RunWeights:
         asked = self._asked(family.name)
         begun = self._begun.get(family.name)
@@ -88,6 +98,31 @@ class WeightsLookup:
         found = tuple(pin_lora(lora) for lora in known)
         check_loras(family, found, pinned)
         return RunWeights(asked=asked, pinned=pinned, digest=digest, asked_loras=loras, loras=found)
+
+
+def named_loras(family: Family, texts: Sequence[str]) -> Loras:
+    """Returns the LoRAs that are said for a family: with component, files here by absolute path. Raises ValueError."""
+    if family.loras is None:
+        raise ValueError(f"{family.name} takes no LoRA; leave it out")
+    found: Loras = ()
+    for text in texts:
+        lora = family.loras.placed(read_lora(text), family.name)
+        # A hub id looks like a relative path: it is one only if no file here has that name.
+        lora = replace(lora, place=absolute(lora.place)) if Path(lora.place).expanduser().exists() else lora
+        if any((lora.place, lora.component) == (other.place, other.component) for other in found):
+            raise ValueError(f"{text}: named twice; give it once")
+        found = (*found, lora)
+    return found
+
+
+def loras_text(loras: Loras) -> str:
+    """Returns LoRAs with their digests, for people."""
+    return ", ".join(f"{lora} ({lora.digest})" for lora in loras) or "none"
+
+
+def loras_identity(loras: Loras) -> str:
+    """Returns the part of a clip's digest that says which LoRAs are added; empty where none are."""
+    return f" loras {' '.join(lora.digest for lora in loras)}" if loras else ""
 
 
 def check_loras(family: Family, loras: Loras, weights: str | None) -> None:

@@ -18,6 +18,7 @@ from cluster.dashboard import Dashboard
 from cluster.dask_progress import DaskProgress
 from cluster.job import ClusterError, JobRequest, JobState
 from cluster.slurm import SlurmCluster
+from cluster.slurm_queue import read_nodes
 from cluster.slurm_settings import SlurmSettings, slurm_is_configured
 from tests.cluster.daemons.slurm import Slurm
 from tests.cluster.rank_calls import EndWithoutResult, Fall, Say, SecondStart, ShowClips, note
@@ -311,6 +312,24 @@ def test_a_held_job_is_told_once(slurm: Slurm, tmp_path: Path, caplog: pytest.Lo
     ]
     cluster.cancel([job])
     wait_over(cluster, [job])
+
+
+def test_a_job_of_more_nodes_than_are_usable_is_told_with_the_reason_of_each(slurm: Slurm, tmp_path: Path) -> None:
+    _, excluded, *drained = sorted(node.name for node in read_nodes("batch"))
+    cluster = slurm_cluster(tmp_path, extra={"exclude": excluded})
+    place = f"NodeName={','.join(drained)}"
+    slurm.run("scontrol", "update", place, "State=drain", "Reason=two bad disks")
+    try:
+        (job,) = cluster.submit([request(Say(folder=tmp_path))])
+        told = cluster.shortage([job], 2)
+        assert told is not None
+        assert told.startswith("job-00000 waits for 2 nodes, 1 is usable: ")
+        assert f"{excluded} excluded by --slurm exclude" in told
+        assert told.count("(two bad disks)") == len(drained) == 2
+        assert cluster.shortage([job], 2) == told, "nodes are not asked for again at once"
+        cluster.cancel([job])
+    finally:
+        slurm.run("scontrol", "update", place, "State=resume")
 
 
 def test_slurm_is_found_where_it_is_configured(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

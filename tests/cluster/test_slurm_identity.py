@@ -23,6 +23,8 @@ from cluster.slurm_settings import SlurmSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.schema import CLIP_SCHEMA, accepted_schema
+from pipeline.run.at_work import AtWork, wait_for_others
+from pipeline.run.claims import driving
 from pipeline.run.display import open_display
 from pipeline.run.driven import ShardJob
 from pipeline.run.driver import Driver
@@ -152,6 +154,21 @@ def test_a_cancel_during_a_submit_leaves_no_job_behind(
     monkeypatch.undo()
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     assert len(cluster_in(tmp_path).submit([waits(tmp_path, "job-0")])) == 1
+
+
+def test_a_submit_that_waits_for_another_does_not_bring_back_the_jobs_of_a_cancelled_run(
+    slurm: Slurm, tmp_path: Path
+) -> None:
+    bucket, cluster = Bucket(str(tmp_path / "out")), cluster_in(tmp_path)
+    (job,) = cluster.submit([waits(tmp_path, "job-0")])
+    found = AtWork(orphans={}, left_to_others=frozenset({"c0"}), drivers=("process 1 on host",))
+    canceller = threading.Timer(1.0, lambda: cluster_in(tmp_path).cancel_run())
+    canceller.start()
+    with driving(bucket, "submit-1"), pytest.raises(CancelledError, match="was cancelled meanwhile"):
+        wait_for_others(bucket, frozenset({"c0"}), found, cluster, Screen(as_json=True))
+    canceller.join()
+    wait_over(cluster, [job])
+    assert job.state is JobState.CANCELLED
 
 
 def shard_of_one(bucket: Bucket, number: int, bad: str) -> ShardJob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from cluster.job import ClusterError, JobState
 from cluster.rank import rank_result
 from cluster.slurm_job import SlurmJob, Submitted
+from cluster.slurm_nodes import shortage
 from cluster.slurm_queue import QueueRow
 from cluster.slurm_settings import SlurmSettings, ask_slurm, check_extra, check_one_cluster
 
@@ -169,3 +171,56 @@ def test_a_users_habits_do_not_change_what_slurms_clients_answer(monkeypatch: py
     found = ask_slurm("env", variables={"ASKED": "1"}).splitlines()
     assert {"SLURM_CLUSTERS=one", "ASKED=1"} <= set(found)
     assert not [line for line in found if line.startswith(("SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT"))]
+
+
+SINFO = """#!/bin/sh
+for word; do case $word in --Format=NodeList:*) end=${word#--Format=NodeList:}; end=${end%%,*};; esac; done
+here=${0%/*}; echo "$@" >> "$here/asked"
+while IFS=: read -r name state reason; do
+    printf '%s%s' "$name" "$end" 'batch*' "$end" "$state" "$end" "$reason" "$end"
+done < "$here/nodes"
+"""
+
+
+def cluster_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *nodes: str) -> Path:
+    """Puts a sinfo in front of the PATH that tells of these nodes (name:state:reason); returns its folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / "sinfo").write_text(SINFO)
+    (folder / "sinfo").chmod(0o755)
+    (folder / "nodes").write_text("".join(f"{node}\n" for node in nodes))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_a_job_that_waits_for_nodes_that_cannot_be_had_is_told_with_each_node_and_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cluster_of(
+        tmp_path / "bin", monkeypatch,
+        "n1:allocated:none", "n2:idle:none", "n3:drained:bad disk", "n4:down*:Not responding", "n5:mixed:none",
+    )  # fmt: skip
+    settings = SlurmSettings(partition="batch", extra={"exclude": "n5"})
+    jobs = [waiting("job-00003"), waiting("job-00004"), waiting("job-00005", avoid_nodes=frozenset({"n1"}))]
+    # n1 runs another job, which ends.
+    assert shortage(settings, frozenset(), jobs[:2], needed=2) is None
+    assert shortage(settings, frozenset({"n2"}), jobs[:2], needed=2) == (
+        "job-00003 and 1 more wait for 2 nodes, 1 is usable: "
+        "n2 excluded by this run, because jobs died there without a clip; n3 drained (bad disk); "
+        "n4 down* (Not responding); n5 excluded by --slurm exclude"
+    )
+    alone = shortage(settings, frozenset(), jobs, needed=2)
+    assert alone is not None
+    assert alone.startswith(
+        "job-00005 waits for 2 nodes, 1 is usable: n1 excluded, because clips of the job failed there"
+    )
+    assert "--partition=batch" in (folder / "asked").read_text()
+    many = [f"m{index:02}:drained:none" for index in range(20)]
+    cluster_of(folder, monkeypatch, *many)
+    assert str(shortage(settings, frozenset(), jobs[:1], needed=1)).endswith("m07 drained; 12 more")
+    cluster_of(folder, monkeypatch, "n1:idle:none")
+    assert str(shortage(settings, frozenset(), jobs[:1], needed=2)).endswith("1 is usable: the partition has no more")
+
+
+def waiting(name: str, *, avoid_nodes: frozenset[str] = frozenset()) -> SlurmJob:
+    submitted = Submitted(name=name, id="77_3", num_ranks=2, job_name="pab-1", folder=Path())
+    return SlurmJob(submitted, avoid_nodes=avoid_nodes)

@@ -117,6 +117,7 @@ def test_frames_come_off_a_gpu_beside_what_was_queued_after_them():
     pixels = torch.randint(0, 255, (4, 64, 64, 3), dtype=torch.uint8)
     on_device, work = pixels.to(device), torch.randn(8192, 8192, device=device)
     product = work @ work
+    torch.cuda.Stream()  # the process's first one waits for all that is queued
     torch.cuda.synchronize()
     decode = DeviceClock(device)
     decode.mark()

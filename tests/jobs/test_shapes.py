@@ -23,7 +23,7 @@ NO_CLIP = {
     "what a family is": "Family ClipDefaults ClipLimits CostFigures MemoryFigures LoadRequest Sampling QualityFloor",
     "what a loaded model can do": (
         "VideoModel RendersBatches UsesKernels UsesFloat8 UsesFloat8Attention DecodesFast Recordable TakesReferences "
-        "TakesImage Beginning Scheduler"
+        "TakesImage Beginning BringsText Scheduler"
     ),
     "schedulers": "GuidesByStep CombinesBranches RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
     "how a loop is run": "LoopSettings LoopRecorder Recording",

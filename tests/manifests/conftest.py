@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from manifests.accept import accept, validate
+from manifests.errors import ManifestError
 from manifests.rules import FamilyRules
 
+Rules = dict[str, FamilyRules]
 DEFAULTS = {
     "num_frames": 81,
     "height": 480,
@@ -54,3 +58,16 @@ def manifest(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+def accepted_rows(url: str, rules: Rules) -> list[dict[str, Any]]:
+    sink = io.BytesIO()
+    accept(url, rules, default_model="wan", sink=sink)
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(sink.getvalue())).to_pylist()
+    return rows
+
+
+def refused(url: str, rules: Rules, tmp_path: Path) -> ManifestError:
+    with pytest.raises(ManifestError) as caught:
+        validate(url, rules, default_model="wan", errors_path=tmp_path / "errors.jsonl")
+    return caught.value

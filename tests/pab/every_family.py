@@ -19,10 +19,11 @@ from pab.families.demo.weights import build_parts, demo_config, save_demo
 from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.library.broadcast_module import BroadcastModule
+from pab.library.image import GivenImage
 from pab.library.video import DiffusersVideo
 from pab.model import Beginning, CombinesBranches, EncodedPrompt, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.sampling.denoise import Denoised, denoise, from_uncond, initial_noise, plan_for
+from pab.sampling.denoise import Denoised, denoise, from_uncond, initial_noise, plan_for, prompt_with
 from tests.pab.library_worlds import WORLDS, library_module
 
 SMALL: Mapping[str, tuple[int, int, int]] = {
@@ -87,7 +88,9 @@ def render(
     precision: str = "float32",
     prompt: EncodedPrompt | None = None,
 ) -> Denoised:
-    request = request_of(name)
+    request, given = request_of(name), given_of(name, model)
+    if prompt is not None and isinstance(given, GivenImage):
+        given = replace(given, own_states=None)  # a prompt that is named has the states that are meant
     return denoise(
         model,
         request,
@@ -95,7 +98,7 @@ def render(
         noise=initial_noise(request, model.latent_shape(request)),
         plan=plan_for(family(name), request, rules, precision),
         group=group or NodeGroup(),
-        given=given_of(name, model),
+        given=given,
     )
 
 
@@ -126,12 +129,13 @@ def plain_predict(name: str, model: VideoModel, folder: Path) -> Callable[[Tenso
 def plain_latents(name: str, model: VideoModel, folder: Path) -> Tensor:
     """Final latents of the bare sampling loop over the plain model."""
     request = request_of(name)
-    predict, prompt = plain_predict(name, model, folder), model.encode_prompts([request])[0]
-    beginning = given_of(name, model)
+    predict, beginning = plain_predict(name, model, folder), given_of(name, model)
+    prompt = prompt_with(beginning, model.encode_prompts([request])[0])
     sp = NodeGroup().sp
     scheduler = model.scheduler(request, sp) if beginning is None else beginning.scheduler(sp)
     combine = scheduler.combine if isinstance(scheduler, CombinesBranches) else from_uncond
     z = initial_noise(request, model.latent_shape(request)) * scheduler.init_noise_sigma
+    z = z if beginning is None else beginning.put_into(z)
     for step, timestep in enumerate(family(name).timesteps(request, "float32")):
         x = scheduler.model_input(z, step)
         given = StepInput(

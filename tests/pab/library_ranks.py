@@ -56,6 +56,8 @@ TINY: Mapping[str, Tiny] = {
     "cogvideox_5b": _COGVIDEOX,
     "cogvideox_5b_i2v": replace(_COGVIDEOX, uneven=(9, 32, 32)),
     "hunyuan_video": replace(_HUNYUAN, is_told_guidance=True),
+    "hunyuan_video_i2v": replace(_HUNYUAN, text_tokens=396, is_told_guidance=True),
+    "hunyuan_video_i2v_33ch": replace(_HUNYUAN, text_tokens=540, uneven=(13, 80, 16)),
     "skyreels_v1": _HUNYUAN,
     "hunyuan_video_15_480p": replace(_HUNYUAN, text_tokens=60, second_text=(20, 16), token_channels=32),
     "ltx": _LTX,

@@ -24,7 +24,13 @@ from pab.families.cogvideox.config import (
 )
 from pab.families.cogvideox.family import cogvideox_family
 from pab.families.cogvideox.tiny import write_small_cogvideox
-from pab.families.hunyuan_video.config import HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL, HunyuanModel
+from pab.families.hunyuan_video.config import (
+    HUNYUAN_VIDEO_I2V_33CH_MODEL,
+    HUNYUAN_VIDEO_I2V_MODEL,
+    HUNYUAN_VIDEO_MODEL,
+    SKYREELS_V1_MODEL,
+    HunyuanModel,
+)
 from pab.families.hunyuan_video.family import hunyuan_video_family
 from pab.families.hunyuan_video.tiny import write_small_hunyuan_video
 from pab.families.hunyuan_video_15.config import MODEL_480P, Hunyuan15Model
@@ -54,7 +60,7 @@ from pab.library.parts import library_class
 from pab.library.video import DiffusersVideo
 from pab.model import EncodedPrompt
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for, prompt_with
 from pab.weights.checkpoint import read_config
 
 
@@ -100,6 +106,8 @@ class LibraryWorld:
     options: Callable[[ClipRequest], dict[str, Any]] = lambda _request: {}
     image: bool = False
     """Whether every clip begins with an image."""
+    lead_frames: int = 0
+    """Frames that the pipeline renders before those of the clip."""
     tolerance: float = 1e-12
     """Of latents of two ranks against one: a pass over one row multiplies matrices of another size."""
 
@@ -123,6 +131,10 @@ class LibraryWorld:
     def given(self, model: DiffusersVideo, request: ClipRequest) -> GivenImage | None:
         return model.given_image(request, picture()) if self.image else None
 
+    def prompt(self, model: DiffusersVideo, request: ClipRequest) -> EncodedPrompt:
+        """The clip's text, read with its image where the encoder sees that too."""
+        return prompt_with(self.given(model, request), model.encode_prompts([request])[0])
+
     def render(
         self,
         model: DiffusersVideo,
@@ -143,14 +155,17 @@ class LibraryWorld:
 
     def library_latents(self, folder: Path, model: DiffusersVideo, request: ClipRequest) -> Tensor:
         """Final latents of the library's own pipeline, from the same noise and text states."""
-        text = model.encode_prompts([request])[0].states
+        states = self.prompt(model, request).states
         noise = initial_noise(request, model.latent_shape(request))
         pipeline = self.pipeline(folder / self.family.name, request)
         pipeline.set_progress_bar_config(disable=True)
         image = {"image": image_of(picture()), "generator": reference_generator(request.seed)} if self.image else {}
+        # Without guidance there need be no negative prompt, and the pipeline reads none.
+        texts = self.texts(states if request.guidance_scale != 1.0 else lambda _branch: states(COND))
         outputs = pipeline(
-            **self.texts(text), height=request.height, width=request.width, num_frames=request.num_frames,
-            num_inference_steps=request.num_steps, output_type="latent", return_dict=False, latents=self.pack(noise),
+            **texts, height=request.height, width=request.width,
+            num_frames=request.num_frames + self.lead_frames, num_inference_steps=request.num_steps,
+            output_type="latent", return_dict=False, latents=self.pack(noise),
             **self.guidance(request) | self.options(request) | image,
         )  # fmt: skip
         return self.unpack(self.result(outputs), noise)
@@ -418,10 +433,11 @@ LTX2_GUIDANCE = {
 """Guidance by the text alone, and the rules of 2.0."""
 
 
-def hunyuan_pipeline(folder: Path, request: ClipRequest) -> Any:
+def hunyuan_pipeline(folder: Path, request: ClipRequest, name: str = "HunyuanVideoPipeline", **more) -> Any:
     vae = library_module(folder / "vae")
     vae.enable_tiling()
-    return library_class("HunyuanVideoPipeline")(
+    return library_class(name)(
+        **more,
         tokenizer=None,
         text_encoder=None,
         tokenizer_2=None,
@@ -432,13 +448,48 @@ def hunyuan_pipeline(folder: Path, request: ClipRequest) -> Any:
     )
 
 
-def hunyuan_text_parts(folder: Path) -> dict[str, Any]:
+class WholeLatents:
+    """The library's pipeline of the first image-to-video release, handing out the frames too that it leaves out."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+    def __call__(self, **given) -> tuple[Tensor]:
+        seen: list[Tensor] = []
+
+        def note(_pipeline, _step, _timestep, values) -> dict[str, Any]:
+            seen.append(values["latents"])
+            return values
+
+        (shown,) = self._pipeline(**given, callback_on_step_end=note)
+        assert torch.equal(shown, seen[-1][:, :, 1:])
+        return (seen[-1],)
+
+
+def hunyuan_image_pipeline(folder: Path, request: ClipRequest) -> Any:
+    pipeline = hunyuan_pipeline(folder, request, "HunyuanVideoImageToVideoPipeline", image_processor=None)
+    return WholeLatents(pipeline) if pipeline.transformer.config.image_condition_type == "latent_concat" else pipeline
+
+
+def hunyuan_image_text_parts(folder: Path) -> dict[str, Any]:
+    """The same with LLaVA, and what prepares its images."""
+    import transformers
+
+    llava = transformers.LlavaForConditionalGeneration.from_pretrained(folder / "text_encoder").eval()
+    processor = transformers.CLIPImageProcessorPil.from_pretrained(folder / "image_processor")
+    return hunyuan_text_parts(folder, llava) | {"image_processor": processor}
+
+
+def hunyuan_text_parts(folder: Path, encoder: Any = None) -> dict[str, Any]:
     """Tokenizers and encoders as the library's pipeline has them, read by transformers' own loader."""
     import transformers
 
     return {
         "tokenizer": transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
-        "text_encoder": transformers.LlamaModel.from_pretrained(folder / "text_encoder").eval(),
+        "text_encoder": encoder or transformers.LlamaModel.from_pretrained(folder / "text_encoder").eval(),
         "tokenizer_2": transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
         "text_encoder_2": transformers.CLIPTextModel.from_pretrained(folder / "text_encoder_2").eval(),
     }
@@ -446,22 +497,28 @@ def hunyuan_text_parts(folder: Path) -> dict[str, Any]:
 
 def hunyuan_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
     vae.enable_tiling()
-    return displayed(vae.decode(latents / vae.config.scaling_factor).sample)
+    return displayed(vae.decode(latents / vae.config.scaling_factor).sample)[:, -request.num_frames :]
 
 
 def hunyuan_world(model: HunyuanModel) -> LibraryWorld:
     names = ("{}prompt_embeds", "{}prompt_attention_mask", "{}pooled_prompt_embeds")
-    guided = model.told_guidance is not None
+    guided, way = model.told_guidance is not None, model.image
 
     def texts(text) -> dict[str, Any]:
         return named(names, "", text(COND)) | (named(names, "negative_", text(UNCOND)) if guided else {})
 
     def encode(pipeline, request, length) -> Sequence[Any]:
-        def branch(prompt):
-            states, pooled, mask = pipeline.encode_prompt(prompt, max_sequence_length=length)
+        black = torch.zeros(request.height, request.width, 3, dtype=torch.uint8)
+
+        def branch(prompt, image):
+            given = {"max_sequence_length": length}
+            if way is not None:
+                given = {"image": image_of(image), "image_embed_interleave": way.every}
+            states, pooled, mask = pipeline.encode_prompt(prompt=prompt, **given)
             return states, mask, pooled
 
-        return [branch(prompt) for prompt in ((request.prompt, "") if guided else (request.prompt,))]
+        branches = [(request.prompt, picture()), ("", ReferenceImage(frame_HW3=black))]
+        return [branch(*each) for each in branches[: 1 + guided]]
 
     def options(request) -> dict[str, Any]:
         return {"true_cfg_scale": request.guidance_scale, "guidance_scale": model.told_guidance} if guided else {}
@@ -471,12 +528,15 @@ def hunyuan_world(model: HunyuanModel) -> LibraryWorld:
         write=lambda folder: write_small_hunyuan_video(folder, 0, model),
         frames=5,
         side=32,
-        pipeline=hunyuan_pipeline,
+        pipeline=hunyuan_pipeline if way is None else hunyuan_image_pipeline,
         library_frames=hunyuan_frames,
         texts=texts,
         encode=encode,
-        text_parts=hunyuan_text_parts,
+        text_parts=hunyuan_text_parts if way is None else hunyuan_image_text_parts,
         options=options,
+        image=way is not None,
+        lead_frames=model.lead_frames,
+        tolerance=1e-12 if way is None else 1e-5,  # the text encoder's last bits differ by process
     )
 
 
@@ -577,6 +637,10 @@ WORLDS: Mapping[str, LibraryWorld] = {
     "ltx_2b": ltx_world(replace(LTX_2B_MODEL, num_layers=2)),
     "ltx2": ltx2_world(replace(LTX2_MODEL, num_layers=2, max_text_tokens=16)),
     "hunyuan_video": hunyuan_world(replace(HUNYUAN_VIDEO_MODEL, num_layers=2, num_single_layers=2)),
+    **{
+        model.name: hunyuan_world(replace(model, num_layers=2, num_single_layers=2))
+        for model in (HUNYUAN_VIDEO_I2V_MODEL, HUNYUAN_VIDEO_I2V_33CH_MODEL)
+    },
     "hunyuan_video_15_480p": hunyuan_15_world(SMALL_HUNYUAN_15),
     "skyreels_v1": hunyuan_world(replace(SKYREELS_V1_MODEL, num_layers=2, num_single_layers=2)),
 }

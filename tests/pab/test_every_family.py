@@ -11,12 +11,14 @@ from pab.broadcast.state import BOTH, COND, UNCOND
 from pab.families import FAMILIES
 from pab.model import StepInput
 from pab.parallel.mesh import NodeGroup
+from pab.sampling.denoise import prompt_with
 from pipeline.planning.memory import kept_at_once
 from tests.pab.every_family import (
     EVERY_OTHER,
     MESHES,
     SMALL,
     family,
+    given_of,
     load,
     plain_latents,
     render,
@@ -120,7 +122,7 @@ def test_modules_run_when_the_plan_says_so_and_the_plan_is_the_rule(weights, nam
 def test_guidance_branches_keep_their_own_outputs_in_every_family(weights, name):
     """One pass over both rows gives what a pass for each gives, also where outputs of all attention are reused."""
     model, request = load(name, weights), request_of(name)
-    prompt = model.encode_prompts([request])[0]
+    prompt = prompt_with(given_of(name, model), model.encode_prompts([request])[0])
     if family(name).embedded_guidance:
         assert prompt.guided_passes == (COND,)
         assert render(name, model).passes == 1

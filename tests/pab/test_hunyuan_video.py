@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from pab.broadcast.rules import NO_BROADCAST
 from pab.broadcast.state import COND, UNCOND
 from pab.families import find_family
-from pab.families.hunyuan_video.levels import even_levels, moved_timesteps
+from pab.families.hunyuan_video.levels import SHIFT, even_levels, moved_timesteps
 from pab.families.hunyuan_video.text import INSTRUCTION, INSTRUCTION_TOKENS
 from pab.families.hunyuan_video.weights import SKYREELS_WEIGHTS
 from pab.library.parts import library_class
@@ -36,9 +36,9 @@ def test_planned_levels_are_the_library_s(weights):
     flow = scheduler(weights / "hunyuan_video")
     for num_steps in (1, 2, 3, 7, 30, 50, 333, 1000):
         flow.set_timesteps(num_steps, sigmas=list(even_levels(num_steps)))
-        assert moved_timesteps(num_steps) == tuple(flow.timesteps.tolist())
+        assert moved_timesteps(num_steps, SHIFT) == tuple(flow.timesteps.tolist())
     with pytest.raises(ValueError, match="num_steps=0, allowed 1 to 1000"):
-        moved_timesteps(0)
+        moved_timesteps(0, SHIFT)
 
 
 @pytest.mark.parametrize("name", ["hunyuan_video", "skyreels_v1"])

@@ -79,7 +79,7 @@ def test_text_states_are_the_library_pipeline_s(weights, name):
     model, request = world.load(weights), world.clip(prompt="a cat &amp; two  birds", negative_prompt=None)
     pipeline = world.pipeline(weights / name, request)
     pipeline.register_modules(**world.text_parts(weights / name))
-    prompt = model.encode_prompts([request])[0]
+    prompt = world.prompt(model, request)
     with torch.inference_mode():
         theirs = world.encode(pipeline, request, parts(prompt.states(COND))[0].shape[1])
     for branch, expected in zip((COND, UNCOND) if name in GUIDED else (COND,), theirs, strict=True):
@@ -143,7 +143,7 @@ def passes(world: LibraryWorld, folder: Path, rules: BroadcastRules, steps: int)
     """Runs both branches of the first steps; returns the state, and |cond - uncond| of the last step."""
     model, request = world.load(folder), world.clip()
     plan = plan_for(world.family, request, rules, "float32")
-    prompt = model.encode_prompts([request])[0]
+    prompt = world.prompt(model, request)
     noise = initial_noise(request, model.latent_shape(request))
     state = BroadcastState(plan)
     outputs: list[Tensor] = []

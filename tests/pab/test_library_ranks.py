@@ -35,6 +35,8 @@ CASES = {
         Case(name="wan22_5b", mesh=FOUR),
         *(Case(name=name, mesh=CLIPS_TOO) for name in ("wan_14b_i2v_480p", "cogvideox_5b_i2v")),
         Case(name="hunyuan_video_15_480p", mesh=FOUR),
+        Case(name="hunyuan_video_i2v", mesh=FOUR),
+        Case(name="hunyuan_video_i2v_33ch", mesh=BRANCHES_TOO),
         Case(name="ltx_2b", mesh=CLIPS_TOO),
     ],
 }

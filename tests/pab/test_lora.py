@@ -16,13 +16,15 @@ from pab.broadcast.rules import NO_BROADCAST
 from pab.family import ClipRequest, LoadRequest
 from pab.library.parts import library_class
 from pab.library.video import DiffusersVideo
-from pab.weights.files import CheckpointError
-from pab.weights.lora import Lora, find_lora, pin_lora, read_header, read_lora, shapes_in
-from pab.weights.lora_keys import find_changes
+from pab.weights.lora import Lora
 from tests.pab.library_worlds import WORLDS, relative
 
 RANK = 4
+
+
 STRENGTH = 0.5
+
+
 WAN_TARGETS = {
     "self_attn.q": "attn1.to_q", "self_attn.o": "attn1.to_out.0", "cross_attn.k": "attn2.to_k", "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
@@ -211,11 +213,29 @@ HUNYUAN = {
     "time_in.mlp.2": ("time_text_embed.timestep_embedder.linear_2",),
     "single_blocks.1.linear2": ("single_transformer_blocks.1.proj_out",),
 }  # fmt: skip
+
+
 LTX = {
     "patchify_proj": ("proj_in",),
     "adaln_single.linear": ("time_embed.linear",),
     "transformer_blocks.1.attn1.to_q": ("transformer_blocks.1.attn1.to_q",),
     "transformer_blocks.0.ff.net.2": ("transformer_blocks.0.ff.net.2",),
+}
+HUNYUAN_15 = {
+    **{name: HUNYUAN[name] for name in HUNYUAN if name.startswith(("double", "txt_in"))},
+    "time_in.mlp.2": ("time_embed.timestep_embedder.linear_2",),
+    "byt5_in.fc3": ("context_embedder_2.linear_3",),
+    "vision_in.proj.1": ("image_embedder.linear_1",),
+}
+LTX2 = {
+    "patchify_proj": ("proj_in",),
+    "audio_patchify_proj": ("audio_proj_in",),
+    "audio_adaln_single.linear": ("audio_time_embed.linear",),
+    "adaln_single.emb.timestep_embedder.linear_1": ("time_embed.emb.timestep_embedder.linear_1",),
+    "av_ca_a2v_gate_adaln_single.linear": ("av_cross_attn_video_a2v_gate.linear",),
+    "av_ca_audio_scale_shift_adaln_single.linear": ("av_cross_attn_audio_scale_shift.linear",),
+    "transformer_blocks.1.audio_to_video_attn.to_q": ("transformer_blocks.1.audio_to_video_attn.to_q",),
+    "transformer_blocks.0.audio_ff.net.2": ("transformer_blocks.0.audio_ff.net.2",),
 }
 COGVIDEOX = {
     "transformer_blocks.0.attn1.to_k": ("transformer_blocks.0.attn1.to_k",),
@@ -256,6 +276,8 @@ def added(held: Mapping[str, Tensor], names: Mapping[str, tuple[str, ...]], tens
             },
         ),
         ("ltx", LTX),
+        ("ltx2", LTX2),
+        ("hunyuan_video_15_480p", HUNYUAN_15),
         ("cogvideox_5b", COGVIDEOX),
     ],
 )  # fmt: skip
@@ -278,7 +300,15 @@ def test_names_of_hunyuan_video_are_what_the_library_s_converter_makes_of_them(w
     assert same(fused(held, converted, {}), expected, held)
 
 
-@pytest.mark.parametrize("name", ["wan22_a14b", "ltx"])
+def test_names_of_ltx2_are_what_the_library_s_converter_makes_of_them(weights):
+    held = parameters(weights, "ltx2")
+    tensors = joined_file(held, LTX2, flat=False)
+    converted = library_class("LTX2Pipeline").lora_state_dict(dict(tensors))
+    expected = added(held, LTX2, tensors)
+    assert same(fused(held, converted, {}), expected, held)
+
+
+@pytest.mark.parametrize("name", ["wan22_a14b", "ltx", "hunyuan_video_15_480p"])
 def test_latents_are_those_of_the_library_s_pipeline_with_the_weights_added_by_hand(weights, tmp_path, name):
     world, loras = WORLDS[name], list[Lora]()
     expected: dict[str, dict[str, Tensor]] = {}
@@ -319,97 +349,3 @@ def test_several_loras_are_added_and_the_sum_is_cast_once(weights, tmp_path):
         LoadRequest(weights=str(weights / "wan"), precision="bfloat16", device="cpu", loras=tuple(loras))
     )
     assert torch.equal(loaded_parameters(model)[f"{key}.weight"], sums.bfloat16())
-
-
-Q = "blocks.0.self_attn.q"
-GOOD = {f"diffusion_model.{Q}.lora_A.weight": (4, 24), f"diffusion_model.{Q}.lora_B.weight": (24, 4)}
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        (GOOD | {"diffusion_model.blocks.2.ffn.0.diff": (48, 24)}, r"key 'diffusion_model.blocks.2.ffn.0.diff' fits nowhere"),
-        (GOOD | {"text_encoder.layers.0.diff": (2,)}, "key 'text_encoder.layers.0.diff' fits nowhere"),
-        (GOOD | {"blocks.0.attn1.to_q.weight": (24, 24)}, "key 'blocks.0.attn1.to_q.weight' fits nowhere: keys of a LoRA"),
-        (GOOD | {"blocks.0.attn1.to_q.lora_C.weight": (1, 1)}, "lora_C.weight' fits nowhere"),
-        ({f"{Q}.diff": (24, 25)}, rf"key '{Q}.diff' changes \[24, 25\], but .*to_q.weight has \[24, 24\]"),
-        ({f"{Q}.lora_A.weight": (4, 24)}, f"key '{Q}.lora_A.weight' has no up matrix"),
-        ({f"{Q}.alpha": ()}, f"key '{Q}.alpha' has no down matrix"),
-        ({f"{Q}.lora_A.weight": (4, 24), f"{Q}.lora_B.weight": (24, 5)}, "the ranks differ"),
-        ({f"{Q}.lora_A.weight": (4, 20), f"{Q}.lora_B.weight": (24, 4)}, r"lora_B.weight' changes \[24, 20\]"),
-        ({f"{Q}.dora_scale": (24,)}, f"key '{Q}.dora_scale' is of DoRA"),
-        ({f"{Q}.lokr_w1": (24,)}, "is of LoKr"),
-        ({"a.diff": (1,), "diffusion_model.a.diff": (1,)}, "'a.diff' and 'diffusion_model.a.diff' mean the same"),
-        ({}, "holds no key of a LoRA"),
-    ],
-)  # fmt: skip
-def test_a_key_or_a_shape_that_fits_nowhere_is_named(weights, tmp_path, shapes, message):
-    path = tmp_path / "bad.safetensors"
-    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, path)
-    held = shapes_in(weights / "wan" / "transformer")
-    with pytest.raises(CheckpointError, match=f"bad.safetensors.*{message}"):
-        find_changes(read_header(path), held, WORLDS["wan"].family.loras, component="transformer", file=str(path))
-    with pytest.raises(CheckpointError, match=f"bad.safetensors.*{message}"):
-        loaded(weights, "wan", Lora(place=str(path), component="transformer"))
-
-
-def test_a_damaged_file_is_named(tmp_path):
-    path = tmp_path / "lora.safetensors"
-    save_file({"a.diff": torch.zeros(64)}, path)
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(
-        CheckpointError, match=r"lora\.safetensors has .* bytes, its header says .*; the download was cut short"
-    ):
-        pin_lora(Lora(place=str(path)))
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(CheckpointError, match=r"lora.safetensors"):
-        read_header(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "lora"),
-    [
-        ("style.safetensors", Lora(place="style.safetensors")),
-        ("style.safetensors:0.8", Lora(place="style.safetensors", strength=0.8)),
-        (
-            "style.safetensors:-1:transformer_2",
-            Lora(place="style.safetensors", strength=-1.0, component="transformer_2"),
-        ),
-        ("style.safetensors:transformer", Lora(place="style.safetensors", component="transformer")),
-        ("some/model/sub/high.safetensors@v2:.5", Lora(place="some/model/sub/high.safetensors@v2", strength=0.5)),
-        ("some/model", Lora(place="some/model")),
-    ],
-)
-def test_what_a_user_writes_of_a_lora(text, lora):
-    assert read_lora(text) == lora
-    assert read_lora(str(lora)) == lora
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("style.safetensors:0", "a strength of 0 adds nothing"),
-        ("style.pt", "'style.pt' is neither a .safetensors file nor a hub id"),
-        ("style.safetensors:0.8:1", "neither a .safetensors file nor a hub id"),
-    ],
-)
-def test_what_is_no_lora_is_refused(text, message):
-    with pytest.raises(ValueError, match=message):
-        read_lora(text)
-
-
-def test_a_digest_names_content_strength_and_component_and_not_the_file_s_name(tmp_path):
-    for name, value in (("a", 1.0), ("b", 1.0), ("c", 2.0)):
-        save_file({"x.diff": torch.tensor([value])}, tmp_path / f"{name}.safetensors")
-    a, b, c = (Lora(place=str(tmp_path / f"{name}.safetensors"), component="transformer") for name in "abc")
-    digest = pin_lora(a).digest
-    assert len(digest) == 16
-    assert pin_lora(b).digest == digest
-    others = [c, replace(a, strength=0.5), replace(a, component="transformer_2")]
-    assert len({digest, *(pin_lora(other).digest for other in others)}) == 4
-    assert find_lora(pin_lora(a)) == tmp_path / "a.safetensors"
-    with pytest.raises(
-        CheckpointError,
-        match=r"nowhere/at/all\.safetensors' does not exist; needs a \.safetensors file or organisation/name/file",
-    ):
-        pin_lora(Lora(place="./nowhere/at/all.safetensors"))

@@ -67,6 +67,7 @@ def test_a_model_of_one_image_takes_nothing_else() -> None:
     given = {name: rules for name, rules in takers.items() if rules.first_image}
     assert [name for name, rules in given.items() if not rules.required] == ["wan22_5b", "ltx"]
     required = ["wan_14b_i2v_480p", "wan_14b_i2v_720p", "wan22_a14b_i2v", "cogvideox_5b_i2v"]
+    required += ["hunyuan_video_i2v", "hunyuan_video_i2v_33ch"]
     assert [name for name, rules in given.items() if rules.required] == required
     rules = given["ltx"]
     assert rules.mask("0", [1], 9).levels == (0.0, 1.0)

@@ -10,7 +10,7 @@ import torch
 from pab.broadcast.rules import NO_BROADCAST
 from pab.families import FAMILIES
 from pab.families.cogvideox.levels import dynamic_guidance
-from pab.families.ltx.levels import DISTILLED
+from pab.families.ltx.levels import PRESET_LEVELS
 from pab.families.wan.levels import FEW_STEPS
 from pab.family import ClipRequest
 from pab.library.parts import library_class
@@ -85,7 +85,7 @@ def test_levels_of_distilled_wan_are_the_published_ones():
 
 
 def test_distilled_ltx_is_the_library_s_pipeline_with_the_published_levels(weights):
-    given = Given("FlowMatchEulerDiscreteScheduler", sigmas=list(DISTILLED))
+    given = Given("FlowMatchEulerDiscreteScheduler", sigmas=list(PRESET_LEVELS))
     request = WORLDS["ltx"].clip(num_steps=8, guidance_scale=1.0, sampling="distilled8")
     agrees(weights, "ltx", request, change=lambda pipeline, _: pipeline.register_modules(scheduler=given.scheduler()))
 

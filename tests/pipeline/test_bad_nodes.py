@@ -21,7 +21,7 @@ from pipeline.run.deaths import Deaths
 from pipeline.run.display import open_display
 from pipeline.run.driven import ShardJob
 from pipeline.run.driver import Driver
-from pipeline.run.jobs_file import new_submit
+from pipeline.run.jobs_file import new_submit, read_submits
 from pipeline.run.machines import check_claim
 from pipeline.screen import Screen
 
@@ -86,6 +86,9 @@ class Nodes:
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         raise AssertionError("no job that has begun is to be ended")
+
+    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
+        return None
 
     def take_back(self, jobs: Sequence[Job]) -> list[Job]:
         waiting = [job for job in self.jobs if job in jobs and job.state is JobState.WAITING]
@@ -281,3 +284,38 @@ def test_a_damaged_shard_ends_with_its_job_and_the_others_are_driven_to_their_en
     run(driver)
     assert {"c0.0a", "c2.0a"} <= bucket.recorded_keys()
     assert "job-00001: its clips wait for the next submit, its shard is damaged" in capsys.readouterr().err
+
+
+@dataclass(slots=True, kw_only=True)
+class Scarce(Nodes):
+    """A cluster that says this, one text a look, of jobs that wait; the last text stands."""
+
+    says: list[str | None]
+    asked_for: set[int] = field(default_factory=set)
+
+    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
+        self.asked_for.add(num_nodes)
+        return self.says.pop(0) if len(self.says) > 1 else self.says[0]
+
+
+def test_nodes_that_cannot_be_had_are_told_once_per_change_and_stand_in_the_bucket_for_status(
+    bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, then = (
+        "job-00001 waits for 2 nodes, 1 is usable: n1 drained (disk)",
+        "job-00001 waits for 2 nodes, 0 are usable",
+    )
+    machines = Scarce(bucket=bucket, good=["n2"], bad=[], says=[first, first, then, None], polls=lambda _name: 10**6)
+    machines.polls = lambda _name: 10**6 if len(machines.says) > 1 else 1  # until all has been said
+    driver = start(bucket, machines, 3)
+    seen: list[tuple[str | None, bool]] = []
+
+    def look() -> None:
+        (submit,) = read_submits(bucket)
+        seen.append((submit.waits_for, submit.waits_since is not None))
+
+    driver.run(open_display(), planned_s=0.0, keep_alive=look)
+    said = capsys.readouterr().err
+    assert [said.count(text) for text in (first, then, "find enough usable nodes again")] == [1, 1, 1]
+    assert list(dict.fromkeys(seen)) == [(first, True), (then, True), (None, False)]
+    assert machines.asked_for == {1}

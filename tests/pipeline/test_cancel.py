@@ -14,18 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.job import CancelledError
 from cluster.local_driver import NOTE, note_driver, stop_drivers
-from cluster.slurm import SlurmCluster
-from cluster.slurm_record import leave_cancel_mark
-from cluster.slurm_settings import SlurmSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from pipeline.commands import cancel
 from pipeline.commands.retry import keep_failures
 from pipeline.exits import RefusedError, UsageError
-from pipeline.run import claims
-from pipeline.run.at_work import AtWork, wait_for_others
 from pipeline.run.jobs_file import attempts_allowed, new_submit, read_submits
 from pipeline.run.machines import check_claim, claim_folder, work_folder
 from pipeline.run.run import FORMAT, open_bucket
@@ -144,19 +138,6 @@ def test_the_driver_that_this_machine_knows_is_stopped_and_no_other_process_unde
     assert stranger.poll() is None
     assert driver.stdout
     driver.stdout.close()
-
-
-def test_a_submit_that_waits_for_another_does_not_bring_back_the_jobs_of_a_cancelled_run(
-    output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cluster.slurm.sbatch_options", lambda: frozenset())
-    work_folder(RUN_ID).mkdir(parents=True)
-    bucket, cluster = open_bucket(str(output)), SlurmCluster(work_folder(RUN_ID), SlurmSettings(), run_id=RUN_ID)
-    found = AtWork(orphans={}, left_to_others=frozenset({"c0"}), drivers=("process 1 on host",))
-    # The first look finds the other at work; then the run is cancelled.
-    monkeypatch.setattr("pipeline.run.at_work.time.sleep", lambda _s: leave_cancel_mark(work_folder(RUN_ID)))
-    with claims.driving(bucket, "submit-1"), pytest.raises(CancelledError, match="was cancelled meanwhile"):
-        wait_for_others(bucket, frozenset({"c0"}), found, cluster, Screen(as_json=True))
 
 
 def test_a_link_or_another_users_folder_says_nothing_of_drivers(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ class Machines:
     def alive(self) -> list[Job]:
         return []
 
+    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
+        return None
+
     def take_back(self, jobs: Sequence[Job]) -> list[Job]:
         return []
 
@@ -165,6 +168,9 @@ class Refusing:
 
     def alive(self) -> list[Job]:
         return []
+
+    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
+        return None
 
     def take_back(self, jobs: Sequence[Job]) -> list[Job]:
         return []

@@ -6,9 +6,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.bench.figures import Size, grown, reusing, shares, two_sizes
+from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.broadcast.plan import make_plan
 from pab.broadcast.rules import BroadcastRules, rules_from_dict
@@ -16,11 +19,13 @@ from pab.families import FAMILIES
 from pab.families.demo.family import DEMO
 from pab.families.open_sora.family import OPEN_SORA
 from pab.families.open_sora_plan.family import OPEN_SORA_PLAN_V110
+from pab.families.tiny_weights import write_tiny_weights
 from pab.families.wan.family import WAN, WAN22_A14B, WAN_14B
-from pab.family import Family, figures_document, read_figures
+from pab.family import FLOAT8_PARTS, CostFigures, Family, figures_document, read_figures
 from pipeline.exits import UsageError
 from pipeline.planning.cost import clip_request, clip_seconds
-from pipeline.planning.figures import FiguresSource, kind_of, read_figures_file
+from pipeline.planning.figures import FiguresSource, float8_parts, kind_of, read_figures_file
+from pipeline.planning.memory import in_float8, rank_bytes
 from tests.pipeline.command import Command
 from tests.pipeline.conftest import Manifest
 
@@ -36,12 +41,12 @@ def group_of(family: Family, **changes: object) -> ClipGroup:
     return replace(group, **changes)  # type: ignore[arg-type]
 
 
-def step_s(family: Family, *reused: str, **size: object) -> float:
+def step_s(family: Family, *reused: str, figures: CostFigures | None = None, **size: object) -> float:
     """Returns the seconds of a step whose sites of some kinds reuse: half of two steps, less the first one, in full."""
     group = group_of(family, num_steps=2, **size)
     rule = {kind: {"range": 2, "window": [-1, 9999]} for kind in reused}
     rules = rules_from_dict(rule) if rule else BroadcastRules()
-    cost = replace(family.cost, decode_s_per_pixel=0.0)
+    cost = replace(figures or family.cost, decode_s_per_pixel=0.0)
     full, two = (
         clip_seconds(family, group, make_plan(each, (900.0, 800.0), family.sites), cost)
         for each in (BroadcastRules(), rules)
@@ -50,12 +55,87 @@ def step_s(family: Family, *reused: str, **size: object) -> float:
 
 
 @pytest.mark.parametrize(
-    ("family", "measured_ms"), [(WAN, (905, 845, 183)), (WAN_14B, (5030, 4574, 1158))], ids=lambda each: str(each)[:20]
-)
-def test_steps_of_wan_are_planned_as_measured(family: Family, measured_ms: tuple[int, ...]) -> None:
+    ("family", "float8", "measured_ms"),
+    [
+        (WAN, (), (905, 845, 183)), (WAN_14B, (), (5030, 4574, 1158)),
+        (WAN, FLOAT8_PARTS, (685, 635, 130)), (WAN_14B, FLOAT8_PARTS, (3569, 3237, 748)),
+    ],
+    ids=lambda each: str(each)[:20],
+)  # fmt: skip
+def test_steps_of_wan_are_planned_as_measured(
+    family: Family, float8: tuple[str, ...], measured_ms: tuple[int, ...]
+) -> None:
     size = {"height": 480, "width": 832, "num_frames": 81}
-    planned = [step_s(family, *reused, **size) for reused in ((), ("cross",), ("spatial", "cross"))]
+    figures = FiguresSource(device=H100).of(family, "bfloat16", float8)
+    assert figures.measured is not None
+    planned = [step_s(family, *reused, figures=figures, **size) for reused in ((), ("cross",), ("spatial", "cross"))]
     assert [1e3 * each for each in planned] == pytest.approx(measured_ms, rel=0.005)  # docs/performance.md
+
+
+def test_a_step_of_open_sora_with_8_bit_products_is_planned_as_measured() -> None:
+    figures = FiguresSource(device=H200).of(OPEN_SORA, "bfloat16", ("linears",))
+    size = {"height": 480, "width": 848, "num_frames": 51}
+    kinds = ("cross", "temporal", "spatial")
+    planned = [step_s(OPEN_SORA, *kinds[:i], figures=figures, **size) for i in range(4)]
+    assert [1e3 * each for each in planned] == pytest.approx((178, 154, 128, 77), rel=0.01)  # docs/performance.md
+
+
+def test_8_bit_floats_that_were_not_measured_are_planned_by_the_ratios_of_others_and_called_estimated() -> None:
+    source = FiguresSource(device=H100)
+    products = source.of(WAN_14B, "bfloat16", ("linears",))
+    assert products.measured is None
+    assert step_s(WAN_14B, figures=products, height=480, width=832) < 4.2
+    told = source.told(WAN_14B, "bfloat16", ("linears",))
+    assert told.endswith(": estimated")
+    video = FAMILIES["hunyuan_video"]
+    plain, eight = source.of(video, "bfloat16"), source.of(video, "bfloat16", FLOAT8_PARTS)
+    assert (eight.measured, eight.float8) == (None, FLOAT8_PARTS)
+    assert eight.linear_s / plain.linear_s == pytest.approx(0.70)
+    assert eight.quadratic_s / plain.quadratic_s == pytest.approx(0.77)
+    assert "scaled for --linears float8 and --attention float8: estimated" in source.told(
+        video, "bfloat16", FLOAT8_PARTS
+    )
+    # A card without them has no such figures to offer, one without Hopper's attention half of them.
+    assert [float8_parts(name) for name in (H100, "NVIDIA L40S", A100, "cpu", "of tomorrow")] == [
+        FLOAT8_PARTS, ("linears",), (), (), (),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("broadcast", "keep", "measured_gb"), [("pab2-6", "int8", 46.4), ("none", "full", 18.9)])
+def test_memory_with_8_bit_products_is_planned_as_measured(broadcast: str, keep: str, measured_gb: float) -> None:
+    group = group_of(WAN_14B, height=480, width=832, broadcast=broadcast)
+    plan = WAN_14B.plan(clip_request(WAN_14B, group), WAN_14B.presets[broadcast], "bfloat16")
+    memory = WAN_14B.figures[0].memory
+    assert memory is not None
+    needed = rank_bytes(
+        WAN_14B, in_float8(memory, "bfloat16"), group, plan, Mesh(), two_branches=True, precision="bfloat16", keep=keep
+    )
+    assert needed == pytest.approx(measured_gb * 1e9, rel=0.04)  # docs/performance.md
+
+
+def test_a_dry_run_tells_what_8_bit_floats_would_take_and_plans_with_them_if_they_are_asked_for(
+    command: Command, tmp_path: Path
+) -> None:
+    prompts, weights = tmp_path / "prompts.parquet", tmp_path / "wan"
+    pq.write_table(pa.table({"prompt": ["a"], "height": [480], "width": [832], "num_frames": [81]}), prompts)
+    write_tiny_weights("wan", weights)
+    words = [
+        "submit", prompts, "--output", tmp_path / "out", "--model", "wan", "--weights", weights, "--cluster", "local",
+        "--device", "cuda", "--gpu-kind", "H100", "--gpu-memory", "80", "--dry-run",
+    ]  # fmt: skip
+    _, plain = command.json(*words)
+    told = plain["float8"]["wan"]
+    assert told["flags"] == "--linears float8 --attention float8"
+    assert told["times"].startswith("from figures measured on one H100 80 GB, bfloat16, 8-bit products and attention")
+    code, eight = command.json(*words, "--linears", "float8", "--attention", "float8")
+    assert (code, eight["float8"]) == (0, {})
+    assert told["seconds"] == pytest.approx(eight["groups"][0]["seconds_per_clip"])
+    assert told["memory_bytes"] == eight["meshes"][0]["memory_bytes"]
+    assert told["seconds"] < 0.8 * plain["groups"][0]["seconds_per_clip"]
+    assert "8-bit products and attention" in eight["figures"]["wan"]
+    text = command.run(*words).stdout
+    assert "wan with --linears float8 --attention float8: " in text
+    assert "it changes pixels, so it is only done if you say so" in text
 
 
 def test_three_dimensional_attention_grows_with_all_tokens_and_factorised_with_a_latent_frames() -> None:
@@ -153,6 +233,7 @@ def test_all_figures_that_come_with_the_program_are_measured_and_name_families()
         ({"family": "sora"}, "family 'sora' is not known, allowed: demo, "),
         ({"linear_s": -1.0}, "figures 0: linear_s=-1.0, needs a number of 0 or more"),
         ({"linear_s": 0}, "figures 0: linear_s=0, needs more than 0"),
+        ({"float8": ["norms"]}, r"float8=\['norms'\]: 'norms' is not known, allowed: linears, attention"),
         ({"kind_shares": {"mlp": 1.5}}, "may add up to 1 at most"),
         ({"speed": 3}, "figures 0: .*speed"),
     ],
@@ -226,6 +307,23 @@ def test_the_command_measures_a_family_and_submit_plans_with_what_it_wrote(
     _, shown = command.submit(manifest(1), tmp_path / "out", "--dry-run", "--figures", str(file))
     assert shown["times"] == "from figures measured on one cpu, float32, eager, tiny models"
     assert shown["figures"] == {"demo": "measured on one cpu, float32, eager, tiny models"}
+
+
+def test_the_command_measures_8_bit_floats_as_an_entry_of_their_own(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    plain = replace(WAN.cost, measured="one cpu", device="cpu", precision="float32")
+    file.write_text(json.dumps(figures_document({"wan": [plain, replace(plain, float8=FLOAT8_PARTS)]})))
+    words = ["bench", "--figures", "wan", "--size", "tiny", "--output", tmp_path]
+    _, entry = command.json(*words, "--linears", "float8", "--attention", "float8")
+    assert entry["measured"] == (
+        "one cpu, float32, 8-bit products and attention, eager, tiny models (loading and decoding estimated)"
+    )
+    assert entry["memory"]["float8_parameters"] > 0
+    held = read_figures(file)["wan"]
+    assert [(each.float8, each.measured) for each in held] == [((), "one cpu"), (FLOAT8_PARTS, entry["measured"])]
+    assert FiguresSource(device="cpu", own={"wan": held}).of(WAN, "float32", FLOAT8_PARTS) == held[1]
+    _, refused = command.json("bench", "--figures", "demo", "--linears", "float8")
+    assert "demo has no 8-bit matrix products, only full" in refused["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -126,31 +126,74 @@ def test_a_run_goes_on_with_the_loras_that_it_began_with(tmp_path: Path, weights
     assert RunWeights.read({"asked": None, "pinned": None, "digest": "d"}).loras == ()
 
 
-def test_a_job_adds_them_samples_in_few_steps_and_the_record_says_so(
+def test_a_job_adds_one_set_samples_in_few_steps_and_the_record_says_so_and_a_row_s_own_come_first(
     tmp_path: Path, command: Command, manifest: Manifest, weights: str
 ) -> None:
-    style = lora_file(tmp_path)
-    url = manifest(1, num_frames=[1], num_steps=[None])
+    style, other = lora_file(tmp_path), lora_file(tmp_path, "other.safetensors")
+    url = manifest(2, num_frames=[1, 1], num_steps=[None, None], lora=[None, f"{other}:0.25"])
     wan = replace(command, weights=Path(weights))
     flags = ("--model", "wan", "--lora", f"{style}:0.5", "--sampling", "lightning4")
     code, planned = wan.submit(url, tmp_path / "out", *flags, "--dry-run")
-    assert code == 0
+    assert (code, planned["jobs"]) == (0, 2)
     (lora,) = planned["loras"]["wan"]
     assert (lora["place"], lora["strength"], lora["component"]) == (str(style), 0.5, "transformer")
-    (group,) = planned["groups"]
-    assert {name: group[name] for name in ("sampling", "num_steps", "guided", "broadcast")} == {
-        "sampling": "lightning4", "num_steps": 4, "guided": False, "broadcast": "none"
-    }  # fmt: skip
+    assert [group["lora"] for group in planned["groups"]] == ["", f"{other}:0.25:transformer"]
+    for group in planned["groups"]:
+        assert {name: group[name] for name in ("sampling", "num_steps", "guided", "broadcast")} == {
+            "sampling": "lightning4", "num_steps": 4, "guided": False, "broadcast": "none"
+        }  # fmt: skip
     assert all("cfg=1" in facts["mesh"] for facts in planned["meshes"]), "one pass a step: nothing to share by guidance"
     code, _ = wan.submit(url, tmp_path / "out", *flags)
     assert code == 0
-    (record,) = records(tmp_path / "out").values()
-    assert record["loras"] == [lora]
-    assert (record["clip"]["sampling"], record["clip"]["num_steps"]) == ("lightning4", 4)
-    assert len(record["steps"]["seconds"]) == 4
-    pixels = json.loads((tmp_path / "out" / "run.json").read_text())["pixels"]
-    assert pixels["--sampling"] == "lightning4"
-    assert pixels["--lora"] == f"{style}:0.5:transformer ({lora['digest']})"
+    found = records(tmp_path / "out")
+    assert found["c0"]["loras"] == [lora]
+    (of_row,) = found["c1"]["loras"]
+    assert (of_row["place"], of_row["strength"], of_row["component"]) == (str(other), 0.25, "transformer")
+    for record in found.values():
+        assert (record["clip"]["sampling"], record["clip"]["num_steps"]) == ("lightning4", 4)
+        assert len(record["steps"]["seconds"]) == 4
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["pixels"]["--sampling"] == "lightning4"
+    assert run["pixels"]["--lora"] == f"{style}:0.5:transformer ({lora['digest']})"
+    assert run["weights"]["wan"]["row_loras"] == {f"{other}:0.25": [of_row]}
     code, document = wan.submit(url, tmp_path / "out", "--model", "wan")
     assert code != 0
     assert f"--lora was {style}:0.5:transformer ({lora['digest']}), now none" in document["error"]["message"]
+
+
+def test_loras_of_a_row_mean_what_the_flag_means_and_are_looked_at_in_the_same_way(
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    style, other = str(lora_file(tmp_path)), str(lora_file(tmp_path, "other.safetensors"))
+    monkeypatch.chdir(tmp_path)
+    rules = run_rules(settings_of(f"{style}:0.5", weights=weights).render)
+    of_row = rules.rows["wan"].loras
+    assert of_row is not None
+    both = of_row(("other.safetensors:0.0000001", style))
+    typed = run_rules(settings_of(f"{other}:0.0000001", style, weights=weights).render).rows["wan"]
+    assert both.identity == typed.identity() != rules.rows["wan"].identity()
+    assert both.text == f"{other}:0.0000001:transformer;{style}:1.0:transformer"
+    assert of_row(()).identity == run_rules(settings_of(weights=weights).render).rows["wan"].identity()
+    lora_file(tmp_path, "bad.safetensors", KEY, (24, 23))
+    for said, message in (
+        ("bad.safetensors", f"'{KEY}' changes \\[24, 23\\]"),
+        ("style.bin", "'style.bin' is neither a .safetensors file nor a hub id"),
+        ("style.safetensors:transformer_2", "wan has no component 'transformer_2'; say :transformer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            of_row((said,))
+    with pytest.raises(ValueError, match="named twice; give it once"):
+        of_row((style, f"{style}:0.5"))
+
+
+def test_rows_of_a_run_that_goes_on_have_the_commits_that_it_began_with(weights: str) -> None:
+    wan, at = FAMILIES["wan"], f"some/model/fast.safetensors@{'1' * 40}"
+    pinned = Lora(place=at, component="transformer")
+    began = RunWeights(
+        asked=weights, pinned=weights, digest="d", row_loras={"some/model/fast.safetensors": (pinned,)}
+    )  # fmt: skip
+    assert RunWeights.read(json.loads(json.dumps(asdict(began)))) == began
+    lookup = WeightsLookup(lambda _: weights, {"wan": began})
+    (found,) = lookup.find_row_loras(wan, ["some/model/fast.safetensors"])
+    assert (found.place, bool(found.digest)) == (at, True)
+    assert lookup.found["wan"].row_loras == {"some/model/fast.safetensors": (found,)}

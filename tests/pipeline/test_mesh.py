@@ -304,6 +304,19 @@ def test_what_a_job_measured_is_what_the_next_submit_plans_with(tmp_path: Path) 
     assert read_measured_jobs(bucket, precision="bfloat16").clips == ()
 
 
+def test_what_was_measured_in_8_bit_floats_is_not_taken_for_a_run_without_them(tmp_path: Path) -> None:
+    eight = {"execution": {"linears": "float8", "attention": "default"}}
+    told = measured_times([record(0, [4.0, 1.0, 4.0]), record(1, [2.0, 1.0, 2.0], **eight)], [])
+    assert [each.get("float8") for each in told] == [None, ["linears"]]
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"measured": joined_measured([{"measured": told}])}))
+    group = replace(GROUP, num_steps=3)
+    for float8, seconds in (((), 9.5), (("linears",), 5.5)):
+        assert read_measured_file(str(file), precision="float32", float8=float8).seconds(group, 2, 1) == seconds
+    with pytest.raises(UsageError, match="no entry of precision float32 with 8-bit linears and attention, the run's"):
+        read_measured_file(str(file), precision="float32", float8=("linears", "attention"))
+
+
 def test_what_is_measured_of_batches_is_told_by_size_and_without_memory() -> None:
     pair = {"size": 2, "clips": ["a", "b"]}
     told = measured_times(

@@ -90,7 +90,7 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
     assert status["speedup"]["measured"] == report["speedup"]["measured"]
     shown = command.run("status", output).stdout
     assert (
-        f"quality    worst PSNR {baseline['psnr_db']:.1f} dB of 1 clip rendered with and without reuse (clip a)"
+        f"quality    worst PSNR {baseline['psnr_db']:.1f} dB of 1 clip rendered with and without reuse (clip {baseline['clip_id']})"
         in shown
     )
     assert {"alarms", "speedup"} <= {line.partition(" ")[0] for line in shown.splitlines()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pab.families.cogvideox.levels import trailing_timesteps
-from pab.family import ClipRequest, CostFigures, MemoryFigures, Sampling
+from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, Sampling, read_figures
 
 MAX_TEXT_TOKENS = 226
 DPM, DYNAMIC, DPM_DYNAMIC = "dpm", "dynamic", "dpm-dynamic"
@@ -63,6 +64,9 @@ def cogvideox_tokens(num_frames: int, height: int, width: int) -> int:
 
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
+FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))
+
+
 _COST_2B = CostFigures(
     measured=None,
     load_s=60.0,
@@ -71,7 +75,7 @@ _COST_2B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.25, "mlp": 0.66},
     decode_s_per_pixel=5e-7,
-    memory=MemoryFigures(measured=None, parameters=1.9e9, width=1920),
+    memory=MemoryFigures(measured=None, parameters=1.9e9, width=1920, float8_parameters=1.33e9),
 )
 
 
@@ -83,7 +87,7 @@ _COST_5B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.23, "mlp": 0.67},
     decode_s_per_pixel=5e-7,
-    memory=MemoryFigures(measured=None, parameters=5.8e9, width=3072),
+    memory=MemoryFigures(measured=None, parameters=5.8e9, width=3072, float8_parameters=4.76e9),
 )
 
 

@@ -5,22 +5,25 @@ Both streams are split once they are embedded: the mask, made of their lengths b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pab.library.attention import JOINT_PLAN, joint_attention, projected, projected_out
+from pab.broadcast.sites import Site
+from pab.library.attention import ROTARY_JOINT_PLAN, joint_attention, projected, projected_out, projected_streams
 from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
 from pab.library.fused import attend_of
-from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
+from pab.library.sequence_hooks import ModuleSplits, SequencePlan
 
-_PLACES = Split(dim=0, num_dims=2)
-HUNYUAN_VIDEO_PLAN: SequencePlan = {
-    "rope": ModuleSplits(outputs={0: _PLACES, 1: _PLACES}),
-    **JOINT_PLAN,
-}
+
+def token_replace_plan(sites: Iterable[Site]) -> SequencePlan:
+    """Returns the plan of a transformer whose blocks are told how many tokens are the given first frame's."""
+    blocks = dict.fromkeys(site.name.rpartition(".")[0] for site in sites)
+    counted = {path: replace(ROTARY_JOINT_PLAN.get(path, ModuleSplits()), counts=("num_tokens",)) for path in blocks}
+    return {**ROTARY_JOINT_PLAN, **counted}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +48,11 @@ class HunyuanAttention:
         """
         num_video, has_two_streams = hidden_states.shape[1], attn.add_q_proj is not None
         if has_two_streams:
-            video = projected(attn, hidden_states)
-            text = projected(attn, encoder_hidden_states, "add_{}_proj", "norm_added_{}")
-            q, k, v = (torch.cat(pair, dim=1) for pair in zip(video, text, strict=True))
+            qkv = projected_streams(attn, hidden_states, encoder_hidden_states)
         else:
-            q, k, v = projected(attn, torch.cat([hidden_states, encoder_hidden_states], dim=1))
+            qkv = projected(attn, torch.cat([hidden_states, encoder_hidden_states], dim=1))
         out = joint_attention(
-            (q, k, v),
+            qkv,
             streams=(LATENTS, TEXT),
             num_first=num_video,
             rotation=image_rotary_emb,

@@ -1,4 +1,4 @@
-"""HunyuanVideo (arXiv 2412.03603) and SkyReels V1, which was made from it, text to video, through the diffusers library.
+"""HunyuanVideo (arXiv 2412.03603), text or image to video, and SkyReels V1, made from it, through the diffusers library.
 
 No broadcast ranges are published for them: they are those of the nearest model of arXiv 2408.12588, CogVideoX, whose
 attention is joint as well. The window is what lies between the first and the last 15 % of the steps, as that paper found;
@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
+from pab.conditioning.references import first_image_rules
 from pab.families.hunyuan_video.config import (
+    FIGURES,
+    HUNYUAN_VIDEO_I2V_33CH_MODEL,
+    HUNYUAN_VIDEO_I2V_MODEL,
     HUNYUAN_VIDEO_MODEL,
-    MAX_FRAMES,
     MAX_LONG_SIDE,
     MAX_SHORT_SIDE,
     SKYREELS_V1_MODEL,
     HunyuanModel,
+    hunyuan_video_latent_frames,
     hunyuan_video_timesteps,
-    hunyuan_video_tokens,
 )
 from pab.families.hunyuan_video.levels import NUM_TRAIN_TIMESTEPS, SHIFT
 from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
@@ -56,19 +59,19 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
             width=model.width,
             fps=24,
             num_steps=50,
-            guidance_scale=6.0,
+            guidance_scale=model.guidance_scale,
             broadcast="pab2",
         ),
         limits=ClipLimits(
-            num_frames=range(5, MAX_FRAMES + 1, 4),
+            num_frames=range(5, model.max_frames + 1, 4),
             height=range(16, MAX_LONG_SIDE + 1, 16),
             width=range(16, MAX_LONG_SIDE + 1, 16),
             fps=range(1, 61),
             num_steps=range(1, NUM_TRAIN_TIMESTEPS + 1),
             guidance_scale=(1.0, 30.0),
-            max_tokens=hunyuan_video_tokens(MAX_FRAMES, MAX_SHORT_SIDE, MAX_LONG_SIDE),
+            max_tokens=model.num_tokens(model.max_frames, MAX_SHORT_SIDE, MAX_LONG_SIDE),
             max_prompt_chars=4000,
-            images=True,
+            images=model.image is None,
         ),
         sites=hunyuan_video_sites(model.num_layers, model.num_single_layers),
         presets={
@@ -78,8 +81,9 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
             **FORESIGHT_PRESETS,
         },
         timesteps=hunyuan_video_timesteps,
-        num_tokens=hunyuan_video_tokens,
+        num_tokens=model.num_tokens,
         cost=model.cost,
+        figures=FIGURES.get(model.name, ()),
         load=load,
         compiles=True,
         fused_kernels=True,
@@ -90,6 +94,7 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
         loras=HUNYUAN_VIDEO_LORAS,
         flow_shift=lambda _height, _width: SHIFT,
         write_tiny=write_tiny,
+        references=None if model.image is None else first_image_rules(hunyuan_video_latent_frames, required=True),
         weights_digest=model.weights.digest,
         pin=model.weights.pin,
         embedded_guidance=model.told_guidance is None,
@@ -97,3 +102,6 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
 
 
 HUNYUAN_VIDEO, SKYREELS_V1 = (hunyuan_video_family(model) for model in (HUNYUAN_VIDEO_MODEL, SKYREELS_V1_MODEL))
+HUNYUAN_VIDEO_I2V, HUNYUAN_VIDEO_I2V_33CH = (
+    hunyuan_video_family(model) for model in (HUNYUAN_VIDEO_I2V_MODEL, HUNYUAN_VIDEO_I2V_33CH_MODEL)
+)

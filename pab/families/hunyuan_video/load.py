@@ -1,33 +1,38 @@
-"""Loads HunyuanVideo's text-to-video models as the diffusers library lays them out."""
+"""Loads HunyuanVideo's models as the diffusers library lays them out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pab.broadcast.state import COND, UNCOND
-from pab.families.hunyuan_video.attention import HUNYUAN_VIDEO_PLAN, HunyuanAttention
-from pab.families.hunyuan_video.config import HunyuanModel
+from pab.families.hunyuan_video.attention import HunyuanAttention, token_replace_plan
+from pab.families.hunyuan_video.config import TOKEN_REPLACE, HunyuanModel
+from pab.families.hunyuan_video.image import open_hunyuan_image
+from pab.families.hunyuan_video.image_text import open_hunyuan_image_text
+from pab.families.hunyuan_video.lead import WithoutLead
 from pab.families.hunyuan_video.levels import SHIFT, even_levels, moved_timesteps
 from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
 from pab.families.hunyuan_video.text import open_hunyuan_text
 from pab.families.hunyuan_video.vae import LATENT_CHANNELS, hunyuan_codec
 from pab.family import ClipRequest, LoadRequest
+from pab.library.attention import ROTARY_JOINT_PLAN
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
+from pab.library.vae import TiledCodec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 from pab.text.states import TextStates
 
 _TRANSFORMER = {
     "_class_name": "HunyuanVideoTransformer3DModel",
-    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
     "patch_size": 2,
     "patch_size_t": 1,
 }
@@ -42,24 +47,37 @@ def load_hunyuan_video(transformer: Path, root: Path, request: LoadRequest, mode
 
     Raises CheckpointError naming files, keys and values.
     """
-    return load_library_model(hunyuan_library_model(model), root, request, experts=[transformer])
+    loaded = load_library_model(hunyuan_library_model(model), root, request, experts=[transformer])
+    if not model.lead_frames:
+        return loaded
+    return replace(loaded, codec=WithoutLead(codec=cast(TiledCodec, loaded.codec), lead_frames=model.lead_frames))
 
 
 def hunyuan_library_model(model: HunyuanModel) -> LibraryModel:
     """Returns what is loaded of one published model, and how."""
-    needed = {**_TRANSFORMER, "num_layers": model.num_layers, "num_single_layers": model.num_single_layers}
+    image, sites = model.image, hunyuan_video_sites(model.num_layers, model.num_single_layers)
+    needed = {
+        **_TRANSFORMER,
+        "in_channels": LATENT_CHANNELS + (0 if image is None else image.channels),
+        "num_layers": model.num_layers,
+        "num_single_layers": model.num_single_layers,
+        "image_condition_type": None if image is None else image.name,
+    }
     return LibraryModel(
         # Where it is to be told the clip's guidance, it must have been made to hear it.
         transformer=needed | ({"guidance_embeds": True} if model.told_guidance is None else {}),
         vae=_VAE,
         scheduler=_SCHEDULER,
-        sites=hunyuan_video_sites(model.num_layers, model.num_single_layers),
+        sites=sites,
         attention=HunyuanAttention,
-        plan=HUNYUAN_VIDEO_PLAN,
+        plan=token_replace_plan(sites) if image == TOKEN_REPLACE else ROTARY_JOINT_PLAN,
         levels=_levels,
         chosen=_chosen,
         default_size=(model.num_frames, model.height, model.width),
-        encode_text=open_hunyuan_text,
+        encode_text=open_hunyuan_text if image is None else partial(open_hunyuan_image_text, image),
+        encode_image=None
+        if image is None
+        else partial(open_hunyuan_image, image, two_branches=model.told_guidance is not None),
         prepare_text=_prepare_text,
         denoiser=partial(HunyuanDenoiser, told_guidance=model.told_guidance),
         codec=hunyuan_codec,
@@ -70,7 +88,7 @@ def hunyuan_library_model(model: HunyuanModel) -> LibraryModel:
 
 
 def _levels(num_steps: int, _size: tuple[int, int, int]) -> ClipLevels:
-    return ClipLevels(planned=moved_timesteps(num_steps), given={"sigmas": list(even_levels(num_steps))})
+    return ClipLevels(planned=moved_timesteps(num_steps, SHIFT), given={"sigmas": list(even_levels(num_steps))})
 
 
 def _chosen(clip: ClipRequest) -> ClipLevels | None:
@@ -83,7 +101,7 @@ def _chosen(clip: ClipRequest) -> ClipLevels | None:
 
 
 def _prepare_text(text: TextStates, dtype: torch.dtype, device: torch.device) -> Text:
-    assert text.pooled_BD is not None, "HunyuanText gives CLIP's vector"
+    assert text.pooled_BD is not None, "text is read with CLIP's vector, and with the image where there is one"
     states, mask, pooled = (part.to(device=device, dtype=dtype) for part in (text.y_BLC, text.mask_BL, text.pooled_BD))
     return states, mask, pooled
 

@@ -17,6 +17,7 @@ from pab.family import LoadRequest
 from pab.parallel.mesh import Axis
 from pab.text.states import TextStates
 from pab.text.text_encoders import (
+    compute_positions,
     encode_batches,
     length_warnings,
     load_tokenizer,
@@ -64,31 +65,28 @@ class HunyuanText:
         tokenizer = load_tokenizer(self.root / "tokenizer", "PreTrainedTokenizerFast", files)
         asked = [INSTRUCTION.format(text) for text in texts]
         tokens, mask = tokenize(tokenizer, asked, INSTRUCTION_TOKENS + MAX_TEXT_TOKENS)
-        states = self._encode(tokens, mask, _load_llama, _llama_states, (MAX_TEXT_TOKENS, self._width("text_encoder")))
-        clip_tokenizer = load_tokenizer(self.root / "tokenizer_2", files="vocab.json with merges.txt")
-        clip_tokens, clip_mask = tokenize(clip_tokenizer, texts, MAX_CLIP_TOKENS)
-        pooled = self._encode(clip_tokens, clip_mask, _load_clip, _clip_vector, (self._width("text_encoder_2"),))
-        return TextStates(
-            y_BLC=states,
-            mask_BL=mask[:, INSTRUCTION_TOKENS:],
-            warnings=tuple(length_warnings(tokenizer, text, MAX_TEXT_TOKENS, INSTRUCTION_TOKENS) for text in asked),
-            pooled_BD=pooled,
-        )
-
-    def _encode(self, tokens_BL: Tensor, mask_BL: Tensor, load: Any, encode: Any, row_shape: Sequence[int]) -> Tensor:
-        return encode_batches(
-            tokens_BL,
-            mask_BL,
-            load=lambda: load(self.root, self.dtype, self.device),
-            encode=encode,
-            row_shape=row_shape,
+        states = encode_batches(
+            (tokens, mask),
+            load=lambda: _load_llama(self.root, self.dtype, self.device),
+            encode=_llama_states,
+            row_shape=(MAX_TEXT_TOKENS, int(read_encoder_config(self.root / "text_encoder", _LLAMA).hidden_size)),
             like=torch.empty(0, dtype=self.dtype, device=self.device),
             rows_per_batch=self.rows_per_batch,
             axis=self.axis,
         )
-
-    def _width(self, folder: str) -> int:
-        return int(read_encoder_config(self.root / folder, _CONFIGS[folder]).hidden_size)
+        return TextStates(
+            y_BLC=states,
+            mask_BL=mask[:, INSTRUCTION_TOKENS:],
+            warnings=tuple(length_warnings(tokenizer, text, MAX_TEXT_TOKENS, INSTRUCTION_TOKENS) for text in asked),
+            pooled_BD=clip_vectors(
+                self.root,
+                texts,
+                dtype=self.dtype,
+                device=self.device,
+                axis=self.axis,
+                rows_per_batch=self.rows_per_batch,
+            ),
+        )
 
 
 def open_hunyuan_text(root: Path, request: LoadRequest) -> HunyuanText:
@@ -97,7 +95,24 @@ def open_hunyuan_text(root: Path, request: LoadRequest) -> HunyuanText:
     return HunyuanText(root=root, dtype=dtype, device=device, axis=request.clip_axis or Axis())
 
 
-_CONFIGS = {"text_encoder": "LlamaConfig", "text_encoder_2": "CLIPTextConfig"}
+def clip_vectors(
+    root: Path, texts: Sequence[str], *, dtype: torch.dtype, device: torch.device, axis: Axis, rows_per_batch: int = 4
+) -> Tensor:
+    """Returns CLIP's vectors [B, D] of all texts on the CPU. Collective over `axis`."""
+    tokenizer = load_tokenizer(root / "tokenizer_2", files="vocab.json with merges.txt")
+    tokens, mask = tokenize(tokenizer, texts, MAX_CLIP_TOKENS)
+    return encode_batches(
+        (tokens, mask),
+        load=lambda: _load_clip(root, dtype, device),
+        encode=_clip_vector,
+        row_shape=(int(read_encoder_config(root / "text_encoder_2", _CLIP).hidden_size),),
+        like=torch.empty(0, dtype=dtype, device=device),
+        rows_per_batch=rows_per_batch,
+        axis=axis,
+    )
+
+
+_LLAMA, _CLIP = "LlamaConfig", "CLIPTextConfig"
 
 
 def _llama_states(encoder: Any, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -111,7 +126,7 @@ def _clip_vector(encoder: Any, tokens_BL: Tensor, _mask_BL: Tensor) -> Tensor:
 
 def _load_llama(root: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
     folder = root / "text_encoder"
-    config = read_encoder_config(folder, _CONFIGS["text_encoder"])
+    config = read_encoder_config(folder, _LLAMA)
 
     def build() -> nn.Module:
         module = transformers_library().LlamaModel(config)
@@ -125,14 +140,11 @@ def _load_llama(root: Path, dtype: torch.dtype, device: torch.device) -> nn.Modu
 
 def _load_clip(root: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
     folder = root / "text_encoder_2"
-    config = read_encoder_config(folder, _CONFIGS["text_encoder_2"])
+    config = read_encoder_config(folder, _CLIP)
 
     def build() -> nn.Module:
-        module = transformers_library().CLIPTextModel(config)
-        positions = torch.arange(config.max_position_embeddings, device="cpu").expand((1, -1))
-        for part in module.modules():
-            if "position_ids" in dict(part.named_buffers(recurse=False)):
-                part.register_buffer("position_ids", positions, persistent=False)
+        module: nn.Module = transformers_library().CLIPTextModel(config)
+        compute_positions(module)
         return module
 
     # Files have the prefix; the library's newer releases do without it.

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from pab.families.hunyuan_video.config import HunyuanModel
+from pab.families.hunyuan_video import image_text
+from pab.families.hunyuan_video.config import LATENT_CHANNELS, HunyuanModel
 from pab.families.hunyuan_video.levels import SHIFT
 from pab.families.hunyuan_video.text import INSTRUCTION, MAX_CLIP_TOKENS, MAX_TEXT_TOKENS
 from pab.library.parts import library_class
-from pab.weights.tiny_parts import SENTENCES, write_component, write_scheduler
+from pab.weights.tiny_parts import write_byte_tokenizer, write_component, write_scheduler
 
-LLAMA_CHANNELS, CLIP_CHANNELS = 32, 16
+LLAMA_CHANNELS, CLIP_CHANNELS, IMAGE_CHANNELS = 32, 16, 16
+IMAGE_SIDE = 48
+"""Pixels of an image that LLaVA sees, 2x2 a token: as many tokens as are published."""
 VAE = {
     "_class_name": "AutoencoderKLHunyuanVideo",
     "latent_channels": 16,
@@ -25,18 +29,36 @@ VAE = {
     "scaling_factor": 0.476986,
     "mid_block_add_attention": True,
 }
+IMAGE_PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": {"height": IMAGE_SIDE, "width": IMAGE_SIDE},
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "rescale_factor": 0.00392156862745098,
+    "size": {"shortest_edge": IMAGE_SIDE},
+}
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": SHIFT}
 BEGIN, PAD = "<|begin_of_text|>", "<pad>"
 LLAMA_SPECIALS = (BEGIN, PAD, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+LLAVA_SPECIALS = (*LLAMA_SPECIALS, "<image>")
+LLAVA_TOKENS = 480
+"""So few that the instruction has a few more tokens than the published one, and never fewer."""
 CLIP_SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def transformer_config(model: HunyuanModel) -> dict[str, object]:
     """Returns the configuration of a narrow transformer of the published depth."""
+    image = model.image
     return {
         "_class_name": "HunyuanVideoTransformer3DModel",
-        "in_channels": 16,
-        "out_channels": 16,
+        "in_channels": LATENT_CHANNELS + (0 if image is None else image.channels),
+        "out_channels": LATENT_CHANNELS,
         "num_attention_heads": 2,
         "attention_head_dim": 16,
         "num_layers": model.num_layers,
@@ -45,7 +67,8 @@ def transformer_config(model: HunyuanModel) -> dict[str, object]:
         "mlp_ratio": 2.0,
         "patch_size": 2,
         "patch_size_t": 1,
-        "guidance_embeds": True,
+        "guidance_embeds": image is None or model.told_guidance is None,
+        "image_condition_type": None if image is None else image.name,
         "text_embed_dim": LLAMA_CHANNELS,
         "pooled_projection_dim": CLIP_CHANNELS,
         "rope_axes_dim": [4, 6, 6],
@@ -58,39 +81,30 @@ def write_small_hunyuan_video(folder: Path, seed: int, model: HunyuanModel) -> N
     config = transformer_config(model)
     write_component(folder / "transformer", library_class("HunyuanVideoTransformer3DModel").from_config(config), config)
     write_component(folder / "vae", library_class("AutoencoderKLHunyuanVideo").from_config(VAE), VAE)
-    write_llama(folder / "text_encoder", write_llama_tokenizer(folder / "tokenizer"))
+    if model.image is None:
+        write_llama(folder / "text_encoder", write_llama_tokenizer(folder / "tokenizer"))
+    else:
+        learned = [image_text.INSTRUCTION] * 3 + ["system\n\n"] * 50
+        vocabulary = write_llama_tokenizer(folder / "tokenizer", LLAVA_SPECIALS, learned, size=LLAVA_TOKENS)
+        write_llava(folder / "text_encoder", vocabulary)
+        (folder / "image_processor").mkdir()
+        (folder / "image_processor" / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR, indent=2))
     write_clip(folder / "text_encoder_2", write_clip_tokenizer(folder / "tokenizer_2"))
     write_scheduler(folder, SCHEDULER)
 
 
-def write_llama_tokenizer(folder: Path) -> int:
-    """Writes a byte-level tokenizer that knows the instruction's words; returns its number of tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=800,
-        special_tokens=list(LLAMA_SPECIALS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*SENTENCES, *[INSTRUCTION] * 3], trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
-    )
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
+def write_llama_tokenizer(
+    folder: Path, specials: Sequence[str] = LLAMA_SPECIALS, learned: Sequence[str] = (INSTRUCTION,) * 3, size: int = 800
+) -> int:  # fmt: skip
+    """Writes a tokenizer that knows the instruction's words; returns its number of tokens."""
+    settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BEGIN,
         "pad_token": PAD,
         "padding_side": "right",
         "model_max_length": MAX_TEXT_TOKENS,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
-    return tokenizer.get_vocab_size()
+    return write_byte_tokenizer(folder, settings, specials=specials, size=size, learned=learned, begin=BEGIN)
 
 
 def write_clip_tokenizer(folder: Path) -> int:
@@ -109,21 +123,60 @@ def write_clip_tokenizer(folder: Path) -> int:
 
 def write_llama(folder: Path, vocabulary: int) -> None:
     """Writes a LLaMA of four layers with random weights."""
-    from transformers import LlamaConfig, LlamaModel
+    from transformers import LlamaModel
 
-    config = LlamaConfig(
+    _write_encoder(folder, LlamaModel(_llama_config(vocabulary)), "")
+
+
+def _llama_config(vocabulary: int) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=LLAMA_CHANNELS,
         intermediate_size=2 * LLAMA_CHANNELS,
         num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         bos_token_id=0,
         pad_token_id=1,
         eos_token_id=None,
     )
-    _write_encoder(folder, LlamaModel(config), "")
+
+
+def write_llava(folder: Path, vocabulary: int) -> None:
+    """Writes a LLaVA of that LLaMA and a two-layer CLIP for images, its keys as they are published."""
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    sight = CLIPVisionConfig(
+        hidden_size=IMAGE_CHANNELS,
+        intermediate_size=2 * IMAGE_CHANNELS,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=IMAGE_SIDE,
+        patch_size=2,
+    )
+    config = LlavaConfig(
+        vision_config=sight,
+        text_config=_llama_config(vocabulary),
+        image_token_index=LLAVA_SPECIALS.index("<image>"),
+        pad_token_id=LLAVA_SPECIALS.index(PAD),
+        image_seq_length=image_text.IMAGE_TOKENS,
+    )
+    module = LlavaForConditionalGeneration(config)
+    names = {
+        "model.vision_tower.vision_model.": "vision_tower.vision_model.",
+        "model.vision_tower.": "vision_tower.vision_model.",
+    }
+    names |= {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head.", "model.": ""}
+    tensors = {}
+    for key, value in module.state_dict().items():
+        old = next(name for name in names if key.startswith(name))
+        tensors[names[old] + key.removeprefix(old)] = value.contiguous()
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors")
+    config.to_json_file(folder / "config.json", use_diff=False)
 
 
 def write_clip(folder: Path, vocabulary: int) -> None:

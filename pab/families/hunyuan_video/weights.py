@@ -65,12 +65,25 @@ def _is_local(weights: str | None) -> bool:
     return weights is not None and Path(weights).expanduser().is_dir()
 
 
-def _published(components: dict[str, str]) -> Published:
-    return Published(hub_id=_HUB_ID, revision="main", components=components)
+def _published(components: dict[str, str], hub_id: str = _HUB_ID) -> Published:
+    return Published(hub_id=hub_id, revision="main", components=components)
+
+
+def _from_image(hub_id: str) -> HunyuanWeights:
+    """Returns a model of image to video: its text encoder sees images, which are prepared by a file beside it."""
+    components = {
+        "transformer": "config.json, weights",
+        **_COMPANIONS,
+        "text_encoder": "config.json, weights (LLaVA: LLaMA 3 8B that sees images)",
+        "image_processor": "preprocessor_config.json",
+    }
+    return HunyuanWeights(whole=_published(components, hub_id))
 
 
 _WHOLE = _published({"transformer": "config.json, weights", **_COMPANIONS})
 HUNYUAN_VIDEO_WEIGHTS = HunyuanWeights(whole=_WHOLE)
+I2V_WEIGHTS = _from_image("hunyuanvideo-community/HunyuanVideo-I2V")
+I2V_33CH_WEIGHTS = _from_image("hunyuanvideo-community/HunyuanVideo-I2V-33ch")
 SKYREELS_WEIGHTS = HunyuanWeights(
     whole=_WHOLE,
     own_transformer=Published(

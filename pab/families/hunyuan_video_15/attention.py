@@ -1,4 +1,4 @@
-"""HunyuanVideo 1.5's joint attention of video and text, over the tokens of all ranks, and where its passes are split.
+"""HunyuanVideo 1.5's joint attention of video and text, over the tokens of all ranks.
 
 Both streams are split once they are embedded. The mask, made before, is over the text of all ranks; the text that counts
 comes first in it, and nothing attends to the rest.
@@ -13,16 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pab.library.attention import JOINT_PLAN, joint_attention, projected, projected_out
+from pab.library.attention import joint_attention, projected_out, projected_streams
 from pab.library.broadcast_module import LATENTS, TEXT, CurrentPass
 from pab.library.fused import attend_of
-from pab.library.sequence_hooks import ModuleSplits, SequencePlan, Split
-
-_PLACES = Split(dim=0, num_dims=2)
-HUNYUAN_VIDEO_15_PLAN: SequencePlan = {
-    "rope": ModuleSplits(outputs={0: _PLACES, 1: _PLACES}),
-    **JOINT_PLAN,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +39,9 @@ class Hunyuan15Attention:
         `image_rotary_emb`: cosines and sines [P, head_dim] of the video.
         """
         num_video = hidden_states.shape[1]
-        video = projected(attn, hidden_states)
-        text = projected(attn, encoder_hidden_states, "add_{}_proj", "norm_added_{}")
-        q, k, v = (torch.cat(pair, dim=1) for pair in zip(video, text, strict=True))
         mask = F.pad(attention_mask, (self.current.lengths[LATENTS], 0), value=True)
         out = joint_attention(
-            (q, k, v),
+            projected_streams(attn, hidden_states, encoder_hidden_states),
             streams=(LATENTS, TEXT),
             num_first=num_video,
             rotation=image_rotary_emb,

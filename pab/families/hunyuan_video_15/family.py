@@ -21,6 +21,7 @@ from pab.families.hunyuan_video_15.config import (
     hunyuan_video_15_tokens,
 )
 from pab.families.hunyuan_video_15.levels import NUM_TRAIN_TIMESTEPS
+from pab.families.hunyuan_video_15.loras import HUNYUAN_VIDEO_15_LORAS
 from pab.families.hunyuan_video_15.sites import hunyuan_video_15_sites
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
@@ -82,6 +83,7 @@ def hunyuan_video_15_family(model: Hunyuan15Model) -> Family:
         float8=True,
         float8_attention=True,
         keeps_blocks=True,
+        loras=HUNYUAN_VIDEO_15_LORAS,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, model.weights),
         pin=lambda weights: pin(weights, model.weights),

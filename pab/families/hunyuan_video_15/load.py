@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from pab.broadcast.state import COND, UNCOND
-from pab.families.hunyuan_video_15.attention import HUNYUAN_VIDEO_15_PLAN, Hunyuan15Attention
+from pab.families.hunyuan_video_15.attention import Hunyuan15Attention
 from pab.families.hunyuan_video_15.config import Hunyuan15Model
 from pab.families.hunyuan_video_15.levels import even_levels, moved_timesteps
+from pab.families.hunyuan_video_15.loras import HUNYUAN_VIDEO_15_LORAS
 from pab.families.hunyuan_video_15.sites import hunyuan_video_15_sites
 from pab.families.hunyuan_video_15.text import open_hunyuan_15_text
 from pab.families.hunyuan_video_15.vae import LATENT_CHANNELS, hunyuan_15_codec
 from pab.family import LoadRequest
+from pab.library.attention import ROTARY_JOINT_PLAN
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
 from pab.library.video import DiffusersVideo
@@ -56,7 +58,7 @@ def load_hunyuan_video_15(root: Path, request: LoadRequest, model: Hunyuan15Mode
         },
         sites=hunyuan_video_15_sites(model.num_layers),
         attention=Hunyuan15Attention,
-        plan=HUNYUAN_VIDEO_15_PLAN,
+        plan=ROTARY_JOINT_PLAN,
         levels=levels,
         default_size=(NUM_FRAMES, model.height, model.width),
         encode_text=partial(open_hunyuan_15_text, model),
@@ -64,6 +66,7 @@ def load_hunyuan_video_15(root: Path, request: LoadRequest, model: Hunyuan15Mode
         denoiser=Hunyuan15Denoiser,
         codec=hunyuan_15_codec,
         guided_passes=(COND, UNCOND),
+        loras=HUNYUAN_VIDEO_15_LORAS,
     )
     return load_library_model(described, root, request)
 

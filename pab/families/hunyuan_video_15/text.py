@@ -88,8 +88,7 @@ class Hunyuan15Text:
         )
         width = int(read_encoder_config(self.root / "text_encoder", _CONFIG).hidden_size)
         states = encode_batches(
-            encoded.input_ids,
-            encoded.attention_mask,
+            (encoded.input_ids, encoded.attention_mask),
             load=self._load_qwen,
             encode=_qwen_states,
             row_shape=(self.model.max_text_tokens, width),

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from pab.families.hunyuan_video_15.config import Hunyuan15Model
 from pab.families.hunyuan_video_15.text import INSTRUCTION
 from pab.library.parts import library_class
-from pab.weights.tiny_parts import SENTENCES, write_component, write_scheduler
+from pab.weights.tiny_parts import write_byte_tokenizer, write_component, write_scheduler
 
 TEXT_CHANNELS, GLYPH_CHANNELS = 32, 16
 VAE = {
@@ -73,22 +73,8 @@ def write_small_hunyuan_video_15(folder: Path, seed: int, model: Hunyuan15Model)
 
 
 def _write_chat_tokenizer(folder: Path) -> int:
-    """Writes a byte-level tokenizer with Qwen's chat; returns its number of tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=700,
-        special_tokens=list(SPECIALS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*SENTENCES, *[INSTRUCTION] * 3], trainer)
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
+    """Writes a tokenizer with Qwen's chat; returns its number of tokens."""
+    settings = {
         "tokenizer_class": "Qwen2Tokenizer",
         "pad_token": SPECIALS[0],
         "eos_token": SPECIALS[2],
@@ -96,8 +82,7 @@ def _write_chat_tokenizer(folder: Path) -> int:
         "model_max_length": 8192,
         "chat_template": CHAT,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
-    return int(tokenizer.get_vocab_size())
+    return write_byte_tokenizer(folder, settings, specials=SPECIALS, size=700, learned=[INSTRUCTION] * 3)
 
 
 def _write_qwen(folder: Path, vocabulary: int) -> None:

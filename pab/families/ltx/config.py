@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pab.families.ltx.levels import (
-    DISTILLED,
     DISTILLED_TIMESTEPS,
-    distilled_timesteps,
+    PRESET_LEVELS,
     moved_timesteps,
+    preset_timesteps,
     quadratic_timesteps,
 )
 from pab.families.ltx.weights import LTX_2B_WEIGHTS, LTX_13B_DISTILLED_WEIGHTS, LTX_13B_WEIGHTS, LTX_WEIGHTS
-from pab.family import ClipRequest, CostFigures, MemoryFigures, Sampling
+from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, Sampling, read_figures
 from pab.weights.checkpoint import Published
 
 SAMPLINGS = {
     "distilled8": Sampling(
         summary="8 steps at the fixed levels of the distilled models from 0.9.7 on",
-        num_steps=len(DISTILLED),
+        num_steps=len(PRESET_LEVELS),
         guidance_scale=1.0,
     )
 }
@@ -62,7 +63,7 @@ class LtxModel:
     def clip_timesteps(self, clip: ClipRequest, _precision: str) -> tuple[float, ...]:
         """Returns the timesteps of a clip, which may name a preset of few steps; embedded in float32 in any precision."""
         if clip.sampling is not None:
-            return distilled_timesteps()
+            return preset_timesteps()
         return self.timesteps(clip.num_steps, (clip.num_frames, clip.height, clip.width))
 
 
@@ -77,6 +78,9 @@ def ltx_tokens(num_frames: int, height: int, width: int) -> int:
 
 
 # Not measured: estimates from operations at 40 % of an H200's bfloat16 peak, both guidance branches.
+FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))
+
+
 _COST = CostFigures(
     measured=None,
     load_s=60.0,
@@ -85,7 +89,7 @@ _COST = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.27, "cross": 0.14, "mlp": 0.54},
     decode_s_per_pixel=1e-7,
-    memory=MemoryFigures(measured=None, parameters=2.3e9, width=2048),
+    memory=MemoryFigures(measured=None, parameters=2.3e9, width=2048, float8_parameters=1.64e9),
 )
 _COST_13B = replace(
     _COST,
@@ -93,13 +97,13 @@ _COST_13B = replace(
     linear_s=1.14e-4,
     quadratic_s=3.98e-9,
     kind_shares={"spatial": 0.28, "cross": 0.14, "mlp": 0.57},
-    memory=MemoryFigures(measured=None, parameters=13.4e9, width=4096),
+    memory=MemoryFigures(measured=None, parameters=13.4e9, width=4096, float8_parameters=11.3e9),
 )
 _COST_13B_ONE_PASS = replace(
     _COST_13B,
     linear_s=5.7e-5,
     quadratic_s=1.99e-9,
-    memory=MemoryFigures(measured=None, parameters=13.4e9, width=4096, rows_per_pass=1),
+    memory=MemoryFigures(measured=None, parameters=13.4e9, width=4096, rows_per_pass=1, float8_parameters=11.3e9),
 )
 
 NUM_FRAMES, HEIGHT, WIDTH = 161, 512, 704

@@ -17,6 +17,7 @@ from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, Rules, pyramid
 from pab.conditioning.references import first_image_rules
 from pab.families.ltx.config import (
+    FIGURES,
     HEIGHT,
     LTX_2B_MODEL,
     LTX_13B_DISTILLED_MODEL,
@@ -88,6 +89,7 @@ def ltx_family(model: LtxModel) -> Family:
         timesteps=model.clip_timesteps,
         num_tokens=ltx_tokens,
         cost=model.cost,
+        figures=FIGURES.get(model.name, ()),
         load=load,
         compiles=True,
         fused_kernels=True,

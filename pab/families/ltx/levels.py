@@ -32,17 +32,18 @@ __all__ = [
 FINE_NOISE = 0.025
 """How much noise the first half of the steps takes away, in even steps, in the models from 0.9.5 on."""
 DISTILLED_TIMESTEPS = tuple(float(np.float32(level)) for level in (1000, 993, 987, 981, 975, 909, 725, 0.03))
-"""What the distilled models from 0.9.7 on were made for, by the library's documentation."""
+"""The steps of `ltx_13b_distilled`, as the library's documentation has them; the last is nearly without noise."""
+PRESET_LEVELS = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219)
+"""The levels of the preset `distilled8`: those of LTX-Video's own program for both of its passes, in one.
 
-
-DISTILLED = (1.0, 0.9937, 0.9875, 0.9812, 0.975, 0.9094, 0.725, 0.4219)
-"""The levels of the distilled models from 0.9.7 on, whatever the clip's size."""
+They are not the steps above, and cannot become them: digests name a preset and a family, and so stand for these numbers.
+"""
 
 
 @cache
-def distilled_timesteps() -> tuple[float, ...]:
-    """Returns the timesteps of `DISTILLED`: float32 values."""
-    return tuple(float(np.float32(level) * np.float32(NUM_TRAIN_TIMESTEPS)) for level in DISTILLED)
+def preset_timesteps() -> tuple[float, ...]:
+    """Returns the timesteps of `PRESET_LEVELS`: float32 values."""
+    return tuple(float(np.float32(level) * np.float32(NUM_TRAIN_TIMESTEPS)) for level in PRESET_LEVELS)
 
 
 @cache

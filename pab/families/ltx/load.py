@@ -18,18 +18,18 @@ from pab.conditioning.reference_pixels import ReferenceImage
 from pab.families.ltx.conditions import ConditionDenoiser, NegatedSampler
 from pab.families.ltx.config import FRAME_STRIDE, HEIGHT, NUM_FRAMES, PIXEL_STRIDE, WIDTH, LtxModel, ltx_tokens
 from pab.families.ltx.levels import (
-    DISTILLED,
     LAST_LEVEL,
+    PRESET_LEVELS,
     SHIFTS,
-    distilled_timesteps,
     even_levels,
     given_levels,
     log_shift,
+    preset_timesteps,
 )
 from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.family import ClipRequest, LoadRequest
-from pab.library.fast_decode import MOST_LATENTS, FastDecoder, decoder_dtype, use_half, use_pixel_norms
+from pab.library.fast_decode import MOST_LATENTS, FastDecoder, decoder_dtype, use_half
 from pab.library.image import EncodeImage, ImageCondition, clip_pixels, token_timesteps
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels, LibrarySampler
@@ -111,7 +111,7 @@ def _chosen(clip: ClipRequest) -> ClipLevels | None:
     if clip.sampling is None:
         return None
     scheduler = {"_class_name": _SCHEDULER["_class_name"], "num_train_timesteps": 1000, "shift": 1.0}
-    return ClipLevels(planned=distilled_timesteps(), given={"sigmas": list(DISTILLED)}, scheduler=scheduler)
+    return ClipLevels(planned=preset_timesteps(), given={"sigmas": list(PRESET_LEVELS)}, scheduler=scheduler)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +175,8 @@ def ltx_codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
 
 
 def _speed_up(vae: Any) -> None:
-    use_half(vae)
-    use_pixel_norms(vae.decoder, eps=1e-8, dim=-1)
+    # Whole it is faster than in tiles; channels last, and norms in one kernel, made it slower.
+    use_half(vae, channels_last=False)
 
 
 def _open_image(_root: Path, request: LoadRequest, vae: Any, dtype: torch.dtype) -> EncodeImage:

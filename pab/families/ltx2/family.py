@@ -23,6 +23,7 @@ from pab.families.ltx2.config import (
     ltx2_timesteps,
     ltx2_tokens,
 )
+from pab.families.ltx2.loras import LTX2_LORAS
 from pab.families.ltx2.sites import ltx2_sites
 from pab.families.ltx2.weights import LTX2_WEIGHTS
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
@@ -86,6 +87,7 @@ def ltx2_family(model: Ltx2Model) -> Family:
         fast_decode=True,
         float8=True,
         keeps_blocks=True,
+        loras=LTX2_LORAS,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, LTX2_WEIGHTS),
         pin=lambda weights: pin(weights, LTX2_WEIGHTS),

@@ -32,11 +32,12 @@ from pab.families.ltx2.config import (
     sound_latents,
     video_latents,
 )
+from pab.families.ltx2.loras import LTX2_LORAS
 from pab.families.ltx2.sites import ltx2_sites
 from pab.families.ltx2.sound import SoundDecoder, load_sound_decoder
 from pab.families.ltx2.text import open_ltx2_text
 from pab.family import ClipRequest, LoadRequest
-from pab.library.fast_decode import MOST_LATENTS, FastDecoder, use_half, use_pixel_norms
+from pab.library.fast_decode import MOST_LATENTS, FastDecoder, use_half
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels, LibrarySampler, library_class
 from pab.library.stretched_levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_levels, moved_timesteps
@@ -102,6 +103,7 @@ def load_ltx2(root: Path, request: LoadRequest, model: Ltx2Model) -> DiffusersVi
         denoiser=Ltx2Denoiser,
         codec=ltx2_codec,
         guided_passes=(BOTH,),
+        loras=LTX2_LORAS,
     )
     loaded = load_library_model(described, root, request)
     assert isinstance(loaded.codec, TiledCodec), "the library's VAE"
@@ -195,8 +197,8 @@ def ltx2_codec(vae: Any, dtype: torch.dtype) -> TiledCodec:
 
 
 def _speed_up(vae: Any) -> None:
-    use_half(vae)
-    use_pixel_norms(vae.decoder, eps=1e-8, dim=1)
+    # Whole it is faster than in tiles; channels last, and norms in one kernel, made it slower.
+    use_half(vae, channels_last=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

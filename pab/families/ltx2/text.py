@@ -58,8 +58,7 @@ class Ltx2Text:
         stripped, length = [text.strip() for text in texts], self.model.max_text_tokens
         tokens, mask = tokenize(tokenizer, stripped, length)
         states = encode_batches(
-            tokens,
-            mask,
+            (tokens, mask),
             load=self._load,
             encode=_states,
             row_shape=(length, sum(self._widths())),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from pab.families.ltx2.config import Ltx2Model
 from pab.families.ltx2.text import LIBRARY_MODULE
 from pab.library.parts import library_class
 from pab.library.stretched_levels import LAST_LEVEL, SHIFTS
-from pab.weights.tiny_parts import SENTENCES, write_component, write_scheduler
+from pab.weights.tiny_parts import write_byte_tokenizer, write_component, write_scheduler
 
 TEXT_CHANNELS, TEXT_LAYERS = 16, 2
 VAE = {
@@ -113,35 +112,16 @@ def write_small_ltx2(folder: Path, seed: int, model: Ltx2Model) -> None:
 
 
 def _write_tokenizer(folder: Path) -> int:
-    """Writes a byte-level tokenizer that begins every text as Gemma's does; returns its number of tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=list(SPECIALS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
-    begin = SPECIALS[2]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", special_tokens=[(begin, tokenizer.token_to_id(begin))]
-    )
-    folder.mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
+    """Writes a tokenizer that begins every text as Gemma's does; returns its number of tokens."""
+    settings = {
         "tokenizer_class": "GemmaTokenizer",
         "pad_token": SPECIALS[0],
         "eos_token": SPECIALS[1],
-        "bos_token": begin,
+        "bos_token": SPECIALS[2],
         "padding_side": "left",
         "model_max_length": 1024,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
-    return int(tokenizer.get_vocab_size())
+    return write_byte_tokenizer(folder, settings, specials=SPECIALS, size=500, begin=SPECIALS[2])
 
 
 def _write_gemma(folder: Path, vocabulary: int) -> None:

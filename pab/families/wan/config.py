@@ -122,7 +122,7 @@ _COST_5B = CostFigures(
     fixed_step_s=0.0,
     kind_shares={"spatial": 0.16, "cross": 0.17, "mlp": 0.59},
     decode_s_per_pixel=3e-7,
-    memory=MemoryFigures(measured=None, parameters=5.0e9, width=3072, rows_per_pass=1),
+    memory=MemoryFigures(measured=None, parameters=5.0e9, width=3072, rows_per_pass=1, float8_parameters=4.34e9),
 )
 
 
@@ -169,7 +169,7 @@ WAN22_A14B_MODEL = WanModel(
         FIGURES["wan_14b"][0],
         measured=None,
         load_s=360.0,
-        memory=MemoryFigures(measured=None, parameters=28.8e9, width=5120, rows_per_pass=1),
+        memory=MemoryFigures(measured=None, parameters=28.8e9, width=5120, rows_per_pass=1, float8_parameters=23.9e9),
     ),
     boundary=875.0,
     few_steps=("lightning4",),
@@ -200,7 +200,7 @@ WAN22_5B_MODEL = WanModel(
 _COST_I2V_14B = replace(
     FIGURES["wan_14b"][0],
     measured=None,
-    memory=MemoryFigures(measured=None, parameters=16.5e9, width=5120, rows_per_pass=1),
+    memory=MemoryFigures(measured=None, parameters=16.5e9, width=5120, rows_per_pass=1, float8_parameters=11.95e9),
 )
 
 

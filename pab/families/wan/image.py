@@ -5,6 +5,7 @@ Shape letters: N tokens of the image encoder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,12 @@ from pab.conditioning.reference_pixels import ReferenceImage
 from pab.families.wan.config import FRAME_STRIDE, WanModel, latent_frames
 from pab.families.wan.vae import latent_statistics
 from pab.family import ClipRequest, LoadRequest
-from pab.library.image import EncodeImage, ImageCondition, clip_pixels, image_of
-from pab.text.text_encoders import read_encoder_config, transformers_library
-from pab.weights.checkpoint import load_module, read_config, read_tensors
+from pab.library.image import EncodeImage, ImageCondition, clip_pixels, clip_processor
+from pab.text.text_encoders import compute_positions, read_encoder_config, transformers_library
+from pab.weights.checkpoint import load_module, read_tensors
 
 READ_STATES = -2
 """Of the image encoder's states, those before its last layer."""
-_POSITIONS = "position_ids"
 
 
 def open_wan_image(root: Path, request: LoadRequest, vae: Any, dtype: torch.dtype, *, model: WanModel) -> EncodeImage:
@@ -60,13 +60,12 @@ class ImageEncoder:
     """CLIP's image half in float32, as the library's documentation recommends. Between images it lies on the host."""
 
     encoder: Any
-    processor: Any
+    prepare: Callable[[ReferenceImage], Tensor]
     device: torch.device
 
     def __call__(self, image: ReferenceImage) -> Tensor:
         """Returns states [1, N, C] float32 of the middle square of an image, on the device."""
-        # Copied to memory of torch's own: the last bits of a product may depend on where its factors lie.
-        pixels = self.processor(images=image_of(image), return_tensors="pt").pixel_values.clone()
+        pixels = self.prepare(image)
         self.encoder.to(self.device)
         states: Tensor = self.encoder(pixel_values=pixels.to(self.device), output_hidden_states=True).hidden_states[
             READ_STATES
@@ -79,14 +78,10 @@ def open_image_encoder(root: Path, device: torch.device) -> ImageEncoder:
     """Loads the encoder, and the preparations that lie beside it. Raises CheckpointError."""
     folder = root / "image_encoder"
     config = read_encoder_config(folder, "CLIPVisionConfig")
-    library = transformers_library()
 
     def build() -> nn.Module:
-        module: nn.Module = library.CLIPVisionModel(config)
-        for part in module.modules():
-            if _POSITIONS in dict(part.named_buffers(recurse=False)):
-                count = part.get_buffer(_POSITIONS).shape[-1]
-                part.register_buffer(_POSITIONS, torch.arange(count, device="cpu")[None], persistent=False)
+        module: nn.Module = transformers_library().CLIPVisionModel(config)
+        compute_positions(module)
         return module
 
     with torch.device("meta"):
@@ -97,15 +92,9 @@ def open_image_encoder(root: Path, device: torch.device) -> ImageEncoder:
         what=f"CLIP's image encoder in {folder}",
         dtype=torch.float32,
         device="cpu",
-        surplus_ok=(f"*{_POSITIONS}",),
+        surplus_ok=("*position_ids",),
     )
-    # Releases that can also scale by torchvision call the one that scales by Pillow so; numbers are the same everywhere.
-    kind = getattr(library, "CLIPImageProcessorPil", None) or library.CLIPImageProcessor
-    return ImageEncoder(
-        encoder=encoder,
-        processor=kind.from_dict(read_config(root / "image_processor", "preprocessor_config.json")),
-        device=device,
-    )
+    return ImageEncoder(encoder=encoder, prepare=clip_processor(root), device=device)
 
 
 _PREFIX = "vision_model."
