@@ -280,7 +280,7 @@ class RenderSettings:
             metavar="N",
             help="how many clips of each plan a job renders first, with and without reuse, before it renders the others",
         ),
-    ] = 1
+    ] = 2
     plain_videos: Annotated[
         bool,
         Setting(

@@ -126,7 +126,7 @@ def test_a_job_queued_before_formats_were_told_is_refused_in_words(tmp_path: Pat
     assert job.state is JobState.LOST
     assert job.error() == (
         "SLURM's last state: FAILED\njob 77 was queued by another version of the program (pickled in format 1, this version "
-        "reads 4); end the driver that queued it and submit the run again: what is recorded stays"
+        "reads 5); end the driver that queued it and submit the run again: what is recorded stays"
     )
 
 

@@ -181,7 +181,7 @@ def write_shard(output: str, clips: list[Clip], shard: int = 7) -> Bucket:
 
 def render_job(output: str, *, mesh: Mesh | None = None, **changes) -> RenderShard:
     progress = {name: changes.pop(name) for name in ("progress",) if name in changes}
-    chosen = {"precision": "float32", "device": "cpu"}
+    chosen = {"precision": "float32", "device": "cpu", "quality_samples": 1}
     chosen |= {name: changes.pop(name) for name in settings_in(RenderSettings) if name in changes}
     settings = JobSettings(
         output=output, run_id="run-1", mesh=mesh or Mesh(), render=RenderSettings(**chosen), **changes

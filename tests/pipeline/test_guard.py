@@ -32,12 +32,12 @@ def test_a_dry_run_tells_the_floor_and_what_is_rendered_twice(
     code, document = command.json(*dry_run(command, url, output))
     guard = document["guard"]
     assert code == 0
-    assert (guard["min_quality"], guard["samples_per_plan_and_job"], guard["samples"]) == ("auto", 1, 1)
+    assert (guard["min_quality"], guard["samples_per_plan_and_job"], guard["samples"]) == ("auto", 2, 2)
     assert guard["floors"]["demo"].startswith("at least PSNR 26 dB, VMAF 50, and no new alarm (docs/quality.md")
-    assert 0.1 < guard["share"] < 0.5
-    shown = command.run(*dry_run(command, url, output, "--quality-samples", "2", "--min-quality", "PSNR=30"))
+    assert 0.1 < guard["share"] < 0.6
+    shown = command.run(*dry_run(command, url, output, "--quality-samples", "3", "--min-quality", "PSNR=30"))
     assert "quality of demo: at least PSNR 30 dB, and no new alarm (--min-quality)\n" in shown.stdout
-    assert "rendered twice, with and without reuse: at most 2 clips (2 of each plan of a job), " in shown.stdout
+    assert "rendered twice, with and without reuse: at most 3 clips (3 of each plan of a job), " in shown.stdout
     code, off = command.json(*dry_run(command, url, output, "--no-baseline"))
     assert (off["guard"]["samples"], off["guard"]["floors"]) == (0, {"demo": "off"})
 

@@ -36,7 +36,7 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
         outcome=["x", "y", "z"],
     )
     with_baseline = [flag for flag in FAST if flag != "--no-baseline"]
-    words = ["submit", url, "--output", output, "--weights", command.weights, *with_baseline]
+    words = ["submit", url, "--output", output, "--weights", command.weights, *with_baseline, "--quality-samples", "1"]
     code, document = command.json(*words)
     assert code == 3
 
