@@ -20,7 +20,7 @@ from pathlib import Path
 from cluster.job import CancelledError, ClusterError, Job, JobRequest, JobState, UnansweredError
 from cluster.job_files import private_folder
 from cluster.slurm_job import SlurmJob
-from cluster.slurm_nodes import keep_off, may_avoid, shortage
+from cluster.slurm_nodes import keep_off, may_avoid, relax, shortage
 from cluster.slurm_queue import QueueRow, read_queue
 from cluster.slurm_record import ArrayRecord, cancel_mark, leave_cancel_mark, name_prefix, read_records
 from cluster.slurm_sbatch import hand_over, keep, prepare, settle
@@ -248,7 +248,18 @@ class SlurmCluster:
             # Of an outage the queue tells already.
             with contextlib.suppress(ClusterError):
                 self._shortage = shortage(self._settings, self._avoided, waiting, needed=num_nodes)
+                if self._shortage and self._relax(waiting, num_nodes):
+                    self._shortage = shortage(self._settings, self._avoided, waiting, needed=num_nodes)
         return self._shortage
+
+    def _relax(self, waiting: Sequence[SlurmJob], num_nodes: int) -> bool:
+        given = relax(self._settings, self._avoided, waiting, needed=num_nodes)
+        for job, nodes in given.items():
+            _LOG.warning(
+                "%s (%s): too few other nodes are left, so it may start again where its clips failed: %s",
+                job.name, job.id, ", ".join(sorted(nodes)),
+            )  # fmt: skip
+        return bool(given)
 
     def script(self, request: JobRequest, *, num_jobs: int = 1) -> str:
         """Returns the sbatch script of an array of `num_jobs` jobs like this one, without submitting anything."""

@@ -38,6 +38,27 @@ def keep_off(settings: SlurmSettings, avoided: frozenset[str], waiting: Sequence
         ask_slurm("scontrol", "update", f"JobId={ids}", f"ExcNodeList={nodes}")
 
 
+def relax(
+    settings: SlurmSettings, avoided: frozenset[str], waiting: Sequence[SlurmJob], *, needed: int
+) -> dict[SlurmJob, frozenset[str]]:
+    """Lets jobs start where clips of theirs failed, if they find too few nodes else; returns the nodes that each got back.
+
+    Such nodes are avoided as far as the cluster can do without them, and others may have left it since. Those that kill
+    jobs of the whole run (`avoided`) are not given back: a start there would be lost. Raises ClusterError.
+    """
+    free = usable_nodes(_partition(settings)) - _theirs(settings) - avoided
+    given: dict[SlurmJob, frozenset[str]] = {}
+    for job in waiting:
+        missing = needed - len(free - job.avoid_nodes)
+        spare = sorted(free & job.avoid_nodes)
+        if 0 < missing <= len(spare):
+            given[job] = frozenset(spare[:missing])
+            job.avoid_nodes -= given[job]
+    if given:
+        keep_off(settings, avoided, list(given))
+    return given
+
+
 def shortage(
     settings: SlurmSettings, avoided: frozenset[str], waiting: Sequence[SlurmJob], *, needed: int
 ) -> str | None:

@@ -332,6 +332,28 @@ def test_a_job_of_more_nodes_than_are_usable_is_told_with_the_reason_of_each(slu
         slurm.run("scontrol", "update", place, "State=resume")
 
 
+def test_a_job_gets_nodes_back_where_its_clips_failed_when_others_have_left_the_cluster(
+    slurm: Slurm, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    drained, first, second, _ = sorted(node.name for node in read_nodes("batch"))
+    place = f"NodeName={drained}"
+    slurm.run("scontrol", "update", place, "State=drain", "Reason=duplicate job")
+    try:
+        cluster = slurm_cluster(tmp_path)
+        asked = replace(request(Say(folder=tmp_path)), avoid_nodes=frozenset({first, second}))
+        (job,) = cluster.submit([asked])
+        cluster.poll()
+        assert job.state is JobState.WAITING
+        assert cluster.shortage([job], 2) is None
+        wait_over(cluster, [job])
+        assert job.state is JobState.ENDED
+        assert [record.getMessage() for record in caplog.records] == [
+            f"job-00000 ({job.id}): too few other nodes are left, so it may start again where its clips failed: {first}"
+        ]
+    finally:
+        slurm.run("scontrol", "update", place, "State=resume")
+
+
 def test_slurm_is_found_where_it_is_configured(slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert slurm_is_configured()
     monkeypatch.setenv("SLURM_CONF", str(unreadable_conf(tmp_path)))
