@@ -14,7 +14,7 @@ from jobs.reports.report_measured import measured_times
 from jobs.settings import Mesh, RenderSettings
 from jobs.store.bucket import Bucket
 from manifests.shards import ClipGroup
-from pab.families.cogvideox.family import COGVIDEOX_5B
+from pab.families.cogvideox.family import COGVIDEOX_2B
 from pab.families.demo.family import DEMO
 from pab.families.open_sora.family import OPEN_SORA
 from pab.family import Family
@@ -187,10 +187,10 @@ def choice_of(one: Family, broadcast: str, **changes: object) -> MeshChoice:
 
 
 def test_what_nobody_measured_is_called_estimated() -> None:
-    choice = choice_of(COGVIDEOX_5B, "pab2")
+    choice = choice_of(COGVIDEOX_2B, "pab2")
     assert {(facts.times, facts.memory) for facts in choice.considered} == {("estimated", "estimated")}
     assert re.match(r"dp=2,cfg=1,sp=1 gives the most clips per GPU-hour, [\d.]+ \(estimated\); next is ", choice.reason)
-    small = choice_of(COGVIDEOX_5B, "pab2", memory_bytes=1e9, memory_from="--gpu-memory")
+    small = choice_of(COGVIDEOX_2B, "pab2", memory_bytes=1e9, memory_from="--gpu-memory")
     assert re.search(r"this one needs least, [\d.]+ GB \(estimated\)$", small.reason)
 
 
