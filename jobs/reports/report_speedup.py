@@ -112,7 +112,7 @@ def measured_speedup(baselines: Sequence[Json]) -> Json | None:
         "full_step_s": _ratio(total["settled_s"], sum(len(baseline["steps"]["seconds"]) for baseline in told)),
         "samples": samples,
         "note": _note(samples, left_out=len(baselines) - len(told)),
-        "how": "one clip of each broadcast rendered a second time with every site computed; each step at the median of "
+        "how": "samples of each plan rendered a second time with every site computed; each step at the median of "
         "its pattern",
     }
 
