@@ -1,7 +1,8 @@
 """The speedup report of a job: what its clips took, by step pattern, with and without broadcast, planned and counted.
 
 It is made from the records of all clips of the shard, whichever start rendered them, from what each start measured of
-itself, and from the samples of each plan that are rendered a second time without. Seconds are wall time, medians are over clips.
+itself, and from the samples of each plan that are rendered a second time without. Seconds are wall time, medians are over
+clips.
 """
 
 from __future__ import annotations
