@@ -64,13 +64,15 @@ def test_the_paper_s_preset_of_latte_reuses_cross_attention_one_step_less():
 
 
 @pytest.mark.parametrize("num_steps", [30, 75, 200])
-def test_mlp_rules_reuse_at_other_step_counts(num_steps):
+def test_mlp_rules_reuse_at_other_step_counts_unless_a_step_is_a_longer_stretch_of_noise(num_steps):
     for family, blocks in ((LATTE, 5), (OPEN_SORA_PLAN_V110, 7)):
         rules = family.presets[family.defaults.broadcast]
         plan = plan_for(family, clip(family, num_steps=num_steps), rules, "bfloat16")
         reusing = [site for i, site in enumerate(plan.sites) if site.kind == "mlp" and "B" in plan.decisions(i)]
-        assert {site.block for site in reusing} == set(range(blocks))
-        assert len(reusing) == 2 * blocks
+        # Open-Sora-Plan reuses over one step of 150, of which 30 and 75 make a longer stretch of noise; Latte over two of 50.
+        shorter = family is OPEN_SORA_PLAN_V110 and num_steps < family.defaults.num_steps
+        assert {site.block for site in reusing} == (set() if shorter else set(range(blocks)))
+        assert len(reusing) == (0 if shorter else 2 * blocks)
 
 
 @pytest.mark.parametrize("family", [f for name, f in FAMILIES.items() if name.startswith(("latte", "open_sora_plan"))],

@@ -12,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pab.broadcast.state import COND
+from pab.library.video import DiffusersVideo
 from pab.weights.checkpoint import CheckpointError
 from pab.weights.digest import weights_digest
 from pab.weights.files import loaded_files, weight_files
 from tests.pab.every_family import SMALL, family, load, request_of
+from tests.pab.library_worlds import picture
 from tests.pab.opened import opened_below
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked what is opened")
@@ -48,7 +51,14 @@ def test_the_files_that_are_hashed_are_those_that_loading_opens(weights: Path, n
     with opened_below(weights / name) as opened:
         model = load(name, weights)
         # Quoted words: some models open an encoder of their own for them.
-        model.encode_prompts([replace(request_of(name), prompt='a sign that says "open"')])
+        request = replace(request_of(name), prompt='a sign that says "open"')
+        model.encode_prompts([request])
+        rules = family(name).references
+        if isinstance(model, DiffusersVideo) and rules is not None and rules.required:
+            # Some read the prompt together with the clip's image.
+            given = model.given_image(request, picture())
+            if given.own_states is not None:
+                given.own_states(COND)
     assert opened == named(weights / name, name)
 
 
