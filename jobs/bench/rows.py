@@ -186,7 +186,7 @@ GROUPS = (
             "compiled none float8 attention8",
             "diffusers: eager none",
         ),
-        tiny=("compiled none", "diffusers: compiled none"),
+        tiny=("compiled none",),
     ),
     Group(
         name="cogvideox",
@@ -201,7 +201,7 @@ GROUPS = (
             "compiled none float8",
             "diffusers: eager none",
         ),
-        tiny=("compiled none", "diffusers: compiled none"),
+        tiny=("compiled none",),
     ),
     Group(
         name="ltx",
