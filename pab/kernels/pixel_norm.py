@@ -9,34 +9,27 @@ from torch import Tensor
 SMALLEST_NORM = 1e-12
 
 
-def plain(x: Tensor, weight: Tensor, *, silu: bool, eps: float = 0.0) -> Tensor:
-    """Returns x [B, C, ...] over the root mean square of its channels, times `weight` [C]; computed in float32.
-
-    `eps` is added to the mean of the squares; without it a norm is no smaller than `SMALLEST_NORM`.
-    """
-    wide = x.float()
-    if eps:
-        wide = wide * torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + eps)
-    else:
-        wide = F.normalize(wide, dim=1, eps=SMALLEST_NORM) * x.shape[1] ** 0.5
+def plain(x: Tensor, weight: Tensor, *, silu: bool) -> Tensor:
+    """Returns x [B, C, ...] over the root mean square of its channels, times `weight` [C]; computed in float32."""
+    wide = F.normalize(x.float(), dim=1, eps=SMALLEST_NORM) * x.shape[1] ** 0.5
     wide = wide * weight.float().view(-1, *(1,) * (x.dim() - 2))
     return (F.silu(wide) if silu else wide).to(x.dtype)
 
 
 @torch.library.custom_op("pab::pixel_norm", mutates_args=())
-def _fused(x: Tensor, weight: Tensor, silu: bool, eps: float) -> Tensor:
+def _fused(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
     if not x.is_cuda:
-        return plain(x, weight, silu=silu, eps=eps).contiguous()
+        return plain(x, weight, silu=silu).contiguous()
     from pab.kernels.gpu import pixel_norm as gpu
 
-    return gpu.launch(x, weight, silu=silu, smallest=SMALLEST_NORM, eps=eps)
+    return gpu.launch(x, weight, silu=silu, smallest=SMALLEST_NORM)
 
 
 @_fused.register_fake
-def _(x: Tensor, weight: Tensor, silu: bool, eps: float) -> Tensor:
+def _(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
     return torch.empty_like(x)
 
 
-def fused(x: Tensor, weight: Tensor, *, silu: bool, eps: float = 0.0) -> Tensor:
+def fused(x: Tensor, weight: Tensor, *, silu: bool) -> Tensor:
     """Does what `plain` does, on a GPU in one Triton kernel that leaves channels last in memory. No gradients."""
-    return _fused(x, weight, silu, eps)
+    return _fused(x, weight, silu)

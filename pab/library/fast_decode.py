@@ -58,20 +58,19 @@ def decoder_dtype(vae: Any) -> torch.dtype:
 class PixelNorm(nn.Module):
     """Stands in for a norm over the channels of every pixel, and perhaps for the SiLU that follows it.
 
-    `weight`: one for each channel. `eps`: added to the mean of the squares. `dim`: where it is given the channels.
+    `weight`: one for each channel, the dimension after the batch.
     """
 
     weight: Tensor
 
-    def __init__(self, weight: Tensor, *, silu: bool, eps: float = 0.0, dim: int = 1) -> None:
+    def __init__(self, weight: Tensor, *, silu: bool) -> None:
         super().__init__()
         self.register_buffer("weight", weight.detach().flatten(), persistent=False)
-        self.silu, self.eps, self.dim = silu, eps, dim
+        self.silu = silu
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the norm of x, of its shape."""
-        found = pixel_norm.fused(x.movedim(self.dim, 1), self.weight, silu=self.silu, eps=self.eps)
-        return found.movedim(1, self.dim)
+        return pixel_norm.fused(x, self.weight, silu=self.silu)
 
 
 class NormedBlock(nn.Module):
