@@ -22,7 +22,7 @@ from jobs.rendering.clip_loop import ClipLoop
 from jobs.rendering.clip_work import note_instead
 from jobs.rendering.context import GroupLostError, JobContext
 from jobs.rendering.deadline import Deadline
-from jobs.rendering.guard_decisions import decision, keep_decision, undecided
+from jobs.rendering.guard_decisions import decision, keep_decision, read_decision, undecided
 from jobs.rendering.guarded_plans import NONE, GuardedPlan, next_milder
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
@@ -219,9 +219,7 @@ class _Judging:
         log_event(_LOG, "guard_started", plan=plan.key, broadcast=plan.broadcast, floor=floor_text(floor))
         facts, tried, name = self._first(waiting), list[Json](), plan.broadcast
         if not facts:
-            why = "no sample could be compared"
-            log_event(_LOG, "guard_undecided", level=logging.WARNING, broadcast=plan.broadcast, why=why)
-            return self.guard.undecided(plan, self.family, why)
+            return self._undecided()
         while facts:
             share = max(sample["computed_share"] for sample in facts)
             tried.append({"broadcast": name, "computed_share": round(share, 5), "samples": facts})
@@ -240,6 +238,23 @@ class _Judging:
         made = context.ranks.broadcast_in_job(made, Json)
         log_event(_LOG, "guard_decided", broadcast=plan.broadcast, rendered=made["rendered"], why=made["why"])
         return made
+
+    def _undecided(self) -> Json:
+        """Returns what another start has decided meanwhile, or else that nothing is."""
+        plan, context = self.plan, self.guard.context
+        standing: Json | None = None
+        if context.ranks.place.rank == 0:
+            with self.guard.watch.over_stage("guard", extra_s=context.store_s(1)):
+                standing = read_decision(context, plan, self.family)
+        standing = context.ranks.broadcast_in_job(standing or {}, Json)
+        if standing:
+            log_event(
+                _LOG, "guard_decided", broadcast=plan.broadcast, rendered=standing["rendered"], why=standing["why"]
+            )
+            return standing
+        why = "no sample could be compared"
+        log_event(_LOG, "guard_undecided", level=logging.WARNING, broadcast=plan.broadcast, why=why)
+        return self.guard.undecided(plan, self.family, why)
 
     def _first(self, waiting: dict[str, Attempt]) -> list[Json]:
         """Renders samples by the plan that was asked for, until some could be compared; empty if none could."""

@@ -12,6 +12,8 @@ import pytest
 from jobs.min_quality import floor_of, floor_text, read_min_quality
 from jobs.outcome import Rendered
 from jobs.quality.guard import are_good, faults, guard_summary, guard_text, why_not
+from jobs.rendering.guard import Guard
+from jobs.rendering.guard_decisions import decision
 from jobs.rendering.guarded_plans import drawn, guarded_plans, next_milder
 from jobs.settings import Mesh
 from jobs.store import layout
@@ -163,6 +165,21 @@ def test_another_starts_decision_counts_and_a_damaged_one_is_made_anew(tmp_path,
     job_of(tmp_path / "told", min_quality=floor)()
     assert {each["rendered"] for each in plans_of(bucket, items)} == {"none"}
     assert bucket.read_json(layout.job_report(7))["starts"][0]["baseline_s"] == 0
+
+
+def test_a_start_that_cannot_judge_goes_by_what_another_has_decided_meanwhile(tmp_path, monkeypatch):
+    items = [clip(0, broadcast="bad")]
+    job = job_of(tmp_path, min_quality="psnr=100")
+    bucket = write_shard(str(tmp_path), items)
+    (plan,) = guarded_plans(items, job.settings, find_guarded, again=frozenset())
+    made = decision(plan, rendered="mild", tried=(), floor=FLOOR, min_quality="psnr=100")
+
+    def decided_elsewhere(*_: object) -> None:
+        bucket.write_json(layout.guard(7, plan.key), made)
+
+    monkeypatch.setattr(Guard, "_render_without", decided_elsewhere)
+    job()
+    assert guard_of(bucket)["rendered"] == "mild"
 
 
 @pytest.mark.parametrize("mesh", [Mesh(sp=2), Mesh(dp=2)], ids=str)
