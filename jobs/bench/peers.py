@@ -199,7 +199,9 @@ class WanPeer:
         self._cached = row.side == CACHE_DIT
         if self._cached:
             half = cache_dit_pipe.HALF in row.options
-            cache_dit_pipe.enable(self._pipe, cache_dit_pipe.half_config(subject.requests[0].num_steps) if half else None)
+            cache_dit_pipe.enable(
+                self._pipe, cache_dit_pipe.half_config(subject.requests[0].num_steps) if half else None
+            )
         if row.mode == "compiled":
             transformer.compile_repeated_blocks(backend=backend, dynamic=False)
 
@@ -231,9 +233,7 @@ class WanPeer:
         share = None
         if self._cached:
             share = cache_dit_pipe.computed_share(self._pipe.transformer, num_steps=request.num_steps, passes=2)
-        return Timed(
-            step_seconds=tuple(clock.seconds()), pictures=latents[0].float().cpu(), computed_share=share
-        )
+        return Timed(step_seconds=tuple(clock.seconds()), pictures=latents[0].float().cpu(), computed_share=share)
 
 
 class LibraryPeer:
