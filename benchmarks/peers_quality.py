@@ -1,4 +1,4 @@
-"""Peers beside our presets and plans on the same trained weights: how much is computed, how long it takes, what it does to videos.
+"""Peers beside our presets and plans on the same trained weights: what is computed, how long it takes, what videos lose.
 
 Every setting renders the same prompts, which training left out, with the same seeds, noise and sampler. Each clip is
 compared with itself, rendered in the same way with everything computed. Settings that decide by what they see of a clip
@@ -13,7 +13,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -92,7 +91,7 @@ def measure(named: str, options: argparse.Namespace, device: torch.device) -> Js
         rows = _Rows(clips=clips, requests=requests, batch=many[:batch], pool=pool)
         return {
             "family": name, "clips": len(requests), "batch": batch, "precision": precision,
-            "clip": {key: getattr(requests[0], key) for key in ("num_frames", "height", "width", "num_steps", "guidance_scale")},
+            "clip": {key: getattr(requests[0], key) for key in ("num_frames", "height", "width", "num_steps")},
             "rows": [rows.row(setting) for setting in settings],
         }  # fmt: skip
 
@@ -204,10 +203,13 @@ def table(found: Json) -> str:
     lines: list[str] = []
     for model in found["models"]:
         clip, batch = model["clip"], model["batch"]
-        lines += [
+        head = (
             f"`{model['family']}`: {model['clips']} held-out prompts, {clip['num_frames']} frames of {clip['height']}x"
-            f"{clip['width']}, {clip['num_steps']} steps, {model['precision']}; {found['environment']['device']}, seconds of a "
-            f"clip in a batch of {batch}. Median (worst) of the clips.",
+            f"{clip['width']}, {clip['num_steps']} steps, {model['precision']}; {found['environment']['device']}, seconds "
+            f"of a clip in a batch of {batch}. Median (worst) of the clips."
+        )
+        lines += [
+            head,
             "",
             "| whose | method | setting | operations | s a clip | as fast | PSNR, dB | SSIM | VMAF |",
             "|---|---|---|---|---|---|---|---|---|",

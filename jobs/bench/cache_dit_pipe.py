@@ -1,4 +1,4 @@
-"""cache-dit over a pipeline of the diffusers library whose transformer has one list of blocks, as its documentation has it."""
+"""cache-dit over a pipeline of the diffusers library whose transformer has one list of blocks, as documented."""
 
 from __future__ import annotations
 
