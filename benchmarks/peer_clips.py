@@ -12,14 +12,13 @@ from torch import Tensor
 
 from benchmarks.peer_methods import OURS, Over, Setting
 from benchmarks.peer_operations import ModuleCounter, OperationCounter
-from jobs.bench import cache_dit_pipe
 from jobs.bench.library_subjects import plain_transformer
 from jobs.quality.alike import Frames
 from pab.broadcast.rules import NO_BROADCAST, Rules
 from pab.broadcast.state import BOTH, COND, UNCOND
 from pab.family import ClipRequest, Family
 from pab.library.video import DiffusersVideo
-from pab.model import EncodedPrompt, RendersBatches, VideoModel
+from pab.model import EncodedPrompt, RendersBatches, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.sampling.batch import denoise_batch, noise_of
 from pab.sampling.denoise import denoise, from_uncond, plan_for
@@ -111,8 +110,10 @@ class Clips:
         return run(requests), self.counter.operations
 
     def pipeline(self, put: Callable[[Over], None] | None, *, one_pass: bool = False) -> Run:
-        """Returns what renders by the library's pipeline, with what `put` puts over it."""
-        from diffusers import WanPipeline
+        """Returns what renders with the library's own transformer, with what `put` puts over it.
+
+        The loop does what the library's pipeline does: a pass for each branch, each in a cache context of its own.
+        """
         from diffusers.utils import logging
 
         logging.set_verbosity_error()
@@ -120,11 +121,8 @@ class Clips:
         transformer = plain_transformer(self.model, self.device)
         if self.counter is not None:
             self.counter.watch(transformer)
-        pipe = cache_dit_pipe.own_class(WanPipeline)(
-            tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=None
-        )
-        pipe.set_progress_bar_config(disable=True)
-        loop = _OnePass(clips=self, transformer=transformer)
+        loop = _Loop(clips=self, transformer=transformer, one_pass=one_pass)
+        pipe = _pipeline(loop)
         is_put = False
 
         def run(requests: Sequence[ClipRequest]) -> Tensor:
@@ -133,58 +131,58 @@ class Clips:
                 num_steps = requests[0].num_steps
                 put(Over(pipe=pipe, num_steps=num_steps, timestep=lambda: loop.timestep, ratios=self.ratios))
                 is_put = True
-            return loop.run(requests) if one_pass else self._two_passes(pipe, requests)
+            return pipe(requests)
 
         return run
 
-    def _two_passes(self, pipe: Any, requests: Sequence[ClipRequest]) -> Tensor:
-        first, prompt = requests[0], joined(self.prompts(requests))
-        sampler: Any = self.model.scheduler(first, SequenceParallel())
-        pipe.scheduler = sampler.scheduler
-        latents = pipe(
-            prompt_embeds=prompt.states(COND),
-            negative_prompt_embeds=prompt.states(UNCOND),
-            latents=noise_of(requests, self.model.latent_shape(first)).to(self.device),
-            num_inference_steps=first.num_steps,
-            guidance_scale=first.guidance_scale,
-            num_frames=first.num_frames,
-            height=first.height,
-            width=first.width,
-            output_type="latent",
-        ).frames
-        found = tuple(float(timestep) for timestep in pipe.scheduler.timesteps.tolist())
-        assert found == sampler.timesteps, f"the pipeline has timesteps {found[:3]}, ours {sampler.timesteps[:3]}"
-        return latents
+
+def _pipeline(loop: _Loop) -> Any:
+    """Returns a pipeline of the library that runs a loop, of a class of its own: cache-dit changes the class."""
+    from diffusers import WanPipeline
+
+    def call(_pipe: Any, requests: Sequence[ClipRequest]) -> Tensor:
+        return loop.run(requests)
+
+    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "scheduler": None, "transformer": loop.transformer}
+    return type(WanPipeline.__name__, (WanPipeline,), {"__call__": call, "__module__": WanPipeline.__module__})(**parts)
 
 
 @dataclass(slots=True, kw_only=True)
-class _OnePass:
-    """The loop of a pipeline that has both rows of guidance in one pass, the unconditional one first."""
+class _Loop:
+    """A denoising loop over a plain transformer. `one_pass`: both rows in one pass, the unconditional one first."""
 
     clips: Clips
     transformer: Any
+    one_pass: bool
     timestep: float = 0.0
 
     def run(self, requests: Sequence[ClipRequest]) -> Tensor:
         """Renders clips."""
         clips, first = self.clips, requests[0]
-        prompt, dtype = joined(clips.prompts(requests)), self.transformer.dtype
-        text = torch.cat([cast(Tensor, prompt.states(UNCOND)), cast(Tensor, prompt.states(COND))])
-        scheduler = clips.model.scheduler(first, SequenceParallel())
-        latents = noise_of(requests, clips.model.latent_shape(first)).to(clips.device) * scheduler.init_noise_sigma
+        model, prompt = clips.model, joined(clips.prompts(requests))
+        passes = self._passes(prompt)
+        scheduler: Any = model.scheduler(first, SequenceParallel())
+        denoise_rows = replace(cast(Any, model).denoise, experts=(self.transformer,))
+        latents = noise_of(requests, model.latent_shape(first)).to(clips.device) * scheduler.init_noise_sigma
         for step, self.timestep in enumerate(scheduler.timesteps):
             given = scheduler.model_input(latents, step)
-            rows = torch.cat([given, given]).to(dtype)
-            with self.transformer.cache_context("both"):
-                uncond, cond = self.transformer(
-                    hidden_states=rows,
-                    timestep=torch.full((len(rows),), self.timestep, device=rows.device),
-                    encoder_hidden_states=text,
-                    return_dict=False,
-                )[0].chunk(2)
+            step_input = StepInput(request=first, step=step, timestep=self.timestep, active_frames=None)
+            sigma = float(scheduler.scheduler.sigmas[step])
+            predicted: list[Tensor] = []
+            for name, text in passes:
+                rows = torch.cat([given, given]) if self.one_pass else given
+                with self.transformer.cache_context(
+                    name, step_index=step, sigma=sigma, num_inference_steps=len(scheduler.timesteps)
+                ):
+                    predicted.append(denoise_rows(rows, step_input, text))
+            cond, uncond = reversed(predicted[0].chunk(2)) if self.one_pass else predicted
             latents = scheduler.advance(latents, given, from_uncond(cond, uncond, first.guidance_scale), step)
         self.transformer._reset_stateful_cache()
         return latents
+
+    def _passes(self, prompt: EncodedPrompt) -> list[tuple[str, Tensor]]:
+        cond, uncond = (cast(Tensor, prompt.states(branch)) for branch in (COND, UNCOND))
+        return [("both", torch.cat([uncond, cond]))] if self.one_pass else [(COND, cond), (UNCOND, uncond)]
 
 
 def joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
