@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ _CALIBRATION_SEED, _CLIPS_SEED = 7, 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures, and writes `peers.json`, `peers.md` and `peers.svg` into --out."""
+    """Measures, and writes `peers.json`, `peers.md` and `peers.svg` into --out after every setting."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers_quality", description=__doc__)
     parser.add_argument("--families", default="demo_wan,demo", help="with weights of their own: FAMILY=FOLDER")
     parser.add_argument("--clips", type=int, default=16, help="prompts that training left out")
@@ -48,28 +48,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", help="the family's own unless given")
     parser.add_argument("--max-batch", type=int, default=64, help="clips of the largest batch that is timed")
     parser.add_argument("--threads", type=int, default=4, help="of comparing clips")
-    parser.add_argument("--picture", type=Path, help="draws the picture of a peers.json again, and measures nothing")
+    parser.add_argument(
+        "--join", type=Path, nargs="*", help="peers.json of other calls: one table and picture of all of them"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/peers"))
     options = parser.parse_args(arguments)
-    if options.picture:
-        found = json.loads(options.picture.read_text())
-    else:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        size = BenchSettings(size="full", device=device, backend="none", repeat=1, seconds=0, row_seconds=0)
-        found = {"environment": environment(size), "cache_dit": cache_dit_is_here(), "models": []}
-        with torch.inference_mode():
-            for name in options.families.split(","):
-                found["models"].append(measure(name, options, torch.device(device)))
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "peers.json").write_text(json.dumps(found, indent=1))
-    (options.out / "peers.md").write_text(table(found))
-    (options.out / "peers.svg").write_text(picture(found["models"]))
+    if options.join:
+        parts = [json.loads(path.read_text()) for path in options.join]
+        write({**parts[0], "models": [model for part in parts for model in part["models"]]}, options.out)
+        return 0
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = BenchSettings(size="full", device=device, backend="none", repeat=1, seconds=0, row_seconds=0)
+    found: Json = {"environment": environment(size), "cache_dit": cache_dit_is_here(), "models": []}
+    with torch.inference_mode():
+        for name in options.families.split(","):
+            model: Json = {"rows": []}
+            for part in measure(name, options, torch.device(device)):
+                # After every setting, so that a call that is cut short leaves what it has measured.
+                model |= {**part, "rows": [*model["rows"], *part["rows"]]}
+                write({**found, "models": [*found["models"], model]}, options.out)
+            found["models"].append(model)
     sys.stdout.write(table(found))
     return 0
 
 
-def measure(named: str, options: argparse.Namespace, device: torch.device) -> Json:
-    """Returns what a model's settings did."""
+def write(found: Json, folder: Path) -> None:
+    """Writes figures, table and picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "peers.json").write_text(json.dumps(found, indent=1))
+    (folder / "peers.md").write_text(table(found))
+    (folder / "peers.svg").write_text(picture(found["models"]))
+
+
+def measure(named: str, options: argparse.Namespace, device: torch.device) -> Iterator[Json]:
+    """Yields what a model is and, one by one, what its settings did."""
     name, _, weights = named.partition("=")
     family = FAMILIES[name]
     precision = options.precision or family.precisions[0]
@@ -89,11 +101,12 @@ def measure(named: str, options: argparse.Namespace, device: torch.device) -> Js
     sys.stderr.write(f"{name}: {len(settings)} settings; {batch} clips fill the device\n")
     with ThreadPoolExecutor(options.threads) as pool:
         rows = _Rows(clips=clips, requests=requests, batch=many[:batch], pool=pool)
-        return {
+        told = {
             "family": name, "clips": len(requests), "batch": batch, "precision": precision,
             "clip": {key: getattr(requests[0], key) for key in ("num_frames", "height", "width", "num_steps")},
-            "rows": [rows.row(setting) for setting in settings],
         }  # fmt: skip
+        for setting in settings:
+            yield {**told, "rows": [rows.row(setting)]}
 
 
 def requests_of(family: Family, count: int, seed: int, options: argparse.Namespace) -> list[ClipRequest]:
