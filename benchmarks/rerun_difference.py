@@ -169,10 +169,12 @@ def _render(work: Rendering, rank: int, ranks: int, folder: str) -> Frames:
                 noise=initial_noise(request, model.latent_shape(request)), plan=plan, group=group,
                 loop=LoopSettings(recorder=recorder),
             )  # fmt: skip
-            frames.append(model.decode(done.latents, request, group).fetch()[0].numpy())
+            decoded = model.decode(done.latents, request, group).fetch()
+            if rank == 0:  # which has the frames of all ranks
+                frames.append(decoded[0].numpy())
     if ranks > 1:
         torch.distributed.destroy_process_group()
-    return np.stack(frames[-work.times :])
+    return np.stack(frames[-work.times :]) if rank == 0 else np.empty(0, dtype=np.uint8)
 
 
 def _group(rank: int, ranks: int, folder: str, device: Any) -> Any:
