@@ -140,7 +140,7 @@ ROOMS = {
     "triton": ("pab/kernels/gpu/*",),
     "safetensors": ("pab/*",),
     "diffusers": ("pab/library/*", "pab/families/*", "jobs/bench/peers.py"),
-    "cache_dit": ("jobs/bench/peers.py",),
+    "cache_dit": ("jobs/bench/peers.py", "jobs/bench/cache_dit_pipe.py"),
     "transformers": ("pab/text/*", "pab/weights/tiny_parts.py", "pab/families/*"),
     "tokenizers": ("pab/families/*", "pab/weights/tiny_parts.py"),
     "huggingface_hub": ("pab/weights/*",),

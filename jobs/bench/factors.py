@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from jobs.bench.rows import TAKEN_AWAY, Row
+from jobs.bench.rows import CACHE_DIT, DIFFUSERS, TAKEN_AWAY, Row
 from jobs.settings import Mesh
 
 Json = dict[str, Any]
@@ -42,6 +42,9 @@ def _fellows(row: Row, *, fused: bool) -> Iterable[tuple[str, Row, Row]]:
         yield "compiling and fused kernels" if fused else "compiling", eager, row
     if row.broadcast != "none":
         yield row.broadcast, replace(row, broadcast="none"), row
+    if row.side == CACHE_DIT:
+        plain = tuple(word for word in row.options if word != "half")
+        yield CACHE_DIT, replace(row, side=DIFFUSERS, options=plain), row
     for word in row.options:
         without = replace(row, options=tuple(other for other in row.options if other != word))
         if word in TAKEN_AWAY:

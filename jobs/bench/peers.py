@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.bench import cache_dit_pipe
 from jobs.bench.library_subjects import LIBRARY_SUBJECTS, plain_transformer
 from jobs.bench.measure import OurClips, Timed
 from jobs.bench.rows import CACHE_DIT, Row
@@ -171,14 +172,19 @@ class LattePeer:
 
 
 class WanPeer:
-    """diffusers' Wan pipeline over the subject's weights, eager or with its blocks compiled as its documentation has it."""
+    """diffusers' Wan pipeline over the subject's weights, eager or with its blocks compiled as its documentation has it.
+
+    cache-dit over it runs by its defaults, or as `half` says.
+    """
 
     def __init__(self, subject: Subject, row: Row, backend: str) -> None:
         from diffusers import WanPipeline
         from diffusers.utils import logging
 
-        if row.side == CACHE_DIT or row.broadcast != "none" or row.options:
-            raise NotHereError(f"of Wan only {row.side}: eager none and compiled none are measured")
+        allowed = (cache_dit_pipe.HALF,) if row.side == CACHE_DIT else ()
+        if row.broadcast != "none" or set(row.options) - {*allowed}:
+            words = " or ".join(("none", *allowed))
+            raise NotHereError(f"of Wan only {row.side}: eager {words} and compiled {words} are measured")
         logging.set_verbosity_error()
         assert isinstance(subject.model, DiffusersVideo), "the subject is Wan"
         model = subject.model
@@ -186,10 +192,16 @@ class WanPeer:
         self._encode_text, self._latent_shape = model.encode_text, model.codec.latent_shape
         self._prepare_text, self._device = model.prepare_text, subject.device
         sampler: Any = model.sampler(subject.requests[0])
-        self._pipe = WanPipeline(
+        self._pipe = cache_dit_pipe.own_class(WanPipeline)(
             tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=sampler.scheduler
         )
         self._pipe.set_progress_bar_config(disable=True)
+        self._cached = row.side == CACHE_DIT
+        if self._cached:
+            half = cache_dit_pipe.HALF in row.options
+            cache_dit_pipe.enable(
+                self._pipe, cache_dit_pipe.half_config(subject.requests[0].num_steps) if half else None
+            )
         if row.mode == "compiled":
             transformer.compile_repeated_blocks(backend=backend, dynamic=False)
 
@@ -218,7 +230,10 @@ class WanPeer:
             callback_on_step_end=after_step,
             callback_on_step_end_tensor_inputs=[],
         ).frames
-        return Timed(step_seconds=tuple(clock.seconds()), pictures=latents[0].float().cpu())
+        share = None
+        if self._cached:
+            share = cache_dit_pipe.computed_share(self._pipe.transformer, num_steps=request.num_steps, passes=2)
+        return Timed(step_seconds=tuple(clock.seconds()), pictures=latents[0].float().cpu(), computed_share=share)
 
 
 class LibraryPeer:

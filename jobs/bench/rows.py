@@ -30,8 +30,11 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 TAKEN_AWAY = ("nokernels", "norecording", "nocudnn")
 """Options that leave something out which a job does by itself: the others add something."""
 MESHES = {"cfg2": Mesh(cfg=2), "sp2": Mesh(sp=2)}
-PEER_OPTIONS = ("whole", "host")
-"""Of diffusers: the whole transformer compiled at once; timesteps given to its broadcast as numbers on the host."""
+PEER_OPTIONS = ("whole", "host", "half")
+"""Of diffusers: the whole transformer compiled at once; timesteps given to its broadcast as numbers on the host.
+
+Of cache-dit: a mask of steps by which about half is computed, in place of its default.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,8 @@ GROUPS = (
             "eager none",
             "diffusers: eager none",
             "diffusers: compiled none",
+            "cache-dit: compiled",
+            "cache-dit: compiled half",
             "compiled none",
             "compiled pab2-6",
             "compiled pab2-6 int8",
@@ -169,6 +174,8 @@ GROUPS = (
             "compiled none lightning4",
             "compiled none lightning4 float8 attention8",
             "diffusers: compiled none",
+            "cache-dit: compiled half",
+            "cache-dit: compiled",
             "diffusers: eager none",
         ),
         tiny=(),
@@ -310,10 +317,16 @@ class Row:
         )
 
     @property
+    def reuses(self) -> bool:
+        """Whether it leaves something out that an earlier step computed."""
+        return self.broadcast != "none" or self.side == CACHE_DIT
+
+    @property
     def without_reuse(self) -> tuple[str, str, str, tuple[str, ...]]:
         """Names the clip it is compared with: the same way of running on one device, where nothing is kept."""
-        same = tuple(word for word in self.options if word not in ("int8", "host"))
-        return self.group.name, self.side, self.mode, (*filter(None, [self.sampling]), *same)
+        same = tuple(word for word in self.options if word not in ("int8", "host", "half"))
+        side = DIFFUSERS if self.side == CACHE_DIT else self.side
+        return self.group.name, side, self.mode, (*filter(None, [self.sampling]), *same)
 
 
 def parse_row(group: Group, text: str) -> Row:

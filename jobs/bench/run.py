@@ -208,7 +208,7 @@ class _Bench:
     def _quality(self, row: Row, pictures: tuple[Tensor, ...]) -> Json:
         """Compares with the same way of running without reuse, and what reuses nothing with our eager model."""
         line: Json = {"quality": None, "to_eager": None}
-        if row.broadcast == "none":
+        if not row.reuses:
             self.without_reuse.setdefault(row.without_reuse, pictures)
             if (row.side, row.words) == (OURS, "eager none"):
                 self.eager[row.group.name] = pictures
@@ -216,7 +216,7 @@ class _Bench:
         if reference is not None:
             line["quality"] = alike(reference, pictures)
         eager = self.eager.get(row.group.name)
-        if eager is not None and row.broadcast == "none":
+        if eager is not None and not row.reuses:
             line["to_eager"] = alike(eager, pictures)
         return line
 

@@ -11,6 +11,7 @@ import pytest
 
 from jobs.bench.factors import factors
 from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows, parse_row
+from jobs.bench.run import run_rows, usual_settings
 from pab.broadcast.plan import make_plan
 from pab.broadcast.rules import KINDS
 from pab.execution.choice import Execution
@@ -192,3 +193,39 @@ def test_wrong_rows_are_wrong_usage(command: Command) -> None:
     assert "'sora9' names no row" in ran.stderr
     listed = command.json("bench", "--list", "--rows", "latte")[1]["rows"]
     assert "latte diffusers: compiled pab236" in listed
+
+
+def test_cache_dit_is_compared_with_the_same_pipeline_without_it() -> None:
+    (default,) = [row for row in all_rows() if row.name == "wan cache-dit: compiled none"]
+    (half,) = [row for row in all_rows() if row.name == "wan_14b cache-dit: compiled none half"]
+    assert default.reuses
+    assert half.reuses
+    assert default.without_reuse == parse_row(GROUP["wan"], "diffusers: compiled none").without_reuse
+    assert half.without_reuse == parse_row(GROUP["wan_14b"], "diffusers: compiled none").without_reuse
+    assert not parse_row(GROUP["wan"], "diffusers: compiled none").reuses
+
+
+def test_what_cache_dit_makes_faster_is_a_factor() -> None:
+    plain, default, half = (
+        parse_row(GROUP["wan"], text)
+        for text in ("diffusers: compiled none", "cache-dit: compiled", "cache-dit: compiled half")
+    )
+    found = factors(
+        [(row, {"status": "measured", "seconds": s}) for row, s in ((plain, 6.0), (default, 5.0), (half, 3.0))]
+    )
+    told = {(each["of"], each["to"]): each["factor"] for each in found if each["side"] == "cache-dit"}
+    assert told == {
+        ("cache-dit", "compiled none"): pytest.approx(1.2),
+        ("cache-dit", "compiled none half"): pytest.approx(2.0),
+        ("half", "compiled none half"): pytest.approx(5 / 3),
+    }
+
+
+def test_of_wan_a_peer_is_asked_for_nothing_else() -> None:
+    lines: list[Json] = []
+    rows = chosen_rows(["wan cache-dit: eager pab2-6", "wan diffusers: eager none half"])
+    settings = usual_settings(size="tiny", seconds=60, row_seconds=60, repeat=1, backend="eager")
+    run_rows(rows, settings, lines.append)
+    assert {line["status"] for line in lines} == {"not run"}
+    assert lines[0]["why"].startswith(("cache-dit is not installed", "of Wan only cache-dit: eager none or half"))
+    assert lines[1]["why"] == "of Wan only diffusers: eager none and compiled none are measured"
