@@ -72,7 +72,7 @@ def measure_figures(
     gc.collect()
     loaded_bytes, eight = _allocated(device), _float8_parameters(subject)
     clips = _Clips(subject, NodeGroup(device=device))
-    with executing(execution), torch.inference_mode():
+    with executing(execution, precision=subject.precision), torch.inference_mode():
         small, large = (clips.size(request) for request in two_sizes(family, subject.requests[0]))
         tell(f"{name}: {small.seconds * 1e3:.1f} ms a step of {small.tokens:,} tokens")
         peak, full = _peak(device), clips.last
@@ -138,7 +138,7 @@ def _subject(family: Family, settings: BenchSettings, weights: str | None) -> tu
 
 
 def _precision(family: Family, device: torch.device) -> str:
-    usual = precision_on(device)
+    usual = family.gpu_precision if device.type == "cuda" else precision_on(device)
     return usual if usual in family.precisions else family.precisions[0]
 
 

@@ -147,15 +147,18 @@ class BroadcastPlan:
         return "".join(letters)
 
     @cached_property
-    def graphs(self) -> int:
-        """How many compiled graphs its blocks need: one for each different combination of compute, keep and reuse."""
-        return len(
-            {
-                (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
-                for step in set(range(self.num_steps)) - self.skipped
-                for members in self.blocks
-            }
+    def graph_kinds(self) -> frozenset[tuple[object, ...]]:
+        """Each different combination of compute, keep and reuse of its blocks: a compiled graph each, which plans share."""
+        return frozenset(
+            (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
+            for step in set(range(self.num_steps)) - self.skipped
+            for members in self.blocks
         )
+
+    @property
+    def graphs(self) -> int:
+        """How many compiled graphs its blocks need."""
+        return len(self.graph_kinds)
 
     @cached_property
     def full_steps(self) -> tuple[int, ...]:

@@ -106,7 +106,7 @@ def _calibrate(
         family=family,
         weights=rules.pinned_weights().get(family.name),
         loras=clip_loras(prompts.searched[0], rules.pinned_loras().get(family.name, ())),
-        precision=settings.precision,
+        precision=settings.precision_of(family),
         device=settings.device,
         searched=tuple(clip_requests(clip)[0] for clip in prompts.searched),
         held_out=tuple(clip_requests(clip)[0] for clip in prompts.held_out),

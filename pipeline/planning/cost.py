@@ -21,7 +21,8 @@ INT8_SLOWER = 1.02
 class ClipCosts:
     """Plans and prices groups of clips; each group is worked out once, however many clips are of it.
 
-    `float8`: which of `pab.family.FLOAT8_PARTS` the run computes in 8-bit floats.
+    `precision`: the run's, or "auto" for each family's own. `float8`: which of `pab.family.FLOAT8_PARTS` the run computes in
+    8-bit floats.
     """
 
     def __init__(
@@ -36,6 +37,10 @@ class ClipCosts:
         self.seconds = lru_cache(maxsize=4096)(self._seconds)
         self.seconds_without_broadcast = lru_cache(maxsize=4096)(self._seconds_without_broadcast)
 
+    def precision_of(self, model: str) -> str:
+        """Returns the precision in which a family's clips are rendered."""
+        return self.rules.families[model].precision_for(self.precision)
+
     def load_s(self, model: str) -> float:
         """Returns the planned seconds to load a family."""
         return self.figures(model).load_s
@@ -46,14 +51,14 @@ class ClipCosts:
 
     def told(self, model: str) -> str:
         """Returns where a family's figures are from, in words."""
-        return self.source.told(self.rules.families[model], self.precision, self.float8)
+        return self.source.told(self.rules.families[model], self.precision_of(model), self.float8)
 
     def two_branches(self, group: ClipGroup) -> bool:
         """Returns whether a clip has an unconditional branch, which another rank can render."""
         return group.guided and not self.rules.families[group.model].embedded_guidance
 
     def _figures(self, model: str) -> CostFigures:
-        return self.source.of(self.rules.families[model], self.precision, self.float8)
+        return self.source.of(self.rules.families[model], self.precision_of(model), self.float8)
 
     def _plan(self, group: ClipGroup) -> BroadcastPlan:
         return self._plan_with(group, self.rules.broadcast(group.model, group.broadcast))
@@ -69,7 +74,7 @@ class ClipCosts:
 
     def _plan_with(self, group: ClipGroup, rules: Rules) -> BroadcastPlan:
         family = self.rules.families[group.model]
-        return family.plan(clip_request(family, group), rules, self.precision)
+        return family.plan(clip_request(family, group), rules, self.precision_of(group.model))
 
 
 def clip_request(family: Family, group: ClipGroup) -> ClipRequest:

@@ -57,12 +57,14 @@ class Float8Facts:
 
 def float8_facts(render: RenderSettings, work: PlannedWork) -> dict[str, Float8Facts]:
     """Returns by family what 8-bit floats would give on the run's mesh, of families and devices that have them."""
-    if render.device != "cuda" or render.precision != "bfloat16":
+    if render.device != "cuda":
         return {}
     found = {}
     for model in sorted({group.model for group in work.groups}):
         costs = work.times.costs
         family = costs.rules.families[model]
+        if costs.precision_of(model) != "bfloat16":
+            continue
         on_device = float8_parts(costs.source.device or costs.figures(model).device)
         of_family = {"linears": family.float8, "attention": family.float8_attention}
         parts = tuple(part for part in FLOAT8_PARTS if part in costs.float8 or (of_family[part] and part in on_device))

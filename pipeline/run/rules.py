@@ -219,7 +219,7 @@ def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings, lor
     weights = lookup.find(family)
     added = loras_identity(weights.loras if loras is None else loras)
     return (
-        f"weights {weights.digest}{added} precision {render.precision}"
+        f"weights {weights.digest}{added} precision {render.precision_of(family)}"
         f"{render.execution(family).identity}{render.video_identity}"
     )
 
@@ -235,9 +235,9 @@ def _row_loras(lookup: WeightsLookup, family: Family, render: RenderSettings, te
 
 def _left_out(render: RenderSettings, families: Mapping[str, Family]) -> dict[str, str]:
     left_out = {
-        name: f"precision {render.precision!r}, {name} runs in {', '.join(family.precisions)}"
+        name: f"precision {render.precision_of(family)!r}, {name} runs in {', '.join(family.precisions)}"
         for name, family in families.items()
-        if render.precision not in family.precisions
+        if render.precision_of(family) not in family.precisions
     }
     left_out |= {
         name: f"--linears {render.linears}: {name} has no 8-bit matrix products, only full"
