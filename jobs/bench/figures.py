@@ -49,18 +49,24 @@ class Size:
 
 
 def measure_figures(
-    name: str, settings: BenchSettings, *, weights: str | None, tell: Callable[[str], None], float8: Sequence[str] = ()
+    name: str,
+    settings: BenchSettings,
+    *,
+    weights: str | None,
+    tell: Callable[[str], None],
+    float8: Sequence[str] = (),
+    eager: bool = False,
 ) -> tuple[CostFigures, Json]:
     """Measures one family; returns its figures, and what they were made from, for readers.
 
     `weights`: a folder of weights, or None for random ones. `tell` is called with each figure. `float8`: which of
-    `pab.family.FLOAT8_PARTS` are of 8-bit floats. Raises ValueError for a family that has no random weights here, no second
-    size, or no such 8-bit floats.
+    `pab.family.FLOAT8_PARTS` are of 8-bit floats. `eager`: blocks are not compiled on GPUs either. Raises ValueError for a
+    family that has no random weights here, no second size, or no such 8-bit floats.
     """
     device, family = torch.device(settings.device), FAMILIES[name]
     execution = execution_of(
         family,
-        compiled=device.type == "cuda",
+        compiled=device.type == "cuda" and not eager,
         attention="float8" if "attention" in float8 else "auto",
         device=device.type,
         precision=_precision(family, device),

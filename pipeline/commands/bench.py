@@ -66,7 +66,12 @@ def _measure_figures(arguments: argparse.Namespace, folder: Path, screen: Screen
     float8 = tuple(part for part in FLOAT8_PARTS if getattr(arguments, part) == "float8")
     try:
         figures, about = measure_figures(
-            name, _settings(arguments), weights=arguments.weights, tell=screen.note, float8=float8
+            name,
+            _settings(arguments),
+            weights=arguments.weights,
+            tell=screen.note,
+            float8=float8,
+            eager=arguments.eager,
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"--figures {name}: {error}") from error

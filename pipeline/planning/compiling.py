@@ -17,16 +17,14 @@ from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.rules import NO_BROADCAST
 from pab.family import Family
 from pipeline.planning.clip_times import ClipTimes
-from pipeline.planning.cost import clip_request
+from pipeline.planning.cost import EAGER_TIMES, clip_request, eager_times
 from pipeline.run.rules import RunRules
 from pipeline.screen import counted
 
 GRAPH_S = 1.0
 """Seconds of a job to compile one graph, with nothing kept from earlier jobs: 17 graphs took 17.2 s (docs/performance.md)."""
-EAGER_TIMES, EAGER_TIMES_WITHOUT_KERNELS, EAGER_TIMES_RECORDED = 1.8, 1.2, 4.7
-"""How many times as long eager blocks take as compiled ones: with fused kernels (Latte, 12.81 and 6.97 s), without them
-(Latte of the diffusers library, 10.49 and 8.96 s), and where the loops of small clips are recorded besides (Open-Sora, 1.41
-and 0.297 s)."""
+EAGER_TIMES_RECORDED = 4.7
+"""How many times as long eager blocks take where the loops of small clips are recorded (Open-Sora, 1.41 and 0.297 s)."""
 RECORDED_TOKENS = 8192
 """Loops of at most so many tokens are recorded (`pab.sampling.recorded_loop`)."""
 
@@ -127,8 +125,7 @@ def _of_shards(
 
 
 def _eager_times(family: Family, render: RenderSettings, group: ClipGroup, mesh: Mesh) -> float:
-    if not family.fused_kernels or render.precision_of(family) != "bfloat16":
-        return EAGER_TIMES_WITHOUT_KERNELS
+    times = eager_times(family, render.precision_of(family))
     small = family.num_tokens(group.num_frames, group.height, group.width) <= RECORDED_TOKENS
     recorded = family.records_loops and small and mesh.cfg * mesh.sp == 1
-    return EAGER_TIMES_RECORDED if recorded else EAGER_TIMES
+    return EAGER_TIMES_RECORDED if recorded and times == EAGER_TIMES else times

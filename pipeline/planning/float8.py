@@ -76,13 +76,12 @@ def float8_facts(render: RenderSettings, work: PlannedWork) -> dict[str, Float8F
 def _facts(model: str, parts: tuple[str, ...], work: PlannedWork, precision: str) -> Float8Facts:
     costs, planned, mesh = work.times.costs, work.choice.picked.kept[model], Mesh(cfg=work.mesh.cfg, sp=work.mesh.sp)
     question = KeptQuestion(groups=work.groups, precision=precision, memory_bytes=None)
-    now, then = (
-        question.facts(
-            model, planned.way, mesh, ClipTimes(ClipCosts(costs.rules, precision, costs.source, float8=each)), costs.rules
-        )
+    both = [
+        ClipCosts(costs.rules, precision, costs.source, float8=each, eager=costs.eager)
         for each in (costs.float8, parts)
-    )  # fmt: skip
-    of_figures = ClipCosts(costs.rules, precision, costs.source, float8=parts).measured_on(model)
+    ]  # fmt: skip
+    now, then = (question.facts(model, planned.way, mesh, ClipTimes(each), costs.rules) for each in both)
+    of_figures = both[1].measured_on(model)
     return Float8Facts(
         parts=parts,
         seconds=planned.seconds * then.seconds / now.seconds,

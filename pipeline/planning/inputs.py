@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.devices import gpu_kind, gpu_memory_bytes
@@ -69,7 +69,8 @@ def choose_beginning(
     keeps = settings.render.keep == CHOSEN or settings.render.broadcast is None
     if not weigh and not keeps:
         return AS_ASKED
-    planner = _planner(settings, rules, bucket)
+    # Both ways are weighed by the seconds of compiled blocks.
+    planner = _planner(replace(settings, render=replace(settings.render, weighed={})), rules, bucket)
     keeps = keeps and planner.memory.size_bytes is not None
     if not weigh and not keeps:
         return AS_ASKED
@@ -91,12 +92,17 @@ def _planner(settings: RunSettings, rules: RunRules, bucket: Bucket) -> WorkPlan
         on_gpu=settings.render.device == "cuda",
     )
     return WorkPlanner(
-        times=ClipTimes(ClipCosts(rules, precision, source, float8=float8), measured),
+        times=ClipTimes(ClipCosts(rules, precision, source, float8=float8, eager=_eager(settings, rules)), measured),
         rules=rules,
         machines=settings.machines,
         render=settings.render,
         memory=_device_memory(settings, before.device_bytes),
     )
+
+
+def _eager(settings: RunSettings, rules: RunRules) -> list[str]:
+    render = settings.render
+    return [name for name in rules.families if render.device == "cuda" and not render.compiles(name)]
 
 
 def _device(settings: RunSettings, before: MeasuredTimes) -> str | None:

@@ -25,8 +25,11 @@ GPU = RenderSettings(precision="auto", device="cuda", compile=True, decode="fast
 DEMO = ClipGroup(model="demo", num_frames=16, height=64, width=64, num_steps=30, guided=True, broadcast="pab246")
 OPEN_SORA = replace(DEMO, model="open_sora", num_frames=51, height=480, width=848)
 SMALL = replace(OPEN_SORA, height=144, width=256)
-ONE = {name: replace(FAMILIES[name], weights_digest=lambda _weights: "w", pin=lambda weights: weights)
-       for name in ("demo", "open_sora")}  # fmt: skip
+WITHOUT_FIGURES = replace(DEMO_FAMILY, figures=())
+ONE = {
+    each.name: replace(each, weights_digest=lambda _weights: "w", pin=lambda weights: weights)
+    for each in (WITHOUT_FIGURES, FAMILIES["open_sora"])
+}
 
 
 def rules_of(render: RenderSettings = GPU) -> RunRules:
@@ -78,10 +81,10 @@ def test_a_run_that_begins_says_what_was_weighed_and_keeps_it(
     command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
     url, output = manifest(1), tmp_path / "out"
-    flags = ("--dry-run", "--device", "cuda", "--gpu-kind", "H100")
+    flags = ("--dry-run", "--device", "cuda", "--gpu-kind", "L4")
     _, told = command.submit(url, output, *flags)
     assert told["compile"]["demo"]["compiled"] is False
-    assert told["figures"]["demo"].endswith("scaled to H100 by the peak rates of both: estimated")
+    assert told["figures"]["demo"].endswith("scaled to L4 by the peak rates of both: estimated")
     _, asked = command.submit(url, output, *flags, "--compile", "on")
     assert asked["compile"] == {}
     choice = CompileChoice(**told["compile"]["demo"])
@@ -99,6 +102,16 @@ def test_a_run_that_begins_says_what_was_weighed_and_keeps_it(
 
 def test_a_gpu_of_an_unknown_kind_is_not_planned_by_a_cpu_s_figures() -> None:
     unknown, known = FiguresSource(on_gpu=True), FiguresSource(device="NVIDIA H100 80GB HBM3", on_gpu=True)
-    assert unknown.of(DEMO_FAMILY, "float32").linear_s == known.of(DEMO_FAMILY, "float32").linear_s
-    assert "(nobody says what the jobs get: --gpu-kind)" in unknown.told(DEMO_FAMILY, "float32")
-    assert FiguresSource().of(DEMO_FAMILY, "float32") == DEMO_FAMILY.cost
+    assert unknown.of(WITHOUT_FIGURES, "float32").linear_s == known.of(WITHOUT_FIGURES, "float32").linear_s
+    assert "(nobody says what the jobs get: --gpu-kind)" in unknown.told(WITHOUT_FIGURES, "float32")
+    assert FiguresSource().of(WITHOUT_FIGURES, "float32") == DEMO_FAMILY.cost
+
+
+def test_eager_blocks_are_planned_by_figures_of_compiled_ones_scaled_and_by_their_own_as_they_are() -> None:
+    rules, source = rules_of(), FiguresSource(device="NVIDIA H200", on_gpu=True)
+    compiled, eager = (ClipCosts(rules, "auto", source, eager=names) for names in ((), ("open_sora",)))
+    assert eager.figures("open_sora").linear_s == 1.8 * compiled.figures("open_sora").linear_s
+    assert (eager.measured_on("open_sora"), compiled.measured_on("open_sora") is None) == (None, False)
+    assert eager.told("open_sora").endswith("scaled for eager blocks: estimated")
+    own = {"open_sora": (replace(FAMILIES["open_sora"].cost, measured="one H200, bfloat16, eager"),)}
+    assert ClipCosts(rules, "auto", replace(source, own=own), eager=("open_sora",)).measured_on("open_sora")

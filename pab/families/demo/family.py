@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
 from pab.broadcast.step_rules import StepGroup, StepRules
-from pab.families.demo.config import DEMO_REFERENCES, DEPTH, LATENT_STRIDE, demo_timesteps, demo_tokens, weights_path
+from pab.families.demo.config import (
+    DEMO_REFERENCES,
+    DEPTH,
+    FIGURES,
+    LATENT_STRIDE,
+    demo_timesteps,
+    demo_tokens,
+    weights_path,
+)
 from pab.families.open_sora.sites import stdit3_sites
 from pab.family import (
     MAX_BATCH,
@@ -106,6 +114,7 @@ DEMO = Family(
         decode_s_per_pixel=5e-6,
         memory=MemoryFigures(measured=None, parameters=7.8e6, width=192),
     ),
+    figures=FIGURES.get("demo", ()),
     latent_frames=lambda num_frames: num_frames // LATENT_STRIDE[0],
     load=load_demo_model,
     references=DEMO_REFERENCES,
