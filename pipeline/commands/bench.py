@@ -197,4 +197,6 @@ def told(line: Mapping[str, Any]) -> str:
     memory = "" if line["peak_gb"] is None else f", {line['peak_gb']:.1f} GB"
     quality = line["quality"]
     alike = "" if quality is None or quality["identical"] else f", {quality['psnr_db']:.1f} dB of {quality['of']}"
+    if alike and quality.get("clips", 1) > 1:
+        alike += f" (worst {quality['worst_psnr_db']:.1f})"
     return f"{line['name']:<44} {line['seconds']:.3f} s{spread}{memory}{alike}, warm-up {line['warm_up_s']:.1f} s"

@@ -104,7 +104,9 @@ def _submit(
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
     settings = as_begun(settings, found, asked=_asked(chosen), kept=tried[-1].kept, weighed=tried[-1].weighed)
-    rules = run_rules(settings.render, begun=found.weights if found else None)
+    rules = run_rules(
+        settings.render, begun=found.weights if found else None, defaults=found.broadcasts if found else None
+    )
     known = known_references(bucket) if found else {}
     references = ReferenceReader(access_of(settings.render), known=known)
     model = settings.render.model

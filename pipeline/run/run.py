@@ -15,6 +15,7 @@ from jobs.settings import PLAIN_CRF, CompileChoice, KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket, DamagedError
 from jobs.store.retry import RetryPolicy
+from pab.families import FAMILIES
 from pab.family import AUTO_PRECISION
 from pipeline.exits import UsageError
 from pipeline.run.rules import RunRules
@@ -61,6 +62,8 @@ class Run:
     """By family, what was chosen so that kept outputs fit; a later submit renders the same way, on any device."""
     weighed: Mapping[str, CompileChoice] = field(default_factory=dict)
     """By family, what `--compile auto` came to; a later submit goes on so, however few clips are left."""
+    broadcasts: Mapping[str, str] = field(default_factory=dict)
+    """By family, the preset that rows which name no broadcast got; a later version may have another default."""
 
 
 def open_bucket(output: str) -> Bucket:
@@ -144,14 +147,18 @@ def _has_one_precision(found: Run) -> bool:
 
 def begun_notes(settings: RunSettings, rules: RunRules, chosen: Collection[str]) -> list[str]:
     """Returns what is told of a run that goes on as it began where a new one would differ. `chosen`: what the user set."""
-    render = settings.render
-    if render.device != "cuda" or "precision" in chosen:
-        return []
-    return [
-        f"this run began in {render.precision} and goes on so; a new run of {name} on a GPU is in "
-        f"{rules.families[name].gpu_precision} (--precision), with another --output"
-        for name in rules.weights
-        if render.precision_of(rules.families[name]) != rules.families[name].gpu_precision
+    render, now = settings.render, {name: FAMILIES[name] for name in rules.weights if name in FAMILIES}
+    notes = [
+        f"this run began in {render.precision} and goes on so; a new run of {name} on a GPU is in {family.gpu_precision} "
+        "(--precision), with another --output"
+        for name, family in now.items()
+        if render.device == "cuda" and "precision" not in chosen and render.precision_of(family) != family.gpu_precision
+    ]
+    return notes + [
+        f"rows of {name} that name no broadcast got {begun} when this run began, and go on with it; in a new run, with "
+        f"another --output, they get {family.defaults.broadcast}"
+        for name, family in now.items()
+        if (begun := rules.families[name].defaults.broadcast) != family.defaults.broadcast and "broadcast" not in chosen
     ]
 
 
@@ -169,6 +176,7 @@ def asked_run(settings: RunSettings, rules: RunRules, *, manifest_digest: str, n
         weights=dict(rules.weights),
         kept=dict(settings.render.kept),
         weighed=dict(settings.render.weighed),
+        broadcasts={name: rules.families[name].defaults.broadcast for name in rules.weights},
     )
 
 
@@ -238,7 +246,23 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
     # The id becomes a folder's name on this machine, and whoever writes to the bucket must not choose that.
     if not re.fullmatch(r"[0-9a-f]{12}", str(parts["run_id"])):
         raise DamagedError(f"{url}/{layout.RUN}", f"run_id={parts['run_id']!r}, needs 12 hex digits", _AGAIN)
-    return Run(**parts, weights=weights, exclusive=document.get("exclusive"), kept=kept, weighed=weighed)
+    return Run(
+        **parts,
+        weights=weights,
+        exclusive=document.get("exclusive"),
+        kept=kept,
+        weighed=weighed,
+        broadcasts=_broadcasts(document, parts["pixels"]),
+    )
+
+
+def _broadcasts(document: Mapping[str, Any], pixels: Mapping[str, str]) -> dict[str, str]:
+    """Returns `Run.broadcasts`; of a run of before that did not say them, what it says of `--model`, if nobody chose it."""
+    if "broadcasts" in document:
+        return dict(document["broadcasts"])
+    model, said = pixels.get("--model", ""), pixels.get("--broadcast", "").partition(" (")[0]
+    asked = document.get("settings", {}).get("render", {}).get("broadcast")
+    return {model: said} if model and said and asked is None else {}
 
 
 def check_same(found: Run, asked: Run, url: str) -> None:
@@ -254,13 +278,19 @@ def check_same(found: Run, asked: Run, url: str) -> None:
         rows = (
             f"{found.num_clips} rows, now {asked.num_clips}"
             if found.num_clips != asked.num_clips
-            else "other rows, or other bytes in a reference"
+            else "other rows, or other bytes in a reference" + _other_defaults(found)
         )
         changed = [f"the manifest had {rows}" if found.num_clips != asked.num_clips else f"the manifest has {rows}"]
     raise UsageError(
         f"{url} holds another run: {'; '.join(changed)}. Give this one another --output, or submit the manifest and "
         "settings of that run (they are in its run.json) to go on with it"
     )
+
+
+def _other_defaults(found: Run) -> str:
+    # Runs of before do not say the defaults of families besides their --model.
+    unknown = [name for name in found.weights if name not in found.broadcasts]
+    return f", or its rows of {', '.join(unknown)} got another broadcast by default then: name it" if unknown else ""
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pipeline.run.environment import environment_settings
 from pipeline.run.machines import LOOPBACK, driver_host
 from pipeline.run.options import OPTIONS, choose
 from pipeline.run.rules import run_rules
-from pipeline.run.run import Run, as_begun, begun_notes, pixel_settings
+from pipeline.run.run import Run, as_begun, asked_run, begun_notes, load_run, open_bucket, pixel_settings, start_run
 from pipeline.run.settings import parse_mesh
 
 
@@ -252,6 +253,26 @@ def test_a_run_of_before_goes_on_in_the_precision_it_began_with_and_says_so() ->
         assert as_begun(settings, other, asked=AUTO).render.precision == "auto"
     new = settings.render
     assert "precision float32" in run_rules(new).rows["demo"].identity()
+
+
+def test_a_run_of_before_goes_on_with_its_default_broadcast_and_says_so(tmp_path: Path) -> None:
+    bucket, settings = open_bucket(str(tmp_path)), settings_of("--cluster", "local", "--device", "cpu")
+    rules = run_rules(settings.render)
+    start_run(bucket, asked_run(settings, rules, manifest_digest="m", num_clips=1), settings)
+    assert load_run(bucket).broadcasts == {"demo": "calibrated"}
+    document = json.loads((tmp_path / "run.json").read_text())
+    del document["broadcasts"]
+    document["pixels"]["--broadcast"] = "pab246 (0123456789ab)"
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    found = load_run(bucket)
+    assert found.broadcasts == {"demo": "pab246"}
+    begun = run_rules(settings.render, defaults=found.broadcasts)
+    assert begun.rows["demo"].defaults["broadcast"] == "pab246"
+    (note,) = begun_notes(settings, begun, [])
+    assert note.startswith("rows of demo that name no broadcast got pab246 when this run began, and go on with it;")
+    document["settings"]["render"]["broadcast"] = "pab246"
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    assert load_run(bucket).broadcasts == {}, "the user chose it"
 
 
 def test_a_run_whose_videos_were_decoded_as_published_goes_on_so() -> None:

@@ -74,7 +74,7 @@ DEMO = Family(
     name="demo",
     summary="coloured shapes in motion, 64x64, a small model that ships with the project",
     defaults=ClipDefaults(
-        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="pab246"
+        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="calibrated"
     ),
     limits=ClipLimits(
         num_frames=range(8, 33, 8),
