@@ -324,7 +324,7 @@ def test_a_way_of_broadcasting_is_told_by_its_worst_clip_and_the_median_of_all_r
         one | {"clip_id": name, "identical": False, "psnr_db": psnr, "ssim": psnr / 100, "vmaf": None}
         for name, psnr in (("a", 50.0), ("b", 20.0), ("c", 40.0))
     ]
-    (row,) = by_broadcast(clip_factors([record]), three)
+    (row,) = by_broadcast(zip([record], clip_factors([record]), strict=True), three)
     assert (row["clip_id"], row["psnr_db"]) == ("b", 20.0)
     assert row["quality"]["psnr_db"] == {"worst": 20.0, "median": 40.0}
     assert row["quality"]["clips"] == 3
