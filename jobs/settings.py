@@ -22,7 +22,7 @@ from pab.execution.choice import (
     Execution,
     execution_of,
 )
-from pab.family import FLOAT8_PARTS, MAX_BATCH, Family
+from pab.family import AUTO_PRECISION, FLOAT8_PARTS, MAX_BATCH, Family
 from pab.weights.lora import FORM, Lora
 
 MAX_ATTEMPTS = 2
@@ -76,6 +76,14 @@ AS_ASKED = KeepChoice()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CompileChoice:
+    """Whether `--compile auto` compiles a family's blocks, weighed when the run began, and `why` in words."""
+
+    compiled: bool
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RenderSettings:
     """The settings that jobs follow. Those of machines and SLURM are in `pipeline.run.settings.MachineSettings`.
 
@@ -83,7 +91,7 @@ class RenderSettings:
     `max_attempts` and the two about references change a video, so they are part of clips' digests. `weights`: those given
     without a family's name; they are for `model`. `family_weights`: given with a family's name. `loras`: by family, as the
     user says them. `batch`: how many clips are rendered in one batch, or `AUTO`. `reference_roots`: absolute paths; the
-    manifest's own folder is one of them if it is local.
+    manifest's own folder is one of them if it is local. `precision`: of all families, or "auto", each one's own on a GPU.
     """
 
     model: Annotated[
@@ -129,9 +137,11 @@ class RenderSettings:
     precision: Annotated[
         str,
         Setting(
-            choices=("float32", "bfloat16"),
+            asked=AUTO_PRECISION,
+            choices=(AUTO_PRECISION, "float32", "bfloat16"),
             commands=("validate", "calibrate"),
-            help="number format in which the model computes (default: float32 on CPUs, bfloat16 on GPUs)",
+            help="number format in which the model computes. auto is float32 on CPUs, and on GPUs what each family says: "
+            "bfloat16, but float32 for the demo. Part of a clip's digest; runs that began with another one go on with it",
         ),
     ]
     device: Annotated[
@@ -150,8 +160,9 @@ class RenderSettings:
             choices=("auto", "on", "off"),
             help="compile the model's blocks, one graph per step pattern. Compiled blocks round differently from eager "
             "ones, so this is part of a clip's digest, and so are the fused kernels that blocks of all families "
-            "but Open-Sora-Plan 1.2 and the demo then use on GPUs in bfloat16. auto is on for GPUs, but for runs that "
-            "began without",
+            "but Open-Sora-Plan 1.2 and the demo then use on GPUs in bfloat16. auto is off on CPUs and for runs that began "
+            "without; on GPUs a run that begins weighs for each family what its jobs would save against the seconds of "
+            "compiling, and keeps to that",
         ),
     ] = False
     attention: Annotated[
@@ -331,6 +342,14 @@ class RenderSettings:
     kept: Mapping[str, KeepChoice] = field(default_factory=dict)
     """By family, what was chosen when the run began; a family that is not there is rendered as asked for."""
 
+    weighed: Mapping[str, CompileChoice] = field(default_factory=dict)
+    """By family, what `--compile auto` came to when the run began; a family that is not there follows `compile`."""
+
+    def compiles(self, model: str) -> bool:
+        """Returns whether a family's blocks are compiled, if they can be."""
+        choice = self.weighed.get(model)
+        return self.compile and (choice is None or choice.compiled)
+
     def weights_of(self, model: str) -> str | None:
         """Returns the weights that the user chose for a family; None for the family's own."""
         return self.family_weights.get(model, self.weights if model == self.model else None)
@@ -338,6 +357,10 @@ class RenderSettings:
     def keep_of(self, model: str) -> str:
         """Returns how kept outputs of a family are stored."""
         return self.kept.get(model, AS_ASKED).keep if self.keep == CHOSEN else self.keep
+
+    def precision_of(self, family: Family) -> str:
+        """Returns the number format in which a family computes."""
+        return family.precision_for(self.precision)
 
     @property
     def float8(self) -> tuple[str, ...]:
@@ -348,10 +371,10 @@ class RenderSettings:
         """Returns how these settings run a family."""
         return execution_of(
             family,
-            compiled=self.compile,
+            compiled=self.compiles(family.name),
             attention=self.attention,
             device=self.device,
-            precision=self.precision,
+            precision=self.precision_of(family),
             keep=self.keep_of(family.name),
             linears=self.linears,
             decode=self.decode,

@@ -21,6 +21,9 @@ from pab.conditioning.references import ReferenceRules
 MAX_BATCH = 8
 """The largest batch, for models that take several clips at once: beyond it only memory grows."""
 
+AUTO_PRECISION = "auto"
+"""The precision of a run on GPUs in which each family has its own (`Family.gpu_precision`)."""
+
 if TYPE_CHECKING:
     from pab.model import VideoModel
     from pab.parallel.mesh import Axis
@@ -153,6 +156,8 @@ class Family:
     """Latent frames of a clip's frames, for a family whose spatial attention sees one latent frame at a time. None: it sees
     all tokens (3-D attention)."""
     precisions: tuple[str, ...] = ("bfloat16", "float32")
+    gpu_precision: str = "bfloat16"
+    """The precision on GPUs unless the user asks for one (`precision_for`). On CPUs it is float32."""
     keeps_blocks: bool = False
     """Whether the model can keep and return outputs of whole blocks, which Foresight needs."""
     splits: bool = True
@@ -170,6 +175,8 @@ class Family:
     """Whether its self attention can take 8-bit floats; its model is then a `pab.model.UsesFloat8Attention`."""
     fast_decode: bool = False
     """Whether its decoder can run faster and round differently; its model is then a `pab.model.DecodesFast`."""
+    decoder_compile_s: float = 0.0
+    """Seconds of the first call of a fast decoder that is compiled where blocks are, of each size; 0 for all others."""
     records_loops: bool = False
     """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
     clean_prompt: Callable[[str], str] | None = None
@@ -197,6 +204,10 @@ class Family:
     """What clips under reuse must reach by default. Its own published presets pass; none where nobody has measured."""
     cache_reset_steps: Callable[[ClipRequest, str], tuple[int, ...]] = lambda _request, _precision: ()
     """Steps at which nothing kept before is reused, because another transformer takes over. Called like `timesteps`."""
+
+    def precision_for(self, asked: str) -> str:
+        """Returns the precision of its clips. `asked`: the run's, where `AUTO_PRECISION` leaves it to the family."""
+        return self.gpu_precision if asked == AUTO_PRECISION else asked
 
     def smaller(self, broadcast: str) -> dict[str, BroadcastRules]:
         """Returns by name the rules that keep less than a preset's, the most first (`pab.broadcast.smaller`)."""

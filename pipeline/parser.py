@@ -218,6 +218,11 @@ def _add_bench(commands: _Commands[Parser]) -> None:
             "float8` renders; each choice has an entry of its own",
         )
     parser.add_argument(
+        "--eager",
+        action="store_true",
+        help="with --figures: blocks are not compiled, as `--compile auto` has it for few clips of a small model",
+    )
+    parser.add_argument(
         "--join", nargs="+", metavar="FILE", help="measure nothing; make one page of several bench.json"
     )
     parser.add_argument(

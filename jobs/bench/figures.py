@@ -49,18 +49,24 @@ class Size:
 
 
 def measure_figures(
-    name: str, settings: BenchSettings, *, weights: str | None, tell: Callable[[str], None], float8: Sequence[str] = ()
+    name: str,
+    settings: BenchSettings,
+    *,
+    weights: str | None,
+    tell: Callable[[str], None],
+    float8: Sequence[str] = (),
+    eager: bool = False,
 ) -> tuple[CostFigures, Json]:
     """Measures one family; returns its figures, and what they were made from, for readers.
 
     `weights`: a folder of weights, or None for random ones. `tell` is called with each figure. `float8`: which of
-    `pab.family.FLOAT8_PARTS` are of 8-bit floats. Raises ValueError for a family that has no random weights here, no second
-    size, or no such 8-bit floats.
+    `pab.family.FLOAT8_PARTS` are of 8-bit floats. `eager`: blocks are not compiled on GPUs either. Raises ValueError for a
+    family that has no random weights here, no second size, or no such 8-bit floats.
     """
     device, family = torch.device(settings.device), FAMILIES[name]
     execution = execution_of(
         family,
-        compiled=device.type == "cuda",
+        compiled=device.type == "cuda" and not eager,
         attention="float8" if "attention" in float8 else "auto",
         device=device.type,
         precision=_precision(family, device),
@@ -72,7 +78,7 @@ def measure_figures(
     gc.collect()
     loaded_bytes, eight = _allocated(device), _float8_parameters(subject)
     clips = _Clips(subject, NodeGroup(device=device))
-    with executing(execution), torch.inference_mode():
+    with executing(execution, precision=subject.precision), torch.inference_mode():
         small, large = (clips.size(request) for request in two_sizes(family, subject.requests[0]))
         tell(f"{name}: {small.seconds * 1e3:.1f} ms a step of {small.tokens:,} tokens")
         peak, full = _peak(device), clips.last
@@ -138,7 +144,7 @@ def _subject(family: Family, settings: BenchSettings, weights: str | None) -> tu
 
 
 def _precision(family: Family, device: torch.device) -> str:
-    usual = precision_on(device)
+    usual = family.gpu_precision if device.type == "cuda" else precision_on(device)
     return usual if usual in family.precisions else family.precisions[0]
 
 

@@ -58,7 +58,7 @@ def measure_ours(
     recorder = LoopRecorder() if execution.records else None
     clips = OurClips(subject=subject, broadcast=row.broadcast, group=group, keep=execution.keep, recorder=recorder)
     requests = tuple(row.asked(request) for request in subject.requests)
-    with executing(execution), torch.inference_mode():
+    with executing(execution, precision=subject.precision), torch.inference_mode():
         measured = measure(
             clips.clip,
             requests,

@@ -234,7 +234,10 @@ def _of_model(execution: Execution) -> Execution:
 
 
 def alike(reference: Sequence[Tensor], others: Sequence[Tensor]) -> Json:
-    """Returns PSNR and SSIM, medians over clips; of equal clips no PSNR. `of`: "video", or "latents" of random weights."""
+    """Returns PSNR and SSIM, medians over clips, and those of the worst clip; of equal clips no PSNR.
+
+    `of`: "video", or "latents" of random weights.
+    """
     identical = all(torch.equal(a, b) for a, b in zip(reference, others, strict=True))
     video = reference[0].dtype == torch.uint8
     both = [
@@ -247,6 +250,9 @@ def alike(reference: Sequence[Tensor], others: Sequence[Tensor]) -> Json:
         "identical": identical,
         "psnr_db": None if identical else median(found[0] for found in both),
         "ssim": median(found[1] for found in both),
+        "clips": len(both),
+        "worst_psnr_db": None if identical else min(found[0] for found in both),
+        "worst_ssim": min(found[1] for found in both),
         "relative_rms": median(off),
     }
 

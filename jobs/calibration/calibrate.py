@@ -23,6 +23,8 @@ from pab.calibration.effects import measure_clip, measure_effect, spread_effects
 from pab.calibration.groups import WHOLE_PASS, SiteGroup, site_groups
 from pab.calibration.passes_and_sites import search_passes_and_sites
 from pab.calibration.search import Budget, ErrorModel, Steps, error_model
+from pab.execution.choice import Execution
+from pab.execution.compiled import executing
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import plan_for
@@ -148,6 +150,10 @@ class Calibrator:
 
     def run(self) -> Calibration:
         """Measures, searches and judges. Raises ValueError where nothing meets the target."""
+        with executing(Execution(), precision=self.request.precision):
+            return self._run()
+
+    def _run(self) -> Calibration:
         request, measured = self.request, self.measure()
         rules = self._bisect(measured) if request.target.min_psnr_db is not None else self._search(measured)
         psnr = summary(self.clips.psnr(request.searched, rules)).median

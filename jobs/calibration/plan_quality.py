@@ -61,8 +61,8 @@ class PlanQuality:
         """Tells it in one line."""
         return (
             f"{self.broadcast}: {self.call_share.median:.1%} of calls, {self.time_share.median:.1%} of planned time, "
-            f"{self.psnr_db.median:.1f} dB ({self.psnr_db.least:.1f} to {self.psnr_db.most:.1f}), "
-            f"SSIM {self.ssim.median:.4f} on {self.clips} held-out clips"
+            f"{self.psnr_db.median:.1f} dB (worst {self.psnr_db.least:.1f}, best {self.psnr_db.most:.1f}), "
+            f"SSIM {self.ssim.median:.4f} (worst {self.ssim.least:.4f}) on {self.clips} held-out clips"
         )
 
 

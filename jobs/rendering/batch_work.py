@@ -35,7 +35,7 @@ def render_batch(
     before = loaded.make_room()
     with shared.time("plan"):
         way = loaded.way(first, settings)
-        plan = plan_for(loaded.family, request, way.rules, settings.render.precision)
+        plan = plan_for(loaded.family, request, way.rules, settings.render.precision_of(loaded.family))
     with shared.time("encode_prompt"):
         prompts = [
             loaded.prompts_of(attempt.clip, [own])[0] for attempt, own in zip(attempts, requests, strict=True)

@@ -65,7 +65,7 @@ class Batching:
         family, most = self.loaded.family, self.loaded.family.max_batch
         try:
             rules = self.loaded.rules_of(clip, self.settings)
-            plan_for(family, clip_requests(clip)[0], rules, self.settings.render.precision)
+            plan_for(family, clip_requests(clip)[0], rules, self.settings.render.precision_of(family))
         except ValueError:
             most = 1  # it will fail, so it is rendered alone
         else:

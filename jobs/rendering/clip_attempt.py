@@ -75,6 +75,8 @@ class Attempt:
     frames: ComingFrames | None = None
     """The frames of all loops; None until all loops are rendered."""
     execution: Execution = field(default_factory=Execution)
+    precision: str = ""
+    """The number format in which it was rendered."""
     compiled: Compiled = field(default_factory=Compiled)
     less: KeepWay | None = None
     """How outputs were kept, if the device had no memory for what was asked for."""

@@ -42,7 +42,7 @@ def render_clip(
     requests = clip_requests(clip)
     with stages.time("plan"):
         way = loaded.way(clip, settings)
-        plan = plan_for(loaded.family, requests[0], way.rules, settings.render.precision)
+        plan = plan_for(loaded.family, requests[0], way.rules, settings.render.precision_of(loaded.family))
     with stages.time("encode_prompt"):
         prompts = loaded.prompts_of(clip, requests)
     if references is None:
@@ -68,7 +68,7 @@ def render_baseline(loaded: LoadedFamily, attempt: Attempt, *, settings: JobSett
     baseline = Attempt(clip=attempt.clip, number=attempt.number, masks=attempt.masks, encoded=attempt.encoded)
     baseline.beginning = attempt.beginning
     requests = clip_requests(attempt.clip)
-    plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.render.precision)
+    plan = plan_for(loaded.family, requests[0], NO_BROADCAST, settings.render.precision_of(loaded.family))
     prompts = loaded.prompts_of(attempt.clip, requests)
     _render_loops(loaded, baseline, prompts, plan, group, keep=loaded.execution.keep)
     return baseline
@@ -103,7 +103,7 @@ def fill_in(
 ) -> None:
     """Fills the results into an attempt, for its record. This comes last, so that a failed attempt holds no frames."""
     attempt.loops, attempt.frames = tuple(loops), frames
-    attempt.execution, attempt.compiled = loaded.execution, compiled
+    attempt.execution, attempt.precision, attempt.compiled = loaded.execution, loaded.precision, compiled
     attempt.warnings = _warnings(attempt.clip, loaded.family, prompts, loops[0].plan, frames.size)
 
 

@@ -270,7 +270,7 @@ class _Judging:
     def _next(self, tried: Sequence[Json], share: float, facts: Sequence[Json]) -> tuple[str, list[Json]]:
         """Renders the samples by the next plan of the ladder; there are no facts of `none`, which needs none."""
         guard, clip = self.guard, self.clips[f"{facts[0]['clip_id']}.{facts[0]['digest']}"]
-        precision = guard.context.settings.render.precision
+        precision = guard.context.settings.render.precision_of(self.family)
         names = [each["broadcast"] for each in tried]
         name = next_milder(self.family, clip, tried=names, share=share, precision=precision)
         if name == NONE:

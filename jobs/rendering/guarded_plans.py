@@ -80,7 +80,7 @@ def guarded_plans(
 def _key_if_guarded(clip: Clip, settings: JobSettings, family: Family) -> str | None:
     try:
         rules = clip_rules(clip, family, settings)
-        plan = family.plan(clip_requests(clip)[0], rules, settings.render.precision)
+        plan = family.plan(clip_requests(clip)[0], rules, settings.render.precision_of(family))
     except ValueError:
         return None
     if not isinstance(rules, ForesightRules) and len(plan.full_steps) == plan.num_steps:

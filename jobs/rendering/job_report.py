@@ -38,11 +38,13 @@ Json = dict[str, Any]
 class Measures:
     """One rank's measurements of this start, filled in while it runs.
 
-    `baseline_s`: seconds of rendering samples without reuse, and by plans that were not good enough, and of comparing.
+    `precision`: of the family that was loaded last; None before one was. `baseline_s`: seconds of rendering samples without
+    reuse, and by plans that were not good enough, and of comparing.
     `strip_png`: a picture of the first sample: frames without broadcast above the same frames with it.
     """
 
     load_s: dict[str, float] = field(default_factory=dict)
+    precision: str | None = None
     prompts_s: float = 0.0
     compiled: Compiled = field(default_factory=Compiled)
     device_use: DeviceUse = field(default_factory=DeviceUse)
@@ -239,13 +241,17 @@ def _start_facts(
     facts = context.facts()
     ended_here = [clip for clip in outcome.clips if isinstance(clip, Rendered)]
     return {
-        **{name: facts[name] for name in ("job_id", "start", "host", "device", "precision", "ranks")},
+        **{name: facts[name] for name in ("job_id", "start", "host", "device", "ranks")},
+        "precision": measures[0].precision or facts["precision"],
         "wall_s": round(wall_s, 3),
         "load_s": {name: round(seconds, 3) for name, seconds in measures[0].load_s.items()},
         "prompts_s": round(measures[0].prompts_s, 3),
         "warm_up_s": round(warm_up, 4),
         "baseline_s": round(measures[0].baseline_s, 3),
         "compiled": _compiled(measures),
+        "weighed": {
+            name: choice.why for name, choice in context.settings.render.weighed.items() if name in measures[0].load_s
+        },
         "device_busy": _device_busy(measures),
         "rendered": len(ended_here),
         "left": len(outcome.left),

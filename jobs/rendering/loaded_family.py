@@ -44,6 +44,7 @@ class LoadedFamily:
     model: VideoModel
     load_s: float
     execution: Execution
+    precision: str = "float32"
     graphs: Graphs | None = None
     recorder: LoopRecorder | None = None
     prompts: dict[str, tuple[EncodedPrompt, ...]] = field(default_factory=dict)
@@ -131,7 +132,7 @@ def load_family(
     execution = settings.render.execution(family)
     request = LoadRequest(
         weights=settings.weights_of(family.name),
-        precision=settings.render.precision,
+        precision=settings.render.precision_of(family),
         device=str(device),
         clip_axis=clip_axis,
         loras=settings.loras_of(family.name) if loras is None else loras,
@@ -145,6 +146,7 @@ def load_family(
         model=model,
         load_s=time.perf_counter() - start,
         execution=execution,
+        precision=request.precision,
         graphs=Graphs() if execution.compiled else None,
         recorder=LoopRecorder() if execution.records else None,
         shared=clip_axis is not None and clip_axis.size > 1,

@@ -82,7 +82,7 @@ def clip_record(
         "started_at": attempt.started_at,
         "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "video": video_facts(video, layout.render(clip.key, sha256), sha256),
-        "job": context.facts(),
+        "job": context.facts() | {"precision": attempt.precision},
         "versions": versions(),
         "warnings": list(attempt.warnings),
         "alarms": list(alarms_of(pixels)),

@@ -275,11 +275,13 @@ class _ShardRun:
         if loaded.execution.compiled:
             place, attention = settings.render.compile_cache, loaded.execution.attention
             stack.enter_context(compile_cache(place, attention, refused=_log_refused))
-        stack.enter_context(executing(loaded.execution))
-        self._measures.load_s[family.name] = loaded.load_s
+        stack.enter_context(executing(loaded.execution, precision=loaded.precision))
+        self._measures.load_s[family.name], self._measures.precision = loaded.load_s, loaded.precision
+        choice = settings.render.weighed.get(family.name)
         log_event(
-            _LOG, "model_loaded", model=family.name, load_s=loaded.load_s, compiled=loaded.execution.compiled,
-            attention=loaded.execution.attention, kernels=loaded.execution.kernels,
+            _LOG, "model_loaded", model=family.name, load_s=loaded.load_s, precision=loaded.precision,
+            compiled=loaded.execution.compiled, attention=loaded.execution.attention, kernels=loaded.execution.kernels,
+            why=None if choice is None else choice.why,
         )  # fmt: skip
         return loaded
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
+from jobs.quality.headline import quality_summary
 from jobs.reports.report_speedup import ClipFactor, derived_speedup, factor_of, reuses
 from pab.broadcast.rules import KINDS
 
@@ -57,8 +58,10 @@ def by_broadcast(pairs: Iterable[tuple[Json, ClipFactor]], baselines: Sequence[J
     named: dict[str, list[tuple[Json, ClipFactor]]] = {}
     for record, factor in pairs:
         named.setdefault(_name(record["plan"]), []).append((record, factor))
-    measured = {_name({**baseline["clip"], **baseline}): baseline for baseline in baselines}
-    return [_row(name, of, measured.get(name)) for name, of in named.items()]
+    measured: dict[str, list[Json]] = {}
+    for baseline in baselines:
+        measured.setdefault(_name({**baseline["clip"], **baseline}), []).append(baseline)
+    return [_row(name, of, measured.get(name, [])) for name, of in named.items()]
 
 
 def _name(plan: Mapping[str, Any]) -> str:
@@ -67,7 +70,7 @@ def _name(plan: Mapping[str, Any]) -> str:
     return f"{asked}, rendered with {rendered}" if stepped else str(asked)
 
 
-def _row(name: str, of: Sequence[tuple[Json, ClipFactor]], baseline: Json | None) -> Json:
+def _row(name: str, of: Sequence[tuple[Json, ClipFactor]], baselines: Sequence[Json]) -> Json:
     records = [record for record, _ in of]
     computed, total = (sum(sum(record["plan"][what].values()) for record in records) for what in ("computed", "total"))
     derived = derived_speedup(of)
@@ -80,12 +83,19 @@ def _row(name: str, of: Sequence[tuple[Json, ClipFactor]], baseline: Json | None
         "factor_derived": derived["pab_factor"] if derived else None if any(map(reuses, records)) else 1.0,
         "note_derived": None if derived is None else derived["note"],
         "alarms": sum(map(bool, alarms)) if alarms else None,
-        **_measured(baseline),
+        **_measured(baselines),
     }
 
 
-def _measured(baseline: Json | None) -> Mapping[str, Any]:
-    if baseline is None:
-        return dict.fromkeys(("factor_measured", *_ALIKE))
-    # Baselines of earlier versions have no VMAF.
-    return {"factor_measured": factor_of(baseline), **{name: baseline.get(name) for name in _ALIKE}}
+def _measured(baselines: Sequence[Json]) -> Mapping[str, Any]:
+    # What stands beside `quality` is of the clip that is least like itself. Baselines of earlier versions have no VMAF.
+    quality = quality_summary(baselines)
+    if quality is None:
+        return dict.fromkeys(("factor_measured", "quality", *_ALIKE))
+    worst = next(each for each in baselines if each["clip_id"] == quality["worst_clip_id"])
+    factors = [factor for each in baselines if (factor := factor_of(each)) is not None]
+    return {
+        "factor_measured": median_low(factors) if factors else None,
+        "quality": quality,
+        **{name: worst.get(name) for name in _ALIKE},
+    }

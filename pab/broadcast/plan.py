@@ -147,15 +147,18 @@ class BroadcastPlan:
         return "".join(letters)
 
     @cached_property
-    def graphs(self) -> int:
-        """How many compiled graphs its blocks need: one for each different combination of compute, keep and reuse."""
-        return len(
-            {
-                (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
-                for step in set(range(self.num_steps)) - self.skipped
-                for members in self.blocks
-            }
+    def graph_kinds(self) -> frozenset[tuple[object, ...]]:
+        """Each different combination of compute, keep and reuse of its blocks: a compiled graph each, which plans share."""
+        return frozenset(
+            (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
+            for step in set(range(self.num_steps)) - self.skipped
+            for members in self.blocks
         )
+
+    @property
+    def graphs(self) -> int:
+        """How many compiled graphs its blocks need."""
+        return len(self.graph_kinds)
 
     @cached_property
     def full_steps(self) -> tuple[int, ...]:
@@ -163,17 +166,29 @@ class BroadcastPlan:
         return tuple(step for step, row in enumerate(self.sources) if all(source == step for source in row))
 
     def warning(self, broadcast: str) -> str | None:
-        """Returns what users of a broadcast of this name are told if its reuse was held back; None if it was not."""
-        if not self.held_back:
-            return None
+        """Returns what users of a broadcast of this name are told if it reuses less, since there are few steps; else None."""
         nothing = len(self.full_steps) == self.num_steps
         left = (
             "nothing is reused" if nothing else f"less is reused, {self.computed_share:.0%} of the calls are computed"
         )
+        if isinstance(self.rules, StepRules):
+            return self._spread_warning(broadcast, left, self.rules)
+        if not self.held_back:
+            return None
         return (
             f"broadcast {broadcast} with {self.num_steps} steps: {left}. Its rules are made for {self.full_length} steps "
             f"({self.full_share:.0%} of the calls). At {self.held_back} steps they alone would reuse more: over a longer "
             "stretch of noise than there, or before the shape is decided; use more steps, or --broadcast none"
+        )
+
+    def _spread_warning(self, broadcast: str, left: str, rules: StepRules) -> str | None:
+        own = rules.computed_share(self.sites)
+        if self.num_steps == rules.num_steps or self.computed_share <= own + 0.01:
+            return None
+        return (
+            f"broadcast {broadcast} with {self.num_steps} steps: {left}. It is a plan for {rules.num_steps} steps "
+            f"({own:.0%} of the calls), spread so that nothing is reused over a longer way than there; use "
+            f"{rules.num_steps} steps, or a preset of rules"
         )
 
     @cached_property

@@ -112,6 +112,12 @@ class StepRules:
                 return f"the plan has {site.name} in {len(holding)} groups: {'; '.join(holding)}"
         return None
 
+    def computed_share(self, sites: Sequence[Site]) -> float:
+        """Returns the share of all calls that a clip of the plan's own number of steps computes."""
+        passes = len(self.passes) if self.passes is not None else self.num_steps
+        computing = [self.computing(site, self.num_steps) for site in sites]
+        return sum(passes if each is None else len(each) for each in computing) / (self.num_steps * len(sites))
+
     def skipped(self, num_steps: int) -> frozenset[int]:
         """Returns which of `num_steps` steps have no pass."""
         if self.passes is None:

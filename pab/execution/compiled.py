@@ -77,9 +77,26 @@ def many_graphs() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def executing(execution: Execution) -> Iterator[None]:
-    """Runs what is inside as `execution` says: with room for the graphs, and its preferred attention kernel first."""
+def exact_float32() -> Iterator[None]:
+    """Has products and convolutions of float32 compute in float32, also on GPUs that would round their factors (TF32)."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def executing(execution: Execution, *, precision: str | None = None) -> Iterator[None]:
+    """Runs what is inside as `execution` says: with room for the graphs, and its preferred attention kernel first.
+
+    `precision`: the model's. In "float32" nothing is rounded to less, so that videos look as on a CPU.
+    """
     with contextlib.ExitStack() as stack:
+        if precision == "float32":
+            stack.enter_context(exact_float32())
         if execution.compiled:
             stack.enter_context(many_graphs())
         if execution.attention == "cudnn":

@@ -66,7 +66,12 @@ def _measure_figures(arguments: argparse.Namespace, folder: Path, screen: Screen
     float8 = tuple(part for part in FLOAT8_PARTS if getattr(arguments, part) == "float8")
     try:
         figures, about = measure_figures(
-            name, _settings(arguments), weights=arguments.weights, tell=screen.note, float8=float8
+            name,
+            _settings(arguments),
+            weights=arguments.weights,
+            tell=screen.note,
+            float8=float8,
+            eager=arguments.eager,
         )
     except (OSError, ValueError) as error:
         raise UsageError(f"--figures {name}: {error}") from error
@@ -192,4 +197,6 @@ def told(line: Mapping[str, Any]) -> str:
     memory = "" if line["peak_gb"] is None else f", {line['peak_gb']:.1f} GB"
     quality = line["quality"]
     alike = "" if quality is None or quality["identical"] else f", {quality['psnr_db']:.1f} dB of {quality['of']}"
+    if alike and quality.get("clips", 1) > 1:
+        alike += f" (worst {quality['worst_psnr_db']:.1f})"
     return f"{line['name']:<44} {line['seconds']:.3f} s{spread}{memory}{alike}, warm-up {line['warm_up_s']:.1f} s"

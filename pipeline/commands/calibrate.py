@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     if not found.holds:
         screen.note(
             f"the plan misses --min-psnr {arguments.min_psnr:g} on held-out prompts "
-            f"({found.rows[0].psnr_db.median:.1f} dB); search on more --clips, or ask for more dB"
+            f"(median {found.rows[0].psnr_db.median:.1f} dB, worst {found.rows[0].psnr_db.least:.1f}); search on more "
+            "--clips, or ask for more dB"
         )
     return Exit.OK if found.holds else Exit.ERROR
 
@@ -106,7 +107,7 @@ def _calibrate(
         family=family,
         weights=rules.pinned_weights().get(family.name),
         loras=clip_loras(prompts.searched[0], rules.pinned_loras().get(family.name, ())),
-        precision=settings.precision,
+        precision=settings.precision_of(family),
         device=settings.device,
         searched=tuple(clip_requests(clip)[0] for clip in prompts.searched),
         held_out=tuple(clip_requests(clip)[0] for clip in prompts.held_out),

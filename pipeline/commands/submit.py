@@ -7,22 +7,21 @@ import signal
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
 from cluster.job import CancelledError, Cluster, ClusterError, UnansweredError
 from jobs.progress import ClipProgress
-from jobs.settings import KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket
+from manifests.accept import AcceptedManifest
 from manifests.read import read_keys
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.report import write_report
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.dry_run import show_dry_run
-from pipeline.planning.inputs import choose_kept, plan_work
-from pipeline.planning.mesh import MeshChoice
+from pipeline.planning.inputs import AS_ASKED, Beginning, choose_beginning, plan_work
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.at_work import AtWork, find_at_work, tell_at_work, wait_for_others
 from pipeline.run.build import build_settings
@@ -34,11 +33,21 @@ from pipeline.run.driver import Driver
 from pipeline.run.environment import environment_settings
 from pipeline.run.jobs_file import new_submit
 from pipeline.run.machines import driver_host, open_cluster, work_folder
-from pipeline.run.options import choose
+from pipeline.run.options import Chosen, choose
 from pipeline.run.panel import PanelDisplay
 from pipeline.run.references import ReferenceReader, access_of, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
-from pipeline.run.run import Run, as_begun, asked_run, check_same, find_run, open_bucket, start_run, undo_run
+from pipeline.run.run import (
+    Run,
+    as_begun,
+    asked_run,
+    begun_notes,
+    check_same,
+    find_run,
+    open_bucket,
+    start_run,
+    undo_run,
+)
 from pipeline.run.settings import RunSettings
 from pipeline.run.shard_jobs import ShardJobs
 from pipeline.run.shards import create_shards
@@ -49,8 +58,6 @@ from pipeline.run.weights import loras_text
 from pipeline.screen import Screen, counted
 
 SECOND_CTRL_C_S = 10.0
-Kept = Mapping[str, KeepChoice]
-"""By family, how outputs are kept if not as asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +90,11 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 
 def _submit(
-    arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept] = ({},), *, waited: list[Cluster]
+    arguments: argparse.Namespace, screen: Screen, tried: Sequence[Beginning] = (AS_ASKED,), *, waited: list[Cluster]
 ) -> int | None:
     """Plans and renders once; None after it has waited for another submit, which may have left clips.
 
-    `tried`: how outputs were kept so far while that is chosen for a run that begins; the last counts. `waited`: the
+    `tried`: what was chosen so far for a run that begins; the last counts. `waited`: the
     clusters of earlier rounds, to which this one is added: a run that was cancelled since then is not gone on with.
     """
     chosen = choose(vars(arguments), environment_settings(), arguments.config)
@@ -96,29 +103,26 @@ def _submit(
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
-    settings = as_begun(
-        settings, found, asked={name: chosen[name].value for name in ("compile", "decode")}, kept=tried[-1]
+    settings = as_begun(settings, found, asked=_asked(chosen), kept=tried[-1].kept, weighed=tried[-1].weighed)
+    rules = run_rules(
+        settings.render, begun=found.weights if found else None, defaults=found.broadcasts if found else None
     )
-    rules = run_rules(settings.render, begun=found.weights if found else None)
     known = known_references(bucket) if found else {}
     references = ReferenceReader(access_of(settings.render), known=known)
     model = settings.render.model
     with ExitStack() as stack:
         manifest = accepted_manifest(arguments.manifest, rules, model=model, read_references=references)
         accepted, path = stack.enter_context(manifest)
-        if (
-            found is None
-            and (kept := choose_kept(settings, rules, path, bucket)) is not None
-            and kept.kept not in tried
-        ):
-            # It is part of the digests, so the rows are accepted again; only then it shows which of them name a broadcast.
-            _tell_kept(kept, screen)
-            return _submit(arguments, screen, [*tried, kept.kept], waited=waited)
-        tell_warnings(accepted.warnings, screen)
+        if found is None:
+            begin = choose_beginning(settings, rules, path, bucket, weigh=_asked(chosen)["compile"] == "auto")
+            if begin.pixels not in [each.pixels for each in tried]:
+                # It is part of the digests, so the rows are accepted again; only then it shows which name a broadcast.
+                _tell_kept(begin, screen)
+                return _submit(arguments, screen, [*tried, begin], waited=waited)
+            settings = _with_reasons(settings, begin, tried[-1])
+        tell_warnings([*accepted.warnings, *_begun_notes(settings, rules, chosen)], screen)
         _tell_weights(rules, found, screen)
-        asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
-        if found:
-            check_same(found, asked, bucket.url)
+        asked = _asked_run(settings, rules, accepted, found, bucket)
         if arguments.dry_run:
             return _dry_run(settings, rules, bucket, num_clips=accepted.num_rows, path=path, screen=screen)
         run_id = (found or asked).run_id
@@ -133,8 +137,7 @@ def _submit(
         left = at_work.left_to_others & (keys - progress.recorded - progress.not_rendered)
         tell_at_work(at_work, left, screen)
         work = plan_work(settings, rules, path, progress, bucket, at_work=at_work.keys)
-        screen.note(f"mesh: {work.choice.reason}")
-        tell_warnings(work.warnings, screen)
+        _tell_choices(settings, work, screen)
         run_, is_new = start_run(bucket, asked, settings)
         if run_.run_id != run_id:
             cluster = _open_cluster(settings, run_.run_id, waited)
@@ -177,9 +180,40 @@ def _open_cluster(settings: RunSettings, run_id: str, waited: list[Cluster]) -> 
     return cluster
 
 
-def _tell_kept(choice: MeshChoice, screen: Screen) -> None:
-    for model, told in choice.told.items():
+def _asked(chosen: Mapping[str, Chosen]) -> dict[str, object]:
+    return {name: chosen[name].value for name in ("compile", "decode")}
+
+
+def _asked_run(
+    settings: RunSettings, rules: RunRules, accepted: AcceptedManifest, found: Run | None, bucket: Bucket
+) -> Run:  # fmt: skip
+    """Returns the run that is asked for. Raises UsageError where another one lives there."""
+    asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
+    if found:
+        check_same(found, asked, bucket.url)
+    return asked
+
+
+def _tell_kept(begin: Beginning, screen: Screen) -> None:
+    for model, told in begin.told.items():
         screen.note(f"kept outputs of {model}: {told}")
+
+
+def _with_reasons(settings: RunSettings, begin: Beginning, now: Beginning) -> RunSettings:
+    # Where two choices lead to each other, the later one stands, with its own reasons.
+    weighed = begin.weighed if begin.pixels == now.pixels else now.weighed
+    return replace(settings, render=replace(settings.render, weighed=weighed))
+
+
+def _begun_notes(settings: RunSettings, rules: RunRules, chosen: Mapping[str, Chosen]) -> list[str]:
+    return begun_notes(settings, rules, [name for name, each in chosen.items() if each.source != "default"])
+
+
+def _tell_choices(settings: RunSettings, work: PlannedWork, screen: Screen) -> None:
+    for model, choice in settings.render.weighed.items():
+        screen.note(f"{model}: {choice.why}")
+    screen.note(f"mesh: {work.choice.reason}")
+    tell_warnings(work.warnings, screen)
 
 
 def _mend(bucket: Bucket, keys: Collection[str], settings: RunSettings, screen: Screen) -> None:

@@ -96,6 +96,7 @@ def dry_run_document(
         "gpu_hours": round(job_s * ranks / 3600, 3),
         "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
         "loras": {name: [asdict(lora) for lora in loras] for name, loras in costs.rules.pinned_loras().items()},
+        "compile": {model: asdict(choice) for model, choice in sorted(settings.render.weighed.items())},
         "guard": guard_document(work, settings.render),
         "warnings": list(work.warnings),
         "groups": [_group_document(settings, work, costs, group) for group in sorted(work.groups)],
@@ -158,6 +159,7 @@ def _text(
             "",
             *work.mesh_lines,
             *(f"figures of {model}: {told}" for model, told in _told(work, costs).items()),
+            *(f"{model}: {choice.why}" for model, choice in sorted(settings.render.weighed.items())),
             *(f"{model} with {facts}" for model, facts in float8_facts(settings.render, work).items()),
             "",
             (

@@ -14,6 +14,8 @@ from pab.family import FLOAT8_PARTS, CostFigures, Family, read_figures
 from pipeline.exits import UsageError
 
 CPU = "cpu"
+UNKNOWN_GPU = "NVIDIA H100"
+"""What a GPU of a kind that nobody says is planned as, where only a CPU's figures are known."""
 _PEAKS: Mapping[str, float] = {
     "GB200": 2500.0, "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "H800": 989.0, "H20": 148.0,
     "A100": 312.0, "A800": 312.0, "L40S": 362.0, "L40": 181.0, "RTX 6000 Ada": 364.0, "A6000": 155.0, "A40": 150.0,
@@ -34,12 +36,13 @@ class FiguresSource:
     """Where figures may come from.
 
     `device`: what the jobs get, None if it is not known. `own`: of the user's file. `fast_decode`: whether decoders that can
-    run faster do.
+    run faster do. `on_gpu`: whether the jobs get GPUs, so that a CPU's figures are never taken as they are.
     """
 
     device: str | None = None
     own: Mapping[str, Sequence[CostFigures]] = field(default_factory=dict)
     fast_decode: bool = False
+    on_gpu: bool = False
 
     def of(self, family: Family, precision: str, float8: Sequence[str] = ()) -> CostFigures:
         """Returns the figures that a family's clips are planned with; `measured` is None if they are only estimated.
@@ -48,20 +51,24 @@ class FiguresSource:
         8-bit floats; where that was not measured, by the ratios of families that were.
         """
         best = self._nearest(family, precision, float8).decoding(fast=self.fast_decode and family.fast_decode)
-        return _brought(best, self.device, precision, float8)
+        return _brought(best, self._device(best), precision, float8)
 
     def told(self, family: Family, precision: str, float8: Sequence[str] = ()) -> str:
         """Returns what the figures are from, in words."""
         best = self._nearest(family, precision, float8)
         where = f"measured on {best.measured}" if best.measured else f"estimated for {best.device}"
-        changes = []
-        if self.device is not None and kind_of(best.device) != kind_of(self.device):
-            changes.append(f"scaled to {self.device} by the peak rates of both")
+        changes, device = [], self._device(best)
+        if device is not None and kind_of(best.device) != kind_of(device):
+            guess = " (nobody says what the jobs get: --gpu-kind)" if self.device is None else ""
+            changes.append(f"scaled to {device}{guess} by the peak rates of both")
         elif best.precision != precision:
             changes.append(f"in {best.precision} and not {precision}")
         if (parts := [part for part in FLOAT8_PARTS if (part in best.float8) != (part in float8)]) != []:
             changes.append(f"scaled for {' and '.join(_said(part, float8) for part in parts)}")
         return f"{where}, {', '.join(changes)}: estimated" if changes else where
+
+    def _device(self, best: CostFigures) -> str | None:
+        return UNKNOWN_GPU if self.device is None and self.on_gpu and kind_of(best.device) == CPU else self.device
 
     def _nearest(self, family: Family, precision: str, float8: Sequence[str]) -> CostFigures:
         known = [*self.own.get(family.name, ()), *family.figures, family.cost]
@@ -69,6 +76,7 @@ class FiguresSource:
         def apart(figures: CostFigures) -> tuple[bool, ...]:
             mine, theirs = self.device or figures.device, figures.device
             return (
+                self.on_gpu and kind_of(theirs) == CPU,
                 kind_of(mine) != kind_of(theirs),
                 (kind_of(mine) == CPU) != (kind_of(theirs) == CPU),
                 figures.measured is None,

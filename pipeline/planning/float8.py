@@ -57,12 +57,14 @@ class Float8Facts:
 
 def float8_facts(render: RenderSettings, work: PlannedWork) -> dict[str, Float8Facts]:
     """Returns by family what 8-bit floats would give on the run's mesh, of families and devices that have them."""
-    if render.device != "cuda" or render.precision != "bfloat16":
+    if render.device != "cuda":
         return {}
     found = {}
     for model in sorted({group.model for group in work.groups}):
         costs = work.times.costs
         family = costs.rules.families[model]
+        if costs.precision_of(model) != "bfloat16":
+            continue
         on_device = float8_parts(costs.source.device or costs.figures(model).device)
         of_family = {"linears": family.float8, "attention": family.float8_attention}
         parts = tuple(part for part in FLOAT8_PARTS if part in costs.float8 or (of_family[part] and part in on_device))
@@ -74,13 +76,12 @@ def float8_facts(render: RenderSettings, work: PlannedWork) -> dict[str, Float8F
 def _facts(model: str, parts: tuple[str, ...], work: PlannedWork, precision: str) -> Float8Facts:
     costs, planned, mesh = work.times.costs, work.choice.picked.kept[model], Mesh(cfg=work.mesh.cfg, sp=work.mesh.sp)
     question = KeptQuestion(groups=work.groups, precision=precision, memory_bytes=None)
-    now, then = (
-        question.facts(
-            model, planned.way, mesh, ClipTimes(ClipCosts(costs.rules, precision, costs.source, float8=each)), costs.rules
-        )
+    both = [
+        ClipCosts(costs.rules, precision, costs.source, float8=each, eager=costs.eager)
         for each in (costs.float8, parts)
-    )  # fmt: skip
-    of_figures = ClipCosts(costs.rules, precision, costs.source, float8=parts).measured_on(model)
+    ]  # fmt: skip
+    now, then = (question.facts(model, planned.way, mesh, ClipTimes(each), costs.rules) for each in both)
+    of_figures = both[1].measured_on(model)
     return Float8Facts(
         parts=parts,
         seconds=planned.seconds * then.seconds / now.seconds,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.devices import gpu_kind, gpu_memory_bytes
-from jobs.settings import CHOSEN
+from jobs.settings import CHOSEN, CompileChoice, KeepChoice
 from jobs.store.bucket import Bucket
 from pab.families import FAMILIES
 from pipeline.planning.clip_times import ClipTimes
@@ -13,7 +15,6 @@ from pipeline.planning.cost import ClipCosts
 from pipeline.planning.figures import CPU, FiguresSource, read_figures_file
 from pipeline.planning.measured import MeasuredTimes, read_measured_file, read_measured_jobs
 from pipeline.planning.memory import GB
-from pipeline.planning.mesh import MeshChoice
 from pipeline.planning.sharding import DeviceMemory, PlannedWork, WorkPlanner
 from pipeline.run.rules import RunRules
 from pipeline.run.settings import RunSettings
@@ -36,15 +37,47 @@ def plan_work(
     return _planner(settings, rules, bucket).plan(accepted, progress.recorded | progress.not_rendered | at_work)
 
 
-def choose_kept(settings: RunSettings, rules: RunRules, accepted: Path, bucket: Bucket) -> MeshChoice | None:
-    """Chooses for a run that begins how outputs are kept; None where there is nothing to choose, or memory has no bound.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What is chosen by family when a run begins, and stands for all its submits: how outputs are kept, what is compiled.
+
+    `told`: by family in `kept`, what was chosen and why.
+    """
+
+    kept: Mapping[str, KeepChoice] = field(default_factory=dict)
+    weighed: Mapping[str, CompileChoice] = field(default_factory=dict)
+    told: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pixels(self) -> tuple[dict[str, KeepChoice], set[str]]:
+        """The part that is in the clips' digests: what is kept, and families with eager blocks."""
+        return dict(self.kept), {model for model, choice in self.weighed.items() if not choice.compiled}
+
+
+AS_ASKED = Beginning()
+"""Nothing was chosen."""
+
+
+def choose_beginning(
+    settings: RunSettings, rules: RunRules, accepted: Path, bucket: Bucket, *, weigh: bool
+) -> Beginning:
+    """Chooses for a run that begins how outputs are kept, where memory has a bound, and what is compiled, if `weigh` is true.
 
     Raises UsageError, BucketError.
     """
-    if settings.render.keep != CHOSEN and settings.render.broadcast is not None:
-        return None
-    planner = _planner(settings, rules, bucket)
-    return None if planner.memory.size_bytes is None else planner.choose(accepted)
+    weigh = weigh and settings.render.compile
+    keeps = settings.render.keep == CHOSEN or settings.render.broadcast is None
+    if not weigh and not keeps:
+        return AS_ASKED
+    # Both ways are weighed by the seconds of compiled blocks.
+    planner = _planner(replace(settings, render=replace(settings.render, weighed={})), rules, bucket)
+    keeps = keeps and planner.memory.size_bytes is not None
+    if not weigh and not keeps:
+        return AS_ASKED
+    choice, weighed = planner.begin(accepted)
+    return Beginning(
+        kept=choice.kept if keeps else {}, told=choice.told if keeps else {}, weighed=weighed if weigh else {}
+    )
 
 
 def _planner(settings: RunSettings, rules: RunRules, bucket: Bucket) -> WorkPlanner:
@@ -56,14 +89,20 @@ def _planner(settings: RunSettings, rules: RunRules, bucket: Bucket) -> WorkPlan
         device=_device(settings, before),
         own=read_figures_file(own, FAMILIES) if own is not None else {},
         fast_decode=settings.render.decode == "fast",
+        on_gpu=settings.render.device == "cuda",
     )
     return WorkPlanner(
-        times=ClipTimes(ClipCosts(rules, precision, source, float8=float8), measured),
+        times=ClipTimes(ClipCosts(rules, precision, source, float8=float8, eager=_eager(settings, rules)), measured),
         rules=rules,
         machines=settings.machines,
         render=settings.render,
         memory=_device_memory(settings, before.device_bytes),
     )
+
+
+def _eager(settings: RunSettings, rules: RunRules) -> list[str]:
+    render = settings.render
+    return [name for name in rules.families if render.device == "cuda" and not render.compiles(name)]
 
 
 def _device(settings: RunSettings, before: MeasuredTimes) -> str | None:

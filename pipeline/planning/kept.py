@@ -135,12 +135,15 @@ class KeptQuestion:
         measured = times.measured.peak_bytes(group, mesh.cfg if two else 1, mesh.sp, keep)
         if measured is not None:
             return measured, MEASURED
-        memory = times.costs.figures(group.model).memory
+        memory, precision = (
+            times.costs.figures(group.model).memory,
+            rules.families[group.model].precision_for(self.precision),
+        )
         if memory is not None and "linears" in times.costs.float8:
-            memory = in_float8(memory, self.precision)
+            memory = in_float8(memory, precision)
         needed = rank_bytes(
             rules.families[group.model], memory, group, times.costs.plan(group), mesh,
-            two_branches=two, precision=self.precision, keep=keep,
+            two_branches=two, precision=precision, keep=keep,
         )  # fmt: skip
         return needed, source_of(memory.measured if memory else None)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from jobs.store.bucket import Bucket
 from manifests.shards import ClipGroup
+from pab.families import FAMILIES
 from pipeline.exits import UsageError
 from pipeline.run.settings import parse_mesh
 
@@ -50,6 +51,11 @@ class MeasuredClip:
     peak_bytes: float | None = None
     keep: str = "full"
     float8: tuple[str, ...] = ()
+
+    def is_of(self, precision: str) -> bool:
+        """Returns whether a run of this precision, or of each family's own ("auto"), renders such clips in the same one."""
+        family = FAMILIES.get(self.group.model)
+        return self.precision == (precision if family is None else family.precision_for(precision))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +99,7 @@ def of_one_device(
     clips: Sequence[MeasuredClip], *, precision: str, source: str, float8: tuple[str, ...] = ()
 ) -> MeasuredTimes:
     """Returns what was measured in these numbers, on the device with the most entries: times of two are not compared."""
-    clips = [clip for clip in clips if (clip.precision, clip.float8) == (precision, float8)]
+    clips = [clip for clip in clips if clip.is_of(precision) and clip.float8 == float8]
     if not clips:
         return NOTHING_MEASURED
     device = Counter(clip.device for clip in clips).most_common(1)[0][0]

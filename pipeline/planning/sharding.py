@@ -7,12 +7,13 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.settings import Mesh, RenderSettings
+from jobs.settings import CompileChoice, Mesh, RenderSettings
 from manifests.read import open_manifest
 from manifests.shards import PLAN_COLUMNS, ClipGroup, ShardPlan, plan_shards
 from pab.execution.choice import KEEP_CHOICES
 from pipeline.exits import UsageError
 from pipeline.planning.clip_times import ClipTimes
+from pipeline.planning.compiling import weigh_compiling
 from pipeline.planning.kept import ways_of
 from pipeline.planning.mesh import MeshChoice, MeshQuestion, choose_mesh, mesh_table
 from pipeline.run.rules import RunRules
@@ -117,10 +118,15 @@ class WorkPlanner:
             longest_clip_s=max((self._alone_s(group, mesh) for group in found.clip_groups), default=0.0),
         )
 
-    def choose(self, accepted: Path) -> MeshChoice:
-        """Chooses for a run that begins how outputs are kept, with the mesh that goes with it."""
-        question = self._question(self._look(accepted, frozenset()), begun=False)
-        return choose_mesh(question, self.times, self.rules, asked=self._asked_mesh)
+    def begin(self, accepted: Path) -> tuple[MeshChoice, dict[str, CompileChoice]]:
+        """Chooses for a run that begins how outputs are kept, with the mesh that goes with it; weighs compiling by family."""
+        found = self._look(accepted, frozenset())
+        choice = choose_mesh(self._question(found, begun=False), self.times, self.rules, asked=self._asked_mesh)
+        mesh, overhead_s = choice.mesh, self._overhead_s(found, choice.mesh)
+        minutes = self._minutes(self._total_s(found, mesh, with_broadcast=True), overhead_s)
+        job_s = max(1.0, 60 * minutes - max(overhead_s.values(), default=0.0))
+        weighed = weigh_compiling(found.clip_groups, self.times, self.rules, self.render, mesh=mesh, job_s=job_s)
+        return choice, weighed
 
     @property
     def _asked_mesh(self) -> Mesh | None:

@@ -11,6 +11,7 @@ from cluster.devices import visible_gpus
 from jobs.setting import settings_in
 from jobs.settings import RenderSettings
 from pab.families import FAMILIES
+from pab.family import AUTO_PRECISION
 from pab.weights.lora import Lora, read_lora
 from pipeline.exits import UsageError
 from pipeline.run.environment import variables
@@ -31,10 +32,11 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
     if value["device"] == "auto":
         value["device"] = "cuda" if value["cluster"] == "slurm" or gpus else "cpu"
     on_gpus = value["device"] == "cuda"
-    value["precision"] = value["precision"] or ("bfloat16" if on_gpus else "float32")
+    if value["precision"] == AUTO_PRECISION and not on_gpus:
+        value["precision"] = "float32"
     value["compile"] = value["compile"] == "on" or (value["compile"] == "auto" and on_gpus)
     if value["decode"] == "auto":
-        value["decode"] = "fast" if on_gpus and value["precision"] == "bfloat16" else "published"
+        value["decode"] = "fast" if on_gpus and value["precision"] != "float32" else "published"
     value["compile_cache"] = absolute(value["compile_cache"]) if value["compile_cache"] else None
     value["reference_root"] = _reference_roots(manifest, value["reference_root"], chosen["reference_root"].source)
     value["output"] = absolute(value["output"] or default_output(manifest))

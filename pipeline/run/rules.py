@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -59,14 +59,21 @@ class RunRules:
 
 
 def run_rules(
-    render: RenderSettings, families: Mapping[str, Family] = FAMILIES, *, begun: Mapping[str, RunWeights] | None = None
+    render: RenderSettings,
+    families: Mapping[str, Family] = FAMILIES,
+    *,
+    begun: Mapping[str, RunWeights] | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> RunRules:
-    """Makes the rules of a run. `begun`: the weights of the run that goes on, by family.
+    """Makes the rules of a run.
+
+    `begun`, `defaults`: by family, weights of the run that goes on, and the broadcast that rows got which name none.
 
     `--weights` without a family's name belong to `--model`: with them only it and the families that are named there may
     render. Otherwise a family that is not named there has its own, looked up when a row names it. Raises UsageError for an
     unknown model, weights, precision or broadcast.
     """
+    families = {name: _as_begun(family, (defaults or {}).get(name)) for name, family in families.items()}
     family = _family(render.model, families)
     own, default = _broadcast(render, family)
     left_out = _left_out(render, families)
@@ -198,6 +205,13 @@ def _default(render: RenderSettings, family: Family, own: Mapping[str, Rules], a
     return chosen if chosen is not None and family.rules_named(chosen) is not None else None
 
 
+def _as_begun(family: Family, broadcast: str | None) -> Family:
+    # Another version may have another default; rows that name none mean that of their run.
+    if broadcast is None or broadcast == family.defaults.broadcast or broadcast not in family.presets:
+        return family
+    return replace(family, defaults=replace(family.defaults, broadcast=broadcast))
+
+
 def _usable(own: Mapping[str, Rules], family: Family) -> dict[str, Rules]:
     return {name: rules for name, rules in own.items() if _fits(rules, family)}
 
@@ -219,7 +233,7 @@ def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings, lor
     weights = lookup.find(family)
     added = loras_identity(weights.loras if loras is None else loras)
     return (
-        f"weights {weights.digest}{added} precision {render.precision}"
+        f"weights {weights.digest}{added} precision {render.precision_of(family)}"
         f"{render.execution(family).identity}{render.video_identity}"
     )
 
@@ -235,9 +249,9 @@ def _row_loras(lookup: WeightsLookup, family: Family, render: RenderSettings, te
 
 def _left_out(render: RenderSettings, families: Mapping[str, Family]) -> dict[str, str]:
     left_out = {
-        name: f"precision {render.precision!r}, {name} runs in {', '.join(family.precisions)}"
+        name: f"precision {render.precision_of(family)!r}, {name} runs in {', '.join(family.precisions)}"
         for name, family in families.items()
-        if render.precision not in family.precisions
+        if render.precision_of(family) not in family.precisions
     }
     left_out |= {
         name: f"--linears {render.linears}: {name} has no 8-bit matrix products, only full"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import platform
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from jobs.settings import PLAIN_CRF, KeepChoice
+from jobs.settings import PLAIN_CRF, CompileChoice, KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket, DamagedError
 from jobs.store.retry import RetryPolicy
+from pab.families import FAMILIES
+from pab.family import AUTO_PRECISION
 from pipeline.exits import UsageError
 from pipeline.run.rules import RunRules
 from pipeline.run.settings import RunSettings, absolute
@@ -36,6 +38,7 @@ _BEFORE = {
     "--negative-prompt": "none",
 }
 """What runs rendered with before they said so."""
+_PRECISION_OF = "precision of "
 _AGAIN = "remove it and submit the same manifest again: what is recorded stays"
 RETRY_POLICY = RetryPolicy(total_s=20.0)
 """The command line waits less long for a bucket than a job does: somebody sits before it."""
@@ -57,6 +60,10 @@ class Run:
     exclusive: bool | None = None
     kept: Mapping[str, KeepChoice] = field(default_factory=dict)
     """By family, what was chosen so that kept outputs fit; a later submit renders the same way, on any device."""
+    weighed: Mapping[str, CompileChoice] = field(default_factory=dict)
+    """By family, what `--compile auto` came to; a later submit goes on so, however few clips are left."""
+    broadcasts: Mapping[str, str] = field(default_factory=dict)
+    """By family, the preset that rows which name no broadcast got; a later version may have another default."""
 
 
 def open_bucket(output: str) -> Bucket:
@@ -68,6 +75,7 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
     """Returns by setting what changes pixels: what `submit` compares and names."""
     render = settings.render
     family, execution = rules.rows[render.model], render.execution(rules.families[render.model])
+    precision = render.precision_of(rules.families[render.model])
     broadcast = str(family.defaults["broadcast"])
     compiled = "on with fused kernels" if execution.kernels else "on"
     rest = {name: found for name, found in rules.weights.items() if name != render.model}
@@ -79,6 +87,9 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
         "--guidance-scale-2": render.guidance_scale_2,
         "--negative-prompt": render.negative_prompt,
     }
+    in_others = {name: render.precision_of(rules.families[name]) for name in rest}
+    others |= {f"{_PRECISION_OF}{name}": each for name, each in in_others.items() if each != precision}
+    others |= {f"--compile of {name}": "off" for name in rest if render.compile and not render.compiles(name)}
     chosen = {name: choice for name, choice in render.kept.items() if name != render.model and name in rules.weights}
     others |= {
         f"kept outputs of {name}": f"{each.keep} {each.broadcast or ''}".strip() for name, each in chosen.items()
@@ -88,7 +99,7 @@ def pixel_settings(settings: RunSettings, rules: RunRules) -> dict[str, str]:
         "--weights": str(rules.weights[render.model]),
         "--lora": rules.weights[render.model].loras_text,
         **others,
-        "--precision": render.precision,
+        "--precision": precision,
         "--broadcast": f"{broadcast} ({family.broadcasts[broadcast]})",
         "--compile": compiled if execution.compiled else "off",
         "--attention": execution.attention,
@@ -107,21 +118,48 @@ def as_begun(
     *,
     asked: Mapping[str, object],
     kept: Mapping[str, KeepChoice] | None = None,
+    weighed: Mapping[str, CompileChoice] | None = None,
 ) -> RunSettings:
     """Returns settings that go on as a run began. `asked`: what the user said of `--compile` and `--decode`.
 
-    `kept`: what was chosen for a run that does not exist yet. What "auto" means depends on the machine, and on the families
-    whose blocks this version can compile.
+    `kept`, `weighed`: what was chosen for a run that does not exist yet. What "auto" means depends on the machine, and on
+    the families whose blocks this version can compile.
     """
     if found is None:
-        return replace(settings, render=replace(settings.render, kept=kept or {}))
+        return replace(settings, render=replace(settings.render, kept=kept or {}, weighed=weighed or {}))
     settings = replace(settings, render=replace(settings.render, kept=found.kept))
     render = settings.render
-    if asked["compile"] == "auto" and _begun(found, "--compile") == _BEFORE["--compile"]:
-        render = replace(render, compile=False)
+    if render.precision == AUTO_PRECISION and _has_one_precision(found):
+        render = replace(render, precision="bfloat16")
+    if asked["compile"] == "auto":
+        begun_eager = not found.weighed and _begun(found, "--compile") == _BEFORE["--compile"]
+        render = replace(render, compile=render.compile and not begun_eager, weighed=found.weighed)
     if asked["decode"] == "auto" and _begun(found, "--decode") == _BEFORE["--decode"]:
         render = replace(render, decode="published")
     return settings if render == settings.render else replace(settings, render=render)
+
+
+def _has_one_precision(found: Run) -> bool:
+    # On a GPU runs of before were of bfloat16 in all families. The same is meant by runs whose families all have that.
+    others = any(name.startswith(_PRECISION_OF) for name in found.pixels)
+    return found.pixels.get("--precision") == "bfloat16" and not others
+
+
+def begun_notes(settings: RunSettings, rules: RunRules, chosen: Collection[str]) -> list[str]:
+    """Returns what is told of a run that goes on as it began where a new one would differ. `chosen`: what the user set."""
+    render, now = settings.render, {name: FAMILIES[name] for name in rules.weights if name in FAMILIES}
+    notes = [
+        f"this run began in {render.precision} and goes on so; a new run of {name} on a GPU is in {family.gpu_precision} "
+        "(--precision), with another --output"
+        for name, family in now.items()
+        if render.device == "cuda" and "precision" not in chosen and render.precision_of(family) != family.gpu_precision
+    ]
+    return notes + [
+        f"rows of {name} that name no broadcast got {begun} when this run began, and go on with it; in a new run, with "
+        f"another --output, they get {family.defaults.broadcast}"
+        for name, family in now.items()
+        if (begun := rules.families[name].defaults.broadcast) != family.defaults.broadcast and "broadcast" not in chosen
+    ]
 
 
 def _begun(found: Run, name: str) -> str | None:
@@ -137,6 +175,8 @@ def asked_run(settings: RunSettings, rules: RunRules, *, manifest_digest: str, n
         pixels=pixel_settings(settings, rules),
         weights=dict(rules.weights),
         kept=dict(settings.render.kept),
+        weighed=dict(settings.render.weighed),
+        broadcasts={name: rules.families[name].defaults.broadcast for name in rules.weights},
     )
 
 
@@ -199,13 +239,30 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
     try:
         weights = {name: RunWeights.read(values) for name, values in document.get("weights", {}).items()}
         kept = {name: KeepChoice(**values) for name, values in document.get("kept", {}).items()}
+        weighed = {name: CompileChoice(**values) for name, values in document.get("weighed", {}).items()}
         parts = {name: document[name] for name in ("run_id", "manifest_digest", "num_clips", "pixels")}
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{url}/{layout.RUN}", f"it is damaged ({error!r})", _AGAIN) from error
     # The id becomes a folder's name on this machine, and whoever writes to the bucket must not choose that.
     if not re.fullmatch(r"[0-9a-f]{12}", str(parts["run_id"])):
         raise DamagedError(f"{url}/{layout.RUN}", f"run_id={parts['run_id']!r}, needs 12 hex digits", _AGAIN)
-    return Run(**parts, weights=weights, exclusive=document.get("exclusive"), kept=kept)
+    return Run(
+        **parts,
+        weights=weights,
+        exclusive=document.get("exclusive"),
+        kept=kept,
+        weighed=weighed,
+        broadcasts=_broadcasts(document, parts["pixels"]),
+    )
+
+
+def _broadcasts(document: Mapping[str, Any], pixels: Mapping[str, str]) -> dict[str, str]:
+    """Returns `Run.broadcasts`; of a run of before that did not say them, what it says of `--model`, if nobody chose it."""
+    if "broadcasts" in document:
+        return dict(document["broadcasts"])
+    model, said = pixels.get("--model", ""), pixels.get("--broadcast", "").partition(" (")[0]
+    asked = document.get("settings", {}).get("render", {}).get("broadcast")
+    return {model: said} if model and said and asked is None else {}
 
 
 def check_same(found: Run, asked: Run, url: str) -> None:
@@ -221,13 +278,19 @@ def check_same(found: Run, asked: Run, url: str) -> None:
         rows = (
             f"{found.num_clips} rows, now {asked.num_clips}"
             if found.num_clips != asked.num_clips
-            else "other rows, or other bytes in a reference"
+            else "other rows, or other bytes in a reference" + _other_defaults(found)
         )
         changed = [f"the manifest had {rows}" if found.num_clips != asked.num_clips else f"the manifest has {rows}"]
     raise UsageError(
         f"{url} holds another run: {'; '.join(changed)}. Give this one another --output, or submit the manifest and "
         "settings of that run (they are in its run.json) to go on with it"
     )
+
+
+def _other_defaults(found: Run) -> str:
+    # Runs of before do not say the defaults of families besides their --model.
+    unknown = [name for name in found.weights if name not in found.broadcasts]
+    return f", or its rows of {', '.join(unknown)} got another broadcast by default then: name it" if unknown else ""
 
 
 def versions() -> dict[str, str]:

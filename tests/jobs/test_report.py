@@ -13,7 +13,7 @@ from jobs.media.picture import png, strip
 from jobs.media.reference_access import ReferenceAccess
 from jobs.media.reference_files import decode_frames, fetch_reference
 from jobs.rendering.guarded_plans import drawn
-from jobs.reports.report_broadcast import distinct_plans
+from jobs.reports.report_broadcast import by_broadcast, distinct_plans
 from jobs.reports.report_html import report_page
 from jobs.reports.report_speedup import clip_factors, derived_baseline_s, derived_speedup, difference
 from jobs.reports.report_times import settle, settled_s, warm_up_s
@@ -313,6 +313,23 @@ def test_a_strip_shows_every_clip_in_a_row(size):
     assert picture[0, 0].tolist() == [10] * 3
     assert picture[-1, -1].tolist() == [200] * 3
     assert picture.shape[1] <= 6 * 320
+
+
+def test_a_way_of_broadcasting_is_told_by_its_worst_clip_and_the_median_of_all_rendered_twice(tmp_path):
+    bucket = write_shard(str(tmp_path), [clip(0)])
+    render_job(str(tmp_path))()
+    (record,), report = bucket.records([clip(0).key]).values(), bucket.read_json(layout.job_report(7))
+    (one,) = report["baselines"]
+    three = [
+        one | {"clip_id": name, "identical": False, "psnr_db": psnr, "ssim": psnr / 100, "vmaf": None}
+        for name, psnr in (("a", 50.0), ("b", 20.0), ("c", 40.0))
+    ]
+    (row,) = by_broadcast(zip([record], clip_factors([record]), strict=True), three)
+    assert (row["clip_id"], row["psnr_db"]) == ("b", 20.0)
+    assert row["quality"]["psnr_db"] == {"worst": 20.0, "median": 40.0}
+    assert row["quality"]["clips"] == 3
+    page = report_page(report | {"broadcasts": [row]}, None)
+    assert '<td class="n">20.00 dB</td><td class="n">40.00 dB</td>' in page
 
 
 def test_foresight_is_told_beside_pab_with_factor_and_quality_of_each(tmp_path):

@@ -123,6 +123,16 @@ def test_cudnn_attention_is_preferred_only_where_asked_for():
     assert preferred[0] == int(torch.nn.attention.SDPBackend.CUDNN_ATTENTION)
 
 
+def test_float32_is_not_rounded_to_less_on_a_gpu():
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [flag.allow_tf32 for flag in flags]
+    with executing(Execution(), precision="float32"):
+        assert [flag.allow_tf32 for flag in flags] == [False, False]
+    with executing(Execution(), precision="bfloat16"):
+        assert [flag.allow_tf32 for flag in flags] == before
+    assert [flag.allow_tf32 for flag in flags] == before
+
+
 def test_every_family_s_blocks_can_be_compiled():
     for name, family in FAMILIES.items():
         assert family.compiles, name

@@ -67,7 +67,7 @@ def test_quality_is_told_against_the_same_way_of_running_without_reuse(ran: tupl
     assert exact["to_eager"]["relative_rms"] < 1e-5
     reused = rows["open_sora ours: compiled pab246"]["quality"]
     assert not reused["identical"]
-    assert 10 < reused["psnr_db"] < 80
+    assert 10 < reused["worst_psnr_db"] <= reused["psnr_db"] < 80
     assert 0 < reused["ssim"] < 1
     assert reused["psnr_db"] == pytest.approx(rows["open_sora ours: eager pab246"]["quality"]["psnr_db"], rel=1e-3)
     assert rows["demo ours: eager pab246"]["quality"]["of"] == "video"

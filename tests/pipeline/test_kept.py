@@ -189,7 +189,7 @@ def test_a_run_on_a_small_device_renders_as_chosen_and_goes_on_with_it(
     figures = tmp_path / "figures.json"
     figures.write_text(json.dumps(figures_document({"demo": [replace(DEMO.cost, measured="a test", memory=memory)]})))
     url, output = manifest(1, num_steps=[14]), tmp_path / "out"
-    flags = ("--figures", str(figures))
+    flags = ("--broadcast", "pab246", "--figures", str(figures))
     _, shown = command.submit(url, output, "--dry-run", *flags, "--gpu-memory", "100000")
     sizes = {(each["broadcast"], each["keep"]): each["memory_bytes"] for each in shown["kept"]["demo"]}
     assert shown["times"] == "from figures measured on a test"
@@ -206,7 +206,7 @@ def test_a_run_on_a_small_device_renders_as_chosen_and_goes_on_with_it(
     assert run["kept"] == {"demo": asdict(KeepChoice(keep="int8"))}
     assert run["pixels"]["--keep"] == "int8"
     # From a machine with more memory, or one that is not known, the same clip is meant.
-    _, again = command.submit(url, output, "--dry-run")
+    _, again = command.submit(url, output, "--dry-run", "--broadcast", "pab246")
     assert (again["recorded"], again["to_render"]) == (1, 0)
     code, refused = command.submit(url, output, "--keep", "full")
     assert code != 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.settings import Mesh
+from jobs.settings import CompileChoice, Mesh
 from pab.families import FAMILIES
 from pipeline.exits import UsageError
 from pipeline.parser import build_parser
@@ -15,7 +16,8 @@ from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.machines import LOOPBACK, driver_host
 from pipeline.run.options import OPTIONS, choose
-from pipeline.run.run import Run, as_begun
+from pipeline.run.rules import run_rules
+from pipeline.run.run import Run, as_begun, asked_run, begun_notes, load_run, open_bucket, pixel_settings, start_run
 from pipeline.run.settings import parse_mesh
 
 
@@ -132,9 +134,15 @@ def test_slurm_takes_pairs_and_bare_options() -> None:
     assert settings_of("--cluster", "slurm", environment=environment).machines.slurm == {"mem": "1G", "exclusive": True}
 
 
-def test_precision_follows_the_device() -> None:
-    assert settings_of("--cluster", "local", "--device", "cpu").render.precision == "float32"
-    assert settings_of("--cluster", "local", "--device", "cuda").render.precision == "bfloat16"
+def test_precision_follows_the_device_and_the_family() -> None:
+    def precisions(*flags: str) -> list[str]:
+        render = settings_of("--cluster", "local", *flags).render
+        return [render.precision_of(FAMILIES[name]) for name in ("wan", "demo")]
+
+    assert precisions("--device", "cpu") == ["float32", "float32"]
+    assert precisions("--device", "cuda") == ["bfloat16", "float32"], "the demo looks as on a CPU"
+    assert precisions("--device", "cuda", "--precision", "bfloat16") == ["bfloat16", "bfloat16"]
+    assert {family.gpu_precision for name, family in FAMILIES.items() if not name.startswith("demo")} == {"bfloat16"}
     assert settings_of("--cluster", "slurm").render.device == "cuda"
 
 
@@ -214,6 +222,57 @@ def test_a_run_that_began_with_eager_blocks_goes_on_with_them_unless_asked_other
     assert as_begun(settings, begun_with(compile="off"), asked=on) == settings, "then submit says what differs"
     assert as_begun(settings, begun_with(compile="on", decode="fast"), asked=AUTO) == settings
     assert as_begun(settings, None, asked=AUTO) == settings
+
+
+def test_a_run_that_weighed_compiling_goes_on_with_what_came_out() -> None:
+    settings = settings_of("--cluster", "local", "--device", "cuda", "--model", "wan")
+    eager = {"wan": CompileChoice(compiled=False, why="few clips")}
+    new = as_begun(settings, None, asked=AUTO, weighed=eager).render
+    assert (new.execution(FAMILIES["wan"]).compiled, new.execution(FAMILIES["wan_14b"]).compiled) == (False, True)
+    found = replace(begun_with(compile="off", decode="fast"), weighed=eager)
+    assert as_begun(settings, found, asked=AUTO).render == new, "other families stay as they were, too"
+    on = as_begun(settings, found, asked=AUTO | {"compile": "on"}).render
+    assert on.execution(FAMILIES["wan"]).compiled, "then submit says what differs"
+
+
+def test_a_run_of_before_goes_on_in_the_precision_it_began_with_and_says_so() -> None:
+    settings = settings_of("--cluster", "local", "--device", "cuda")
+    found = begun_with(precision="bfloat16", compile="on")
+    begun = as_begun(settings, found, asked=AUTO)
+    assert begun.render.precision_of(FAMILIES["demo"]) == "bfloat16"
+    rules = run_rules(begun.render)
+    (note,) = begun_notes(begun, rules, [])
+    assert note.startswith("this run began in bfloat16 and goes on so; a new run of demo on a GPU is in float32")
+    assert pixel_settings(begun, rules)["--precision"] == "bfloat16"
+    assert begun_notes(begun, rules, ["precision"]) == []
+    mixed = Run(
+        run_id="0" * 12, manifest_digest="m", num_clips=1, weights={},
+        pixels={"--precision": "bfloat16", "precision of demo": "float32"},
+    )  # fmt: skip
+    for other in (begun_with(precision="float32", compile="on"), mixed):
+        assert as_begun(settings, other, asked=AUTO).render.precision == "auto"
+    new = settings.render
+    assert "precision float32" in run_rules(new).rows["demo"].identity()
+
+
+def test_a_run_of_before_goes_on_with_its_default_broadcast_and_says_so(tmp_path: Path) -> None:
+    bucket, settings = open_bucket(str(tmp_path)), settings_of("--cluster", "local", "--device", "cpu")
+    rules = run_rules(settings.render)
+    start_run(bucket, asked_run(settings, rules, manifest_digest="m", num_clips=1), settings)
+    assert load_run(bucket).broadcasts == {"demo": "calibrated"}
+    document = json.loads((tmp_path / "run.json").read_text())
+    del document["broadcasts"]
+    document["pixels"]["--broadcast"] = "pab246 (0123456789ab)"
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    found = load_run(bucket)
+    assert found.broadcasts == {"demo": "pab246"}
+    begun = run_rules(settings.render, defaults=found.broadcasts)
+    assert begun.rows["demo"].defaults["broadcast"] == "pab246"
+    (note,) = begun_notes(settings, begun, [])
+    assert note.startswith("rows of demo that name no broadcast got pab246 when this run began, and go on with it;")
+    document["settings"]["render"]["broadcast"] = "pab246"
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    assert load_run(bucket).broadcasts == {}, "the user chose it"
 
 
 def test_a_run_whose_videos_were_decoded_as_published_goes_on_so() -> None:

@@ -91,6 +91,7 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         compiles=True,
         fused_kernels=True,
         fast_decode=True,
+        decoder_compile_s=55.0,
         float8=True,
         keeps_blocks=True,
         loras=LoraRules(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pab.conditioning.references import ReferenceRules
-from pab.family import ClipRequest
+from pab.family import FIGURES_FILE, ClipRequest, read_figures
 from pab.sampling.rectified_flow import round_to, timesteps
 
 DEPTH = 5
@@ -15,6 +15,9 @@ LATENT_STRIDE = (2, 4, 4)
 
 
 WEIGHTS = Path(__file__).with_name("demo.safetensors")
+
+
+FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))
 
 
 def demo_timesteps(request: ClipRequest, precision: str) -> tuple[float, ...]:

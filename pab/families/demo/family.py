@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
 from pab.broadcast.step_rules import StepGroup, StepRules
-from pab.families.demo.config import DEMO_REFERENCES, DEPTH, LATENT_STRIDE, demo_timesteps, demo_tokens, weights_path
+from pab.families.demo.config import (
+    DEMO_REFERENCES,
+    DEPTH,
+    FIGURES,
+    LATENT_STRIDE,
+    demo_timesteps,
+    demo_tokens,
+    weights_path,
+)
 from pab.families.open_sora.sites import stdit3_sites
 from pab.family import (
     MAX_BATCH,
@@ -66,7 +74,7 @@ DEMO = Family(
     name="demo",
     summary="coloured shapes in motion, 64x64, a small model that ships with the project",
     defaults=ClipDefaults(
-        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="pab246"
+        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="calibrated"
     ),
     limits=ClipLimits(
         num_frames=range(8, 33, 8),
@@ -106,11 +114,14 @@ DEMO = Family(
         decode_s_per_pixel=5e-6,
         memory=MemoryFigures(measured=None, parameters=7.8e6, width=192),
     ),
+    figures=FIGURES.get("demo", ()),
     latent_frames=lambda num_frames: num_frames // LATENT_STRIDE[0],
     load=load_demo_model,
     references=DEMO_REFERENCES,
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
     precisions=("float32", "bfloat16"),
+    # In bfloat16 it draws what no prompt asked for, such as a second circle.
+    gpu_precision="float32",
     compiles=True,
     max_batch=MAX_BATCH,
 )

@@ -88,6 +88,7 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
         compiles=True,
         fused_kernels=True,
         fast_decode=True,
+        decoder_compile_s=63.0,
         float8=True,
         float8_attention=True,
         keeps_blocks=True,
