@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from manifests.schema import ROW_COLUMNS
+import pyarrow as pa
+
+from manifests.schema import ROW_COLUMNS, extra_fields, misspelled
 
 ALIKES: Mapping[str, str] = {
     "num_inference_steps": "num_steps", "inference_steps": "num_steps", "sampling_steps": "num_steps", "steps": "num_steps",
@@ -48,17 +50,24 @@ def alike(name: str) -> str | None:
     return None if plain in ROW_COLUMNS else ALIKES.get(plain)
 
 
-def alike_warnings(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns a sentence for each column that looks like a setting and is none, where none of that name is there."""
-    there = set(names)
-    told = []
-    for name in sorted(there):
-        meant = alike(name)
-        if meant is None or meant in there:
-            continue
-        how = "--map" if " " in meant or plain_name(name) in DURATIONS else f"--map or --column {meant}={name}"
-        told.append(f"column {name!r} changes nothing: it is kept as an extra column; if it is the clip's {meant}, add {how}")
-    return tuple(told)
+def column_warnings(schema: pa.Schema) -> tuple[str, ...]:
+    """Returns a warning for each unknown column that looks like one of ours, and for a `digest` that is replaced."""
+    there = set(schema.names)
+    warnings = []
+    for name in (field.name for field in extra_fields(schema)):
+        if (meant := alike(name)) is not None:
+            if meant not in there:
+                only_mapped = " " in meant or plain_name(name) in DURATIONS
+                how = "--map" if only_mapped else f"--map or --column {meant}={name}"
+                warnings.append(
+                    f"column {name!r} changes nothing, it is kept as an extra column; if {meant} is meant: {how}"
+                )
+        elif (meant := misspelled(name)) is not None and meant not in there:
+            told = f"column {name!r} is kept as an extra column; if {meant!r} is meant, rename it"
+            warnings.append(told)
+    if "digest" in there:
+        warnings.append("column 'digest' is computed anew; the values of the manifest are not kept")
+    return tuple(warnings)
 
 
 def width_and_height(value: object) -> tuple[int, int]:
@@ -79,11 +88,15 @@ def likely_prompts(rows: Sequence[Mapping[str, object]]) -> str | None:
     scored = []
     for at, name in enumerate(names):
         values = [row.get(name) for row in rows[:LOOKED_AT] if row.get(name) is not None]
-        texts = [value for value in values if isinstance(value, str) and value.strip() and not _NO_TEXT.match(value.strip())]
+        texts = [
+            value for value in values if isinstance(value, str) and value.strip() and not _NO_TEXT.match(value.strip())
+        ]
         if _NO_PROMPT.search(name) or not values or len(texts) < 0.7 * len(values):
             continue
         # Chinese has no spaces: letters count there.
-        words = sum(max(len(text.split()), sum(ord(letter) > 0x2E7F for letter in text) // 2) for text in texts) / len(texts)
+        words = sum(max(len(text.split()), sum(ord(letter) > 0x2E7F for letter in text) // 2) for text in texts) / len(
+            texts
+        )
         if words < 2:
             continue
         named = next((len(_LIKELY_NAMES) - i for i, word in enumerate(_LIKELY_NAMES) if word in name.lower()), 0)

@@ -17,10 +17,10 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.alikes import alike_warnings
+from manifests.alikes import column_warnings
 from manifests.convert import Cells, cell_problems, column_type, converted
 from manifests.errors import ManifestError, Problem, ProblemLog
-from manifests.schema import VERSION_KEY, misspelled_columns, version
+from manifests.schema import VERSION_KEY, version
 from manifests.shaping import Shaping
 from manifests.sources.columns import FramesOf
 from manifests.sources.files import SourceFile, source_files, source_name
@@ -82,7 +82,7 @@ def build(
         schema = checked.schema()
         _write(target, schema, checked.clips(), overwrite=overwrite)
     there = schema.names
-    warnings = (*source.warnings(), *checked.warnings(), *misspelled_columns(schema), *alike_warnings(there))
+    warnings = (*source.warnings(), *checked.warnings(), *column_warnings(schema))
     return BuiltManifest(
         num_rows=checked.num_rows * shaping.clips_of_a_row,
         num_source_rows=checked.num_rows,
@@ -134,7 +134,9 @@ class _Checked:
 
     def schema(self) -> pa.Schema:
         """Returns the schema of the manifest."""
-        fields = [pa.field(name, pa.string() if pa.types.is_null(type_) else type_) for name, type_ in self._types.items()]
+        fields = [
+            pa.field(name, pa.string() if pa.types.is_null(type_) else type_) for name, type_ in self._types.items()
+        ]
         schema = pa.schema(fields)
         return schema.with_metadata({VERSION_KEY: version(schema).encode()})
 

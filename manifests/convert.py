@@ -28,9 +28,9 @@ def cell_problems(line: int, cells: Cells) -> Iterator[Problem]:
         allowed = "a prompt that is not empty is needed"
         yield Problem(line=line, column="prompt", value=shown(prompt), allowed=allowed, action=_ACTION)
     for column, value in cells.items():
-        allowed = None if value is None else refused(column, value)
-        if allowed is not None:
-            yield Problem(line=line, column=column, value=shown(value), allowed=allowed, action=_ACTION)
+        needed = None if value is None else refused(column, value)
+        if needed is not None:
+            yield Problem(line=line, column=column, value=shown(value), allowed=needed, action=_ACTION)
 
 
 def column_type(column: str, value: Cell, before: pa.DataType | None) -> pa.DataType:

@@ -19,7 +19,11 @@ MOST_CLIPS_OF_A_ROW = 10_000
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _LOOP = re.compile(r"(\|\d+\|)")
 _NO_ID = re.compile(r"[^A-Za-z0-9._-]+")
-_WORDS = (("aesthetic score:", "aesthetic_score"), ("motion score:", "motion_score"), ("camera motion:", "camera_motion"))
+_WORDS = (
+    ("aesthetic score:", "aesthetic_score"),
+    ("motion score:", "motion_score"),
+    ("camera motion:", "camera_motion"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +80,7 @@ class Shaping:
         """Returns the places of the rows that a sample takes; None for all."""
         if self.sample is None or self.sample >= num_rows:
             return None
-        return frozenset(random.Random(self.sample_seed).sample(range(num_rows), self.sample))  # noqa: S311
+        return frozenset(random.Random(self.sample_seed).sample(range(num_rows), self.sample))
 
     def columns(self) -> tuple[str, ...]:
         """Returns the columns that rows have by it."""

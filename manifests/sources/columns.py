@@ -1,4 +1,4 @@
-"""The columns of a source under the names of a manifest: as the user says, in any case, and on request by what they look like."""
+"""The columns of a source under the names of a manifest: in any case, as the user says, or by what they look like."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class SourceColumns:
         self._frames_of = frames_of
         self._chosen = {theirs: ours for ours, theirs in options.columns.items()}
         self._names: dict[str, str] = {}
+        self._mapped: dict[str, str] = {}
         self._unnamed = False
 
     def name(self, column: str) -> str:
@@ -67,12 +68,14 @@ class SourceColumns:
         for column in [name for name in row if plain_name(name) in SIZES | DURATIONS]:
             value = row[column]
             if value is None:
-                continue
-            if plain_name(column) in SIZES and "height" not in row and "width" not in row:
+                del row[column]
+            elif plain_name(column) in SIZES and "height" not in row and "width" not in row:
                 try:
                     row["width"], row["height"] = width_and_height(value)
                 except ValueError as error:
                     raise ValueError(f"{column}={shown(value)}: {error}; or add columns width and height") from error
+                self._mapped[column] = "width and height"
+                del row[column]
             elif plain_name(column) in DURATIONS and row.get("num_frames") is None and self._frames_of is not None:
                 model, fps = row.get("model"), row.get("fps")
                 try:
@@ -80,6 +83,8 @@ class SourceColumns:
                     row["num_frames"] = self._frames_of(None if model is None else str(model), seconds, rate)
                 except (ValueError, OverflowError) as error:
                     raise ValueError(f"{column}={shown(value)}: {error}; give num_frames instead") from error
+                self._mapped[column] = "num_frames"
+                del row[column]
 
     def _split(self, row: dict[str, Cell]) -> Cells:
         prompt = row.get("prompt")
@@ -95,7 +100,7 @@ class SourceColumns:
         """Returns what was read in another way than it was written."""
         renamed = [
             f"column {column!r} is read as {name!r}"
-            for column, name in self._names.items()
+            for column, name in {**self._names, **self._mapped}.items()
             if column.strip() != name and column not in self._chosen
         ]
         return (*renamed, *(["the column without a name is left out"] if self._unnamed else []))

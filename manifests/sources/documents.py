@@ -1,4 +1,4 @@
-"""The rows of a JSON document: a list, columns of lists, objects by name, prompts by category, or a table as pandas writes it.
+"""The rows of a JSON document: a list, columns of lists, objects by name, prompts by category, or a table of pandas.
 
 A list of objects is read piece by piece, everything else as a whole.
 """
@@ -44,7 +44,9 @@ def document_rows(stream: BufferedReader, source: str, records: str | None, prom
 
     Raises ManifestError for what is no JSON, and where the user has to say which rows are meant.
     """
-    if records in (None, "", WHOLE) and stream.peek(_BLOCK_CHARS).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+    if records in (None, "", WHOLE) and stream.peek(_BLOCK_CHARS).removeprefix(codecs.BOM_UTF8).lstrip().startswith(
+        b"["
+    ):
         yield from _numbered(_list_items(stream, source))
         return
     document = _whole(stream, source)
@@ -74,7 +76,9 @@ def _list_items(stream: BinaryIO, source: str) -> Iterator[Any]:
             # It may only not be whole yet. Twice as much each time: what is long is not tried often.
             more = _more(text, source, max(_BLOCK_CHARS, len(held) - at)) if len(held) - at < MAX_JSON_BYTES else ""
             if not more or isinstance(error, RecursionError):
-                raise _no_json(source, str(error) if isinstance(error, ValueError) else "the list does not end") from error
+                raise _no_json(
+                    source, str(error) if isinstance(error, ValueError) else "the list does not end"
+                ) from error
             held, at = held[at:] + more, 0
             continue
         if found is None:
@@ -146,7 +150,9 @@ def _find(document: Any, source: str, prompt_column: str) -> str:
         allowed = (
             f"the document has {len(found)} lists of rows: {listed}" if found else "the document has no list of rows"
         )
-        action = f"say which one it is: --records NAME (or {WHOLE} for all of them)" if found else "write a list of objects"
+        action = (
+            f"say which one it is: --records NAME (or {WHOLE} for all of them)" if found else "write a list of objects"
+        )
         raise ManifestError(source, [Problem(allowed=allowed, action=action)])
     return found[0]
 
@@ -198,7 +204,9 @@ def _rows(value: Any, prompt_column: str) -> Iterator[Any]:
         yield from _columns(value)
     elif isinstance(value.get(prompt_column), dict):  # columns, and the rows by name within each
         names = {name: None for column in value.values() if isinstance(column, dict) for name in column}
-        yield from ({column: held.get(name) for column, held in value.items() if isinstance(held, dict)} for name in names)
+        yield from (
+            {column: held.get(name) for column, held in value.items() if isinstance(held, dict)} for name in names
+        )
     elif prompt_column not in value and value and all(isinstance(each, dict | list | str) for each in value.values()):
         yield from _by_name(value)
     else:

@@ -1,4 +1,4 @@
-"""Which files a source means: one file, a folder, a pattern with `*`, standard input; and what Hive folders say of their rows."""
+"""Which files a source means: a file, a folder, a pattern with `*`, standard input; and what Hive folders say."""
 
 from __future__ import annotations
 
@@ -65,6 +65,30 @@ def source_name(sources: Sequence[str]) -> str:
     return first if len(sources) == 1 else f"{first} and {len(sources) - 1} more"
 
 
+def source_place(sources: Sequence[str]) -> str:
+    """Returns a path beside which relative references lie, and after which a run is called: `set/set` for a folder `set`."""
+    first = sources[0]
+    if first == STDIN:
+        return "stdin"
+    if is_pattern(first):
+        root = first[: min(first.find(letter) for letter in _MAGIC if letter in first)].rpartition("/")[0]
+        return f"{root}/{PurePosixPath(root).name}" if root else "prompts"
+    if is_folder(first):
+        return f"{first.rstrip('/')}/{PurePosixPath(Path(first).expanduser().resolve()).name}"
+    ending = PurePosixPath(first).suffix
+    return first.removesuffix(ending) if ending.lower() in PACKED else first
+
+
+def is_pattern(source: str) -> bool:
+    """Whether a source is a pattern; a file may be called `a[1].csv`, so what is there is none."""
+    return any(letter in source for letter in _MAGIC) and not Path(source).expanduser().exists()
+
+
+def is_folder(source: str) -> bool:
+    """Whether a source is a folder of this machine."""
+    return "://" not in source and Path(source).expanduser().is_dir()
+
+
 def _kept_stdin(stdin: BinaryIO | None, path: Path) -> SourceFile:
     if stdin is None:
         raise ManifestError("standard input", [Problem(allowed="there is none here", action="name a file")])
@@ -90,18 +114,20 @@ def _files(source: str) -> list[SourceFile]:
             if not paths:
                 endings = ", ".join(sorted(ENDINGS))
                 allowed = f"the folder has no file that ends in {endings} (or {', '.join(sorted(PACKED))} after it)"
-                raise ManifestError(source, [Problem(allowed=allowed, action="name the files, or a pattern such as 'DIR/*'")])
+                raise ManifestError(
+                    source, [Problem(allowed=allowed, action="name the files, or a pattern such as 'DIR/*'")]
+                )
         else:
             return [SourceFile(url=source, name=source)]  # opening it says what is wrong
     except (OSError, ImportError, ValueError) as error:
         if isinstance(error, ManifestError):
             raise
         first = (str(error) or type(error).__name__).splitlines()[0]
-        raise ManifestError(source, [Problem(allowed=f"it cannot be read ({first})", action="check URL and access")]) from error
-    return [
-        SourceFile(url=file_system.unstrip_protocol(each), name=_below(each, root), partitions=_partitions(_below(each, root)))
-        for each in paths
-    ]  # fmt: skip
+        raise ManifestError(
+            source, [Problem(allowed=f"it cannot be read ({first})", action="check URL and access")]
+        ) from error
+    named = [(file_system.unstrip_protocol(each), _below(each, root)) for each in paths]
+    return [SourceFile(url=url, name=name, partitions=_partitions(name)) for url, name in named]
 
 
 def _below(path: str, root: str) -> str:

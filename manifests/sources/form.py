@@ -6,10 +6,11 @@ import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from manifests.errors import ManifestError, Problem, shown
 from manifests.schema import ROW_COLUMNS
-from manifests.sources.files import ENDINGS, SourceFile
+from manifests.sources.files import ENDINGS, STDIN, SourceFile, is_folder, is_pattern
 from manifests.sources.options import FORMATS, SourceOptions
 from manifests.sources.streams import HEAD_BYTES, open_text, starts_with
 
@@ -56,6 +57,15 @@ def source_form(file: SourceFile, options: SourceOptions) -> SourceForm:
     )
 
 
+def is_parquet(source: str) -> bool:
+    """Whether a source is one Parquet file, or is called so: then reading it says what is wrong."""
+    if ENDINGS.get(PurePosixPath(source).suffix.lower()) == "parquet" and not is_pattern(source):
+        return True
+    if source == STDIN or is_pattern(source) or is_folder(source):
+        return False
+    return starts_with(source, _PARQUET)
+
+
 def csv_header(file: SourceFile, form: SourceForm) -> list[str]:
     """Returns the cells of a CSV file's first line."""
     return _cells(_first_line(_head(file.url, form.encoding)), form.delimiter)
@@ -72,7 +82,9 @@ def _head(url: str, encoding: str | None) -> str:
             raise ManifestError(url, [Problem(allowed="the file is packed Parquet", action=action)])
         if b"\x00" in head:
             allowed = "the file is no text in UTF-8"
-            raise ManifestError(url, [Problem(allowed=allowed, action="name its encoding, such as --encoding utf-16-le")])
+            raise ManifestError(
+                url, [Problem(allowed=allowed, action="name its encoding, such as --encoding utf-16-le")]
+            )
         # A header may be longer than most; prompts are not looked at further than this.
         head += b"" if b"\n" in head or len(head) < HEAD_BYTES else stream.read(HEAD_BYTES * _MOST_HEAD)
     return head.decode("utf-8-sig", "replace")
@@ -81,20 +93,24 @@ def _head(url: str, encoding: str | None) -> str:
 def _kind(file: SourceFile, text: str, options: SourceOptions) -> str:
     named = ENDINGS.get(file.ending, "")
     if named == "parquet":
-        raise ManifestError(file.url, [Problem(allowed="the file is not Parquet", action="name its form with --format")])
+        raise ManifestError(
+            file.url, [Problem(allowed="the file is not Parquet", action="name its form with --format")]
+        )
     if (found := _json_kind(text, named)) is not None:
         return found
     if named == "text" or not named:
         cells = {cell.strip().lower() for cell in _cells(_first_line(text), _delimiter(text, ",", options))}
         wanted = {name.lower() for name in options.columns.values()} or {"prompt"}
-        if len(cells) > 1 and wanted <= cells or len(cells & set(ROW_COLUMNS)) > 1:
+        if (len(cells) > 1 and wanted <= cells) or len(cells & set(ROW_COLUMNS)) > 1:
             return "csv"
     if not named and file.ending:
         allowed = (
             f"the ending {file.ending!r} is not known, allowed: {', '.join(sorted(ENDINGS))}, and the file does not begin "
             "like JSON, nor like a table with a column of prompts"
         )
-        raise ManifestError(file.url, [Problem(allowed=allowed, action=f"say what it is: --format {'|'.join(FORMATS)}")])
+        raise ManifestError(
+            file.url, [Problem(allowed=allowed, action=f"say what it is: --format {'|'.join(FORMATS)}")]
+        )
     return named or "text"
 
 
@@ -152,4 +168,6 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 def listed(names: Sequence[str], most: int = 20) -> str:
     """Writes names of columns for a message."""
-    return ", ".join(shown(name) for name in names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(shown(name) for name in names[:most]) + (
+        f" and {len(names) - most} more" if len(names) > most else ""
+    )

@@ -1,4 +1,4 @@
-"""The rows of one source file, one after another: CSV, JSON, JSON lines, text or Parquet, with a bound on what a row may hold."""
+"""The rows of one source file: CSV, JSON, JSON lines, text or Parquet, with a bound on what a row may hold."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 _PARQUET_ROWS = 4096
 
 Line = tuple[int, Cells | Problem]
-"""Number of a line, from 1 (of a row in JSON documents and Parquet, from 0), and its cells by column or what is wrong with it."""
+"""Number of a line, from 1 (of a row in JSON documents and Parquet, from 0), and its cells, or what is wrong with it."""
 
 
 def source_lines(url: str, form: SourceForm) -> Iterator[Line]:

@@ -57,7 +57,9 @@ class Source:
 
     def warnings(self) -> tuple[str, ...]:
         """Returns what was read in another way than it was written, or left out."""
-        unkept = [f"column {name!r} holds bytes, which a manifest does not keep; it is left out" for name in self._unkept]
+        unkept = [
+            f"column {name!r} holds bytes, which a manifest does not keep; it is left out" for name in self._unkept
+        ]
         return (*self.columns.warnings(), *unkept)
 
     def _misfit(self, cells: Mapping[str, object], error: ValueError) -> Problem:
@@ -89,7 +91,9 @@ class Source:
 
     def _no_prompts(self, found: Sequence[str], rows: Sequence[Cells], form: SourceForm) -> Problem:
         names = [name for name in found if name not in UNNAMED]
-        texts = [name for name in names if name not in ROW_COLUMNS and any(isinstance(row.get(name), str) for row in rows)]
+        texts = [
+            name for name in names if name not in ROW_COLUMNS and any(isinstance(row.get(name), str) for row in rows)
+        ]
         likely = likely_prompts(rows) or (texts[0] if len(texts) == 1 else None)
         if form.kind == "csv":
             if not names:
@@ -102,8 +106,9 @@ class Source:
                 )
             return Problem(line=1, column="prompt", allowed="the column is required and missing", action=action)
         action = f"say which column it is: --prompt-column {likely or 'NAME'} (columns found: {listed(names)})"
-        problem = Problem(column="prompt", value="null", allowed="a prompt that is not empty is needed", action=action)
-        return replace(problem, **({"row": 0} if form.rows_are_numbered else {"line": 1}))
+        allowed, numbered = "a prompt that is not empty is needed", form.rows_are_numbered
+        row, line = (0, None) if numbered else (None, 1)
+        return Problem(row=row, line=line, column="prompt", value="null", allowed=allowed, action=action)
 
     def _bad_header(self, found: Sequence[str], is_header: bool) -> list[Problem]:
         if not is_header:

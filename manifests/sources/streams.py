@@ -1,4 +1,4 @@
-"""The bytes of a source as UTF-8: unpacked, and brought over from another encoding. What packs it is looked at, not guessed."""
+"""The bytes of a source as UTF-8: unpacked, and brought over from another encoding. How it is packed is looked at."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def _unpacked(stream: io.BufferedReader) -> BinaryIO:
     if head.startswith(_GZIP):
         return cast("BinaryIO", gzip.GzipFile(fileobj=stream))
     if head.startswith(_BZ2):
-        return bz2.BZ2File(stream)
+        return cast("BinaryIO", bz2.BZ2File(stream))
     if head.startswith(_XZ):
-        return lzma.LZMAFile(stream)
+        return cast("BinaryIO", lzma.LZMAFile(stream))
     return pa.CompressedInputStream(stream, "zstd") if head.startswith(_ZSTD) else stream
 
 

@@ -17,8 +17,10 @@ from jobs.settings import KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.read import read_keys
+from manifests.sources.files import source_name
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.report import write_report
+from pipeline.commands.sources import ManifestSource, opened_source
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import choose_kept, plan_work
@@ -77,13 +79,20 @@ class Submission:
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `submit`. What another submit is at work on is waited for, and rendered here if that one dies."""
     waited: list[Cluster] = []
-    while (code := _submit(arguments, screen, waited=waited)) is None:
-        pass
+    model = str(choose(vars(arguments), environment_settings(), arguments.config)["model"].value)
+    with opened_source(arguments, arguments.manifest, screen, model=model) as source:
+        while (code := _submit(arguments, source, screen, waited=waited)) is None:
+            pass
     return code
 
 
 def _submit(
-    arguments: argparse.Namespace, screen: Screen, tried: Sequence[Kept] = ({},), *, waited: list[Cluster]
+    arguments: argparse.Namespace,
+    source: ManifestSource,
+    screen: Screen,
+    tried: Sequence[Kept] = ({},),
+    *,
+    waited: list[Cluster],
 ) -> int | None:
     """Plans and renders once; None after it has waited for another submit, which may have left clips.
 
@@ -91,7 +100,7 @@ def _submit(
     clusters of earlier rounds, to which this one is added: a run that was cancelled since then is not gone on with.
     """
     chosen = choose(vars(arguments), environment_settings(), arguments.config)
-    settings = build_settings(arguments.manifest, chosen)
+    settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
     bucket = open_bucket(settings.output)
@@ -104,7 +113,7 @@ def _submit(
     references = ReferenceReader(access_of(settings.render), known=known)
     model = settings.render.model
     with ExitStack() as stack:
-        manifest = accepted_manifest(arguments.manifest, rules, model=model, read_references=references)
+        manifest = accepted_manifest(source, rules, model=model, read_references=references)
         accepted, path = stack.enter_context(manifest)
         if (
             found is None
@@ -113,8 +122,8 @@ def _submit(
         ):
             # It is part of the digests, so the rows are accepted again; only then it shows which of them name a broadcast.
             _tell_kept(kept, screen)
-            return _submit(arguments, screen, [*tried, kept.kept], waited=waited)
-        tell_warnings(accepted.warnings, screen)
+            return _submit(arguments, source, screen, [*tried, kept.kept], waited=waited)
+        tell_warnings(source.untold(accepted.warnings), screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
         if found:

@@ -139,7 +139,11 @@ def test_a_misspelled_column_gives_a_warning(tmp_path: Path) -> None:
         ("c.parquet", "a kite\n", "the file is not Parquet"),
         ("c.csv.gz", b"\x1f\x8b\x08\x00", "it cannot be read or unpacked"),
         ("c.txt", b"a\x00 \x00k\x00", "the file is no text in UTF-8; name its encoding, such as --encoding utf-16-le"),
-        ("c.txt", b"fine\na caf\xe9\n", "line 2: b'a caf\\xe9\\n', valid UTF-8 is needed; save it as UTF-8, or name its"),
+        (
+            "c.txt",
+            b"fine\na caf\xe9\n",
+            "line 2: b'a caf\\xe9\\n', valid UTF-8 is needed; save it as UTF-8, or name its",
+        ),
         ("c.txt", b"fine\na caf\xe9\n", "--encoding windows-1252 would read 'a caf\u00e9'"),
         ("c.json", b'["a caf\xe9 at night"]', "--encoding windows-1252 would read '[\"a caf\u00e9 at night\"]'"),
         ("c.json", b'{"info": {}, "prompts": ["caf\xe9"]}', "--encoding windows-1252 would read"),

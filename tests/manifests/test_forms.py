@@ -1,4 +1,4 @@
-"""Public prompt sets come in many forms: each is made into a manifest by one command. The files here are small ones made up."""
+"""Public prompt sets come in many forms: each becomes a manifest by one command. The files here are small, made up."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ def test_text_that_says_its_encoding_is_read_in_it(tmp_path: Path, encoding: str
 @pytest.mark.parametrize("encoding", ["utf-16-le", "windows-1252", "latin-1"])
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("a.txt", "a caf\u00e9\n"), ("a.csv", "prompt\na caf\u00e9\n"), ("a.json", '["a caf\u00e9"]'), ("a.jsonl", '{"prompt": "a caf\u00e9"}')],
+    [
+        ("a.txt", "a caf\u00e9\n"), ("a.csv", "prompt\na caf\u00e9\n"), ("a.json", '["a caf\u00e9"]'),
+        ("a.jsonl", '{"prompt": "a caf\u00e9"}'),
+    ],
 )  # fmt: skip
 def test_other_encodings_are_read_if_they_are_named(tmp_path: Path, encoding: str, name: str, text: str) -> None:
     assert built(tmp_path, name, text.encode(encoding), encoding=encoding)["prompt"].to_pylist() == ["a caf\u00e9"]
@@ -160,7 +163,10 @@ def test_several_sources_are_one_manifest_and_problems_name_their_file(tmp_path:
 
 @pytest.mark.parametrize(
     ("source", "told"),
-    [("none/*.csv", "no file has such a name; check the pattern"), ("empty", "the folder has no file that ends in .csv")],
+    [
+        ("none/*.csv", "no file has such a name; check the pattern"),
+        ("empty", "the folder has no file that ends in .csv"),
+    ],
 )
 def test_sources_that_mean_no_file_are_refused(tmp_path: Path, source: str, told: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -204,12 +210,14 @@ def test_columns_are_chosen_also_below_others_and_beside_a_prompt(
         ({"prompt_id": ["p-1", "p-2"], "prompt_text": ["a kite over a field", "a lamp on a desk"]}, "prompt_text"),
         ({"negative_prompt": ["blurry and dark"], "caption": ["a kite over a field"]}, "caption"),
         ({"file": ["videos/a b.mp4"], "words": ["a kite over a field"]}, "words"),
-        ({"category": ["out door"] * 2, "zh": ["\u4e00\u53ea\u6a58\u732b\u5728\u7761\u89c9", "\u96e8\u540e\u7684\u5c0f\u5df7\u706f\u5149"]}, "zh"),
+        ({"category": ["out door"] * 2, "zh": ["\u4e00\u53ea\u6a58\u732b\u5728\u7761\u89c9", "\u96e8\u540e"]}, "zh"),
     ],
 )  # fmt: skip
 def test_the_column_that_looks_like_prompts_is_named(tmp_path: Path, columns: dict[str, list[str]], told: str) -> None:
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    with pytest.raises(ManifestError, match=f"say which column it is: --prompt-column {told} .columns found: ") as caught:
+    with pytest.raises(
+        ManifestError, match=f"say which column it is: --prompt-column {told} .columns found: "
+    ) as caught:
         build(str(tmp_path / "a.parquet"), tmp_path / "b.parquet")
     assert all(repr(name) in str(caught.value) for name in columns)
     pa.csv.write_csv(pa.table(columns), tmp_path / "a.csv")

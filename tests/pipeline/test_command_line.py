@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.reports.number_formats import duration
@@ -24,7 +25,7 @@ def test_help_of_every_command_names_the_exit_codes(capsys: pytest.CaptureFixtur
     for words in [[], *([name] for name in COMMANDS), ["manifest", "validate"], ["manifest", "build"]]:
         with pytest.raises(SystemExit) as ended:
             build_parser().parse_args([*words, "--help"])
-        assert ended.value.code == 0
+        assert ended.value.returncode == 0
         assert "3 some clips failed" in capsys.readouterr().out
 
 
@@ -82,7 +83,44 @@ def test_a_manifest_is_built_and_validated(command: Command) -> None:
     assert (code, validated["num_clips"], validated["warnings"]) == (0, 2, [])
     other = command.json(*words, "--precision", "bfloat16")[1]
     assert other["digest"] != validated["digest"]
-    assert command.json("manifest", "validate", "prompts.txt", "--weights", str(command.weights))[0] == 4
+    weights = ["--weights", str(command.weights)]
+    code, same = command.json("manifest", "validate", "prompts.txt", *weights)
+    assert (code, same["digest"]) == (0, validated["digest"])
+    (command.folder / "broken.parquet").write_text("a red circle\n")
+    assert command.json("manifest", "validate", "broken.parquet", *weights)[0] == 4
+
+
+def test_a_source_is_read_shaped_and_told_in_one_command(command: Command) -> None:
+    (command.folder / "a.json").write_text(
+        '{"items": [{"id": 7, "text_en": "a red circle", "cfg_scale": 5, "duration": 1}]}'
+    )
+    source = ["a.json", "--column", "prompt=text_en", "--column", "clip_id=id", "--map"]
+    shaped = [
+        "--seeds",
+        "2",
+        "--sweep",
+        "num_steps=8,9",
+        "--prompt-template",
+        "{prompt} moving left",
+        "--num-frames",
+        "16",
+    ]
+    code, built = command.json(
+        "manifest", "build", *source, *shaped, "--set", "height=64", "--model", "demo", "b.parquet"
+    )
+    assert (code, built["num_clips"], built["num_source_rows"]) == (0, 4, 1)
+    rows = pq.read_table(command.folder / "b.parquet").to_pylist()
+    assert [row["clip_id"] for row in rows] == [f"7-num_steps{steps}-seed{seed}" for steps in (8, 9) for seed in (0, 1)]
+    told = {name: rows[0][name] for name in ("prompt", "num_frames", "height", "model", "guidance_scale", "seed")}
+    assert told == {
+        "prompt": "a red circle moving left", "num_frames": 16, "height": 64, "model": "demo", "guidance_scale": 5.0,
+        "seed": 0,
+    }  # fmt: skip
+    ran = command.run("manifest", "build", *source, "b.parquet")
+    assert (ran.returncode, "the file exists; name another file, or replace it with --force" in ran.stderr) == (4, True)
+    assert command.run("manifest", "build", *source, "b.parquet", "--force").returncode == 0
+    ran = command.run("manifest", "build", "a.json", "c.parquet", "--sweep", "height=a,b")
+    assert (ran.returncode, "height='a', an integer within int64 is needed" in ran.stderr) == (2, True)
 
 
 def test_the_light_commands_of_the_readme_run_as_they_stand(command: Command) -> None:
