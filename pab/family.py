@@ -147,6 +147,8 @@ class Family:
     """Names the weights in a clip's digest: a hub revision, or a hash over the files of a local folder."""
     pin: Callable[[str | None], str | None] = lambda weights: weights
     """Returns weights that mean the same tomorrow: hub ids with their commits for a family that the hub publishes."""
+    on_hub: bool = True
+    """Whether the hub has its weights; else it brings its own."""
     figures: tuple[CostFigures, ...] = ()
     """All that was measured (`FIGURES_FILE`), one entry for each kind of device, precision and parts of 8-bit floats."""
     latent_frames: Callable[[int], int] | None = None

@@ -17,6 +17,7 @@ from pipeline.run.environment import environment_settings
 from pipeline.run.options import choose
 from pipeline.run.references import ReferenceReader, access_of
 from pipeline.run.rules import RunRules, run_rules
+from pipeline.run.weights import NOT_LOOKED_AT
 from pipeline.screen import Screen, counted
 
 
@@ -29,7 +30,7 @@ def _validate(arguments: argparse.Namespace, screen: Screen) -> int:
     chosen = choose(vars(arguments), environment_settings())
     name = source_name(arguments.manifest)
     settings = build_settings(name, chosen, place=source_place(arguments.manifest))
-    rules = run_rules(settings.render)
+    rules = run_rules(settings.render, ask_hub=False)
     with opened_source(arguments, arguments.manifest, screen, model=settings.render.model) as source:
         accepted = validate(
             source.url,
@@ -47,7 +48,9 @@ def _validate(arguments: argparse.Namespace, screen: Screen) -> int:
         {
             "manifest": name,
             "num_clips": accepted.num_rows,
-            "digest": accepted.digest,
+            "digest": None
+            if any(weights.digest == NOT_LOOKED_AT for weights in rules.weights.values())
+            else accepted.digest,
             "warnings": warnings,
             "families": {name: str(weights) for name, weights in sorted(rules.weights.items())},
             "families_left_out": dict(rules.left_out),

@@ -47,7 +47,7 @@ from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
 from pipeline.run.summary import Submitted, show_summary, tell_damages
 from pipeline.run.view import open_view
-from pipeline.run.weights import loras_text
+from pipeline.run.weights import NOT_LOOKED_AT, loras_text
 from pipeline.screen import Screen, counted
 
 SECOND_CTRL_C_S = 10.0
@@ -108,7 +108,7 @@ def _submit(
     settings = as_begun(
         settings, found, asked={name: chosen[name].value for name in ("compile", "decode")}, kept=tried[-1]
     )
-    rules = run_rules(settings.render, begun=found.weights if found else None)
+    rules = run_rules(settings.render, begun=found.weights if found else None, ask_hub=not arguments.dry_run)
     known = known_references(bucket) if found else {}
     references = ReferenceReader(access_of(settings.render), known=known)
     model = settings.render.model
@@ -226,7 +226,9 @@ def _tell_store(bucket: Bucket, screen: Screen) -> None:
 def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
     begun = found.weights if found else {}
     for name, weights in rules.weights.items():
-        if weights.pinned != weights.asked:
+        if weights.digest == NOT_LOOKED_AT:
+            screen.note(f"weights of {name}: the hub's, looked up when this is submitted without --dry-run")
+        elif weights.pinned != weights.asked:
             as_before = ", as when this run began" if begun.get(name) == weights else ""
             screen.note(f"weights of {name}: {weights.pinned}{as_before}")
         if weights.loras:

@@ -59,9 +59,13 @@ class RunRules:
 
 
 def run_rules(
-    render: RenderSettings, families: Mapping[str, Family] = FAMILIES, *, begun: Mapping[str, RunWeights] | None = None
+    render: RenderSettings,
+    families: Mapping[str, Family] = FAMILIES,
+    *,
+    begun: Mapping[str, RunWeights] | None = None,
+    ask_hub: bool = True,
 ) -> RunRules:
-    """Makes the rules of a run. `begun`: the weights of the run that goes on, by family.
+    """Makes the rules of a run. `begun`: the weights of the run that goes on, by family. `ask_hub`: as of WeightsLookup.
 
     `--weights` without a family's name belong to `--model`: with them only it and the families that are named there may
     render. Otherwise a family that is not named there has its own, looked up when a row names it. Raises UsageError for an
@@ -70,7 +74,7 @@ def run_rules(
     family = _family(render.model, families)
     own, default = _broadcast(render, family)
     left_out = _left_out(render, families)
-    lookup = WeightsLookup(render.weights_of, begun or {}, render.loras)
+    lookup = WeightsLookup(render.weights_of, begun or {}, render.loras, ask_hub=ask_hub)
     try:
         if render.model in left_out:
             raise ValueError(left_out[render.model])

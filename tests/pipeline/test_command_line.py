@@ -113,7 +113,7 @@ def test_a_source_is_read_shaped_and_told_in_one_command(command: Command) -> No
     assert [row["clip_id"] for row in rows] == [f"7-num_steps{steps}-seed{seed}" for steps in (8, 9) for seed in (0, 1)]
     told = {name: rows[0][name] for name in ("prompt", "num_frames", "height", "model", "guidance_scale", "seed")}
     assert told == {
-        "prompt": "a red circle moving left", "num_frames": 16, "height": 64, "model": "demo", "guidance_scale": 5.0,
+        "prompt": "a red circle moving left", "num_frames": 8, "height": 64, "model": "demo", "guidance_scale": 5.0,
         "seed": 0,
     }  # fmt: skip
     ran = command.run("manifest", "build", *source, "b.parquet")

@@ -110,6 +110,7 @@ DEMO = Family(
     load=load_demo_model,
     references=DEMO_REFERENCES,
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
+    on_hub=False,
     precisions=("float32", "bfloat16"),
     compiles=True,
     max_batch=MAX_BATCH,
