@@ -305,8 +305,15 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
 
 def _add_doctor(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "doctor", "check this machine and say what to do about what is missing")
-    parser.add_argument("--weights", metavar="DIR", help="check that this folder holds the weights of --model")
-    parser.add_argument("--model", metavar="FAMILY", default="demo", help="the family of --weights (default: demo)")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        metavar="[FAMILY=]DIR",
+        help="check that this folder holds every part and file of a family's weights; may be repeated",
+    )
+    parser.add_argument(
+        "--model", metavar="FAMILY", default="demo", help="the family of --weights without a name (default: demo)"
+    )
     parser.add_argument("--output", metavar="URL", help="check that a run can be written to this folder or URL")
     _add_json(parser)
 

@@ -117,7 +117,7 @@ class WeightsLookup:
 
 
 def _is_on_hub(family: Family, asked: str | None) -> bool:
-    """Whether weights are named that only the hub has. What can be neither a folder nor a hub id is looked up, and refused."""
+    """Whether only the hub has these weights. What can be neither a folder nor a hub id is looked up, and refused."""
     if not family.on_hub:
         return False
     return asked is None or (not Path(asked).expanduser().exists() and _HUB_ID.fullmatch(asked) is not None)

@@ -62,6 +62,10 @@ def test_doctor_tells_what_it_finds_and_how_to_mend_it(command: Command, tmp_pat
     assert "exclusively" in found["output"]["found"]
     assert found["torch"]["verdict"] == "ok"
     assert document["versions"]["python"].startswith("3.1")
+    ran = command.run("doctor", "--weights", f"demo={tmp_path / 'nothing'}", "--weights", f"wan={tmp_path}")
+    assert "wan: weights='" in ran.stdout
+    assert "has no transformer/, vae/" in ran.stdout
+    assert "2 to mend" in ran.stdout
     ran = command.run("doctor", "--weights", tmp_path / "nothing")
     assert ran.returncode == 1
     assert "does not exist" in ran.stdout
@@ -72,6 +76,9 @@ def test_checks_say_ok_where_all_is_well(tmp_path: Path) -> None:
     assert [check.verdict for check in (python_check(), ffmpeg_check())] == ["ok", "ok"]
     assert "GiB free" in disk_check(tmp_path).found
     assert weights_check("sora", None).mend.startswith("allowed: demo")
+    (tmp_path / "empty").mkdir()
+    assert "has no transformer/, vae/, text_encoder/" in weights_check("wan", str(tmp_path / "empty")).found
+    assert "(empty/ is empty)" in weights_check("wan", str(tmp_path / "empty")).found
 
 
 def test_a_manifest_is_built_and_validated(command: Command) -> None:
@@ -118,7 +125,7 @@ def test_a_source_is_read_shaped_and_told_in_one_command(command: Command) -> No
     }  # fmt: skip
     ran = command.run("manifest", "build", *source, "b.parquet")
     assert (ran.returncode, "the file exists; name another file, or replace it with --force" in ran.stderr) == (4, True)
-    assert command.run("manifest", "build", *source, "b.parquet", "--force").returncode == 0
+    assert command.run("manifest", "build", *source, "--model", "demo", "b.parquet", "--force").returncode == 0
     ran = command.run("manifest", "build", "a.json", "c.parquet", "--sweep", "height=a,b")
     assert (ran.returncode, "height='a', an integer within int64 is needed" in ran.stderr) == (2, True)
 
