@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -27,6 +27,7 @@ from manifests.references import ReadReferences, ReferenceCheck, SeenReference
 from manifests.rows import Rows, clip_ids, read_rows
 from manifests.rules import FamilyRules
 from manifests.schema import accepted_schema, check_schema, extra_fields
+from manifests.text_check import TextCheck
 from manifests.unique import Repetitions, Words, duplicates, repeated, string_hashes
 
 
@@ -35,12 +36,14 @@ class AcceptedManifest:
     """What is known of a manifest without any problem.
 
     `digest` names the rows in their order: SHA-256 in hex over the SHA-256 of their digests (8 bytes each) and the SHA-256
-    of their clip ids (a line each). `warnings`: sentences for the user.
+    of their clip ids (a line each). `warnings`: sentences for the user. `text_losses`: in how many rows the prompt is cut,
+    emptied or shortened by cleaning, has unknown words, or the negative prompt has no effect.
     """
 
     num_rows: int
     digest: str
     warnings: tuple[str, ...]
+    text_losses: Mapping[str, int] = field(default_factory=dict)
 
 
 def accept(
@@ -143,7 +146,7 @@ def _pass(
     limits = references.limits
     repetitions, contents, names = Repetitions(), hashlib.sha256(), hashlib.sha256()
     seen: list[Words] = []
-    cleaning = CleaningCheck(limits)
+    cleaning, texts = CleaningCheck(limits), TextCheck(limits)
     schema = accepted_schema(manifest.schema, sampling=limits.say_sampling)
     # Closed before the file is, whatever happens: a thread reads ahead.
     with contextlib.closing(_rows(manifest, limits)) as checked:
@@ -170,6 +173,14 @@ def _pass(
             negatives = limits.negative_prompts(
                 rows.columns["negative_prompt"], settings.columns["model"].take(pa.array(rows.codes))
             )
+            texts.look(
+                rows.columns["prompt"],
+                negatives,
+                settings.columns["model"],
+                settings.columns["guidance_scale"],
+                rows.codes,
+                rows.first_row,
+            )
             hashes = _digests(rows, settings, seeds, negatives)
             loops.add_to_digests(hashes)
             if given is not None:
@@ -190,7 +201,9 @@ def _pass(
         warnings=(
             *column_warnings(manifest.schema),
             *cleaning.warnings(),
+            *texts.warnings(),
         ),
+        text_losses={name: count for name, count in (texts.counts() | cleaning.counts()).items() if count},
     )
 
 

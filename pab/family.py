@@ -176,6 +176,10 @@ class Family:
     """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
     clean_prompt: Callable[[str], str] | None = None
     """What is left of a prompt after the family's cleaning, where that may drop words; it needs no torch."""
+    text_tokens: int | None = None
+    """How many tokens of a prompt its text encoder reads; what is longer is cut. None where words are counted otherwise."""
+    unknown_words: Callable[[str], Sequence[str]] | None = None
+    """The words of a prompt that its text encoder cannot tell apart; None for encoders that spell every word."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
     `pab.model.TakesReferences` describes, or `pab.model.TakesImage` if the rules say `first_image`."""

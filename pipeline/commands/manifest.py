@@ -52,6 +52,7 @@ def _validate(arguments: argparse.Namespace, screen: Screen) -> int:
             if any(weights.digest == NOT_LOOKED_AT for weights in rules.weights.values())
             else accepted.digest,
             "warnings": warnings,
+            "text_losses": dict(accepted.text_losses),
             "families": {name: str(weights) for name, weights in sorted(rules.weights.items())},
             "families_left_out": dict(rules.left_out),
         },

@@ -16,6 +16,7 @@ from jobs.progress import ClipProgress
 from jobs.settings import KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket
+from manifests.accept import AcceptedManifest
 from manifests.read import read_keys
 from manifests.sources.files import source_name
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
@@ -129,7 +130,7 @@ def _submit(
         if found:
             check_same(found, asked, bucket.url)
         if arguments.dry_run:
-            return _dry_run(settings, rules, bucket, num_clips=accepted.num_rows, path=path, screen=screen)
+            return _dry_run(settings, rules, bucket, accepted=accepted, path=path, screen=screen)
         run_id = (found or asked).run_id
         cluster = _open_cluster(settings, run_id, waited)
         claim = stack.enter_context(claimed(bucket, screen))
@@ -238,11 +239,11 @@ def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
 
 
 def _dry_run(
-    settings: RunSettings, rules: RunRules, bucket: Bucket, *, num_clips: int, path: Path, screen: Screen
+    settings: RunSettings, rules: RunRules, bucket: Bucket, *, accepted: AcceptedManifest, path: Path, screen: Screen
 ) -> int:  # fmt: skip
     progress = read_progress(bucket, frozenset(read_keys(str(path))), settings.render.max_attempts)
     work = plan_work(settings, rules, path, progress, bucket)
-    show_dry_run(settings, work, work.times.costs, progress=progress, num_clips=num_clips, screen=screen)
+    show_dry_run(settings, work, work.times.costs, progress=progress, accepted=accepted, screen=screen)
     return Exit.OK
 
 

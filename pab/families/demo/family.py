@@ -11,6 +11,7 @@ from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
 from pab.broadcast.step_rules import StepGroup, StepRules
 from pab.families.demo.config import DEMO_REFERENCES, DEPTH, LATENT_STRIDE, demo_timesteps, demo_tokens, weights_path
+from pab.families.demo.words import unknown_words
 from pab.families.open_sora.sites import stdit3_sites
 from pab.family import (
     MAX_BATCH,
@@ -111,6 +112,7 @@ DEMO = Family(
     references=DEMO_REFERENCES,
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
     on_hub=False,
+    unknown_words=unknown_words,
     precisions=("float32", "bfloat16"),
     compiles=True,
     max_batch=MAX_BATCH,
