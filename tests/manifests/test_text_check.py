@@ -27,8 +27,10 @@ def test_prompts_that_are_longer_than_the_text_encoder_reads_are_counted(manifes
     counts, warnings = losses(url, short)
     assert counts == {"cut": 2}
     assert warnings == (
-        "the text encoder of wan reads 20 tokens and cuts the rest: 2 of the prompts are longer (estimated by letters, its "
-        "tokenizer is not here): rows 1, 2; shorten them",
+        (
+            "the text encoder of wan reads 20 tokens and cuts the rest: 2 of the prompts are longer (estimated by letters, its "
+            "tokenizer is not here): rows 1, 2; shorten them"
+        ),
     )
     counted: list[str] = []
 
