@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.alikes import column_warnings
-from manifests.convert import Cells, cell_problems, column_type, converted
+from manifests.convert import Cell, Cells, cell_problems, column_type, converted
 from manifests.errors import ManifestError, Problem, ProblemLog
-from manifests.schema import VERSION_KEY, version
+from manifests.schema import ROW_COLUMNS, VERSION_KEY, version
 from manifests.shaping import Shaping
 from manifests.sources.columns import FramesOf
 from manifests.sources.files import SourceFile, source_files, source_name
@@ -110,7 +110,7 @@ class _Checked:
 
     def problems(self) -> Iterator[Problem]:
         """Yields what is wrong with rows, and finds their number, columns and types."""
-        types = self._types
+        types, settled = self._types, set[str]()
         for where, cells in self._rows():
             if isinstance(cells, Problem):
                 yield cells
@@ -126,7 +126,11 @@ class _Checked:
                 yield self._source.placed(Problem(allowed=str(error), action="fix the line or the flag"), where)
                 continue
             for column, value in first.items():
-                types[column] = column_type(column, value, types.get(column))
+                # What is a string once stays one, and our own columns have one type.
+                if column not in settled:
+                    types[column] = column_type(column, value, types.get(column))
+                    if column in ROW_COLUMNS or types[column] == pa.string():
+                        settled.add(column)
             if len(types) > MAX_COLUMNS:
                 allowed = f"the rows have more than {MAX_COLUMNS} columns"
                 problem = self._source.placed(Problem(allowed=allowed, action="drop some"), where)
@@ -187,10 +191,7 @@ def _write(target: Path, schema: pa.Schema, clips: Iterator[Cells], *, overwrite
         with part.open("xb") as stream:
             with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
                 for rows in _chunks(clips):
-                    arrays = [
-                        pa.array([converted(row.get(field.name), field) for row in rows], field.type)
-                        for field in schema
-                    ]
+                    arrays = [_array([row.get(field.name) for row in rows], field) for field in schema]
                     writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             stream.flush()
             os.fsync(stream.fileno())
@@ -200,6 +201,15 @@ def _write(target: Path, schema: pa.Schema, clips: Iterator[Cells], *, overwrite
         raise ManifestError(str(target), [Problem(allowed=allowed, action="check folder and access")]) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def _array(values: list[Cell], field: pa.Field) -> pa.Array:
+    if not pa.types.is_list(field.type):
+        try:
+            return pa.array(values, field.type)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            pass  # some are of another type, and are converted one by one
+    return pa.array([converted(value, field) for value in values], field.type)
 
 
 def _publish(part: Path, target: Path, *, overwrite: bool) -> None:

@@ -91,6 +91,9 @@ class Shaping:
 
         Raises ValueError for a row that the template, or the count of seeds, does not fit.
         """
+        if self._adds_nothing:
+            yield row
+            return
         filled = {name: value for name, value in self.defaults.items() if row.get(name) is None}
         whole = {**row, **filled, **self.constants}
         whole["prompt"] = self._prompt(whole)
@@ -107,6 +110,11 @@ class Shaping:
                 if whole.get("clip_id") is not None:
                     clip["clip_id"] = _clip_id(str(whole["clip_id"]), said)
                 yield clip
+
+    @property
+    def _adds_nothing(self) -> bool:
+        words = (self.template, self.aesthetic_score, self.motion_score, self.camera_motion)
+        return self.seeds == 1 and not (self.defaults or self.constants or self.sweeps or any(words))
 
     def _fields(self) -> list[str]:
         return [name for name in _FIELD.findall(self.template or "") if name]
