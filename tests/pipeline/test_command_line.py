@@ -25,7 +25,7 @@ def test_help_of_every_command_names_the_exit_codes(capsys: pytest.CaptureFixtur
     for words in [[], *([name] for name in COMMANDS), ["manifest", "validate"], ["manifest", "build"]]:
         with pytest.raises(SystemExit) as ended:
             build_parser().parse_args([*words, "--help"])
-        assert ended.value.returncode == 0
+        assert ended.value.code == 0
         assert "3 some clips failed" in capsys.readouterr().out
 
 
