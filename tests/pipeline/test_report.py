@@ -75,6 +75,9 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
         for row in index
     ]
     assert [row["alarms"] for row in index] == [found["a"]["alarms"], None, found["c"]["alarms"]]
+    assert [row["warnings"] for row in index] == [found["a"]["warnings"], None, found["c"]["warnings"]]
+    assert sum(each["clips"] for each in report["clip_warnings"]) == sum(len(found[name]["warnings"]) for name in "ac")
+    assert document["clip_warnings"] == report["clip_warnings"]
 
     links = Links()
     links.feed((output / "reports/run.html").read_text())
