@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.ahead import BatchWriter, read_ahead
+from manifests.alikes import LOOKED_AT, column_warnings, likely_prompts
 from manifests.cleaning import CleaningCheck
 from manifests.digest import as_lines, clip_heads, content_hashes, default_seeds, hex_strings
 from manifests.errors import ManifestError, Problem, ProblemLog, shown
@@ -25,7 +26,8 @@ from manifests.read import ManifestFile, open_manifest
 from manifests.references import ReadReferences, ReferenceCheck, SeenReference
 from manifests.rows import Rows, clip_ids, read_rows
 from manifests.rules import FamilyRules
-from manifests.schema import accepted_schema, check_schema, extra_fields, misspelled_columns
+from manifests.schema import accepted_schema, check_schema, extra_fields
+from manifests.text_check import TextCheck
 from manifests.unique import Repetitions, Words, duplicates, repeated, string_hashes
 
 
@@ -34,12 +36,14 @@ class AcceptedManifest:
     """What is known of a manifest without any problem.
 
     `digest` names the rows in their order: SHA-256 in hex over the SHA-256 of their digests (8 bytes each) and the SHA-256
-    of their clip ids (a line each). `warnings`: sentences for the user.
+    of their clip ids (a line each). `warnings`: sentences for the user. `text_losses`: in how many rows the prompt is cut,
+    emptied or shortened by cleaning, has unknown words, or the negative prompt has no effect.
     """
 
     num_rows: int
     digest: str
     warnings: tuple[str, ...]
+    text_losses: Mapping[str, int] = field(default_factory=dict)
 
 
 def accept(
@@ -50,6 +54,8 @@ def accept(
     sink: BinaryIO | str | os.PathLike[str],
     errors_path: str | os.PathLike[str] | None = None,
     read_references: ReadReferences | None = None,
+    name: str | None = None,
+    place: str | None = None,
 ) -> AcceptedManifest:
     """Validates the manifest at `url` and writes its accepted rows as Parquet to `sink`.
 
@@ -57,14 +63,15 @@ def accept(
     file appears only after success, or an open binary file, whose content is to be thrown away after an error. Rows
     keep their order and have the columns of `accepted_schema`. `errors_path`: where all problems are
     listed as JSON lines if there are any, by default `<name of the manifest>.errors.jsonl` in the current folder.
-    `read_references`: how references are read, by their URLs; without it rows may name none. Raises ManifestError with every
+    `read_references`: how references are read, by their URLs; without it rows may name none. `name`: what messages call the
+    manifest; `place`: what relative references lie beside, both `url` by default. Raises ManifestError with every
     problem, ValueError if the rules do not hold together.
     """
     limits = Limits(rules, default_model)
-    references = ReferenceCheck(manifest=url, limits=limits, read=read_references or _unread)
+    references = ReferenceCheck(manifest=place or url, limits=limits, read=read_references or _unread)
     with (
-        _checked(url) as manifest,
-        _log(url, errors_path) as log,
+        _checked(url, name) as manifest,
+        _log(name or url, errors_path) as log,
         _opened(sink) as stream,
         BatchWriter(stream, accepted_schema(manifest.schema, sampling=limits.say_sampling)) as writer,
     ):
@@ -78,11 +85,13 @@ def validate(
     default_model: str,
     errors_path: str | os.PathLike[str] | None = None,
     read_references: ReadReferences | None = None,
+    name: str | None = None,
+    place: str | None = None,
 ) -> AcceptedManifest:
     """Does what `accept` does and writes no rows. Same values, same errors."""
     limits = Limits(rules, default_model)
-    references = ReferenceCheck(manifest=url, limits=limits, read=read_references or _unread)
-    with _checked(url) as manifest, _log(url, errors_path) as log:
+    references = ReferenceCheck(manifest=place or url, limits=limits, read=read_references or _unread)
+    with _checked(url, name) as manifest, _log(name or url, errors_path) as log:
         return _pass(manifest, references, log, None)
 
 
@@ -91,14 +100,25 @@ def _unread(urls: Sequence[str]) -> Mapping[str, SeenReference | str]:
 
 
 @contextlib.contextmanager
-def _checked(url: str) -> Iterator[ManifestFile]:
-    with open_manifest(url) as manifest:
-        problems = check_schema(manifest.schema)
+def _checked(url: str, name: str | None) -> Iterator[ManifestFile]:
+    with open_manifest(url, name=name) as manifest:
+        likely = None if "prompt" in manifest.schema.names else likely_prompts(_first_rows(manifest))
+        problems = check_schema(manifest.schema, likely)
         if not problems and manifest.num_rows == 0:
             problems = [Problem(allowed="the manifest has no rows", action="add at least one prompt")]
         if problems:
-            raise ManifestError(url, problems)
+            raise ManifestError(name or url, problems)
         yield manifest
+
+
+def _first_rows(manifest: ManifestFile) -> list[dict[str, object]]:
+    texts = [
+        field.name
+        for field in manifest.schema
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+    batch = next(manifest.iter_batches(texts, batch_rows=LOOKED_AT), None) if texts else None
+    return [] if batch is None else batch.to_pylist()
 
 
 def _log(url: str, errors_path: str | os.PathLike[str] | None) -> ProblemLog:
@@ -126,7 +146,7 @@ def _pass(
     limits = references.limits
     repetitions, contents, names = Repetitions(), hashlib.sha256(), hashlib.sha256()
     seen: list[Words] = []
-    cleaning = CleaningCheck(limits)
+    cleaning, texts = CleaningCheck(limits), TextCheck(limits)
     schema = accepted_schema(manifest.schema, sampling=limits.say_sampling)
     # Closed before the file is, whatever happens: a thread reads ahead.
     with contextlib.closing(_rows(manifest, limits)) as checked:
@@ -153,6 +173,14 @@ def _pass(
             negatives = limits.negative_prompts(
                 rows.columns["negative_prompt"], settings.columns["model"].take(pa.array(rows.codes))
             )
+            texts.look(
+                rows.columns["prompt"],
+                negatives,
+                settings.columns["model"],
+                settings.columns["guidance_scale"],
+                rows.codes,
+                rows.first_row,
+            )
             hashes = _digests(rows, settings, seeds, negatives)
             loops.add_to_digests(hashes)
             if given is not None:
@@ -170,7 +198,12 @@ def _pass(
     return AcceptedManifest(
         num_rows=manifest.num_rows,
         digest=hashlib.sha256(contents.digest() + names.digest()).hexdigest(),
-        warnings=(*misspelled_columns(manifest.schema), *cleaning.warnings()),
+        warnings=(
+            *column_warnings(manifest.schema),
+            *cleaning.warnings(),
+            *texts.warnings(),
+        ),
+        text_losses={name: count for name, count in (texts.counts() | cleaning.counts()).items() if count},
     )
 
 

@@ -75,6 +75,11 @@ class CleaningCheck:
             found.shortened += 1
             found.first_shortened += [row] if len(found.first_shortened) < _MOST_NAMED else []
 
+    def counts(self) -> dict[str, int]:
+        """Returns of how many prompts cleaning leaves nothing, and of how many less than half."""
+        each = self._found.values()
+        return {"emptied": sum(found.emptied for found in each), "shortened": sum(found.shortened for found in each)}
+
     def warnings(self) -> tuple[str, ...]:
         """Returns a sentence for each family that loses prompts."""
         said = [_sentence(name, found, at_least=self._left_out) for name, found in sorted(self._found.items())]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 
 import pyarrow as pa
 
 from manifests.errors import Problem, shown
 from manifests.references import split_references
-from manifests.schema import FLOAT_COLUMNS, INTEGER_COLUMNS, LIST_COLUMNS, ROW_COLUMNS, STRING_COLUMNS
+from manifests.schema import FLOAT_COLUMNS, INTEGER_COLUMNS, LIST_COLUMNS, STRING_COLUMNS
 
 Cell = object
 """A string (CSV, text) or any JSON value; None where there is none."""
@@ -24,13 +26,11 @@ def cell_problems(line: int, cells: Cells) -> Iterator[Problem]:
     prompt = cells.get("prompt")
     if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
         allowed = "a prompt that is not empty is needed"
-        texts = [name for name, value in cells.items() if isinstance(value, str) and name not in ROW_COLUMNS]
-        other = f", or say which column it is: --prompt-column {texts[0]}" if texts and "prompt" not in cells else ""
-        yield Problem(line=line, column="prompt", value=shown(prompt), allowed=allowed, action=_ACTION + other)
+        yield Problem(line=line, column="prompt", value=shown(prompt), allowed=allowed, action=_ACTION)
     for column, value in cells.items():
-        refused = None if value is None else _refused(column, value)
-        if refused is not None:
-            yield Problem(line=line, column=column, value=shown(value), allowed=refused, action=_ACTION)
+        needed = None if value is None else refused(column, value)
+        if needed is not None:
+            yield Problem(line=line, column=column, value=shown(value), allowed=needed, action=_ACTION)
 
 
 def column_type(column: str, value: Cell, before: pa.DataType | None) -> pa.DataType:
@@ -66,14 +66,17 @@ def converted(value: Cell, field: pa.Field) -> str | int | float | bool | list[s
     if field.name in FLOAT_COLUMNS or pa.types.is_floating(field.type):
         return float(value)  # type: ignore[arg-type]
     if pa.types.is_string(field.type):
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+        return value if isinstance(value, str) else _as_text(value)
     assert isinstance(value, bool | int), f"{field} got {value!r}"
     return value
 
 
-def _refused(column: str, value: Cell) -> str | None:
+def refused(column: str, value: Cell) -> str | None:
+    """Says what is needed where a value cannot be one of a column; None where it can, and for columns that are not ours."""
     if column in STRING_COLUMNS:
-        return None if isinstance(value, str) else "a string is needed"
+        # Ids are numbers in many files.
+        a_number = column == "clip_id" and isinstance(value, int) and not isinstance(value, bool)
+        return None if isinstance(value, str) or a_number else "a string is needed"
     if column in INTEGER_COLUMNS:
         return None if _integer(value) is not None else "an integer within int64 is needed"
     if column in FLOAT_COLUMNS:
@@ -85,17 +88,30 @@ def _refused(column: str, value: Cell) -> str | None:
 
 
 def _integer(value: Cell) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     try:
         # Text is tried as an integer first: a large seed would lose digits as a float.
         number = (
-            int(value) if isinstance(value, int) or (isinstance(value, str) and _is_digits(value)) else float(value)
+            int(value)
+            if isinstance(value, int) or (isinstance(value, str) and _is_digits(value)) or _is_whole(value)
+            else float(value)
         )
     except ValueError:
         return None
     # NaN fails the comparison, infinities and everything beyond int64 do, too.
     return int(number) if -(2**63) <= number < 2**63 and number == int(number) else None
+
+
+def _is_whole(value: Cell) -> bool:
+    # As floats, numbers beyond 2**53 would become other ones.
+    return isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value()
+
+
+def _as_text(value: Cell) -> str:
+    if isinstance(value, date | time | timedelta):
+        return value.isoformat() if isinstance(value, date | time) else str(value)
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def _is_digits(text: str) -> bool:
@@ -104,7 +120,7 @@ def _is_digits(text: str) -> bool:
 
 
 def _is_finite(value: Cell) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return False
     try:
         return math.isfinite(float(value))
@@ -119,4 +135,4 @@ def _extra_type(value: Cell) -> pa.DataType:
         return pa.bool_()
     if isinstance(value, int):
         return pa.int64() if -(2**63) <= value < 2**63 else pa.string()
-    return pa.float64() if isinstance(value, float) else pa.string()
+    return pa.float64() if isinstance(value, float | Decimal) else pa.string()

@@ -19,11 +19,12 @@ class Problem:
     """One thing that is wrong in one row (or line), or in a whole column when `row` is None.
 
     `row` counts from 0 in a Parquet manifest; `line` counts from 1 in a text file. `value` is the value found, as it is
-    shown; `allowed` says what is; `action` what to do.
+    shown; `allowed` says what is; `action` what to do. `file`: where there are several.
     """
 
     row: int | None = None
     line: int | None = None
+    file: str | None = None
     column: str | None = None
     value: str | None = None
     allowed: str
@@ -37,7 +38,7 @@ class Problem:
         """Says it in one line: `row 17: num_frames=80, wan needs 4n+1 (77, 81, 85); fix the manifest`."""
         found = [part for part in (self.column, self.value) if part is not None]
         numbered = ((kind, at) for kind, at in (("row", self.row), ("line", self.line)) if at is not None)
-        where = "".join(f"{kind} {at}: " for kind, at in numbered)
+        where = "".join([f"{self.file}: " if self.file else "", *(f"{kind} {at}: " for kind, at in numbered)])
         return one_line(f"{where}{'='.join(found)}{', ' if found else ''}{self.allowed}; {self.action}")
 
 
@@ -137,6 +138,7 @@ class ProblemLog:
                 self._file = self._path.open("w", encoding="utf-8")
             # Written out by hand: there may be millions, and `asdict` copies every value.
             values = {
+                "file": problem.file,
                 "row": problem.row,
                 "line": problem.line,
                 "column": problem.column,

@@ -203,14 +203,14 @@ class ManifestFile:
         self.close()
 
 
-def open_manifest(url: str) -> ManifestFile:
+def open_manifest(url: str, *, name: str | None = None) -> ManifestFile:
     """Opens a Parquet manifest for streaming.
 
-    `url` is a path or any fsspec URL. Only the footer is read here.
+    `url` is a path or any fsspec URL; `name` is what messages call it. Only the footer is read here.
     Raises ManifestError if the file is missing, cannot be read or is not Parquet.
     """
     # Parquet reads several columns side by side in pieces of its own: a read-ahead would fetch most bytes twice.
-    return ManifestFile(url, open_source(url))
+    return ManifestFile(name or url, open_source(url))
 
 
 def open_source(url: str, *, cache_type: str = "none") -> BinaryIO:

@@ -75,6 +75,14 @@ class FamilyRules:
     check_mask: Callable[[str, Sequence[int], int, int], object] | None = None
     """Checks a row's references: mask strategy, frames of each reference, num_frames and loops of the clip. Raises
     ValueError saying what does not fit. None for a family that takes no references."""
+    text_tokens: int | None = None
+    """How many tokens of a prompt its text encoder reads; None where that is not to be checked."""
+    count_tokens: Callable[[], Callable[[Sequence[str]], Sequence[int]] | None] | None = None
+    """Returns what counts the tokens of texts; None, or if it returns None, they are estimated."""
+    unknown_words: Callable[[str], Sequence[str]] | None = None
+    """The words of a prompt that it cannot tell apart; None for a family that spells every word."""
+    negative_unread: bool = False
+    """Whether it reads no negative prompts, whatever the guidance scale."""
     needs_image: bool = False
     """Whether every row must name an image, the first frame of its clip."""
     clip_loops: Callable[[str, int, int | None, int | None, float | None], ClipLoops] | None = None

@@ -129,31 +129,24 @@ def accepted_schema(schema: pa.Schema, *, sampling: bool = False) -> pa.Schema:
     return fields.with_metadata({VERSION_KEY: version(fields).encode()})
 
 
-def check_schema(schema: pa.Schema) -> list[Problem]:
-    """Returns what is wrong with the columns themselves: version, missing, twice there, or of a wrong type."""
+def check_schema(schema: pa.Schema, likely: str | None = None) -> list[Problem]:
+    """Returns what is wrong with the columns themselves: version, missing, twice there, or of a wrong type.
+
+    `likely`: the column whose values look most like prompts, where none is called so.
+    """
     problems = _version_problems(schema)
     for name in sorted({name for name in schema.names if schema.names.count(name) > 1}):
         problems.append(Problem(column=name, allowed="the column is there more than once", action="drop all but one"))
     if "prompt" not in schema.names:
-        close = _prompts(schema)
+        close = likely or _prompts(schema)
         found = ", ".join(shown(name) for name in schema.names[:20])
         action = (
-            f"rename {close!r} to 'prompt'" if close else f"add it, or rename the right one of those found: {found}"
+            f"rename {close!r} to 'prompt', or say it: --column prompt={close} (columns found: {found})"
+            if close
+            else f"add it, or rename the right one of those found: {found}, or say which it is: --column prompt=NAME"
         )
         problems.append(Problem(column="prompt", allowed="the column is required and missing", action=action))
     return problems + [problem for field in schema if (problem := _type_problem(field)) is not None]
-
-
-def misspelled_columns(schema: pa.Schema) -> tuple[str, ...]:
-    """Returns a warning for each unknown column named nearly like one of ours, and for a `digest` that is replaced."""
-    warnings = [
-        f"column {field.name!r} is kept as an extra column; if {meant!r} is meant, rename it"
-        for field in extra_fields(schema)
-        if (meant := _meant(field.name)) is not None and meant not in schema.names
-    ]
-    if "digest" in schema.names:
-        warnings.append("column 'digest' is computed anew; the values of the manifest are not kept")
-    return tuple(warnings)
 
 
 def _prompts(schema: pa.Schema) -> str | None:
@@ -161,11 +154,12 @@ def _prompts(schema: pa.Schema) -> str | None:
     texts = [field.name for field in schema if _is_text(_plain_type(field))]
     likely = [name for name in texts if "prompt" in name.lower() and not name.lower().endswith("id")]
     likely = [name for name in likely if "negative" not in name.lower()]
-    misspelled = [name for name in texts if _meant(name) == "prompt" and not name.lower().endswith("id")]
-    return next(iter([*likely, *misspelled]), None)
+    nearly = [name for name in texts if misspelled(name) == "prompt" and not name.lower().endswith("id")]
+    return next(iter([*likely, *nearly]), None)
 
 
-def _meant(name: str) -> str | None:
+def misspelled(name: str) -> str | None:
+    """Returns which of our columns a name is nearly; None if it is ours, or like none."""
     plain = name.strip().lower().replace("-", "_").replace(" ", "_")
     close = difflib.get_close_matches(plain, ROW_COLUMNS, n=1, cutoff=0.7)
     return close[0] if close and name not in (*_OURS, *_READ_AS_OTHERS) else None

@@ -150,6 +150,8 @@ class Family:
     """Names the weights in a clip's digest: a hub revision, or a hash over the files of a local folder."""
     pin: Callable[[str | None], str | None] = lambda weights: weights
     """Returns weights that mean the same tomorrow: hub ids with their commits for a family that the hub publishes."""
+    on_hub: bool = True
+    """Whether the hub has its weights; else it brings its own."""
     figures: tuple[CostFigures, ...] = ()
     """All that was measured (`FIGURES_FILE`), one entry for each kind of device, precision and parts of 8-bit floats."""
     latent_frames: Callable[[int], int] | None = None
@@ -181,6 +183,10 @@ class Family:
     """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
     clean_prompt: Callable[[str], str] | None = None
     """What is left of a prompt after the family's cleaning, where that may drop words; it needs no torch."""
+    text_tokens: int | None = None
+    """How many tokens of a prompt its text encoder reads; what is longer is cut. None where words are counted otherwise."""
+    unknown_words: Callable[[str], Sequence[str]] | None = None
+    """The words of a prompt that its text encoder cannot tell apart; None for encoders that spell every word."""
     references: ReferenceRules | None = None
     """How clips take reference images and videos; None for a family that takes none. With it, `load` returns a model that
     `pab.model.TakesReferences` describes, or `pab.model.TakesImage` if the rules say `first_image`."""

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from pipeline.exits import UsageError
 from pipeline.run.options import add_options, add_options_of
+from pipeline.run.source_flags import SOURCES, add_source_flags
 
 EXITS = """exit codes:
   0 all clips rendered   1 error   2 wrong usage   3 some clips failed
@@ -45,6 +46,18 @@ COLUMNS = """columns of a manifest:
 
 """
 
+
+BUILD = """examples:
+  python -m pipeline manifest build prompts.csv prompts.parquet
+  python -m pipeline manifest build captions.json.gz prompts.parquet --records data.items --prompt-column caption
+  python -m pipeline manifest build 'set/*.jsonl' small.parquet --sample 100 --seeds 4 --sweep guidance_scale=4,5,6
+  cat prompts.txt | python -m pipeline manifest build - prompts.parquet --num-frames 81 --set height=480 --set width=832
+
+"""
+
+_SOURCE_HELP = (
+    "Parquet, CSV, JSON, JSON lines or text: files, folders, patterns, URLs, or - for standard input; a row is a clip"
+)
 
 BENCH = """examples:
   python -m pipeline bench                 all rows; on a CPU tiny models of the same classes, in a minute or two
@@ -111,7 +124,8 @@ def _add_json(parser: Parser) -> None:
 
 def _add_submit(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "submit", "render a manifest, or continue a run", SETTINGS + SUBMIT)
-    parser.add_argument("manifest", metavar="MANIFEST", help="Parquet file or fsspec URL; one row is one clip")
+    parser.add_argument("manifest", nargs="+", metavar="MANIFEST", help=_SOURCE_HELP)
+    add_source_flags(parser)
     add_options(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
     parser.add_argument("--detach", action="store_true", help="hand the jobs to SLURM and return")
@@ -156,33 +170,23 @@ def _run_command(commands: _Commands[Parser], name: str, summary: str) -> Parser
 def _add_manifest(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "manifest", "check or make manifests")
     inner = parser.add_subparsers(dest="manifest_command", metavar="COMMAND", required=True)
-    validate = _command(inner, "validate", "check every row of a manifest and list the wrong ones", COLUMNS)
-    validate.add_argument("manifest", metavar="MANIFEST", help="Parquet file or fsspec URL")
+    validate = _command(inner, "validate", "check every row of a manifest and list the wrong ones", SOURCES + COLUMNS)
+    validate.add_argument("manifest", nargs="+", metavar="MANIFEST", help=_SOURCE_HELP)
+    add_source_flags(validate)
     add_options_of(validate, "validate")
     _add_json(validate)
     build = _command(
         inner,
         "build",
-        "make a Parquet manifest from CSV, TSV, JSON, JSON lines, or text with one prompt a line",
-        COLUMNS,
+        "make a Parquet manifest of prompts in any usual form",
+        BUILD + SOURCES + COLUMNS,
     )
-    build.add_argument("source", metavar="SOURCE", help="a .csv, .tsv, .json, .jsonl or .txt file")
+    build.add_argument("source", nargs="+", metavar="SOURCE", help=_SOURCE_HELP)
     build.add_argument("manifest", metavar="MANIFEST", help="the Parquet file to write")
     build.add_argument(
-        "--prompt-column", metavar="NAME", help="the column that holds the prompts, if its name is not prompt"
+        "--force", "--overwrite", action="store_true", help="replace MANIFEST if it exists; a source never is"
     )
-    build.add_argument(
-        "--records",
-        metavar="NAME",
-        help="where in a .json file the list of rows is, such as data.items (default: its only list of objects)",
-    )
-    build.add_argument(
-        "--delimiter",
-        type=_delimiter,
-        metavar="C",
-        help="the character between the cells of a .csv file; tab for tabulators (default: found from the first line)",
-    )
-    build.add_argument("--overwrite", action="store_true", help="replace the Parquet file if it exists")
+    add_source_flags(build, is_build=True)
     _add_json(build)
 
 
@@ -260,7 +264,8 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
         "measure on your prompts what may be reused, and search a plan for submit --broadcast",
         CALIBRATE,
     )
-    parser.add_argument("prompts", metavar="PROMPTS", help="a manifest, or a .txt, .csv or .jsonl file of prompts")
+    parser.add_argument("prompts", nargs="+", metavar="PROMPTS", help=_SOURCE_HELP)
+    add_source_flags(parser)
     parser.add_argument("--output", dest="plan", type=Path, required=True, metavar="FILE.json", help="the plan file")
     add_options_of(parser, "calibrate")
     target = parser.add_argument_group("goal of the search (default: --match with the family's default preset)")
@@ -305,17 +310,17 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
 
 def _add_doctor(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "doctor", "check this machine and say what to do about what is missing")
-    parser.add_argument("--weights", metavar="DIR", help="check that this folder holds the weights of --model")
-    parser.add_argument("--model", metavar="FAMILY", default="demo", help="the family of --weights (default: demo)")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        metavar="[FAMILY=]DIR",
+        help="check that this folder holds every part and file of a family's weights; may be repeated",
+    )
+    parser.add_argument(
+        "--model", metavar="FAMILY", default="demo", help="the family of --weights without a name (default: demo)"
+    )
     parser.add_argument("--output", metavar="URL", help="check that a run can be written to this folder or URL")
     _add_json(parser)
-
-
-def _delimiter(text: str) -> str:
-    character = "\t" if text in ("tab", "\\t") else text
-    if len(character) != 1 or character in '"\r\n':
-        raise argparse.ArgumentTypeError(f"{text!r}, needs one character, or tab")
-    return character
 
 
 def _count(text: str) -> int:

@@ -268,6 +268,8 @@ def _warnings(
     size: tuple[int, ...] | None,
 ) -> tuple[str, ...]:
     warnings = list(dict.fromkeys(warning for prompt in prompts for warning in prompt.warnings))
+    if family.clean_prompt is not None and not family.clean_prompt(clip.prompt).strip():
+        warnings.append("cleaning leaves nothing of the prompt, as in the family's own program")
     if held_back := plan.warning(clip.broadcast):
         warnings.append(held_back)
     rules = family.references

@@ -18,7 +18,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pab.weights.digest import files_digest
-from pab.weights.files import CheckpointError, listed, loaded_files, weight_files
+from pab.weights.files import CheckpointError, lies_in, listed, loaded_files, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,7 @@ def find_checkpoint(weights: str | None, published: Published) -> Path:
     if missing:
         raise CheckpointError(
             f"weights={str(folder)!r} has no {', '.join(name + '/' for name in missing)}; the folder needs\n"
-            f"{published.layout}"
+            f"{published.layout}\n({lies_in(folder)})"
         )
     return folder
 

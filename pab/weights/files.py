@@ -63,7 +63,14 @@ def weight_files(folder: Path) -> list[Path]:
             )
         if files:
             return files
-    raise CheckpointError(f"{folder} holds no weights; needs one of *{', *'.join(SUFFIXES)}, or shards with an index")
+    variants = [path.name for suffix in SUFFIXES for path in sorted(folder.glob(f"*{_VARIANT}*{suffix[1:]}"))]
+    if variants or any(folder.glob(f"*{_VARIANT}index.json")):
+        raise CheckpointError(
+            f"{folder} holds the fp16 variant alone ({listed(variants or ['its index'])}), which is not read; download the "
+            "weights of whole precision"
+        )
+    needed = f"needs one of *{', *'.join(SUFFIXES)}, or shards with an index"
+    raise CheckpointError(f"{folder} holds no weights; {needed}; {lies_in(folder)}")
 
 
 def weight_index(folder: Path) -> Path | None:
@@ -114,14 +121,17 @@ def _tokenizer_files(folder: Path) -> set[Path]:
     found = {folder / name for name in TOKENIZER_NAMES if (folder / name).is_file()}
     if not found:
         raise CheckpointError(
-            f"{folder} holds no tokenizer; needs spiece.model, tokenizer.json, or vocab.json with merges.txt; download it"
+            f"{folder} holds no tokenizer; needs spiece.model, tokenizer.json, or vocab.json with merges.txt; download it; "
+            f"{lies_in(folder)}"
         )
     return found
 
 
 def _present(file: Path) -> Path:
     if not file.is_file():
-        raise CheckpointError(f"{file} does not exist; it must lie beside the weights, download it")
+        raise CheckpointError(
+            f"{file} does not exist; it must lie beside the weights, download it; {lies_in(file.parent)}"
+        )
     return file
 
 
@@ -157,6 +167,15 @@ def _safetensors_size(length: bytes, read: Callable[[int], bytes], size: int) ->
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return 0
     return _HEADER.size + header_size + max(ends, default=0)
+
+
+def lies_in(folder: Path) -> str:
+    """Says what a folder holds, for a message about what it does not hold."""
+    try:
+        names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir())
+    except OSError:
+        return f"{folder.name}/ is not there"
+    return f"in {folder.name}/ lie {listed(names)}" if names else f"{folder.name}/ is empty"
 
 
 def listed(names: Sequence[str]) -> str:

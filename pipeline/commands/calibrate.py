@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from jobs.rendering.clip_loras import clip_loras
 from jobs.settings import RenderSettings
-from manifests.build import build
 from manifests.clip import Clip
 from manifests.read import iter_clips
+from manifests.sources.files import source_name, source_place
 from pab.family import Family
-from pipeline.commands.manifest import accepted_manifest, errors_path, tell_warnings
+from pipeline.commands.manifest import accepted_manifest, tell_warnings
+from pipeline.commands.sources import opened_source
 from pipeline.exits import Exit, UsageError
 from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     _check(arguments)
     # Jobs here: what this process can use decides, not what SLURM has.
     chosen = choose({**vars(arguments), "cluster": "local", "output": None}, environment_settings())
-    settings = build_settings(arguments.prompts, chosen).render
+    settings = build_settings(source_name(arguments.prompts), chosen, place=source_place(arguments.prompts)).render
     rules = run_rules(settings)
     references = rules.families[settings.model].references
     if references is not None and references.required:
@@ -124,24 +124,19 @@ def _calibrate(
 
 def _prompts(arguments: argparse.Namespace, settings: RenderSettings, rules: RunRules, screen: Screen) -> Prompts:
     """Takes the first rows of the family with different prompts. Raises UsageError where they are too few or unlike."""
-    with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
-        source = arguments.prompts
-        if not source.endswith(".parquet"):
-            source = str(Path(folder) / f"{Path(arguments.prompts).stem}.parquet")
-            build(arguments.prompts, source, errors_path=errors_path(arguments.prompts))
-        with accepted_manifest(
-            source, rules, model=settings.model, read_references=ReferenceReader(access_of(settings))
-        ) as (
-            accepted,
-            path,
-        ):
-            tell_warnings(accepted.warnings, screen)
-            clips = list(_different(path, settings.model, arguments.clips + arguments.held_out))
+    reader = ReferenceReader(access_of(settings))
+    with (
+        opened_source(arguments, arguments.prompts, screen, model=settings.model) as source,
+        accepted_manifest(source, rules, model=settings.model, read_references=reader) as (accepted, path),
+    ):
+        tell_warnings(accepted.warnings, screen)
+        clips = list(_different(path, settings.model, arguments.clips + arguments.held_out))
     needed = arguments.clips + arguments.held_out
     if len(clips) < needed:
         raise UsageError(
-            f"{arguments.prompts} has {len(clips)} different prompts of {settings.model}, needed are {needed}: --clips "
-            f"{arguments.clips} to search on and --held-out {arguments.held_out} to judge by; add prompts or take fewer"
+            f"{source_name(arguments.prompts)} has {len(clips)} different prompts of {settings.model}, needed are {needed}: "
+            f"--clips {arguments.clips} to search on and --held-out {arguments.held_out} to judge by; add prompts, or "
+            "take fewer"
         )
     for clip in clips:
         if _size(clip) != _size(clips[0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.commands.doctor_checks import Check, bucket_check, machine_checks, weights_check
 from pipeline.exits import Exit
@@ -29,7 +30,10 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
 
 def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
     yield from machine_checks()
-    yield weights_check(arguments.model, arguments.weights)
+    for given in arguments.weights or [None]:
+        name, equals, folder = (given or "").partition("=")
+        named = bool(equals) and not Path(given or "").exists()
+        yield weights_check(name if named else arguments.model, folder if named else given)
     if arguments.output:
         yield bucket_check(arguments.output)
 

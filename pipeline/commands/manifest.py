@@ -9,65 +9,80 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from manifests.accept import AcceptedManifest, accept, validate
-from manifests.build import build
+from manifests.sources.files import source_name, source_place
+from pipeline.commands.sources import ManifestSource, build_manifest, opened_source, told_rows
 from pipeline.exits import Exit
 from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.options import choose
 from pipeline.run.references import ReferenceReader, access_of
 from pipeline.run.rules import RunRules, run_rules
+from pipeline.run.weights import NOT_LOOKED_AT
 from pipeline.screen import Screen, counted
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `manifest validate` or `manifest build`."""
-    if arguments.manifest_command == "build":
-        return _build(arguments, screen)
-    settings = build_settings(arguments.manifest, choose(vars(arguments), environment_settings()))
-    rules = run_rules(settings.render)
-    accepted = validate(
-        arguments.manifest,
-        rules.rows,
-        default_model=settings.render.model,
-        errors_path=errors_path(arguments.manifest),
-        read_references=ReferenceReader(access_of(settings.render)),
-    )
-    tell_warnings(accepted.warnings, screen)
+    return _build(arguments, screen) if arguments.manifest_command == "build" else _validate(arguments, screen)
+
+
+def _validate(arguments: argparse.Namespace, screen: Screen) -> int:
+    chosen = choose(vars(arguments), environment_settings())
+    name = source_name(arguments.manifest)
+    settings = build_settings(name, chosen, place=source_place(arguments.manifest))
+    rules = run_rules(settings.render, ask_hub=False)
+    with opened_source(arguments, arguments.manifest, screen, model=settings.render.model) as source:
+        accepted = validate(
+            source.url,
+            rules.rows,
+            default_model=settings.render.model,
+            errors_path=source.errors_path,
+            read_references=ReferenceReader(access_of(settings.render)),
+            name=source.name,
+            place=source.place,
+        )
+    tell_warnings(source.untold(accepted.warnings), screen)
+    warnings = [*(source.built.warnings if source.built else ()), *source.untold(accepted.warnings)]
+    verdict = f"{counted(len(warnings), 'warning')}, see above" if warnings else "no problem"
     screen.result(
         {
-            "manifest": arguments.manifest,
+            "manifest": name,
             "num_clips": accepted.num_rows,
-            "digest": accepted.digest,
-            "warnings": list(accepted.warnings),
+            "digest": None
+            if any(weights.digest == NOT_LOOKED_AT for weights in rules.weights.values())
+            else accepted.digest,
+            "warnings": warnings,
+            "text_losses": dict(accepted.text_losses),
             "families": {name: str(weights) for name, weights in sorted(rules.weights.items())},
             "families_left_out": dict(rules.left_out),
         },
-        f"{arguments.manifest}: {counted(accepted.num_rows, 'clip')}, no problem",
+        f"{name}: {counted(accepted.num_rows, 'clip')}, {verdict}",
     )
     return Exit.OK
 
 
 def _build(arguments: argparse.Namespace, screen: Screen) -> int:
-    built = build(
-        arguments.source,
-        arguments.manifest,
-        errors_path=errors_path(arguments.source),
-        prompt_column=arguments.prompt_column,
-        records=arguments.records,
-        delimiter=arguments.delimiter,
-        overwrite=arguments.overwrite,
+    built = build_manifest(
+        arguments, arguments.source, Path(arguments.manifest), model=arguments.clip_model, overwrite=arguments.force
     )
     tell_warnings(built.warnings, screen)
     screen.result(
-        {"manifest": arguments.manifest, "num_clips": built.num_rows, "columns": list(built.columns)},
-        f"{arguments.manifest}: {counted(built.num_rows, 'clip')} from {arguments.source}",
+        {
+            "manifest": arguments.manifest,
+            "num_clips": built.num_rows,
+            "num_source_rows": built.num_source_rows,
+            "num_files": built.num_files,
+            "columns": list(built.columns),
+            "warnings": list(built.warnings),
+        },
+        f"{arguments.manifest}: {told_rows(built)} from {source_name(arguments.source)}",
     )
     return Exit.OK
 
 
 @contextmanager
 def accepted_manifest(
-    url: str, rules: RunRules, *, model: str, read_references: ReferenceReader
+    source: ManifestSource, rules: RunRules, *, model: str, read_references: ReferenceReader
 ) -> Iterator[tuple[AcceptedManifest, Path]]:
     """Validates a manifest and yields what is known of it and its accepted rows, in a file that goes at the end.
 
@@ -76,12 +91,14 @@ def accepted_manifest(
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
         path = Path(folder) / "manifest.parquet"
         accepted = accept(
-            url,
+            source.url,
             rules.rows,
             default_model=model,
             sink=path,
-            errors_path=errors_path(url),
+            errors_path=source.errors_path,
             read_references=read_references,
+            name=source.name,
+            place=source.place,
         )
         yield accepted, path
 
@@ -90,8 +107,3 @@ def tell_warnings(warnings: Sequence[str], screen: Screen) -> None:
     """Shows what is allowed and looks unmeant."""
     for warning in warnings:
         screen.note(f"warning: {warning}")
-
-
-def errors_path(url: str) -> Path:
-    """Returns where every problem of a manifest is listed: in the current folder."""
-    return Path(f"{Path(url).stem}.errors.jsonl")

@@ -82,6 +82,7 @@ def report_document(
         "speedup": _speedup(reports, totals),
         "quality": quality_over(reports),
         "alarms": totals.alarms.facts(),
+        "clip_warnings": totals.warnings.facts(),
         "guard": guard_summary(reports),
         "throughput": _throughput(reports),
         "measured": joined_measured(reports),

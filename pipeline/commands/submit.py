@@ -17,8 +17,10 @@ from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.accept import AcceptedManifest
 from manifests.read import read_keys
+from manifests.sources.files import source_name
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.report import write_report
+from pipeline.commands.sources import ManifestSource, opened_source
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import AS_ASKED, Beginning, choose_beginning, plan_work
@@ -54,7 +56,7 @@ from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
 from pipeline.run.summary import Submitted, show_summary, tell_damages
 from pipeline.run.view import open_view
-from pipeline.run.weights import loras_text
+from pipeline.run.weights import NOT_LOOKED_AT, loras_text
 from pipeline.screen import Screen, counted
 
 SECOND_CTRL_C_S = 10.0
@@ -84,13 +86,20 @@ class Submission:
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `submit`. What another submit is at work on is waited for, and rendered here if that one dies."""
     waited: list[Cluster] = []
-    while (code := _submit(arguments, screen, waited=waited)) is None:
-        pass
+    model = str(choose(vars(arguments), environment_settings(), arguments.config)["model"].value)
+    with opened_source(arguments, arguments.manifest, screen, model=model) as source:
+        while (code := _submit(arguments, source, screen, waited=waited)) is None:
+            pass
     return code
 
 
 def _submit(
-    arguments: argparse.Namespace, screen: Screen, tried: Sequence[Beginning] = (AS_ASKED,), *, waited: list[Cluster]
+    arguments: argparse.Namespace,
+    source: ManifestSource,
+    screen: Screen,
+    tried: Sequence[Beginning] = (AS_ASKED,),
+    *,
+    waited: list[Cluster],
 ) -> int | None:
     """Plans and renders once; None after it has waited for another submit, which may have left clips.
 
@@ -98,33 +107,36 @@ def _submit(
     clusters of earlier rounds, to which this one is added: a run that was cancelled since then is not gone on with.
     """
     chosen = choose(vars(arguments), environment_settings(), arguments.config)
-    settings = build_settings(arguments.manifest, chosen)
+    settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
     settings = as_begun(settings, found, asked=_asked(chosen), kept=tried[-1].kept, weighed=tried[-1].weighed)
     rules = run_rules(
-        settings.render, begun=found.weights if found else None, defaults=found.broadcasts if found else None
+        settings.render,
+        begun=found.weights if found else None,
+        defaults=found.broadcasts if found else None,
+        ask_hub=not arguments.dry_run,
     )
     known = known_references(bucket) if found else {}
     references = ReferenceReader(access_of(settings.render), known=known)
     model = settings.render.model
     with ExitStack() as stack:
-        manifest = accepted_manifest(arguments.manifest, rules, model=model, read_references=references)
+        manifest = accepted_manifest(source, rules, model=model, read_references=references)
         accepted, path = stack.enter_context(manifest)
         if found is None:
             begin = choose_beginning(settings, rules, path, bucket, weigh=_asked(chosen)["compile"] == "auto")
             if begin.pixels not in [each.pixels for each in tried]:
                 # It is part of the digests, so the rows are accepted again; only then it shows which name a broadcast.
                 _tell_kept(begin, screen)
-                return _submit(arguments, screen, [*tried, begin], waited=waited)
+                return _submit(arguments, source, screen, [*tried, begin], waited=waited)
             settings = _with_reasons(settings, begin, tried[-1])
-        tell_warnings([*accepted.warnings, *_begun_notes(settings, rules, chosen)], screen)
+        tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen)]), screen)
         _tell_weights(rules, found, screen)
         asked = _asked_run(settings, rules, accepted, found, bucket)
         if arguments.dry_run:
-            return _dry_run(settings, rules, bucket, num_clips=accepted.num_rows, path=path, screen=screen)
+            return _dry_run(settings, rules, bucket, accepted=accepted, path=path, screen=screen)
         run_id = (found or asked).run_id
         cluster = _open_cluster(settings, run_id, waited)
         claim = stack.enter_context(claimed(bucket, screen))
@@ -251,7 +263,9 @@ def _tell_store(bucket: Bucket, screen: Screen) -> None:
 def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
     begun = found.weights if found else {}
     for name, weights in rules.weights.items():
-        if weights.pinned != weights.asked:
+        if weights.digest == NOT_LOOKED_AT:
+            screen.note(f"weights of {name}: the hub's, looked up when this is submitted without --dry-run")
+        elif weights.pinned != weights.asked:
             as_before = ", as when this run began" if begun.get(name) == weights else ""
             screen.note(f"weights of {name}: {weights.pinned}{as_before}")
         if weights.loras:
@@ -261,11 +275,11 @@ def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
 
 
 def _dry_run(
-    settings: RunSettings, rules: RunRules, bucket: Bucket, *, num_clips: int, path: Path, screen: Screen
+    settings: RunSettings, rules: RunRules, bucket: Bucket, *, accepted: AcceptedManifest, path: Path, screen: Screen
 ) -> int:  # fmt: skip
     progress = read_progress(bucket, frozenset(read_keys(str(path))), settings.render.max_attempts)
     work = plan_work(settings, rules, path, progress, bucket)
-    show_dry_run(settings, work, work.times.costs, progress=progress, num_clips=num_clips, screen=screen)
+    show_dry_run(settings, work, work.times.costs, progress=progress, accepted=accepted, screen=screen)
     return Exit.OK
 
 

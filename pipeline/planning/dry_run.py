@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.slurm_settings import UnreachableError
 from jobs.reports.number_formats import duration
+from manifests.accept import AcceptedManifest
 from manifests.shards import ClipGroup
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
@@ -32,11 +33,12 @@ def show_dry_run(
     costs: ClipCosts,
     *,
     progress: Progress,
-    num_clips: int,
+    accepted: AcceptedManifest,
     screen: Screen,
 ) -> None:
     """Shows the plan of a submit; nothing is written or started."""
-    document = dry_run_document(settings, work, costs, progress=progress, num_clips=num_clips)
+    document = dry_run_document(settings, work, costs, progress=progress, num_clips=accepted.num_rows)
+    document |= {"text_losses": dict(accepted.text_losses), "manifest_warnings": list(accepted.warnings)}
     scripts, start = slurm_answers(settings, work)
     document |= {"scripts": scripts, "expected_start": start.isoformat() if start else None}
     screen.result(document, _text(settings, work, costs, document, scripts))

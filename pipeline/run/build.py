@@ -21,8 +21,11 @@ from pipeline.run.settings import MESH_GOALS, MachineSettings, RunSettings, abso
 SLURM_PARALLEL_JOBS = 16
 
 
-def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
-    """Builds the tree and fills in what depends on this machine. Raises UsageError naming the setting and its source."""
+def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | None = None) -> RunSettings:
+    """Builds the tree and fills in what depends on this machine. Raises UsageError naming the setting and its source.
+
+    `place`: a path beside which references lie and after which the output is called, by default the manifest.
+    """
     value: dict[str, Any] = {name: choice.value for name, choice in chosen.items()}
     if value["cluster"] == "auto":
         from cluster.slurm_settings import slurm_is_configured
@@ -38,8 +41,10 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen]) -> RunSettings:
     if value["decode"] == "auto":
         value["decode"] = "fast" if on_gpus and value["precision"] != "float32" else "published"
     value["compile_cache"] = absolute(value["compile_cache"]) if value["compile_cache"] else None
-    value["reference_root"] = _reference_roots(manifest, value["reference_root"], chosen["reference_root"].source)
-    value["output"] = absolute(value["output"] or default_output(manifest))
+    value["reference_root"] = _reference_roots(
+        place or manifest, value["reference_root"], chosen["reference_root"].source
+    )
+    value["output"] = absolute(value["output"] or default_output(place or manifest))
     ranks = value["nodes_per_job"] * value["gpus_per_node"]
     value["max_parallel_jobs"] = value["max_parallel_jobs"] or _parallel_jobs(value["cluster"], len(gpus), ranks)
     value["weights"], family_weights = _weights(value["model"], value["weights"], chosen["weights"].source)

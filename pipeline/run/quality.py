@@ -10,6 +10,7 @@ from jobs.quality.guard import guard_summary, guard_text
 from jobs.quality.headline import quality_summary, quality_text
 from jobs.reports.report_speedup import baselines_of, difference
 from jobs.store.bucket import Bucket
+from pipeline.run.clip_warnings import WarningCounts
 from pipeline.run.report_rows import record_row, told_rows
 from pipeline.run.state import Progress, clip_id
 from pipeline.screen import counted
@@ -30,9 +31,10 @@ def run_quality(bucket: Bucket, progress: Progress) -> Json:
     rows = {key: row for key, row in told_rows(reports).items() if key in progress.recorded}
     untold = sorted(progress.recorded - rows.keys())[:MOST_RECORDS]
     rows |= {key: record_row(record) for key, record in bucket.records(untold).items()}
-    counts = AlarmCounts()
+    counts, warnings = AlarmCounts(), WarningCounts()
     for key, row in sorted(rows.items()):
         counts.add(clip_id(key), row.alarms, row.video)
+        warnings.add(row.warnings)
     measured, derived = measured_speedup(reports), derived_speedup(reports)
     return {
         "jobs": len(reports),
@@ -40,6 +42,7 @@ def run_quality(bucket: Bucket, progress: Progress) -> Json:
         "quality": quality_over(reports),
         "alarms": counts.facts(),
         "guard": guard_summary(reports),
+        "clip_warnings": warnings.facts(),
     }
 
 

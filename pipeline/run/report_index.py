@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from jobs.quality.alarm_counts import AlarmCounts
 from manifests.read import open_manifest
+from pipeline.run.clip_warnings import WarningCounts
 from pipeline.run.report_rows import ClipRow, RunRows
 
 BATCH_ROWS = 8192
@@ -27,6 +28,7 @@ _ADDED = pa.schema(
         ("psnr_db", pa.float64()),
         ("ssim", pa.float64()),
         ("vmaf", pa.float64()),
+        ("warnings", pa.list_(pa.string())),
     ]
 )
 
@@ -42,6 +44,7 @@ class IndexTotals:
     compared_s: float = 0.0
     baseline_s: float = 0.0
     alarms: AlarmCounts = field(default_factory=AlarmCounts)
+    warnings: WarningCounts = field(default_factory=WarningCounts)
 
     def add(self, clip_id: str, row: ClipRow) -> None:
         """Takes in one clip."""
@@ -53,6 +56,7 @@ class IndexTotals:
             self.compared_s += row.settled_s
             self.baseline_s += row.baseline_s
         self.alarms.add(clip_id, row.alarms, row.video)
+        self.warnings.add(row.warnings)
 
 
 def write_index(manifest_file: Path, rows: RunRows, errors: Mapping[str, str], *, url: str, path: Path) -> IndexTotals:
@@ -88,6 +92,7 @@ def write_index(manifest_file: Path, rows: RunRows, errors: Mapping[str, str], *
                     [row.denoise_s for row in found],
                     [row.alarms for row in found],
                     *([row.alike(name) for row in found] for name in ("psnr_db", "ssim", "vmaf")),
+                    [row.warnings if row.outcome == "rendered" else None for row in found],
                 ]
                 arrays = [pa.array(values, kind.type) for values, kind in zip(added, _ADDED, strict=True)]
                 writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema))

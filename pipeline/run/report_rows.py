@@ -23,7 +23,7 @@ class ClipRow:
     pattern; `baseline_s`: what the loop would take if every step took as long as the clip's own full ones, None for a clip
     that reuses nothing, has no full step, or whose steps were timed only while something was compiled. `rendered`: the
     broadcast that it was rendered with. `alarms`: None where an earlier version has not looked. `quality`: against the
-    clip without reuse, of clips that were rendered twice.
+    clip without reuse, of clips that were rendered twice. `warnings`: what its record says, such as a prompt that was cut.
     """
 
     outcome: str
@@ -36,6 +36,7 @@ class ClipRow:
     rendered: str | None = None
     alarms: tuple[str, ...] | None = None
     quality: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     def alike(self, name: str) -> float | None:
         """Returns `psnr_db`, `ssim` or `vmaf` of a clip that was rendered twice; PSNR of the same frames is infinite."""
@@ -61,6 +62,7 @@ def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
                     rendered=row.get("rendered", row["broadcast"]),
                     alarms=_alarms(row),
                     quality=row.get("quality"),
+                    warnings=tuple(row.get("warnings", ())),
                 )
     return rows
 
@@ -109,6 +111,7 @@ def record_row(record: Json) -> ClipRow:
         video=record["video"]["path"],
         rendered=record["plan"].get("rendered", record["plan"]["broadcast"]),
         alarms=_alarms(record),
+        warnings=tuple(record.get("warnings", ())),
     )
 
 

@@ -19,6 +19,7 @@ from pab.conditioning.loops import Loops
 from pab.conditioning.references import ReferenceRules
 from pab.families import FAMILIES
 from pab.family import Family, Sampling
+from pab.text.token_count import Count, token_counter
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 from pipeline.run.weights import Loras, RunWeights, WeightsLookup, loras_identity
@@ -64,10 +65,12 @@ def run_rules(
     *,
     begun: Mapping[str, RunWeights] | None = None,
     defaults: Mapping[str, str] | None = None,
+    ask_hub: bool = True,
 ) -> RunRules:
     """Makes the rules of a run.
 
     `begun`, `defaults`: by family, weights of the run that goes on, and the broadcast that rows got which name none.
+    `ask_hub`: as of WeightsLookup.
 
     `--weights` without a family's name belong to `--model`: with them only it and the families that are named there may
     render. Otherwise a family that is not named there has its own, looked up when a row names it. Raises UsageError for an
@@ -77,7 +80,7 @@ def run_rules(
     family = _family(render.model, families)
     own, default = _broadcast(render, family)
     left_out = _left_out(render, families)
-    lookup = WeightsLookup(render.weights_of, begun or {}, render.loras)
+    lookup = WeightsLookup(render.weights_of, begun or {}, render.loras, ask_hub=ask_hub)
     try:
         if render.model in left_out:
             raise ValueError(left_out[render.model])
@@ -94,6 +97,7 @@ def run_rules(
             default_broadcast=_default(render, family, _usable(own, family), default),
             sampled=_sampled(render, family) if name == render.model else {},
             broadcast_asked=default is not None,
+            count_tokens=partial(_count_tokens, lookup, family),
         )
         for name, family in known.items()
     }
@@ -113,10 +117,12 @@ def family_rules(
     default_broadcast: str | None,
     sampled: Mapping[str, str | float] | None = None,
     broadcast_asked: bool = False,
+    count_tokens: Callable[[], Count | None] | None = None,
 ) -> FamilyRules:
     """Returns one family's limits and defaults as plain ranges. `sampled`: how its rows are sampled that do not say it.
 
     `broadcast_asked`: whether the user chose the default broadcast; else what a preset of sampling needs comes first.
+    `count_tokens`: returns what counts the tokens of prompts, if anything does.
     """
     limits = family.limits
     return FamilyRules(
@@ -137,6 +143,10 @@ def family_rules(
         loras=loras,
         num_tokens=family.num_tokens,
         clean_prompt=family.clean_prompt,
+        text_tokens=family.text_tokens,
+        count_tokens=count_tokens,
+        unknown_words=family.unknown_words,
+        negative_unread=family.embedded_guidance,
         check_mask=None if family.references is None else partial(_check_mask, family.references),
         clip_loops=_loops_of(family.references),
         needs_image=family.references is not None and family.references.required,
@@ -236,6 +246,10 @@ def _identity(lookup: WeightsLookup, family: Family, render: RenderSettings, lor
         f"weights {weights.digest}{added} precision {render.precision_of(family)}"
         f"{render.execution(family).identity}{render.video_identity}"
     )
+
+
+def _count_tokens(lookup: WeightsLookup, family: Family) -> Count | None:
+    return token_counter(lookup.find(family).pinned)
 
 
 def _row_loras(lookup: WeightsLookup, family: Family, render: RenderSettings, texts: tuple[str, ...]) -> RowLoras:

@@ -52,7 +52,7 @@ def show_summary(
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
     told = (submitted.told if submitted else None) or run_quality(bucket, progress)
-    document |= {name: told[name] for name in ("speedup", "quality", "alarms", "guard")}
+    document |= {name: told[name] for name in ("speedup", "quality", "alarms", "guard", "clip_warnings")}
     if submitted is not None:
         left_out = submitted.left_out
         document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
@@ -125,6 +125,9 @@ def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) 
         if not_rendered > SHOWN_FAILURES:
             lines.append(f"  ... and {not_rendered - SHOWN_FAILURES} more in {bucket.url}/failures")
     lines += [f"{name:<11}{text}" for name, text in told_lines(document)]
+    lines += [
+        f"warning    {counted(int(each['clips']), 'clip')}: {each['warning']}" for each in document["clip_warnings"]
+    ]
     lines.append(f"videos     {document['videos']}")
     lines.append(f"report     {document['report'] or f'none yet; python -m pipeline report {bucket.url}'}")
     if "dashboard" in document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,9 @@ from pab.weights.lora_keys import find_changes, read_modules
 from pipeline.run.settings import absolute
 
 Loras = tuple[Lora, ...]
+NOT_LOOKED_AT = "not looked at"
+"""The digest of weights that only `submit` asks the hub for."""
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(@[^\s,]+)?(,[\w-][\w.-]*/[\w.-]+(@[^\s,]+)?)*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +56,8 @@ class WeightsLookup:
     """Finds each family's weights once: a hub may take long to answer, so only families that rows name are looked up.
 
     `asked`: what the user gives a family by name, None for its own. `begun`: the weights of a run that is continued, even if
-    a branch of the hub has moved since. `loras`: those that the user gives, by family.
+    a branch of the hub has moved since. `loras`: those that the user gives, by family. `ask_hub`: whether weights of the hub
+    are looked up; checking and planning need no weights, so they do without.
     """
 
     def __init__(
@@ -60,8 +65,11 @@ class WeightsLookup:
         asked: Callable[[str], str | None],
         begun: Mapping[str, RunWeights],
         loras: Mapping[str, Loras] | None = None,
+        *,
+        ask_hub: bool = True,
     ) -> None:
         self._asked, self._begun, self._loras = asked, begun, loras or {}
+        self._ask_hub = ask_hub
         self._found: dict[str, RunWeights] = {}
 
     @property
@@ -81,7 +89,7 @@ class WeightsLookup:
         if key not in weights.row_loras:
             begun = self._begun.get(family.name)
             known = begun.row_loras.get(key) if begun else None
-            found = tuple(pin_lora(lora) for lora in known or named_loras(family, texts))
+            found = tuple(map(self._pin_lora, known or named_loras(family, texts)))
             check_loras(family, found, weights.pinned)
             self._found[family.name] = replace(weights, row_loras={**weights.row_loras, key: found})
         return self._found[family.name].row_loras[key]
@@ -89,15 +97,30 @@ class WeightsLookup:
     def _look_up(self, family: Family) -> RunWeights:
         asked = self._asked(family.name)
         begun = self._begun.get(family.name)
+        if not self._ask_hub and not (begun and begun.asked == asked) and _is_on_hub(family, asked):
+            loras = self._loras.get(family.name, ())
+            found = tuple(map(self._pin_lora, loras))
+            return RunWeights(asked=asked, pinned=None, digest=NOT_LOOKED_AT, asked_loras=loras, loras=found)
         pinned = begun.pinned if begun and begun.asked == asked else family.pin(asked)
         digest = family.weights_digest(pinned)
         if begun and begun.asked == asked and begun.digest != digest and _named_by_all_files(begun):
             digest = begun.digest
         loras = self._loras.get(family.name, ())
         known = begun.loras if begun and begun.asked_loras == loras else loras
-        found = tuple(pin_lora(lora) for lora in known)
+        found = tuple(map(self._pin_lora, known))
         check_loras(family, found, pinned)
         return RunWeights(asked=asked, pinned=pinned, digest=digest, asked_loras=loras, loras=found)
+
+    def _pin_lora(self, lora: Lora) -> Lora:
+        here = Path(lora.place).expanduser().is_file()
+        return pin_lora(lora) if here or self._ask_hub or lora.digest else replace(lora, digest=NOT_LOOKED_AT)
+
+
+def _is_on_hub(family: Family, asked: str | None) -> bool:
+    """Whether only the hub has these weights. What can be neither a folder nor a hub id is looked up, and refused."""
+    if not family.on_hub:
+        return False
+    return asked is None or (not Path(asked).expanduser().exists() and _HUB_ID.fullmatch(asked) is not None)
 
 
 def named_loras(family: Family, texts: Sequence[str]) -> Loras:

@@ -14,13 +14,17 @@ from manifests.build import build
 from manifests.demo import DEMO_CSV, DEMO_PARQUET, build_demo
 from manifests.errors import ManifestError
 from manifests.schema import VERSION_KEY
+from manifests.sources.options import SourceOptions
 from tests.manifests.conftest import family
 
 
 def built(tmp_path: Path, name: str, content: str | bytes, **options: Any) -> pa.Table:
     source = tmp_path / name
     source.write_bytes(content if isinstance(content, bytes) else content.encode())
-    build(str(source), tmp_path / "built.parquet", errors_path=tmp_path / "errors.jsonl", **options)
+    if "prompt_column" in options:
+        options["columns"] = {"prompt": options.pop("prompt_column")}
+    said = SourceOptions(**options)
+    build(str(source), tmp_path / "built.parquet", options=said, errors_path=tmp_path / "errors.jsonl")
     return pq.read_table(tmp_path / "built.parquet")
 
 
@@ -127,9 +131,22 @@ def test_a_misspelled_column_gives_a_warning(tmp_path: Path) -> None:
         ("c.txt", "\n \n", "the file has no prompts; add at least one"),
         (
             "c.xlsx",
-            "",
-            "the ending '.xlsx' is not known, allowed: .csv, .json, .jsonl, .ndjson, .tsv, .txt; rename the file",
+            "a kite\n",
+            "the ending '.xlsx' is not known, allowed: .csv, .json, .jsonl, .ndjson, .parquet, .pq, .tab, .tsv, .txt, and",
         ),
+        ("c.xlsx", "a kite\n", "say what it is: --format csv|tsv|json|jsonl|text|parquet"),
+        ("c.xlsx", b"PK\x03\x04\x00", "the file is a ZIP, Excel or PDF file; unpack it, or save the table as CSV"),
+        ("c.parquet", "a kite\n", "the file is not Parquet"),
+        ("c.csv.gz", b"\x1f\x8b\x08\x00", "it cannot be read or unpacked"),
+        ("c.txt", b"a\x00 \x00k\x00", "the file is no text in UTF-8; name its encoding, such as --encoding utf-16-le"),
+        (
+            "c.txt",
+            b"fine\na caf\xe9\n",
+            "line 2: b'a caf\\xe9\\n', valid UTF-8 is needed; save it as UTF-8, or name its",
+        ),
+        ("c.txt", b"fine\na caf\xe9\n", "--encoding windows-1252 would read 'a caf\u00e9'"),
+        ("c.json", b'["a caf\xe9 at night"]', "--encoding windows-1252 would read '[\"a caf\u00e9 at night\"]'"),
+        ("c.json", b'{"info": {}, "prompts": ["caf\xe9"]}', "--encoding windows-1252 would read"),
     ],
 )
 def test_a_bad_source_names_the_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:

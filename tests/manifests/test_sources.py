@@ -16,7 +16,7 @@ import pytest
 from manifests.accept import validate
 from manifests.build import build
 from manifests.errors import ManifestError
-from manifests.source_lines import MAX_LINE_BYTES
+from manifests.sources.raw_lines import MAX_LINE_BYTES
 from manifests.suffixes import split_suffix
 from tests.manifests.conftest import family
 from tests.manifests.test_build import built, refused
@@ -75,7 +75,7 @@ def test_what_was_read_in_another_way_than_it_is_written_is_told(tmp_path: Path)
         ("a.tsv", "id\ttext\n1\ta kite\n", {}, "columns found ('id', 'text')"),
         ("a.csv", "id/text\n1/a kite\n", {}, "--delimiter"),
         ("a.csv", "prompt,Prompt\na,b\n", {}, "prompt, the column is there more than once"),
-        ("a.csv", "prompt,text\na,b\n", {"prompt_column": "text"}, "the column is there more than once"),
+        ("a.csv", "text,text\na,b\n", {"prompt_column": "text"}, "the column is there more than once"),
         ("a.jsonl", '{"text": "a"}\n', {}, "say which column it is: --prompt-column text"),
         ("a.jsonl", '{"prompt": "a", "PROMPT": "b"}\n', {}, "line 1: prompt='a', columns 'prompt' and 'PROMPT'"),
         ("a.json", '{"a": [{"prompt": "x"}], "b": [{"prompt": "y"}]}', {}, "2 lists of rows: 'a', 'b'; say which one"),
@@ -145,7 +145,7 @@ def test_an_existing_manifest_is_replaced_only_when_the_user_says_so_and_whole(t
     build(str(source), target)
     first = target.read_bytes()
     source.write_text("a lamp\n")
-    with pytest.raises(ManifestError, match=r"a\.parquet: the file exists; name another file, or .* --overwrite"):
+    with pytest.raises(ManifestError, match=r"a\.parquet: the file exists; name another file, or .* --force"):
         build(str(source), target)
     assert target.read_bytes() == first
     (tmp_path / "link.parquet").symlink_to(target)

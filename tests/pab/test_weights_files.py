@@ -166,3 +166,20 @@ def test_an_empty_folder_a_missing_shard_and_a_folder_without_tokenizer_are_refu
         path.unlink()
     with pytest.raises(CheckpointError, match="tokenizer holds no tokenizer"):
         loaded_files(wan, ["tokenizer"])
+
+
+def test_a_folder_without_what_is_needed_is_told_by_what_lies_there(tmp_path: Path) -> None:
+    for name in ("transformer", "tokenizer", "vae"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no weights; .*; vae/ is empty"):
+        weight_files(tmp_path / "vae")
+    (tmp_path / "transformer/model.fp16.safetensors").write_text("x")
+    with pytest.raises(
+        CheckpointError, match=r"holds the fp16 variant alone \(model.fp16.safetensors\), which is not read"
+    ):
+        weight_files(tmp_path / "transformer")
+    (tmp_path / "tokenizer/README.md").write_text("x")
+    with pytest.raises(CheckpointError, match=r"holds no tokenizer; .* in tokenizer/ lie README.md"):
+        loaded_files(tmp_path, ["tokenizer"])
+    with pytest.raises(CheckpointError, match=r"config.json does not exist; .*; vae/ is empty"):
+        loaded_files(tmp_path, ["vae"])

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from jobs.reports.number_formats import duration
@@ -61,6 +62,10 @@ def test_doctor_tells_what_it_finds_and_how_to_mend_it(command: Command, tmp_pat
     assert "exclusively" in found["output"]["found"]
     assert found["torch"]["verdict"] == "ok"
     assert document["versions"]["python"].startswith("3.1")
+    ran = command.run("doctor", "--weights", f"demo={tmp_path / 'nothing'}", "--weights", f"wan={tmp_path}")
+    assert "wan: weights='" in ran.stdout
+    assert "has no transformer/, vae/" in ran.stdout
+    assert "2 to mend" in ran.stdout
     ran = command.run("doctor", "--weights", tmp_path / "nothing")
     assert ran.returncode == 1
     assert "does not exist" in ran.stdout
@@ -71,6 +76,9 @@ def test_checks_say_ok_where_all_is_well(tmp_path: Path) -> None:
     assert [check.verdict for check in (python_check(), ffmpeg_check())] == ["ok", "ok"]
     assert "GiB free" in disk_check(tmp_path).found
     assert weights_check("sora", None).mend.startswith("allowed: demo")
+    (tmp_path / "empty").mkdir()
+    assert "has no transformer/, vae/, text_encoder/" in weights_check("wan", str(tmp_path / "empty")).found
+    assert "(empty/ is empty)" in weights_check("wan", str(tmp_path / "empty")).found
 
 
 def test_a_manifest_is_built_and_validated(command: Command) -> None:
@@ -82,7 +90,44 @@ def test_a_manifest_is_built_and_validated(command: Command) -> None:
     assert (code, validated["num_clips"], validated["warnings"]) == (0, 2, [])
     other = command.json(*words, "--precision", "bfloat16")[1]
     assert other["digest"] != validated["digest"]
-    assert command.json("manifest", "validate", "prompts.txt", "--weights", str(command.weights))[0] == 4
+    weights = ["--weights", str(command.weights)]
+    code, same = command.json("manifest", "validate", "prompts.txt", *weights)
+    assert (code, same["digest"]) == (0, validated["digest"])
+    (command.folder / "broken.parquet").write_text("a red circle\n")
+    assert command.json("manifest", "validate", "broken.parquet", *weights)[0] == 4
+
+
+def test_a_source_is_read_shaped_and_told_in_one_command(command: Command) -> None:
+    (command.folder / "a.json").write_text(
+        '{"items": [{"id": 7, "text_en": "a red circle", "cfg_scale": 5, "duration": 1}]}'
+    )
+    source = ["a.json", "--column", "prompt=text_en", "--column", "clip_id=id", "--map"]
+    shaped = [
+        "--seeds",
+        "2",
+        "--sweep",
+        "num_steps=8,9",
+        "--prompt-template",
+        "{prompt} moving left",
+        "--num-frames",
+        "16",
+    ]
+    code, built = command.json(
+        "manifest", "build", *source, *shaped, "--set", "height=64", "--model", "demo", "b.parquet"
+    )
+    assert (code, built["num_clips"], built["num_source_rows"]) == (0, 4, 1)
+    rows = pq.read_table(command.folder / "b.parquet").to_pylist()
+    assert [row["clip_id"] for row in rows] == [f"7-num_steps{steps}-seed{seed}" for steps in (8, 9) for seed in (0, 1)]
+    told = {name: rows[0][name] for name in ("prompt", "num_frames", "height", "model", "guidance_scale", "seed")}
+    assert told == {
+        "prompt": "a red circle moving left", "num_frames": 8, "height": 64, "model": "demo", "guidance_scale": 5.0,
+        "seed": 0,
+    }  # fmt: skip
+    ran = command.run("manifest", "build", *source, "b.parquet")
+    assert (ran.returncode, "the file exists; name another file, or replace it with --force" in ran.stderr) == (4, True)
+    assert command.run("manifest", "build", *source, "--model", "demo", "b.parquet", "--force").returncode == 0
+    ran = command.run("manifest", "build", "a.json", "c.parquet", "--sweep", "height=a,b")
+    assert (ran.returncode, "height='a', an integer within int64 is needed" in ran.stderr) == (2, True)
 
 
 def test_the_light_commands_of_the_readme_run_as_they_stand(command: Command) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -75,13 +76,11 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
         for row in index
     ]
     assert [row["alarms"] for row in index] == [found["a"]["alarms"], None, found["c"]["alarms"]]
+    assert [row["warnings"] for row in index] == [found["a"]["warnings"], None, found["c"]["warnings"]]
+    assert sum(each["clips"] for each in report["clip_warnings"]) == sum(len(found[name]["warnings"]) for name in "ac")
+    assert document["clip_warnings"] == report["clip_warnings"]
 
-    links = Links()
-    links.feed((output / "reports/run.html").read_text())
-    assert set(links.found) == {
-        *(f"../{found[name]['video']['path']}" for name in ("a", "c")), "job-00000.html",
-    }  # fmt: skip
-    assert all((output / "reports" / link).is_file() for link in links.found)
+    _every_link_leads_to_a_file(output, found)
 
     code, status = command.json("status", output)
     assert (code, status["rendered"], status["failed"], status["remaining"]) == (3, 2, 1, 0)
@@ -98,6 +97,15 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
     assert code == 0
     assert any("event=clip_failed" in line["line"] for line in logs["lines"])
     assert not any("clip=a " in line["line"] for line in logs["lines"])
+
+
+def _every_link_leads_to_a_file(output: Path, found: dict[str, Any]) -> None:
+    links = Links()
+    links.feed((output / "reports/run.html").read_text())
+    assert set(links.found) == {
+        *(f"../{found[name]['video']['path']}" for name in ("a", "c")), "job-00000.html",
+    }  # fmt: skip
+    assert all((output / "reports" / link).is_file() for link in links.found)
 
 
 def test_a_folder_without_a_run_is_told(command: Command, tmp_path: Path) -> None:

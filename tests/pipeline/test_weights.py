@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +26,8 @@ from pipeline.run.options import choose
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import Run, asked_run, find_run, start_run
 from pipeline.run.settings import RunSettings
-from pipeline.run.weights import RunWeights, WeightsLookup
-from tests.pipeline.command import Command
+from pipeline.run.weights import NOT_LOOKED_AT, RunWeights, WeightsLookup
+from tests.pipeline.command import ROOT, Command
 
 Manifest = Callable[..., Path]
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -87,17 +89,31 @@ def test_the_hub_is_asked_once_for_each_repository_of_the_families_that_rows_nam
     sizes = {"num_frames": [8, 16, 16], "height": [32, 512, 512], "width": [32, 512, 512], "num_steps": [4, 50, 50]}
     named = manifest(name="named", model=["demo", "latte", "latte"], **sizes)
     code, document = cold_command.json("manifest", "validate", named)
-    assert (code, hub.asked) == (0, ["maxin-cn/Latte-1"])
-    assert f"maxin-cn/Latte-1@{FIRST}" in document["families"]["latte"]
+    assert (code, hub.asked, document["families"]["latte"], document["digest"]) == (0, [], NOT_LOOKED_AT, None)
+    script = (
+        "from pipeline.run.build import build_settings; from pipeline.run.options import choose\n"
+        "from pipeline.run.rules import run_rules; from manifests.accept import validate\n"
+        "rules = run_rules(build_settings('m.parquet', choose({'cluster': 'local', 'device': 'cpu'}, {})).render)\n"
+        f"validate({str(named)!r}, rules.rows, default_model='demo')\n"
+        "print(rules.weights['latte'].pinned)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (ran.stdout.strip(), hub.asked) == (f"maxin-cn/Latte-1@{FIRST}", ["maxin-cn/Latte-1"])
 
 
-def test_rows_of_a_family_whose_weights_are_nowhere_are_told_so(
+def test_checking_and_planning_need_no_hub_and_rendering_says_what_it_does_not_reach(
     cold_command: Command, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     sizes = {"num_frames": [8, 81, 8], "height": [32, 480, 32], "width": [32, 832, 32], "num_steps": [4, 50, 4]}
-    code, document = cold_command.json("manifest", "validate", manifest(model=["demo", "wan", None], **sizes))
+    url = manifest(model=["demo", "wan", None], **sizes)
+    assert cold_command.json("manifest", "validate", url)[0] == 0
+    output = ["--output", str(cold_command.folder / "none"), "--cluster", "local"]
+    code, planned = cold_command.json("submit", url, *output, "--dry-run")
+    assert (code, planned["to_render"]) == (0, 3)
+    code, document = cold_command.json("submit", url, *output)
     assert code == 4
+    assert not (cold_command.folder / "none").exists()
     assert "row 1: model='wan', it cannot be used: weights='Wan-AI/" in document["error"]["message"]
     assert "cannot be fetched" in document["error"]["message"]
 

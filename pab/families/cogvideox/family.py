@@ -17,6 +17,7 @@ from pab.families.cogvideox.config import (
     COGVIDEOX_5B_MODEL,
     FIGURES,
     HEIGHT,
+    MAX_TEXT_TOKENS,
     NUM_FRAMES,
     SAMPLINGS,
     WIDTH,
@@ -99,6 +100,7 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         write_tiny=write_tiny,
         references=first_image_rules(cogvideox_latent_frames, required=True) if model.from_image else None,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
+        text_tokens=MAX_TEXT_TOKENS,
         pin=lambda weights: pin(weights, published),
     )
 

@@ -19,6 +19,7 @@ from pab.families.demo.config import (
     demo_tokens,
     weights_path,
 )
+from pab.families.demo.words import unknown_words
 from pab.families.open_sora.sites import stdit3_sites
 from pab.family import (
     MAX_BATCH,
@@ -119,6 +120,8 @@ DEMO = Family(
     load=load_demo_model,
     references=DEMO_REFERENCES,
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
+    on_hub=False,
+    unknown_words=unknown_words,
     precisions=("float32", "bfloat16"),
     # In bfloat16 it draws what no prompt asked for, such as a second circle.
     gpu_precision="float32",

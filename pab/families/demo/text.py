@@ -3,7 +3,6 @@
 Shape letters: B prompts, L words, C channels.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,15 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.families.demo import captions
+from pab.families.demo.words import SPECIAL, split_words
 
 PAD, UNKNOWN, START = 0, 1, 2
-_SPECIAL = ("<pad>", "<unk>", "<start>")
-_WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
-_FUNCTION_WORDS = (
-    "a an the one of in on over against with front background backdrop that which is and it its from to for "
-    "video clip animation showing shape object goes going across upon before still motionless"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,31 +38,13 @@ class EncodedText:
     unknown_words: tuple[tuple[str, ...], ...]
 
 
-def split_words(prompt: str) -> list[str]:
-    """Splits a prompt into lower-case words; punctuation is dropped, hyphens inside words stay."""
-    return _WORD.findall(prompt.lower())
-
-
-def build_vocabulary() -> tuple[str, ...]:
-    """Returns the special tokens, then every word that a demo caption can hold, in a fixed order."""
-    phrases: list[str] = [_FUNCTION_WORDS]
-    for words in (captions.SHAPE_WORDS, captions.COLOUR_WORDS, captions.BACKGROUND_WORDS, captions.SIZE_WORDS):
-        phrases.extend(word for synonyms in words.values() for word in synonyms)
-    for words in (captions.SPEED_WORDS, captions.DIRECTION_WORDS):
-        phrases.extend(word for synonyms in words.values() for word in synonyms)
-    for verbs in captions.MOVING_VERBS.values():
-        phrases.extend(verb for forms in verbs for verb in forms)
-    phrases.extend(phrase for forms in captions.STILL_PHRASES for phrase in forms)
-    return (*_SPECIAL, *sorted({word for phrase in phrases for word in split_words(phrase)}))
-
-
 class Tokenizer:
     """Maps words to ids over a closed vocabulary."""
 
     def __init__(self, vocabulary: Sequence[str], max_words: int) -> None:
         """Takes the vocabulary with its special tokens first. Raises ValueError if they are missing."""
-        if tuple(vocabulary[: len(_SPECIAL)]) != _SPECIAL:
-            raise ValueError(f"the vocabulary starts with {list(vocabulary[:3])}; it has to start with {_SPECIAL}")
+        if tuple(vocabulary[: len(SPECIAL)]) != SPECIAL:
+            raise ValueError(f"the vocabulary starts with {list(vocabulary[:3])}; it has to start with {SPECIAL}")
         self.vocabulary = tuple(vocabulary)
         self.max_words = max_words
         self._ids = {word: index for index, word in enumerate(self.vocabulary)}

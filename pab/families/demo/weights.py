@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from pab.families.demo.autoencoder import Autoencoder, AutoencoderConfig
 from pab.families.demo.config import WEIGHTS
 from pab.families.demo.frame_position import FRAME_CHANNELS
-from pab.families.demo.text import TextConfig, TextEncoder, build_vocabulary
+from pab.families.demo.text import TextConfig, TextEncoder
+from pab.families.demo.words import build_vocabulary
 from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
 

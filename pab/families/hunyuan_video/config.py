@@ -16,6 +16,7 @@ from pab.families.hunyuan_video.weights import (
 from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, read_figures
 
 MAX_FRAMES, MAX_SHORT_SIDE, MAX_LONG_SIDE = 129, 720, 1280
+MAX_TEXT_TOKENS = 256
 LATENT_CHANNELS = 16
 
 

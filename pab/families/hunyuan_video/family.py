@@ -20,6 +20,7 @@ from pab.families.hunyuan_video.config import (
     HUNYUAN_VIDEO_MODEL,
     MAX_LONG_SIDE,
     MAX_SHORT_SIDE,
+    MAX_TEXT_TOKENS,
     SKYREELS_V1_MODEL,
     HunyuanModel,
     hunyuan_video_latent_frames,
@@ -97,6 +98,7 @@ def hunyuan_video_family(model: HunyuanModel) -> Family:
         write_tiny=write_tiny,
         references=None if model.image is None else first_image_rules(hunyuan_video_latent_frames, required=True),
         weights_digest=model.weights.digest,
+        text_tokens=MAX_TEXT_TOKENS,
         pin=model.weights.pin,
         embedded_guidance=model.told_guidance is None,
     )

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pab.conditioning.reference_pixels import ReferenceImage
-from pab.families.hunyuan_video.config import ImageWay
-from pab.families.hunyuan_video.text import MAX_TEXT_TOKENS, READ_STATES, clip_vectors
+from pab.families.hunyuan_video.config import MAX_TEXT_TOKENS, ImageWay
+from pab.families.hunyuan_video.text import READ_STATES, clip_vectors
 from pab.family import ClipRequest, LoadRequest
 from pab.library.image import clip_processor
 from pab.parallel.mesh import Axis

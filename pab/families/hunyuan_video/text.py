@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pab.families.hunyuan_video.config import MAX_TEXT_TOKENS
 from pab.family import LoadRequest
 from pab.parallel.mesh import Axis
 from pab.text.states import TextStates
@@ -39,7 +40,7 @@ INSTRUCTION = (
 """What the model was trained with, to the letter."""
 INSTRUCTION_TOKENS = 95
 """Tokens before the prompt; their states are left out."""
-MAX_TEXT_TOKENS, MAX_CLIP_TOKENS = 256, 77
+MAX_CLIP_TOKENS = 77
 READ_STATES = -3
 """Of LLaMA's states the ones that come before its last two layers."""
 _CLIP_PREFIX = "text_model."

@@ -86,6 +86,7 @@ def hunyuan_video_15_family(model: Hunyuan15Model) -> Family:
         loras=HUNYUAN_VIDEO_15_LORAS,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, model.weights),
+        text_tokens=model.max_text_tokens,
         pin=lambda weights: pin(weights, model.weights),
     )
 

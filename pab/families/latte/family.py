@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, BroadcastRules, MlpRule, pyramid
-from pab.families.latte.config import DEPTH, FIGURES, NUM_FRAMES, NUM_STEPS, latte_timesteps, latte_tokens
+from pab.families.latte.config import (
+    DEPTH,
+    FIGURES,
+    MAX_TEXT_TOKENS,
+    NUM_FRAMES,
+    NUM_STEPS,
+    latte_timesteps,
+    latte_tokens,
+)
 from pab.families.latte.sites import latte_sites
 from pab.families.latte.weights import PARTS
 from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, Family, LoadRequest
@@ -88,6 +96,7 @@ LATTE = Family(
     write_tiny=write_tiny,
     weights_digest=PARTS.digest,
     clean_prompt=clean,
+    text_tokens=MAX_TEXT_TOKENS,
     pin=PARTS.pin,
     compiles=True,
     max_batch=MAX_BATCH,

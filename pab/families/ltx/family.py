@@ -102,6 +102,7 @@ def ltx_family(model: LtxModel) -> Family:
         write_tiny=write_tiny,
         references=None if model.takes_conditions else first_image_rules(ltx_latent_frames),
         weights_digest=lambda weights: checkpoint_digest(weights, model.weights),
+        text_tokens=model.max_text_tokens,
         pin=lambda weights: pin(weights, model.weights),
     )
 

@@ -90,6 +90,7 @@ def ltx2_family(model: Ltx2Model) -> Family:
         loras=LTX2_LORAS,
         write_tiny=write_tiny,
         weights_digest=lambda weights: checkpoint_digest(weights, LTX2_WEIGHTS),
+        text_tokens=LTX2_MODEL.max_text_tokens,
         pin=lambda weights: pin(weights, LTX2_WEIGHTS),
     )
 

@@ -20,6 +20,7 @@ FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))["open_sora"]
 
 
 MAX_TOKENS = 450_000
+MAX_TEXT_TOKENS = 300
 """720p at 16 seconds."""
 REFERENCES = ReferenceRules(
     chunk_frames=CHUNK_FRAMES,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
-from pab.families.open_sora.config import DEPTH, FIGURES, MAX_TOKENS, REFERENCES
+from pab.families.open_sora.config import DEPTH, FIGURES, MAX_TEXT_TOKENS, MAX_TOKENS, REFERENCES
 from pab.families.open_sora.levels import seen_levels
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.sizes import (
@@ -105,6 +105,7 @@ OPEN_SORA = Family(
     clean_prompt=clean,
     references=REFERENCES,
     weights_digest=digest,
+    text_tokens=MAX_TEXT_TOKENS,
     pin=PARTS.pin,
     compiles=True,
     max_batch=MAX_BATCH,

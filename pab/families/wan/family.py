@@ -13,6 +13,7 @@ from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.families.wan.config import (
     FIGURES,
+    MAX_TEXT_TOKENS,
     NEGATIVE_PROMPT,
     SAMPLINGS,
     WAN22_5B_MODEL,
@@ -98,6 +99,7 @@ def wan_family(model: WanModel) -> Family:
         write_tiny=write_tiny,
         references=model.references,
         weights_digest=lambda weights: checkpoint_digest(weights, published),
+        text_tokens=MAX_TEXT_TOKENS,
         pin=lambda weights: pin(weights, published),
     )
 

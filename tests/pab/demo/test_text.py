@@ -13,9 +13,8 @@ from pab.families.demo.text import (
     TextConfig,
     TextEncoder,
     Tokenizer,
-    build_vocabulary,
-    split_words,
 )
+from pab.families.demo.words import build_vocabulary, split_words
 
 TOKENIZER = Tokenizer(build_vocabulary(), 32)
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from pab.families.demo.autoencoder import Autoencoder
 from pab.families.demo.captions import write_caption
 from pab.families.demo.scene import DIRECTIONS, draw_scenes
-from pab.families.demo.text import PAD, START, UNKNOWN, Tokenizer, build_vocabulary
+from pab.families.demo.text import PAD, START, UNKNOWN, Tokenizer
 from pab.families.demo.training.generator import ClipPlan, ClipSize, paint_clips, plan_clips
+from pab.families.demo.words import build_vocabulary
 
 UNSTATED = -100  # what cross entropy leaves out
 _UNKNOWN_WORD = 0.01  # of the words, so that a prompt with a strange word still works
