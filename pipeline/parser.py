@@ -132,6 +132,16 @@ def _add_submit(commands: _Commands[Parser]) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="show jobs, times, saving and scripts; start and write nothing"
     )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove what the output has of clips that are in the manifest no more: records, videos, failures",
+    )
+    parser.add_argument(
+        "--force-new-settings",
+        action="store_true",
+        help="go on in the same output though settings that change pixels differ, and render its clips again with them",
+    )
     _add_json(parser)
 
 

@@ -13,7 +13,6 @@ from types import FrameType
 
 from cluster.job import CancelledError, Cluster, ClusterError, UnansweredError
 from jobs.progress import ClipProgress
-from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.accept import AcceptedManifest
 from manifests.read import read_keys
@@ -33,21 +32,29 @@ from pipeline.run.display import Display, open_display
 from pipeline.run.driven import ShardJob
 from pipeline.run.driver import Driver
 from pipeline.run.environment import environment_settings
+from pipeline.run.growth import (
+    Growth,
+    find_growth,
+    prune,
+    refuse_while_at_work,
+    settle_plain_names,
+    start_or_grow,
+    undo_growth,
+    write_manifest,
+)
 from pipeline.run.jobs_file import new_submit
 from pipeline.run.machines import driver_host, open_cluster, work_folder
 from pipeline.run.options import Chosen, choose
 from pipeline.run.panel import PanelDisplay
-from pipeline.run.references import ReferenceReader, access_of, keep_references, known_references
+from pipeline.run.references import KnownReference, ReferenceReader, access_of, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import (
     Run,
     as_begun,
     asked_run,
     begun_notes,
-    check_same,
     find_run,
     open_bucket,
-    start_run,
     undo_run,
 )
 from pipeline.run.settings import RunSettings
@@ -68,7 +75,7 @@ class Submission:
 
     `is_new`: whether it began the run. `keys`: of all its clips.
     `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more. `at_work`: the jobs
-    and clips of other submits.
+    and clips of other submits. `growth`: how it changes the run's manifest. `prune`: whether what left is removed.
     """
 
     settings: RunSettings
@@ -80,6 +87,8 @@ class Submission:
     left_out: int
     again: bool
     at_work: AtWork
+    growth: Growth | None
+    prune: bool
     screen: Screen
 
 
@@ -134,50 +143,100 @@ def _submit(
             settings = _with_reasons(settings, begin, tried[-1])
         tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen)]), screen)
         _tell_weights(rules, found, screen)
-        asked = _asked_run(settings, rules, accepted, found, bucket)
+        asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
+        growth = find_growth(bucket, found, asked, path, forced=arguments.force_new_settings) if found else None
+        if growth:
+            screen.note(str(growth))
         if arguments.dry_run:
-            return _dry_run(settings, rules, bucket, accepted=accepted, path=path, screen=screen)
-        run_id = (found or asked).run_id
-        cluster = _open_cluster(settings, run_id, waited)
-        claim = stack.enter_context(claimed(bucket, screen))
-        keys = frozenset(read_keys(str(path)))
-        if found:
-            _mend(bucket, keys, settings, screen)
-        progress = read_progress(bucket, keys, settings.render.max_attempts)
-        at_work = find_at_work(bucket, cluster, screen)
-        # A driver that has rendered all of its clips still lives for a while.
-        left = at_work.left_to_others & (keys - progress.recorded - progress.not_rendered)
-        tell_at_work(at_work, left, screen)
-        work = plan_work(settings, rules, path, progress, bucket, at_work=at_work.keys)
-        _tell_choices(settings, work, screen)
-        run_, is_new = start_run(bucket, asked, settings)
-        if run_.run_id != run_id:
-            cluster = _open_cluster(settings, run_.run_id, waited)
-        _tell_store(bucket, screen)
-        if references.known != known:
-            keep_references(bucket, references.known)
-        _write_manifest(bucket, path, screen)
-        numbers = create_shards(bucket, work.shards, path)
-        submission = Submission(
-            settings=settings,
-            rules=rules,
-            bucket=bucket,
-            run=run_,
-            is_new=is_new,
-            keys=keys,
-            left_out=len(progress.recorded),
-            again=bool(progress.again),
-            at_work=at_work,
-            screen=screen,
-        )
-        if numbers or at_work.orphans:
-            code = _render(submission, cluster, work, numbers, claim, detach=arguments.detach)
-            if arguments.detach or code == Exit.INTERRUPTED or not left:
-                return code
+            return _dry_run(settings, rules, bucket, accepted=accepted, path=path, growth=growth, screen=screen)
+        wanted = _Wanted(
+            settings=settings, rules=rules, bucket=bucket, found=found, asked=asked, growth=growth, path=path,
+            references=references.known if references.known != known else None,
+        )  # fmt: skip
+        return _carry_out(wanted, arguments, stack, screen, waited=waited)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What a submit asks for, before anything is written. `found`: the run that is there; `path`: the accepted rows.
+
+    `references`: what is known of all of them; None if nothing new is.
+    """
+
+    settings: RunSettings
+    rules: RunRules
+    bucket: Bucket
+    found: Run | None
+    asked: Run
+    growth: Growth | None
+    path: Path
+    references: Mapping[str, KnownReference] | None
+
+
+def _carry_out(
+    wanted: _Wanted,
+    arguments: argparse.Namespace,
+    stack: ExitStack,
+    screen: Screen,
+    *,
+    waited: list[Cluster],
+) -> int | None:
+    """Claims the run, writes what is new and renders it. None if all must be asked anew, since others were at work."""
+    settings, bucket, found, growth = wanted.settings, wanted.bucket, wanted.found, wanted.growth
+    run_id = (found or wanted.asked).run_id
+    cluster = _open_cluster(settings, run_id, waited)
+    claim = stack.enter_context(claimed(bucket, screen))
+    if found and find_run(bucket) != found:
+        return None  # another submit has changed the run, or taken it back, while this one waited
+    keys = frozenset(read_keys(str(wanted.path)))
+    if found:
+        if growth:
+            refuse_while_at_work(bucket, found, wanted.asked, find_at_work(bucket, cluster, screen))
+        _mend(bucket, keys, settings, screen)
+    progress = read_progress(bucket, keys, settings.render.max_attempts)
+    at_work = find_at_work(bucket, cluster, screen)
+    # A driver that has rendered all of its clips still lives for a while.
+    left = at_work.left_to_others & (keys - progress.recorded - progress.not_rendered)
+    tell_at_work(at_work, left, screen)
+    work = plan_work(settings, wanted.rules, wanted.path, progress, bucket, at_work=at_work.keys)
+    _tell_choices(settings, work, screen)
+    run_, is_new = start_or_grow(bucket, found, wanted.asked, settings, growth)
+    if run_.run_id != run_id:
+        cluster = _open_cluster(settings, run_.run_id, waited)
+    _tell_store(bucket, screen)
+    if wanted.references is not None:
+        keep_references(bucket, wanted.references)
+    write_manifest(bucket, wanted.path, run_, growth, screen)
+    if growth and settings.render.plain_videos:
+        settle_plain_names(bucket, growth, progress.recorded)
+    numbers = create_shards(bucket, work.shards, wanted.path)
+    submission = Submission(
+        settings=settings,
+        rules=wanted.rules,
+        bucket=bucket,
+        run=run_,
+        is_new=is_new,
+        keys=keys,
+        left_out=len(progress.recorded),
+        again=bool(progress.again),
+        at_work=at_work,
+        growth=growth,
+        prune=arguments.prune,
+        screen=screen,
+    )
+    told = None
+    if numbers or at_work.orphans:
+        code = _render(submission, cluster, work, numbers, claim, detach=arguments.detach)
+        if arguments.detach or code == Exit.INTERRUPTED or not left:
+            return code
+    elif growth or arguments.prune:
+        _prune(submission)
+        told = write_report(bucket, run_, keys)
     if left and not arguments.detach:
+        claim.release()
         wait_for_others(bucket, keys, at_work, cluster, screen)
         return None
-    return _summary(submission)
+    return _summary(submission, told=told)
 
 
 def _open_cluster(settings: RunSettings, run_id: str, waited: list[Cluster]) -> Cluster:
@@ -196,14 +255,9 @@ def _asked(chosen: Mapping[str, Chosen]) -> dict[str, object]:
     return {name: chosen[name].value for name in ("compile", "decode")}
 
 
-def _asked_run(
-    settings: RunSettings, rules: RunRules, accepted: AcceptedManifest, found: Run | None, bucket: Bucket
-) -> Run:  # fmt: skip
-    """Returns the run that is asked for. Raises UsageError where another one lives there."""
-    asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
-    if found:
-        check_same(found, asked, bucket.url)
-    return asked
+def _prune(submission: Submission) -> None:
+    if submission.prune:
+        prune(submission.bucket, submission.keys, submission.screen)
 
 
 def _tell_kept(begin: Beginning, screen: Screen) -> None:
@@ -241,17 +295,6 @@ def _mend(bucket: Bucket, keys: Collection[str], settings: RunSettings, screen: 
         screen.note(f"{counted(len(found.misnamed), 'video')} had no right plain name in videos/, written again")
 
 
-def _write_manifest(bucket: Bucket, path: Path, screen: Screen) -> None:
-    there = bucket.size(layout.MANIFEST)
-    if there == path.stat().st_size:
-        return
-    if there is not None:
-        screen.note(
-            f"{layout.MANIFEST} in the bucket has {there:,} bytes, needs {path.stat().st_size:,}: written again"
-        )
-    bucket.upload(path, layout.MANIFEST)
-
-
 def _tell_store(bucket: Bucket, screen: Screen) -> None:
     if not bucket.exclusive:
         screen.note(
@@ -275,11 +318,18 @@ def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
 
 
 def _dry_run(
-    settings: RunSettings, rules: RunRules, bucket: Bucket, *, accepted: AcceptedManifest, path: Path, screen: Screen
-) -> int:  # fmt: skip
+    settings: RunSettings,
+    rules: RunRules,
+    bucket: Bucket,
+    *,
+    accepted: AcceptedManifest,
+    path: Path,
+    growth: Growth | None,
+    screen: Screen,
+) -> int:
     progress = read_progress(bucket, frozenset(read_keys(str(path))), settings.render.max_attempts)
     work = plan_work(settings, rules, path, progress, bucket)
-    show_dry_run(settings, work, work.times.costs, progress=progress, accepted=accepted, screen=screen)
+    show_dry_run(settings, work, work.times.costs, progress=progress, accepted=accepted, growth=growth, screen=screen)
     return Exit.OK
 
 
@@ -310,6 +360,7 @@ def _render(
         jobs = _shard_jobs(submission, work, progress)
         try:
             _start(submission, driver, jobs.new(work.shards.shards, numbers, again=submission.again), jobs)
+            _prune(submission)
             if not detach:
                 stack.enter_context(driving(bucket, submit.submit_id))
             claim.release()
@@ -346,14 +397,18 @@ def _summary(
 
 
 def _start(submission: Submission, driver: Driver, asked: list[ShardJob], jobs: ShardJobs) -> None:
-    """Hands the jobs to the cluster. If it refuses them all, and this submit began the run, the output is free again."""
+    """Hands the jobs to the cluster. If it refuses them all, the output is as it was before this submit."""
     try:
         driver.start(asked, jobs.taken_over(submission.at_work.orphans))
     except (UnansweredError, CancelledError):
         raise  # jobs of it may be there, or end only now: they need what the run has in the bucket
     except ClusterError:
+        shards = [shard.shard for shard in asked]
         if submission.is_new and not driver.jobs:
-            undo_run(submission.bucket, (shard.shard for shard in asked))
+            undo_run(submission.bucket, shards)
+        elif submission.growth and not driver.jobs:
+            plain = submission.settings.render.plain_videos
+            undo_growth(submission.bucket, submission.growth, shards, plain_videos=plain)
         raise
 
 

@@ -21,6 +21,7 @@ from pipeline.planning.cost import ClipCosts
 from pipeline.planning.float8 import float8_facts
 from pipeline.planning.guarded import guard_document, guard_lines
 from pipeline.planning.sharding import PlannedWork
+from pipeline.run.growth import Growth
 from pipeline.run.machines import job_request, limit_min, open_slurm
 from pipeline.run.settings import RunSettings
 from pipeline.run.state import Progress
@@ -34,11 +35,13 @@ def show_dry_run(
     *,
     progress: Progress,
     accepted: AcceptedManifest,
+    growth: Growth | None = None,
     screen: Screen,
 ) -> None:
-    """Shows the plan of a submit; nothing is written or started."""
+    """Shows the plan of a submit; nothing is written or started. `growth`: how it would change the run's manifest."""
     document = dry_run_document(settings, work, costs, progress=progress, num_clips=accepted.num_rows)
     document |= {"text_losses": dict(accepted.text_losses), "manifest_warnings": list(accepted.warnings)}
+    document |= {"growth": growth.facts} if growth else {}
     scripts, start = slurm_answers(settings, work)
     document |= {"scripts": scripts, "expected_start": start.isoformat() if start else None}
     screen.result(document, _text(settings, work, costs, document, scripts))

@@ -43,12 +43,12 @@ class AtWork:
 def find_at_work(bucket: Bucket, cluster: Cluster, screen: Screen) -> AtWork:
     """Looks for living drivers of the run, by their claims, and for its jobs in the cluster. Raises BucketError."""
     drivers = driver_claims(bucket, screen)
-    driven = {
-        layout.shard_of(name)
-        for submit in (read_submits(bucket) if drivers else ())
-        if submit.submit_id in drivers
-        for name, _ in submit.jobs
-        if layout.is_job_name(name)
+    theirs = [submit for submit in (read_submits(bucket) if drivers else ()) if submit.submit_id in drivers]
+    driven = {layout.shard_of(name) for submit in theirs for name, _ in submit.jobs if layout.is_job_name(name)}
+    drivers |= {
+        submit.submit_id: f"{drivers[submit.submit_id]} since {submit.started[:40]}"
+        for submit in theirs
+        if submit.started
     }
     orphans = {}
     for job in cluster.alive():

@@ -1,4 +1,4 @@
-"""run.json: what a run is. Written once; a later submit must mean the same pixels, or is told what differs."""
+"""run.json: what a run is. A later submit must mean the same pixels, or is told what differs; its manifest may change."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ _BEFORE = {
 }
 """What runs rendered with before they said so."""
 _PRECISION_OF = "precision of "
+_UNSAID = {"precision": "as --precision", "LoRAs": "none", "--compile": "as --compile", "kept outputs": "as asked"}
+"""By the first words of a family's own setting, what is meant where it is not said."""
 _AGAIN = "remove it and submit the same manifest again: what is recorded stays"
 RETRY_POLICY = RetryPolicy(total_s=20.0)
 """The command line waits less long for a bucket than a job does: somebody sits before it."""
@@ -64,6 +66,8 @@ class Run:
     """By family, what `--compile auto` came to; a later submit goes on so, however few clips are left."""
     broadcasts: Mapping[str, str] = field(default_factory=dict)
     """By family, the preset that rows which name no broadcast got; a later version may have another default."""
+    changes: int = 0
+    """How often its manifest was changed since it began."""
 
 
 def open_bucket(output: str) -> Bucket:
@@ -163,7 +167,7 @@ def begun_notes(settings: RunSettings, rules: RunRules, chosen: Collection[str])
 
 
 def _begun(found: Run, name: str) -> str | None:
-    return found.pixels.get(name, _BEFORE.get(name))
+    return found.pixels.get(name, _BEFORE.get(name) or _UNSAID.get(name.partition(" of ")[0]))
 
 
 def asked_run(settings: RunSettings, rules: RunRules, *, manifest_digest: str, num_clips: int) -> Run:
@@ -186,7 +190,7 @@ def start_run(bucket: Bucket, asked: Run, settings: RunSettings) -> tuple[Run, b
     Finds out, once for a run, whether the bucket creates exclusively. Raises UsageError naming what differs, BucketError.
     """
     run = replace(asked, exclusive=bucket.is_local or bucket.test_exclusive())
-    document = asdict(run) | {
+    document = _facts(run) | {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "settings": settings.to_dict(),
@@ -199,12 +203,35 @@ def start_run(bucket: Bucket, asked: Run, settings: RunSettings) -> tuple[Run, b
     return found, False
 
 
+def _facts(run: Run) -> dict[str, Any]:
+    # `changes` is counted from what run.json says of each.
+    return {name: said for name, said in asdict(run).items() if name != "changes"}
+
+
+def rewrite_run(
+    bucket: Bucket, before: Mapping[str, Any], run: Run, settings: RunSettings, note: Mapping[str, object]
+) -> None:
+    """Writes run.json of a run whose manifest changes. `before`: what it holds; `note`: is added to its `changes`."""
+    changes = [*_changes(before), dict(note) | {"versions": versions()}]
+    bucket.write_json(layout.RUN, dict(before) | _facts(run) | {"settings": settings.to_dict(), "changes": changes})
+
+
+def _changes(document: Mapping[str, Any]) -> list[Any]:
+    changes = document.get("changes", [])
+    return changes if isinstance(changes, list) else []
+
+
 def undo_run(bucket: Bucket, shards: Iterable[int]) -> None:
     """Removes what a submit wrote that began a run and then was refused, so that the output is free. Raises BucketError."""
-    for number in shards:
-        bucket.remove(layout.shard(number))
+    undo_shards(bucket, shards)
     for path in (layout.MANIFEST, layout.REFERENCES, layout.RUN):
         bucket.remove(path)
+
+
+def undo_shards(bucket: Bucket, shards: Iterable[int]) -> None:
+    """Removes shards of jobs that the cluster did not take. Raises BucketError."""
+    for number in shards:
+        bucket.remove(layout.shard(number))
 
 
 def find_run(bucket: Bucket) -> Run | None:
@@ -253,6 +280,7 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
         kept=kept,
         weighed=weighed,
         broadcasts=_broadcasts(document, parts["pixels"]),
+        changes=len(_changes(document)),
     )
 
 
@@ -269,28 +297,44 @@ def check_same(found: Run, asked: Run, url: str) -> None:
     """Raises UsageError naming what differs, if the clips asked for are not the ones of the run that is there."""
     if found.manifest_digest == asked.manifest_digest:
         return
-    changed = [
-        f"{name} was {_begun(found, name)}, now {value}"
-        for name, value in asked.pixels.items()
-        if _begun(found, name) != value
-    ]
-    if not changed:
-        rows = (
-            f"{found.num_clips} rows, now {asked.num_clips}"
-            if found.num_clips != asked.num_clips
-            else "other rows, or other bytes in a reference" + _other_defaults(found)
-        )
-        changed = [f"the manifest had {rows}" if found.num_clips != asked.num_clips else f"the manifest has {rows}"]
+    changed = changed_pixels(found, asked) or [changed_rows(found, asked)]
     raise UsageError(
         f"{url} holds another run: {'; '.join(changed)}. Give this one another --output, or submit the manifest and "
         "settings of that run (they are in its run.json) to go on with it"
     )
 
 
+def changed_pixels(found: Run, asked: Run) -> list[str]:
+    """Returns in words, by their flags, the settings that change pixels and differ, of families that both runs have."""
+    names = [
+        name
+        for name in dict.fromkeys([*asked.pixels, *found.pixels])
+        if ((family := name.partition(" of ")[2]) in found.weights and family in asked.weights) or not family
+    ]
+    return [
+        f"{name} was {_begun(found, name)}, now {_begun(asked, name)}"
+        for name in names
+        if _begun(found, name) != _begun(asked, name)
+    ]
+
+
+def changed_rows(found: Run, asked: Run) -> str:
+    """Returns in words how the manifests of two runs of the same settings differ."""
+    if found.num_clips != asked.num_clips:
+        return f"the manifest had {found.num_clips} rows, now {asked.num_clips}"
+    return "the manifest has other rows, or other bytes in a reference" + _other_defaults(found)
+
+
 def _other_defaults(found: Run) -> str:
     # Runs of before do not say the defaults of families besides their --model.
     unknown = [name for name in found.weights if name not in found.broadcasts]
     return f", or its rows of {', '.join(unknown)} got another broadcast by default then: name it" if unknown else ""
+
+
+def defaults_not_known(found: Run, asked: Run) -> list[str]:
+    """Returns families that a run of before began with and of which it does not say the default broadcast."""
+    mine = found.weights or asked.weights
+    return [name for name in asked.weights if name in mine and name not in found.broadcasts]
 
 
 def versions() -> dict[str, str]:
