@@ -21,6 +21,7 @@ COMMANDS = {
     "watch": "pipeline.commands.watch",
     "report": "pipeline.commands.report",
     "retry": "pipeline.commands.retry",
+    "rerender": "pipeline.commands.rerender",
     "cancel": "pipeline.commands.cancel",
     "logs": "pipeline.commands.logs",
     "manifest": "pipeline.commands.manifest",

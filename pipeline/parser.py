@@ -164,6 +164,20 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
     )
     retry.add_argument("--clip", action="append", metavar="ID", help="only this clip; may be repeated")
     _add_json(retry)
+    rerender = _run_command(
+        commands,
+        "rerender",
+        "let the next submit render rendered clips again (their records move to history/)",
+    )
+    which = rerender.add_mutually_exclusive_group(required=True)
+    which.add_argument("--clip", action="append", metavar="ID", help="this clip; may be repeated")
+    which.add_argument(
+        "--where",
+        metavar="TEXT",
+        help='clips whose row of reports/index.parquet fulfils this: "psnr < 25", "alarms has flickering and height >= 720"; a '
+        "clip of which the column is not known stays",
+    )
+    _add_json(rerender)
     cancel = _run_command(commands, "cancel", "cancel the run's jobs; rendered clips stay")
     _add_json(cancel)
     logs = _run_command(commands, "logs", "show what the jobs logged about a clip")
