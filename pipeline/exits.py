@@ -2,7 +2,8 @@
 
 CommandError            a message for the user and the exit code that goes with it
 |-- UsageError          2: a flag, variable or file that says something impossible
-`-- RefusedError        5: the cluster or the bucket said no
+|-- RefusedError        5: the cluster or the bucket said no
+`-- BudgetError         6: the budget is spent
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class Exit(IntEnum):
     CLIPS_FAILED = 3
     MANIFEST_INVALID = 4
     REFUSED = 5
+    BUDGET_SPENT = 6
     INTERRUPTED = 130
 
 
@@ -38,3 +40,9 @@ class RefusedError(CommandError):
     """The cluster or the bucket refused, or cannot be reached."""
 
     exit_code = Exit.REFUSED
+
+
+class BudgetError(CommandError):
+    """The run's budget is spent, so nothing is started."""
+
+    exit_code = Exit.BUDGET_SPENT

@@ -12,7 +12,7 @@ from pipeline.run.source_flags import SOURCES, add_source_flags
 
 EXITS = """exit codes:
   0 all clips rendered   1 error   2 wrong usage   3 some clips failed
-  4 manifest invalid   5 cluster or bucket refused   130 interrupted"""
+  4 manifest invalid   5 cluster or bucket refused   6 budget spent   130 interrupted"""
 
 SETTINGS = """settings:
   Every setting above may also be an environment variable (PAB_PIPELINE_GPUS_PER_NODE=4) or a key of a --config file
@@ -174,8 +174,8 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
     which.add_argument(
         "--where",
         metavar="TEXT",
-        help='clips whose row of reports/index.parquet fulfils this: "psnr < 25", "alarms has flickering and height >= 720"; a '
-        "clip of which the column is not known stays",
+        help='clips whose row of reports/index.parquet fulfils this: "psnr < 25", "alarms has flickering and height >= 720"; '
+        "a clip of which the column is not known stays",
     )
     _add_json(rerender)
     cancel = _run_command(commands, "cancel", "cancel the run's jobs; rendered clips stay")

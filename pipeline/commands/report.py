@@ -17,6 +17,7 @@ from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.measured import joined_measured
+from pipeline.run.bill import run_bill
 from pipeline.run.quality import derived_speedup, measured_speedup, quality_over, told_lines
 from pipeline.run.report_index import IndexTotals, write_index
 from pipeline.run.report_rows import RunRows, errors_by_id, told_rows
@@ -55,6 +56,7 @@ def write_report(bucket: Bucket, run: Run, keys: Collection[str]) -> Json:
         totals = write_index(manifest, rows, errors_by_id(failures), url=bucket.url, path=index)
         bucket.upload(index, layout.INDEX)
     document = report_document(bucket.url, run, totals=totals, reports=reports, failures=failures)
+    document["bill"] = run_bill(bucket, reports, rendered=len(progress.recorded))
     document["damaged"] = [f"{path}: {what}" for path, what in damaged.items()]
     bucket.write_json(layout.RUN_REPORT, document)
     shown = rows.videos(SHOWN_VIDEOS)

@@ -25,6 +25,7 @@ from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import AS_ASKED, Beginning, choose_beginning, plan_work
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.at_work import AtWork, find_at_work, tell_at_work, wait_for_others
+from pipeline.run.bill import Budget, budget_of, prices_of
 from pipeline.run.build import build_settings
 from pipeline.run.claims import Claim, claimed, driving
 from pipeline.run.damage import look_for_damage, put_aside, write_plain_names
@@ -88,6 +89,7 @@ class Submission:
     again: bool
     at_work: AtWork
     growth: Growth | None
+    budget: Budget
     prune: bool
     screen: Screen
 
@@ -119,6 +121,8 @@ def _submit(
     settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
+    if arguments.detach and settings.machines.budget is not None:
+        raise UsageError("--budget needs a driver, which starts no further job; leave --detach out")
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
     settings = as_begun(settings, found, asked=_asked(chosen), kept=tried[-1].kept, weighed=tried[-1].weighed)
@@ -200,6 +204,9 @@ def _carry_out(
     tell_at_work(at_work, left, screen)
     work = plan_work(settings, wanted.rules, wanted.path, progress, bucket, at_work=at_work.keys)
     _tell_choices(settings, work, screen)
+    budget = budget_of(bucket, prices_of(settings.machines))
+    if work.num_clips:
+        budget.refuse_if_spent()
     run_, is_new = start_or_grow(bucket, found, wanted.asked, settings, growth)
     if run_.run_id != run_id:
         cluster = _open_cluster(settings, run_.run_id, waited)
@@ -221,6 +228,7 @@ def _carry_out(
         again=bool(progress.again),
         at_work=at_work,
         growth=growth,
+        budget=budget,
         prune=arguments.prune,
         screen=screen,
     )
@@ -329,7 +337,17 @@ def _dry_run(
 ) -> int:
     progress = read_progress(bucket, frozenset(read_keys(str(path))), settings.render.max_attempts)
     work = plan_work(settings, rules, path, progress, bucket)
-    show_dry_run(settings, work, work.times.costs, progress=progress, accepted=accepted, growth=growth, screen=screen)
+    budget = budget_of(bucket, prices_of(settings.machines))
+    show_dry_run(
+        settings,
+        work,
+        work.times.costs,
+        progress=progress,
+        accepted=accepted,
+        growth=growth,
+        budget=budget,
+        screen=screen,
+    )
     return Exit.OK
 
 
@@ -349,8 +367,14 @@ def _render(
         f"{counted(work.num_clips, 'clip')} in {counted(len(numbers), 'job')} "
         f"({submission.left_out:,} recorded before), mesh {work.mesh}, at most {machines.max_parallel_jobs} jobs at once"
     )
-    submit = new_submit(machines.cluster, str(folder), max_attempts=settings.render.max_attempts)
-    driver = Driver(cluster, bucket, screen=screen, submit=submit, keys=submission.keys)
+    submit = new_submit(
+        machines.cluster,
+        str(folder),
+        max_attempts=settings.render.max_attempts,
+        price_per_gpu_hour=machines.price_per_gpu_hour,
+        budget=machines.budget,
+    )
+    driver = Driver(cluster, bucket, screen=screen, submit=submit, keys=submission.keys, budget=submission.budget)
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         host, wanted = driver_host(machines), settings.dask and not detach
@@ -380,19 +404,23 @@ def _render(
         found = look_for_damage(bucket, submission.keys, plain_videos=True)
         write_plain_names(bucket, found.misnamed)
     report = write_report(bucket, submission.run, submission.keys)
-    return _summary(submission, dashboard=view.url, told=report)
+    return _summary(submission, dashboard=view.url, told=report, budget_spent=driver.budget_spent)
 
 
 def _summary(
-    submission: Submission, dashboard: str | None = None, told: Mapping[str, object] | None = None
-) -> int:  # fmt: skip
+    submission: Submission,
+    *,
+    dashboard: str | None = None,
+    told: Mapping[str, object] | None = None,
+    budget_spent: str | None = None,
+) -> int:
     allowed = submission.settings.render.max_attempts
     return show_summary(
         submission.bucket,
         submission.run,
         read_progress(submission.bucket, submission.keys, allowed, settled=True),
         screen=submission.screen,
-        submitted=Submitted(left_out=submission.left_out, told=told, dashboard=dashboard),
+        submitted=Submitted(left_out=submission.left_out, told=told, dashboard=dashboard, budget_spent=budget_spent),
     )
 
 

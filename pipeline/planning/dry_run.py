@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from cluster.slurm_settings import UnreachableError
 from jobs.reports.number_formats import duration
@@ -21,6 +22,7 @@ from pipeline.planning.cost import ClipCosts
 from pipeline.planning.float8 import float8_facts
 from pipeline.planning.guarded import guard_document, guard_lines
 from pipeline.planning.sharding import PlannedWork
+from pipeline.run.bill import HOUR_S, Budget, Prices, bill, bill_text, prices_of
 from pipeline.run.growth import Growth
 from pipeline.run.machines import job_request, limit_min, open_slurm
 from pipeline.run.settings import RunSettings
@@ -36,6 +38,7 @@ def show_dry_run(
     progress: Progress,
     accepted: AcceptedManifest,
     growth: Growth | None = None,
+    budget: Budget | None = None,
     screen: Screen,
 ) -> None:
     """Shows the plan of a submit; nothing is written or started. `growth`: how it would change the run's manifest."""
@@ -44,7 +47,8 @@ def show_dry_run(
     document |= {"growth": growth.facts} if growth else {}
     scripts, start = slurm_answers(settings, work)
     document |= {"scripts": scripts, "expected_start": start.isoformat() if start else None}
-    screen.result(document, _text(settings, work, costs, document, scripts))
+    document["budget_share_spent"] = round(budget.share(0.0), 4) if budget and budget.prices.budget else None
+    screen.result(document, _text(settings, work, costs, document, scripts, budget))
 
 
 def slurm_answers(settings: RunSettings, work: PlannedWork) -> tuple[list[str], datetime | None]:
@@ -77,7 +81,7 @@ def dry_run_document(
 ) -> dict[str, object]:
     """Returns the plan of a submit as JSON values."""
     shards = work.shards.shards
-    ranks = settings.machines.ranks_per_job
+    ranks, prices = settings.machines.ranks_per_job, prices_of(settings.machines)
     job_s = sum(shard.seconds for shard in shards)
     longest_s = max((shard.seconds for shard in shards), default=0.0)
     at_once = max(1, min(settings.machines.max_parallel_jobs, len(shards)))
@@ -99,6 +103,7 @@ def dry_run_document(
         "wall_minutes": round(max(longest_s, job_s / at_once) / 60, 2),
         "float8": {model: facts.to_dict() for model, facts in float8_facts(settings.render, work).items()},
         "gpu_hours": round(job_s * ranks / 3600, 3),
+        "bill": bill(job_s * ranks, prices, clips=work.num_clips),
         "planned_speedup": None if work.speedup is None else round(work.speedup, 3),
         "loras": {name: [asdict(lora) for lora in loras] for name, loras in costs.rules.pinned_loras().items()},
         "compile": {model: asdict(choice) for model, choice in sorted(settings.render.weighed.items())},
@@ -136,7 +141,12 @@ def _group_document(settings: RunSettings, work: PlannedWork, costs: ClipCosts, 
 
 
 def _text(
-    settings: RunSettings, work: PlannedWork, costs: ClipCosts, document: dict[str, object], scripts: list[str]
+    settings: RunSettings,
+    work: PlannedWork,
+    costs: ClipCosts,
+    document: dict[str, object],
+    scripts: list[str],
+    budget: Budget | None,
 ) -> str:
     lines = [
         (
@@ -158,6 +168,7 @@ def _text(
                 f"{document['gpu_hours']} {'GPU' if settings.render.device == 'cuda' else 'rank'}-hours, "
                 f"{document['planned_speedup']} x as fast as without broadcast"
             ),
+            *_cost(document, budget),
             *_over_bound(document),
             *guard_lines(work, settings.render),
             *(f"warning: {warning}" for warning in work.warnings),
@@ -194,6 +205,18 @@ def _sampled(group: ClipGroup) -> str:
     preset = f" by sampling {group.sampling}" if group.sampling else ""
     shift = f", flow_shift {group.flow_shift:g}" if group.flow_shift else ""
     return preset + shift + (f", lora {group.lora}" if group.lora else "")
+
+
+def _cost(document: dict[str, Any], budget: Budget | None) -> list[str]:
+    if budget is None or budget.prices == Prices():
+        return []
+    planned = document["bill"] | {"budget": None, "budget_share": None}
+    lines = [f"planned cost: {bill_text(planned)}"]
+    if budget.prices.budget is not None:
+        lines.append(budget.told(0.0))
+        if (share := budget.share(document["bill"]["gpu_hours"] * HOUR_S)) > 1:
+            lines.append(f"warning: with this submit it would be {share:.0%}: no job starts after 100%")
+    return lines
 
 
 def _over_bound(document: dict[str, object]) -> list[str]:

@@ -16,6 +16,7 @@ from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
 from manifests.errors import ManifestError
 from pipeline.exits import CommandError
+from pipeline.run.bill import WARN_AT, Budget
 from pipeline.run.deaths import DEATHS_OF_A_NODE, Deaths
 from pipeline.run.display import Display, Snapshot
 from pipeline.run.driven import Driven, ShardJob, failed_nodes, job_line, shard_keys, why_again
@@ -31,6 +32,8 @@ LOOK_SHARE = 0.05
 """Listing the bucket may take this part of the driver's time at most: a run of millions lists for seconds."""
 BUCKET_AWAY_S = 900.0
 """How long the driver goes on without its bucket: longer than jobs do, for it only watches them."""
+NOTED_S = 60.0
+"""After so many GPU-seconds more, what was spent is noted in the bucket."""
 KEYS_A_LOOK = 8
 """How many shards are read at a look, for the lines of their jobs."""
 MAX_FRUITLESS = 2
@@ -58,6 +61,7 @@ class Driver:
         keys: frozenset[str],
         restarts: RetryPolicy = RESTARTS,
         poll_s: float = POLL_S,
+        budget: Budget | None = None,
     ) -> None:
         self._cluster = cluster
         self._bucket = bucket
@@ -72,9 +76,12 @@ class Driver:
         self._last_death = ""
         self._told_stop = False
         self._num_recorded = 0
-        self._told_jobs: tuple[object, str | None] = (), None
+        self._told_jobs: tuple[object, ...] = ()
         self._bucket_seen = time.monotonic()
-        self._gpu_s = 0.0
+        self._gpu_s: dict[str, float] = {}
+        self._budget = budget
+        self._told_budget = False
+        self._budget_is_spent = False
         self._keys: dict[int, frozenset[str]] = {}
         self._lines: list[JobLine] = []
 
@@ -128,8 +135,9 @@ class Driver:
                 self._cluster.poll()
                 keep_alive()
                 now = time.monotonic()
-                self._gpu_s += (now - looped_at) * self._running_ranks()
+                self._count(now - looped_at)
                 looped_at = now
+                self._keep_budget()
                 if now >= look_at or self._has_ended():
                     progress = self._look() or progress
                     took = time.monotonic() - now
@@ -160,7 +168,7 @@ class Driver:
         """Notes in the bucket that this submit has no driver any more."""
         self._tell_jobs()
         try:
-            self._submit.finished().write(self._bucket)
+            self._submit.with_jobs(self.jobs, self._gpu_s).finished().write(self._bucket)
         except BucketError as error:
             self._screen.note(f"the bucket does not take the note that this submit has ended: {error}")
 
@@ -184,7 +192,7 @@ class Driver:
                 continue
             if shard.wanted is None:
                 self._judge(shard, progress)
-            if shard.wanted and not shard.is_done and not self._deaths.every_start_dies:
+            if shard.wanted and not shard.is_done and not self._deaths.every_start_dies and not self._is_spent:
                 self._start_again(shard, shard.wanted)
         if self._deaths.every_start_dies:
             self._start_no_more()
@@ -245,7 +253,7 @@ class Driver:
         died = f"{self._deaths.in_a_row} jobs in a row ended without rendering a clip"
         waiting = [shard for shard in self._shards if shard.job.state is JobState.WAITING]
         if waiting and self._deaths.is_hopeless:
-            taken_back = self._take_back([shard.job for shard in waiting])
+            taken_back = {job.id for job in self._take_back([shard.job for shard in waiting])}
             for shard in [shard for shard in waiting if shard.job.id in taken_back]:
                 shard.wanted = shard.asked.request  # it is asked for again if another job ends a clip
             waiting = [shard for shard in waiting if not shard.wanted]
@@ -256,12 +264,12 @@ class Driver:
                 f"{died}, so no job is started again until one of those at work ends a clip; the last, {self._last_death}"
             )
 
-    def _take_back(self, jobs: Sequence[Job]) -> set[str]:
+    def _take_back(self, jobs: Sequence[Job]) -> list[Job]:
         try:
-            return {job.id for job in self._cluster.take_back(jobs)}
+            return self._cluster.take_back(jobs)
         except ClusterError as error:
             self._screen.note(f"jobs that wait cannot be taken back: {error}")
-            return set()
+            return []
 
     def _start_again(self, shard: Driven, request: JobRequest) -> None:
         """Asks for the job; if it is refused, asks again later, for the other shards need their driver meanwhile."""
@@ -310,16 +318,53 @@ class Driver:
                 self._screen.note(told or "the jobs that wait find enough usable nodes again")
 
     def _write_jobs(self) -> None:
-        submit = self._submit.with_jobs(self.jobs)
-        what = submit.jobs, submit.waits_for
+        submit = self._submit.with_jobs(self.jobs, self._gpu_s)
+        what = submit.jobs, submit.waits_for, int(sum(self._gpu_s.values()) / NOTED_S)
         if what != self._told_jobs:
             submit.write(self._bucket)
             self._told_jobs = what
             self._submit = submit
 
-    def _running_ranks(self) -> int:
-        requests = [shard.asked.request for shard in self._shards if shard.job.state is JobState.RUNNING]
-        return sum(request.num_nodes * request.ranks_per_node for request in requests)
+    def _count(self, seconds: float) -> None:
+        for shard in self._shards:
+            if shard.job.state is JobState.RUNNING:
+                request = shard.asked.request
+                spent = seconds * request.num_nodes * request.ranks_per_node
+                self._gpu_s[request.name] = self._gpu_s.get(request.name, 0.0) + spent
+
+    @property
+    def budget_spent(self) -> str | None:
+        """How much of the budget is spent, in words, if that is why clips are left; else None."""
+        return self._budget.told(sum(self._gpu_s.values())) if self._budget and self._budget_is_spent else None
+
+    @property
+    def _is_spent(self) -> bool:
+        return self._budget is not None and self._budget.share(sum(self._gpu_s.values())) >= 1
+
+    def _keep_budget(self) -> None:
+        """Warns when most of the budget is spent; when all is, takes back jobs that wait. Those at work end by themselves."""
+        spent = sum(self._gpu_s.values())
+        if self._budget is None or self._budget.share(spent) < WARN_AT:
+            return
+        if not self._told_budget:
+            self._told_budget = True
+            self._screen.note(f"warning: {self._budget.told(spent)}")
+        if not self._is_spent:
+            return
+        waiting = [shard for shard in self._shards if not shard.is_done and shard.job.state is JobState.WAITING]
+        taken = self._take_back([shard.job for shard in waiting]) if waiting else []
+        # A local job that waits has no id yet.
+        ids, jobs = {job.id for job in taken if job.id}, {id(job) for job in taken}
+        stopped = [
+            shard
+            for shard in self._shards
+            if not shard.is_done and (shard.wanted or shard.job.id in ids or id(shard.job) in jobs)
+        ]
+        for shard in stopped:
+            shard.is_done = True
+        if stopped and not self._budget_is_spent:
+            self._screen.note(f"{self._budget.told(spent)}: no further job starts, those at work go on to their end")
+        self._budget_is_spent = self._budget_is_spent or bool(stopped)
 
     def _shard_keys(self, shard: Driven) -> frozenset[str]:
         if shard.asked.shard not in self._keys:
@@ -352,6 +397,6 @@ class Driver:
             jobs_waiting=states.count(JobState.WAITING),
             elapsed_s=elapsed_s,
             planned_s=planned_s,
-            gpu_s=self._gpu_s,
+            gpu_s=sum(self._gpu_s.values()),
             jobs=self._lines,
         )

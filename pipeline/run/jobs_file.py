@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
@@ -27,7 +28,7 @@ class StartedJobs:
 
     `jobs`: (name, the cluster's own id) in the order of submission; a shard that was started again is there twice.
     `max_attempts`: after how many attempts its jobs give a clip up. `waits_for`: nodes that its jobs wait for and that cannot
-    be had, in words, since `waits_since`.
+    be had, in words, since `waits_since`. `gpu_s`: by job, the GPU-seconds that its driver counted.
     """
 
     submit_id: str
@@ -41,15 +42,19 @@ class StartedJobs:
     max_attempts: int = MAX_ATTEMPTS
     waits_for: str | None = None
     waits_since: str | None = None
+    gpu_s: tuple[tuple[str, float], ...] = ()
+    price_per_gpu_hour: float | None = None
+    budget: float | None = None
 
     @property
     def path(self) -> str:
         """Where this is in the bucket."""
         return f"logs/{_PREFIX}{self.submit_id}.json"
 
-    def with_jobs(self, jobs: Iterable[Job]) -> StartedJobs:
-        """Returns the same submit with these jobs."""
-        return replace(self, jobs=tuple((job.name, job.id) for job in jobs))
+    def with_jobs(self, jobs: Iterable[Job], gpu_s: Mapping[str, float] | None = None) -> StartedJobs:
+        """Returns the same submit with these jobs, and the GPU-seconds of each by its name."""
+        spent = tuple((name, round(seconds, 1)) for name, seconds in (gpu_s or {}).items())
+        return replace(self, jobs=tuple((job.name, job.id) for job in jobs), gpu_s=spent)
 
     def waiting_for(self, nodes: str | None) -> StartedJobs:
         """Returns the same submit, whose jobs wait for these nodes, in words, from now on; None: all nodes can be had."""
@@ -64,7 +69,14 @@ class StartedJobs:
         bucket.write_json(self.path, asdict(self))
 
 
-def new_submit(cluster: str, folder: str, *, max_attempts: int = MAX_ATTEMPTS) -> StartedJobs:
+def new_submit(
+    cluster: str,
+    folder: str,
+    *,
+    max_attempts: int = MAX_ATTEMPTS,
+    price_per_gpu_hour: float | None = None,
+    budget: float | None = None,
+) -> StartedJobs:
     """Returns a submit of this process, without jobs yet."""
     return StartedJobs(
         submit_id=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}",
@@ -74,6 +86,8 @@ def new_submit(cluster: str, folder: str, *, max_attempts: int = MAX_ATTEMPTS) -
         started=_now(),
         folder=folder,
         max_attempts=max_attempts,
+        price_per_gpu_hour=price_per_gpu_hour,
+        budget=budget,
     )
 
 
@@ -111,6 +125,9 @@ def _read(bucket: Bucket, name: str) -> StartedJobs | None:
             max_attempts=max(1, int(document.get("max_attempts", MAX_ATTEMPTS))),
             waits_for=None if waits_for is None else str(waits_for),
             waits_since=None if waits_since is None else str(waits_since),
+            gpu_s=tuple((str(name), _positive(seconds) or 0.0) for name, seconds in document.get("gpu_s", ())),
+            price_per_gpu_hour=_positive(document.get("price_per_gpu_hour")),
+            budget=_positive(document.get("budget")),
         )
     except FileNotFoundError:
         return None
@@ -118,6 +135,10 @@ def _read(bucket: Bucket, name: str) -> StartedJobs | None:
         # What decides is elsewhere: in the records, and in the run's folder on the machine that submitted.
         _LOG.warning("%s/%s is damaged and counts as absent: %r", bucket.url, path, error)
         return None
+
+
+def _positive(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else None
 
 
 def _now() -> str:

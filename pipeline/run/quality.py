@@ -10,6 +10,7 @@ from jobs.quality.guard import guard_summary, guard_text
 from jobs.quality.headline import quality_summary, quality_text
 from jobs.reports.report_speedup import baselines_of, difference
 from jobs.store.bucket import Bucket
+from pipeline.run.bill import bill_text, run_bill
 from pipeline.run.clip_warnings import WarningCounts
 from pipeline.run.report_rows import record_row, told_rows
 from pipeline.run.state import Progress, clip_id
@@ -43,6 +44,7 @@ def run_quality(bucket: Bucket, progress: Progress) -> Json:
         "alarms": counts.facts(),
         "guard": guard_summary(reports),
         "clip_warnings": warnings.facts(),
+        "bill": run_bill(bucket, reports, rendered=len(progress.recorded)),
     }
 
 
@@ -107,4 +109,6 @@ def told_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("guard", guard_text(told["guard"])))
     if told["alarms"]["looked_at"]:
         lines.append(("alarms", alarm_text(told["alarms"])))
+    if told.get("bill"):
+        lines.append(("cost", bill_text(told["bill"])))
     return lines

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
-from jobs.setting import Setting
+from jobs.setting import Setting, number_reader
 from jobs.settings import JobSettings, Mesh, RenderSettings
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
@@ -115,6 +115,25 @@ class MachineSettings:
             help="jobs at once (default: 16 under SLURM; on this machine as many as the GPUs allow, 1 without GPUs)",
         ),
     ]
+    price_per_gpu_hour: Annotated[
+        float | None,
+        Setting(
+            kind=str,
+            metavar="X",
+            read=number_reader(1e-6, 1e6),
+            help="what an hour of one GPU costs, in any currency: dry run, status and reports say what clips cost",
+        ),
+    ] = None
+    budget: Annotated[
+        float | None,
+        Setting(
+            kind=str,
+            metavar="X",
+            read=number_reader(1e-6, 1e12),
+            help="what the whole run may cost, over all submits: in the currency of --price-per-gpu-hour, or in GPU-hours if "
+            "no price is given. A warning at 75%%; at 100%% no further job starts, those at work end, and the exit code is 6",
+        ),
+    ] = None
     partition: Annotated[str | None, Setting(metavar="P", help="SLURM partition")] = None
     account: Annotated[str | None, Setting(metavar="A", help="SLURM account")] = None
     qos: Annotated[str | None, Setting(metavar="Q", help="SLURM quality of service")] = None

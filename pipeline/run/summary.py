@@ -25,12 +25,13 @@ class Submitted:
     """What only a submit knows at its end.
 
     `left_out`: clips recorded before it. `told`: speedup, quality and alarms, where it has just made a report. `dashboard`:
-    where its page was.
+    where its page was. `budget_spent`: what its budget says, if clips are left because of that.
     """
 
     left_out: int
     told: Mapping[str, object] | None = None
     dashboard: str | None = None
+    budget_spent: str | None = None
 
 
 def show_summary(
@@ -52,10 +53,12 @@ def show_summary(
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
     told = (submitted.told if submitted else None) or run_quality(bucket, progress)
-    document |= {name: told[name] for name in ("speedup", "quality", "alarms", "guard", "clip_warnings")}
+    document |= {name: told[name] for name in ("speedup", "quality", "alarms", "guard", "clip_warnings", "bill")}
     if submitted is not None:
         left_out = submitted.left_out
         document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
+        if submitted.budget_spent and document["remaining"]:
+            document["budget_spent"], code = submitted.budget_spent, Exit.BUDGET_SPENT
         if submitted.dashboard is not None:
             document["dashboard"] = submitted.dashboard
     if damages is not None:
@@ -113,6 +116,8 @@ def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) 
     not_rendered = int(str(document["failed"])) + int(str(document["quarantined"]))
     if document["remaining"]:
         lines.append(f"{document['remaining']:,} left to render; submit again to go on")
+    if "budget_spent" in document:
+        lines.append(f"{document['budget_spent']}; submit with a higher --budget to go on")
     if document["started"]:
         lines.append(f"{document['started']:,} of them started: they run, or their job was killed")
     lines += [
