@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.exits import UsageError
-from pipeline.run.where import matching, parse_where
+from pipeline.run.report_where import matching, parse_where
 from tests.pipeline.command import Command, assert_whole, records
 from tests.pipeline.conftest import SubmittedTwice
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import operator
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.exits import UsageError
 
@@ -78,3 +80,20 @@ def _check_kind(text: str, name: str, sign: str, value: str, kind: pa.DataType) 
 def matching(rows: Iterable[Mapping[str, object]], conditions: Sequence[Condition]) -> list[Mapping[str, object]]:
     """Returns the rows that fulfil all conditions."""
     return [row for row in rows if all(each.holds(row[each.column]) for each in conditions)]
+
+
+def find_where(index: bytes, text: str, recorded: Collection[str]) -> tuple[set[str], dict[str, int]]:
+    """Returns the keys of recorded clips that fulfil the conditions, and by column of how many recorded clips it is known.
+
+    `index`: the bytes of reports/index.parquet, which may be older than what is recorded. Raises UsageError.
+    """
+    file = pq.ParquetFile(io.BytesIO(index))
+    conditions = parse_where(text, file.schema_arrow)
+    asked = list(dict.fromkeys(each.column for each in conditions))
+    known, keys = dict.fromkeys(asked, 0), set()
+    for batch in file.iter_batches(columns=list(dict.fromkeys(["clip_id", "digest", *asked]))):
+        rows = [row for row in batch.to_pylist() if f"{row['clip_id']}.{row['digest']}" in recorded]
+        for name in asked:
+            known[name] += sum(row[name] is not None for row in rows)
+        keys |= {f"{row['clip_id']}.{row['digest']}" for row in matching(rows, conditions)}
+    return keys, known
