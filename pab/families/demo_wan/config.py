@@ -13,9 +13,14 @@ TOKEN_SIDE = 8
 """Pixels of a token's side: 4 of a latent's, 2 latents a token."""
 
 
+def clip_shift(request: ClipRequest) -> float:
+    """Returns the shift of a clip's noise levels."""
+    return FLOW_SHIFT if request.flow_shift is None else request.flow_shift
+
+
 def demo_wan_timesteps(request: ClipRequest, _precision: str) -> tuple[float, ...]:
     """Returns UniPC's timesteps, whole numbers; embedded in float32 in any precision."""
-    return shifted_timesteps(request.num_steps, FLOW_SHIFT if request.flow_shift is None else request.flow_shift)
+    return shifted_timesteps(request.num_steps, clip_shift(request))
 
 
 def demo_wan_tokens(num_frames: int, height: int, width: int) -> int:

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
-from pab.families.demo.frame_position import FRAME_CHANNELS, frame_positions, with_frame_positions
 from pab.families.demo_wan.config import NUM_LAYERS
 from pab.families.wan.load import add_positions
 from pab.library.parts import library_class
@@ -34,16 +32,13 @@ _SAVED = (
 )
 
 
-def transformer_config(*, small: bool = False, with_frames: bool = False) -> dict[str, Any]:
-    """Returns the library's configuration of the shipped transformer, or with `small` of one for trying the training.
-
-    With `with_frames` it takes the place of every frame in channels beside the latents, as the demo's does.
-    """
+def transformer_config(*, small: bool = False) -> dict[str, Any]:
+    """Returns the library's configuration of the shipped transformer, or with `small` of one for trying the training."""
     return {
         "patch_size": [1, 2, 2],
         "num_attention_heads": 2 if small else 4,
         "attention_head_dim": 24 if small else 64,
-        "in_channels": LATENT_CHANNELS + (FRAME_CHANNELS if with_frames else 0),
+        "in_channels": LATENT_CHANNELS,
         "out_channels": LATENT_CHANNELS,
         "text_dim": 128,
         "freq_dim": 256,
@@ -51,13 +46,6 @@ def transformer_config(*, small: bool = False, with_frames: bool = False) -> dic
         "num_layers": 2 if small else NUM_LAYERS,
         "rope_max_seq_len": 64,
     }
-
-
-def given_to(transformer: Any, latents_BCTHW: Tensor) -> Tensor:
-    """Returns what a transformer is given: the latents, with the places of their frames if it takes them."""
-    if transformer.config.in_channels == latents_BCTHW.shape[1]:
-        return latents_BCTHW
-    return with_frame_positions(latents_BCTHW, frame_positions(latents_BCTHW.shape[2], latents_BCTHW.device))
 
 
 def build_transformer(config: dict[str, Any]) -> Any:

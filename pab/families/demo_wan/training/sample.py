@@ -12,7 +12,6 @@ from pab.families.demo.autoencoder import Autoencoder
 from pab.families.demo.text import TextEncoder
 from pab.families.demo.training.generator import ClipSize
 from pab.families.demo_wan.config import FLOW_SHIFT
-from pab.families.demo_wan.transformer import given_to
 from pab.families.wan.levels import shifted_timesteps
 from pab.families.wan.load import SCHEDULER
 from pab.library.parts import ClipLevels, SchedulerSource
@@ -51,7 +50,7 @@ def render_prompts(parts: SampledParts, prompts: Sequence[str], *, seed: int, se
     sampler = source.sampler(ClipLevels(planned=levels, changes={"flow_shift": settings.shift}))
     for step, level in enumerate(levels):
         timestep_B = torch.full((2 * len(prompts),), level, device=states.device)
-        rows = given_to(parts.transformer, torch.cat([latents, latents]))
+        rows = torch.cat([latents, latents])
         cond, uncond = parts.transformer(rows, timestep_B, text_BLC, return_dict=False)[0].chunk(2)
         latents = sampler.advance(latents, latents, uncond + settings.guidance_scale * (cond - uncond), step)
     return parts.autoencoder.decode(latents).float()

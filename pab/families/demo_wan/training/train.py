@@ -46,9 +46,7 @@ class WanTraining(TrainingRun):
     def _starting_transformer(self) -> Any:
         if self.options.start_from is not None:
             return load_transformer(self.options.start_from).train().requires_grad_(requires_grad=True)
-        transformer = build_transformer(
-            transformer_config(small=self.options.small, with_frames=self.options.frame_positions)
-        )
+        transformer = build_transformer(transformer_config(small=self.options.small))
         initialise(transformer)
         return transformer
 
@@ -80,11 +78,6 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pab.families.demo_wan.training.train", description=__doc__)
     common_options(parser, WanTraining.weights_name)
     parser.add_argument("--start-from", type=Path, help="a demo_wan.safetensors to go on from")
-    parser.add_argument(
-        "--frame-positions",
-        action="store_true",
-        help="give the transformer the place of every frame, as the demo's has it",
-    )
     return parser.parse_args(arguments)
 
 

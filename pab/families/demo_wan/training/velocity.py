@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from pab.families.demo.text import TextEncoder
 from pab.families.demo.training.feed import Bucket
 from pab.families.demo.training.steps import StepInputs
-from pab.families.demo_wan.transformer import given_to
 from pab.sampling.rectified_flow import add_noise
 
 
@@ -32,7 +31,7 @@ class WanVelocity(nn.Module):
         with torch.no_grad():
             text_BLC = self.text_encoder(torch.where(inputs.null_B[:, None], empty_L, inputs.ids_BL))[:, 0]
         rotation = model.rope(noisy_BCTHW)
-        x_BCTHW = model.patch_embedding(given_to(model, noisy_BCTHW))
+        x_BCTHW = model.patch_embedding(noisy_BCTHW)
         size = x_BCTHW.shape[2:]
         # The sampler's timesteps are whole numbers.
         temb_BD, modulation, text_BLD, _ = model.condition_embedder(inputs.timestep_B.floor(), text_BLC)
