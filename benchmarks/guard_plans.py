@@ -163,7 +163,9 @@ def main() -> int:
             options.measures.write_text(json.dumps(rows, indent=1))
 
     model = family.load(LoadRequest(weights=None, precision="float32", device=options.device))
-    clips = RenderedClips(model=model, family=family, precision="float32", group=NodeGroup())
+    clips = RenderedClips(
+        model=model, family=family, precision="float32", group=NodeGroup(device=torch.device(options.device))
+    )
     asked = asked_of(family, options.clips, options.steps)[options.skip :]
     measure(clips, asked, plans_of(family, options.plans), rows, keep)
     sys.stdout.write(table(decisions(family, rows, options.samples)) + "\n")
