@@ -13,7 +13,7 @@ from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.families.demo_wan.config import FLOW_SHIFT, demo_wan_timesteps, demo_wan_tokens
 from pab.families.demo_wan.sites import demo_wan_sites
 from pab.families.demo_wan.weights import demo_wan_digest, weights_path
-from pab.family import ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures
+from pab.family import ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures, QualityFloor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +58,11 @@ DEMO_WAN = Family(
         "pab3-6": pyramid(3, None, 6, window=(100, 850)),
         **FORESIGHT_PRESETS,
     },
+    floor=QualityFloor(
+        psnr_db=28.0,
+        vmaf=50.0,
+        source="docs/quality.md: its presets have 35 dB or more, plans that spoil clips 23 or less",
+    ),
     timesteps=demo_wan_timesteps,
     num_tokens=demo_wan_tokens,
     cost=CostFigures(

@@ -22,7 +22,7 @@ def weights_path(weights: str | None) -> Path:
     return path
 
 
-def demo_wan_digest(weights: str | None) -> str:
+def demo_wan_digest(weights: str | None, demo: Path = DEMO_WEIGHTS) -> str:
     """Returns 16 hex digits over both files that loading reads. Raises FileNotFoundError naming one that is missing."""
-    both = weights_digest(weights_path(weights)) + weights_digest(DEMO_WEIGHTS)
+    both = weights_digest(weights_path(weights)) + weights_digest(demo)
     return hashlib.sha256(both.encode()).hexdigest()[:16]
