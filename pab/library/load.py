@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pab.broadcast.sites import Site
 from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import SelfAttention
-from pab.library.broadcast_module import CurrentPass, install_sites
+from pab.library.broadcast_module import LATENTS, CurrentPass, install_sites, place_blocks
 from pab.library.image import EncodeImage
 from pab.library.parts import ClipLevels, LibrarySampler, SchedulerSource, load_part
 from pab.library.sequence import exchange_tokens, library_plan
@@ -45,6 +45,9 @@ class LibraryModel:
     has the model's precision unless `vae_dtype` names another. `loras`: what LoRAs may change; its components are the
     transformers in their order.
 
+    `streams`: the parameters of a block that take the streams of tokens which it returns; of them the transformer reads the
+    first `read_streams` after its blocks.
+
     `encode_image(root, request, vae, dtype)`: opens what encodes the image that a clip begins with, beside a VAE of type
     `dtype`. `splits`: inputs of the transformer that are split besides those of the plan.
     """
@@ -62,6 +65,8 @@ class LibraryModel:
     guided_passes: tuple[str, ...]
     attention: Callable[..., Callable[..., Any]] = SelfAttention
     plan: SequencePlan | None = None
+    streams: tuple[str, ...] = (LATENTS,)
+    read_streams: int = 1
     vae_dtype: torch.dtype | None = None
     compute_buffers: Callable[[Any], None] = lambda _module: None
     """Makes real what a transformer computes itself and no file holds."""
@@ -131,6 +136,7 @@ def install_broadcast(model: LibraryModel, transformer: Any, current: CurrentPas
     """Makes a plain transformer one whose passes broadcast and are shared by ranks; returns its stacks of blocks."""
     exchange_tokens(transformer, model.sites, model.attention(current=current))
     stacks = install_sites(transformer, model.sites, current)
+    place_blocks(stacks, model.streams, model.read_streams)
     plan = library_plan(type(transformer)) if model.plan is None else model.plan
     install_splits(transformer, with_inputs(plan, model.splits), current)
     return stacks
