@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 LINEAR = "linear"
 """In a plan file: the line through the last two computed residuals, over the noise levels."""
@@ -54,7 +55,7 @@ def residual_from_json(values: object) -> tuple[tuple[int, Weights], ...]:
 def _weights(step: str, value: object) -> Weights:
     if value == LINEAR:
         return ()
-    numbers = value if isinstance(value, list) else [value]
+    numbers: list[Any] = value if isinstance(value, list) else [value]
     known = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
     if not known or not 1 <= len(numbers) <= 2 or not all(math.isfinite(number) for number in numbers):
         raise ValueError(f"broadcast rules: steps residual at step {step}: {value!r}, {_NEEDED}")
