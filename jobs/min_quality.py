@@ -15,7 +15,7 @@ from pab.family import NO_FLOOR, Family, QualityFloor
 AUTO, ALARMS, OFF = "auto", "alarms", "off"
 MEASURES: Mapping[str, tuple[str, float]] = {"psnr": ("psnr_db", 100.0), "ssim": ("ssim", 1.0), "vmaf": ("vmaf", 100.0)}
 """As users write it -> the field of `QualityFloor`, and the largest value."""
-_NEEDED = "needs psnr=DB, ssim=0..1 or vmaf=0..100 (several with a comma), auto, alarms or off"
+_NEEDED = "needs psnr=0..100 in dB, ssim=0..1 or vmaf=0..100 (several with a comma), auto, alarms or off"
 
 
 def read_min_quality(text: str) -> str:

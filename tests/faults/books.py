@@ -130,6 +130,7 @@ class Ledger:
         for name, data in records.items():
             books.half_written += self._wrong(name, data)
         books.half_written += self._videos_without_record(records)
+        books.broken += self._against_the_guard(records)
         books.half_written += [*self._wrong_manifest(clip_ids), *self._wrong_reports()]
         videos = {name.split(".")[0]: _video(data) for name, data in records.items()}
         books.misnamed = [text for clip_id, video in videos.items() if (text := self._wrong_name(clip_id, video))]
@@ -204,6 +205,26 @@ class Ledger:
             if name.removesuffix(".mp4") not in recorded
         ]
 
+    def _against_the_guard(self, records: Mapping[str, bytes]) -> list[str]:
+        """Returns clips that were begun after their job's guard had decided, and came out by another plan.
+
+        Every clip of a guarded run has the same plan, so a job has one decision or none.
+        """
+        decisions = {int(name.split(".")[0].removeprefix("job-")): name for name in self.names("guard")}
+        wrong = []
+        for shard, name in decisions.items():
+            decided = _json(self.read(f"guard/{name}"))
+            for path, data in records.items():
+                record = _json(data)
+                if record.get("job", {}).get("shard") != shard or record["started_at"] < decided.get("decided_at", "~"):
+                    continue
+                if record["plan"].get("rendered") != (decided["rendered"] if decided["stepped_down"] else None):
+                    wrong.append(
+                        f"{self._url}/records/{path}: by {record['plan'].get('rendered', 'the plan asked for')}, "
+                        f"but {name} says {decided['rendered']}"
+                    )
+        return wrong
+
     def _wrong_manifest(self, clip_ids: Collection[str]) -> list[str]:
         path = f"{self._url}/manifest.parquet"
         try:
@@ -238,10 +259,16 @@ class Ledger:
 
 
 def _video(record: bytes) -> dict[str, Any]:
+    video = _json(record).get("video")
+    return video if isinstance(video, dict) else {}
+
+
+def _json(data: bytes) -> dict[str, Any]:
     try:
-        return dict(json.loads(record)["video"])
-    except (ValueError, KeyError, TypeError):
+        value = json.loads(data)
+    except ValueError:
         return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _sha256(data: bytes) -> str:

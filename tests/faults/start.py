@@ -21,6 +21,9 @@ _HANG_S = "60"
 _CLIPS = (14, 20)
 _MESHES = (("1", "1", "auto"), ("1", "2", "cfg=2"), ("2", "1", "sp=2"), ("1", "2", "dp=2"))
 _REFUSED_S = 180.0
+_GUARDED = ("--min-quality", "psnr=100", "--quality-samples", "2")
+_GUARDED_STEPS = 50
+"""One number, so that all clips of a run have one plan and a job decides once."""
 _REFUSED = 2
 """The exit code of a submit that is told that the output holds another run."""
 
@@ -28,26 +31,31 @@ _REFUSED = 2
 def start_run(world: World, rng: random.Random, *, number: int, cluster: str, planned: Sequence[str]) -> Run:
     """Writes a manifest of a few clips of a second or two each and submits it. `planned`: of `FROM_THE_START`, what it has.
 
+    Every second run is guarded, by a floor that no plan passes: its jobs step down until they render without reuse.
     With `TWO_MANIFESTS` another one is submitted to the same output in the same moment. Whichever is not refused is the run.
     """
     num_clips = rng.randint(*_CLIPS)
+    guarded = number % 2 == 0
+    steps = [_GUARDED_STEPS] if guarded else range(40, 101)
     poisons = [name for name in planned if name in POISONS]
     poisoned = dict(zip(rng.sample(range(num_clips), len(poisons)), poisons, strict=True))
     manifests = [
-        _write_manifest(world.folder / f"run{number}{letter}.parquet", rng, letter, num_clips, poisoned)
+        _write_manifest(world.folder / f"run{number}{letter}.parquet", rng, letter, num_clips, poisoned, steps)
         for letter in ("c", *("d" if TWO_MANIFESTS in planned else ()))
     ]
     nodes, gpus, mesh = rng.choice(_MESHES)
     flags = (
-        "--cluster", cluster, "--device", "cpu", "--no-baseline", "--json", "--job-minutes", "5", "--hang-seconds", _HANG_S,
+        "--cluster", cluster, "--device", "cpu", "--json", "--job-minutes", "5", "--hang-seconds", _HANG_S,
         "--max-parallel-jobs", "2", "--nodes-per-job", nodes, "--gpus-per-node", gpus, "--mesh", mesh,
+        *(_GUARDED if guarded else ("--no-baseline",)),
     )  # fmt: skip
     run = Run(
         world=world, rng=rng, number=number, cluster=cluster, flags=flags, clip_ids=_ids("c", num_clips),
         poisoned={f"c{index}": name for index, name in poisoned.items()}, manifest=manifests[0],
         ledger=Ledger(world.s3, f"s3://{BUCKET}/run{number}"),
     )  # fmt: skip
-    run.note(f"mesh {mesh}, {nodes} nodes, {num_clips} clips; {', '.join(planned) or 'a plain start'}")
+    of = "clips, guarded" if guarded else "clips"
+    run.note(f"mesh {mesh}, {nodes} nodes, {num_clips} {of}; {', '.join(planned) or 'a plain start'}")
     world.proxy.drops_conditions = NO_CONDITIONS in planned
     _resume_nodes(world)
     if TWO_MANIFESTS in planned:
@@ -98,7 +106,9 @@ def _ids(letter: str, count: int) -> list[str]:
     return [f"{letter}{index}" for index in range(count)]
 
 
-def _write_manifest(path: Path, rng: random.Random, letter: str, num_clips: int, poisoned: Mapping[int, str]) -> Path:
+def _write_manifest(
+    path: Path, rng: random.Random, letter: str, num_clips: int, poisoned: Mapping[int, str], steps: Sequence[int]
+) -> Path:
     clips = range(num_clips)
     rows = {
         "clip_id": _ids(letter, num_clips),
@@ -107,7 +117,7 @@ def _write_manifest(path: Path, rng: random.Random, letter: str, num_clips: int,
         "num_frames": [8] * num_clips,
         "height": [32] * num_clips,
         "width": [32] * num_clips,
-        "num_steps": [rng.randint(40, 100) for _ in clips],
+        "num_steps": [rng.choice(steps) for _ in clips],
     }
     pq.write_table(pa.table(rows), path)
     return path

@@ -155,6 +155,18 @@ def test_a_record_that_a_fault_damaged_counts_when_it_is_whole_again_and_may_cha
     assert run.ledger.close(["c0", "c1"]).is_clean
 
 
+def test_a_clip_by_another_plan_than_its_guard_decided_is_told(run: Run) -> None:
+    decided = {"rendered": "none", "stepped_down": True, "decided_at": "2026-11-27T12:00:00.000+00:00"}
+    run.put("guard/job-00003.0a.json", json.dumps(decided).encode())
+    later = {"job": {"shard": 3}, "started_at": "2026-11-27T12:00:01.000+00:00"}
+    run.put_record("c0", plan={"rendered": "none"}, **later)
+    run.put_record("c1", plan={"broadcast": "pab246"}, **later)
+    (told,) = run.ledger.close(["c0", "c1"]).broken
+    assert "records/c1.0a.json: by the plan asked for, but job-00003.0a.json says none" in told
+    run.put_record("c1", plan={"broadcast": "pab246"}, **later | {"started_at": "2026-11-27T11:59:59.000+00:00"})
+    assert run.ledger.close(["c0", "c1"]).is_clean
+
+
 def test_a_broken_promise_makes_the_books_wrong() -> None:
     assert not Books(broken=["jobs outlived their cancel"]).is_clean
 

@@ -248,7 +248,7 @@ def test_a_floor_is_read(text, read):
 
 @pytest.mark.parametrize("text", ["", "26", "psnr", "psnr=", "psnr=200", "ssim=2", "psnr=26,psnr=27", "lpips=0.1"])
 def test_what_is_no_floor_is_refused(text):
-    with pytest.raises(ValueError, match=r"needs psnr=DB, ssim=0\.\.1 or vmaf=0\.\.100"):
+    with pytest.raises(ValueError, match=r"needs psnr=0\.\.100 in dB, ssim=0\.\.1 or vmaf=0\.\.100"):
         read_min_quality(text)
 
 

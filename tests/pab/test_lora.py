@@ -308,31 +308,57 @@ def test_names_of_ltx2_are_what_the_library_s_converter_makes_of_them(weights):
     assert same(fused(held, converted, {}), expected, held)
 
 
-@pytest.mark.parametrize("name", ["wan22_a14b", "ltx", "hunyuan_video_15_480p"])
-def test_latents_are_those_of_the_library_s_pipeline_with_the_weights_added_by_hand(weights, tmp_path, name):
-    world, loras = WORLDS[name], list[Lora]()
-    expected: dict[str, dict[str, Tensor]] = {}
-    for at, component in enumerate(world.family.loras.components):
+def written(weights: Path, folder: Path, name: str) -> tuple[list[Lora], dict[str, dict[str, Tensor]]]:
+    """Writes a LoRA for each component of a family; returns them, and the parameters with them added."""
+    loras, expected = [], {}
+    for at, component in enumerate(WORLDS[name].family.loras.components):
         held = parameters(weights, name, component)
         chosen = [key.removesuffix(".weight") for key in held if key.endswith(("to_k.weight", "proj.weight"))]
         names = {module: (module,) for module in chosen if held[f"{module}.weight"].dim() == 2}
         tensors = {key: (1 + at) * value for key, value in joined_file(held, names, flat=False).items()}
-        save_file(tensors, tmp_path / f"{component}.safetensors")
-        place = str(tmp_path / f"{component}.safetensors")
+        place = str(folder / f"{component}.safetensors")
+        save_file({key.replace("diffusion_model.", "transformer."): value for key, value in tensors.items()}, place)
         loras.append(Lora(place=place, strength=STRENGTH, component=component))
         expected[component] = added(held, names, tensors)
+    return loras, expected
+
+
+def differs_by_loras_alone(weights: Path, name: str, loras: list[Lora], pipeline: Any) -> None:
+    world, request = WORLDS[name], WORLDS[name].clip(guidance_scale=1.0)
+    model = loaded(weights, name, *loras)
+    ours = world.render(model, request, NO_BROADCAST).latents
+    theirs = replace(world, pipeline=pipeline).library_latents(weights, model, request)
+    assert relative(ours, theirs) < 1e-5
+    assert relative(world.library_latents(weights, model, request), theirs) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["wan22_a14b", "ltx", "hunyuan_video_15_480p"])
+def test_latents_are_those_of_the_library_s_pipeline_with_the_weights_added_by_hand(weights, tmp_path, name):
+    loras, expected = written(weights, tmp_path, name)
 
     def fused_by_hand(folder: Path, request: ClipRequest) -> Any:
-        pipeline = world.pipeline(folder, request)
+        pipeline = WORLDS[name].pipeline(folder, request)
         for component, state in expected.items():
             getattr(pipeline, component).load_state_dict(state, assign=True)
         return pipeline
 
-    model, request = loaded(weights, name, *loras), world.clip(guidance_scale=1.0)
-    ours = world.render(model, request, NO_BROADCAST).latents
-    theirs = replace(world, pipeline=fused_by_hand).library_latents(weights, model, request)
-    assert relative(ours, theirs) < 1e-5
-    assert relative(world.library_latents(weights, model, request), theirs) > 1e-3
+    differs_by_loras_alone(weights, name, loras, fused_by_hand)
+
+
+@pytest.mark.parametrize("name", ["wan22_a14b", "cogvideox_2b", "ltx", "hunyuan_video"])
+def test_latents_are_those_of_the_library_s_pipeline_with_adapters_by_peft(weights, tmp_path, name):
+    """The library computes the products beside the weights; here they are added to them."""
+    loras, _ = written(weights, tmp_path, name)
+
+    def with_adapters(folder: Path, request: ClipRequest) -> Any:
+        pipeline = WORLDS[name].pipeline(folder, request)
+        for lora in loras:
+            second = {"load_into_transformer_2": True} if lora.component == "transformer_2" else {}
+            pipeline.load_lora_weights(lora.place, adapter_name=lora.component, **second)
+            getattr(pipeline, str(lora.component)).set_adapters([lora.component], [STRENGTH])
+        return pipeline
+
+    differs_by_loras_alone(weights, name, loras, with_adapters)
 
 
 def test_several_loras_are_added_and_the_sum_is_cast_once(weights, tmp_path):

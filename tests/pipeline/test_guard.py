@@ -45,7 +45,7 @@ def test_a_dry_run_tells_the_floor_and_what_is_rendered_twice(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--min-quality", "26"), "--min-quality='26', needs psnr=DB, ssim=0..1 or vmaf=0..100"),
+        (("--min-quality", "26"), "--min-quality='26', needs psnr=0..100 in dB, ssim=0..1 or vmaf=0..100"),
         (("--quality-samples", "0"), "--quality-samples='0', needs a whole number from 1 to 16"),
         (
             ("--min-quality", "psnr=26", "--no-baseline"),
