@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from pab.broadcast.few_steps import ReuseLimits, reuse_limits
+from pab.broadcast.few_steps import reuse_limits
 from pab.broadcast.foresight import ForesightRules
-from pab.broadcast.mlp_rules import mlp_sources
 from pab.broadcast.residual import RESIDUAL_LETTER, RESIDUAL_PATTERN, StandIn, stand_ins
-from pab.broadcast.rules import KINDS, BroadcastRules, Rules
+from pab.broadcast.rules import KINDS, Rules
 from pab.broadcast.sites import Site
+from pab.broadcast.sources import rule_sources, step_sources
 from pab.broadcast.step_rules import StepRules
 
 PATTERN_LEGEND = (
@@ -286,7 +286,7 @@ def make_plan(
         return BroadcastPlan(
             sites=tuple(sites),
             timesteps=tuple(timesteps),
-            sources=_step_sources(rules, len(timesteps), sites, skipped=left_out, cache_reset_steps=cache_reset_steps),
+            sources=step_sources(rules, len(timesteps), sites, skipped=left_out, cache_reset_steps=cache_reset_steps),
             rules=rules,
             skipped=left_out - weights.keys(),
             residuals=tuple(stand_ins(weights, computing, timesteps, cache_reset_steps).items()),
@@ -298,15 +298,15 @@ def make_plan(
             )
         rows = tuple((step,) * len(sites) for step in range(len(timesteps)))
         return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules)
-    sources = _rule_sources(rules, timesteps, sites, cache_reset_steps)
+    sources = rule_sources(rules, timesteps, sites, cache_reset_steps)
     plan = BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=sources, rules=rules)
     if len(timesteps) >= len(full_length):
         return plan
-    full = _rule_sources(rules, full_length, sites, ())
+    full = rule_sources(rules, full_length, sites, ())
     limits = reuse_limits(timesteps, full_length, full, [site.kind for site in sites])
     if limits is None:
         return plan
-    held = _rule_sources(rules, timesteps, sites, cache_reset_steps, limits)
+    held = rule_sources(rules, timesteps, sites, cache_reset_steps, limits)
     held_back = sum(
         any(source == step != alone for source, alone in zip(row, sources[step], strict=True))
         for step, row in enumerate(held)
@@ -323,61 +323,3 @@ def make_plan(
 def _computed_share(sources: Sequence[Sequence[int]]) -> float:
     calls = sum(map(len, sources))
     return sum(source == step for step, row in enumerate(sources) for source in row) / calls if calls else 1.0
-
-
-def _rule_sources(
-    rules: BroadcastRules,
-    timesteps: Sequence[float],
-    sites: Sequence[Site],
-    cache_reset_steps: Collection[int],
-    limits: ReuseLimits | None = None,
-) -> tuple[tuple[int, ...], ...]:
-    """Returns what the rules decide, within the limits of a clip of few steps."""
-    whole = [int(timestep) for timestep in timesteps]
-    of_mlp = mlp_sources(rules.mlp, whole)
-    sources: list[tuple[int, ...]] = []
-    for step, timestep in enumerate(timesteps):
-        if limits is not None and step < limits.begin:
-            sources.append((step,) * len(sites))
-            continue
-        row: list[int] = []
-        for i, site in enumerate(sites):
-            if site.kind == "mlp":
-                source = of_mlp.get((site.stack, site.block), {}).get(step, step)
-                if any(source < fresh <= step for fresh in cache_reset_steps):
-                    source = step
-                row.append(_within(limits, site.kind, step, source))
-                continue
-            rule = rules.attention(site.kind)
-            allowed = step > 0 and step not in cache_reset_steps and rule is not None and rule.holds(site.block)
-            reuse = allowed and rule is not None and rule.reuses(step, timestep)
-            row.append(_within(limits, site.kind, step, sources[step - 1][i]) if reuse else step)
-        sources.append(tuple(row))
-    return tuple(sources)
-
-
-def _within(limits: ReuseLimits | None, kind: str, step: int, source: int) -> int:
-    return source if limits is None or limits.allows(kind, step, source) else step
-
-
-def _step_sources(
-    rules: StepRules,
-    num_steps: int,
-    sites: Sequence[Site],
-    *,
-    skipped: Collection[int],
-    cache_reset_steps: Collection[int],
-) -> tuple[tuple[int, ...], ...]:
-    if problem := rules.misfit(rules.family or "this model", sites):
-        raise ValueError(problem)
-    everywhere = frozenset(range(num_steps))
-    columns = [rules.computing(site, num_steps) for site in sites]
-    computing = [everywhere if column is None else column | {*cache_reset_steps} for column in columns]
-    sources: list[tuple[int, ...]] = []
-    for step in range(num_steps):
-        sources.append(
-            tuple(
-                step if step in steps and step not in skipped else sources[-1][i] for i, steps in enumerate(computing)
-            )
-        )
-    return tuple(sources)
