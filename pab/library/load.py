@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pab.broadcast.sites import Site
 from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import SelfAttention
-from pab.library.broadcast_module import CurrentPass, install_sites
+from pab.library.broadcast_module import LATENTS, CurrentPass, install_sites, place_blocks
 from pab.library.image import EncodeImage
 from pab.library.parts import ClipLevels, LibrarySampler, SchedulerSource, load_part
 from pab.library.sequence import exchange_tokens, library_plan
@@ -40,12 +40,16 @@ class BroadcastParts:
 
     `sites`, `attention`, `plan`: what is broadcast, the processor of sites that exchange tokens, and where passes are split
     (None: by the library's own plan). `splits`: inputs of the transformer that are split besides those of the plan.
+    `streams`: the parameters of a block that take the streams of tokens which it returns; of them the transformer reads the
+    first `read_streams` after its blocks.
     """
 
     sites: Sequence[Site]
     attention: Callable[..., Callable[..., Any]] = SelfAttention
     plan: SequencePlan | None = None
     splits: Mapping[str, Split] = field(default_factory=dict)
+    streams: tuple[str, ...] = (LATENTS,)
+    read_streams: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +144,7 @@ def install_broadcast(model: BroadcastParts, transformer: Any, current: CurrentP
     """Makes a plain transformer one whose passes broadcast and are shared by ranks; returns its stacks of blocks."""
     exchange_tokens(transformer, model.sites, model.attention(current=current))
     stacks = install_sites(transformer, model.sites, current)
+    place_blocks(stacks, model.streams, model.read_streams)
     plan = library_plan(type(transformer)) if model.plan is None else model.plan
     install_splits(transformer, with_inputs(plan, model.splits), current)
     return stacks

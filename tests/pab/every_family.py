@@ -131,11 +131,14 @@ def plain_predict(name: str, model: VideoModel, folder: Path) -> Callable[[Tenso
     return lambda z, given, text, branch: bare.predict(z, given, text, SimpleNamespace(branch=branch), NodeGroup())
 
 
+Predict = Callable[[Tensor, StepInput, object, str], Tensor]
+
+
 @torch.inference_mode()
-def plain_latents(name: str, model: VideoModel, folder: Path) -> Tensor:
+def plain_latents(name: str, model: VideoModel, folder: Path, predict: Predict | None = None) -> Tensor:
     """Final latents of the bare sampling loop over the plain model."""
     request = request_of(name)
-    predict, beginning = plain_predict(name, model, folder), given_of(name, model)
+    predict, beginning = predict or plain_predict(name, model, folder), given_of(name, model)
     prompt = prompt_with(beginning, model.encode_prompts([request])[0])
     sp = NodeGroup().sp
     scheduler = model.scheduler(request, sp) if beginning is None else beginning.scheduler(sp)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
+from pab.families.demo.words import unknown_words
 from pab.families.demo_wan.config import FLOW_SHIFT, demo_wan_timesteps, demo_wan_tokens
 from pab.families.demo_wan.sites import demo_wan_sites
 from pab.families.demo_wan.weights import demo_wan_digest, weights_path
@@ -80,7 +81,10 @@ DEMO_WAN = Family(
     ),
     load=load_model,
     weights_digest=demo_wan_digest,
+    on_hub=False,
+    unknown_words=unknown_words,
     precisions=("float32", "bfloat16"),
+    gpu_precision="float32",
     compiles=True,
     keeps_blocks=True,
     flow_shift=lambda _height, _width: FLOW_SHIFT,
