@@ -104,7 +104,7 @@ def test_rows_of_a_family_whose_weights_are_nowhere_are_told_so(
 
 def test_every_family_of_the_hub_pins_its_weights() -> None:
     for family in FAMILIES.values():
-        if family.name != "demo":
+        if family.name not in ("demo", "demo_wan"):  # these ship with the project
             with pytest.raises(ValueError, match="neither a folder on this machine nor a hub id"):
                 family.pin("nowhere")
 
