@@ -62,7 +62,7 @@ DEMO_WAN = Family(
     floor=QualityFloor(
         psnr_db=28.0,
         vmaf=50.0,
-        source="docs/quality.md: its presets have 35 dB or more, plans that spoil clips 23 or less",
+        source="docs/quality.md: its presets have 35 dB or more, plans that spoil clips 23 or less in one of them",
     ),
     timesteps=demo_wan_timesteps,
     num_tokens=demo_wan_tokens,
