@@ -309,8 +309,9 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
         "--held-out", type=int, default=4, metavar="N", help="further prompts, to judge the plan by (default: 4)"
     )
     parser.add_argument(
-        "--reuse", choices=("all", "passes", "sites"), default="all",
-        help="what the plan may reuse: predictions of whole passes, outputs of sites, or all of them (default: all)",
+        "--reuse", choices=("all", "residuals", "passes", "sites"), default="all",
+        help="what the plan may reuse: the last prediction in place of a pass (passes), also kept residuals in place of all "
+        "blocks (residuals), outputs of sites alone (sites), or all of them (default: all)",
     )  # fmt: skip
     parser.add_argument(
         "--block-ranges",
@@ -322,9 +323,15 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
     parser.add_argument(
         "--probe-every",
         type=int,
-        default=2,
+        default=4,
         metavar="N",
-        help="measure the effect of reuse at every Nth step (default: 2)",
+        help="measure what reuse of sites does at every Nth step (default: 4)",
+    )
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        metavar="M",
+        help="take no longer than M minutes after the model is loaded, and say what that left out (default: no bound)",
     )
     parser.add_argument(
         "--report", type=Path, metavar="FILE.html", help="the report page (default: the plan's name with .html)"

@@ -30,16 +30,17 @@ _PAB_ROOMS: dict[str, set[str]] = {
 }
 CORE = {*_PAB_ROOMS}
 FAMILIES = (
-    "cogvideox", "demo", "hunyuan_video", "hunyuan_video_15", "latte", "ltx", "ltx2", "open_sora", "open_sora_plan", "wan",
+    "cogvideox", "demo", "demo_wan", "hunyuan_video", "hunyuan_video_15", "latte", "ltx", "ltx2", "open_sora",
+    "open_sora_plan", "wan",
 )  # fmt: skip
 ROOMED = ("pab", "jobs", "pipeline")
-_RELATIVES = {"demo": "open_sora", "open_sora_plan": "latte"}
-"""Families whose transformers are configurations of another family's class."""
+_RELATIVES = {"demo": {"open_sora"}, "demo_wan": {"demo", "wan"}, "open_sora_plan": {"latte"}}
+"""Families whose transformers are configurations of another family's class, or whose other parts are another family's."""
 ROOM_ARROWS: dict[str, set[str]] = {
     **{f"pab/{room}": {f"pab/{other}" for other in others} for room, others in _PAB_ROOMS.items()},
     **{
         f"pab/families/{family}": {f"pab/{room}" for room in CORE}
-        | ({f"pab/families/{_RELATIVES[family]}"} if family in _RELATIVES else set())
+        | {f"pab/families/{relative}" for relative in _RELATIVES.get(family, ())}
         for family in FAMILIES
     },
     "pab/families": {"pab/family", *(f"pab/families/{family}" for family in FAMILIES)},

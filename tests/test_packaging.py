@@ -22,10 +22,11 @@ import time, sys
 wheel = Path(sys.argv[1])
 
 import cluster.run_page, jobs.reports.bench_html, jobs.reports.report_svg, manifests.demo
-import pab.execution.compile_cache, pab.families.demo.config
+import pab.execution.compile_cache, pab.families.demo.config, pab.families.demo_wan.weights
 assert Path(pab.__file__).is_relative_to(wheel), pab.__file__
 assert pab.families.demo.config.WEIGHTS.is_relative_to(wheel)
 assert pab.families.demo.config.WEIGHTS.stat().st_size > 1_000_000
+assert pab.families.demo_wan.weights.WEIGHTS.stat().st_size > 1_000_000
 nothing = {"runs": [], "groups": {}, "rows": [], "factors": [], "not_here": []}
 assert ":root" in jobs.reports.bench_html.bench_page(nothing)
 assert "<svg" in jobs.reports.report_svg.bar_chart(["s"], [1.0])

@@ -6,23 +6,24 @@ judged by, beside every preset.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from jobs.calibration.measuring import Measured, Measuring
 from jobs.calibration.plan_quality import PlanQuality, RenderedClips, call_share, kind_shares, summary, time_share
+from jobs.calibration.work import Work
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST
 from pab.broadcast.step_rules import StepRules
-from pab.calibration.changes import Changes, Matrix, mean_changes
-from pab.calibration.effects import measure_clip, measure_effect, spread_effects
-from pab.calibration.groups import WHOLE_PASS, SiteGroup, site_groups
-from pab.calibration.passes_and_sites import search_passes_and_sites
-from pab.calibration.search import Budget, ErrorModel, Steps, error_model
+from pab.calibration.changes import Matrix
+from pab.calibration.groups import SiteGroup
+from pab.calibration.passes_and_sites import search_passes_and_sites, sites_within
+from pab.calibration.search import Budget, Chosen, Steps
+from pab.calibration.stand_in_search import StandInSearch, StandsIn
 from pab.execution.choice import Execution
 from pab.execution.compiled import executing
 from pab.family import ClipRequest, Family, LoadRequest
@@ -34,6 +35,8 @@ FOUND = "found"
 """What the plan that was found is called among the presets."""
 LONGEST = 3
 """Steps that an output may always stand in; more of them in clips of more steps, up to a third."""
+SPLITS = 3
+"""Plans of one budget that are tried: with its saving in left-out blocks, and more or less of it in sites."""
 HALVINGS = 6
 """Of the interval in which the least share that holds a bound on quality is sought: to 1 or 2 % of the calls."""
 
@@ -89,20 +92,9 @@ class CalibrationRequest:
     reuses: str = "all"
     ranges: int = 1
     probe_every: int = 2
+    max_minutes: float | None = None
+    """How long it may take after the model is loaded; what that leaves out is told. None: no bound."""
     loras: tuple[Lora, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """What was measured on the searched prompts, by group and step. `effects` [G + 1, S]: root mean square movement.
-
-    Behind the groups of sites stands the whole pass.
-    """
-
-    groups: tuple[SiteGroup, ...]
-    changes: Changes
-    effects: Matrix
-    model: ErrorModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +107,8 @@ class Calibration:
     plan: BroadcastPlan
     searched_psnr_db: float
     rows: tuple[PlanQuality, ...]
+    left_out: tuple[str, ...] = ()
+    """What the bound on its time left out."""
 
     @property
     def holds(self) -> bool:
@@ -135,6 +129,8 @@ class Calibrator:
     tell: Callable[[str], None]
     clips: RenderedClips = field(init=False)
     group: NodeGroup = field(init=False)
+    work: Work = field(init=False)
+    plain: BroadcastPlan = field(init=False)
 
     def __post_init__(self) -> None:
         request = self.request
@@ -144,9 +140,12 @@ class Calibrator:
             weights=request.weights, precision=request.precision, device=str(device), loras=request.loras
         )
         model = request.family.load(load)
+        bound = request.max_minutes
+        self.work = Work(tell=self.tell, max_seconds=None if bound is None else 60 * bound)
         self.clips = RenderedClips(
-            model=model, family=request.family, precision=request.precision, group=self.group
-        )  # fmt: skip
+            model=model, family=request.family, precision=request.precision, group=self.group, computed=self.work.add
+        )
+        self.plain = plan_for(request.family, request.searched[0], NO_BROADCAST, request.precision)
 
     def run(self) -> Calibration:
         """Measures, searches and judges. Raises ValueError where nothing meets the target."""
@@ -154,79 +153,136 @@ class Calibrator:
             return self._run()
 
     def _run(self) -> Calibration:
-        request, measured = self.request, self.measure()
-        rules = self._bisect(measured) if request.target.min_psnr_db is not None else self._search(measured)
-        psnr = summary(self.clips.psnr(request.searched, rules)).median
-        self.tell(f"plan {rules.digest}: {psnr:.1f} dB on the prompts it was searched on")
-        named = {FOUND: rules, **{n: r for n, r in request.family.presets.items() if r != NO_BROADCAST}}
-        rows = []
-        for name, each in named.items():
-            rows.append(self.clips.quality(name, request.held_out, each))
-            self.tell(rows[-1].line())
+        request, work, measuring = self.request, self.work, self._measuring()
+        steps, held_out = self.plain.num_steps, len(request.held_out)
+        presets = {n: r for n, r in request.family.presets.items() if r != NO_BROADCAST}
+        work.reserved = 2.0 * steps * (held_out + len(request.searched))
+        work.expected = measuring.steps_of_work(len(request.searched)) + work.reserved + steps * held_out * len(presets)
+        work.begin()
+        measured = measuring.run(request.searched)
+        rules = self._bisect(measured) if request.target.min_psnr_db is not None else self._search(measured)[0]
+        psnr = summary(self.clips.psnr(request.searched, rules))
+        self.tell(f"plan {rules.digest}: median {psnr.median:.1f} dB on the prompts it was searched on")
+        rows = [self.clips.quality(FOUND, request.held_out, rules)]
+        self.tell(rows[0].line())
+        for name, each in presets.items():
+            if work.allows(steps * held_out):
+                rows.append(self.clips.quality(name, request.held_out, each))
+                self.tell(rows[-1].line())
+            else:
+                work.leave_out(f"preset {name} on held-out prompts", steps * held_out)
         return Calibration(
             request=request,
             measured=measured,
             rules=rules,
             plan=plan_for(request.family, request.searched[0], rules, request.precision),
-            searched_psnr_db=psnr,
+            searched_psnr_db=psnr.median,
             rows=tuple(rows),
+            left_out=tuple(work.left_out),
         )
 
     def measure(self) -> Measured:
-        """Renders each searched prompt once to see its changes, and from step to step again to see what reuse does."""
+        """Renders each searched prompt once to see its changes and what would stand in, and probes it."""
+        return self._measuring().run(self.request.searched)
+
+    def _measuring(self) -> Measuring:
         request = self.request
-        groups = site_groups(request.family.sites, ranges=request.ranges)
-        changes: list[Changes] = []
-        effects: list[Matrix] = []
-        for number, clip_request in enumerate(request.searched, start=1):
-            self.tell(f"measuring clip {number} of {len(request.searched)}: {clip_request.prompt}")
-            changes_of, effects_of = self._measure_clip(clip_request, groups)
-            changes.append(changes_of)
-            effects.append(effects_of)
-        mean = mean_changes(changes)
-        sizes = np.mean([np.sqrt(np.square(clip).mean(axis=2)) for clip in effects], axis=0)
-        return Measured(
-            groups=groups, changes=mean, effects=sizes, model=error_model(effects, mean.relative)
-        )  # fmt: skip
+        return Measuring(
+            model=self.clips.model,
+            family=request.family,
+            plan=self.plain,
+            group=self.group,
+            fixed=self._fixed,
+            longest=self._longest,
+            ranges=request.ranges,
+            probe_every=request.probe_every,
+            sites=request.reuses in ("all", "sites"),
+            batch=self.clips.batch,
+            work=self.work,
+        )
 
-    def _measure_clip(self, request: ClipRequest, groups: Sequence[SiteGroup]) -> tuple[Changes, Matrix]:
-        plan = plan_for(self.request.family, request, NO_BROADCAST, self.request.precision)
-        clip = measure_clip(self.clips.model, request, groups, plan, group=self.group)
-        fixed = self._fixed(request, plan.num_steps)
-        steps = [step for step in range(1, plan.num_steps, self.request.probe_every) if not fixed[step]]
-        effects = []
-        neighbours = clip.changes.neighbours
-        for group, change in zip((*groups, WHOLE_PASS), neighbours, strict=True):
-            probed = {step: measure_effect(self.clips.model, clip, group, step, group=self.group) for step in steps}
-            effects.append(spread_effects(probed, change))
-            self.tell(f"  {group.label}: one reuse moves latents by {_rms(probed)} (least to most)")
-        return clip.changes, np.stack(effects)
-
-    def _fixed(self, request: ClipRequest, num_steps: int) -> Steps:
-        fixed = np.zeros(num_steps, dtype=np.bool_)
-        fixed[[0, *self.request.family.cache_reset_steps(request, self.request.precision)]] = True
+    @property
+    def _fixed(self) -> Steps:
+        fixed = np.zeros(self.plain.num_steps, dtype=np.bool_)
+        fixed[[0, *self.request.family.cache_reset_steps(self.request.searched[0], self.request.precision)]] = True
         return fixed
 
-    def _search(self, measured: Measured, time_share: float | None = None) -> StepRules:
-        # `time_share`: of planned time alone; None for what the target says.
-        family, first = self.request.family, self.request.searched[0]
-        num_steps = measured.effects.shape[1]
-        prices = call_and_time_prices(family, measured.groups, num_steps)
+    @property
+    def _longest(self) -> int:
+        return max(LONGEST, self.plain.num_steps // 3)
+
+    def _search(self, measured: Measured, time_share: float | None = None) -> tuple[StepRules, float]:
+        """Returns the best plan and its median on the searched prompts. `time_share`: of planned time alone."""
         shares = np.array([1.0, time_share]) if time_share is not None else self._shares()
-        found = search_passes_and_sites(
-            measured.model,
-            Budget(prices=prices, shares=shares),
-            fixed=self._fixed(first, num_steps),
-            longest=max(LONGEST, num_steps // 3),
-            reuses=self.request.reuses,
+        found = list(self._candidates(measured, shares))
+        if not found:
+            raise ValueError(f"no plan computes at most {shares.min():.1%}; ask for more work")
+        steps, clips = self.plain.num_steps, self.request.searched
+        judged: list[tuple[float, float, int, StepRules]] = []
+        for number, rules in enumerate(found):
+            if number and not self.work.allows(steps * len(clips), reserved=self.work.reserved):
+                self.work.leave_out(f"{len(found) - number} of {len(found)} plans that were to be rendered")
+                break
+            psnr = summary(self.clips.psnr(clips, rules))
+            judged.append((psnr.median, psnr.least, -number, rules))
+        best = max(judged, key=lambda each: each[:3])
+        return best[3], best[0]
+
+    def _candidates(self, measured: Measured, shares: Matrix) -> Iterator[StepRules]:
+        """Yields plans within the budget: by left-out blocks alone, then more passes of which sites reuse."""
+        steps, reuses = self.plain.num_steps, self.request.reuses
+        budget = Budget(
+            prices=call_and_time_prices(self.request.family, measured.groups, steps), shares=shares
+        )  # fmt: skip
+        if reuses == "sites":
+            found = search_passes_and_sites(
+                measured.model, budget, fixed=self._fixed, longest=self._longest, reuses=reuses
+            )
+            yield self._rules(measured, found.passes, found.computes, {})
+            return
+        # What is expected to move latents least need not: plans of predictions alone are rendered beside those of residuals.
+        searches = [
+            StandInSearch(
+                errors=measured.errors,
+                levels=self.plain.timesteps,
+                fixed=self._fixed,
+                longest=self._longest,
+                residuals=residuals,
+            )
+            for residuals in ((False,) if reuses == "passes" else (True, False))
+        ]
+        least = int(shares.min() * steps + 1e-9)
+        counts = sorted(
+            {least + (steps - least) * part // SPLITS for part in range(SPLITS if measured.has_sites else 1)}
         )
+        for count, search in [(counts[0], each) for each in searches] + [(each, searches[0]) for each in counts[1:]]:
+            try:
+                passes = search.run(max(count, int(self._fixed.sum())))
+                computes = np.tile(passes.passes, (len(measured.groups), 1))
+                if not budget.holds(budget.cost(computes)):
+                    computes = sites_within(
+                        measured.model, budget, passes.passes, fixed=self._fixed, longest=self._longest
+                    )
+            except ValueError:
+                continue
+            yield self._rules(measured, passes.passes, computes, passes.stand_ins)
+
+    def _rules(
+        self, measured: Measured, passes: Steps, computes: Chosen, stand_ins: Mapping[int, StandsIn]
+    ) -> StepRules:
         groups = tuple(
             group.computing_at(np.flatnonzero(row).tolist())
-            for group, row in zip(measured.groups, found.computes, strict=True)
-            if (row != found.passes).any()
+            for group, row in zip(measured.groups, computes, strict=True)
+            if (row != passes).any()
         )
-        passes = None if found.passes.all() else tuple(np.flatnonzero(found.passes).tolist())
-        return StepRules(num_steps=num_steps, groups=groups, passes=passes, family=family.name)
+        residual = tuple((step, each) for step, each in sorted(stand_ins.items()) if not isinstance(each, str))
+        return StepRules(
+            num_steps=len(passes),
+            groups=groups,
+            passes=None if passes.all() else tuple(np.flatnonzero(passes).tolist()),
+            family=self.request.family.name,
+            residual=residual,
+        )
 
     def _shares(self) -> Matrix:
         target, request = self.request.target, self.request
@@ -241,23 +297,29 @@ class Calibrator:
 
     def _bisect(self, measured: Measured) -> StepRules:
         # Returns the plan of the least planned time that holds the bound on the searched prompts.
-        bound = self.request.target.min_psnr_db
+        bound, work = self.request.target.min_psnr_db, self.work
         assert bound is not None, "only a bound on quality is bisected"
-        too_little, enough, found = 0.0, 1.0, self._search(measured, 1.0)
-        for _ in range(HALVINGS):
+        too_little, enough, found = 0.0, 1.0, self._nothing_left_out()
+        rendering = self.plain.num_steps * len(self.request.searched)
+        for halving in range(HALVINGS):
+            if not work.allows(rendering, reserved=work.reserved):
+                work.leave_out(f"{HALVINGS - halving} of {HALVINGS} halvings of the work")
+                break
             share = (too_little + enough) / 2
             try:
-                rules = self._search(measured, share)
+                rules, psnr = self._search(measured, share)
             except ValueError:
                 too_little = share
                 continue
-            psnr = summary(self.clips.psnr(self.request.searched, rules)).median
-            self.tell(f"{share:.1%} of the planned time: {psnr:.1f} dB")
+            self.tell(f"{share:.1%} of the planned time: median {psnr:.1f} dB")
             if psnr >= bound:
                 enough, found = share, rules
             else:
                 too_little = share
         return found
+
+    def _nothing_left_out(self) -> StepRules:
+        return StepRules(num_steps=self.plain.num_steps, groups=(), family=self.request.family.name)
 
 
 def call_and_time_prices(family: Family, groups: Sequence[SiteGroup], num_steps: int) -> Matrix:
@@ -267,8 +329,3 @@ def call_and_time_prices(family: Family, groups: Sequence[SiteGroup], num_steps:
     calls = [len(group.names) / len(family.sites) for group in groups]
     times = [shares.get(group.kind, 0.0) * len(group.names) / of_kind.get(group.kind, 1) for group in groups]
     return np.array([calls, times]) / num_steps
-
-
-def _rms(probed: Mapping[int, Tensor]) -> str:
-    sizes = [float(effect.square().mean().sqrt()) for effect in probed.values()]
-    return f"{min(sizes):.1e} to {max(sizes):.1e}"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
 import torch
 
 from jobs.quality.alike import Frames, psnr, ssim
+from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import KINDS, NO_BROADCAST, Rules
 from pab.family import ClipRequest, Family
 from pab.model import VideoModel
 from pab.parallel.mesh import NodeGroup
+from pab.sampling.batch import denoise_batch, noise_of
 from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
 
 
@@ -84,6 +86,38 @@ class RenderedClips:
     precision: str
     group: NodeGroup
     unreused: dict[ClipRequest, Frames] = field(default_factory=dict)
+    computed: Callable[[float], None] = lambda _steps: None
+    """Is told how many whole steps of a clip were computed."""
+
+    @property
+    def batch(self) -> int:
+        """How many clips are rendered together: on a GPU as many as the family takes."""
+        return self.family.max_batch if self.group.device.type == "cuda" else 1
+
+    def render_all(self, requests: Sequence[ClipRequest], rules: Rules) -> list[tuple[Frames, Denoised]]:
+        """Returns what `render` returns, of several clips of one size. Foresight decides for each clip alone."""
+        size = 1 if isinstance(rules, ForesightRules) else self.batch
+        found: list[tuple[Frames, Denoised]] = []
+        for first in range(0, len(requests), size):
+            found += self._render_together(requests[first : first + size], rules)
+        return found
+
+    @torch.inference_mode()
+    def _render_together(self, requests: Sequence[ClipRequest], rules: Rules) -> list[tuple[Frames, Denoised]]:
+        if len(requests) == 1:
+            return [self.render(requests[0], rules)]
+        model = self.model
+        done = denoise_batch(
+            model,
+            requests,
+            prompts=model.encode_prompts(requests),
+            noise=noise_of(requests, model.latent_shape(requests[0])),
+            plan=plan_for(self.family, requests[0], rules, self.precision),
+            group=self.group,
+        )
+        self.computed(len(requests) * done.plan.computed_share * done.plan.num_steps)
+        frames = model.decode(done.latents, requests[0], self.group).fetch().numpy()
+        return [(each, done) for each in frames]
 
     @torch.inference_mode()
     def render(self, request: ClipRequest, rules: Rules) -> tuple[Frames, Denoised]:
@@ -97,24 +131,26 @@ class RenderedClips:
             plan=plan_for(self.family, request, rules, self.precision),
             group=self.group,
         )
+        self.computed(done.plan.computed_share * done.plan.num_steps)
         return model.decode(done.latents, request, self.group).fetch()[0].numpy(), done
 
-    def without_reuse(self, request: ClipRequest) -> Frames:
-        """Returns the frames of a clip of which everything is computed."""
-        if request not in self.unreused:
-            self.unreused[request] = self.render(request, NO_BROADCAST)[0]
-        return self.unreused[request]
+    def without_reuse(self, requests: Sequence[ClipRequest]) -> list[Frames]:
+        """Returns the frames of clips of which everything is computed."""
+        new = [request for request in requests if request not in self.unreused]
+        for request, (frames, _) in zip(new, self.render_all(new, NO_BROADCAST), strict=True):
+            self.unreused[request] = frames
+        return [self.unreused[request] for request in requests]
 
     def psnr(self, requests: Sequence[ClipRequest], rules: Rules) -> list[float]:
         """Returns each clip's PSNR in dB against itself without reuse."""
-        return [psnr(self.without_reuse(request), self.render(request, rules)[0]) for request in requests]
+        bases = self.without_reuse(requests)
+        return [psnr(base, frames) for base, (frames, _) in zip(bases, self.render_all(requests, rules), strict=True)]
 
     def quality(self, name: str, requests: Sequence[ClipRequest], rules: Rules) -> PlanQuality:
         """Renders clips under some rules and judges them."""
         calls, times, noise, alike, graphs = [], [], [], [], 0
-        for request in requests:
-            frames, done = self.render(request, rules)
-            base = self.without_reuse(request)
+        bases = self.without_reuse(requests)
+        for base, (frames, done) in zip(bases, self.render_all(requests, rules), strict=True):
             calls.append(call_share(done.plan))
             times.append(time_share(self.family, done.plan))
             noise.append(psnr(base, frames))

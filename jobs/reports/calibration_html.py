@@ -32,7 +32,7 @@ def calibration_page(found: Calibration, versions: Mapping[str, str]) -> str:
 def _plan(found: Calibration, labels: list[str]) -> Markup:
     plan = found.plan
     steps = range(plan.num_steps)
-    passes = [step not in plan.skipped for step in steps]
+    passes = [step not in plan.without_blocks for step in steps]
     computes = [
         [not plan.reuses(step, plan.index[group.names[0]]) for step in steps] for group in found.measured.groups
     ]

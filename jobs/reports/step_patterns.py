@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pab.broadcast.plan import PATTERN_LEGEND
+from pab.broadcast.residual import RESIDUAL_PATTERN
 from pab.broadcast.rules import KINDS
 
 _BY_ATTENTION = {
@@ -23,6 +24,7 @@ _BY_ATTENTION = {
     (False, False, False): "c6",
 }
 """Whether spatial, temporal and cross attention compute -> the colour's name in `report.css`."""
+_STANDS_IN = "c8"
 _UNKNOWN = "c6"
 _USUAL_KINDS = {4: KINDS, 3: ("spatial", "cross", "mlp"), 2: ("spatial", "mlp")}
 """By the number of letters: models with 3-D attention have no temporal one."""
@@ -41,6 +43,8 @@ class Look:
 def look_of(pattern: str, kinds: Sequence[str] = ()) -> Look:
     """Returns how a pattern is drawn. `kinds`: of the model's sites, one for each letter; by default the usual ones."""
     letters = pattern.partition(" ")[0]
+    if letters.startswith(RESIDUAL_PATTERN):
+        return Look(pattern=pattern, classes=_STANDS_IN)
     kinds = kinds or _USUAL_KINDS.get(len(letters), ())
     if len(letters) != len(kinds) or any(
         letter.lower() not in (kind[0], ".") for letter, kind in zip(letters, kinds, strict=True)

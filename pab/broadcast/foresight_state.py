@@ -104,6 +104,14 @@ class ForesightVisit:
     step: int
     branch: str
 
+    def begin_blocks(self, tokens: Streams) -> bool:
+        """Returns that every pass runs its blocks, or reuses some of them."""
+        return True
+
+    def end_blocks(self, tokens: Streams) -> Streams:
+        """Returns the tokens."""
+        return tokens
+
     def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
         """Returns the tokens after a block that computes or reuses as a whole."""
 

@@ -14,14 +14,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from pab.broadcast.few_steps import ReuseLimits, reuse_limits
+from pab.broadcast.few_steps import reuse_limits
 from pab.broadcast.foresight import ForesightRules
-from pab.broadcast.mlp_rules import mlp_sources
-from pab.broadcast.rules import KINDS, BroadcastRules, Rules
+from pab.broadcast.residual import RESIDUAL_LETTER, RESIDUAL_PATTERN, StandIn, stand_ins
+from pab.broadcast.rules import KINDS, Rules
 from pab.broadcast.sites import Site
+from pab.broadcast.sources import rule_sources, step_sources
 from pab.broadcast.step_rules import StepRules
 
-PATTERN_LEGEND = "s spatial, t temporal, c cross attention, m MLP; a dot reuses, a capital computes in some blocks only"
+PATTERN_LEGEND = (
+    "s spatial, t temporal, c cross attention, m MLP; a dot reuses, a capital computes in some blocks only; "
+    "r the residual of all blocks stands in for them"
+)
 """What the letters of `BroadcastPlan.patterns` mean."""
 
 
@@ -31,9 +35,10 @@ class BroadcastPlan:
 
     `sources[step][i]` is the step whose output of `sites[i]` is used at `step`: `step` itself where the site computes, an
     earlier one where it reuses. At `skipped` steps the model does not run: the last prediction is reused, and no kept output
-    of a site is used. `held_back`: at how many steps something computes although the rules alone would reuse it, because the
-    clip has fewer steps than the `full_length` that the rules were made for (`few_steps.py`). `full_share`: the share of
-    calls that a clip of that length computes.
+    of a site is used. At steps with `residuals` it runs without its blocks: kept residuals of them stand in. `held_back`: at
+    how many steps something computes although the rules alone would reuse it, because the clip has fewer steps than the
+    `full_length` that the rules were made for (`few_steps.py`). `full_share`: the share of calls that a clip of that length
+    computes.
     """
 
     sites: tuple[Site, ...]
@@ -44,6 +49,7 @@ class BroadcastPlan:
     held_back: int = 0
     full_length: int = 0
     full_share: float = 0.0
+    residuals: tuple[tuple[int, StandIn], ...] = ()
 
     @property
     def num_steps(self) -> int:
@@ -56,20 +62,35 @@ class BroadcastPlan:
         return {site.name: i for i, site in enumerate(self.sites)}
 
     @cached_property
+    def stand_ins(self) -> dict[int, StandIn]:
+        """By step without blocks, the residuals that stand in for them."""
+        return dict(self.residuals)
+
+    @cached_property
+    def without_blocks(self) -> frozenset[int]:
+        """The steps at which no block runs: those without a pass, and those whose pass leaves the blocks out."""
+        return self.skipped | self.stand_ins.keys()
+
+    @cached_property
+    def residual_uses(self) -> dict[int, int]:
+        """Computing step -> the last step at which the residual of its blocks stands in; absent where it never does."""
+        return {made: step for step, stand_in in sorted(self.residuals) for made, _ in stand_in.parts}
+
+    @cached_property
     def last_uses(self) -> tuple[dict[int, int], ...]:
         """Per site: computing step -> the last step that reuses its output. Steps whose output is not reused are absent."""
         uses: list[dict[int, int]] = [{} for _ in self.sites]
         for step, row in enumerate(self.sources):
             for i, source in enumerate(row):
-                if source != step and step not in self.skipped:
+                if source != step and step not in self.without_blocks:
                     uses[i][source] = step
         return tuple(uses)
 
     @cached_property
     def kept_at_once(self) -> int:
-        """The largest number of outputs of one pass that wait between two steps for a later one."""
+        """The largest number of outputs and residuals of one pass that wait between two steps for a later one."""
         changes = [0] * (self.num_steps + 1)
-        for uses in self.last_uses:
+        for uses in (*self.last_uses, self.residual_uses):
             for computed, last in uses.items():
                 changes[computed] += 1
                 changes[last] -= 1
@@ -117,20 +138,36 @@ class BroadcastPlan:
         return self.num_steps * sum(site.all_to_alls for site in self.sites)
 
     def decisions(self, site: int) -> str:
-        """Returns one letter per step: C computed, S computed and kept for MLP reuse, B broadcast (reused), - no pass."""
+        """Returns one letter per step.
+
+        C computed, S computed and kept for MLP reuse, B broadcast (reused), - no pass, R residual of all blocks.
+        """
         kept = "S" if self.sites[site].kind == "mlp" else "C"
         return "".join(
-            "-" if step in self.skipped else "B" if self.reuses(step, site) else kept if self.keeps(step, site) else "C"
+            "-"
+            if step in self.skipped
+            else RESIDUAL_LETTER
+            if step in self.stand_ins
+            else "B"
+            if self.reuses(step, site)
+            else kept
+            if self.keeps(step, site)
+            else "C"
             for step in range(self.num_steps)
         )
 
     @cached_property
     def patterns(self) -> tuple[str, ...]:
-        """Per step, which kinds compute: `stcm` all, `..cm` spatial and temporal reused; a capital if only some sites do."""
+        """Per step, which kinds compute: `stcm` all, `..cm` spatial and temporal reused; a capital if only some sites do.
+
+        `r...` where residuals stand in for all blocks.
+        """
         return tuple(self._pattern(step) for step in range(self.num_steps))
 
     def _pattern(self, step: int) -> str:
         letters = self._letters(step)
+        if step in self.stand_ins:
+            return RESIDUAL_PATTERN + letters[1:]
         if not isinstance(self.rules, ForesightRules) or letters == letters.lower():
             return letters
         # How many blocks compute differs between steps, and so does their time.
@@ -151,7 +188,7 @@ class BroadcastPlan:
         """Each different combination of compute, keep and reuse of its blocks: a compiled graph each, which plans share."""
         return frozenset(
             (self.sites[members[0]].stack, *((self.reuses(step, i), self.keeps(step, i)) for i in members))
-            for step in set(range(self.num_steps)) - self.skipped
+            for step in set(range(self.num_steps)) - self.without_blocks
             for members in self.blocks
         )
 
@@ -195,8 +232,10 @@ class BroadcastPlan:
     def digest(self) -> str:
         """Names the plan in records and reports: 12 hex digits over sites, timesteps and sources."""
         content = [[site.name for site in self.sites], list(self.timesteps), [list(row) for row in self.sources]]
-        if self.skipped:
+        if self.skipped or self.residuals:
             content.append(sorted(self.skipped))
+        if self.residuals:
+            content.append([[step, *map(list, stand_in.parts)] for step, stand_in in self.residuals])
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
     def block_decisions(self) -> tuple[tuple[str, str], ...]:
@@ -218,6 +257,7 @@ class BroadcastPlan:
         for i, site in enumerate(self.sites):
             groups.setdefault((site.kind, site.stack if site.kind == "mlp" else "", self.decisions(i)), []).append(i)
         letters = "C compute, S compute and keep, B reuse" + (", - no pass" if self.skipped else "")
+        letters += f", {RESIDUAL_LETTER} residual of all blocks" if self.residuals else ""
         lines = [f"{'kind':<14}{'sites':>6}  decisions ({letters})"]
         for (kind, _, decisions), members in groups.items():
             lines.append(f"{self._label(kind, members):<14}{len(members):>6}  {decisions}")
@@ -255,9 +295,17 @@ def make_plan(
     need. Raises ValueError for Foresight's rules with cache reset steps, and for step rules of other sites.
     """
     if isinstance(rules, StepRules):
-        skipped = rules.skipped(len(timesteps)) - {*cache_reset_steps}
-        rows = _step_sources(rules, len(timesteps), sites, skipped=skipped, cache_reset_steps=cache_reset_steps)
-        return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules, skipped=skipped)
+        left_out = rules.skipped(len(timesteps)) - {*cache_reset_steps}
+        weights = {step: w for step, w in rules.residual_weights(len(timesteps)).items() if step in left_out}
+        computing = [step for step in range(len(timesteps)) if step not in left_out]
+        return BroadcastPlan(
+            sites=tuple(sites),
+            timesteps=tuple(timesteps),
+            sources=step_sources(rules, len(timesteps), sites, skipped=left_out, cache_reset_steps=cache_reset_steps),
+            rules=rules,
+            skipped=left_out - weights.keys(),
+            residuals=tuple(stand_ins(weights, computing, timesteps, cache_reset_steps).items()),
+        )
     if isinstance(rules, ForesightRules):
         if cache_reset_steps:
             raise ValueError(
@@ -265,15 +313,15 @@ def make_plan(
             )
         rows = tuple((step,) * len(sites) for step in range(len(timesteps)))
         return BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=rows, rules=rules)
-    sources = _rule_sources(rules, timesteps, sites, cache_reset_steps)
+    sources = rule_sources(rules, timesteps, sites, cache_reset_steps)
     plan = BroadcastPlan(sites=tuple(sites), timesteps=tuple(timesteps), sources=sources, rules=rules)
     if len(timesteps) >= len(full_length):
         return plan
-    full = _rule_sources(rules, full_length, sites, ())
+    full = rule_sources(rules, full_length, sites, ())
     limits = reuse_limits(timesteps, full_length, full, [site.kind for site in sites])
     if limits is None:
         return plan
-    held = _rule_sources(rules, timesteps, sites, cache_reset_steps, limits)
+    held = rule_sources(rules, timesteps, sites, cache_reset_steps, limits)
     held_back = sum(
         any(source == step != alone for source, alone in zip(row, sources[step], strict=True))
         for step, row in enumerate(held)
@@ -290,61 +338,3 @@ def make_plan(
 def _computed_share(sources: Sequence[Sequence[int]]) -> float:
     calls = sum(map(len, sources))
     return sum(source == step for step, row in enumerate(sources) for source in row) / calls if calls else 1.0
-
-
-def _rule_sources(
-    rules: BroadcastRules,
-    timesteps: Sequence[float],
-    sites: Sequence[Site],
-    cache_reset_steps: Collection[int],
-    limits: ReuseLimits | None = None,
-) -> tuple[tuple[int, ...], ...]:
-    """Returns what the rules decide, within the limits of a clip of few steps."""
-    whole = [int(timestep) for timestep in timesteps]
-    of_mlp = mlp_sources(rules.mlp, whole)
-    sources: list[tuple[int, ...]] = []
-    for step, timestep in enumerate(timesteps):
-        if limits is not None and step < limits.begin:
-            sources.append((step,) * len(sites))
-            continue
-        row: list[int] = []
-        for i, site in enumerate(sites):
-            if site.kind == "mlp":
-                source = of_mlp.get((site.stack, site.block), {}).get(step, step)
-                if any(source < fresh <= step for fresh in cache_reset_steps):
-                    source = step
-                row.append(_within(limits, site.kind, step, source))
-                continue
-            rule = rules.attention(site.kind)
-            allowed = step > 0 and step not in cache_reset_steps and rule is not None and rule.holds(site.block)
-            reuse = allowed and rule is not None and rule.reuses(step, timestep)
-            row.append(_within(limits, site.kind, step, sources[step - 1][i]) if reuse else step)
-        sources.append(tuple(row))
-    return tuple(sources)
-
-
-def _within(limits: ReuseLimits | None, kind: str, step: int, source: int) -> int:
-    return source if limits is None or limits.allows(kind, step, source) else step
-
-
-def _step_sources(
-    rules: StepRules,
-    num_steps: int,
-    sites: Sequence[Site],
-    *,
-    skipped: Collection[int],
-    cache_reset_steps: Collection[int],
-) -> tuple[tuple[int, ...], ...]:
-    if problem := rules.misfit(rules.family or "this model", sites):
-        raise ValueError(problem)
-    everywhere = frozenset(range(num_steps))
-    columns = [rules.computing(site, num_steps) for site in sites]
-    computing = [everywhere if column is None else column | {*cache_reset_steps} for column in columns]
-    sources: list[tuple[int, ...]] = []
-    for step in range(num_steps):
-        sources.append(
-            tuple(
-                step if step in steps and step not in skipped else sources[-1][i] for i, steps in enumerate(computing)
-            )
-        )
-    return tuple(sources)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from pab.broadcast.plan import BroadcastPlan
@@ -44,6 +45,15 @@ class Visit(Protocol):
     @property
     def branch(self) -> str:
         """The guidance branch."""
+
+    def begin_blocks(self, tokens: Streams) -> bool:
+        """Is told the tokens before the first block. Returns whether the blocks are to run."""
+
+    def end_blocks(self, tokens: Streams) -> Streams:
+        """Takes the tokens after the last block, or those before the first if none ran; returns what the model goes on with.
+
+        Both calls are given the streams that the model reads after its blocks.
+        """
 
     def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
         """Returns the tokens after a block with these sites. The first `own` places in dim 1 of `x` are not padding."""
@@ -111,9 +121,26 @@ def run_block(block: Block, x: Tensor, *shared: Any, visit: Visit | None, own: i
     return visit.run_block(block.sites, x, lambda reuse, wanted: block(x, *shared, reuse, wanted), own=own)
 
 
+def run_blocks(x: Tensor, run: Callable[[Tensor], Tensor], *, visit: Visit | None) -> Tensor:
+    """Returns the tokens after all blocks, which `run` runs, or after what stands in for them."""
+    if visit is None:
+        return run(x)
+    return visit.end_blocks((run(x) if visit.begin_blocks((x,)) else x,))[0]
+
+
 def kept_bytes(kept: Mapping[tuple[str, str], Kept]) -> int:
     """Returns the bytes that kept outputs take."""
     return sum(stream.nbytes for output in kept.values() for stream in output)
+
+
+def unpacked(kept: Kept) -> Streams:
+    """Returns an output from how it is stored."""
+    return tuple(unpack(stream) if isinstance(stream, Packed) else stream for stream in kept)
+
+
+def residual_name(step: int) -> str:
+    """Names the residual of all blocks of a step among kept outputs; no site has such a name."""
+    return f"residual of step {step}"
 
 
 @dataclass(slots=True)
@@ -130,6 +157,8 @@ class BroadcastState:
     reused: Counter[str] = field(default_factory=Counter)
     kept_bytes_peak: int = 0
     """The largest `kept_bytes` at the end of a step."""
+    before_blocks: Streams | None = None
+    """During a pass whose residual is kept: the tokens before its first block."""
 
     @property
     def decided(self) -> BroadcastPlan:
@@ -153,6 +182,10 @@ class BroadcastState:
         """Memory held by kept outputs now."""
         return kept_bytes(self.kept)
 
+    def stored(self, streams: Streams) -> Kept:
+        """Returns an output as it is stored."""
+        return tuple(map(pack, streams)) if self.cache_dtype == "int8" else streams
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedVisit:
@@ -161,6 +194,35 @@ class PlannedVisit:
     state: BroadcastState
     step: int
     branch: str
+
+    def begin_blocks(self, tokens: Streams) -> bool:
+        """Remembers the tokens where the residual is kept; at a step without blocks counts every site as reused."""
+        plan, state = self.state.plan, self.state
+        if self.step in plan.residual_uses:
+            state.before_blocks = tokens
+        if self.step in plan.stand_ins:
+            state.skip((self.branch,))
+            return False
+        return True
+
+    def end_blocks(self, tokens: Streams) -> Streams:
+        """Keeps what the blocks added, if it stands in later; at a step without blocks adds what was kept."""
+        plan, state = self.state.plan, self.state
+        if self.step in plan.residual_uses:
+            assert state.before_blocks is not None, "blocks begin before they end"
+            residual = tuple(after - before for after, before in zip(tokens, state.before_blocks, strict=True))
+            state.before_blocks = None
+            state.kept[residual_name(self.step), self.branch] = state.stored(residual)
+        if self.step not in plan.stand_ins:
+            return tokens
+        parts = plan.stand_ins[self.step].parts
+        for made, weight in parts:
+            name = residual_name(made), self.branch
+            kept = unpacked(state.kept[name])
+            tokens = tuple(torch.add(x, r, alpha=weight) for x, r in zip(tokens, kept, strict=True))
+            if plan.residual_uses[made] == self.step:
+                del state.kept[name]
+        return tokens
 
     def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
         """Returns the tokens after a block; each of its sites computes or reuses as planned."""
@@ -202,8 +264,7 @@ class PlannedVisit:
         reuses = self.state.plan.reuses(self.step, self.state.plan.index[site])
         if not reuses:
             return None
-        kept = self.state.kept[site, self.branch]
-        return tuple(unpack(stream) if isinstance(stream, Packed) else stream for stream in kept)
+        return unpacked(self.state.kept[site, self.branch])
 
     def _keep(self, site: str, streams: Streams | None) -> None:
         plan, state = self.state.plan, self.state
@@ -217,4 +278,4 @@ class PlannedVisit:
         state.computed[kind] += 1
         if plan.keeps(self.step, index):
             assert streams is not None, f"site {site} computed at step {self.step} but handed over nothing"
-            state.kept[site, self.branch] = tuple(map(pack, streams)) if state.cache_dtype == "int8" else streams
+            state.kept[site, self.branch] = state.stored(streams)

@@ -1,9 +1,10 @@
 """An explicit plan: the steps at which the model runs and, per group of sites, the steps at which they compute.
 
-`calibrate` finds and writes such plans. At a step without a pass, the last prediction is reused. At a step with a pass, a
-site that does not compute reuses its last computed output. Steps count model calls. If a clip has another number of steps
-than the plan, each of its steps covers one or more of the plan's steps and computes if any of these does. So decisions stay
-at their noise levels, and nothing is reused over a longer way than in the plan.
+`calibrate` finds and writes such plans. At a step without a pass, the last prediction is reused, or the model runs without
+its blocks and a kept residual stands in for them (`residual.py`). At a step with a pass, a site that does not compute reuses
+its last computed output. Steps count model calls. If a clip has another number of steps than the plan, each of its steps
+covers one or more of the plan's steps and computes if any of these does. So decisions stay at their noise levels, and nothing
+is reused over a longer way than in the plan.
 """
 
 from __future__ import annotations
@@ -15,12 +16,20 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from pab.broadcast.residual import (
+    Weights,
+    check_residual,
+    residual_from_json,
+    residual_to_json,
+    spread_residual,
+)
+
 if TYPE_CHECKING:
     from pab.broadcast.sites import Site
 
 _NEEDED = (
     "needs {'num_steps': N, 'groups': [{'kind': K, 'stack': S, 'compute': [0, 2, ...]}, ...]}; a group may name its "
-    "'blocks', the plan its 'family' and in 'passes' the steps at which the model runs"
+    "'blocks', the plan its 'family', in 'passes' the steps at which the model runs, in 'residual' what stands in at others"
 )
 
 
@@ -60,13 +69,15 @@ class StepRules:
     """A plan for `num_steps` steps. Sites that belong to no group compute in every pass.
 
     `passes`: the steps at which the model runs; None for all. `family`: the only family that may use the plan; None for any
-    with the same sites.
+    with the same sites. `residual`: by step without a pass, with what weights residuals stand in for the blocks; at the
+    other ones the last prediction does.
     """
 
     num_steps: int
     groups: tuple[StepGroup, ...]
     passes: tuple[int, ...] | None = None
     family: str | None = None
+    residual: tuple[tuple[int, Weights], ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -75,6 +86,7 @@ class StepRules:
             raise ValueError(
                 f"plan passes={list(self.passes)}, needs rising steps that begin with 0, up to {self.num_steps - 1}"
             )
+        check_residual(self.residual, self.passes, self.num_steps)
         for group in self.groups:
             skipped = () if self.passes is None else sorted(set(group.compute) - set(self.passes))
             if skipped:
@@ -89,7 +101,8 @@ class StepRules:
         family = {} if self.family is None else {"family": self.family}
         groups = [group.to_dict() for group in self.groups]
         passes = {} if self.passes is None else {"passes": list(self.passes)}
-        return {"steps": {**family, "num_steps": self.num_steps, **passes, "groups": groups}}
+        residual = {"residual": residual_to_json(self.residual)} if self.residual else {}
+        return {"steps": {**family, "num_steps": self.num_steps, **passes, **residual, "groups": groups}}
 
     @property
     def digest(self) -> str:
@@ -119,10 +132,14 @@ class StepRules:
         return sum(passes if each is None else len(each) for each in computing) / (self.num_steps * len(sites))
 
     def skipped(self, num_steps: int) -> frozenset[int]:
-        """Returns which of `num_steps` steps have no pass."""
+        """Returns which of `num_steps` steps have no pass, or one without blocks."""
         if self.passes is None:
             return frozenset()
         return frozenset(range(num_steps)) - spread_over(self.passes, self.num_steps, num_steps)
+
+    def residual_weights(self, num_steps: int) -> dict[int, Weights]:
+        """Returns with what weights residuals stand in for the blocks, at which of the `skipped` steps."""
+        return spread_residual(self.residual, self.num_steps, sorted(self.skipped(num_steps)), num_steps)
 
     def computing(self, site: Site, num_steps: int) -> frozenset[int] | None:
         """Returns at which of `num_steps` steps a site computes; None for all of them."""
@@ -159,7 +176,8 @@ def step_rules_from_dict(values: object) -> StepRules:
     if passes is not None and not _all_whole(passes):
         raise ValueError(f"broadcast rules: steps passes={_short(passes)}, {_NEEDED}")
     passes = None if passes is None else tuple(passes)
-    return StepRules(num_steps=num_steps, groups=groups, passes=passes, family=family)  # type: ignore[arg-type]  # checked
+    residual = residual_from_json(values.get("residual", {}))
+    return StepRules(num_steps=num_steps, groups=groups, passes=passes, family=family, residual=residual)  # type: ignore[arg-type]  # checked
 
 
 def _group(entry: Any) -> StepGroup:

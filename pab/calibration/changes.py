@@ -120,6 +120,14 @@ class ListeningVisit:
         """The guidance branch."""
         return self.visit.branch
 
+    def begin_blocks(self, tokens: Streams) -> bool:
+        """Asks the visit."""
+        return self.visit.begin_blocks(tokens)
+
+    def end_blocks(self, tokens: Streams) -> Streams:
+        """Asks the visit."""
+        return self.visit.end_blocks(tokens)
+
     def run_block(self, sites: Sequence[str], x: Tensor, run: RunBlock, *, own: int) -> Tensor:
         """Has the block hand over the output of every site, keeps samples, and passes on what the visit wants."""
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from pab.calibration.search import Budget, Chosen, ErrorModel, Matrix, PlanSearch, Steps
 
-REUSES = ("all", "passes", "sites")
-"""What a plan may reuse: predictions of whole passes, outputs of sites, or both."""
+REUSES = ("all", "residuals", "passes", "sites")
+"""What a plan may reuse: predictions of whole passes, also residuals of all blocks, outputs of sites, or all of these."""
 _DIVISIONS = 6
 
 
@@ -30,7 +30,7 @@ def search_passes_and_sites(
     Several splits of the saving between left-out passes and reused sites are tried. Raises ValueError for a
     budget that nothing meets.
     """
-    assert reuses in REUSES, reuses
+    assert reuses in ("all", "passes", "sites"), reuses
     least = min(1.0, float(budget.shares.min()))
     shares = [1.0] if reuses == "sites" else [least] if reuses == "passes" else np.linspace(least, 1.0, _DIVISIONS)
     found: list[FoundSteps] = []
@@ -59,3 +59,23 @@ def _with_passes(model: ErrorModel, budget: Budget, share: float, *, fixed: Step
     )
     computes = sites.run()[:-1]
     return FoundSteps(passes=passes, computes=computes, error=sites.error)
+
+
+def sites_within(
+    model: ErrorModel, budget: Budget, passes: Steps, *, fixed: Steps, longest: int
+) -> Chosen:  # fmt: skip
+    """Returns [G, S]: where sites compute in passes that are decided, for the least movement by their reuse alone.
+
+    The model's last group, the whole pass, moves nothing here. Raises ValueError for a budget that nothing meets.
+    """
+    effects = model.effects.copy()
+    effects[-1], effects[:, :, -1] = 0.0, 0.0
+    prices: Matrix = np.concatenate([budget.prices, np.zeros((len(budget.prices), 1))], axis=1)
+    search = PlanSearch(
+        model=ErrorModel(effects=effects, growth=model.growth),
+        budget=Budget(prices=prices, shares=budget.shares),
+        fixed=fixed,
+        longest=longest,
+        passes=passes,
+    )
+    return search.run()[:-1]

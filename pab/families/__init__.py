@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pab.families.cogvideox.family import COGVIDEOX_2B, COGVIDEOX_5B, COGVIDEOX_5B_I2V
 from pab.families.demo.family import DEMO
+from pab.families.demo_wan.family import DEMO_WAN
 from pab.families.hunyuan_video.family import (
     HUNYUAN_VIDEO,
     HUNYUAN_VIDEO_I2V,
@@ -39,6 +40,7 @@ FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         DEMO,
+        DEMO_WAN,
         OPEN_SORA,
         LATTE,
         OPEN_SORA_PLAN_V110,

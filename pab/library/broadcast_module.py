@@ -51,6 +51,8 @@ class CurrentPass:
     sp: SequenceParallel = field(default_factory=SequenceParallel)
     lengths: dict[str, int] = field(default_factory=dict)
     kernels: AttentionKernels = AttentionKernels()
+    runs_blocks: bool = True
+    """Whether the blocks of this pass run; the first one asks."""
 
     @contextlib.contextmanager
     def running(self, visit: Visit, sp: SequenceParallel) -> Iterator[None]:
@@ -104,8 +106,25 @@ class BroadcastModule(nn.Module):
         self.kept, self.wanted, self.output = None, False, None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackPlace:
+    """What a block knows of the whole stack: where its streams are among its arguments, and whether it is at an end.
+
+    `streams`: names of the parameters that take the streams which the block returns, in their order. `read`: how many of the
+    first of them the model reads after the last block.
+    """
+
+    streams: tuple[str, ...]
+    read: int
+    is_first: bool
+    is_last: bool
+
+
 class SiteBlock(nn.Module):
-    """A block of the library around its sites. Compiling it compiles the library's block alone."""
+    """A block of the library around its sites. Compiling it compiles the library's block alone.
+
+    `place`: in the stack of all blocks of its transformer; None for a block that always runs.
+    """
 
     def __init__(self, block: nn.Module, name: str, sites: Sequence[BroadcastModule], current: CurrentPass) -> None:
         super().__init__()
@@ -115,6 +134,8 @@ class SiteBlock(nn.Module):
         self.sites = tuple(sites)
         self.names = tuple(site.site for site in sites)
         self.is_compiled = False
+        self.place: StackPlace | None = None
+        self.parameter_names = tuple(self.signature.parameters)
 
     @property
     def signature(self) -> inspect.Signature:
@@ -127,9 +148,29 @@ class SiteBlock(nn.Module):
         self.is_compiled = True
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | Streams:
-        """Returns what the library's block returns, each of its sites computing or reusing as the pass says."""
-        current = self.current
+        """Returns what the library's block returns, each of its sites computing or reusing as the pass says.
+
+        In a pass without blocks it returns the tokens that it is given, and the last block what stands in.
+        """
+        current, place = self.current, self.place
         assert current.visit is not None, f"block {self.name} runs outside of a pass"
+        if place is None:
+            return _alone(self._run(current.visit, args, kwargs))
+        if place.is_first:
+            read = self._given(args, kwargs, place.streams[: place.read])
+            current.runs_blocks = current.visit.begin_blocks(read)
+        run = current.runs_blocks
+        tokens = self._run(current.visit, args, kwargs) if run else self._given(args, kwargs, place.streams)
+        if place.is_last:
+            tokens = current.visit.end_blocks(tokens[: place.read]) + tokens[place.read :]
+        return _alone(tokens)
+
+    def _given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Sequence[str]) -> Streams:
+        return tuple(
+            kwargs[name] if name in kwargs else args[self.parameter_names.index(name)] for name in names
+        )  # fmt: skip
+
+    def _run(self, visit: Visit, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
         if self.is_compiled:
             args, kwargs = self._laid_out(args, kwargs)
 
@@ -143,7 +184,7 @@ class SiteBlock(nn.Module):
                 for site in self.sites:
                     site.forget()
 
-        return _alone(current.visit.run_streams(self.names, run, own=current.own_places))
+        return visit.run_streams(self.names, run, own=self.current.own_places)
 
     def _laid_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # The first block of a stack gets parts of larger tensors, perhaps by other names than the next one: a graph more.
@@ -171,6 +212,23 @@ def install_sites(transformer: nn.Module, sites: Sequence[Site], current: Curren
         stack[int(index)] = SiteBlock(stack[int(index)], path, wrappers, current)
         stacks[above] = stack
     return tuple(stacks.values())
+
+
+def place_blocks(stacks: Sequence[nn.ModuleList], streams: tuple[str, ...], read: int) -> None:
+    """Tells all blocks of a transformer, in running order, where they are, so that passes can leave all of them out.
+
+    `streams`, `read`: those of `StackPlace`. Raises ValueError naming a block without sites, or a stream that one does not
+    take.
+    """
+    blocks = [block for stack in stacks for block in stack]
+    for number, block in enumerate(blocks):
+        if not isinstance(block, SiteBlock):
+            raise ValueError(f"{type(block).__name__} number {number} has no sites, so it cannot be left out")
+        if absent := [name for name in streams if name not in block.parameter_names]:
+            raise ValueError(f"block {block.name} takes no {absent[0]}, it takes {', '.join(block.parameter_names)}")
+        block.place = StackPlace(
+            streams=streams, read=read, is_first=number == 0, is_last=number == len(blocks) - 1
+        )  # fmt: skip
 
 
 def _streams(output: Tensor | Sequence[Tensor]) -> Streams:

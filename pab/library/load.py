@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pab.broadcast.sites import Site
 from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import SelfAttention
-from pab.library.broadcast_module import CurrentPass, install_sites
+from pab.library.broadcast_module import LATENTS, CurrentPass, install_sites, place_blocks
 from pab.library.image import EncodeImage
 from pab.library.parts import ClipLevels, LibrarySampler, SchedulerSource, load_part
 from pab.library.sequence import exchange_tokens, library_plan
@@ -35,24 +35,40 @@ Size = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LibraryModel:
-    """What a family says of one published model. The three configurations are what its files must say.
+class BroadcastParts:
+    """What is put into a transformer of the library so that its passes broadcast and are shared by ranks.
 
     `sites`, `attention`, `plan`: what is broadcast, the processor of sites that exchange tokens, and where passes are split
-    (None: by the library's own plan). `levels(num_steps, size)`: the noise levels of a clip; `default_size`: that for which
+    (None: by the library's own plan). `splits`: inputs of the transformer that are split besides those of the plan.
+    `streams`: the parameters of a block that take the streams of tokens which it returns; of them the transformer reads the
+    first `read_streams` after its blocks.
+    """
+
+    sites: Sequence[Site]
+    attention: Callable[..., Callable[..., Any]] = SelfAttention
+    plan: SequencePlan | None = None
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    streams: tuple[str, ...] = (LATENTS,)
+    read_streams: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibraryModel(BroadcastParts):
+    """What a family says of one published model. The three configurations are what its files must say.
+
+    `levels(num_steps, size)`: the noise levels of a clip; `default_size`: that for which
     they are checked. `encode_text(root, request)` opens the text encoder; `prepare_text(states, dtype, device)`
     makes what `denoiser(experts=..., dtype=...)` is given as text. `codec(vae, dtype)` is the decoder of a loaded VAE, which
     has the model's precision unless `vae_dtype` names another. `loras`: what LoRAs may change; its components are the
     transformers in their order.
 
     `encode_image(root, request, vae, dtype)`: opens what encodes the image that a clip begins with, beside a VAE of type
-    `dtype`. `splits`: inputs of the transformer that are split besides those of the plan.
+    `dtype`.
     """
 
     transformer: Mapping[str, object]
     vae: Mapping[str, object]
     scheduler: Mapping[str, object]
-    sites: Sequence[Site]
     levels: Callable[[int, Size], ClipLevels]
     default_size: Size
     encode_text: Callable[[Path, LoadRequest], Callable[[Sequence[str]], TextStates]]
@@ -60,13 +76,10 @@ class LibraryModel:
     denoiser: Callable[..., Callable[[Tensor, StepInput, Any], Tensor]]
     codec: Callable[[Any, torch.dtype], TiledCodec]
     guided_passes: tuple[str, ...]
-    attention: Callable[..., Callable[..., Any]] = SelfAttention
-    plan: SequencePlan | None = None
     vae_dtype: torch.dtype | None = None
     compute_buffers: Callable[[Any], None] = lambda _module: None
     """Makes real what a transformer computes itself and no file holds."""
     encode_image: Callable[[Path, LoadRequest, Any, torch.dtype], EncodeImage] | None = None
-    splits: Mapping[str, Split] = field(default_factory=dict)
     sampler: Callable[..., LibrarySampler] = LibrarySampler
     """What makes a clip's sampler of a scheduler, given by `scheduler=..., timesteps=...`."""
     clean: Callable[[str], str] = lambda text: text
@@ -127,10 +140,11 @@ def _load_transformer(
     return transformer, install_broadcast(model, transformer, current)
 
 
-def install_broadcast(model: LibraryModel, transformer: Any, current: CurrentPass) -> tuple[nn.ModuleList, ...]:
+def install_broadcast(model: BroadcastParts, transformer: Any, current: CurrentPass) -> tuple[nn.ModuleList, ...]:
     """Makes a plain transformer one whose passes broadcast and are shared by ranks; returns its stacks of blocks."""
     exchange_tokens(transformer, model.sites, model.attention(current=current))
     stacks = install_sites(transformer, model.sites, current)
+    place_blocks(stacks, model.streams, model.read_streams)
     plan = library_plan(type(transformer)) if model.plan is None else model.plan
     install_splits(transformer, with_inputs(plan, model.splits), current)
     return stacks

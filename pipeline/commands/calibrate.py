@@ -64,10 +64,10 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     document = {"plan": str(arguments.plan), "report": str(page), "holds": found.holds, **_about(found)}
     screen.result(document, _text(found, arguments.plan, page))
     if not found.holds:
+        psnr = found.rows[0].psnr_db
         screen.note(
-            f"the plan misses --min-psnr {arguments.min_psnr:g} on held-out prompts "
-            f"(median {found.rows[0].psnr_db.median:.1f} dB, worst {found.rows[0].psnr_db.least:.1f}); search on more "
-            "--clips, or ask for more dB"
+            f"the plan misses --min-psnr {arguments.min_psnr:g} on held-out prompts (median {psnr.median:.1f} dB, worst "
+            f"{psnr.least:.1f} dB); search on more --clips, or ask for more dB"
         )
     return Exit.OK if found.holds else Exit.ERROR
 
@@ -76,6 +76,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for flag, least in (("clips", 1), ("held_out", 1), ("block_ranges", 1), ("probe_every", 1)):
         if getattr(arguments, flag) < least:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}, needs {least} or more")
+    if arguments.max_minutes is not None and arguments.max_minutes <= 0:
+        raise UsageError(f"--max-minutes {arguments.max_minutes:g}, needs more than 0")
     if arguments.plan.suffix != ".json":
         raise UsageError(f"--output {arguments.plan}, needs a name that ends in .json: submit --broadcast tells by it")
 
@@ -115,6 +117,7 @@ def _calibrate(
         reuses=arguments.reuse,
         ranges=arguments.block_ranges,
         probe_every=arguments.probe_every,
+        max_minutes=arguments.max_minutes,
     )
     try:
         return Calibrator(request=request, tell=screen.note).run()
@@ -194,6 +197,7 @@ def _about(found: Calibration) -> dict[str, object]:
         "searched_clips": len(request.searched),
         "searched_psnr_db": _finite(found.searched_psnr_db),
         "held_out": found.to_rows(),
+        **({"left_out": list(found.left_out)} if found.left_out else {}),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
@@ -207,6 +211,7 @@ def _finite(value: float) -> float | None:
 def _text(found: Calibration, plan: Path, page: Path) -> str:
     lines = [found.plan.table(), f"compiled graphs: {found.plan.graphs}", "", "on held-out prompts, against no reuse:"]
     lines += [f"  {row.line()}" for row in found.rows]
+    lines += [f"left out by --max-minutes: {what}" for what in found.left_out]
     return "\n".join([*lines, "", f"plan {found.rules.digest} in {plan}, what was measured in {page}"])
 
 

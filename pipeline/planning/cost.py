@@ -146,7 +146,9 @@ def clip_seconds(family: Family, group: ClipGroup, plan: BroadcastPlan, figures:
         if totals.get(kind)
     )
     branches = 1.0 if group.guided or family.embedded_guidance else 0.5
-    passes_s = (plan.num_steps - len(plan.skipped)) * figures.fixed_step_s
+    # What the host does without blocks is about what it does for one of them.
+    without_blocks = len(plan.stand_ins) * (1 - 1 / len(plan.blocks))
+    passes_s = (plan.num_steps - len(plan.skipped) - without_blocks) * figures.fixed_step_s
     sites_s = plan.num_steps * branches * (figures.step_s(tokens, seen) - reused_s)
     pixels = group.num_frames * group.height * group.width
     return group.loops * (passes_s + sites_s + figures.decode_s_per_pixel * pixels)

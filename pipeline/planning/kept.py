@@ -1,7 +1,9 @@
 """Ways to keep a family's outputs between steps, what each costs on a mesh, and the first that fits.
 
 As asked for, if that fits. Else as 8-bit integers, or under rules that keep less (`pab.broadcast.smaller`), or without
-broadcast, whichever of those that fit is fastest. What the user typed is never changed: then what would fit is only told.
+broadcast, or by a plan of the family's whose residuals stand in for all blocks and so keeps one or two tensors for each
+guidance branch; whichever of those that fit is fastest. What the user typed is never changed: then what would fit is
+only told.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 
 from jobs.settings import CHOSEN, KeepChoice, Mesh, RenderSettings
 from manifests.shards import ClipGroup
-from pab.broadcast.rules import BroadcastRules
+from pab.broadcast.rules import BroadcastRules, Rules
+from pab.broadcast.step_rules import StepRules
 from pab.execution.choice import KEEP_CHOICES
 from pipeline.planning.clip_times import MEASURED, ClipTimes, source_of, weakest
 from pipeline.planning.memory import GB, RESERVED_BYTES, in_float8, rank_bytes
@@ -66,7 +69,11 @@ def ways_of(
     names = [own]
     if own in family.presets and any(group.broadcast == now for group in groups):
         others = family.smaller(own)
-        names += [*others, *(["none"] if "none" in family.presets and own != "none" else [])]
+        names += [
+            *others,
+            *(name for name, each in family.presets.items() if name != own and _stands_in(each)),
+            *(["none"] if "none" in family.presets and own != "none" else []),
+        ]
     keeps = KEEP_CHOICES if any(_keeps(rules, group) for group in groups) else KEEP_CHOICES[:1]
     wanted = KEEP_CHOICES[0] if render.keep == CHOSEN else render.keep
     found = [
@@ -82,6 +89,10 @@ def ways_of(
         for keep in (keeps if name != "none" else (wanted,))
     ]
     return tuple(sorted(found, key=lambda way: not way.as_asked))
+
+
+def _stands_in(rules: Rules) -> bool:
+    return isinstance(rules, StepRules) and bool(rules.residual)
 
 
 def _keeps(rules: RunRules, group: ClipGroup) -> bool:

@@ -21,7 +21,7 @@ RESERVED_BYTES = 1.5 * GB
 
 
 def kept_at_once(plan: BroadcastPlan) -> int:
-    """Returns the largest number of outputs of one pass that wait between two steps for a later one."""
+    """Returns the largest number of outputs of sites, and residuals of all blocks, of one pass that wait for a later step."""
     return plan.kept_at_once
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from jobs.calibration.calibrate import CalibrationRequest, Calibrator, Target
 from jobs.calibration.plan_quality import call_share, summary, time_share
+from jobs.calibration.work import Work
 from jobs.reports.calibration_html import calibration_page
 from jobs.reports.calibration_svg import curves, plan_grid
 from pab.broadcast.plan import make_plan
@@ -64,7 +65,8 @@ def test_a_calibration_ends_in_a_plan_that_its_file_gives_back(matched):
     assert plan.digest == found.plan.digest
     assert call_share(plan) == found.rows[0].call_share.median
     assert found.holds
-    assert told[-2:] == [row.line() for row in found.rows]
+    assert [line for line in told if "done, about" not in line][-2:] == [row.line() for row in found.rows]
+    assert "worst" in found.rows[0].line()
 
 
 def test_the_same_prompts_give_the_same_plan(matched):
@@ -96,10 +98,44 @@ def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_calibration(matc
 
 def test_leaving_out_passes_beats_reuse_by_sites_alone_and_both_beat_the_preset(matched):
     by_sites, _ = calibrate(Target(match="pab246"), reuses="sites")
-    assert not by_sites.plan.skipped
-    assert matched[0].plan.skipped
+    assert not by_sites.plan.without_blocks
+    assert matched[0].plan.without_blocks
     both, sites, preset = matched[0].rows[0], by_sites.rows[0], by_sites.rows[1]
     assert both.psnr_db.median > sites.psnr_db.median > preset.psnr_db.median
+
+
+def test_residuals_of_all_blocks_are_taken_where_they_are_nearer_than_predictions():
+    half = Target(computed_share=0.5)
+    (residuals, _), (passes, _) = (calibrate(half, reuses=reuses) for reuses in ("residuals", "passes"))
+    assert residuals.searched_psnr_db >= passes.searched_psnr_db
+    assert passes.plan.skipped
+    assert not passes.plan.stand_ins
+    for found in (residuals, passes):
+        assert found.rows[0].call_share.median == 0.5
+
+
+def test_a_bound_on_time_still_gives_a_plan_that_is_judged_and_says_what_it_left_out():
+    found, told = calibrate(Target(match="pab246"), max_minutes=1e-6)
+    assert [row.broadcast for row in found.rows] == ["found"]
+    assert found.left_out[0] == "18 of 18 probes of sites"
+    assert found.left_out[-1] == "preset pab246 on held-out prompts"
+    assert "--max-minutes leaves out: preset pab246 on held-out prompts" in told
+    assert "Left out by the bound on time: 18 of 18 probes of sites." in calibration_page(found, {})
+    assert found.rows[0].call_share.median < 1
+
+
+def test_progress_tells_the_time_that_is_left_and_a_bound_keeps_time_for_what_comes_last():
+    clock, told = [0.0], []
+    work = Work(tell=told.append, max_seconds=100.0, expected=100.0, now=lambda: clock[0])
+    assert work.allows(1e9), "nothing is known before the first step"
+    work.begin()
+    clock[0] = 20.0
+    work.add(10.0)
+    assert told == ["  10% done, about 180 s left"]
+    assert work.allows(30.0, reserved=10.0)
+    assert not work.allows(30.0, reserved=11.0)
+    work.leave_out("presets", 40.0)
+    assert (work.expected, work.left_out, told[-1]) == (60.0, ["presets"], "--max-minutes leaves out: presets")
 
 
 def test_a_bound_on_quality_gives_the_least_work_that_holds_it():

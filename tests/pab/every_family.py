@@ -16,6 +16,7 @@ from pab.broadcast.state import BOTH
 from pab.families import find_family
 from pab.families.demo.config import DEPTH
 from pab.families.demo.weights import build_parts, demo_config, save_demo
+from pab.families.demo_wan.transformer import load_transformer
 from pab.families.tiny_weights import write_tiny_weights
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.library.broadcast_module import BroadcastModule
@@ -28,13 +29,14 @@ from tests.pab.library_worlds import WORLDS, library_module
 
 SMALL: Mapping[str, tuple[int, int, int]] = {
     "demo": (8, 32, 32),
+    "demo_wan": (8, 32, 32),
     "open_sora": (17, 112, 128),
     "latte": (16, 32, 32),
     "open_sora_plan_v110": (65, 32, 32),
     "open_sora_plan_v120": (9, 32, 32),
     **{name: (world.frames, world.side, world.side) for name, world in WORLDS.items()},
 }
-"""Frames, height and width of a clip. Families of the diffusers library are two layers deep, the others as published."""
+"""Frames, height and width of a clip. Published families of the diffusers library are two layers deep, the others whole."""
 EVERY_OTHER = pyramid(2, 2, 2, window=(0, 1001))
 Mesh = tuple[int, int, int]
 MESHES: Sequence[tuple[Mesh, tuple[int, ...]]] = (
@@ -117,6 +119,10 @@ class Plain:
 
 def plain_predict(name: str, model: VideoModel, folder: Path) -> Callable[[Tensor, StepInput, object, str], Tensor]:
     """What predicts for one branch with the model as it is published: no wrapper, no state, the library's own modules."""
+    if name == "demo_wan":
+        experts = (load_transformer(folder / name / "demo_wan.safetensors"),)
+        plain = replace(model.denoise, experts=experts)
+        return lambda z, given, text, branch: plain(z.repeat(1 + (branch == BOTH), 1, 1, 1, 1), given, text)
     if isinstance(model, DiffusersVideo):
         parts = [part for part in ("transformer", "transformer_2") if (folder / name / part).is_dir()]
         plain = replace(model.denoise, experts=tuple(library_module(folder / name / part) for part in parts))
@@ -125,11 +131,14 @@ def plain_predict(name: str, model: VideoModel, folder: Path) -> Callable[[Tenso
     return lambda z, given, text, branch: bare.predict(z, given, text, SimpleNamespace(branch=branch), NodeGroup())
 
 
+Predict = Callable[[Tensor, StepInput, object, str], Tensor]
+
+
 @torch.inference_mode()
-def plain_latents(name: str, model: VideoModel, folder: Path) -> Tensor:
+def plain_latents(name: str, model: VideoModel, folder: Path, predict: Predict | None = None) -> Tensor:
     """Final latents of the bare sampling loop over the plain model."""
     request = request_of(name)
-    predict, beginning = plain_predict(name, model, folder), given_of(name, model)
+    predict, beginning = predict or plain_predict(name, model, folder), given_of(name, model)
     prompt = prompt_with(beginning, model.encode_prompts([request])[0])
     sp = NodeGroup().sp
     scheduler = model.scheduler(request, sp) if beginning is None else beginning.scheduler(sp)

@@ -26,7 +26,7 @@ def weights(tiny_weights) -> Path:
     return tiny_weights(*SMALL)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name in SMALL if name != "demo_wan"])  # it decodes with the demo's codec
 def test_one_nan_in_a_bias_of_any_familys_decoder_is_counted_in_every_clip(weights, tmp_path, name):
     assert decoded(name, load(name, weights)).not_finite.sum() == 0
     spoilt = decoded(name, load(name, poison(weights, name, tmp_path)))

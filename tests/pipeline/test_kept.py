@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.settings import KeepChoice, Mesh, RenderSettings
 from manifests.shards import ClipGroup
 from pab.broadcast.rules import BroadcastRules, rules_from_dict
+from pab.broadcast.step_rules import StepRules
 from pab.families.demo.family import DEMO
 from pab.families.latte.family import LATTE
 from pab.families.wan.family import WAN_14B
@@ -36,16 +38,22 @@ def rules_of(family: Family, **changes: object) -> tuple[RunRules, RenderSetting
 
 
 def chosen(
-    size: tuple[int, int], ranks: int, gb: float | None = 80, *, begun: bool = False, **changes: object
+    size: tuple[int, int], ranks: int, gb: float | None = 80, *, begun: bool = False, **changes: Any
 ) -> MeshChoice:
     choice, _ = asked(size, ranks, gb, begun=begun, **changes)
     return choice
 
 
 def asked(
-    size: tuple[int, int], ranks: int, gb: float | None, *, begun: bool = False, **changes: object
+    size: tuple[int, int],
+    ranks: int,
+    gb: float | None,
+    *,
+    begun: bool = False,
+    family: Family = WAN_14B,
+    **changes: object,
 ) -> tuple[MeshChoice, MeshQuestion]:
-    rules, render = rules_of(WAN_14B, **changes)
+    rules, render = rules_of(family, **changes)
     name = str(rules.rows["wan_14b"].defaults["broadcast"])
     group = ClipGroup(
         model="wan_14b", height=size[0], width=size[1], num_frames=81, num_steps=50, guided=True, broadcast=name
@@ -111,6 +119,39 @@ def test_what_the_user_typed_is_not_changed_but_told_with_what_would_fit() -> No
     assert named.kept == {}
     assert "these would fit: pab2-6-nocross, keep int8" in named.warnings[0]
     assert "use more GPUs per job" in chosen(P720, 1, 20).warnings[0]
+
+
+EVERY_OTHER_PASS = StepRules(
+    num_steps=50, groups=(), passes=tuple(range(0, 50, 2)), residual=tuple((step, (1.0,)) for step in range(1, 50, 2))
+)
+
+
+def test_a_plan_whose_residuals_stand_in_keeps_one_tensor_a_branch_and_makes_wan_14b_fit_at_720p(
+    tmp_path: Path,
+) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps(EVERY_OTHER_PASS.to_dict()))
+    named = chosen(P720, 1, broadcast=str(mine))
+    assert (named.kept, named.warnings) == ({}, ())
+    facts = {str(each.way): each for each in named.ways["wan_14b"]}
+    weights_and_pass = 14.4e9 * 2 + 8 * 5120 * 2 * 75_600
+    assert facts["mine, keep full"].memory_bytes == pytest.approx(weights_and_pass + 2 * 75_600 * 5120 * 2)
+    assert facts["mine, keep full"].fits
+    linear = replace(EVERY_OTHER_PASS, residual=tuple((step, ()) for step in range(3, 50, 2)))
+    mine.write_text(json.dumps(linear.to_dict()))
+    two = chosen(P720, 1, broadcast=str(mine))
+    (most,) = [each for each in two.ways["wan_14b"] if str(each.way) == "mine, keep full"]
+    assert most.memory_bytes == pytest.approx(weights_and_pass + 2 * 2 * 75_600 * 5120 * 2)
+
+
+def test_a_family_s_own_plan_of_residuals_is_weighed_beside_8_bit_outputs_and_fewer_sites() -> None:
+    family = replace(WAN_14B, presets={**WAN_14B.presets, "found": EVERY_OTHER_PASS})
+    alone = chosen(P720, 1, family=family)
+    assert alone.kept["wan_14b"] == KeepChoice(broadcast="found")
+    assert "because pab2-6, keep full" in alone.told["wan_14b"]
+    # On eight cards each can render clips of its own with it, which is more than 1.1 times as fast as a mesh as asked.
+    eight = chosen(P720, 8, family=family)
+    assert (eight.mesh, eight.kept) == (Mesh(dp=8), {"wan_14b": KeepChoice(broadcast="found")})
 
 
 def test_a_run_that_began_keeps_as_it_began_and_without_a_bound_nothing_is_chosen() -> None:

@@ -203,6 +203,7 @@ def test_one_manifest_mixes_families_and_sizes_each_with_its_own_weights(
 ) -> None:
     shapes = [
         ("demo", 8, 32, 32),
+        ("demo_wan", 8, 32, 32),
         ("wan", 5, 32, 48),
         ("open_sora", 17, 112, 128),
         ("demo", 16, 32, 64),

@@ -120,7 +120,7 @@ def test_checking_and_planning_need_no_hub_and_rendering_says_what_it_does_not_r
 
 def test_every_family_of_the_hub_pins_its_weights() -> None:
     for family in FAMILIES.values():
-        if family.name != "demo":
+        if family.name not in ("demo", "demo_wan"):  # these ship with the project
             with pytest.raises(ValueError, match="neither a folder on this machine nor a hub id"):
                 family.pin("nowhere")
 

@@ -30,6 +30,7 @@ from pab.families.cogvideox.levels import dynamic_guidance, trailing_timesteps
 from pab.families.cogvideox.sites import cogvideox_sites
 from pab.families.cogvideox.vae import cogvideox_codec
 from pab.family import ClipRequest, LoadRequest
+from pab.library.broadcast_module import LATENTS, TEXT
 from pab.library.image import EncodeImage, ImageCondition, clip_pixels
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels, LibrarySampler
@@ -65,6 +66,7 @@ def cogvideox_library_model(model: CogVideoXModel) -> LibraryModel:
         vae=_VAE,
         scheduler={**SCHEDULER, "snr_shift_scale": model.snr_shift},
         sites=cogvideox_sites(model.num_layers),
+        streams=(LATENTS, TEXT),
         attention=CogVideoXAttention,
         plan=COGVIDEOX_PLAN,
         levels=lambda num_steps, _size: ClipLevels(planned=trailing_timesteps(num_steps)),

@@ -23,6 +23,7 @@ from pab.families.hunyuan_video.text import open_hunyuan_text
 from pab.families.hunyuan_video.vae import LATENT_CHANNELS, hunyuan_codec
 from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import ROTARY_JOINT_PLAN
+from pab.library.broadcast_module import LATENTS, TEXT
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
 from pab.library.vae import TiledCodec
@@ -69,6 +70,7 @@ def hunyuan_library_model(model: HunyuanModel) -> LibraryModel:
         vae=_VAE,
         scheduler=_SCHEDULER,
         sites=sites,
+        streams=(LATENTS, TEXT),
         attention=HunyuanAttention,
         plan=token_replace_plan(sites) if image == TOKEN_REPLACE else ROTARY_JOINT_PLAN,
         levels=_levels,

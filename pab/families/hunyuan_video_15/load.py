@@ -20,6 +20,7 @@ from pab.families.hunyuan_video_15.text import open_hunyuan_15_text
 from pab.families.hunyuan_video_15.vae import LATENT_CHANNELS, hunyuan_15_codec
 from pab.family import LoadRequest
 from pab.library.attention import ROTARY_JOINT_PLAN
+from pab.library.broadcast_module import LATENTS, TEXT
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
 from pab.library.video import DiffusersVideo
@@ -57,6 +58,7 @@ def load_hunyuan_video_15(root: Path, request: LoadRequest, model: Hunyuan15Mode
             "shift": model.shift,
         },
         sites=hunyuan_video_15_sites(model.num_layers),
+        streams=(LATENTS, TEXT),
         attention=Hunyuan15Attention,
         plan=ROTARY_JOINT_PLAN,
         levels=levels,

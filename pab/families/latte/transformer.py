@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.broadcast.state import Visit, run_block
+from pab.broadcast.state import Visit, run_block, run_blocks
 from pab.families.latte.blocks import (
     PRODUCTS,
     TEXT_PRODUCTS,
@@ -217,13 +217,18 @@ class Latte(nn.Module):
         modulation, embedded = step_modulation(self, timestep, x)
         context = self._context(conditions, modulation, grid, sp)
         own = sp.own_size(x.shape[1], conditions.num_frames)
-        for i, (spatial, over_time) in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):
-            text = (conditions.keys_values[i], conditions.text_bias)
-            x = run_block(spatial, x, context, text, visit=visit, own=own)
-            if i == 0 and temporal and conditions.num_frames > 1:
-                x = x + sp.split(conditions.frame_positions_TD, 0)[:, None]
-            if temporal:
-                x = run_block(over_time, x, context, None, visit=visit, own=own)
+
+        def run(x: Tensor) -> Tensor:
+            for i, (spatial, over_time) in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):
+                text = (conditions.keys_values[i], conditions.text_bias)
+                x = run_block(spatial, x, context, text, visit=visit, own=own)
+                if i == 0 and temporal and conditions.num_frames > 1:
+                    x = x + sp.split(conditions.frame_positions_TD, 0)[:, None]
+                if temporal:
+                    x = run_block(over_time, x, context, None, visit=visit, own=own)
+            return x
+
+        x = run_blocks(x, run, visit=visit)
         x = project_out(self, x, embedded).unflatten(2, grid)
         return unpatchify(x, (1, self.config.patch_size, self.config.patch_size), size).float()
 

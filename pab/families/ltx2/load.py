@@ -37,6 +37,7 @@ from pab.families.ltx2.sites import ltx2_sites
 from pab.families.ltx2.sound import SoundDecoder, load_sound_decoder
 from pab.families.ltx2.text import open_ltx2_text
 from pab.family import ClipRequest, LoadRequest
+from pab.library.broadcast_module import LATENTS
 from pab.library.fast_decode import MOST_LATENTS, FastDecoder, use_half
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels, LibrarySampler, library_class
@@ -94,6 +95,8 @@ def load_ltx2(root: Path, request: LoadRequest, model: Ltx2Model) -> DiffusersVi
         scheduler=_SCHEDULER,
         sampler=Ltx2Sampler,
         sites=ltx2_sites(model.num_layers),
+        streams=(LATENTS, "audio_hidden_states"),
+        read_streams=2,
         attention=VideoSelfAttention,
         plan=ltx2_plan(model.num_layers),
         levels=_levels,

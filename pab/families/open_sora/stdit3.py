@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.broadcast.sites import Site
-from pab.broadcast.state import Visit, run_block
+from pab.broadcast.state import Visit, run_block, run_blocks
 from pab.execution.compiled import any_length
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.stdit3_blocks import PRODUCTS, BlockContext, STDiT3Block, STDiT3Config
@@ -196,8 +196,13 @@ class STDiT3(nn.Module):
             ),
         )
         own = sp.own_size(x.shape[1], num_frames)
-        for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
-            x = run_block(block, x, context, (keys_values, text.mask_B11L), visit=visit, own=own)
+
+        def run(x: Tensor) -> Tensor:
+            for block, keys_values in zip(self.blocks, text.keys_values, strict=True):
+                x = run_block(block, x, context, (keys_values, text.mask_B11L), visit=visit, own=own)
+            return x
+
+        x = run_blocks(x, run, visit=visit)
         x = self.final_layer(x, t_BD, t0_BD, active_BT, context.kernels).unflatten(2, (height, width))
         return unpatchify(x, self.config.patch_size, size).float()
 

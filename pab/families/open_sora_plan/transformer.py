@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.broadcast.state import Visit, handed_over, run_block
+from pab.broadcast.state import Visit, handed_over, run_block, run_blocks
 from pab.families.open_sora_plan.sites import open_sora_plan_sites
 from pab.nn.adaln_single import (
     Attention,
@@ -282,8 +282,13 @@ class OpenSoraPlan(nn.Module):
         context = self._context(conditions, modulation, axis, sp)
         x = x.movedim(1 + axis, 1).flatten(2, 3)
         own = sp.own_size(x.shape[1], context.length)
-        for block, keys_values in zip(self.blocks, conditions.keys_values, strict=True):
-            x = run_block(block, x, context, (keys_values, conditions.text_bias), visit=visit, own=own)
+
+        def run(x: Tensor) -> Tensor:
+            for block, keys_values in zip(self.blocks, conditions.keys_values, strict=True):
+                x = run_block(block, x, context, (keys_values, conditions.text_bias), visit=visit, own=own)
+            return x
+
+        x = run_blocks(x, run, visit=visit)
         x = project_out(self, x, embedded)
         rest = [n for i, n in enumerate(local) if i != axis]
         x = x.unflatten(2, rest).movedim(1, 1 + axis)

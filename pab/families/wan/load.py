@@ -70,7 +70,7 @@ def wan_library_model(model: WanModel) -> LibraryModel:
         codec=wan_codec,
         guided_passes=(COND, UNCOND),
         vae_dtype=torch.float32,
-        compute_buffers=_add_positions,
+        compute_buffers=add_positions,
         clean=clean_text,
         encode_image=None if model.references is None else partial(open_wan_image, model=model),
         loras=wan_loras(two_experts=model.boundary is not None),
@@ -99,7 +99,8 @@ def _chosen(model: WanModel, clip: ClipRequest) -> ClipLevels | None:
     )
 
 
-def _add_positions(transformer: Any) -> None:
+def add_positions(transformer: Any) -> None:
+    """Makes the rotary positions real, which the transformer computes itself and no file holds."""
     config = transformer.config
     transformer.rope = type(transformer.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
 

@@ -9,8 +9,9 @@ from pab.families.demo.scene import DIRECTIONS
 from pab.families.demo.training.feed import UNSTATED, Batch, training_buckets
 from pab.families.demo.training.generator import ClipSize
 from pab.families.demo.training.sample import SampleSettings, render_prompts
+from pab.families.demo.training.steps import StepInputs
 from pab.families.demo.training.train import main
-from pab.families.demo.training.train_transformer import StepInputs, VelocityModel
+from pab.families.demo.training.train_transformer import VelocityModel
 from pab.families.demo.weights import build_parts, demo_config, load_demo, save_demo
 from pab.families.open_sora.stdit3 import ClipShape
 from pab.sampling.rectified_flow import add_noise

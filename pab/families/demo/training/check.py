@@ -22,6 +22,8 @@ from pab.families.demo.training.read_back import READ_ATTRIBUTES, read_scenes
 from pab.families.demo.training.sample import SampleSettings, render_prompts
 from pab.families.demo.weights import load_demo
 
+CHECKED_SIZE = ClipSize(num_frames=16, height=64, width=64)
+
 RenderPrompts = Callable[[Sequence[str]], Tensor]
 """Renders prompts to clips [B, 3, T, H, W] in -1..1."""
 
@@ -89,10 +91,21 @@ def check_attributes(
     return CheckResult(num_prompts=num_prompts, hits=hits, misses=tuple(misses))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the check from the command line. Returns 0 if every rate reaches --least, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m pab.families.demo.training.check", description=__doc__)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+def check_from_the_command_line(
+    prog: str,
+    open_renderer: Callable[[argparse.Namespace, random.Random], RenderPrompts],
+    weights: Path,
+    arguments: Sequence[str] | None,
+) -> int:
+    """Checks a model from its command line. Returns 0 if every rate reaches --least, else 1.
+
+    `open_renderer(options, seeds)` loads the model; seeds of its noise are drawn from `seeds`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Renders prompts of combinations that training left out, and reads them back from the pixels.",
+    )
+    parser.add_argument("--weights", type=Path, default=weights)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=4.0)
@@ -101,17 +114,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--least", type=float, default=0.95, help="the hit rate that every attribute has to reach")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
+    render = open_renderer(options, random.Random(options.seed))
+    result = check_attributes(render, num_prompts=options.prompts, seed=options.seed)
+    sys.stdout.write((json.dumps(result.document()) if options.json else result.table()) + "\n")
+    return 0 if all(result.rate(name) >= options.least for name in READ_ATTRIBUTES) else 1
+
+
+def _open_renderer(options: argparse.Namespace, seeds: random.Random) -> RenderPrompts:
     parts = load_demo(options.weights, options.device, torch.float32)
-    size = ClipSize(num_frames=16, height=64, width=64)
-    settings = SampleSettings(size=size, num_steps=options.steps, guidance_scale=options.guidance)
-    seeds = random.Random(options.seed)
+    settings = SampleSettings(size=CHECKED_SIZE, num_steps=options.steps, guidance_scale=options.guidance)
 
     def render(prompts: Sequence[str]) -> Tensor:
         return render_prompts(parts, prompts, seed=seeds.getrandbits(40), settings=settings)
 
-    result = check_attributes(render, num_prompts=options.prompts, seed=options.seed)
-    sys.stdout.write((json.dumps(result.document()) if options.json else result.table()) + "\n")
-    return 0 if all(result.rate(name) >= options.least for name in READ_ATTRIBUTES) else 1
+    return render
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the check from the command line. Returns 0 if every rate reaches --least, else 1."""
+    return check_from_the_command_line("python -m pab.families.demo.training.check", _open_renderer, WEIGHTS, arguments)
 
 
 if __name__ == "__main__":

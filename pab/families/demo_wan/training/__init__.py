@@ -1,0 +1,1 @@
+"""How demo_wan's transformer is trained and checked."""
