@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import platform
 from pathlib import Path
 from typing import NoReturn
 
@@ -85,6 +86,26 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see: {self.prog} --help")
 
 
+class _Version(argparse.Action):
+    """Shows versions and ends. They are looked up only when asked for."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            own = version("pab-pipeline")
+        except PackageNotFoundError:
+            own = "not installed, run from its source"
+        print(f"pab-pipeline {own}, Python {platform.python_version()}")
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser; the chosen command is in `command` (and `manifest_command`)."""
     parser = Parser(
@@ -94,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of this program and of Python")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_submit(commands)
     _add_run_commands(commands)

@@ -29,6 +29,13 @@ def test_help_of_every_command_names_the_exit_codes(capsys: pytest.CaptureFixtur
         assert "3 some clips failed" in capsys.readouterr().out
 
 
+def test_versions_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        build_parser().parse_args(["--version"])
+    assert ended.value.code == 0
+    assert re.fullmatch(r"pab-pipeline .+, Python 3\.\d+\.\d+\n", capsys.readouterr().out)
+
+
 def test_help_imports_nothing_heavy_and_answers_at_once() -> None:
     code = (
         "import sys, pipeline.__main__ as m\n"
