@@ -20,7 +20,7 @@ from manifests.sources.files import source_name
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.report import write_report
 from pipeline.commands.sources import ManifestSource, opened_source
-from pipeline.exits import Exit, UsageError
+from pipeline.exits import CommandError, Exit, UsageError
 from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import AS_ASKED, Beginning, choose_beginning, plan_work
 from pipeline.planning.sharding import PlannedWork
@@ -31,7 +31,7 @@ from pipeline.run.claims import Claim, claimed, driving
 from pipeline.run.damage import look_for_damage, put_aside, write_plain_names
 from pipeline.run.display import Display, open_display
 from pipeline.run.driven import ShardJob
-from pipeline.run.driver import Driver
+from pipeline.run.driver import Driver, Oversight
 from pipeline.run.environment import environment_settings
 from pipeline.run.growth import (
     Growth,
@@ -45,6 +45,7 @@ from pipeline.run.growth import (
 )
 from pipeline.run.jobs_file import new_submit
 from pipeline.run.machines import driver_host, open_cluster, work_folder
+from pipeline.run.notify import Notifier
 from pipeline.run.options import Chosen, choose
 from pipeline.run.panel import PanelDisplay
 from pipeline.run.references import KnownReference, ReferenceReader, access_of, keep_references, known_references
@@ -121,8 +122,11 @@ def _submit(
     settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
-    if arguments.detach and settings.machines.budget is not None:
-        raise UsageError("--budget needs a driver, which starts no further job; leave --detach out")
+    for name in ("budget", "notify"):
+        if arguments.detach and getattr(settings.machines, name) is not None:
+            raise UsageError(
+                f"{chosen[name].source} needs a driver, and with --detach there is none; leave one of them out"
+            )
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
     settings = as_begun(settings, found, asked=_asked(chosen), kept=tried[-1].kept, weighed=tried[-1].weighed)
@@ -374,7 +378,15 @@ def _render(
         price_per_gpu_hour=machines.price_per_gpu_hour,
         budget=machines.budget,
     )
-    driver = Driver(cluster, bucket, screen=screen, submit=submit, keys=submission.keys, budget=submission.budget)
+    notifier = Notifier(url=machines.notify, output=bucket.url, run_id=submission.run.run_id, screen=screen)
+    driver = Driver(
+        cluster,
+        bucket,
+        screen=screen,
+        submit=submit,
+        keys=submission.keys,
+        oversight=Oversight(budget=submission.budget, notifier=notifier),
+    )
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         host, wanted = driver_host(machines), settings.dask and not detach
@@ -397,6 +409,9 @@ def _render(
             driver.run(display, planned_s=planned_s, keep_alive=view.keep_alive)
         except KeyboardInterrupt:
             return _interrupted(submission, cluster, driver)
+        except CommandError as error:
+            notifier.tell("end", str(error), {"exit_code": int(error.exit_code)})
+            raise
         finally:
             if not detach:
                 driver.end()
@@ -404,7 +419,14 @@ def _render(
         found = look_for_damage(bucket, submission.keys, plain_videos=True)
         write_plain_names(bucket, found.misnamed)
     report = write_report(bucket, submission.run, submission.keys)
-    return _summary(submission, dashboard=view.url, told=report, budget_spent=driver.budget_spent)
+    code = _summary(submission, dashboard=view.url, told=report, budget_spent=driver.budget_spent)
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(report["outcomes"].items()))
+    notifier.tell(
+        "end",
+        f"the submit has ended with exit code {code}: {outcomes}",
+        {"exit_code": code, "clips": report["outcomes"]},
+    )
+    return code
 
 
 def _summary(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.job import CancelledError, Cluster, ClusterError, Job, JobRequest, JobState, UnansweredError
@@ -22,6 +22,7 @@ from pipeline.run.display import Display, Snapshot
 from pipeline.run.driven import Driven, ShardJob, failed_nodes, job_line, shard_keys, why_again
 from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.machines import claim_folder
+from pipeline.run.notify import Notifier, many_failed
 from pipeline.run.quarantine import write_quarantined
 from pipeline.run.state import NOTHING_KNOWN, Progress, read_progress
 from pipeline.screen import Screen
@@ -48,6 +49,14 @@ UNANSWERED = RetryPolicy(total_s=600.0, first_wait_s=5.0, longest_wait_s=30.0)
 """How long the first jobs of a submit are looked for when nobody knows whether the cluster took them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Oversight:
+    """What a driver looks after besides its jobs: the budget of the run, and who is told."""
+
+    budget: Budget
+    notifier: Notifier
+
+
 class Driver:
     """Drives the shards of one submit to their end."""
 
@@ -61,7 +70,7 @@ class Driver:
         keys: frozenset[str],
         restarts: RetryPolicy = RESTARTS,
         poll_s: float = POLL_S,
-        budget: Budget | None = None,
+        oversight: Oversight | None = None,
     ) -> None:
         self._cluster = cluster
         self._bucket = bucket
@@ -79,7 +88,9 @@ class Driver:
         self._told_jobs: tuple[object, ...] = ()
         self._bucket_seen = time.monotonic()
         self._gpu_s: dict[str, float] = {}
-        self._budget = budget
+        self._budget = oversight.budget if oversight else None
+        self._notifier = oversight.notifier if oversight else None
+        self._told_failures = False
         self._told_budget = False
         self._budget_is_spent = False
         self._keys: dict[int, frozenset[str]] = {}
@@ -140,6 +151,7 @@ class Driver:
                 self._keep_budget()
                 if now >= look_at or self._has_ended():
                     progress = self._look() or progress
+                    self._see_failures(progress, before)
                     took = time.monotonic() - now
                     look_at = now + max(LOOK_POLLS * self._poll_s, took / LOOK_SHARE)
                 display.update(self._snapshot(progress, before, elapsed_s=now - began, planned_s=planned_s))
@@ -337,6 +349,16 @@ class Driver:
         """How much of the budget is spent, in words, if that is why clips are left; else None."""
         return self._budget.told(sum(self._gpu_s.values())) if self._budget and self._budget_is_spent else None
 
+    def _see_failures(self, progress: Progress, before: int) -> None:
+        rendered, failed = len(progress.recorded) - before, len(progress.not_rendered)
+        if not self._told_failures and many_failed(rendered=rendered, failed=failed):
+            self._told_failures = True
+            self._notify("failures", f"{failed:,} clips failed, {rendered:,} were rendered")
+
+    def _notify(self, event: str, text: str) -> None:
+        if self._notifier:
+            self._notifier.tell(event, text)
+
     @property
     def _is_spent(self) -> bool:
         return self._budget is not None and self._budget.share(sum(self._gpu_s.values())) >= 1
@@ -349,6 +371,7 @@ class Driver:
         if not self._told_budget:
             self._told_budget = True
             self._screen.note(f"warning: {self._budget.told(spent)}")
+            self._notify("budget", self._budget.told(spent))
         if not self._is_spent:
             return
         waiting = [shard for shard in self._shards if not shard.is_done and shard.job.state is JobState.WAITING]
@@ -363,7 +386,9 @@ class Driver:
         for shard in stopped:
             shard.is_done = True
         if stopped and not self._budget_is_spent:
-            self._screen.note(f"{self._budget.told(spent)}: no further job starts, those at work go on to their end")
+            told = f"{self._budget.told(spent)}: no further job starts, those at work go on to their end"
+            self._screen.note(told)
+            self._notify("budget", told)
         self._budget_is_spent = self._budget_is_spent or bool(stopped)
 
     def _shard_keys(self, shard: Driven) -> frozenset[str]:

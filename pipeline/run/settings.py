@@ -17,6 +17,7 @@ from jobs.setting import Setting, number_reader
 from jobs.settings import JobSettings, Mesh, RenderSettings
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
+from pipeline.run.notify import webhook
 
 MESH_GOALS = ("auto", "latency")
 """Values of --mesh that let `pipeline.planning.mesh` choose one: for throughput, or for the time of one clip."""
@@ -134,6 +135,15 @@ class MachineSettings:
             "no price is given. A warning at 75%%; at 100%% no further job starts, those at work end, and the exit code is 6",
         ),
     ] = None
+    notify: Annotated[
+        str | None,
+        Setting(
+            metavar="URL",
+            read=webhook,
+            help="webhook to which the driver posts JSON: at the end, when a fifth of the clips fail, at 75%% and 100%% of "
+            "the budget. The URL may be a secret, so set PAB_PIPELINE_NOTIFY instead: others can read command lines",
+        ),
+    ] = None
     partition: Annotated[str | None, Setting(metavar="P", help="SLURM partition")] = None
     account: Annotated[str | None, Setting(metavar="A", help="SLURM account")] = None
     qos: Annotated[str | None, Setting(metavar="Q", help="SLURM quality of service")] = None
@@ -188,8 +198,9 @@ class RunSettings:
     dask: Annotated[bool, Setting(group="machines", help="do not start the Dask dashboard with the driver")] = True
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the tree as JSON values, without the dashboard's prefix, which can be a secret: many can read run.json."""
+        """Returns the tree as JSON values, without what can be a secret, since many can read run.json: dashboard, webhook."""
         document = asdict(self)
+        del document["machines"]["notify"]
         del document["machines"]["dashboard_prefix"]
         return document
 
