@@ -1,0 +1,253 @@
+"""The part of `submit` that renders: its jobs are started and driven to their end, its results told."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from cluster.job import CancelledError, Cluster, ClusterError, UnansweredError
+from jobs.progress import ClipProgress
+from jobs.store.bucket import Bucket
+from pipeline.commands.report import write_report
+from pipeline.exits import CommandError, Exit
+from pipeline.planning.sharding import PlannedWork
+from pipeline.run.at_work import AtWork
+from pipeline.run.bill import Budget
+from pipeline.run.claims import Claim, driving
+from pipeline.run.damage import look_for_damage, write_plain_names
+from pipeline.run.display import Display, open_display
+from pipeline.run.driven import ShardJob
+from pipeline.run.driver import Driver, Oversight
+from pipeline.run.growth import (
+    Growth,
+    prune,
+    undo_growth,
+)
+from pipeline.run.jobs_file import new_submit
+from pipeline.run.machines import driver_host, work_folder
+from pipeline.run.notify import Notifier
+from pipeline.run.panel import PanelDisplay
+from pipeline.run.rules import RunRules
+from pipeline.run.run import (
+    Run,
+    undo_run,
+)
+from pipeline.run.settings import RunSettings
+from pipeline.run.shard_jobs import ShardJobs
+from pipeline.run.state import read_progress
+from pipeline.run.summary import Submitted, show_summary
+from pipeline.run.view import open_view
+from pipeline.screen import Screen, counted
+
+SECOND_CTRL_C_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """One submit of a run: what was asked for, and where it goes. `left_out` clips were recorded before it began.
+
+    `is_new`: whether it began the run. `keys`: of all its clips.
+    `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more. `at_work`: the jobs
+    and clips of other submits. `growth`: how it changes the run's manifest. `prune`: whether what left is removed.
+    """
+
+    settings: RunSettings
+    rules: RunRules
+    bucket: Bucket
+    run: Run
+    is_new: bool
+    keys: frozenset[str]
+    left_out: int
+    again: bool
+    at_work: AtWork
+    growth: Growth | None
+    budget: Budget
+    prune: bool
+    screen: Screen
+
+
+def render(
+    submission: Submission,
+    cluster: Cluster,
+    work: PlannedWork,
+    numbers: dict[int, int],
+    claim: Claim,
+    *,
+    detach: bool,
+) -> int:
+    """Starts the jobs and drives them to their end; returns the exit code. The claim is released once they are started.
+
+    `numbers`: by index in the plan, the numbers of the shards. Raises CommandError, ClusterError, BucketError.
+    """
+    settings, screen, bucket = submission.settings, submission.screen, submission.bucket
+    folder = work_folder(submission.run.run_id)
+    machines = settings.machines
+    screen.note(
+        f"{counted(work.num_clips, 'clip')} in {counted(len(numbers), 'job')} "
+        f"({submission.left_out:,} recorded before), mesh {work.mesh}, at most {machines.max_parallel_jobs} jobs at once"
+    )
+    submit = new_submit(
+        machines.cluster,
+        str(folder),
+        max_attempts=settings.render.max_attempts,
+        price_per_gpu_hour=machines.price_per_gpu_hour,
+        budget=machines.budget,
+    )
+    notifier = Notifier(url=machines.notify, output=bucket.url, run_id=submission.run.run_id, screen=screen)
+    driver = Driver(
+        cluster,
+        bucket,
+        screen=screen,
+        submit=submit,
+        keys=submission.keys,
+        oversight=Oversight(budget=submission.budget, notifier=notifier),
+    )
+    with ExitStack() as stack:
+        stack.enter_context(_interruptible())
+        host, wanted = driver_host(machines), settings.dask and not detach
+        prefix = machines.dashboard_prefix
+        view = stack.enter_context(open_view(folder / "dask", host=host, prefix=prefix, screen=screen, wanted=wanted))
+        progress = view.progress(min(len(numbers), machines.max_parallel_jobs))
+        jobs = _shard_jobs(submission, work, progress)
+        try:
+            _start(submission, driver, jobs.new(work.shards.shards, numbers, again=submission.again), jobs)
+            forget_left(submission)
+            if not detach:
+                stack.enter_context(driving(bucket, submit.submit_id))
+            claim.release()
+            if detach:
+                return _detached(submission, driver)
+            planned_s = max(sum(s.seconds for s in work.shards.shards) / machines.max_parallel_jobs, 0.0)
+            display: Display = open_display()
+            if view.dashboard is not None:
+                display = PanelDisplay(display, view, bucket=bucket, planned_speedup=work.speedup)
+            driver.run(display, planned_s=planned_s, keep_alive=view.keep_alive)
+        except KeyboardInterrupt:
+            return _interrupted(submission, cluster, driver)
+        except CommandError as error:
+            notifier.tell("end", str(error), {"exit_code": int(error.exit_code)})
+            raise
+        finally:
+            if not detach:
+                driver.end()
+    if settings.render.plain_videos:
+        found = look_for_damage(bucket, submission.keys, plain_videos=True)
+        write_plain_names(bucket, found.misnamed)
+    report = write_report(bucket, submission.run, submission.keys)
+    code = show_end(submission, dashboard=view.url, told=report, budget_spent=driver.budget_spent)
+    outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(report["outcomes"].items()))
+    notifier.tell(
+        "end",
+        f"the submit has ended with exit code {code}: {outcomes}",
+        {"exit_code": code, "clips": report["outcomes"]},
+    )
+    return code
+
+
+def show_end(
+    submission: Submission,
+    *,
+    dashboard: str | None = None,
+    told: Mapping[str, object] | None = None,
+    budget_spent: str | None = None,
+) -> int:
+    """Shows how the run stands after this submit and returns the exit code. Raises BucketError."""
+    allowed = submission.settings.render.max_attempts
+    return show_summary(
+        submission.bucket,
+        submission.run,
+        read_progress(submission.bucket, submission.keys, allowed, settled=True),
+        screen=submission.screen,
+        submitted=Submitted(left_out=submission.left_out, told=told, dashboard=dashboard, budget_spent=budget_spent),
+    )
+
+
+def _start(submission: Submission, driver: Driver, asked: list[ShardJob], jobs: ShardJobs) -> None:
+    """Hands the jobs to the cluster. If it refuses them all, the output is as it was before this submit."""
+    try:
+        driver.start(asked, jobs.taken_over(submission.at_work.orphans))
+    except (UnansweredError, CancelledError):
+        raise  # jobs of it may be there, or end only now: they need what the run has in the bucket
+    except ClusterError:
+        shards = [shard.shard for shard in asked]
+        if submission.is_new and not driver.jobs:
+            undo_run(submission.bucket, shards)
+        elif submission.growth and not driver.jobs:
+            plain = submission.settings.render.plain_videos
+            undo_growth(submission.bucket, submission.growth, shards, plain_videos=plain)
+        raise
+
+
+def _shard_jobs(submission: Submission, work: PlannedWork, progress: ClipProgress) -> ShardJobs:
+    settings = submission.settings.job_settings(
+        run_id=submission.run.run_id,
+        mesh=work.mesh,
+        broadcast_rules=submission.rules.job_broadcasts(),
+        pinned_weights=submission.rules.pinned_weights(),
+        pinned_loras=submission.rules.pinned_loras(),
+        longest_clip_s=work.longest_clip_s,
+        exclusive=submission.bucket.exclusive,
+    )
+    return ShardJobs(settings=settings, machines=submission.settings.machines, progress=progress)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    # A driver that is told to end ends like one that is interrupted: its local jobs go with it in an orderly way.
+    def interrupt(_signum: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> int:
+    screen, output = submission.screen, submission.settings.output
+    again = f"submit again to go on, or look: python -m pipeline status {output}"
+    if submission.settings.machines.cluster == "local":
+        screen.note("interrupted: ending the local jobs")
+        # Takes seconds. `timeout` and `make` both pass a signal on, so the second one must not cut this short.
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, signal.SIG_IGN)
+        cluster.cancel(driver.jobs)
+        screen.error("interrupted", f"interrupted; what is rendered stays, {again}", Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
+    screen.note(f"interrupted: the SLURM jobs go on; Ctrl-C again within {SECOND_CTRL_C_S:.0f} s cancels them")
+    try:
+        time.sleep(SECOND_CTRL_C_S)
+    except KeyboardInterrupt:
+        cluster.cancel(driver.jobs)
+        screen.error("interrupted", f"interrupted, the SLURM jobs are cancelled; {again}", Exit.INTERRUPTED)
+        return Exit.INTERRUPTED
+    screen.error(
+        "interrupted",
+        f"interrupted; the SLURM jobs go on (to end them: python -m pipeline cancel {output}); {again}",
+        Exit.INTERRUPTED,
+    )
+    return Exit.INTERRUPTED
+
+
+def _detached(submission: Submission, driver: Driver) -> int:
+    output = submission.settings.output
+    ids = sorted({job.id for job in driver.jobs if job.id})
+    submission.screen.result(
+        {"output": output, "run_id": submission.run.run_id, "jobs": {job.name: job.id for job in driver.jobs}},
+        f"{counted(len(driver.jobs), 'job')} handed to SLURM ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})\n"
+        f"  how far:  python -m pipeline status {output}\n"
+        f"  end them: python -m pipeline cancel {output}\n"
+        "  jobs that are lost are started again by the next submit",
+    )
+    return Exit.OK
+
+
+def forget_left(submission: Submission) -> None:
+    """Removes what left the manifest, if the user asked for it. Raises BucketError."""
+    if submission.prune:
+        prune(submission.bucket, submission.keys, submission.screen)
