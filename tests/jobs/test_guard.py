@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +13,6 @@ import pytest
 from jobs.min_quality import floor_of, floor_text, read_min_quality
 from jobs.outcome import Rendered
 from jobs.quality.guard import are_good, faults, guard_summary, guard_text, why_not
-from jobs.rendering.guard import Guard
 from jobs.rendering.guard_decisions import decision
 from jobs.rendering.guarded_plans import drawn, guarded_plans, next_milder
 from jobs.settings import Mesh
@@ -167,18 +167,21 @@ def test_another_starts_decision_counts_and_a_damaged_one_is_made_anew(tmp_path,
     assert bucket.read_json(layout.job_report(7))["starts"][0]["baseline_s"] == 0
 
 
-def test_a_start_that_cannot_judge_goes_by_what_another_has_decided_meanwhile(tmp_path, monkeypatch):
-    items = [clip(0, broadcast="bad")]
-    job = job_of(tmp_path, min_quality="psnr=100")
-    bucket = write_shard(str(tmp_path), items)
+def test_a_start_that_cannot_judge_goes_by_what_another_has_decided_meanwhile(tmp_path):
+    gate = tmp_path / "gate"
+    items = [clip(0, broadcast="bad", prompt=f"pause-and-fail {gate}")]
+    job = job_of(tmp_path / "out", min_quality="psnr=100")
+    bucket = write_shard(str(tmp_path / "out"), items)
     (plan,) = guarded_plans(items, job.settings, find_guarded, again=frozenset())
+    gate.touch()
+    process = start_process(job, tmp_path / "job")
+    while not gate.with_suffix(".reached").exists():
+        assert process.process.exitcode is None
+        time.sleep(0.02)
     made = decision(plan, rendered="mild", tried=(), floor=FLOOR, min_quality="psnr=100")
-
-    def decided_elsewhere(*_: object) -> None:
-        bucket.write_json(layout.guard(7, plan.key), made)
-
-    monkeypatch.setattr(Guard, "_render_without", decided_elsewhere)
-    job()
+    bucket.write_json(layout.guard(7, plan.key), made)
+    gate.unlink()
+    process.wait(60)
     assert guard_of(bucket)["rendered"] == "mild"
 
 

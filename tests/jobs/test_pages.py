@@ -79,7 +79,8 @@ def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> Non
     assert told == {
         "clips per GPU-hour": "56.79", "devices busy, clip to clip": "50.0%", "clips": "3,000", "failed": "1",
         "rendered": "2", "speedup, measured": "1.23x", "speedup, derived": "2.00x", "denoising": "2 h 7 min",
-        "all-to-alls left": "25%", "worst PSNR": "-", "clips with an alarm": "-",
+        "all-to-alls left": "25%", "worst PSNR": "-", "median PSNR": "-",
+        "clips with an alarm": "-",
     }  # fmt: skip
     assert "No clip was looked at." in found
     assert "Not measured: no clip was rendered with and without reuse." in found
@@ -91,6 +92,7 @@ def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> Non
         "1",
         "0",
         "1.23x",
+        "-",
         "-",
         "-",
         "-",
@@ -139,7 +141,7 @@ def test_the_page_of_a_run_has_quality_beside_the_speedup_and_links_to_clips_wit
     assert "2 of 30 clips have an alarm: 2 blank (nearly all frames are of one colour)" in " ".join(found.split())
     assert [link.text for link in tree(found).iter("a") if link.get("href") == "../renders/b.0a.12.mp4"] == ["b"]
     (job,) = [row for row in cells(found) if row[:1] == ["job-00000"]]
-    assert job[6:10] == ["1.23x", "-", "21.3 dB", "2"]
+    assert job[6:11] == ["1.23x", "-", "21.3 dB", "30.0 dB", "2"]
 
 
 def test_a_step_pattern_has_the_same_colour_on_every_page_and_in_every_plan() -> None:
@@ -161,9 +163,10 @@ def test_the_table_of_a_benchmark_has_a_bar_for_what_was_measured_and_a_reason_f
     found = bench_page(bench_document())
     ours, theirs, broken = cells(found)[1:4]
     assert ours == [
-        "ours", "eager none", "2.000", "-", "", "1,800", "100%", "-", "-", "-", "1.5e-06", "-", "0.25", "1.0", "0", "0",
+        "ours", "eager none", "2.000", "-", "", "1,800", "100%", "-", "-", "-", "-", "-", "1.5e-06", "-",
+        "0.25", "1.0", "0", "0",
     ]  # fmt: skip
-    assert theirs[7:11] == ["30.5 dB", "0.9900", "video", "-"]
+    assert theirs[7:13] == ["30.5 dB", "-", "0.9900", "-", "video", "-"]
     assert broken == ["cache-dit", "eager none", "failed: it broke"]
     assert [div.get("style") for div in tree(found).iter("div") if div.get("style")] == [
         "width: 100.0%",

@@ -77,8 +77,8 @@ class StretchCodec:
 class Trouble:
     """Acts on prompts that ask for it, before the model runs.
 
-    `fail`, `kill-rank-1`, `rest SECONDS`; only as long as FILE exists: `kill FILE`, `pause FILE`, and `deaf FILE`, which is a
-    pause without an end, in which no signal reaches Python.
+    `fail`, `kill-rank-1`, `rest SECONDS`; only as long as FILE exists: `kill FILE`, `pause FILE`, `pause-and-fail FILE`, and
+    `deaf FILE`, which is a pause without an end, in which no signal reaches Python.
     """
 
     model: STDiT3Video
@@ -94,10 +94,12 @@ class Trouble:
             os.kill(os.getpid(), signal.SIGKILL)
         if words[0] == "kill" and Path(words[1]).exists():
             os.kill(os.getpid(), signal.SIGKILL)
-        if words[0] == "pause" and Path(words[1]).exists():
+        if words[0] in ("pause", "pause-and-fail") and Path(words[1]).exists():
             Path(words[1]).with_suffix(".reached").touch()
             while Path(words[1]).exists():
                 time.sleep(0.02)
+        if words[0] == "pause-and-fail":
+            raise ArithmeticError("this prompt fails after its pause")
         if words[0] == "deaf" and Path(words[1]).exists():
             Path(words[1]).with_suffix(".reached").touch()
             lock = ctypes.create_string_buffer(64)  # a mutex taken twice waits for ever, and no signal wakes it
