@@ -57,7 +57,7 @@ def measure(clips: RenderedClips, asked: Asked, plans: Mapping[str, tuple[str, R
             row = rows.setdefault(name, {"kind": kind, "plan": name, "computed_share": 0.0, "clips": {}})
             if str(request.seed) in row["clips"]:
                 continue
-            reference = clips.without_reuse(request)
+            (reference,) = clips.without_reuse([request])
             frames, done = clips.render(request, rules)
             row["computed_share"] = round(call_share(done.plan), 4)
             row["clips"][str(request.seed)] = _clip(reference, frames, scene)
