@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 SCHEMA = 1
 """Version of records, failures and job reports; raised when a reader of an older one would misread them."""
@@ -29,6 +30,16 @@ def render(key: str, sha256: str) -> str:
     return f"renders/{key}.{sha256[:SHA256_DIGITS]}.mp4"
 
 
+def poster(key: str, sha256: str) -> str:
+    """Returns the path of a small picture of a video; `sha256` is the video's, so each video has a picture of its own."""
+    return f"posters/{key}.{sha256[:SHA256_DIGITS]}.jpg"
+
+
+def sample(key: str, sha256: str) -> str:
+    """Returns the path of a video of a clip without reuse; the clip's own, with reuse, is beside it on pages."""
+    return f"samples/{key}.{sha256[:SHA256_DIGITS]}.mp4"
+
+
 def rendered_key(name: str) -> str:
     """Returns the clip's key from the name of a file in `renders/`; empty if it is none of ours."""
     key, _, rest = name.removesuffix(".mp4").rpartition(".")
@@ -43,6 +54,16 @@ def video(clip_id: str) -> str:
 def is_video(path: str) -> bool:
     """Whether a path that stands in a record is one of ours. Whoever writes to a bucket must not choose what is read."""
     return re.fullmatch(r"(videos|renders)/[A-Za-z0-9._-]+\.mp4", path) is not None
+
+
+def is_poster(path: str) -> bool:
+    """Whether a path that stands in a record is one that `poster` makes."""
+    return re.fullmatch(r"posters/[A-Za-z0-9._-]+\.jpg", path) is not None
+
+
+def is_sample(path: str) -> bool:
+    """Whether a path that stands in a record is one that `sample` makes."""
+    return re.fullmatch(r"samples/[A-Za-z0-9._-]+\.mp4", path) is not None
 
 
 def record(key: str) -> str:
@@ -118,6 +139,20 @@ def report_of(name: str) -> str:
 def job_log(shard_index: int, start: str, rank: int) -> str:
     """Returns the path of one rank's log; `start` names one start of the job."""
     return f"logs/{job_name(shard_index)}.{start}.rank{rank}.log"
+
+
+def is_log(path: str) -> bool:
+    """Whether a path is one that `job_log` makes."""
+    return re.fullmatch(r"logs/job-[0-9]{5,}\.[A-Za-z0-9_-]+\.rank[0-9]+\.log", path) is not None
+
+
+def log_of(job: Mapping[str, Any]) -> str | None:
+    """Returns the path of the log that tells of a clip, from the `job` of its record or failure; None if that is damaged."""
+    try:
+        path = job_log(int(job["shard"]), f"{job['job_id']}-{job['start']}", int(job["rank"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return path if is_log(path) else None
 
 
 def attempts_by_key(names: Iterable[str]) -> dict[str, list[int]]:
