@@ -16,6 +16,7 @@ from typing import Any
 from jobs.quality.alarm_counts import AlarmCounts
 from jobs.quality.headline import quality_summary
 from jobs.reports.report_broadcast import by_broadcast, distinct_plans
+from jobs.reports.report_gallery import model_facts
 from jobs.reports.report_measured import measured_times
 from jobs.reports.report_speedup import ClipFactor, clip_factors, derived_speedup, difference, measured_speedup, reuses
 from jobs.reports.report_times import batch_size, loop_s, steps_of
@@ -82,6 +83,7 @@ def build_report(facts: JobFacts) -> Json:
         "calls": _calls(records),
         "all_to_alls": _all_to_alls(records),
         "plans": distinct_plans(records),
+        "models": model_facts(records),
         "broadcasts": by_broadcast(pairs, facts.baselines),
         "kept_bytes_peak": max((record["kept_bytes_peak"] for record in records), default=0),
         "warm_up_s": _rounded(sum(start["warm_up_s"] for start in facts.starts)),

@@ -13,7 +13,11 @@ MANIFEST = "manifest.parquet"
 REFERENCES = "references.json"
 RUN_REPORT = "reports/run.json"
 RUN_PAGE = "reports/run.html"
+SHARED_PAGE = "reports/shared.html"
+"""The run's page for others, with links that end."""
 INDEX = "reports/index.parquet"
+GALLERY, SHARED_GALLERY = "gallery", "shared"
+"""The folders in `reports/` where the two pages find their clips."""
 KINDS = ("shards", "renders", "videos", "records", "failures", "attempts", "reports", "logs", "claims")
 """The folders of a run."""
 SHA256_DIGITS = 16
@@ -128,6 +132,16 @@ def shard_of(name: str) -> int:
 def job_report(shard_index: int, suffix: str = "json") -> str:
     """Returns the path of a job's speedup report; `suffix` is "json" or "html"."""
     return f"reports/{job_name(shard_index)}.{suffix}"
+
+
+def gallery_file(folder: str, number: int) -> str:
+    """Returns the path of a file of rows of the gallery; `folder` is GALLERY or SHARED_GALLERY."""
+    return f"reports/{folder}/{number:05d}.js"
+
+
+def gallery_script(folder: str) -> str:
+    """Returns the path of the gallery's program."""
+    return f"reports/{folder}/gallery.js"
 
 
 def report_of(name: str) -> str:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from jobs.quality.guard import guard_summary
+from jobs.reports.report_gallery import joined_versions
 from jobs.reports.report_speedup import difference
-from jobs.reports.run_html import SHOWN_VIDEOS, run_page
+from jobs.reports.run_html import gallery_script, run_page
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.measured import joined_measured
 from pipeline.run.quality import derived_speedup, measured_speedup, quality_over, told_lines
+from pipeline.run.report_gallery import GalleryWriter
 from pipeline.run.report_index import IndexTotals, write_index
 from pipeline.run.report_rows import RunRows, errors_by_id, told_rows
 from pipeline.run.run import Run, load_run, open_bucket
@@ -48,17 +50,20 @@ def write_report(bucket: Bucket, run: Run, keys: Collection[str]) -> Json:
     reports, damaged = bucket.job_reports()
     failures = failed_clips(bucket, progress, limit=MAX_ERRORS)
     rows = RunRows(bucket, progress, told_rows(reports))
+    gallery = GalleryWriter(bucket=bucket, failures={each.clip_id: each for each in failures})
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
         index, manifest = Path(folder) / "index.parquet", Path(folder) / "manifest.parquet"
         # Read in one piece, with retries: the library reads a remote file in many, each of which may fail.
         manifest.write_bytes(bucket.read_present(layout.MANIFEST))
-        totals = write_index(manifest, rows, errors_by_id(failures), url=bucket.url, path=index)
+        totals = write_index(
+            manifest, rows, errors_by_id(failures), url=bucket.url, path=index, shown=gallery.add
+        )  # fmt: skip
         bucket.upload(index, layout.INDEX)
     document = report_document(bucket.url, run, totals=totals, reports=reports, failures=failures)
     document["damaged"] = [f"{path}: {what}" for path, what in damaged.items()]
     bucket.write_json(layout.RUN_REPORT, document)
-    shown = rows.videos(SHOWN_VIDEOS)
-    bucket.write(layout.RUN_PAGE, run_page(document, shown, num_rendered=len(progress.recorded)).encode())
+    bucket.write(layout.gallery_script(layout.GALLERY), gallery_script())
+    bucket.write(layout.RUN_PAGE, run_page(document, gallery.close()).encode())
     return document
 
 
@@ -77,6 +82,8 @@ def report_document(
         "output": url,
         "run_id": run.run_id,
         "num_clips": run.num_clips,
+        "models": _models(run),
+        "versions": joined_versions([start for report in reports for start in report["starts"]]),
         "outcomes": totals.outcomes,
         "seconds": {"elapsed": round(totals.elapsed_s, 3), "denoise": round(totals.denoise_s, 3)},
         "speedup": _speedup(reports, totals),
@@ -93,6 +100,13 @@ def report_document(
             "index": f"{url}/{layout.INDEX}", "page": f"{url}/{layout.RUN_PAGE}", "report": f"{url}/{layout.RUN_REPORT}"
         },
     }  # fmt: skip
+
+
+def _models(run: Run) -> list[Json]:
+    return [
+        {"model": name, "weights": found.pinned or found.asked, "digest": found.digest, "loras": found.loras_text}
+        for name, found in sorted(run.weights.items())
+    ]
 
 
 def _speedup(reports: Sequence[Json], totals: IndexTotals) -> Json:
