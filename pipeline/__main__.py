@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 from jobs.log import LogfmtFormatter
 from pipeline.exits import CommandError, Exit
@@ -23,6 +24,7 @@ COMMANDS = {
     "retry": "pipeline.commands.retry",
     "cancel": "pipeline.commands.cancel",
     "logs": "pipeline.commands.logs",
+    "runs": "pipeline.commands.runs",
     "manifest": "pipeline.commands.manifest",
     "bench": "pipeline.commands.bench",
     "calibrate": "pipeline.commands.calibrate",
@@ -37,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     screen = Screen(as_json="--json" in words)
     _log_to_stderr()
     try:
+        if words == ["--version"]:
+            # Only then: finding it out takes longer than the rest of the parser.
+            screen.result({"version": program_version()}, f"pab-pipeline {program_version()}")
+            return Exit.OK
         parsed = build_parser().parse_args(words)
         return int(importlib.import_module(COMMANDS[parsed.command]).run(parsed, screen))
     except KeyboardInterrupt:
@@ -53,6 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exit_code = Exit.ERROR
         screen.error(type(error).__name__, str(error) or repr(error), exit_code)
         return exit_code
+
+
+def program_version() -> str:
+    """Returns the installed version, or that this is a source tree that is not installed."""
+    try:
+        return version("pab-pipeline")
+    except PackageNotFoundError:
+        return "source tree"
 
 
 def _log_to_stderr() -> None:

@@ -249,7 +249,8 @@ def _render(
     machines = settings.machines
     screen.note(
         f"{counted(work.num_clips, 'clip')} in {counted(len(numbers), 'job')} "
-        f"({submission.left_out:,} recorded before), mesh {work.mesh}, at most {machines.max_parallel_jobs} jobs at once"
+        f"({submission.left_out:,} recorded before), mesh {work.mesh}, "
+        f"at most {counted(machines.max_parallel_jobs, 'job')} at once"
     )
     submit = new_submit(machines.cluster, str(folder), max_attempts=settings.render.max_attempts)
     driver = Driver(cluster, bucket, screen=screen, submit=submit, keys=submission.keys)

@@ -353,5 +353,6 @@ class Driver:
             elapsed_s=elapsed_s,
             planned_s=planned_s,
             gpu_s=self._gpu_s,
+            progress=progress,
             jobs=self._lines,
         )

@@ -21,7 +21,9 @@ _OF_MANIFEST = (
     "guidance_scale", "broadcast",
 )  # fmt: skip
 _OF_ROW = ("outcome", "rendered", "elapsed_s", "video", "poster", "without_reuse", "log")
-_LINKS = ("video", "poster", "without_reuse", "record", "log", "job", "failure")
+_SHARED = ("video", "poster", "without_reuse")
+_OURS = ("record", "log", "job", "failure")
+"""What others are not shown: it names machines and folders."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +50,8 @@ class GalleryWriter:
             told = self._row(dict(zip(names, values, strict=True)), row)
             self.index.add(told)
             if self.sign is not None:
-                told |= {name: self.sign(told[name]) for name in _LINKS if told[name] is not None}
+                told |= {name: self.sign(told[name]) for name in _SHARED if told[name] is not None}
+                told |= dict.fromkeys(_OURS)
             self._rows.append(told)
         self._write(whole=False)
 
@@ -85,7 +88,7 @@ class GalleryWriter:
         told["record"] = layout.record(key) if rendered else None
         told["job"] = None if row.job is None else layout.job_report(layout.shard_of(row.job), "html")
         told["error"] = None if failed is None else f"{failed.error} in {failed.stage}: {failed.message}"
-        told["failure"] = None if failed is None else layout.failure(key, failed.attempt)
+        told["failure"] = None if failed is None else failed.path
         if failed is not None:
             told["log"] = failed.log
         told["guidance_scale"] = _finite(told["guidance_scale"])

@@ -103,6 +103,8 @@ class FailedClip:
     error: str
     message: str
     attempt: int
+    path: str = ""
+    """Of the file that says so."""
     log: str | None = None
     """The path of the log that tells of it."""
 
@@ -132,6 +134,7 @@ def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:
         error=str(document.get("error", "?")),
         message=str(document.get("message", said)),
         attempt=number if isinstance(number, int) else attempt,
+        path=layout.failure(key, attempt),
         log=layout.log_of(document.get("job", {})),
     )
 
