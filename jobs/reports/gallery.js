@@ -88,7 +88,7 @@ function matches(one, what, place) {
 const likeness = one => one[at.identical] ? Infinity : one[at.psnr_db];
 const KEYS = {
   name: [one => one[at.clip_id], 1], psnr: [likeness, 1], slowest: [one => one[at.elapsed_s], -1],
-  seed: [one => one[at.seed], 1], alarms: [one => one[at.alarms] === null ? null : one[at.alarms].length, -1],
+  seed: [one => one[at.seed] === null ? null : BigInt(one[at.seed]), 1], alarms: [one => one[at.alarms] === null ? null : one[at.alarms].length, -1],
   prompt: [one => one[at.prompt], 1],
 };
 function sorted(places, sort) {

@@ -91,6 +91,8 @@ class GalleryWriter:
         told["failure"] = None if failed is None else failed.path
         if failed is not None:
             told["log"] = failed.log
+        # A browser's numbers have 53 bits, seeds have 64.
+        told["seed"] = None if told["seed"] is None else str(told["seed"])
         told["guidance_scale"] = _finite(told["guidance_scale"])
         return told
 

@@ -23,12 +23,15 @@ def test_links_of_the_page_for_others_are_signed_and_lead_to_no_log(tmp_path: Pa
     writer = GalleryWriter(
         bucket=bucket, failures={"b": failed}, folder="shared", sign=lambda path: f"https://x/{path}?k"
     )
-    batch = pa.RecordBatch.from_pylist([{"clip_id": name, "digest": f"0{name}", "prompt": "p"} for name in "ab"])
+    batch = pa.RecordBatch.from_pylist(
+        [{"clip_id": name, "digest": f"0{name}", "prompt": "p", "seed": 2**62 + 1} for name in "ab"]
+    )
     rendered = ClipRow(outcome="rendered", video="renders/a.mp4", log="logs/y.log", job="job-00000")
     writer.add(batch, [rendered, ClipRow(outcome="failed")])
     assert writer.close().files == ["https://x/reports/shared/00000.js?k"]
     text = (tmp_path / "reports/shared/00000.js").read_text()
     rows = [dict(zip(COLUMNS, row, strict=True)) for row in json.loads(text[len("pabClips(0, ") : -len(");\n")])]
+    assert rows[0]["seed"] == "4611686018427387905", "a number of a browser would lose its last digits"
     assert rows[0]["video"] == "https://x/renders/a.mp4?k"
     assert rows[1]["error"] == "E in denoise: m"
     assert all(row[name] is None for row in rows for name in ("poster", "record", "log", "job", "failure"))
