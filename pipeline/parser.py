@@ -155,6 +155,21 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
     logs.add_argument("--job", metavar="NAME", help="only the log of this job, such as job-00007")
     logs.add_argument("--follow", action="store_true", help="go on with new lines until the run is finished")
     _add_json(logs)
+    export = _run_command(commands, "export", "write the rendered clips of a run as a data set of videos with captions")
+    export.add_argument("target", metavar="TARGET", help="the folder or URL to write to")
+    export.add_argument(
+        "--format",
+        choices=("webdataset", "huggingface", "csv"),
+        required=True,
+        help="webdataset: tar files of .mp4, .txt and .json; huggingface: train/ with metadata.jsonl, for load_dataset "
+        "('videofolder'); csv: videos/ and clips.csv",
+    )
+    export.add_argument("--without-alarms", action="store_true", help="leave out clips with an alarm")
+    export.add_argument(
+        "--shard-mb", type=_megabytes, default=500.0, metavar="MB", help="size of a tar file, about (default: 500)"
+    )
+    export.add_argument("--overwrite", action="store_true", help="write over a data set that is there")
+    _add_json(export)
     runs = _command(commands, "runs", "list the runs in a folder or under a prefix, the newest first")
     runs.add_argument("prefix", metavar="PREFIX", help="the folder or URL that holds runs, such as s3://videos or runs")
     _add_json(runs)
@@ -331,6 +346,13 @@ def _count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"{text}, needs 1 or more")
     return count
+
+
+def _megabytes(text: str) -> float:
+    size = float(text)
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 MB")
+    return size
 
 
 def _hours(text: str) -> float:
