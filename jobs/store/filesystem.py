@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import fsspec
@@ -53,6 +53,17 @@ class BucketError(Exception):
 
 class _TakenMeanwhileError(OSError):
     """A store could not say who won a race for a name: ask again."""
+
+
+_CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".mp4": "video/mp4",
+}
+"""What files are, by the ends of their names."""
 
 
 class Filesystem:
@@ -265,6 +276,9 @@ class Filesystem:
         if "s3" in fs.protocol and len(data) <= SINGLE_PUT_BYTES:
             # The server compares this hash with what arrived: a check of the content that costs only a header.
             options["ContentMD5"] = _md5(data)
+            # Without it a browser saves a page, instead of showing it.
+            if (kind := _CONTENT_TYPES.get(PurePosixPath(full).suffix)) is not None:
+                options["ContentType"] = kind
         self._pipe(fs, full, data, **options)
         self._check_size(fs, full, len(data))
 

@@ -47,6 +47,8 @@ def find(name: str, bucket: Bucket) -> FoundRun | None:
         document = bucket.read_json(layout.RUN)
     except (FileNotFoundError, DamagedError):
         return None
+    if not {"run_id", "num_clips"} <= document.keys():  # another program's
+        return None
     return FoundRun(
         name=name,
         run_id=str(document.get("run_id", "?")),

@@ -20,6 +20,8 @@ def test_runs_of_a_folder_are_listed_the_newest_first(command: Command, tmp_path
     (tmp_path / "no run").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/run.json").write_text("{")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/run.json").write_text('{"title": "of another program"}')
     code, document = command.json("runs", tmp_path)
     assert code == 0
     assert [(each["name"], each["rendered"], each["failed"]) for each in document["runs"]] == [
