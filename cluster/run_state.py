@@ -25,12 +25,26 @@ class JobLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatestItem:
+    """Something that was done. `picture`: a small JPEG file in base64; empty if there is none."""
+
+    name: str
+    picture: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """The document of the page. `facts`: pairs of a name and what is shown for it."""
+    """The document of the page. `facts`: pairs of a name and what is shown for it.
+
+    `latest`: what was done last, the newest first. `failures`: pairs of a name and why. `log`: its last lines.
+    """
 
     title: str
     facts: Sequence[tuple[str, str]]
     jobs: Sequence[JobLine]
+    latest: Sequence[LatestItem] = ()
+    failures: Sequence[tuple[str, str]] = ()
+    log: Sequence[str] = ()
 
 
 def write_state(folder: Path, state: RunState) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+SENT_EVERY_S = 15
+"""A job that runs puts its log into the bucket so often."""
 _EVENT_FIELDS = "event_fields"
 
 

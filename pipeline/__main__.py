@@ -24,6 +24,8 @@ COMMANDS = {
     "rerender": "pipeline.commands.rerender",
     "cancel": "pipeline.commands.cancel",
     "logs": "pipeline.commands.logs",
+    "runs": "pipeline.commands.runs",
+    "export": "pipeline.commands.export",
     "manifest": "pipeline.commands.manifest",
     "bench": "pipeline.commands.bench",
     "calibrate": "pipeline.commands.calibrate",

@@ -178,6 +178,13 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
         "--interval", type=_seconds, default=5.0, metavar="S", help="seconds between updates (default: 5)"
     )
     report = _run_command(commands, "report", "join the jobs' reports into reports/run.json, run.html, index.parquet")
+    report.add_argument(
+        "--share",
+        type=_hours,
+        metavar="HOURS",
+        help="also write reports/shared.html, whose signed links show the clips to whoever has its address for so many hours "
+        "(s3, gs, az; at most 168)",
+    )
     _add_json(report)
     retry = _run_command(
         commands,
@@ -202,9 +209,29 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
     _add_json(rerender)
     cancel = _run_command(commands, "cancel", "cancel the run's jobs; rendered clips stay")
     _add_json(cancel)
-    logs = _run_command(commands, "logs", "show what the jobs logged about a clip")
-    logs.add_argument("--clip", required=True, metavar="ID", help="the clip's id")
+    logs = _run_command(commands, "logs", "show what the jobs logged, also while they run")
+    logs.add_argument("--clip", metavar="ID", help="only what names this clip")
+    logs.add_argument("--job", metavar="NAME", help="only the log of this job, such as job-00007")
+    logs.add_argument("--follow", action="store_true", help="go on with new lines until the run is finished")
     _add_json(logs)
+    export = _run_command(commands, "export", "write the rendered clips of a run as a data set of videos with captions")
+    export.add_argument("target", metavar="TARGET", help="the folder or URL to write to")
+    export.add_argument(
+        "--format",
+        choices=("webdataset", "huggingface", "csv"),
+        required=True,
+        help="webdataset: tar files of .mp4, .txt and .json; huggingface: train/ with metadata.jsonl, for load_dataset "
+        "('videofolder'); csv: videos/ and clips.csv",
+    )
+    export.add_argument("--without-alarms", action="store_true", help="leave out clips with an alarm")
+    export.add_argument(
+        "--shard-mb", type=_megabytes, default=500.0, metavar="MB", help="size of a tar file, about (default: 500)"
+    )
+    export.add_argument("--overwrite", action="store_true", help="write over a data set that is there")
+    _add_json(export)
+    runs = _command(commands, "runs", "list the runs in a folder or under a prefix, the newest first")
+    runs.add_argument("prefix", metavar="PREFIX", help="the folder or URL that holds runs, such as s3://videos or runs")
+    _add_json(runs)
 
 
 def _run_command(commands: _Commands[Parser], name: str, summary: str) -> Parser:
@@ -381,6 +408,21 @@ def _count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"{text}, needs 1 or more")
     return count
+
+
+def _megabytes(text: str) -> float:
+    size = float(text)
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 MB")
+    return size
+
+
+def _hours(text: str) -> float:
+    hours = float(text)
+    # The longest time of S3's signed links is a week.
+    if not 0 < hours <= 168:
+        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 hours, and 168 (a week) at most")
+    return hours
 
 
 def _seconds(text: str) -> float:

@@ -164,7 +164,7 @@ ROOMS = {
     "aiohttp": ("jobs/media/web_files.py",),
     "s3fs": ("jobs/store/bucket.py",),
     "botocore": ("jobs/store/s3_listing.py",),
-    "pyarrow": ("manifests/*", "pipeline/run/report*.py", "pipeline/commands/report.py"),
+    "pyarrow": ("manifests/*", "pipeline/run/report*.py", "pipeline/commands/report.py", "pipeline/commands/export.py"),
     "numpy": ("manifests/*", "pab/*", "jobs/*", "pipeline/run/report*.py"),
     "imageio_ffmpeg": ("jobs/media/*", "jobs/rendering/*", "pipeline/commands/doctor_checks.py"),
     "rich": ("pipeline/*",),

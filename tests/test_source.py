@@ -39,7 +39,7 @@ BROAD = {
     "jobs/rendering/context.py:contain",  # the clip's border
     "jobs/rendering/context.py:contain_batch",  # that of clips rendered together
     "jobs/bench/run.py:line",  # a benchmark row's border
-    "jobs/rendering/shard_run.py:_kept_log",  # a job's top
+    "jobs/rendering/kept_log.py:kept_log",  # a job's top
     "jobs/rendering/finish.py:_run",  # threads' tops
     "jobs/store/retry.py:run",
     "cluster/dask_progress.py:_run",

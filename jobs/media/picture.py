@@ -15,12 +15,22 @@ Picture = npt.NDArray[np.uint8]
 _FRAMES = 6
 _WIDTH = 160
 _GAP = 4
+_POSTER = 320
 
 
 def png(picture_HWC: Picture) -> bytes:
     """Returns the picture as a PNG file, RGB with 8 bits a channel."""
     file = io.BytesIO()
     Image.fromarray(picture_HWC).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def poster(frames_THWC: Picture) -> bytes:
+    """Returns the frame in the middle as a small JPEG file of a few KB, its longer side at most 320 pixels."""
+    frame = Image.fromarray(frames_THWC[len(frames_THWC) // 2])
+    frame.thumbnail((_POSTER, _POSTER))
+    file = io.BytesIO()
+    frame.save(file, "JPEG", quality=80, optimize=True)
     return file.getvalue()
 
 

@@ -86,6 +86,8 @@ class Attempt:
     """Seconds from the mark until it was rendered, of a sample."""
     held_s: float = 0.0
     """Seconds for which it waited, rendered, until its job's guard had decided."""
+    without_reuse: ComingFrames | None = None
+    """The frames of the same clip without reuse, of a sample whose two videos are kept side by side."""
     warnings: tuple[str, ...] = ()
 
     def begin(self, number: int, *, units: float) -> Attempt:

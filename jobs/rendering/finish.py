@@ -18,6 +18,7 @@ from jobs.media.encode import Video, check, encode
 from jobs.outcome import ClipOutcome, Rendered, Skipped, skipped
 from jobs.quality.alarm_counts import ALARMS
 from jobs.quality.alarms import PixelStatistics, alarms_of, pixel_statistics
+from jobs.rendering.beside import leave_beside
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, contain
 from jobs.rendering.record import ClipRecord, clip_record
@@ -122,8 +123,10 @@ def finish_clip(attempt: Attempt, context: JobContext) -> Rendered | Skipped:
         with stages.time("upload"):
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
             bucket.upload(path, layout.render(clip.key, sha256))
+            beside = leave_beside(attempt, context, sha256)
         stages.current = "record"
-        if not write_record(bucket, clip, clip_record(attempt, context, video=video, sha256=sha256, pixels=pixels)):
+        record = clip_record(attempt, context, video=video, sha256=sha256, pixels=pixels, beside=beside)
+        if not write_record(bucket, clip, record):
             return _leave_to_other(attempt, context)
         _write_plain_name(attempt, context, path, layout.render(clip.key, sha256))
     finally:

@@ -198,6 +198,8 @@ class Guard:
                 without.units = attempt.units
                 note_instead(without, NONE)
                 attempt, error = without, None
+            elif self.context.ranks.node.is_clip_root:
+                attempt.without_reuse = without.coming
             loop.hand_over_sample(attempt, error)
 
 

@@ -53,9 +53,18 @@ class ClipRecord(TypedDict):
 
 
 def clip_record(
-    attempt: Attempt, context: JobContext, *, video: Video, sha256: str, pixels: PixelStatistics
+    attempt: Attempt,
+    context: JobContext,
+    *,
+    video: Video,
+    sha256: str,
+    pixels: PixelStatistics,
+    beside: Mapping[str, str] | None = None,
 ) -> ClipRecord:
-    """Returns the record of a rendered clip. Seconds are wall time; counts are those of the clip's root rank."""
+    """Returns the record of a rendered clip. Seconds are wall time; counts are those of the clip's root rank.
+
+    `beside`: what `leave_beside` gives, the paths of files that show the clip too.
+    """
     clip, denoised, compile_s = attempt.clip, attempt.denoised, round(attempt.compiled.seconds, 3)
     return {
         "schema": layout.SCHEMA,
@@ -81,7 +90,7 @@ def clip_record(
         "elapsed_s": round(attempt.elapsed_s, 6),
         "started_at": attempt.started_at,
         "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "video": video_facts(video, layout.render(clip.key, sha256), sha256),
+        "video": video_facts(video, layout.render(clip.key, sha256), sha256) | dict(beside or {}),
         "job": context.facts() | {"precision": attempt.precision},
         "versions": versions(),
         "warnings": list(attempt.warnings),

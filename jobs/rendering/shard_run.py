@@ -6,12 +6,12 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from jobs.log import log_event, open_log
+from jobs.log import log_event
 from jobs.media.ffmpeg import deadline_s as ffmpeg_deadline_s
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
 from jobs.rendering.announce import Announcer
@@ -29,11 +29,12 @@ from jobs.rendering.guard_decisions import read_decision
 from jobs.rendering.guarded_plans import GuardedPlan, guarded_plans
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures, leave_report
+from jobs.rendering.kept_log import keep_log, kept_log
 from jobs.rendering.loaded_family import LoadedFamily, load_family
 from jobs.rendering.scratch import open_scratch, remove_left_over
 from jobs.rendering.todo import Todo, sort_shard
 from jobs.store import layout
-from jobs.store.bucket import Bucket, BucketError
+from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy
 from manifests.clip import Clip
 from pab.execution.compile_cache import CompileCacheError, compile_cache
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _LAST_UPLOADS_S = 20.0
 _LAST_LOG_S = 10.0
-_LOG_FILE = "job.log"
 _STORE_CALLS = 10
 """Calls of the bucket in one stage, at most: finishing a clip makes eight."""
 
@@ -71,30 +71,8 @@ def run_shard(job: RenderShard) -> ShardOutcome:
             scratch=scratch,
             again=job.again,
         )
-        stack.enter_context(_kept_log(context))
+        stack.enter_context(kept_log(context))
         return _ShardRun(job, context, started).run()
-
-
-@contextmanager
-def _kept_log(context: JobContext) -> Iterator[None]:
-    place = context.ranks.place
-    file = context.scratch / _LOG_FILE
-    with open_log(file, run=context.settings.run_id, job=layout.job_name(context.shard), rank=place.rank):
-        try:
-            yield
-        except Exception:  # the job's top on this rank: the log in the bucket must say why the job ended
-            _LOG.exception("job_broken")
-            raise
-        finally:
-            _keep_log(context)
-
-
-def _keep_log(context: JobContext) -> None:
-    place = context.ranks.place
-    try:
-        context.bucket.upload(context.scratch / _LOG_FILE, layout.job_log(context.shard, place.name, place.rank))
-    except BucketError as error:
-        log_event(_LOG, "log_not_kept", level=logging.ERROR, error=str(error))
 
 
 def _log_refused(error: CompileCacheError) -> None:
@@ -222,7 +200,7 @@ class _ShardRun:
     def _last_words(self) -> None:
         # The rank hangs in a clip; the previous clip may not be recorded yet.
         self._save_last_uploads()
-        log = threading.Thread(target=_keep_log, args=(self._context,), daemon=True)
+        log = threading.Thread(target=keep_log, args=(self._context,), daemon=True)
         log.start()
         log.join(_LAST_LOG_S)
         shutil.rmtree(self._context.scratch, ignore_errors=True)

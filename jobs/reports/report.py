@@ -16,10 +16,11 @@ from typing import Any
 from jobs.quality.alarm_counts import AlarmCounts
 from jobs.quality.headline import quality_summary
 from jobs.reports.report_broadcast import by_broadcast, distinct_plans
+from jobs.reports.report_gallery import model_facts
 from jobs.reports.report_measured import measured_times
 from jobs.reports.report_speedup import ClipFactor, clip_factors, derived_speedup, difference, measured_speedup, reuses
 from jobs.reports.report_times import batch_size, loop_s, steps_of
-from jobs.store.layout import job_name
+from jobs.store import layout
 from manifests.clip import Clip
 from pab.broadcast.rules import KINDS
 
@@ -55,7 +56,7 @@ def build_report(facts: JobFacts) -> Json:
     factors = {record["digest"]: each for record, each in pairs}
     return {
         "schema": SCHEMA,
-        "job": job_name(facts.shard),
+        "job": layout.job_name(facts.shard),
         "shard": facts.shard,
         "run_id": facts.run_id,
         "mesh": facts.mesh,
@@ -82,6 +83,7 @@ def build_report(facts: JobFacts) -> Json:
         "calls": _calls(records),
         "all_to_alls": _all_to_alls(records),
         "plans": distinct_plans(records),
+        "models": model_facts(records),
         "broadcasts": by_broadcast(pairs, facts.baselines),
         "kept_bytes_peak": max((record["kept_bytes_peak"] for record in records), default=0),
         "warm_up_s": _rounded(sum(start["warm_up_s"] for start in facts.starts)),
@@ -241,6 +243,8 @@ def _clip_row(clip: Clip, facts: JobFacts, factors: Mapping[str, ClipFactor]) ->
         "alarms": record.get("alarms"),
         "rendered": record["plan"].get("rendered", record["plan"]["broadcast"]),
         "video": record["video"]["path"],
+        **{name: record["video"][name] for name in ("poster", "without_reuse") if name in record["video"]},
+        "log": layout.log_of(record["job"]),
         "size_bytes": record["video"]["size_bytes"],
         "warnings": record["warnings"],
     }

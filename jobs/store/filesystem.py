@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import fsspec
@@ -53,6 +53,17 @@ class BucketError(Exception):
 
 class _TakenMeanwhileError(OSError):
     """A store could not say who won a race for a name: ask again."""
+
+
+_CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+    ".mp4": "video/mp4",
+}
+"""What files are, by the ends of their names."""
 
 
 class Filesystem:
@@ -161,9 +172,39 @@ class Filesystem:
 
         return self._with_retries("look for", path, info)
 
+    def signed_link(self, path: str, seconds: int) -> str:
+        """Returns a link with which anybody may read the file for so many seconds. Asks the store nothing.
+
+        Raises BucketError if this kind of store has no such links, or no key to sign with is known.
+        """
+
+        def sign(fs: Any, full: str) -> str:
+            return str(fs.sign(full, expiration=seconds))
+
+        try:
+            return self._with_retries("sign a link to", path, sign)
+        except NotImplementedError as error:
+            protocol = self.url.partition("://")[0] if "://" in self.url else "a folder"
+            raise BucketError(
+                f"{self.url}: {protocol} has no signed links; s3, gs and az have. A folder's page has plain links: copy it "
+                "whole, or have a web server show it"
+            ) from error
+
     def listing(self, folder: str) -> dict[str, int]:
         """Returns the names of the files directly in a folder, with their sizes in bytes. Raises BucketError."""
         return self._with_retries("list", folder, self._list)
+
+    def folders(self) -> list[str]:
+        """Returns the names of the folders directly in this one. Raises BucketError."""
+
+        def look(fs: Any, full: str) -> list[str]:
+            try:
+                found = within(self.retry_policy.operation_s, lambda: fs.ls(full.rstrip("/"), detail=True))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return sorted(each["name"].rstrip("/").rsplit("/", 1)[-1] for each in found if each["type"] == "directory")
+
+        return self._with_retries("list", "", look)
 
     @property
     def is_local(self) -> bool:
@@ -235,6 +276,9 @@ class Filesystem:
         if "s3" in fs.protocol and len(data) <= SINGLE_PUT_BYTES:
             # The server compares this hash with what arrived: a check of the content that costs only a header.
             options["ContentMD5"] = _md5(data)
+            # Without it a browser saves a page, instead of showing it.
+            if (kind := _CONTENT_TYPES.get(PurePosixPath(full).suffix)) is not None:
+                options["ContentType"] = kind
         self._pipe(fs, full, data, **options)
         self._check_size(fs, full, len(data))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 SCHEMA = 1
 """Version of records, failures and job reports; raised when a reader of an older one would misread them."""
@@ -12,7 +13,11 @@ MANIFEST = "manifest.parquet"
 REFERENCES = "references.json"
 RUN_REPORT = "reports/run.json"
 RUN_PAGE = "reports/run.html"
+SHARED_PAGE = "reports/shared.html"
+"""The run's page for others, with links that end."""
 INDEX = "reports/index.parquet"
+GALLERY, SHARED_GALLERY = "gallery", "shared"
+"""The folders in `reports/` where the two pages find their clips."""
 KINDS = ("shards", "renders", "videos", "records", "failures", "attempts", "reports", "logs", "claims")
 """The folders of a run."""
 SHA256_DIGITS = 16
@@ -29,6 +34,16 @@ def render(key: str, sha256: str) -> str:
     return f"renders/{key}.{sha256[:SHA256_DIGITS]}.mp4"
 
 
+def poster(key: str, sha256: str) -> str:
+    """Returns the path of a small picture of a video; `sha256` is the video's, so each video has a picture of its own."""
+    return f"posters/{key}.{sha256[:SHA256_DIGITS]}.jpg"
+
+
+def sample(key: str, sha256: str) -> str:
+    """Returns the path of a video of a clip without reuse; the clip's own, with reuse, is beside it on pages."""
+    return f"samples/{key}.{sha256[:SHA256_DIGITS]}.mp4"
+
+
 def rendered_key(name: str) -> str:
     """Returns the clip's key from the name of a file in `renders/`; empty if it is none of ours."""
     key, _, rest = name.removesuffix(".mp4").rpartition(".")
@@ -43,6 +58,16 @@ def video(clip_id: str) -> str:
 def is_video(path: str) -> bool:
     """Whether a path that stands in a record is one of ours. Whoever writes to a bucket must not choose what is read."""
     return re.fullmatch(r"(videos|renders)/[A-Za-z0-9._-]+\.mp4", path) is not None
+
+
+def is_poster(path: str) -> bool:
+    """Whether a path that stands in a record is one that `poster` makes."""
+    return re.fullmatch(r"posters/[A-Za-z0-9._-]+\.jpg", path) is not None
+
+
+def is_sample(path: str) -> bool:
+    """Whether a path that stands in a record is one that `sample` makes."""
+    return re.fullmatch(r"samples/[A-Za-z0-9._-]+\.mp4", path) is not None
 
 
 def record(key: str) -> str:
@@ -109,6 +134,16 @@ def job_report(shard_index: int, suffix: str = "json") -> str:
     return f"reports/{job_name(shard_index)}.{suffix}"
 
 
+def gallery_file(folder: str, number: int) -> str:
+    """Returns the path of a file of rows of the gallery; `folder` is GALLERY or SHARED_GALLERY."""
+    return f"reports/{folder}/{number:05d}.js"
+
+
+def gallery_script(folder: str) -> str:
+    """Returns the path of the gallery's program."""
+    return f"reports/{folder}/gallery.js"
+
+
 def report_of(name: str) -> str:
     """Returns the job's name from the name of a file in `reports/`; empty if it is not the report of a job."""
     job = name.removesuffix(".json")
@@ -118,6 +153,20 @@ def report_of(name: str) -> str:
 def job_log(shard_index: int, start: str, rank: int) -> str:
     """Returns the path of one rank's log; `start` names one start of the job."""
     return f"logs/{job_name(shard_index)}.{start}.rank{rank}.log"
+
+
+def is_log(path: str) -> bool:
+    """Whether a path is one that `job_log` makes."""
+    return re.fullmatch(r"logs/job-[0-9]{5,}\.[A-Za-z0-9_-]+\.rank[0-9]+\.log", path) is not None
+
+
+def log_of(job: Mapping[str, Any]) -> str | None:
+    """Returns the path of the log that tells of a clip, from the `job` of its record or failure; None if that is damaged."""
+    try:
+        path = job_log(int(job["shard"]), f"{job['job_id']}-{job['start']}", int(job["rank"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return path if is_log(path) else None
 
 
 def attempts_by_key(names: Iterable[str]) -> dict[str, list[int]]:

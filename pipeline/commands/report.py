@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from jobs.quality.guard import guard_summary
+from jobs.reports.report_gallery import joined_versions
 from jobs.reports.report_speedup import difference
-from jobs.reports.run_html import SHOWN_VIDEOS, run_page
+from jobs.reports.run_html import gallery_script, run_page
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.measured import joined_measured
 from pipeline.run.bill import run_bill
 from pipeline.run.quality import derived_speedup, measured_speedup, quality_over, told_lines
+from pipeline.run.report_gallery import GalleryWriter
 from pipeline.run.report_index import IndexTotals, write_index
-from pipeline.run.report_rows import RunRows, errors_by_id, told_rows
+from pipeline.run.report_rows import ClipRow, RunRows, errors_by_id, told_rows
 from pipeline.run.run import Run, load_run, open_bucket
 from pipeline.run.run_keys import run_keys
 from pipeline.run.state import FailedClip, failed_clips, read_progress
-from pipeline.screen import Screen
+from pipeline.screen import Screen, counted
 
 Json = dict[str, Any]
 MAX_ERRORS = 100_000
@@ -38,30 +43,72 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     keys = run_keys(bucket)
     if keys is None:
         raise UsageError(f"{bucket.url} has no {layout.MANIFEST}: its submit was cut off early; submit again first")
-    document = write_report(bucket, known, keys)
+    share_s = None if arguments.share is None else round(3600 * arguments.share)
+    document = write_report(bucket, known, keys, share_s=share_s)
     screen.result(document, report_text(document))
     return Exit.OK
 
 
-def write_report(bucket: Bucket, run: Run, keys: Collection[str]) -> Json:
-    """Writes the three files of a run's report and returns what run.json holds. Raises BucketError."""
+def write_report(bucket: Bucket, run: Run, keys: Collection[str], *, share_s: int | None = None) -> Json:
+    """Writes the files of a run's report and returns what run.json holds. Raises BucketError.
+
+    `share_s`: for so many seconds a second page shows the clips to others, by signed links; None for no such page.
+    """
     progress = read_progress(bucket, keys, settled=True)
     reports, damaged = bucket.job_reports()
     failures = failed_clips(bucket, progress, limit=MAX_ERRORS)
     rows = RunRows(bucket, progress, told_rows(reports))
+    by_id = {each.clip_id: each for each in failures}
+    gallery, shared = GalleryWriter(bucket=bucket, failures=by_id), None
+    if share_s is not None:
+        sign = partial(bucket.signed_link, seconds=share_s)
+        shared = GalleryWriter(bucket=bucket, failures=by_id, folder=layout.SHARED_GALLERY, sign=sign)
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
         index, manifest = Path(folder) / "index.parquet", Path(folder) / "manifest.parquet"
         # Read in one piece, with retries: the library reads a remote file in many, each of which may fail.
         manifest.write_bytes(bucket.read_present(layout.MANIFEST))
-        totals = write_index(manifest, rows, errors_by_id(failures), url=bucket.url, path=index)
+        totals = write_index(
+            manifest, rows, errors_by_id(failures), url=bucket.url, path=index, shown=_both(gallery, shared)
+        )  # fmt: skip
         bucket.upload(index, layout.INDEX)
     document = report_document(bucket.url, run, totals=totals, reports=reports, failures=failures)
     document["bill"] = run_bill(bucket, reports, rendered=len(progress.recorded))
     document["damaged"] = [f"{path}: {what}" for path, what in damaged.items()]
     bucket.write_json(layout.RUN_REPORT, document)
-    shown = rows.videos(SHOWN_VIDEOS)
-    bucket.write(layout.RUN_PAGE, run_page(document, shown, num_rendered=len(progress.recorded)).encode())
+    bucket.write(layout.gallery_script(layout.GALLERY), gallery_script())
+    bucket.write(layout.RUN_PAGE, run_page(document, gallery.close()).encode())
+    if shared is not None and share_s is not None:
+        # Only here, not in reports/run.json: whoever reads that needs no link.
+        document["shared"] = _write_shared(bucket, document, shared, share_s)
     return document
+
+
+def _both(gallery: GalleryWriter, shared: GalleryWriter | None) -> Callable[[pa.RecordBatch, Sequence[ClipRow]], None]:
+    def add(batch: pa.RecordBatch, rows: Sequence[ClipRow]) -> None:
+        gallery.add(batch, rows)
+        if shared is not None:
+            shared.add(batch, rows)
+
+    return add
+
+
+def _write_shared(bucket: Bucket, document: Json, shared: GalleryWriter, share_s: int) -> str:
+    """Writes the page for others and returns the link to it."""
+    sign = partial(bucket.signed_link, seconds=share_s)
+    bucket.write(layout.gallery_script(layout.SHARED_GALLERY), gallery_script())
+    jobs = {job["job"]: sign(layout.job_report(layout.shard_of(job["job"]), "html")) for job in document["jobs"]}
+    alarms = document["alarms"]
+    # Links of the list of alarms go to files beside the page.
+    unlinked = alarms | {"first": [clip | {"video": None} for clip in alarms["first"]]}
+    text = run_page(
+        document | {"alarms": unlinked},
+        shared.close(),
+        script=sign(layout.gallery_script(layout.SHARED_GALLERY)),
+        job_links=jobs,
+        links_end=(datetime.now(UTC) + timedelta(seconds=share_s)).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    bucket.write(layout.SHARED_PAGE, text.encode())
+    return sign(layout.SHARED_PAGE)
 
 
 def report_document(
@@ -79,6 +126,8 @@ def report_document(
         "output": url,
         "run_id": run.run_id,
         "num_clips": run.num_clips,
+        "models": _models(run),
+        "versions": joined_versions([start for report in reports for start in report["starts"]]),
         "outcomes": totals.outcomes,
         "seconds": {"elapsed": round(totals.elapsed_s, 3), "denoise": round(totals.denoise_s, 3)},
         "speedup": _speedup(reports, totals),
@@ -96,6 +145,13 @@ def report_document(
             "index": f"{url}/{layout.INDEX}", "page": f"{url}/{layout.RUN_PAGE}", "report": f"{url}/{layout.RUN_REPORT}"
         },
     }  # fmt: skip
+
+
+def _models(run: Run) -> list[Json]:
+    return [
+        {"model": name, "weights": found.pinned or found.asked, "digest": found.digest, "loras": found.loras_text}
+        for name, found in sorted(run.weights.items())
+    ]
 
 
 def _speedup(reports: Sequence[Json], totals: IndexTotals) -> Json:
@@ -151,7 +207,7 @@ def _job_row(report: Json) -> Json:
 def report_text(document: Json) -> str:
     """Returns the report in a few lines."""
     outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(document["outcomes"].items()))
-    lines = [f"{document['num_clips']:,} clips: {outcomes}"]
+    lines = [f"{counted(document['num_clips'], 'clip')}: {outcomes}"]
     throughput = document["throughput"]
     if throughput["clips_per_gpu_hour"]:
         share = throughput["device_busy_share"]
@@ -159,4 +215,6 @@ def report_text(document: Json) -> str:
         lines.append(f"clips per GPU-hour: {throughput['clips_per_gpu_hour']:,.1f}{busy}")
     lines += [f"{name:<8} {text}" for name, text in told_lines(document)]
     lines += [f"left out, damaged: {what}" for what in document["damaged"][:10]]
+    if "shared" in document:
+        lines.append(f"shared   {document['shared']}")
     return "\n".join([*lines, *(f"{name:<8} {url}" for name, url in document["files"].items())])

@@ -88,7 +88,8 @@ def render(
     machines = settings.machines
     screen.note(
         f"{counted(work.num_clips, 'clip')} in {counted(len(numbers), 'job')} "
-        f"({submission.left_out:,} recorded before), mesh {work.mesh}, at most {machines.max_parallel_jobs} jobs at once"
+        f"({submission.left_out:,} recorded before), mesh {work.mesh}, "
+        f"at most {counted(machines.max_parallel_jobs, 'job')} at once"
     )
     submit = new_submit(
         machines.cluster,

@@ -159,8 +159,8 @@ def _text(
         lines += [
             (
                 f"{counted(len(work.shards.shards), 'job')} of {settings.machines.nodes_per_job} x "
-                f"{settings.machines.gpus_per_node} ranks, mesh {work.mesh}, at most {settings.machines.max_parallel_jobs} "
-                f"at once on {settings.machines.cluster}"
+                f"{counted(settings.machines.gpus_per_node, 'rank')}, mesh {work.mesh}, at most "
+                f"{settings.machines.max_parallel_jobs} at once on {settings.machines.cluster}"
             ),
             (
                 f"planned (times {document['times']}): longest job {document['longest_job_minutes']} min, "
@@ -180,7 +180,7 @@ def _text(
             "",
             (
                 f"plan of {counted(work.groups[group], 'clip')}: {group.model} {group.width}x{group.height}, "
-                f"{group.num_frames} frames{_loops(group)}, {group.num_steps} steps{_sampled(group)}, "
+                f"{counted(group.num_frames, 'frame')}{_loops(group)}, {counted(group.num_steps, 'step')}{_sampled(group)}, "
                 f"broadcast {group.broadcast}"
             ),
             _saving(_group_document(settings, work, costs, group)),

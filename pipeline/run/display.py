@@ -10,10 +10,13 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bars
 
 from cluster.run_state import JobLine
 from jobs.reports.number_formats import duration
+from pipeline.run.state import Progress
+from pipeline.screen import counted
 
 _LINE_EVERY_S = 15.0
 
@@ -23,6 +26,7 @@ class Snapshot:
     """How far the run is. `new` clips were rendered since `elapsed_s` ago.
 
     Only a driver knows the jobs, what was planned for the whole, and for how long its jobs have held GPUs (`gpu_s`).
+    `progress`: which clips these numbers count.
     """
 
     num_clips: int
@@ -36,6 +40,7 @@ class Snapshot:
     planned_s: float | None = None
     gpu_s: float = 0.0
     jobs: Sequence[JobLine] = ()
+    progress: Progress | None = None
 
     @property
     def clips_per_hour(self) -> float | None:
@@ -59,11 +64,11 @@ class Snapshot:
         """Says it in one line."""
         rate = self.clips_per_hour
         parts = [
-            f"{self.rendered:,} of {self.num_clips:,} clips",
+            f"{self.rendered:,} of {counted(self.num_clips, 'clip')}",
             f"{self.failed} failed",
             f"{self.started} running",
             f"jobs {self.jobs_running} running, {self.jobs_waiting} waiting" if self.jobs_running is not None else "",
-            f"{rate:,.0f} clips per hour" if rate else "",
+            f"{counted(round(rate), 'clip')} per hour" if rate else "",
             f"{duration(self.eta_s)} to go" if self.eta_s is not None else "",
         ]
         return ", ".join(part for part in parts if part)
@@ -111,7 +116,7 @@ class BarDisplay:
     """A bar with counts, rate and time to go."""
 
     def __init__(self) -> None:
-        self._progress = Progress(
+        self._progress = Bars(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"),
             console=Console(stderr=True), transient=True,
         )  # fmt: skip

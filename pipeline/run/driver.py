@@ -423,5 +423,6 @@ class Driver:
             elapsed_s=elapsed_s,
             planned_s=planned_s,
             gpu_s=sum(self._gpu_s.values()),
+            progress=progress,
             jobs=self._lines,
         )

@@ -12,6 +12,7 @@ from jobs.reports.number_formats import duration
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError
 from pipeline.run.display import Display, Snapshot
+from pipeline.run.latest import Latest
 from pipeline.screen import counted
 
 EVERY_S = 2.0
@@ -40,6 +41,7 @@ class PanelDisplay:
         self._planned_speedup = planned_speedup
         self._shown_at = float("-inf")
         self._measured: dict[str, float | None] = {}
+        self._latest = Latest(bucket=bucket)
 
     def update(self, snapshot: Snapshot) -> None:
         """Shows how far the run is."""
@@ -50,7 +52,9 @@ class PanelDisplay:
         self._shown_at = now
         self._read_one_report(snapshot)
         jobs = sorted(snapshot.jobs, key=lambda job: (_ORDER.get(job.state, 2), job.name))[:_MOST_JOBS]
-        self._page.show(RunState(title=self._bucket.url, facts=self._facts(snapshot), jobs=jobs))
+        self._latest.look(snapshot.progress, [job.name for job in jobs if job.state == JobState.RUNNING.value])
+        state = RunState(title=self._bucket.url, facts=self._facts(snapshot), jobs=jobs)
+        self._page.show(self._latest.shown_with(state))
 
     def __enter__(self) -> Self:
         self._inner.__enter__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,10 +59,19 @@ class IndexTotals:
         self.warnings.add(row.warnings)
 
 
-def write_index(manifest_file: Path, rows: RunRows, errors: Mapping[str, str], *, url: str, path: Path) -> IndexTotals:
+def write_index(
+    manifest_file: Path,
+    rows: RunRows,
+    errors: Mapping[str, str],
+    *,
+    url: str,
+    path: Path,
+    shown: Callable[[pa.RecordBatch, Sequence[ClipRow]], None],
+) -> IndexTotals:
     """Writes the index of a run to a local file.
 
-    `manifest_file`: the run's manifest, on this machine. `url`: the run's, which videos are named under.
+    `manifest_file`: the run's manifest, on this machine. `url`: the run's, which videos are named under. `shown`: is given
+    every part of the manifest with its clips' rows.
 
     A column of the manifest that is named like one of ours keeps its values as `<name>_in_manifest`.
     """
@@ -79,6 +88,7 @@ def write_index(manifest_file: Path, rows: RunRows, errors: Mapping[str, str], *
                 found = rows.rows(keys)
                 for name, row in zip(ids, found, strict=True):
                     totals.add(name, row)
+                shown(batch, found)
                 added = [
                     [row.outcome for row in found],
                     [

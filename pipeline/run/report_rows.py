@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jobs.reports.report_speedup import clip_factors, reuses
 from jobs.store import layout
 from jobs.store.bucket import Bucket
-from pipeline.run.state import FailedClip, Progress, clip_id
+from pipeline.run.state import FailedClip, Progress
 
 Json = dict[str, Any]
 
@@ -24,6 +24,8 @@ class ClipRow:
     that reuses nothing, has no full step, or whose steps were timed only while something was compiled. `rendered`: the
     broadcast that it was rendered with. `alarms`: None where an earlier version has not looked. `quality`: against the
     clip without reuse, of clips that were rendered twice. `warnings`: what its record says, such as a prompt that was cut.
+    clip without reuse, of clips that were rendered twice. `poster`, `without_reuse`, `log`: paths of its picture, of its
+    video without reuse and of the log that tells of it. `job`: the name of the job that rendered it.
     """
 
     outcome: str
@@ -37,6 +39,10 @@ class ClipRow:
     alarms: tuple[str, ...] | None = None
     quality: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    poster: str | None = None
+    without_reuse: str | None = None
+    log: str | None = None
+    job: str | None = None
 
     def alike(self, name: str) -> float | None:
         """Returns `psnr_db`, `ssim` or `vmaf` of a clip that was rendered twice; PSNR of the same frames is infinite."""
@@ -63,6 +69,10 @@ def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
                     alarms=_alarms(row),
                     quality=row.get("quality"),
                     warnings=tuple(row.get("warnings", ())),
+                    poster=_path(row, "poster", layout.is_poster),
+                    without_reuse=_path(row, "without_reuse", layout.is_sample),
+                    log=_path(row, "log", layout.is_log),
+                    job=str(report["job"]) if layout.is_job_name(str(report["job"])) else None,
                 )
     return rows
 
@@ -81,12 +91,6 @@ class RunRows:
         untold = [key for key in keys if key in progress.recorded and key not in self._told]
         read = {key: record_row(record) for key, record in self._bucket.records(untold).items()}
         return [self._row(key, read) for key in keys]
-
-    def videos(self, most: int) -> list[tuple[str, str]]:
-        """Returns the clip ids and videos' paths of the first rendered clips, as their records name them."""
-        keys = sorted(self._progress.recorded)[:most]
-        found = zip(keys, self.rows(keys), strict=True)
-        return [(clip_id(key), row.video) for key, row in found if row.video is not None]
 
     def _row(self, key: str, read: Mapping[str, ClipRow]) -> ClipRow:
         if key in self._progress.recorded:
@@ -112,7 +116,22 @@ def record_row(record: Json) -> ClipRow:
         rendered=record["plan"].get("rendered", record["plan"]["broadcast"]),
         alarms=_alarms(record),
         warnings=tuple(record.get("warnings", ())),
+        poster=_path(record["video"], "poster", layout.is_poster),
+        without_reuse=_path(record["video"], "without_reuse", layout.is_sample),
+        log=layout.log_of(record["job"]),
+        job=_job_name(record["job"]),
     )
+
+
+def _path(told: Json, name: str, is_ours: Callable[[str], bool]) -> str | None:
+    """Returns a path of what lies beside a video. Whoever writes to a bucket must not choose what a page links to."""
+    path = told.get(name)
+    return path if isinstance(path, str) and is_ours(path) else None
+
+
+def _job_name(job: Json) -> str | None:
+    shard = job.get("shard")
+    return layout.job_name(shard) if isinstance(shard, int) else None
 
 
 def _alarms(told: Json) -> tuple[str, ...] | None:

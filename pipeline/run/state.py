@@ -103,6 +103,10 @@ class FailedClip:
     error: str
     message: str
     attempt: int
+    path: str = ""
+    """Of the file that says so."""
+    log: str | None = None
+    """The path of the log that tells of it."""
 
     def __str__(self) -> str:
         return f"{self.clip_id}: {self.error} in {self.stage}: {self.message}"
@@ -130,6 +134,8 @@ def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:
         error=str(document.get("error", "?")),
         message=str(document.get("message", said)),
         attempt=number if isinstance(number, int) else attempt,
+        path=layout.failure(key, attempt),
+        log=layout.log_of(document.get("job", {})),
     )
 
 

@@ -110,7 +110,7 @@ def summary_document(bucket: Bucket, run: Run, progress: Progress, failures: lis
 
 
 def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) -> str:
-    lines = [f"{document['rendered']:,} of {document['num_clips']:,} clips rendered"]
+    lines = [f"{document['rendered']:,} of {counted(document['num_clips'], 'clip')} rendered"]
     if "rendered_now" in document:
         lines[0] += f" ({document['rendered_now']:,} now, {document['recorded_before']:,} recorded before)"
     not_rendered = int(str(document["failed"])) + int(str(document["quarantined"]))

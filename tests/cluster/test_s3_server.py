@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
+
 import pytest
 import s3fs
 
@@ -51,3 +54,20 @@ def test_a_folder_of_several_pages_is_listed_by_name_and_other_listings_keep_the
     assert bucket.exists("records/clip-0007.0a.json")
     fs, root = bucket._fs()
     assert {info["size"] for info in fs.ls(f"{root}/records", detail=True) if info["type"] == "file"} == {2}
+
+
+def test_a_signed_link_is_for_anybody_and_only_as_it_was_signed(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in s3_server.environment.items():
+        monkeypatch.setenv(variable, value)
+    connect(s3_server).call_s3("create_bucket", Bucket="signed")
+    bucket = Bucket("s3://signed/run")
+    bucket.write("renders/a b.mp4", b"frames")
+    link = bucket.signed_link("renders/a b.mp4", seconds=600)
+    with urllib.request.urlopen(link, timeout=20) as answer:
+        assert answer.read() == b"frames"
+        assert answer.headers["Content-Type"] == "video/mp4", "a browser plays it, and does not save it"
+    for wrong in (link.partition("?")[0], link.replace("Signature=", "Signature=A"), link.replace("a%20b", "b")):
+        with pytest.raises(urllib.error.HTTPError, match=r"403|404"):
+            urllib.request.urlopen(wrong, timeout=20)

@@ -35,14 +35,18 @@ def tree(page: str) -> ET.Element:
     return ET.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
 
 
-def assert_harmless(page: str, *, shown: int) -> None:
-    """Hostile text is told word for word, at least `shown` times, and none of it is a tag, an event or a link."""
+def assert_harmless(page: str, *, shown: int, script: str | None = None) -> None:
+    """Hostile text is told word for word, at least `shown` times, and none of it is a tag, an event or a link.
+
+    `script`: the only program that the page may load.
+    """
     root = tree(page)
     for element in root.iter():
-        assert element.tag not in ("script", "iframe", "object", "embed", "base", "link")
+        assert element.tag not in ("iframe", "object", "embed", "base", "link")
+        assert element.tag != "script" or (element.attrib == {"src": script, "defer": "defer"} and not element.text)
         for name, text in element.attrib.items():
             assert not name.lower().startswith("on")
             assert name not in ("href", "src") or ":" not in text or text.startswith("data:image/png;base64,")
     assert not [image for image in root.iter("img") if not image.get("src", "").startswith("data:")]
     assert sum(text.count(HOSTILE) for text in root.itertext()) >= shown
-    assert "<script" not in page
+    assert page.count("<script") == (script is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from fnmatch import fnmatch
@@ -15,8 +16,9 @@ from jinja2 import UndefinedError
 from jobs.reports.bench_html import bench_page
 from jobs.reports.calibration_svg import curves, plan_grid
 from jobs.reports.page import page
+from jobs.reports.report_gallery import CLIPS_PER_FILE, COLUMNS, GalleryIndex, data_file, joined_versions, model_facts
 from jobs.reports.report_svg import bar_chart, block_picture, plan_picture
-from jobs.reports.run_html import SHOWN_VIDEOS, run_page
+from jobs.reports.run_html import run_page
 from jobs.reports.step_patterns import LEGEND, look_of
 from tests.jobs.hostile import HOSTILE, assert_harmless, poisoned, tree
 
@@ -72,9 +74,29 @@ def cells(page: str) -> list[list[str]]:
     return [["".join(cell.itertext()).strip() for cell in row if cell.tag == "td"] for row in tree(page).iter("tr")]
 
 
-def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> None:
-    ids = [f"clip-{number:02}" for number in range(30)]
-    found = run_page(run_document(), [(name, f"renders/{name}.0a.1234.mp4") for name in ids], num_rendered=3000)
+def clip_row(**changes: Any) -> dict[str, Any]:
+    row = dict.fromkeys(COLUMNS) | {
+        "clip_id": "a", "digest": "0a", "outcome": "rendered", "prompt": "a red circle", "model": "demo", "num_frames": 16,
+        "height": 64, "width": 48, "broadcast": "pab", "identical": False, "alarms": [], "video": "renders/a.0a.12.mp4",
+    }  # fmt: skip
+    return row | changes
+
+
+def gallery(*rows: dict[str, Any]) -> GalleryIndex:
+    index = GalleryIndex(files=["gallery/00000.js"])
+    for row in rows:
+        index.add(row)
+    return index
+
+
+def index_of(page: str) -> dict[str, Any]:
+    (section,) = (each for each in tree(page).iter("section") if each.get("id") == "gallery")
+    found: dict[str, Any] = json.loads(section.get("data-index", ""))
+    return found
+
+
+def test_the_page_of_a_run_tells_its_figures() -> None:
+    found = run_page(run_document(), gallery())
     told = {div[0].text: div[1].text for div in tree(found).iter("div") if len(div) and div[0].tag == "dt"}
     assert told == {
         "clips per GPU-hour": "56.79", "devices busy, clip to clip": "50.0%", "clips": "3,000", "failed": "1",
@@ -102,15 +124,10 @@ def test_the_page_of_a_run_tells_its_figures_and_shows_the_first_videos() -> Non
         "1",
     ] in (cells(found))
     assert ["b", "denoise", "ValueError: no such word"] in cells(found)
-    assert [video.get("src") for video in tree(found).iter("video")] == [
-        f"../renders/{name}.0a.1234.mp4" for name in ids[:SHOWN_VIDEOS]
-    ]
-    assert f"{SHOWN_VIDEOS} of 3,000." in found
     nothing = run_page(
-        run_document(speedup={"measured": None, "derived": None}, failures=[], jobs=[], outcomes={}), [], num_rendered=0
+        run_document(speedup={"measured": None, "derived": None}, failures=[], jobs=[], outcomes={}), gallery()
     )
     assert "No clip of this run reuses anything" in nothing
-    assert "Videos" not in nothing
     assert "Failed clips" not in nothing
 
 
@@ -130,7 +147,7 @@ def judged_document() -> dict[str, Any]:
 
 
 def test_the_page_of_a_run_has_quality_beside_the_speedup_and_links_to_clips_with_an_alarm() -> None:
-    found = run_page(judged_document(), [], num_rendered=30)
+    found = run_page(judged_document(), gallery())
     told = {div[0].text: div[1].text for div in tree(found).iter("div") if len(div) and div[0].tag == "dt"}
     assert (told["worst PSNR"], told["clips with an alarm"]) == ("21.3 dB", "2")
     assert ["PSNR", "21.3 dB", "30.0 dB", "2"] in cells(found)
@@ -142,6 +159,44 @@ def test_the_page_of_a_run_has_quality_beside_the_speedup_and_links_to_clips_wit
     assert [link.text for link in tree(found).iter("a") if link.get("href") == "../renders/b.0a.12.mp4"] == ["b"]
     (job,) = [row for row in cells(found) if row[:1] == ["job-00000"]]
     assert job[6:11] == ["1.23x", "-", "21.3 dB", "30.0 dB", "2"]
+
+
+def record(weights: str | None) -> dict[str, Any]:
+    lora = {"place": "styles/ink.safetensors", "strength": 0.8, "component": "transformer", "digest": "0a"}
+    return {"clip": {"model": "wan"}, "weights": weights, "loras": [lora]}
+
+
+def test_pages_name_models_weights_and_versions() -> None:
+    document = run_document(
+        models=[{"model": "wan", "weights": "Wan-AI/Wan2.1@0a1b", "digest": "77", "loras": "none"}],
+        versions=joined_versions([{"versions": {"torch": "2.11"}}, {"versions": {"torch": "2.12"}}, {}]),
+    )
+    found = run_page(document, gallery())
+    assert "wan, weights Wan-AI/Wan2.1@0a1b" in found
+    assert "torch 2.11 and 2.12" in found
+    assert model_facts([record("w"), record("w"), record(None)]) == [
+        {"model": "wan", "weights": "", "loras": "styles/ink.safetensors:0.8", "clips": 1},
+        {"model": "wan", "weights": "w", "loras": "styles/ink.safetensors:0.8", "clips": 2},
+    ]
+
+
+def test_the_gallery_finds_its_files_and_offers_what_its_clips_have() -> None:
+    rows = [
+        clip_row(),
+        clip_row(outcome="failed", without_reuse="samples/a.0a.12.mp4", alarms=None),
+        clip_row(height=8),
+    ]
+    found = run_page(run_document(), gallery(*rows))
+    index = index_of(found)
+    assert (index["clips"], index["perFile"], index["files"]) == (3, CLIPS_PER_FILE, ["gallery/00000.js"])
+    assert index["columns"] == list(COLUMNS)
+    offered = {
+        each.get("name"): [option.text for option in each] for each in tree(found).iter("select")
+    }  # fmt: skip
+    assert offered["outcome"] == ["any status", "rendered (2)", "failed (1)"]
+    assert offered["size"] == ["any size", "16 x 64 x 48 (2)", "16 x 8 x 48 (1)"]
+    assert offered.keys() == {"outcome", "size", "sort", "shown"}, "one model and one broadcast leave no choice"
+    assert "side by side only (1)" in found
 
 
 def test_a_step_pattern_has_the_same_colour_on_every_page_and_in_every_plan() -> None:
@@ -179,13 +234,36 @@ def test_the_table_of_a_benchmark_has_a_bar_for_what_was_measured_and_a_reason_f
 
 def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_run() -> None:
     found = run_page(
-        poisoned(judged_document(), names=["outcomes", "by_kind"]),
-        [(HOSTILE, HOSTILE), ("a", "videos/a b?#%.mp4")],
-        num_rendered=2,
+        poisoned(
+            judged_document() | {"models": model_facts([record("w")]), "versions": {"torch": ["2"]}},
+            names=["outcomes", "by_kind", "versions"],
+        ),
+        gallery(clip_row(outcome=HOSTILE, model=HOSTILE, alarms=[HOSTILE]), clip_row()),
     )
-    assert_harmless(found, shown=20)
+    assert_harmless(found, shown=27, script="gallery/gallery.js")
     assert 'href="javascript%3Aalert' in found
-    assert 'src="../videos/a%20b%3F%23%25.mp4"' in found
+
+
+def test_hostile_text_of_a_clip_stays_text_in_the_files_of_the_gallery() -> None:
+    """The files are programs, so they must hold data alone; the page's program writes it as text."""
+    lines = HOSTILE + "\u2028\u2029\n\x00"
+    data = data_file(3, [clip_row(**dict.fromkeys(COLUMNS, lines))]).decode("ascii")
+    assert re.fullmatch(r"pabClips\(3, \[\[.*\]\]\);\n", data)
+    assert "<" not in data
+    assert "\n" not in data[:-1]
+    assert json.loads(data.removeprefix("pabClips(3, ").removesuffix(");\n")) == [[lines] * len(COLUMNS)]
+    script = (ROOT / "jobs/reports/gallery.js").read_text()
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|setAttribute\((?!\"aria-label\")", script
+    )
+    made = re.findall(r"\.(?:href|src|poster) = (.*?);", script)
+    assert made == [
+        "index.files[number]",
+        "link(one[at.poster])",
+        "link(one[at.video])",
+        "link(path)",
+        "link(one[path])",
+    ]
 
 
 def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_benchmark() -> None:
@@ -209,11 +287,11 @@ def test_hostile_labels_do_nothing_in_pictures(picture: str) -> None:
 
 def test_a_value_that_a_template_misses_is_an_error_and_no_gap() -> None:
     with pytest.raises(UndefinedError, match="'document' is undefined"):
-        page("run.html", videos=[], shown=[])
+        page("run.html", links_end=None, shown=[])
     document = run_document()
     del document["jobs"][0]["mesh"]
     with pytest.raises(UndefinedError, match=r"no attribute 'mesh'"):
-        run_page(document, [], num_rendered=0)
+        run_page(document, gallery())
 
 
 def test_every_template_and_the_stylesheet_are_installed() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import base64
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.run_state import JobLine, RunState
@@ -10,6 +11,7 @@ from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.run.display import LineDisplay, Snapshot
 from pipeline.run.panel import PanelDisplay
+from pipeline.run.state import NOTHING_KNOWN, clip_id
 
 
 @dataclass(slots=True)
@@ -69,3 +71,31 @@ def test_the_page_is_told_no_more_often_than_it_looks(tmp_path: Path) -> None:
         for _ in range(3):
             display.update(snapshot())
     assert len(page.told) == 1
+
+
+def test_the_page_has_pictures_of_the_latest_clips_failures_and_the_logs_of_running_jobs(tmp_path: Path) -> None:
+    bucket, page = Bucket(str(tmp_path)), Page()
+    keys = [f"clip-{number:02}.0a" for number in range(14)]
+    for key in keys:
+        path = layout.poster(key, "77")
+        video = {"path": layout.render(key, "77"), "sha256": "77", "size_bytes": 1, "poster": path}
+        if key != keys[-1]:  # one of an earlier version
+            bucket.write(path, b"JPEG of " + key.encode())
+        else:
+            del video["poster"]
+        parts = {"plan": {}, "steps": {}, "seconds": {}, "elapsed_s": 1.0, "job": {}}
+        bucket.write_json(layout.record(key), {"clip_id": clip_id(key), "digest": "0a", "video": video, **parts})
+    bucket.write_json(layout.failure("bad.0b", 2), {"stage": "denoise", "error": "E", "message": "no", "attempt": 2})
+    bucket.write(layout.job_log(2, "1-0", 0), b"event=clip_started clip=x\n")
+    bucket.write(layout.job_log(1, "1-0", 0), b"event=of_a_job_that_waits\n")
+    progress = replace(NOTHING_KNOWN, recorded=frozenset(keys), failed=frozenset({"bad.0b"}))
+    with PanelDisplay(LineDisplay(), page, bucket=bucket, planned_speedup=None, every_s=0.0) as display:
+        display.update(snapshot(progress=progress))
+        display.update(snapshot(progress=progress))
+    first, again = page.told
+    assert again == first, "the bucket is not asked again at once"
+    assert [item.name for item in first.latest] == [clip_id(key) for key in reversed(keys[2:])]
+    assert first.latest[0].picture == ""
+    assert base64.b64decode(first.latest[1].picture) == b"JPEG of clip-12.0a"
+    assert first.failures == [("bad", "E in denoise: no")]
+    assert first.log == ["job-00002.1-0.rank0.log: event=clip_started clip=x"]

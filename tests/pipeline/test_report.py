@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from tests.pipeline.command import FAST, Command, records
+from jobs.reports.report_gallery import COLUMNS
+from tests.pipeline.command import FAST, Command, num_frames, records
 from tests.pipeline.test_submit import TOO_MANY_WORDS
 
 Manifest = Callable[..., Path]
@@ -81,6 +82,7 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
     assert document["clip_warnings"] == report["clip_warnings"]
 
     _every_link_leads_to_a_file(output, found)
+    assert_gallery_shows(output, found)
 
     code, status = command.json("status", output)
     assert (code, status["rendered"], status["failed"], status["remaining"]) == (3, 2, 1, 0)
@@ -93,6 +95,10 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
     assert {"alarms", "speedup"} <= {line.partition(" ")[0] for line in shown.splitlines()}
     assert command.run("watch", output).returncode == 3
 
+    assert_logs_tell_of_one_clip(command, output)
+
+
+def assert_logs_tell_of_one_clip(command: Command, output: Path) -> None:
     code, logs = command.json("logs", output, "--clip", "b")
     assert code == 0
     assert any("event=clip_failed" in line["line"] for line in logs["lines"])
@@ -102,10 +108,30 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
 def _every_link_leads_to_a_file(output: Path, found: dict[str, Any]) -> None:
     links = Links()
     links.feed((output / "reports/run.html").read_text())
-    assert set(links.found) == {
-        *(f"../{found[name]['video']['path']}" for name in ("a", "c")), "job-00000.html",
-    }  # fmt: skip
+    alarmed = {f"../{found[name]['video']['path']}" for name in ("a", "c") if found[name]["alarms"]}
+    assert set(links.found) == {"gallery/gallery.js", "job-00000.html", *alarmed}
     assert all((output / "reports" / link).is_file() for link in links.found)
+
+
+def assert_gallery_shows(output: Path, found: dict[str, dict[str, Any]]) -> None:
+    """The gallery's only file tells of all clips; every path in it is there, and one clip has its video without reuse."""
+    text = (output / "reports/gallery/00000.js").read_text()
+    values = json.loads(text.removeprefix("pabClips(0, ").removesuffix(");\n"))
+    rows = {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in values}
+    assert list(rows) == ["a", "b", "c"]
+    for name in ("a", "c"):
+        assert rows[name]["video"] == found[name]["video"]["path"]
+        assert rows[name]["poster"] == found[name]["video"]["poster"]
+        assert (output / rows[name]["poster"]).read_bytes()[:2] == b"\xff\xd8", "a JPEG file"
+    assert "words that the demo model knows" in rows["b"]["error"]
+    assert json.loads((output / rows["b"]["failure"]).read_text())["clip_id"] == "b"
+    paths = ("video", "poster", "without_reuse", "record", "failure", "log", "job")
+    assert all((output / row[path]).is_file() for row in rows.values() for path in paths if row[path])
+    assert all(row["log"] for row in rows.values())
+    compared = [row for row in rows.values() if row["without_reuse"]]
+    assert [row["psnr_db"] is not None or row["identical"] for row in compared] == [True]
+    own = found[compared[0]["clip_id"]]["clip"]
+    assert num_frames(output / compared[0]["without_reuse"]) == own["num_frames"]
 
 
 def test_a_folder_without_a_run_is_told(command: Command, tmp_path: Path) -> None:
