@@ -71,6 +71,30 @@ _CALIBRATED = StepRules(
 )
 """What `calibrate` found for at most the work of PAB246 (docs/calibrate.md has the command and what it does)."""
 
+_HALF = StepRules(
+    family="demo",
+    num_steps=30,
+    passes=(0, 1, 2, 3, 4, 6, 8, 10, 13, 16, 20, 23, 26, 28, 29),
+    groups=(),
+    residual=(
+        (5, (1.3616, -0.3932)),
+        (7, ()),
+        (9, ()),
+        (11, ()),
+        (12, ()),
+        (14, (1.3635, -0.3619)),
+        (15, (1.7429, -0.7412)),
+        (17, (1.3737, -0.3752)),
+        (18, (1.7752, -0.7768)),
+        (21, (1.3123, -0.3117)),
+        (22, (1.6416, -0.6358)),
+        (24, (1.3646, -0.3616)),
+        (25, (1.7947, -0.7825)),
+        (27, (1.3539, -0.3467)),
+    ),
+)
+"""What `calibrate` found for half of the calls (docs/calibrate.md): a residual stands in at 14 steps, a prediction at 1."""
+
 DEMO = Family(
     name="demo",
     summary="coloured shapes in motion, 64x64, a small model that ships with the project",
@@ -94,6 +118,7 @@ DEMO = Family(
         "pab357": pyramid(3, 5, 7, window=_WINDOW, mlp=_MLP),
         "pab579": pyramid(5, 7, 9, window=_WINDOW, mlp=_MLP),
         "calibrated": _CALIBRATED,
+        "half": _HALF,
         **FORESIGHT_PRESETS,
     },
     floor=QualityFloor(
