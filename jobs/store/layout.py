@@ -45,9 +45,10 @@ def sample(key: str, sha256: str) -> str:
 
 
 def rendered_key(name: str) -> str:
-    """Returns the clip's key from the name of a file in `renders/`; empty if it is none of ours."""
-    key, _, rest = name.removesuffix(".mp4").rpartition(".")
-    return key if name.endswith(".mp4") and len(rest) == SHA256_DIGITS else ""
+    """Returns the clip's key from the name of a file in `renders/`, `posters/` or `samples/`; empty if it is none of ours."""
+    stem, _, suffix = name.rpartition(".")
+    key, _, rest = stem.rpartition(".")
+    return key if suffix in ("mp4", "jpg") and len(rest) == SHA256_DIGITS else ""
 
 
 def video(clip_id: str) -> str:

@@ -27,6 +27,8 @@ from pipeline.screen import Screen, counted
 
 SHOWN_CLIPS = 5
 FORCE = "--force-new-settings"
+_BY_CONTENT = ("renders", "posters", "samples")
+"""Folders whose files are named by their clip's key and their own bytes."""
 _KEY = re.compile(r"[A-Za-z0-9._-]+\.[0-9a-f]{16}")
 
 
@@ -215,7 +217,7 @@ def prune(bucket: Bucket, keys: Collection[str], screen: Screen) -> None:
     Says what it removed. Raises BucketError.
     """
     found: dict[str, tuple[str, int]] = {}
-    for folder in ("records", "failures", "attempts", "renders"):
+    for folder in ("records", "failures", "attempts", *_BY_CONTENT):
         for name, size in bucket.listing(folder).items():
             key = _key_of(folder, name)
             if _KEY.fullmatch(key) and key not in keys:
@@ -235,7 +237,7 @@ def prune(bucket: Bucket, keys: Collection[str], screen: Screen) -> None:
 def _key_of(folder: str, name: str) -> str:
     if folder == "records":
         return name.removesuffix(".json") if name.endswith(".json") else ""
-    if folder == "renders":
+    if folder in _BY_CONTENT:
         return layout.rendered_key(name)
     return next(iter(layout.attempts_by_key([name.removesuffix(".json")])), "")
 

@@ -70,6 +70,8 @@ def test_a_run_grows_and_goes_back_and_prune_removes_what_left(
     }
     assert_whole(copied, ["c0", "c1", "c2"])
     assert len(list((copied / "renders").iterdir())) == 3
+    assert {path.name.split(".")[0] for path in (copied / "posters").iterdir()} == {"c0", "c1", "c2"}
+    assert len(list((copied / "posters").iterdir())) == 3
 
 
 def test_new_settings_are_forced_and_the_run_says_so(
