@@ -8,7 +8,7 @@ near the best one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +33,7 @@ class FoundPasses:
     """The steps at which the blocks run, what stands in at each other step, and the squared movement that is expected."""
 
     passes: Steps
-    stand_ins: dict[int, StandsIn]
+    stand_ins: Mapping[int, StandsIn]
     error: float
 
 
