@@ -29,7 +29,7 @@ _SPACE = " \t\r\n"
 Row = tuple[int, Mapping[str, Any] | Problem]
 
 
-def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Makes an object of its pairs, for `json.loads`. Raises ValueError where a name is there twice."""
     found: dict[str, Any] = {}
     for name, value in pairs:
@@ -67,7 +67,7 @@ def _numbered(rows: Iterator[Any]) -> Iterator[Row]:
 
 def _list_items(stream: BinaryIO, source: str) -> Iterator[Any]:
     """Yields the values of a list, each as soon as it has been read."""
-    text, decoder = codecs.getreader("utf-8")(stream), json.JSONDecoder(object_pairs_hook=unique_object)
+    text, decoder = codecs.getreader("utf-8")(stream), json.JSONDecoder(object_pairs_hook=without_duplicates)
     held, at, is_first = "", 0, True
     while True:
         try:
@@ -123,7 +123,7 @@ def _whole(stream: BinaryIO, source: str) -> Any:
         allowed = f"a JSON document of more than {MAX_JSON_BYTES:,} bytes that is no list is not read"
         raise ManifestError(source, [Problem(allowed=allowed, action="write it as JSON lines, one object a line")])
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique_object)
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=without_duplicates)
     except UnicodeDecodeError as error:
         raise _no_utf8(source, error) from error
     except (ValueError, RecursionError) as error:

@@ -14,7 +14,7 @@ from manifests.convert import Cells
 from manifests.errors import Problem, cut
 from manifests.read import open_manifest
 from manifests.schema import FLOAT_COLUMNS
-from manifests.sources.documents import document_rows, unique_object
+from manifests.sources.documents import document_rows, without_duplicates
 from manifests.sources.form import SourceForm
 from manifests.sources.raw_lines import MAX_LINE_BYTES, decoded_lines
 from manifests.sources.streams import open_text
@@ -82,7 +82,7 @@ def _jsonl_lines(stream: BinaryIO) -> Iterator[Line]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text, object_pairs_hook=unique_object)
+            row = json.loads(text, object_pairs_hook=without_duplicates)
         except (ValueError, RecursionError) as error:
             allowed = f"this is not JSON ({error})"
             yield number, Problem(line=number, allowed=allowed, action="fix the line")
