@@ -12,9 +12,10 @@ from pab.broadcast.rules import NO_BROADCAST
 from pab.broadcast.sites import Site
 from pab.broadcast.step_rules import StepRules
 from pab.calibration.changes import Changes, Sampler, Samples, mean_changes
-from pab.calibration.effects import measure_clip, measure_effect, spread_effects
-from pab.calibration.groups import WHOLE_PASS, site_groups
+from pab.calibration.effects import spread_effects
+from pab.calibration.groups import site_groups
 from pab.calibration.passes_and_sites import search_passes_and_sites
+from pab.calibration.reference import ReferenceClips
 from pab.calibration.search import Budget, ErrorModel, PlanSearch, error_model
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import plan_for
@@ -29,43 +30,41 @@ def weights(tiny_weights) -> Path:
     return tiny_weights(*FAMILIES)
 
 
-def measured(name: str, weights: Path):
+@pytest.mark.parametrize("name", FAMILIES)
+def test_measuring_changes_nothing_and_a_probe_is_the_clip_with_one_reuse(weights, name):
     model, request = load(name, weights), request_of(name)
     groups = site_groups(family(name).sites)
     plan = plan_for(family(name), request, NO_BROADCAST, "float32")
-    return model, groups, measure_clip(model, request, groups, plan, group=NodeGroup())
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_measuring_changes_nothing_and_a_probe_is_the_clip_with_one_reuse(weights, name):
-    model, groups, clip = measured(name, weights)
+    clips = ReferenceClips(model=model, requests=(request,), plan=plan, group=NodeGroup(), window=2)
+    (changes,), _, _ = clips.render(groups)
     exact = render(name, model, NO_BROADCAST)
-    assert torch.equal(clip.latents, exact.latents)
-    assert clip.changes.difference.shape == (len(groups) + 1, 4, 4)
-    assert (np.diagonal(clip.changes.difference, axis1=1, axis2=2) == 0).all()
-    assert (clip.changes.neighbours > 0).all()
+    assert torch.equal(clips.latents, exact.latents)
+    assert changes.difference.shape == (len(groups) + 1, 4, 4)
+    assert (np.diagonal(changes.difference, axis1=1, axis2=2) == 0).all()
+    assert (changes.neighbours > 0).all()
 
-    step, group = 2, groups[-1]
-    rules = StepRules(num_steps=4, groups=(group.computing_at([0, 1, 3]),))
-    reusing = render(name, model, rules)
-    effect = measure_effect(model, clip, group, step, group=NodeGroup())
+    # The finished latents follow the last prediction along a straight line.
+    group = groups[-1]
+    reusing = render(name, model, StepRules(num_steps=4, groups=(group.computing_at([0, 1, 2]),)))
     assert sum(reusing.reused.values()) == len(group.names) * reusing.passes
-    assert effect.abs().max() > 0
-    assert torch.equal(effect, (reusing.latents - exact.latents).flatten())
+    moved, missed = clips.sampled(reusing.latents - exact.latents)[0], clips.site_error(group, 3)[0]
+    assert abs(moved @ missed) / (np.linalg.norm(moved) * np.linalg.norm(missed)) > 0.999
 
     skipping = render(name, model, StepRules(num_steps=4, groups=(), passes=(0, 1, 3)))
     assert skipping.computed == {kind: count * 3 // 4 for kind, count in exact.computed.items()}
     assert skipping.reused == {kind: count // 4 for kind, count in exact.computed.items()}
     assert skipping.kept_bytes_peak == 0
-    effect = measure_effect(model, clip, WHOLE_PASS, step, group=NodeGroup())
-    assert torch.equal(effect, (skipping.latents - exact.latents).flatten())
+    missed_by = (clips.guided[1] - clips.guided[2]).norm().item()
+    assert clips.gain_at(2)[0] * missed_by == pytest.approx((skipping.latents - exact.latents).norm().item(), rel=1e-3)
 
 
 def test_a_clip_is_measured_on_one_rank(weights):
     model, request = load("demo", weights), request_of("demo")
     plan = plan_for(family("demo"), request, NO_BROADCAST, "float32")
     with pytest.raises(ValueError, match="one rank, this group has 2"):
-        measure_clip(model, request, site_groups(plan.sites), plan, group=NodeGroup(clip=Axis(size=2)))
+        ReferenceClips(
+            model=model, requests=(request,), plan=plan, group=NodeGroup(clip=Axis(size=2)), window=2
+        )  # fmt: skip
 
 
 def test_changes_compare_every_step_with_every_other():
