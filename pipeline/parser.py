@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from pipeline.exits import UsageError
 from pipeline.run.options import add_options, add_options_of
-from pipeline.run.source_flags import SOURCES, add_source_flags
+from pipeline.run.source_flags import SOURCES, add_source_flags, count
 
 EXITS = """exit codes:
   0 all clips rendered   1 error   2 wrong usage   3 some clips failed
@@ -309,7 +309,7 @@ def _add_bench(commands: _Commands[Parser]) -> None:
         help="size of the models; auto: full on a GPU, else tiny",
     )
     parser.add_argument(
-        "--repeat", type=_count, default=3, metavar="N", help="timed clips per row, at most (default: 3)"
+        "--repeat", type=count, default=3, metavar="N", help="timed clips per row, at most (default: 3)"
     )
     parser.add_argument(
         "--seconds",
@@ -401,13 +401,6 @@ def _add_doctor(commands: _Commands[Parser]) -> None:
     )
     parser.add_argument("--output", metavar="URL", help="check that a run can be written to this folder or URL")
     _add_json(parser)
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text}, needs 1 or more")
-    return count
 
 
 def _megabytes(text: str) -> float:

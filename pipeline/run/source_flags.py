@@ -90,7 +90,7 @@ def _add_row_flags(parser: argparse.ArgumentParser, *, is_build: bool) -> None:
     )
     group.add_argument(
         "--seeds",
-        type=_count,
+        type=count,
         default=1,
         metavar="N",
         help="N clips of each row, with seeds one after another (default: 1)",
@@ -102,8 +102,8 @@ def _add_row_flags(parser: argparse.ArgumentParser, *, is_build: bool) -> None:
         metavar="NAME=A,B,C",
         help="a clip of each row for every one of these values, e.g. guidance_scale=4,5,6; repeated: for all combinations",
     )
-    group.add_argument("--limit", type=_count, metavar="N", help="only the first N rows")
-    group.add_argument("--sample", type=_count, metavar="N", help="only N rows, chosen by chance")
+    group.add_argument("--limit", type=count, metavar="N", help="only the first N rows")
+    group.add_argument("--sample", type=count, metavar="N", help="only N rows, chosen by chance")
     group.add_argument(
         "--sample-seed", type=int, default=0, metavar="N", help="another number chooses other rows (default: 0)"
     )
@@ -129,11 +129,12 @@ def _delimiter(text: str) -> str:
     return character
 
 
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
+def count(text: str) -> int:
+    """Reads a flag that counts. Raises argparse.ArgumentTypeError, which says what is needed."""
+    number = int(text)
+    if number < 1:
         raise argparse.ArgumentTypeError(f"{text}, needs 1 or more")
-    return count
+    return number
 
 
 def _score(text: str) -> str:
