@@ -408,6 +408,7 @@ class JobSettings:
     `hang_s`: seconds after which a clip, or another stage of the job, hangs and the process ends itself.
     `upload_timeout_s`: how long the job waits for a bucket that does not answer. `compile_backend`: the backend of
     torch.compile. `exclusive`: whether the bucket itself refuses to create what exists, as `submit` found out by trying.
+    `driver`: the program that queued the job, as `jobs.version.program` names it; None if nobody said.
     """
 
     output: str
@@ -422,6 +423,7 @@ class JobSettings:
     compile_backend: str = "inductor"
     exclusive: bool = True
     pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None
+    driver: str | None = None
 
     @property
     def weights(self) -> str | None:

@@ -93,7 +93,7 @@ def clip_record(
         "video": video_facts(video, layout.render(clip.key, sha256), sha256) | dict(beside or {}),
         "job": context.facts() | {"precision": attempt.precision},
         "versions": versions(),
-        "warnings": list(attempt.warnings),
+        "warnings": [*attempt.warnings, *([other] if (other := context.other_program) else [])],
         "alarms": list(alarms_of(pixels)),
         "pixels": pixels.facts(),
     }

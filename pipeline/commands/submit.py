@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.job import Cluster
 from jobs.store.bucket import Bucket
+from jobs.version import code_digest
 from manifests.accept import AcceptedManifest
 from manifests.read import read_keys
 from manifests.sources.files import source_name
@@ -57,6 +58,7 @@ from pipeline.screen import Screen, counted
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `submit`. What another submit is at work on is waited for, and rendered here if that one dies."""
+    code_digest()  # of the files as they are now: planning may take minutes, and an edit meanwhile is not this program
     waited: list[Cluster] = []
     model = str(choose(vars(arguments), environment_settings(), arguments.config)["model"].value)
     with opened_source(arguments, arguments.manifest, screen, model=model) as source:

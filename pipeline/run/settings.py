@@ -15,6 +15,7 @@ from typing import Annotated
 
 from jobs.setting import Setting, number_reader
 from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.version import program
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 from pipeline.run.notify import webhook
@@ -154,6 +155,13 @@ class MachineSettings:
             help="any other sbatch option, e.g. --slurm constraint=a100 reservation=video; may be repeated",
         ),
     ] = field(default_factory=dict)
+    ship_code: Annotated[
+        bool,
+        Setting(
+            help="SLURM jobs run the program where the driver has it, so an edit or an upgrade reaches jobs that still wait "
+            "(default: a copy in runs/.jobs/code, made when jobs are submitted)",
+        ),
+    ] = True
     dashboard_host: Annotated[
         str | None,
         Setting(
@@ -226,6 +234,7 @@ class RunSettings:
             pinned_loras=pinned_loras,
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
             exclusive=exclusive,
+            driver=program(),
         )
 
 
