@@ -14,11 +14,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from jobs.store.bucket import Bucket, BucketError
+from jobs.version import CODE, program
 from pab.families import FAMILIES
+from pipeline.run.libraries import MODELS, missing_libraries
 from pipeline.run.run import open_bucket
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 MIN_FREE_BYTES = 5 << 30
+PYTHONS = ((3, 11), (3, 12), (3, 13))
 _TIMEOUT_S = 60.0
 _TORCH = """
 import json, torch
@@ -42,6 +45,7 @@ class Check:
 
 def machine_checks() -> Iterator[Check]:
     """Yields what this machine has of what runs need."""
+    yield program_check()
     yield python_check()
     yield from torch_checks()
     yield ffmpeg_check()
@@ -49,14 +53,15 @@ def machine_checks() -> Iterator[Check]:
     yield slurm_check()
     yield dask_check()
     yield s3_check()
+    yield models_check()
 
 
 def python_check() -> Check:
     """Looks at the interpreter."""
     found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] in ((3, 11), (3, 12)):
+    if sys.version_info[:2] in PYTHONS:
         return Check(name="python", verdict=OK, found=found)
-    return Check(name="python", verdict=MISSING, found=found, mend="needs Python 3.11 or 3.12: `make demo` finds one")
+    return Check(name="python", verdict=MISSING, found=found, mend="needs Python 3.11, 3.12 or 3.13")
 
 
 def torch_checks() -> Iterator[Check]:
@@ -64,7 +69,7 @@ def torch_checks() -> Iterator[Check]:
     ran = _run([sys.executable, "-c", _TORCH])
     if ran.returncode:
         last = (ran.stderr.strip() or "no answer").splitlines()[-1]
-        yield Check(name="torch", verdict=MISSING, found=last, mend="pip install torch, or `make demo`")
+        yield Check(name="torch", verdict=MISSING, found=last, mend="pip install torch")
         return
     found = json.loads(ran.stdout)
     yield Check(name="torch", verdict=OK, found=f"{found['version']} (CUDA {found['cuda'] or 'none'})")
@@ -149,7 +154,30 @@ def s3_check() -> Check:
     try:
         return Check(name="s3", verdict=OK, found=f"s3fs {version('s3fs')} (check a bucket with --output s3://...)")
     except PackageNotFoundError:
-        return Check(name="s3", verdict=NOTE, found="s3fs is not installed", mend="for s3:// URLs: pip install s3fs")
+        mend = "for s3:// URLs: pip install 'pab-pipeline[s3]'"
+        return Check(name="s3", verdict=NOTE, found="s3fs is not installed", mend=mend)
+
+
+def models_check() -> Check:
+    """Looks for the libraries that all families but `demo` need."""
+    names = sorted({library for family in FAMILIES.values() for library in family.libraries})
+    absent = sorted({library for each in missing_libraries(FAMILIES).values() for library in each})
+    if absent:
+        found = f"{' and '.join(absent)} not installed: demo is the only model"
+        return Check(name="models", verdict=NOTE, found=found, mend=f"for the others: {MODELS}")
+    return Check(name="models", verdict=OK, found=", ".join(f"{name} {_version(name)}" for name in names))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(a copy that no installer knows)"
+
+
+def program_check() -> Check:
+    """Says which program this is and where its files are."""
+    return Check(name="program", verdict=OK, found=f"{program()} in {CODE}")
 
 
 def weights_check(model: str, weights: str | None) -> Check:

@@ -36,6 +36,7 @@ from pipeline.run.growth import (
     start_or_grow,
     write_manifest,
 )
+from pipeline.run.libraries import check_libraries
 from pipeline.run.machines import open_cluster, work_folder
 from pipeline.run.options import Chosen, choose
 from pipeline.run.references import KnownReference, ReferenceReader, access_of, keep_references, known_references
@@ -112,6 +113,7 @@ def _submit(
                 return _submit(arguments, source, screen, [*tried, begin], waited=waited)
             settings = _with_reasons(settings, begin, tried[-1])
         tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen)]), screen)
+        tell_warnings(check_libraries(rules.weights, here=settings.machines.cluster == "local"), screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
         growth = find_growth(bucket, found, asked, path, forced=arguments.force_new_settings) if found else None
