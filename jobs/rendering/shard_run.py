@@ -101,9 +101,9 @@ class _ShardRun:
     def run(self) -> ShardOutcome:
         """Renders this replica's clips, then joins the outcomes of all replicas."""
         ranks = self._ranks
-        log_event(_LOG, "job_started", **self._context.facts(), program=self._measures.program)
+        log_event(_LOG, "job_started", **self._context.facts(), program=self._measures.program, code=CODE)
         if other := self._context.other_program:
-            log_event(_LOG, "other_program", level=logging.WARNING, told=other, code=CODE)
+            log_event(_LOG, "other_program", level=logging.WARNING, told=other)
         with self._watch.over_stage("remove_left_over", extra_s=self._context.store_s(1)):
             remove_left_over()
         todo = self._look()

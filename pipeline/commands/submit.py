@@ -113,7 +113,9 @@ def _submit(
                 return _submit(arguments, source, screen, [*tried, begin], waited=waited)
             settings = _with_reasons(settings, begin, tried[-1])
         tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen)]), screen)
-        tell_warnings(check_libraries(rules.weights, here=settings.machines.cluster == "local"), screen)
+        tell_warnings(
+            check_libraries(rules.weights, here=settings.machines.cluster == "local" and not arguments.dry_run), screen
+        )
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
         growth = find_growth(bucket, found, asked, path, forced=arguments.force_new_settings) if found else None

@@ -73,7 +73,7 @@ def test_a_job_that_is_not_its_drivers_program_says_so_in_log_record_and_report(
     render_job(str(tmp_path), baseline=False, driver=DRIVER)()
     told = f"the job ran pab-pipeline '{program()}', its driver is '{DRIVER}'"
     (log,) = ((tmp_path / "logs" / name).read_text() for name in bucket.names("logs"))
-    assert f'level=warning run=run-1 job=job-00007 rank=0 event=other_program told="{told}" code={CODE}\n' in log
+    assert f'level=warning run=run-1 job=job-00007 rank=0 event=other_program told="{told}"\n' in log
     record = bucket.read_json(layout.record(item.key))
     assert record["warnings"] == [told]
     assert record["versions"]["code"] == digest_of(CODE)
@@ -88,7 +88,7 @@ def test_a_job_that_is_its_drivers_program_says_which_it_is_and_warns_of_nothing
     bucket = write_shard(str(tmp_path), [item])
     render_job(str(tmp_path), baseline=False, driver=program())()
     (log,) = ((tmp_path / "logs" / name).read_text() for name in bucket.names("logs"))
-    assert f'program="{program()}"' in log
+    assert f'program="{program()}" code={CODE}\n' in log
     assert "other_program" not in log
     assert bucket.read_json(layout.record(item.key))["warnings"] == []
     report = bucket.job_report("job-00007")
