@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from pipeline.exits import UsageError
 from pipeline.run.options import add_options, add_options_of
 from pipeline.run.source_flags import SOURCES, add_source_flags, count
+from pipeline.screen import own_command
 
 EXITS = """exit codes:
   0 all clips rendered   1 error   2 wrong usage   3 some clips failed
@@ -117,7 +118,7 @@ class _Version(argparse.Action):
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser; the chosen command is in `command` (and `manifest_command`)."""
     parser = Parser(
-        prog="python -m pipeline",
+        prog=own_command(),
         description="Renders manifests of prompts into AI video on SLURM or here, with Pyramid Attention Broadcast.",
         epilog=EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,

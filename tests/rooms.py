@@ -78,7 +78,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "pipeline/run": {"pipeline/exits", "pipeline/screen"},
     "pipeline/planning": {"pipeline/exits", "pipeline/screen", "pipeline/run"},
     "pipeline/commands": {"pipeline/exits", "pipeline/screen", "pipeline/run", "pipeline/planning"},
-    "pipeline/parser": {"pipeline/exits", "pipeline/run"},
+    "pipeline/parser": {"pipeline/exits", "pipeline/run", "pipeline/screen"},
     "pipeline/__main__": {"pipeline/exits", "pipeline/screen", "pipeline/parser"},
 }
 """Each room (a folder, or a file beside the rooms) and the rooms of its package that it may import."""
