@@ -48,7 +48,7 @@ def program() -> str:
 def other_than(driver: str | None, job: str) -> str | None:
     """Returns in words that a job runs another program than its driver; None if the same, or if the driver's is not known.
 
-    The texts are in quotes, so that summaries count the same warning of several versions as one.
+    The texts are in quotes, so that summaries count what several clips say of several versions as one.
     """
     if driver is None or job == driver:
         return None

@@ -105,12 +105,14 @@ def test_an_installed_driver_renders_in_a_folder_of_another_version_and_its_job_
     finally:
         edited.write_bytes(before)
     assert ran.returncode == 0, ran.stderr
-    told = {"warning": "the job ran pab-pipeline ..., its driver is ...", "clips": 1}
-    assert told in json.loads(ran.stdout)["clip_warnings"]
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "runs/prompts/records").iterdir())
     run = json.loads((tmp_path / "runs/prompts/run.json").read_text())
     assert run["versions"]["code"] == digest_of(wheel) != record["versions"]["code"]
     assert run["versions"]["pab-pipeline"] == record["versions"]["pab-pipeline"] == VERSION
+    job, driver = (f"'{VERSION} (code {each['versions']['code']})'" for each in (record, run))
+    warning = f"the job ran pab-pipeline {job}, its driver is {driver}"
+    assert warning in record["warnings"]
+    assert {"warning": warning, "clips": 1} in json.loads(ran.stdout)["clip_warnings"]
 
 
 def test_every_path_made_from_a_files_own_exists() -> None:
