@@ -43,7 +43,6 @@ INNER = {
     "cluster.dask_progress.DaskProgress",
     "jobs.progress.NoProgress",
     "pab.families.find_family",
-    "pathlib.PosixPath",
 }
 FIELDS = {
     RenderShard: "settings shard progress again find_family",
@@ -89,7 +88,7 @@ def real_job(progress: DaskProgress | None) -> JobRequest:
 
 def test_a_queued_job_names_only_what_stays_in_its_place(tmp_path: Path) -> None:
     inner: set[str] = set()
-    for progress in (None, DaskProgress(scheduler_file=Path("/jobs/scheduler.json"))):
+    for progress in (None, DaskProgress(scheduler_file="/jobs/scheduler.json")):
         DelayedSubmission(RankCall(call=real_job(progress).call, max_requeues=3)).dump(tmp_path / "job.pkl")
         data = (tmp_path / "job.pkl").read_bytes()
         assert set(names_in(data)) == OUTER
