@@ -9,7 +9,6 @@ from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
-from cluster.code_copy import CodeCopy
 from cluster.job import Cluster, JobRequest
 from cluster.local import LocalCluster
 from cluster.slurm import SlurmCluster
@@ -19,14 +18,13 @@ from jobs.progress import ClipProgress, NoProgress
 from jobs.render import RenderShard
 from jobs.settings import JobSettings
 from jobs.store import layout
-from jobs.version import PACKAGES, VERSION, code_digest
 from pipeline.exits import RefusedError, UsageError
+from pipeline.run.job_code import JOBS, code_copy
 from pipeline.run.settings import MachineSettings
 
 LIMIT_SHARE, LIMIT_MIN = 1.5, 10
 """SLURM's limit above the planned minutes: planning is an estimate, and a job that is cut off starts anew."""
 LOOPBACK = "127.0.0.1"
-_JOBS = Path("runs/.jobs")
 _RUN_ID = re.compile(r"[0-9a-f]{12,64}")
 _OUTPUT = "output.json"
 DEADLINE_S = 120.0
@@ -42,12 +40,7 @@ def work_folder(run_id: str) -> Path:
         raise UsageError(
             f"run_id={str(run_id)[:80]!r} in run.json, needs 12 to 64 of 0-9 and a-f; somebody has written over that file"
         )
-    return _JOBS.absolute() / run_id
-
-
-def code_copy() -> CodeCopy:
-    """Returns where jobs find a copy of this program: beside the folders of runs, one for each version of its files."""
-    return CodeCopy(folder=_JOBS.absolute() / "code", name=f"{VERSION}-{code_digest()}", packages=PACKAGES)
+    return JOBS.absolute() / run_id
 
 
 def claim_folder(folder: Path, output: str) -> None:
@@ -116,7 +109,7 @@ def open_slurm(machines: MachineSettings, folder: Path) -> SlurmCluster:
         cpus_per_task=_whole("cpus-per-task", cpus),
         mem=None if mem is None else str(mem),
         extra=extra,
-        code=code_copy() if machines.ship_code else None,
+        code=code_copy(machines),
     )
     return SlurmCluster(folder, settings, run_id=folder.name)
 

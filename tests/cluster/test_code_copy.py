@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from cluster.job import ClusterError
 from cluster.slurm_script import Shape, array_script
 from cluster.slurm_settings import SlurmSettings
 from jobs.version import PACKAGES, VERSION, digest_of
-from pipeline.run.machines import code_copy
+from pipeline.run.job_code import code_copy
+from pipeline.run.settings import MachineSettings
 
 SHAPE = Shape(num_nodes=1, ranks_per_node=1, gpus_per_node=0, timeout_min=5, avoid_nodes=frozenset())
 
@@ -39,7 +41,11 @@ def test_a_copy_that_cannot_be_made_is_refused_in_words_and_leaves_nothing(tmp_p
 
 def test_the_copy_of_a_submit_is_named_after_its_files_and_lies_beside_the_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert code_copy().place == tmp_path / "runs/.jobs/code" / f"{VERSION}-{digest_of(ROOT)}"
+    machines = MachineSettings(cluster="slurm", max_parallel_jobs=1)
+    copy = code_copy(machines)
+    assert copy
+    assert copy.place == tmp_path / "runs/.jobs/code" / f"{VERSION}-{digest_of(ROOT)}"
+    assert code_copy(replace(machines, ship_code=False)) is None
 
 
 def test_a_script_finds_the_program_in_the_copy_and_nowhere_else_before(tmp_path: Path) -> None:
