@@ -6,14 +6,13 @@ from pathlib import Path
 
 from cluster.code_copy import CodeCopy
 from jobs.version import PACKAGES, VERSION, code_digest
-from pipeline.run.settings import MachineSettings
 
 JOBS = Path("runs/.jobs")
 """Where the files of jobs are, in the folder in which `submit` is called."""
 
 
-def code_copy(machines: MachineSettings) -> CodeCopy | None:
+def code_copy(*, ship_code: bool) -> CodeCopy | None:
     """Returns the copy that jobs are to run; None if they run the driver's own files."""
-    if not machines.ship_code:
+    if not ship_code:
         return None
     return CodeCopy(folder=JOBS.absolute() / "code", name=f"{VERSION}-{code_digest()}", packages=PACKAGES)

@@ -109,7 +109,7 @@ def open_slurm(machines: MachineSettings, folder: Path) -> SlurmCluster:
         cpus_per_task=_whole("cpus-per-task", cpus),
         mem=None if mem is None else str(mem),
         extra=extra,
-        code=code_copy(machines),
+        code=code_copy(ship_code=machines.ship_code),
     )
     return SlurmCluster(folder, settings, run_id=folder.name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,11 +40,11 @@ def test_a_copy_that_cannot_be_made_is_refused_in_words_and_leaves_nothing(tmp_p
 
 def test_the_copy_of_a_submit_is_named_after_its_files_and_lies_beside_the_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    machines = MachineSettings(cluster="slurm", max_parallel_jobs=1)
-    copy = code_copy(machines)
+    assert MachineSettings(cluster="slurm", max_parallel_jobs=1).ship_code
+    copy = code_copy(ship_code=True)
     assert copy
     assert copy.place == tmp_path / "runs/.jobs/code" / f"{VERSION}-{digest_of(ROOT)}"
-    assert code_copy(replace(machines, ship_code=False)) is None
+    assert code_copy(ship_code=False) is None
 
 
 def test_a_script_finds_the_program_in_the_copy_and_nowhere_else_before(tmp_path: Path) -> None:
