@@ -73,9 +73,10 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "jobs/render": {"jobs/settings", "jobs/outcome", "jobs/progress", "jobs/rendering"},
     "pipeline/exits": set(),
     "pipeline/screen": set(),
-    "pipeline/run": {"pipeline/exits", "pipeline/screen"},
+    "pipeline/signals": {"pipeline/screen"},
+    "pipeline/run": {"pipeline/exits", "pipeline/screen", "pipeline/signals"},
     "pipeline/planning": {"pipeline/exits", "pipeline/screen", "pipeline/run"},
-    "pipeline/commands": {"pipeline/exits", "pipeline/screen", "pipeline/run", "pipeline/planning"},
+    "pipeline/commands": {"pipeline/exits", "pipeline/screen", "pipeline/signals", "pipeline/run", "pipeline/planning"},
     "pipeline/parser": {"pipeline/exits", "pipeline/run"},
     "pipeline/__main__": {"pipeline/exits", "pipeline/screen", "pipeline/parser"},
 }

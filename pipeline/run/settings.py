@@ -17,7 +17,7 @@ from jobs.setting import Setting, number_reader
 from jobs.settings import JobSettings, Mesh, RenderSettings
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
-from pipeline.run.notify import webhook
+from pipeline.signals.notify import FAILED_SHARE, read_share
 
 MESH_GOALS = ("auto", "latency")
 """Values of --mesh that let `pipeline.planning.mesh` choose one: for throughput, or for the time of one clip."""
@@ -136,14 +136,25 @@ class MachineSettings:
         ),
     ] = None
     notify: Annotated[
-        str | None,
+        tuple[str, ...],
         Setting(
-            metavar="URL",
-            read=webhook,
-            help="webhook to which the driver posts JSON: at the end, when a fifth of the clips fail, at 75%% and 100%% of "
-            "the budget. The URL may be a secret, so set PAB_PIPELINE_NOTIFY instead: others can read command lines",
+            kind=list,
+            metavar="URL|mailto:ADDRESS",
+            help="whom the driver tells: at the end, when many clips fail, at 75%% and 100%% of the budget. A webhook to "
+            "which it posts JSON, or an address to which this machine's mailer sends; may be repeated. A webhook's URL may "
+            "be a secret, so set PAB_PIPELINE_NOTIFY instead (several with spaces): others can read command lines",
         ),
-    ] = None
+    ] = field(default_factory=tuple)
+    notify_failure_rate: Annotated[
+        float,
+        Setting(
+            kind=str,
+            metavar="SHARE",
+            read=read_share,
+            help="share of the clips that ended in this submit, of at least ten, from which on --notify tells of failures, "
+            "such as 10%%",
+        ),
+    ] = FAILED_SHARE
     partition: Annotated[str | None, Setting(metavar="P", help="SLURM partition")] = None
     account: Annotated[str | None, Setting(metavar="A", help="SLURM account")] = None
     qos: Annotated[str | None, Setting(metavar="Q", help="SLURM quality of service")] = None
