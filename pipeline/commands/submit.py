@@ -26,7 +26,7 @@ from pipeline.run.bill import budget_of, prices_of
 from pipeline.run.build import build_settings
 from pipeline.run.claims import claimed
 from pipeline.run.damage import look_for_damage, put_aside, write_plain_names
-from pipeline.run.environment import environment_settings
+from pipeline.run.environment import environment_settings, variables
 from pipeline.run.growth import (
     Growth,
     find_growth,
@@ -47,6 +47,7 @@ from pipeline.run.run import (
     find_run,
     open_bucket,
 )
+from pipeline.run.run_signals import check_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
@@ -85,7 +86,7 @@ def _submit(
     settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
-    for name in ("budget", "notify"):
+    for name in ("budget", "notify", "metrics_file", "otlp"):
         if arguments.detach and getattr(settings.machines, name):
             raise UsageError(
                 f"{chosen[name].source} needs a driver, and with --detach there is none; leave one of them out"
@@ -218,8 +219,12 @@ def _carry_out(
 
 
 def _open_channels(settings: RunSettings, chosen: Mapping[str, Chosen]) -> tuple[Webhook | Mail, ...]:
+    """Returns who is told how the submit ends. Raises UsageError if that, or what machines are told, cannot be."""
+    if wrong := check_signals(settings.machines, variables()):
+        name, problem = wrong
+        raise UsageError(f"{chosen[name].source} {problem}")
     try:
-        return open_channels(settings.machines.notify)
+        return open_channels(settings.machines.notify, variables())
     except ValueError as error:
         raise UsageError(f"{chosen['notify'].source} {error}") from error
 

@@ -22,6 +22,7 @@ from pipeline.run.damage import look_for_damage, write_plain_names
 from pipeline.run.display import Display, open_display
 from pipeline.run.driven import ShardJob
 from pipeline.run.driver import Driver
+from pipeline.run.environment import variables
 from pipeline.run.growth import (
     Growth,
     prune,
@@ -36,6 +37,7 @@ from pipeline.run.run import (
     Run,
     undo_run,
 )
+from pipeline.run.run_signals import RunSignals, open_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shard_jobs import ShardJobs
 from pipeline.run.state import read_progress
@@ -88,6 +90,29 @@ def render(
 
     `numbers`: by index in the plan, the numbers of the shards. Raises CommandError, ClusterError, BucketError.
     """
+    with open_signals(
+        submission.settings.machines,
+        variables(),
+        bucket=submission.bucket,
+        run_id=submission.run.run_id,
+        budget=submission.budget,
+        screen=submission.screen,
+    ) as signals:
+        code = _render(submission, cluster, work, numbers, claim, detach=detach, signals=signals)
+        signals.exit_code = None if code == Exit.INTERRUPTED else code
+        return code
+
+
+def _render(
+    submission: Submission,
+    cluster: Cluster,
+    work: PlannedWork,
+    numbers: dict[int, int],
+    claim: Claim,
+    *,
+    detach: bool,
+    signals: RunSignals,
+) -> int:
     settings, screen, bucket = submission.settings, submission.screen, submission.bucket
     folder = work_folder(submission.run.run_id)
     machines = settings.machines
@@ -112,7 +137,12 @@ def render(
         screen=screen,
         submit=submit,
         keys=submission.keys,
-        oversight=Oversight(budget=submission.budget, notifier=notifier, failure_rate=machines.notify_failure_rate),
+        oversight=Oversight(
+            budget=submission.budget,
+            notifier=notifier,
+            failure_rate=machines.notify_failure_rate,
+            signals=signals,
+        ),
     )
     with ExitStack() as stack:
         stack.enter_context(_interruptible())

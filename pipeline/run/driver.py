@@ -24,6 +24,7 @@ from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.machines import claim_folder
 from pipeline.run.oversight import Oversight
 from pipeline.run.quarantine import write_quarantined
+from pipeline.run.run_metrics import Standing
 from pipeline.run.state import NOTHING_KNOWN, Progress, read_progress
 from pipeline.screen import Screen
 
@@ -139,6 +140,8 @@ class Driver:
                 keep_alive()
                 now = time.monotonic()
                 self._count(now - looped_at)
+                if self._oversight:
+                    self._oversight.signals.jobs(self._seen_jobs())
                 looped_at = now
                 self._keep_budget()
                 if now >= look_at or self._has_ended():
@@ -343,7 +346,13 @@ class Driver:
 
     def _tell_progress(self, progress: Progress) -> None:
         if self._oversight:
-            self._oversight.look(progress)
+            standing = Standing(
+                num_clips=len(self._all_keys), jobs=self._seen_jobs(), gpu_s=sum(self._gpu_s.values())
+            )  # fmt: skip
+            self._oversight.look(progress, standing)
+
+    def _seen_jobs(self) -> list[tuple[str, str, str]]:
+        return [(job.name, job.id, job.state.value) for job in self.jobs]
 
     def _tell(self, event: str, text: str) -> None:
         if self._oversight:

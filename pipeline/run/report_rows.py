@@ -119,7 +119,7 @@ def record_row(record: Json) -> ClipRow:
         poster=_path(record["video"], "poster", layout.is_poster),
         without_reuse=_path(record["video"], "without_reuse", layout.is_sample),
         log=layout.log_of(record["job"]),
-        job=_job_name(record["job"]),
+        job=layout.job_of(record["job"]),
     )
 
 
@@ -127,11 +127,6 @@ def _path(told: Json, name: str, is_ours: Callable[[str], bool]) -> str | None:
     """Returns a path of what lies beside a video. Whoever writes to a bucket must not choose what a page links to."""
     path = told.get(name)
     return path if isinstance(path, str) and is_ours(path) else None
-
-
-def _job_name(job: Json) -> str | None:
-    shard = job.get("shard")
-    return layout.job_name(shard) if isinstance(shard, int) else None
 
 
 def _alarms(told: Json) -> tuple[str, ...] | None:

@@ -18,11 +18,16 @@ from jobs.settings import JobSettings, Mesh, RenderSettings
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 from pipeline.signals.notify import FAILED_SHARE, read_share
+from pipeline.signals.otlp import read_otlp
 
 MESH_GOALS = ("auto", "latency")
 """Values of --mesh that let `pipeline.planning.mesh` choose one: for throughput, or for the time of one clip."""
 HANG_OVER_PLAN = 4.0
 """Planned times are estimates: a clip must take at least this many times as long as planned before it counts as hanging."""
+
+
+def _file(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _prefix(path: str) -> str:
@@ -155,6 +160,27 @@ class MachineSettings:
             "such as 10%%",
         ),
     ] = FAILED_SHARE
+    metrics_file: Annotated[
+        str | None,
+        Setting(
+            kind=str,
+            metavar="FILE.prom",
+            read=_file,
+            help="file on this machine to which the driver writes metrics in the text form of Prometheus, for the textfile "
+            "collector of node_exporter; needs the extra [metrics]",
+        ),
+    ] = None
+    otlp: Annotated[
+        str | None,
+        Setting(
+            metavar="URL|env",
+            read=read_otlp,
+            is_secret=True,
+            help="OpenTelemetry collector to which the driver sends metrics and spans by OTLP over HTTP, such as "
+            "http://collector:4318; env: as the variables OTEL_EXPORTER_OTLP_* say, which also hold headers. Needs the extra "
+            "[otlp]",
+        ),
+    ] = None
     partition: Annotated[str | None, Setting(metavar="P", help="SLURM partition")] = None
     account: Annotated[str | None, Setting(metavar="A", help="SLURM account")] = None
     qos: Annotated[str | None, Setting(metavar="Q", help="SLURM quality of service")] = None
@@ -209,10 +235,10 @@ class RunSettings:
     dask: Annotated[bool, Setting(group="machines", help="do not start the Dask dashboard with the driver")] = True
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the tree as JSON values, without what can be a secret, since many can read run.json: dashboard, webhook."""
+        """Returns the tree as JSON values, without what can be a secret, since many can read run.json."""
         document = asdict(self)
-        del document["machines"]["notify"]
-        del document["machines"]["dashboard_prefix"]
+        for name in ("notify", "otlp", "dashboard_prefix"):
+            del document["machines"][name]
         return document
 
     def job_settings(

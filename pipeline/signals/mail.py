@@ -27,21 +27,19 @@ _SUBJECT_CHARS, _SHOWN_CHARS = 150, 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mail:
-    """Sends mail to `addresses` by `program`, a path to sendmail, mail or mailx."""
+    """Sends mail to `addresses` by `program`, a path to sendmail, mail or mailx, which gets these variables."""
 
     addresses: tuple[str, ...]
     program: str
+    environment: Mapping[str, str]
 
     @property
     def place(self) -> str:
         """Where messages go, in words."""
         return f"{', '.join(self.addresses)} (by {PurePath(self.program).name})"
 
-    def send(self, subject: str, text: str, environment: Mapping[str, str] | None = None) -> str | None:
-        """Hands a message to the mailer; returns what went wrong, or None.
-
-        `environment`: the mailer's, by default this process's own without its secrets.
-        """
+    def send(self, subject: str, text: str) -> str | None:
+        """Hands a message to the mailer; returns what went wrong, or None."""
         subject = one_line(subject)[:_SUBJECT_CHARS]
         text = printable(text)
         if PurePath(self.program).name == "sendmail":
@@ -50,7 +48,7 @@ class Mail:
             # Some of these programs carry out a line that begins with a tilde.
             lines = (f" {line}" if line.startswith("~") else line for line in text.splitlines())
             command, given = [self.program, "-s", subject, *self.addresses], "\n".join([*lines, ""]).encode()
-        return _problem(command, given, environment)
+        return _problem(command, given, self.environment)
 
     def _message(self, subject: str, text: str) -> bytes:
         message = EmailMessage()
@@ -61,9 +59,7 @@ class Mail:
         return message.as_bytes(policy=SMTP.clone(linesep="\n"))
 
 
-def _problem(command: Sequence[str], given: bytes, environment: Mapping[str, str] | None) -> str | None:
-    if environment is None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN_VARIABLES)}
+def _problem(command: Sequence[str], given: bytes, environment: Mapping[str, str]) -> str | None:
     try:
         ran = subprocess.run(
             command, input=given, capture_output=True, timeout=TIMEOUT_S, check=False, env=environment
@@ -86,16 +82,17 @@ def read_addresses(text: str) -> tuple[str, ...]:
     return addresses
 
 
-def find_mailer(search_path: str | None = None) -> str:
-    """Returns the path of this machine's mailer. Raises ValueError, which says what is looked for, if there is none.
+def open_mail(text: str, variables: Mapping[str, str]) -> Mail:
+    """Returns how mail goes to the addresses that `read_addresses` reads.
 
-    `search_path`: folders in the form of PATH, by default those of this process and the usual ones of sendmail.
+    `variables`: of this process; those that may hold secrets of ours are not for the mailer. Raises ValueError, which says
+    what is looked for, if this machine has no mailer.
     """
-    if search_path is None:
-        search_path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_MORE_PLACES])
+    search_path = os.pathsep.join([variables.get("PATH", os.defpath), *_MORE_PLACES])
     for name in _PROGRAMS:
         if found := shutil.which(name, path=search_path):
-            return found
+            own = {each: value for each, value in variables.items() if not each.startswith(_OWN_VARIABLES)}
+            return Mail(addresses=read_addresses(text), program=found, environment=own)
     raise ValueError(
         f"needs a mail program on this machine, and there is none of {', '.join(_PROGRAMS)}; install one (such as msmtp-mta "
         "or postfix), or name a webhook"

@@ -13,7 +13,7 @@ from functools import partial
 
 from pipeline.screen import Screen
 from pipeline.signals import mail, webhook
-from pipeline.signals.mail import Mail, find_mailer, read_addresses
+from pipeline.signals.mail import Mail, open_mail, read_addresses
 from pipeline.signals.urls import read_url
 from pipeline.signals.webhook import Webhook
 
@@ -87,14 +87,11 @@ def read_channels(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def open_channels(words: Sequence[str], search_path: str | None = None) -> tuple[Webhook | Mail, ...]:
+def open_channels(words: Sequence[str], variables: Mapping[str, str]) -> tuple[Webhook | Mail, ...]:
     """Returns the channels of what `read_channels` gives. Raises ValueError if this machine has no mailer for one."""
     return tuple(
-        Mail(addresses=read_addresses(word), program=find_mailer(search_path))
-        if word.startswith(mail.SCHEME)
-        else Webhook(url=word)
-        for word in words
-    )
+        open_mail(word, variables) if word.startswith(mail.SCHEME) else Webhook(url=word) for word in words
+    )  # fmt: skip
 
 
 def many_failed(*, rendered: int, failed: int, share: float = FAILED_SHARE) -> bool:
