@@ -172,6 +172,7 @@ ROOMS = {
     "jinja2": ("jobs/reports/*",),
     "markupsafe": ("jobs/reports/*",),
     "PIL": ("jobs/media/*", "pab/library/image.py"),
+    "pynvml": ("jobs/rendering/energy.py",),
     "prometheus_client": ("pipeline/signals/prometheus_file.py",),
     "opentelemetry": ("pipeline/signals/otlp.py", "pipeline/run/run_spans.py"),
     "requests": ("pipeline/signals/otlp.py",),
