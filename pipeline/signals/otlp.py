@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,10 @@ _ENDPOINTS = (
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",
 )
-_LIBRARIES = ("opentelemetry", "requests", "urllib3")
+_LIBRARY, _CARRIER = "opentelemetry", "urllib3.connectionpool"
+"""Loggers: of the library, and of what sends its requests, which others use too."""
+_COMPRESSIONS = tuple(f"OTEL_EXPORTER_OTLP_{of}COMPRESSION" for of in ("", "TRACES_", "METRICS_"))
+_OWN_TIMEOUT = "OTEL_EXPORTER_OTLP_TIMEOUT"
 _UNITS = {"": "", "ratio": "1", "seconds": "s", "bytes": "By", "joules": "J"}
 
 
@@ -50,6 +54,9 @@ def check_otlp(url: str, variables: Mapping[str, str]) -> None:
     """Raises ValueError, which says what is needed, if nothing can be sent there."""
     if not all(map(_is_installed, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http", "requests"))):
         raise ValueError("needs the libraries of OpenTelemetry: pip install 'pab-pipeline[otlp]'")
+    for name in _COMPRESSIONS:
+        if variables.get(name, "none").strip().lower() not in ("", "none", "gzip", "deflate"):
+            raise ValueError(f"cannot go by {name}={variables[name]!r}; allowed: none, gzip, deflate")
     if url != FROM_VARIABLES:
         return
     for name in _ENDPOINTS:
@@ -73,26 +80,31 @@ def _is_installed(module: str) -> bool:
 
 
 class _Heard(logging.Handler):
-    """Hears what the libraries would log, instead of the log. `problem`: what went wrong last, with nothing secret in it."""
+    """Hears what the library would log, instead of the log. `problem`: what went wrong last, with nothing secret in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str) -> None:
         super().__init__()
         self.problem = "it cannot be reached"
         self.lost = False
-        self._loggers = [(logger, logger.propagate) for logger in map(logging.getLogger, _LIBRARIES)]
-        for logger, _ in self._loggers:
-            logger.propagate = False
-            logger.addHandler(self)
+        self._host = host
+        self._logger = logging.getLogger(_LIBRARY)
+        self._propagated = self._logger.propagate
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+        logging.getLogger(_CARRIER).addFilter(self._is_of_others)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes note of a message that says that something was lost."""
         self.lost = self.lost or record.levelno >= logging.ERROR
 
     def leave(self) -> None:
-        """Lets the libraries log again as before."""
-        for logger, propagate in self._loggers:
-            logger.removeHandler(self)
-            logger.propagate = propagate
+        """Lets the library log again as before."""
+        self._logger.removeHandler(self)
+        self._logger.propagate = self._propagated
+        logging.getLogger(_CARRIER).removeFilter(self._is_of_others)
+
+    def _is_of_others(self, record: logging.LogRecord) -> bool:
+        return self._host not in record.getMessage()
 
 
 def _session(heard: _Heard) -> requests.Session:
@@ -134,20 +146,19 @@ class Otlp:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        self._heard, self._screen, self._told = _Heard(), screen, False
-        own = url != FROM_VARIABLES
-        self._host = host_of(
-            url if own else next((variables[name] for name in _ENDPOINTS if variables.get(name)), "http://localhost")
-        )
+        own, named = url != FROM_VARIABLES, [variables[name] for name in _ENDPOINTS if variables.get(name)]
+        self._host = host_of(url if own else next(iter(named), "http://localhost"))
+        self._heard, self._screen, self._told = _Heard(self._host), screen, False
         traces, metrics = (f"{url}/v1/{signal}" if own else None for signal in ("traces", "metrics"))
+        timeout_s = None if variables.get(_OWN_TIMEOUT) else _EXPORT_S
         resource = Resource.create(facts)
         reader = PeriodicExportingMetricReader(
-            OTLPMetricExporter(endpoint=metrics, session=_session(self._heard), timeout=_EXPORT_S),
+            OTLPMetricExporter(endpoint=metrics, session=_session(self._heard), timeout=timeout_s),
             export_interval_millis=_EVERY_MS,
         )
         self._meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(endpoint=traces, session=_session(self._heard), timeout=_EXPORT_S)
+        exporter = OTLPSpanExporter(endpoint=traces, session=_session(self._heard), timeout=timeout_s)
         self._tracers.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=_MOST_SPANS))
         self._tracer = self._tracers.get_tracer(PREFIX)
         self._instruments = _instruments(self._meters.get_meter(PREFIX))
@@ -192,8 +203,9 @@ class Otlp:
         ]
         for thread in closing:
             thread.start()
+        end = time.monotonic() + CLOSE_S
         for thread in closing:
-            thread.join(CLOSE_S)
+            thread.join(max(0.0, end - time.monotonic()))
         self._heard.lost = self._heard.lost or any(thread.is_alive() for thread in closing)
         self.flush()
         if not any(thread.is_alive() for thread in closing):
