@@ -1,11 +1,9 @@
 """Joules of clips, as GPUs count them; where nobody counts there is no number."""
 
 import itertools
-import os
 import sys
 import time
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -21,45 +19,10 @@ from jobs.store import layout
 from pab.sampling.device_clock import DeviceClock
 from pipeline.run.bill import Prices, bill, bill_text, run_bill
 from pipeline.run.report_rows import record_row, told_rows
-from tests.jobs.machines import run_on_forked_ranks
-from tests.jobs.world import Mesh, clip, render_job, write_shard
+from tests.jobs.nvml import Nvml, counting
+from tests.jobs.world import clip, render_job, write_shard
 
 CPU = torch.device("cpu")
-
-
-@dataclass
-class Nvml:
-    """Stands for NVIDIA's module: one GPU, which uses 10 J between two looks at it."""
-
-    name: str = "GPU-1"
-    broken: bool = False
-    millijoules: itertools.count = field(default_factory=lambda: itertools.count(5_000_000, 10_000))
-
-    class NVMLError(Exception):
-        pass
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        return
-
-    def nvmlDeviceGetHandleByUUID(self, name: str) -> str:  # noqa: N802
-        if name != self.name:
-            raise self.NVMLError("not found")
-        return "handle"
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:  # noqa: N802
-        assert handle == "handle"
-        if self.broken:
-            raise self.NVMLError("not supported")
-        return next(self.millijoules)
-
-
-def counting(device: torch.device) -> NvmlCounter:
-    name = f"GPU-of-{os.getpid()}"
-    return NvmlCounter(Nvml(name), name)
-
-
-def counting_for_all(device: torch.device) -> NvmlCounter:
-    return NvmlCounter(Nvml(), "GPU-1")
 
 
 def alone(**changes):
@@ -115,17 +78,6 @@ def test_on_a_cpu_there_is_no_number_and_the_log_says_why_once(tmp_path):
     assert (log.count("energy_"), 'event=energy_not_counted why="cpu is no GPU"' in log) == (1, True)
 
 
-def test_the_ranks_of_a_clip_add_up(tmp_path):
-    items = [clip(0), clip(1)]
-    bucket = write_shard(str(tmp_path / "out"), items)
-    job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2), baseline=False)
-    run_on_forked_ranks(partial(run_shard, job, counter_of=counting), tmp_path / "jobs", ranks=2)
-    told = [bucket.record(item.key)["energy"] for item in items]
-    assert [each["gpus"] for each in told] == [2, 2]
-    # A look at the counter costs 10 J, and the next clip's beginning may come before this one's end.
-    assert all(20 <= each["joules"] <= 40 for each in told), told
-
-
 def test_clips_of_a_batch_share_and_the_end_of_the_clip_before_counts_once():
     meter = EnergyMeter(counting(CPU), alone())
     assert [attempt.energy.fetch() for attempt in measured(meter, clips=4)] == [Energy(joules=2.5, gpus=1)] * 4
@@ -177,7 +129,7 @@ def test_ranks_that_share_a_gpu_count_nothing(caplog):
     caplog.set_level("INFO")
     ranks = alone()
     ranks.all_gather = lambda value, _kind: [value, value]
-    with open_meter(ranks, counting_for_all) as meter:
+    with open_meter(ranks, counting) as meter:
         assert meter is None
     (told,) = caplog.records
     assert "several ranks share a GPU" in str(vars(told))

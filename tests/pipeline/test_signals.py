@@ -344,3 +344,16 @@ def test_the_page_lists_every_metric_with_its_labels() -> None:
         name = metric.series[0] if metric.kind != "histogram" else metric.family
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         assert f"| `{name}` | {metric.kind} | {labels} |" in page, metric.family
+
+
+@pytest.mark.parametrize(
+    "flags", [("--metrics-file", "run.prom"), ("--otlp", "http://a:4318"), ("--notify", "mailto:me@site.org")]
+)
+def test_what_a_driver_does_is_refused_where_there_is_none(
+    flags: tuple[str, str], command: Command, manifest: Manifest
+) -> None:
+    words = ["submit", str(manifest(1)), "--output", "out", "--cluster", "slurm", "--device", "cpu", "--detach"]
+    ran = command.run(*words, *flags)
+    assert (ran.returncode, f"error: {flags[0]} needs a driver, and with --detach there is none" in ran.stderr) == (
+        2, True,
+    )  # fmt: skip
