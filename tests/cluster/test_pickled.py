@@ -48,11 +48,12 @@ INNER = {
 FIELDS = {
     RenderShard: "settings shard progress again find_family",
     JobSettings: "output run_id mesh render broadcast_rules pinned_weights deadline_s hang_s upload_timeout_s "
-    "compile_backend exclusive pinned_loras",
+    "compile_backend exclusive pinned_loras weights_digests",
     Lora: "place strength component digest",
     RenderSettings: "model weights loras broadcast precision device compile attention keep linears decode sampling "
     "flow_shift guidance_scale_2 negative_prompt crf compile_cache baseline min_quality quality_samples plain_videos "
-    "batch max_attempts reference_roots allow_private_references family_weights kept weighed",
+    "c2pa c2pa_cert c2pa_key c2pa_prompt batch max_attempts reference_roots allow_private_references family_weights "
+    "kept weighed",
     Mesh: "dp cfg sp",
     DaskProgress: "scheduler_file kept_tasks",
     ShardOutcome: "shard attempt clips left",
@@ -104,7 +105,7 @@ def test_a_queued_job_names_only_what_stays_in_its_place(tmp_path: Path) -> None
 
 
 def test_the_fields_of_what_is_pickled_are_those_of_the_format() -> None:
-    assert FORMAT == 6
+    assert FORMAT == 7
     assert {held: " ".join(field.name for field in fields(held)) for held in FIELDS} == FIELDS, CHANGED
     assert NoProgress().__getstate__() is None
 
