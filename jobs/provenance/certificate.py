@@ -189,7 +189,7 @@ def _read_chain(path: Path) -> Sequence[x509.Certificate]:
         return x509.load_pem_x509_certificates(_read(path, "certificate"))
     except ValueError as error:
         raise CertificateError(
-            f"certificate {path} holds no certificate as PEM ({error}); it begins with -----BEGIN CERTIFICATE-----"
+            f"certificate {path} holds no certificate as PEM, which begins with -----BEGIN CERTIFICATE-----"
         ) from error
 
 
@@ -204,7 +204,7 @@ def _read_key(path: Path) -> PrivateKeyTypes:
     except (ValueError, UnsupportedAlgorithm) as error:
         # Without the library's words, which could quote the file.
         raise CertificateError(
-            f"key {path} holds no private key as PEM ({type(error).__name__}); it begins with -----BEGIN PRIVATE KEY-----"
+            f"key {path} holds no private key as PEM, which begins with -----BEGIN PRIVATE KEY-----"
         ) from error
 
 

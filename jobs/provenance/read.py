@@ -43,7 +43,7 @@ class Reading:
 
 
 def read_video(video: BinaryIO, *, trust: bytes | None = None) -> Reading | None:
-    """Reads the manifest in a video, or in another kind of file that can have one; None if there is none.
+    """Reads the manifest in a video, or in another kind of file; None if there is none.
 
     `trust`: certificates as PEM whose signers are trusted; nobody's are by default. Asks no server. Raises ProvenanceError if
     the library is missing, or if `trust` holds no certificate.
@@ -61,8 +61,8 @@ def read_video(video: BinaryIO, *, trust: bytes | None = None) -> Reading | None
     try:
         with c2pa.Reader(video, context=context) as reader:
             store = json.loads(reader.json())
-    except c2pa.C2paError.ManifestNotFound:
-        return None
+    except (c2pa.C2paError.ManifestNotFound, c2pa.C2paError.NotSupported):
+        return None  # the second: no kind of file that can have one
     except c2pa.C2paError as error:
         return Reading(verdict=INVALID, problems=(f"cannot be read: {error}",))
     return _reading(store)
@@ -76,24 +76,24 @@ def _reading(store: Mapping[str, Any]) -> Reading:
     verdict = TRUSTED if state == "Trusted" else VALID if state == "Valid" else INVALID
     if failures and {each.get("code") for each in failures} == {_ENDED}:
         verdict = EXPIRED
-    assertions = {each.get("label"): each.get("data") for each in manifest.get("assertions", ())}
+    assertions = {each.get("label"): each.get("data") for each in manifest.get("assertions") or ()}
     actions = [
         action
         for name, data in assertions.items()
         if str(name).startswith("c2pa.actions") and isinstance(data, Mapping)
-        for action in data.get("actions", ())
+        for action in data.get("actions") or ()
     ]
     own = assertions.get(CLIP)
     return Reading(
         verdict=verdict,
         manifest=label,
         problems=tuple(f"{each.get('explanation')} ({each.get('code')})" for each in failures),
-        signer=manifest.get("signature_info", {}),
+        signer=manifest.get("signature_info") or {},
         says={
             "title": manifest.get("title"),
             "made_with": [
                 {name: agent.get(name) for name in ("name", "version")}
-                for agent in manifest.get("claim_generator_info", ())
+                for agent in manifest.get("claim_generator_info") or ()
             ],
             "actions": actions,
         },

@@ -28,7 +28,7 @@ _FOR_TRIES = (
 
 
 def signing_paths(value: Mapping[str, object], chosen: Mapping[str, Chosen]) -> dict[str, str | None]:
-    """Returns the paths of certificate and key as absolute ones. Raises UsageError for settings that contradict each other."""
+    """Returns the paths of certificate and key as absolute ones. Raises UsageError for settings that do not fit together."""
     said = {name: chosen[name] for name in ("c2pa_cert", "c2pa_key", "c2pa_prompt")}
     for each in said.values():
         if each.source != "default" and not value["c2pa"]:
@@ -90,7 +90,5 @@ def signing_notes(render: RenderSettings, found: Run | None, output: str) -> lis
         return []
     if found.c2pa:
         return ["this run began with --c2pa, and this submit does not say it: the videos it makes carry no manifest"]
-    return [
-        "this run began without --c2pa: what is recorded already carries no manifest. To render it again: python -m pipeline "
-        f'report {output}, then rerender {output} --where "c2pa = none"'
-    ]
+    told = "this run began without --c2pa: what is recorded already carries no manifest"
+    return [f'{told}; to render it again: report {output}, then rerender {output} --where "c2pa = none"']
