@@ -127,7 +127,7 @@ def test_a_job_queued_before_formats_were_told_is_refused_in_words(tmp_path: Pat
     assert job.state is JobState.LOST
     assert job.error() == (
         "SLURM's last state: FAILED\njob 77 was queued by another version of the program (pickled in format 1, this version "
-        "reads 6); end the driver that queued it and submit the run again: what is recorded stays"
+        "reads 7); end the driver that queued it and submit the run again: what is recorded stays"
     )
 
 
@@ -158,15 +158,15 @@ def test_the_result_of_a_job_of_another_version_counts_and_its_value_is_refused_
     job.see(QueueRow(state="COMPLETED", restarts=1, reason="None", job_name="pab-1"), now_s=0, grace_s=15)
     assert job.state is JobState.ENDED
     with pytest.raises(
-        ClusterError, match=r"job 77: another version .* [(]pickled in format 1, this version reads 6[)]"
+        ClusterError, match=r"job 77: another version .* [(]pickled in format 1, this version reads 7[)]"
     ):
         job.result()
 
 
 def test_what_another_format_sealed_is_not_loaded() -> None:
     assert unseal(seal((1, "a"))) == (1, "a")
-    with pytest.raises(FormatError, match="pickled in format 7, this version reads 6"):
-        unseal(seal((1, "a")) | {"format": 7})
+    with pytest.raises(FormatError, match="pickled in format 8, this version reads 7"):
+        unseal(seal((1, "a")) | {"format": 8})
 
 
 def test_an_outcome_is_read_without_importing_what_it_names() -> None:
