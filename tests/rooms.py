@@ -166,6 +166,7 @@ ROOMS = {
     ),
     "aiohttp": ("jobs/media/web_files.py",),
     "s3fs": ("jobs/store/bucket.py",),
+    "azure": ("jobs/store/content_types.py",),
     "botocore": ("jobs/store/s3_listing.py",),
     "pyarrow": ("manifests/*", "pipeline/run/report*.py", "pipeline/commands/report.py", "pipeline/commands/export.py"),
     "numpy": ("manifests/*", "pab/*", "jobs/*", "pipeline/run/report*.py"),
