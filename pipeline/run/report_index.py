@@ -46,6 +46,8 @@ class IndexTotals:
     baseline_s: float = 0.0
     alarms: AlarmCounts = field(default_factory=AlarmCounts)
     warnings: WarningCounts = field(default_factory=WarningCounts)
+    c2pa: dict[str, int] = field(default_factory=dict)
+    """Rendered clips by what their `ClipRow.c2pa` says."""
 
     def add(self, clip_id: str, row: ClipRow) -> None:
         """Takes in one clip."""
@@ -58,6 +60,8 @@ class IndexTotals:
             self.baseline_s += row.baseline_s
         self.alarms.add(clip_id, row.alarms, row.video)
         self.warnings.add(row.warnings)
+        if row.outcome == "rendered":
+            self.c2pa[row.c2pa] = self.c2pa.get(row.c2pa, 0) + 1
 
 
 def write_index(

@@ -13,7 +13,8 @@ from jobs.store.bucket import Bucket
 from pipeline.run.state import FailedClip, Progress
 
 Json = dict[str, Any]
-UNSIGNED = "none"
+SIGNED, FOR_TRIES, UNSIGNED = "certificate", "tries", "none"
+"""What `ClipRow.c2pa` can be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,9 +139,9 @@ def _signed(told: Json) -> str:
     # Runs of before have signed nothing.
     match told.get("c2pa"):
         case {"certificate": {"made_for_tries": True}}:
-            return "tries"
+            return FOR_TRIES
         case {"certificate": _}:
-            return "certificate"
+            return SIGNED
     return UNSIGNED
 
 

@@ -44,6 +44,9 @@ def test_a_signed_run_is_whole_and_verify_reads_every_copy(signed: tuple[Command
     command, output = signed
     assert_whole(output, ["c0", "c1"])
     assert command.json("status", output, "--check")[1]["damaged"] == []
+    told = "signed     2 of 2 videos by a C2PA manifest; 2 of them with a certificate for tries, which readers do not trust"
+    assert told in command.run("status", output).stdout
+    assert json.loads((output / "reports/run.json").read_text())["c2pa"] == {"tries": 2}
     assert pq.read_table(output / "reports/index.parquet").column("c2pa").to_pylist() == ["tries"] * 2
     assert command.run("export", output, tmp_path / "set", "--format", "csv").returncode == 0
     record = records(output)["c0"]
@@ -162,6 +165,7 @@ def test_a_run_that_began_without_is_told_what_it_has(submitted_twice, command: 
     assert "warning: videos are signed with a certificate made for tries" in ran.stderr
     index = pq.read_table(submitted_twice.output / "reports/index.parquet")
     assert index.column("c2pa").to_pylist() == ["none"] * 3
+    assert "signed" not in command.run("status", submitted_twice.output).stdout
 
 
 def test_signing_changes_no_digest_and_run_json_has_only_the_path_of_the_key(
