@@ -47,6 +47,7 @@ def test_a_signed_run_is_whole_and_verify_reads_every_copy(signed: tuple[Command
     told = "signed     2 of 2 videos by a C2PA manifest; 2 of them with a certificate for tries, which readers do not trust"
     assert told in command.run("status", output).stdout
     assert json.loads((output / "reports/run.json").read_text())["c2pa"] == {"tries": 2}
+    assert "signed (C2PA), some for tries" in (output / "reports/run.html").read_text()
     assert pq.read_table(output / "reports/index.parquet").column("c2pa").to_pylist() == ["tries"] * 2
     assert command.run("export", output, tmp_path / "set", "--format", "csv").returncode == 0
     record = records(output)["c0"]
