@@ -26,7 +26,7 @@ from pipeline.run.bill import budget_of, prices_of
 from pipeline.run.build import build_settings
 from pipeline.run.claims import claimed
 from pipeline.run.damage import look_for_damage, put_aside, write_plain_names
-from pipeline.run.environment import environment_settings
+from pipeline.run.environment import environment_settings, variables
 from pipeline.run.growth import (
     Growth,
     find_growth,
@@ -47,6 +47,7 @@ from pipeline.run.run import (
     find_run,
     open_bucket,
 )
+from pipeline.run.run_signals import check_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shards import create_shards
 from pipeline.run.signing import signing_notes, try_signing, with_certificate
@@ -54,6 +55,9 @@ from pipeline.run.state import read_progress
 from pipeline.run.summary import tell_damages
 from pipeline.run.weights import NOT_LOOKED_AT, loras_text
 from pipeline.screen import Screen, counted
+from pipeline.signals.mail import Mail
+from pipeline.signals.notify import open_channels
+from pipeline.signals.webhook import Webhook
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
@@ -83,12 +87,13 @@ def _submit(
     settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
-    for name in ("budget", "notify"):
-        if arguments.detach and getattr(settings.machines, name) is not None:
+    for name in ("budget", "notify", "metrics_file", "otlp"):
+        if arguments.detach and getattr(settings.machines, name):
             raise UsageError(
                 f"{chosen[name].source} needs a driver, and with --detach there is none; leave one of them out"
             )
     signing = try_signing(settings.render)
+    channels = _open_channels(settings, chosen)
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
     settings = as_begun(settings, found, asked=_asked(chosen), kept=tried[-1].kept, weighed=tried[-1].weighed)
@@ -122,7 +127,7 @@ def _submit(
             return _dry_run(settings, rules, bucket, accepted=accepted, path=path, growth=growth, screen=screen)
         wanted = _Wanted(
             settings=settings, rules=rules, bucket=bucket, found=found, asked=asked, growth=growth, path=path,
-            references=references.known if references.known != known else None,
+            channels=channels, references=references.known if references.known != known else None,
         )  # fmt: skip
         return _carry_out(wanted, arguments, stack, screen, waited=waited)
 
@@ -131,7 +136,7 @@ def _submit(
 class _Wanted:
     """What a submit asks for, before anything is written. `found`: the run that is there; `path`: the accepted rows.
 
-    `references`: what is known of all of them; None if nothing new is.
+    `references`: what is known of all of them; None if nothing new is. `channels`: who is told how it ends.
     """
 
     settings: RunSettings
@@ -142,6 +147,7 @@ class _Wanted:
     growth: Growth | None
     path: Path
     references: Mapping[str, KnownReference] | None
+    channels: Sequence[Webhook | Mail]
 
 
 def _carry_out(
@@ -198,6 +204,7 @@ def _carry_out(
         at_work=at_work,
         growth=growth,
         budget=budget,
+        channels=wanted.channels,
         prune=arguments.prune,
         screen=screen,
     )
@@ -214,6 +221,17 @@ def _carry_out(
         wait_for_others(bucket, keys, at_work, cluster, screen)
         return None
     return show_end(submission, told=told)
+
+
+def _open_channels(settings: RunSettings, chosen: Mapping[str, Chosen]) -> tuple[Webhook | Mail, ...]:
+    """Returns who is told how the submit ends. Raises UsageError if that, or what machines are told, cannot be."""
+    if wrong := check_signals(settings.machines, variables()):
+        name, problem = wrong
+        raise UsageError(f"{chosen[name].source} {problem}")
+    try:
+        return open_channels(settings.machines.notify, variables())
+    except ValueError as error:
+        raise UsageError(f"{chosen['notify'].source} {error}") from error
 
 
 def _open_cluster(settings: RunSettings, run_id: str, waited: list[Cluster]) -> Cluster:

@@ -30,6 +30,7 @@ _ADDED = pa.schema(
         ("vmaf", pa.float64()),
         ("warnings", pa.list_(pa.string())),
         ("c2pa", pa.string()),
+        ("joules", pa.float64()),
     ]
 )
 
@@ -109,6 +110,7 @@ def write_index(
                     *([row.alike(name) for row in found] for name in ("psnr_db", "ssim", "vmaf")),
                     [row.warnings if row.outcome == "rendered" else None for row in found],
                     [row.c2pa if row.outcome == "rendered" else None for row in found],
+                    [row.joules for row in found],
                 ]
                 arrays = [pa.array(values, kind.type) for values, kind in zip(added, _ADDED, strict=True)]
                 writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema))

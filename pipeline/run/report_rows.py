@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.reports.report_energy import joules_of
 from jobs.reports.report_speedup import clip_factors, reuses
 from jobs.store import layout
 from jobs.store.bucket import Bucket
@@ -28,7 +29,7 @@ class ClipRow:
     clip without reuse, of clips that were rendered twice. `warnings`: what its record says, such as a prompt that was cut.
     `c2pa`: "certificate" of a video that carries a manifest, "tries" if that was signed for tries, else "none". `poster`,
     `without_reuse`, `log`: paths of its picture, of its video without reuse and of the log that tells of it. `job`: the name
-    of the job that rendered it.
+    of the job that rendered it. `joules`: what its GPUs used for it, None where they do not count it.
     """
 
     outcome: str
@@ -47,6 +48,7 @@ class ClipRow:
     log: str | None = None
     job: str | None = None
     c2pa: str = UNSIGNED
+    joules: float | None = None
 
     def alike(self, name: str) -> float | None:
         """Returns `psnr_db`, `ssim` or `vmaf` of a clip that was rendered twice; PSNR of the same frames is infinite."""
@@ -78,6 +80,7 @@ def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
                     log=_path(row, "log", layout.is_log),
                     job=str(report["job"]) if layout.is_job_name(str(report["job"])) else None,
                     c2pa=_signed(row),
+                    joules=joules_of({"joules": row.get("joules")}),
                 )
     return rows
 
@@ -124,8 +127,9 @@ def record_row(record: Json) -> ClipRow:
         poster=_path(record["video"], "poster", layout.is_poster),
         without_reuse=_path(record["video"], "without_reuse", layout.is_sample),
         log=layout.log_of(record["job"]),
-        job=_job_name(record["job"]),
+        job=layout.job_of(record["job"]),
         c2pa=_signed(record["video"]),
+        joules=joules_of(record.get("energy")),
     )
 
 
@@ -143,11 +147,6 @@ def _signed(told: Json) -> str:
         case {"certificate": _}:
             return SIGNED
     return UNSIGNED
-
-
-def _job_name(job: Json) -> str | None:
-    shard = job.get("shard")
-    return layout.job_name(shard) if isinstance(shard, int) else None
 
 
 def _alarms(told: Json) -> tuple[str, ...] | None:
