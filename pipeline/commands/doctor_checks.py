@@ -23,6 +23,7 @@ OK, NOTE, MISSING = "ok", "note", "missing"
 MIN_FREE_BYTES = 5 << 30
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 _TIMEOUT_S = 60.0
+_TIMED_OUT = f"no answer in {_TIMEOUT_S:.0f} s"
 _TORCH = """
 import json, torch
 cuda = torch.cuda.is_available()
@@ -54,6 +55,7 @@ def machine_checks() -> Iterator[Check]:
     yield dask_check()
     yield s3_check()
     yield models_check()
+    yield c2pa_check()
 
 
 def python_check() -> Check:
@@ -69,7 +71,8 @@ def torch_checks() -> Iterator[Check]:
     ran = _run([sys.executable, "-c", _TORCH])
     if ran.returncode:
         last = (ran.stderr.strip() or "no answer").splitlines()[-1]
-        yield Check(name="torch", verdict=MISSING, found=last, mend="pip install torch")
+        mend = "the machine is busy, ask again" if last == _TIMED_OUT else "pip install torch"
+        yield Check(name="torch", verdict=MISSING, found=last, mend=mend)
         return
     found = json.loads(ran.stdout)
     yield Check(name="torch", verdict=OK, found=f"{found['version']} (CUDA {found['cuda'] or 'none'})")
@@ -180,6 +183,15 @@ def program_check() -> Check:
     return Check(name="program", verdict=OK, found=f"{program()} in {CODE}")
 
 
+def c2pa_check() -> Check:
+    """Looks for the package that `--c2pa` and `verify` need."""
+    try:
+        return Check(name="c2pa", verdict=OK, found=f"c2pa-python {version('c2pa-python')}")
+    except PackageNotFoundError:
+        mend = "for --c2pa and verify: pip install 'pab-pipeline[c2pa]'"
+        return Check(name="c2pa", verdict=NOTE, found="c2pa-python is not installed", mend=mend)
+
+
 def weights_check(model: str, weights: str | None) -> Check:
     """Looks for a family's weights."""
     family = FAMILIES.get(model)
@@ -222,5 +234,7 @@ def bucket_check(output: str) -> Check:
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 127, "", _TIMED_OUT)
+    except OSError as error:
         return subprocess.CompletedProcess(command, 127, "", str(error))

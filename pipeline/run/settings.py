@@ -257,6 +257,7 @@ class RunSettings:
         broadcast_rules: dict[str, dict[str, object]] | None,
         pinned_weights: dict[str, str],
         pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None,
+        weights_digests: Mapping[str, str] | None = None,
         longest_clip_s: float = 0.0,
         exclusive: bool = True,
     ) -> JobSettings:
@@ -269,6 +270,7 @@ class RunSettings:
             broadcast_rules=broadcast_rules,
             pinned_weights=pinned_weights,
             pinned_loras=pinned_loras,
+            weights_digests=weights_digests or {},
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
             exclusive=exclusive,
             driver=program(),
