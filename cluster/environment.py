@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 """Where our packages lie: a child process that runs one of them finds it from any folder."""
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Else `python -m` looks in the current folder first, which may hold another version of the program."""
 _OF_CLIENTS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_")
 _OF_THE_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
 _OF_THE_DRIVER = ("PAB_PIPELINE_NOTIFY", "PAB_PIPELINE_OTLP", "OTEL_EXPORTER_OTLP_")
@@ -31,7 +33,7 @@ def for_child(*, defaults: Mapping[str, str] | None = None, changes: Mapping[str
     """
     search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     own = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_DRIVER)}
-    return {**(defaults or {}), **own, "PYTHONPATH": search_path, **(changes or {})}
+    return {**(defaults or {}), **own, "PYTHONPATH": search_path, SAFE_PATH: "1", **(changes or {})}
 
 
 def for_slurm() -> dict[str, str]:

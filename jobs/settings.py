@@ -441,6 +441,7 @@ class JobSettings:
     `hang_s`: seconds after which a clip, or another stage of the job, hangs and the process ends itself.
     `upload_timeout_s`: how long the job waits for a bucket that does not answer. `compile_backend`: the backend of
     torch.compile. `exclusive`: whether the bucket itself refuses to create what exists, as `submit` found out by trying.
+    `driver`: the program that queued the job, as `jobs.version.program` names it; None if nobody said.
     """
 
     output: str
@@ -455,6 +456,7 @@ class JobSettings:
     compile_backend: str = "inductor"
     exclusive: bool = True
     pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None
+    driver: str | None = None
     weights_digests: Mapping[str, str] = field(default_factory=dict)
     """By family, what names its weights in digests of clips; manifests in videos say it."""
 

@@ -17,6 +17,7 @@ from pipeline.screen import Screen
 
 COMMANDS = {
     "submit": "pipeline.commands.submit",
+    "demo": "pipeline.commands.demo",
     "status": "pipeline.commands.status",
     "watch": "pipeline.commands.watch",
     "report": "pipeline.commands.report",

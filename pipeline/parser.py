@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from pipeline.exits import UsageError
 from pipeline.run.options import add_options, add_options_of
 from pipeline.run.source_flags import SOURCES, add_source_flags, count
+from pipeline.screen import own_command
 
 EXITS = """exit codes:
   0 all clips rendered   1 error   2 wrong usage   3 some clips failed
@@ -109,7 +110,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Shows versions and ends. They are looked up only when asked for."""
+    """Shows versions and ends. The program's files are read only when asked for."""
 
     def __call__(
         self,
@@ -118,20 +119,16 @@ class _Version(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> NoReturn:
-        from importlib.metadata import PackageNotFoundError, version
+        from jobs.version import CODE, program
 
-        try:
-            own = version("pab-pipeline")
-        except PackageNotFoundError:
-            own = "not installed, run from its source"
-        print(f"pab-pipeline {own}, Python {platform.python_version()}")
+        print(f"pab-pipeline {program()} in {CODE}, Python {platform.python_version()}")
         parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser; the chosen command is in `command` (and `manifest_command`)."""
     parser = Parser(
-        prog="python -m pipeline",
+        prog=own_command(),
         description="Renders manifests of prompts into AI video on SLURM or here, with Pyramid Attention Broadcast.",
         epilog=EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -169,6 +166,17 @@ def _add_json(parser: Parser) -> None:
 def _add_submit(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "submit", "render a manifest, or continue a run", SETTINGS + SUBMIT)
     parser.add_argument("manifest", nargs="+", metavar="MANIFEST", help=_SOURCE_HELP)
+    _add_submit_flags(parser)
+    demo = _command(
+        commands,
+        "demo",
+        "render eight clips of coloured shapes, with manifest and model that come with the program, on this machine",
+        SETTINGS,
+    )
+    _add_submit_flags(demo)
+
+
+def _add_submit_flags(parser: Parser) -> None:
     add_source_flags(parser)
     add_options(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")

@@ -52,6 +52,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "jobs/settings": {"jobs/setting", "jobs/min_quality", "jobs/provenance"},
     "jobs/outcome": set(),
     "jobs/progress": set(),
+    "jobs/version": set(),
     "jobs/ranks": {"jobs/log"},
     "jobs/store": {"jobs/log"},
     "jobs/media": {"jobs/log", "jobs/store"},
@@ -70,6 +71,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
         "jobs/media",
         "jobs/quality",
         "jobs/reports",
+        "jobs/version",
     },
     "jobs/bench": {"jobs/settings", "jobs/quality"},
     "jobs/render": {"jobs/settings", "jobs/outcome", "jobs/progress", "jobs/rendering"},
@@ -79,7 +81,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "pipeline/run": {"pipeline/exits", "pipeline/screen", "pipeline/signals"},
     "pipeline/planning": {"pipeline/exits", "pipeline/screen", "pipeline/run"},
     "pipeline/commands": {"pipeline/exits", "pipeline/screen", "pipeline/signals", "pipeline/run", "pipeline/planning"},
-    "pipeline/parser": {"pipeline/exits", "pipeline/run"},
+    "pipeline/parser": {"pipeline/exits", "pipeline/run", "pipeline/screen"},
     "pipeline/__main__": {"pipeline/exits", "pipeline/screen", "pipeline/parser"},
 }
 """Each room (a folder, or a file beside the rooms) and the rooms of its package that it may import."""

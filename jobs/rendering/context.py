@@ -24,6 +24,7 @@ from jobs.rendering.group import JobRanks, is_lost_peer
 from jobs.settings import JobSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
+from jobs.version import VERSION, code_digest, other_than, program
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -54,6 +55,11 @@ class JobContext:
         """Returns the seconds that so many calls of the bucket may take at most: each is retried while the bucket is away."""
         return calls * self.settings.upload_timeout_s
 
+    @property
+    def other_program(self) -> str | None:
+        """What to say if this rank runs another program than the job's driver; None if the same."""
+        return other_than(self.settings.driver, program())
+
     def facts(self) -> dict[str, Any]:
         """Returns where this runs, for records, failures and reports."""
         place = self.ranks.place
@@ -83,7 +89,8 @@ def device_name(device: torch.device) -> str:
 def versions() -> dict[str, str]:
     """Returns the versions of the software that computes or encodes pixels."""
     return {
-        "pab-pipeline": _installed("pab-pipeline", "source tree"),
+        "pab-pipeline": VERSION,
+        "code": code_digest(),
         "torch": torch.__version__,
         "triton": _installed("triton"),
         "fa3-fwd": _installed("fa3-fwd"),
@@ -93,11 +100,11 @@ def versions() -> dict[str, str]:
     }
 
 
-def _installed(package: str, otherwise: str = "none") -> str:
+def _installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return otherwise
+        return "none"
 
 
 def contain(attempt: Attempt, context: JobContext, work: Callable[[], T], *, collective: bool) -> T | Failed:

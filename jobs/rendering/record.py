@@ -98,7 +98,7 @@ def clip_record(
         | dict(beside or {}),
         "job": context.facts() | {"precision": attempt.precision},
         "versions": versions(),
-        "warnings": list(attempt.warnings),
+        "warnings": [*attempt.warnings, *([other] if (other := context.other_program) else [])],
         "energy": energy_facts(attempt),
         "alarms": list(alarms_of(pixels)),
         "pixels": pixels.facts(),

@@ -40,6 +40,7 @@ from jobs.rendering.todo import Todo, sort_shard
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy
+from jobs.version import CODE, program
 from manifests.clip import Clip
 from pab.execution.compile_cache import CompileCacheError, compile_cache
 from pab.execution.compiled import executing
@@ -105,14 +106,16 @@ class _ShardRun:
         self._announcer: Announcer | None = None
         self._finisher: Finisher | None = None
         self._started = started
-        self._measures = Measures()
+        self._measures = Measures(program=program())
         self._watch = HangWatch(job.settings.hang_s, last_words=self._last_words)
         self._guard = self._new_guard((), {})
 
     def run(self) -> ShardOutcome:
         """Renders this replica's clips, then joins the outcomes of all replicas."""
         ranks = self._ranks
-        log_event(_LOG, "job_started", **self._context.facts())
+        log_event(_LOG, "job_started", **self._context.facts(), program=self._measures.program, code=CODE)
+        if other := self._context.other_program:
+            log_event(_LOG, "other_program", level=logging.WARNING, told=other)
         with self._watch.over_stage("remove_left_over", extra_s=self._context.store_s(1)):
             remove_left_over()
         todo = self._look()

@@ -42,6 +42,8 @@ _S3_CONFIG = {
     "connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"},
     "max_pool_connections": 32,
 }  # fmt: skip
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+"""By protocol, the extra that brings its filesystem."""
 _S3_RETRIES = 2
 SINGLE_PUT_BYTES = 64 << 20
 _ACCOUNT = re.compile(r"[^:@/]+@[^:@/]+")
@@ -216,9 +218,9 @@ class Filesystem:
             try:
                 fs, root = fsspec.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True, **options)
             except (ImportError, ValueError) as error:
-                raise BucketError(
-                    f"{self.url}: {error}; install the filesystem's package or name another URL"
-                ) from error
+                package = EXTRAS.get(protocol)
+                install = f"pip install 'pab-pipeline[{package}]'" if package else "install the filesystem's package"
+                raise BucketError(f"{self.url}: {error}; {install}, or name another URL") from error
             if options:
                 fs.retries = _S3_RETRIES
             self._opened = (os.getpid(), fs, root.rstrip("/"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.job import Cluster
 from jobs.store.bucket import Bucket
+from jobs.version import code_digest
 from manifests.accept import AcceptedManifest
 from manifests.read import read_keys
 from manifests.sources.files import source_name
@@ -35,6 +36,7 @@ from pipeline.run.growth import (
     start_or_grow,
     write_manifest,
 )
+from pipeline.run.libraries import check_libraries
 from pipeline.run.machines import open_cluster, work_folder
 from pipeline.run.options import Chosen, choose
 from pipeline.run.references import KnownReference, ReferenceReader, access_of, keep_references, known_references
@@ -62,6 +64,7 @@ from pipeline.signals.webhook import Webhook
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `submit`. What another submit is at work on is waited for, and rendered here if that one dies."""
+    code_digest()  # of the files as they are now: planning may take minutes, and an edit meanwhile is not this program
     waited: list[Cluster] = []
     model = str(choose(vars(arguments), environment_settings(), arguments.config)["model"].value)
     with opened_source(arguments, arguments.manifest, screen, model=model) as source:
@@ -117,6 +120,8 @@ def _submit(
                 return _submit(arguments, source, screen, [*tried, begin], waited=waited)
             settings = _with_reasons(settings, begin, tried[-1])
         signing += signing_notes(settings.render, found, settings.output)
+        libraries = check_libraries(rules.weights, here=settings.machines.cluster == "local" and not arguments.dry_run)
+        tell_warnings(libraries, screen)
         tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen), *signing]), screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)

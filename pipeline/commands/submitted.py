@@ -43,7 +43,7 @@ from pipeline.run.shard_jobs import ShardJobs
 from pipeline.run.state import read_progress
 from pipeline.run.summary import Submitted, show_summary
 from pipeline.run.view import open_view
-from pipeline.screen import Screen, counted
+from pipeline.screen import Screen, counted, own_command
 from pipeline.signals.mail import Mail
 from pipeline.signals.notify import Notifier
 from pipeline.signals.webhook import Webhook
@@ -249,7 +249,7 @@ def _interruptible() -> Iterator[None]:
 
 def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> int:
     screen, output = submission.screen, submission.settings.output
-    again = f"submit again to go on, or look: python -m pipeline status {output}"
+    again = f"submit again to go on, or look: {own_command()} status {output}"
     if submission.settings.machines.cluster == "local":
         screen.note("interrupted: ending the local jobs")
         # Takes seconds. `timeout` and `make` both pass a signal on, so the second one must not cut this short.
@@ -267,7 +267,7 @@ def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> in
         return Exit.INTERRUPTED
     screen.error(
         "interrupted",
-        f"interrupted; the SLURM jobs go on (to end them: python -m pipeline cancel {output}); {again}",
+        f"interrupted; the SLURM jobs go on (to end them: {own_command()} cancel {output}); {again}",
         Exit.INTERRUPTED,
     )
     return Exit.INTERRUPTED
@@ -279,8 +279,8 @@ def _detached(submission: Submission, driver: Driver) -> int:
     submission.screen.result(
         {"output": output, "run_id": submission.run.run_id, "jobs": {job.name: job.id for job in driver.jobs}},
         f"{counted(len(driver.jobs), 'job')} handed to SLURM ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})\n"
-        f"  how far:  python -m pipeline status {output}\n"
-        f"  end them: python -m pipeline cancel {output}\n"
+        f"  how far:  {own_command()} status {output}\n"
+        f"  end them: {own_command()} cancel {output}\n"
         "  jobs that are lost are started again by the next submit",
     )
     return Exit.OK

@@ -15,6 +15,7 @@ from jobs.settings import PLAIN_CRF, CompileChoice, KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket, DamagedError
 from jobs.store.retry import RetryPolicy
+from jobs.version import VERSION, code_digest
 from pab.families import FAMILIES
 from pab.family import AUTO_PRECISION
 from pipeline.exits import UsageError
@@ -343,7 +344,7 @@ def defaults_not_known(found: Run, asked: Run) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python, this program and what it renders with."""
-    found = {"python": platform.python_version(), "pab-pipeline": _version("pab-pipeline")}
+    found = {"python": platform.python_version(), "pab-pipeline": VERSION, "code": code_digest()}
     return found | {package: _version(package) for package in PACKAGES}
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 
 from jobs.setting import Setting, number_reader
 from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.version import program
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
 from pipeline.signals.notify import FAILED_SHARE, read_share
@@ -191,6 +192,13 @@ class MachineSettings:
             help="any other sbatch option, e.g. --slurm constraint=a100 reservation=video; may be repeated",
         ),
     ] = field(default_factory=dict)
+    ship_code: Annotated[
+        bool,
+        Setting(
+            help="SLURM jobs run the program where the driver has it, so an edit or an upgrade reaches jobs that still wait "
+            "(default: a copy in runs/.jobs/code, made when jobs are submitted)",
+        ),
+    ] = True
     dashboard_host: Annotated[
         str | None,
         Setting(
@@ -265,6 +273,7 @@ class RunSettings:
             weights_digests=weights_digests or {},
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
             exclusive=exclusive,
+            driver=program(),
         )
 
 
