@@ -9,7 +9,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 """Where our packages lie: a child process that runs one of them finds it from any folder."""
 _OF_CLIENTS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_")
-_OF_THE_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+_CLUSTERS = "SLURM_CLUSTERS"
+_OF_THE_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", _CLUSTERS, "SLURM_JWT")
+
+
+def is_installed() -> bool:
+    """Whether our packages lie among those of an environment: its folder would bring another interpreter all of them."""
+    return ROOT.name in ("site-packages", "dist-packages")
 
 
 def variables() -> Mapping[str, str]:
@@ -31,20 +37,25 @@ def for_child(*, defaults: Mapping[str, str] | None = None, changes: Mapping[str
     return {**(defaults or {}), **os.environ, "PYTHONPATH": search_path, **(changes or {})}
 
 
-def for_slurm() -> dict[str, str]:
+def for_slurm(cluster: str | None = None) -> dict[str, str]:
     """Returns the variables of a SLURM client command, whose answer is read by this program.
+
+    `cluster`: the name of the one that is asked; empty for this machine's own, None for what SLURM_CLUSTERS says.
 
     Left out are those of the job around the driver, which would pass into new jobs, and the user's habits: a filter in
     SQUEUE_PARTITION would hide jobs, SCANCEL_INTERACTIVE would wait for a key. The clusters in SLURM_CLUSTERS hold for all
     clients alike, unless it is empty, which they would take for a name.
     """
-    return {
+    kept = {
         name: value
         for name, value in os.environ.items()
         if (name in _OF_THE_SITE and value) or not name.startswith(_OF_CLIENTS)
     }
+    if cluster is not None:
+        kept.pop(_CLUSTERS, None)
+    return kept | ({_CLUSTERS: cluster} if cluster else {})
 
 
 def slurm_clusters() -> str:
     """Returns the clusters that SLURM's clients are told to speak to; empty for the one of this machine."""
-    return os.environ.get("SLURM_CLUSTERS", "").strip()
+    return os.environ.get(_CLUSTERS, "").strip()

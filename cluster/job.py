@@ -36,7 +36,8 @@ class JobState(Enum):
 class JobRequest:
     """One job: `call` runs once on every rank (`num_nodes * ranks_per_node` processes); rank 0's value is the result.
 
-    `avoid_nodes`: nodes that the job is not to run on, if the cluster can do without them.
+    `avoid_nodes`: nodes that the job is not to run on, if the cluster can do without them. `is_restart`: a job for the same
+    has begun before, so it waits for no other job any more.
     """
 
     name: str
@@ -46,6 +47,7 @@ class JobRequest:
     gpus_per_node: int
     timeout_min: int
     avoid_nodes: frozenset[str] = frozenset()
+    is_restart: bool = False
 
 
 class Job(Protocol):

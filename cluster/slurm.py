@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-import shlex
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.job import CancelledError, ClusterError, Job, JobRequest, JobState, UnansweredError
-from cluster.job_files import private_folder
+from cluster.slurm_clients import Site, ask_slurm, asked_cluster, read_site, sbatch_options
 from cluster.slurm_job import SlurmJob
 from cluster.slurm_nodes import keep_off, may_avoid, relax, shortage
 from cluster.slurm_queue import QueueRow, read_queue
 from cluster.slurm_record import ArrayRecord, cancel_mark, leave_cancel_mark, name_prefix, read_records
 from cluster.slurm_sbatch import hand_over, keep, prepare, settle
-from cluster.slurm_script import array_script, arrays, max_array_size, names_of, shape_of
-from cluster.slurm_settings import SlurmSettings, ask_slurm, check_extra, check_one_cluster, sbatch_options
+from cluster.slurm_script import arrays, names_of
+from cluster.slurm_settings import SlurmSettings, check_extra
 
 _LOG = logging.getLogger(__name__)
 _CANCEL_AT_ONCE = 200
@@ -56,10 +53,10 @@ class SlurmCluster:
         result_grace_s: float = 15.0,
         settle_s: float = 60.0,
     ) -> None:
-        check_one_cluster()
         check_extra(settings.extra, sbatch_options())
         self._folder = folder.expanduser().absolute()
-        self._settings = settings
+        self._settings = replace(settings, cluster=asked_cluster(settings.cluster))
+        self._site: Site | None = None
         self._run_id = run_id
         self._queue_interval_s = queue_interval_s
         self._nodes_interval_s = nodes_interval_s
@@ -81,6 +78,14 @@ class SlurmCluster:
         self._releases: Counter[str] = Counter()
 
     @property
+    def name(self) -> str | None:
+        """The name of the SLURM cluster that is asked; None as long as it does not answer."""
+        if self._site is None:
+            with contextlib.suppress(ClusterError):
+                self._site = read_site(cluster=self._settings.cluster or "")
+        return self._site.cluster if self._site else None
+
+    @property
     def unanswered(self) -> list[ArrayRecord]:
         """The arrays of which nobody knows whether SLURM took them; their submit may be at work on that."""
         return [record for record in self._open.values() if time.time() - record.asked_at < _UNANSWERED_S]
@@ -93,7 +98,8 @@ class SlurmCluster:
         that were taken are found. Raises CancelledError if the run was cancelled since this object was made.
         """
         self.refuse_if_cancelled()
-        size = max_array_size()
+        self._site = read_site(cluster=self._settings.cluster or "")
+        size = self._site.max_array_size
         submitted: list[SlurmJob] = []
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo, submitted)
@@ -121,7 +127,7 @@ class SlurmCluster:
         """Returns the jobs that earlier drivers submitted from this folder; from now on `poll` knows their states."""
         found: list[SlurmJob] = []
         for record in read_records(self._folder, self._run_id):
-            if record.job_name in self._names or record.refused:
+            if record.job_name in self._names or record.refused or self._is_elsewhere(record):
                 continue
             if record.is_open:
                 self._open[record.job_name] = record
@@ -135,7 +141,7 @@ class SlurmCluster:
         if not self._jobs and not self._open:
             return []
         try:
-            rows = read_queue()
+            rows = self._read_queue()
         except ClusterError as error:
             _LOG.warning("jobs of earlier submits are not looked for: %s", error)
             return []
@@ -156,7 +162,7 @@ class SlurmCluster:
             return
         self._asked_at_s = now_s
         try:
-            rows = read_queue()
+            rows = self._read_queue()
         except ClusterError as error:
             if not self._queue_fails:
                 _LOG.warning("the queue cannot be read, job states stay as they are until it can: %s", error)
@@ -184,7 +190,7 @@ class SlurmCluster:
             return False
         self._releases[job.id] += 1
         try:
-            ask_slurm("scontrol", "release", job.id)
+            ask_slurm("scontrol", "release", job.id, cluster=self._settings.cluster)
         except ClusterError as error:
             _LOG.warning("%s (%s) is held after a failed launch and cannot be released: %s", job.name, job.id, error)
             return False
@@ -196,12 +202,12 @@ class SlurmCluster:
         wanted = {job.id for job in jobs}
         alive = [job for job in self._jobs if job.id in wanted and job.state in _LIVE]
         if alive:
-            self._end(alive, read_queue())
+            self._end(alive, self._read_queue())
         self._asked_at_s = float("-inf")
 
     def take_back(self, jobs: Sequence[Job]) -> list[Job]:
         """Ends those of the jobs that have not begun, and returns them. Raises ClusterError."""
-        rows = read_queue()
+        rows = self._read_queue()
         wanted = {job.id for job in jobs}
         waiting = [
             job
@@ -218,7 +224,7 @@ class SlurmCluster:
         """
         leave_cancel_mark(self._folder)
         self.submitted()
-        rows = read_queue()
+        rows = self._read_queue()
         self._adopt(rows)
         return list(self._end(self._jobs, rows))
 
@@ -228,7 +234,7 @@ class SlurmCluster:
             avoided = may_avoid(self._settings, self._avoided, nodes, needed=self._widest)
             if avoided != self._avoided:
                 self._avoided = avoided
-                rows = read_queue()
+                rows = self._read_queue()
                 waiting = [job for job in self._jobs if (row := rows.get(job.id)) and job.submitted.is_same(row)]
                 keep_off(
                     self._settings, avoided, [job for job in waiting if rows[job.id].live_state is JobState.WAITING]
@@ -261,44 +267,31 @@ class SlurmCluster:
             )  # fmt: skip
         return bool(given)
 
-    def script(self, request: JobRequest, *, num_jobs: int = 1) -> str:
-        """Returns the sbatch script of an array of `num_jobs` jobs like this one, without submitting anything."""
-        return array_script(
-            self._settings,
-            shape_of(request),
-            folder=self._folder / "dry-run",
-            job_name=f"{name_prefix(self._run_id)}dry-run",
-            num_jobs=num_jobs,
-        )
-
-    def expected_start(self, request: JobRequest) -> datetime | None:
-        """Asks SLURM when such a job would start; None if it does not say. Raises ClusterError if it would be refused."""
-        path = private_folder(self._folder) / f"test-only-{uuid.uuid4().hex}.sh"
-        try:
-            path.write_text(self.script(request))
-            # The answer comes on stderr, the shell brings it to stdout.
-            answer = ask_slurm("sh", "-c", f"sbatch --test-only {shlex.quote(str(path))} 2>&1")
-        except OSError as error:
-            raise ClusterError(f"cannot write {path}: {error}; make room there") from error
-        finally:
-            path.unlink(missing_ok=True)
-        found = re.search(r"to start at (\S+)", answer)
-        return datetime.fromisoformat(found.group(1)).astimezone() if found else None
-
     def _submit_array(self, requests: Sequence[JobRequest], *, after: str | None) -> list[SlurmJob]:
         names = names_of(requests)
         asked = self._asked.get(names)
         if isinstance(asked, list):
             return asked
-        record = settle(asked, UnansweredError("it gave no answer"), settle_s=self._settle_s) if asked else None
+        record = (
+            settle(asked, UnansweredError("it gave no answer"), cluster=self._settings.cluster, settle_s=self._settle_s)
+            if asked
+            else None
+        )
         if asked and record is None:
             keep(asked.refuse())
             self._replaced.add(asked.job_name)
         if record is None:
-            new, script = prepare(self._settings, requests, folder=self._folder, run_id=self._run_id, after=after)
+            new, script = prepare(
+                self._settings,
+                requests,
+                folder=self._folder,
+                run_id=self._run_id,
+                cluster=self.name or "",
+                after=after,
+            )
             self._asked[names] = new
             try:
-                record = hand_over(new, script, settle_s=self._settle_s)
+                record = hand_over(new, script, cluster=self._settings.cluster, settle_s=self._settle_s)
             except UnansweredError:
                 raise
             except ClusterError:
@@ -308,6 +301,12 @@ class SlurmCluster:
         self._widest = max(self._widest, *(request.num_nodes for request in requests))
         self._asked[names] = jobs
         return jobs
+
+    def _is_elsewhere(self, record: ArrayRecord) -> bool:
+        return bool(record.cluster) and self.name not in (None, record.cluster)
+
+    def _read_queue(self) -> dict[str, QueueRow]:
+        return read_queue(cluster=self._settings.cluster)
 
     def _know(self, jobs: Iterable[SlurmJob]) -> list[SlurmJob]:
         known = {(job.id, job.submitted.job_name) for job in self._jobs}
@@ -348,7 +347,7 @@ class SlurmCluster:
         unanswered = [record for record in self._asked.values() if isinstance(record, ArrayRecord)]
         self._asked.clear()
         try:
-            rows = read_queue()
+            rows = self._read_queue()
             found = [record for each in unanswered if (record := each.found(rows))]
             self._end([*jobs, *(SlurmJob(job) for record in found for job in record.jobs())], rows)
         except ClusterError as error:
@@ -374,5 +373,6 @@ class SlurmCluster:
         for start in range(0, len(alive), _CANCEL_AT_ONCE):
             # --quiet: jobs that ended meanwhile are no error. No filter such as --state: with one, scancel ends other jobs of
             # the array too.
-            ask_slurm("scancel", "--quiet", *(job.id for job in alive[start : start + _CANCEL_AT_ONCE]))
+            ids = [job.id for job in alive[start : start + _CANCEL_AT_ONCE]]
+            ask_slurm("scancel", "--quiet", *ids, cluster=self._settings.cluster)
         return alive

@@ -30,7 +30,8 @@ _WORD = re.compile(r"[0-9a-f]{12}")
 class ArrayRecord:
     """One array. `ids`: the jobs' ids, in the order of `names`; empty while sbatch has not answered.
 
-    `refused`: sbatch has said no, so no job of this name can come.
+    `refused`: sbatch has said no, so no job of this name can come. `cluster`: the name of the SLURM cluster that was asked;
+    empty in records of versions that knew one only.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class ArrayRecord:
     ids: tuple[str, ...] = ()
     submitted_at: int | None = None
     refused: bool = False
+    cluster: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -57,6 +59,7 @@ class ArrayRecord:
             "ids": self.ids,
             "submitted_at": self.submitted_at,
             "refused": self.refused,
+            "cluster": self.cluster,
         }
         try:
             write_json(self.folder / RECORD, document)
@@ -112,7 +115,7 @@ def name_prefix(run_id: str) -> str:
     return f"pab-{run_id}-"
 
 
-def new_record(folder: Path, run_id: str, names: Sequence[str], num_ranks: int) -> ArrayRecord:
+def new_record(folder: Path, run_id: str, names: Sequence[str], num_ranks: int, *, cluster: str = "") -> ArrayRecord:
     """Returns a record of an array to come, in a folder of `folder` that is not there yet."""
     word = uuid.uuid4().hex[:12]
     return ArrayRecord(
@@ -121,6 +124,18 @@ def new_record(folder: Path, run_id: str, names: Sequence[str], num_ranks: int) 
         names=tuple(names),
         num_ranks=num_ranks,
         asked_at=time.time(),
+        cluster=cluster,
+    )
+
+
+def example_record(folder: Path, run_id: str) -> ArrayRecord:
+    """Returns a record as `new_record` makes it, of an array that is not asked for."""
+    return ArrayRecord(
+        folder=folder / f"{_FOLDER}dry-run",
+        job_name=f"{name_prefix(run_id)}dry-run",
+        names=(),
+        num_ranks=1,
+        asked_at=0.0,
     )
 
 
@@ -162,6 +177,7 @@ def _record(folder: Path, document: Any) -> ArrayRecord:
         ids=tuple(map(str, document["ids"])),
         submitted_at=None if submitted_at is None else int(submitted_at),
         refused=bool(document["refused"]),
+        cluster=str(document.get("cluster", "")),
     )
 
 

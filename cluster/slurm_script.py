@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ import submitit
 from submitit.core.utils import DelayedSubmission
 
 from cluster.job import ClusterError, JobRequest
-from cluster.rank import RankCall
-from cluster.slurm_settings import SlurmSettings, ask_slurm
+from cluster.rank import REQUEUE_MARK, RankCall
+from cluster.slurm_settings import SlurmSettings
 from cluster.whole_files import write_whole
 
 _AFTER_FIRST_EXIT_S = 300
@@ -32,6 +31,7 @@ class Shape:
     gpus_per_node: int
     timeout_min: int
     avoid_nodes: frozenset[str]
+    is_restart: bool
 
 
 def shape_of(request: JobRequest) -> Shape:
@@ -42,24 +42,34 @@ def shape_of(request: JobRequest) -> Shape:
         gpus_per_node=request.gpus_per_node,
         timeout_min=request.timeout_min,
         avoid_nodes=request.avoid_nodes,
+        is_restart=request.is_restart,
     )
 
 
 def array_script(
     settings: SlurmSettings, shape: Shape, *, folder: Path, job_name: str, num_jobs: int = 1, after: str | None = None
 ) -> str:
-    """Returns the script of an array of `num_jobs` jobs. `after`: the id of an array that must have ended before."""
-    executor = submitit.SlurmExecutor(folder)
+    """Returns the script of an array of `num_jobs` jobs. `after`: the id of an array that must have ended before.
+
+    Raises ClusterError for what cannot stand in one.
+    """
+    if not str(folder).isprintable():
+        raise ClusterError(f"{str(folder)!r} stands in scripts: it must not hold line breaks or control characters")
     extra = dict(settings.extra)
+    has_gpus = bool(shape.gpus_per_node or extra.keys() & _GPU_OPTIONS)
+    executor = _ScriptWriter(folder, python=settings.launch.command(with_gpus=has_gpus))
     srun_args = ["--kill-on-bad-exit=1", f"--wait={_AFTER_FIRST_EXIT_S}"]
     if settings.cpus_per_task:
         # Since 22.05 srun no longer takes it from sbatch.
         srun_args.append(f"--cpus-per-task={settings.cpus_per_task}")
+    container = settings.launch.container
+    srun_args += container.srun_args if container else []
     options: dict[str, str | bool] = {"requeue": True, **settings.named_options(), **extra}
+    options.pop("dependency", None)
+    if dependency := settings.dependency(is_restart=shape.is_restart, after_array=after):
+        options["dependency"] = dependency
     if shape.avoid_nodes:
         options["exclude"] = _joined(extra.get("exclude"), *sorted(shape.avoid_nodes))
-    if after:
-        options["dependency"] = _joined(extra.get("dependency"), f"afterany:{after}")
     executor.update_parameters(
         job_name=job_name,
         time=shape.timeout_min,
@@ -69,13 +79,22 @@ def array_script(
         cpus_per_task=settings.cpus_per_task,
         signal_delay_s=min(settings.signal_delay_s, shape.timeout_min * 60 // 4),
         srun_args=srun_args,
-        setup=[*_setup(settings.cpus_per_task), *_own_pickle(folder)],
+        setup=[*settings.launch.setup_lines, *_setup(settings), *_own_pickle(folder)],
+        teardown=_requeue_outside(folder) if container else None,
         wckey=None,
         additional_parameters=options,
     )
     if num_jobs > 1:
         executor.parameters.update(map_count=num_jobs, array_parallelism=settings.max_parallel_jobs or num_jobs)
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+class _ScriptWriter(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types
+    """Writes scripts also on machines without SLURM, for a dry run."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 1
 
 
 def write_array(settings: SlurmSettings, requests: Sequence[JobRequest], *, folder: Path, script: str) -> Path:
@@ -109,12 +128,26 @@ def _joined(theirs: str | bool | None, *ours: str) -> str:
     return ",".join([*([str(theirs)] if theirs else []), *ours])
 
 
-def _setup(cpus_per_task: int | None) -> list[str]:
-    root = shlex.quote(str(Path(__file__).parent.parent))
-    lines = [f'export PYTHONPATH={root}"${{PYTHONPATH:+:$PYTHONPATH}}"']
-    if cpus_per_task:
-        lines.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cpus_per_task}}}"')
+def _setup(settings: SlurmSettings) -> list[str]:
+    lines = []
+    if root := settings.launch.search_path:
+        lines.append(f'export PYTHONPATH={shlex.quote(str(root))}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    if settings.cpus_per_task:
+        lines.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{settings.cpus_per_task}}}"')
+    if settings.cluster:
+        # It came with the driver's environment. The job asks the cluster that it is in.
+        lines.append("unset SLURM_CLUSTERS")
     return lines
+
+
+def _requeue_outside(folder: Path) -> list[str]:
+    # In a container there is no scontrol. The rank leaves a file instead (`cluster/rank.py`).
+    mark = f'{shlex.quote(str(folder))}/"$pab_id"{REQUEUE_MARK}'
+    return [
+        "pab_status=$?",
+        f'if [ -e {mark} ]; then rm {mark}; scontrol requeue "$pab_id"; fi',
+        'exit "$pab_status"',
+    ]
 
 
 def names_of(requests: Sequence[JobRequest]) -> tuple[str, ...]:
@@ -132,9 +165,3 @@ def arrays(requests: Sequence[JobRequest], size: int) -> Iterator[list[JobReques
         array.append(request)
     if array:
         yield array
-
-
-def max_array_size() -> int:
-    """Returns how many jobs an array may have here. Raises ClusterError."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask_slurm("scontrol", "show", "config"), re.MULTILINE)
-    return max(1, int(found.group(1))) if found else 1000

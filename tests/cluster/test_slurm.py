@@ -19,7 +19,8 @@ from cluster.dask_progress import DaskProgress
 from cluster.job import ClusterError, JobRequest, JobState
 from cluster.slurm import SlurmCluster
 from cluster.slurm_queue import read_nodes
-from cluster.slurm_settings import SlurmSettings, slurm_is_configured
+from cluster.slurm_clients import slurm_is_configured
+from cluster.slurm_settings import SlurmSettings
 from tests.cluster.daemons.slurm import Slurm
 from tests.cluster.rank_calls import EndWithoutResult, Fall, Say, SecondStart, ShowClips, note
 from tests.cluster.waiting import is_alive, wait_over, wait_until

@@ -14,7 +14,8 @@ from cluster.rank import rank_result
 from cluster.slurm_job import SlurmJob, Submitted
 from cluster.slurm_nodes import shortage
 from cluster.slurm_queue import QueueRow
-from cluster.slurm_settings import SlurmSettings, ask_slurm, check_extra, check_one_cluster
+from cluster.slurm_clients import ask_slurm, check_one_cluster
+from cluster.slurm_settings import SlurmSettings, check_extra
 
 
 def row(
