@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -85,8 +85,11 @@ class Cluster(Protocol):
     def refuse_if_cancelled(self) -> None:
         """Raises CancelledError if the run was cancelled since this object was made."""
 
-    def alive(self) -> list[Job]:
-        """Returns the jobs of the run that wait or run, whoever submitted them, as far as this machine knows them."""
+    def alive(self, noted: Mapping[str, str] | None = None) -> list[Job]:
+        """Returns the jobs of the run that wait or run, whoever submitted them, as far as this machine can see them.
+
+        `noted`: by their ids, what those are called of which no record is on this machine.
+        """
 
     def poll(self) -> None:
         """Brings the states of all jobs up to date (and, on this machine, starts what has room)."""

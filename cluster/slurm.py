@@ -75,6 +75,7 @@ class SlurmCluster:
         self._shortage: str | None = None
         self._queue_fails = False
         self._told: set[str] = set()
+        self._noted: Mapping[str, str] = {}
         self._releases: Counter[str] = Counter()
 
     @property
@@ -135,11 +136,13 @@ class SlurmCluster:
                 found += self._know(SlurmJob(job) for job in record.jobs())
         return list(found)
 
-    def alive(self) -> list[Job]:
-        """Returns the jobs of the run that wait or run, whoever submitted them from this folder."""
+    def alive(self, noted: Mapping[str, str] | None = None) -> list[Job]:
+        """Returns the jobs of the run that wait or run, also those that were submitted from another machine or folder.
+
+        The queue knows them by the run's id in their name. `noted`: by their ids, what they are called.
+        """
         self.submitted()
-        if not self._jobs and not self._open:
-            return []
+        self._noted = noted or {}
         try:
             rows = self._read_queue()
         except ClusterError as error:
@@ -328,12 +331,12 @@ class SlurmCluster:
             unknown -= self._names
         for name in sorted(unknown):
             record = self._open.get(name) or ArrayRecord.lost(self._folder, name)
-            if record and (found := record.found(rows)):
+            if record and (found := record.found(rows, self._noted)):
                 adopted = self._know(SlurmJob(job) for job in found.jobs())
                 if name in self._replaced:
                     _LOG.warning("SLURM took %s twice: those of the request without an answer are ended", name)
                     self._end_late(adopted, rows)
-                elif any(rows[job.id].live_state for job in adopted):
+                elif found.folder.is_dir() and any(rows[job.id].live_state for job in adopted):
                     _LOG.warning("SLURM took %s (%s) although sbatch did not say so", adopted[0].name, adopted[0].id)
 
     def _end_late(self, jobs: list[SlurmJob], rows: Mapping[str, QueueRow]) -> None:

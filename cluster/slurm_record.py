@@ -83,16 +83,19 @@ class ArrayRecord:
         ids = (first_id,) if len(self.names) == 1 else tuple(f"{first_id}_{index}" for index in range(len(self.names)))
         return replace(self, ids=ids)
 
-    def found(self, rows: Mapping[str, QueueRow]) -> ArrayRecord | None:
-        """Returns it with the ids and the submit time of its jobs in the queue, which are known by their name; or None."""
+    def found(self, rows: Mapping[str, QueueRow], noted: Mapping[str, str] | None = None) -> ArrayRecord | None:
+        """Returns it with the ids and the submit time of its jobs in the queue, which are known by their name; or None.
+
+        `noted`: by id, what the jobs are called, for an array whose record is not here.
+        """
         mine = {job_id: row for job_id, row in rows.items() if row.job_name == self.job_name}
         if not mine:
             return None
         times = [row.submitted_at for row in mine.values() if row.submitted_at is not None and not row.restarts]
         known = self if self.ids or not self.names else self.answered(next(iter(mine)).partition("_")[0])
-        if not known.names:  # its record is damaged: what the jobs were called is lost with it
+        if not known.names:  # its record is damaged, or on another machine, and with it what the jobs are called
             ids = tuple(sorted(mine, key=_task))
-            known = replace(known, ids=ids, names=tuple(f"task-{job_id}" for job_id in ids))
+            known = replace(known, ids=ids, names=tuple((noted or {}).get(each, f"task-{each}") for each in ids))
         return replace(known, submitted_at=min(times) if times else None)
 
     def jobs(self) -> list[Submitted]:

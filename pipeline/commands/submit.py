@@ -83,6 +83,10 @@ def _submit(
     settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
+    if arguments.parsable and not arguments.detach:
+        raise UsageError(
+            "--parsable is for --detach: else the command ends after the jobs; add --detach, or leave it out"
+        )
     for name in ("budget", "notify"):
         if arguments.detach and getattr(settings.machines, name) is not None:
             raise UsageError(
@@ -200,7 +204,7 @@ def _carry_out(
     )
     told = None
     if numbers or at_work.orphans:
-        code = render(submission, cluster, work, numbers, claim, detach=arguments.detach)
+        code = render(submission, cluster, work, numbers, claim, detach=arguments.detach, parsable=arguments.parsable)
         if arguments.detach or code == Exit.INTERRUPTED or not left:
             return code
     elif growth or arguments.prune:
@@ -210,6 +214,9 @@ def _carry_out(
         claim.release()
         wait_for_others(bucket, keys, at_work, cluster, screen)
         return None
+    if arguments.parsable:
+        screen.result({"output": bucket.url, "run_id": run_.run_id, "jobs": {}, "slurm_ids": []}, "")
+        return Exit.OK
     return show_end(submission, told=told)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -27,7 +27,7 @@ from pipeline.run.growth import (
     prune,
     undo_growth,
 )
-from pipeline.run.jobs_file import new_submit
+from pipeline.run.jobs_file import StartedJobs, new_submit
 from pipeline.run.machines import driver_host, work_folder
 from pipeline.run.notify import Notifier
 from pipeline.run.panel import PanelDisplay
@@ -78,10 +78,12 @@ def render(
     claim: Claim,
     *,
     detach: bool,
+    parsable: bool = False,
 ) -> int:
     """Starts the jobs and drives them to their end; returns the exit code. The claim is released once they are started.
 
-    `numbers`: by index in the plan, the numbers of the shards. Raises CommandError, ClusterError, BucketError.
+    `parsable`: a detached submit says only the jobs' ids. `numbers`: by index in the plan, the numbers of the shards.
+    Raises CommandError, ClusterError, BucketError.
     """
     settings, screen, bucket = submission.settings, submission.screen, submission.bucket
     folder = work_folder(submission.run.run_id)
@@ -121,7 +123,9 @@ def render(
                 stack.enter_context(driving(bucket, submit.submit_id))
             claim.release()
             if detach:
-                return _detached(submission, driver)
+                return _detached(submission, submit.with_jobs(driver.jobs), parsable=parsable)
+            if ids := submit.with_jobs(driver.jobs).slurm_ids:
+                screen.note(f"handed to SLURM: {_shown(ids)}")
             planned_s = max(sum(s.seconds for s in work.shards.shards) / machines.max_parallel_jobs, 0.0)
             display: Display = open_display()
             if view.dashboard is not None:
@@ -235,17 +239,26 @@ def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> in
     return Exit.INTERRUPTED
 
 
-def _detached(submission: Submission, driver: Driver) -> int:
-    output = submission.settings.output
-    ids = sorted({job.id for job in driver.jobs if job.id})
+def _detached(submission: Submission, submit: StartedJobs, *, parsable: bool) -> int:
+    output, ids = submission.settings.output, submit.slurm_ids
+    run_id, jobs = submission.run.run_id, dict(submit.jobs)
+    document: dict[str, object] = {"output": output, "run_id": run_id, "jobs": jobs, "slurm_ids": ids}
+    if parsable:
+        submission.screen.result(document, ":".join(ids))
+        return Exit.OK
     submission.screen.result(
-        {"output": output, "run_id": submission.run.run_id, "jobs": {job.name: job.id for job in driver.jobs}},
-        f"{counted(len(driver.jobs), 'job')} handed to SLURM ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})\n"
+        document,
+        f"{counted(len(submit.jobs), 'job')} handed to SLURM ({_shown(ids)})\n"
         f"  how far:  python -m pipeline status {output}\n"
         f"  end them: python -m pipeline cancel {output}\n"
+        f"  a job after them: sbatch --dependency=afterany:{':'.join(ids)} ...\n"
         "  jobs that are lost are started again by the next submit",
     )
     return Exit.OK
+
+
+def _shown(ids: Sequence[str]) -> str:
+    return f"{', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}"
 
 
 def forget_left(submission: Submission) -> None:

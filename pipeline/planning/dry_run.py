@@ -42,7 +42,7 @@ def show_dry_run(
     document = dry_run_document(settings, work, costs, progress=progress, num_clips=accepted.num_rows)
     document |= {"text_losses": dict(accepted.text_losses), "manifest_warnings": list(accepted.warnings)}
     document |= {"growth": growth.facts} if growth else {}
-    document |= {"scripts": list(answers.scripts), "slurm_note": answers.note}
+    document |= {"scripts": list(answers.scripts), "slurm_cluster": answers.cluster, "slurm_note": answers.note}
     document["expected_start"] = answers.start.isoformat() if answers.start else None
     document["budget_share_spent"] = round(budget.share(0.0), 4) if budget and budget.prices.budget else None
     screen.result(document, _text(settings, work, costs, document, answers, budget))
@@ -160,6 +160,8 @@ def _text(
         ]
     if document["expected_start"]:
         lines += ["", f"SLURM expects to start the first job at {document['expected_start']}"]
+    if answers.cluster:
+        lines += ["", f"for SLURM cluster {answers.cluster}, whose clients are asked by the variable SLURM_CLUSTERS"]
     if answers.note:
         lines += ["", answers.note]
     for script in answers.scripts:

@@ -17,11 +17,15 @@ from pipeline.run.sites import check_launch, slurm_settings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmAnswers:
-    """The scripts that sbatch would get, when the first job would start, and what could not be asked."""
+    """The scripts that sbatch would get, when the first job would start, and what could not be asked.
+
+    `cluster`: the name of the SLURM cluster that would get them, if the user names one.
+    """
 
     scripts: tuple[str, ...] = ()
     start: datetime | None = None
     note: str | None = None
+    cluster: str | None = None
 
 
 def slurm_answers(settings: RunSettings, work: PlannedWork, folder: Path, *, with_references: bool) -> SlurmAnswers:
@@ -54,9 +58,9 @@ def slurm_answers(settings: RunSettings, work: PlannedWork, folder: Path, *, wit
         note = (
             "SLURM is not on this machine: options of sbatch were not checked, and when jobs would start is not known"
         )
-        return SlurmAnswers(scripts=scripts, note=note)
+        return SlurmAnswers(scripts=scripts, note=note, cluster=asked.cluster)
     check_extra(asked.extra, sbatch_options())
     try:
-        return SlurmAnswers(scripts=scripts, start=expected_start(asked, scripts[0]))
+        return SlurmAnswers(scripts=scripts, start=expected_start(asked, scripts[0]), cluster=asked.cluster)
     except UnreachableError:
-        return SlurmAnswers(scripts=scripts)
+        return SlurmAnswers(scripts=scripts, cluster=asked.cluster)

@@ -165,7 +165,8 @@ class MachineSettings:
         ),
     ] = field(default_factory=dict)
     comment: Annotated[
-        str | None, Setting(metavar="TEXT", help="text that squeue and sacct show beside each SLURM job")
+        str | None,
+        Setting(metavar="TEXT", help="text that squeue shows beside each SLURM job, and sacct where the site keeps it"),
     ] = None
     after: Annotated[
         tuple[str, ...],
