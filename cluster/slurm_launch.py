@@ -109,11 +109,10 @@ class Launch:
         # The empty line ends one that the user's last backslash would continue.
         return [f"trap 'echo {told} >&2' ERR", *self.setup, "", "trap - ERR"]
 
-    def command(self, *, with_gpus: bool) -> str:
-        """Returns the shell's words for the interpreter."""
+    def words(self, *, with_gpus: bool) -> list[str]:
+        """Returns the words that start the interpreter."""
         prefix = self.container.prefix(with_gpus=with_gpus) if self.container else []
-        python = self.python or ("python3" if self.container else sys.executable)
-        return shlex.join([*prefix, python])
+        return [*prefix, self.python or ("python3" if self.container else sys.executable)]
 
     @property
     def needs_program(self) -> bool:
@@ -149,21 +148,21 @@ def runtime_problem(runtime: str) -> str | None:
     )
 
 
-def python_problem(python: str, packages: Sequence[str], *, setup: Sequence[str] = ()) -> str | None:
-    """Says why an interpreter of this machine cannot run jobs; None if it can. `setup`: lines of bash that run before."""
-    words = [python, "-c", _LOOK, *packages]
+def python_problem(python: Sequence[str], packages: Sequence[str], *, setup: Sequence[str] = ()) -> str | None:
+    """Says why an interpreter of this machine cannot run jobs; None if it can.
+
+    `python`: the words that start it. `packages`: what it must find. `setup`: lines of bash that run before.
+    """
+    name, words = shlex.join(python), [*python, "-c", _LOOK, *packages]
     if setup:
         words = ["bash", "-c", "\n".join([*setup, "", f"exec {shlex.join(words)}"])]
     try:
         ran = subprocess.run(words, capture_output=True, text=True, timeout=_CHECK_S, check=False)
         version, missing = json.loads(ran.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"python {python} cannot be run: {error}"
+        return f"{name} cannot be run: {error}"
     except (ValueError, TypeError, IndexError):
-        return f"python {python} does not answer as Python does: {(ran.stderr or ran.stdout).strip()[-300:]}"
+        return f"{name} does not answer as Python does: {(ran.stderr or ran.stdout).strip()[-300:]}"
     if tuple(version) < MIN_PYTHON:
-        needed = ".".join(map(str, MIN_PYTHON))
-        return f"python {python} is {'.'.join(map(str, version))}, needs {needed} or newer"
-    if missing:
-        return f"python {python} has no {', '.join(missing)}; install what is missing there"
-    return None
+        return f"{name} is {'.'.join(map(str, version))}, needs {'.'.join(map(str, MIN_PYTHON))} or newer"
+    return f"{name} has no {', '.join(missing)}; install what is missing there" if missing else None

@@ -57,7 +57,7 @@ def array_script(
         raise ClusterError(f"{str(folder)!r} stands in scripts: it must not hold line breaks or control characters")
     extra = dict(settings.extra)
     has_gpus = bool(shape.gpus_per_node or extra.keys() & _GPU_OPTIONS)
-    executor = _ScriptWriter(folder, python=settings.launch.command(with_gpus=has_gpus))
+    executor = _ScriptWriter(folder, python=shlex.join(settings.launch.words(with_gpus=has_gpus)))
     srun_args = ["--kill-on-bad-exit=1", f"--wait={_AFTER_FIRST_EXIT_S}"]
     if settings.cpus_per_task:
         # Since 22.05 srun no longer takes it from sbatch.

@@ -55,12 +55,16 @@ def check_launch(launch: Launch, *, has_slurm: bool) -> None:
     """Looks at what can be seen from here; runs none of the user's lines. Raises UsageError, RefusedError, ClusterError."""
     if problem := setup_problem(launch.setup):
         raise UsageError(f"--setup: {problem}")
-    if launch.container is None and launch.python and Path(launch.python).exists():
-        needed = [*JOB_PACKAGES, *(["pipeline"] if launch.needs_program else [])]
-        if problem := python_problem(launch.python, needed):
-            raise UsageError(f"--python: {problem}")
+    path = Path(launch.python) if launch.python and "/" in launch.python and not launch.container else None
+    if path and path.exists() and (problem := python_problem([str(path)], packages_of(launch))):
+        raise UsageError(f"--python: {problem}")
     if launch.container and has_slurm and (problem := runtime_problem(launch.container.runtime)):
         raise RefusedError(f"--container-image {launch.container.image}: {problem}")
+
+
+def packages_of(launch: Launch) -> tuple[str, ...]:
+    """Returns what the interpreter of a job must find."""
+    return (*JOB_PACKAGES, *(("pipeline",) if launch.needs_program else ()))
 
 
 def container_paths(settings: RunSettings, folder: Path, *, with_references: bool) -> dict[str, bool]:
