@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from cluster.whole_files import write_whole
 _AFTER_FIRST_EXIT_S = 300
 _GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
 _SCRIPT = "array.sh"
+_OPTION = "#SBATCH "
+_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./\[\]-]*")
 _MAX_TIMEOUTS = 3
 """For submitit's handler of signals, until ours replaces it (`cluster/rank.py`)."""
 
@@ -86,7 +89,23 @@ def array_script(
     )
     if num_jobs > 1:
         executor.parameters.update(map_count=num_jobs, array_parallelism=settings.max_parallel_jobs or num_jobs)
-    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+    return _quoted_for_sbatch(str(executor._make_submission_file_text(executor._submitit_command_str, "")))
+
+
+def _quoted_for_sbatch(script: str) -> str:
+    # submitit quotes options for a shell. sbatch reads them by rules of its own: it takes a backslash for an escape between
+    # any quotes, so a text that has one would end the option, and begin another.
+    head, setup, rest = script.partition("\n# setup\n")
+    lines = [_option(line) if line.startswith(_OPTION) else line for line in head.split("\n")]
+    return "\n".join(lines) + setup + rest
+
+
+def _option(line: str) -> str:
+    (word,) = shlex.split(line.removeprefix(_OPTION))
+    name, equals, value = word.partition("=")
+    if not _PLAIN.fullmatch(value):
+        value = '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
+    return f"{_OPTION}{name}{equals}{value}"
 
 
 class _ScriptWriter(submitit.SlurmExecutor):  # type: ignore[misc]  # submitit has no types

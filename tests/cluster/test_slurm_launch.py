@@ -17,6 +17,8 @@ from tests.cluster.rank_calls import Say
 
 RUN_ID = "0123456789ab"
 EVIL = 'it\'s "a" $(touch evil) `touch evil` ; touch evil # \\'
+FOR_SBATCH = '"it\'s \\"a\\" $(touch evil) `touch evil` ; touch evil # \\\\"'
+"""The same in the words of sbatch, which takes a backslash for an escape between any quotes."""
 
 
 def script_of(folder: Path, *, gpus: int = 0, is_restart: bool = False, **settings: object) -> list[str]:
@@ -42,7 +44,7 @@ def header(script: list[str]) -> list[str]:
 def test_text_of_the_user_is_one_word_of_one_option(tmp_path: Path) -> None:
     script = script_of(tmp_path, comment=EVIL, partition=EVIL, extra={"constraint": EVIL})
     for name in ("comment", "partition", "constraint"):
-        assert [f"#SBATCH --{name}={shlex.quote(EVIL)}"] == [line for line in script if f"--{name}=" in line]
+        assert [f"#SBATCH --{name}={FOR_SBATCH}"] == [line for line in script if f"--{name}=" in line]
     for name in ("comment", "partition", "qos", "account", "mem"):
         with pytest.raises(ClusterError, match=f"sbatch option {name}=.* line breaks"):
             SlurmSettings(**{name: "a\n#SBATCH --uid=0"})  # type: ignore[arg-type]

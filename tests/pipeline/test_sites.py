@@ -48,7 +48,7 @@ def test_a_dry_run_prints_the_scripts_on_a_machine_without_slurm(
     jobs = f"{command.folder}/runs/.jobs/NEW_RUN"
     assert f"\n#SBATCH --output={jobs}/slurm-dry-run/%j_0_log.out\n" in script
     assert "\n#SBATCH --dependency=afterok:12:13\n" in script
-    assert "\n#SBATCH --comment='a film'\n" in script
+    assert '\n#SBATCH --comment="a film"\n' in script
     assert "\nsource /etc/profile\nmodule load cuda\n" in script
     # What jobs need is seen in the container: their folder, the output, the weights, the program. No manifest's folder.
     mounts = script.split(" --bind ")[1:]
