@@ -27,6 +27,7 @@ from cluster.slurm_settings import SlurmSettings, check_extra
 _LOG = logging.getLogger(__name__)
 _CANCEL_AT_ONCE = 200
 _MAX_RELEASES = 10
+_FIRST_INTERVAL_S = 2.0
 _LIVE = (JobState.WAITING, JobState.RUNNING)
 _UNANSWERED_S = 86400.0
 """A record without an answer that is older than this is of a submit that was killed before sbatch."""
@@ -37,9 +38,9 @@ class SlurmCluster:
 
     `folder` must be shared with the nodes; pickles, scripts, logs and results lie there in a new private folder (0700) per
     array, because ids repeat. `run_id` is in the name of every job. `queue_interval_s`: the least time between two questions
-    to slurmctld; `nodes_interval_s`: between two about nodes. `result_grace_s`: how long after a job has left the queue its
-    result may take to become visible. `settle_s`: how long a controller that is away is waited for when nobody knows whether
-    it took jobs.
+    to slurmctld; in its first minutes it asks more often, since short runs end in them. `nodes_interval_s`: between two about
+    nodes. `result_grace_s`: how long after a job has left the queue its result may take to become visible. `settle_s`: how
+    long a controller that is away is waited for when nobody knows whether it took jobs.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class SlurmCluster:
         self._replaced: set[str] = set()
         self._avoided: frozenset[str] = frozenset()
         self._widest = 1
+        self._made_at_s = time.monotonic()
         self._asked_at_s = float("-inf")
         self._nodes_asked_at_s = float("-inf")
         self._shortage: str | None = None
@@ -161,7 +163,8 @@ class SlurmCluster:
         now_s = time.monotonic()
         if all(job.is_over for job in self._jobs) and not self._open:
             return
-        if now_s - self._asked_at_s < self._queue_interval_s:
+        age_s = now_s - self._made_at_s
+        if now_s - self._asked_at_s < min(self._queue_interval_s, max(_FIRST_INTERVAL_S, age_s / 10)):
             return
         self._asked_at_s = now_s
         try:

@@ -67,6 +67,7 @@ def array_script(
         srun_args.append(f"--cpus-per-task={settings.cpus_per_task}")
     container = settings.launch.container
     srun_args += container.srun_args if container else []
+    marks = _requeue_outside(folder)
     options: dict[str, str | bool] = {"requeue": True, **settings.named_options(), **extra}
     options.pop("dependency", None)
     if dependency := settings.dependency(is_restart=shape.is_restart, after_array=after):
@@ -82,8 +83,13 @@ def array_script(
         cpus_per_task=settings.cpus_per_task,
         signal_delay_s=min(settings.signal_delay_s, shape.timeout_min * 60 // 4),
         srun_args=srun_args,
-        setup=[*settings.launch.setup_lines, *_setup(settings), *_own_pickle(folder)],
-        teardown=_requeue_outside(folder) if container else None,
+        setup=[
+            *settings.launch.setup_lines,
+            *_setup(settings),
+            *_own_pickle(folder),
+            *(marks[:1] if container else []),
+        ],
+        teardown=marks[1:] if container else None,
         wckey=None,
         additional_parameters=options,
     )
@@ -160,9 +166,11 @@ def _setup(settings: SlurmSettings) -> list[str]:
 
 
 def _requeue_outside(folder: Path) -> list[str]:
-    # In a container there is no scontrol. The rank leaves a file instead (`cluster/rank.py`).
+    # In a container there is no scontrol. The rank leaves a file instead (`cluster/rank.py`). The first line is for before
+    # srun: such a file of an earlier start, whose node fell, says nothing of this one.
     mark = f'{shlex.quote(str(folder))}/"$pab_id"{REQUEUE_MARK}'
     return [
+        f"rm -f {mark}",
         "pab_status=$?",
         f'if [ -e {mark} ]; then rm {mark}; scontrol requeue "$pab_id"; fi',
         'exit "$pab_status"',
