@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def _random_model(request: LoadRequest, config: STDiT3Config, vae_config: OpenSo
     )
 
 
-def _random_text(prompts: list[str], config: STDiT3Config) -> TextStates:
+def _random_text(prompts: Sequence[str], config: STDiT3Config) -> TextStates:
     # As many tokens as the prompt has words, so prompts differ in length as real ones do.
     rows = [
         torch.randn(
