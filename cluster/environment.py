@@ -11,6 +11,8 @@ ROOT = Path(__file__).parent.parent
 _OF_CLIENTS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_")
 _CLUSTERS = "SLURM_CLUSTERS"
 _OF_THE_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", _CLUSTERS, "SLURM_JWT")
+_OF_THE_DRIVER = ("PAB_PIPELINE_NOTIFY", "PAB_PIPELINE_OTLP", "OTEL_EXPORTER_OTLP_")
+"""Where a driver sends signals: often secrets, which no job needs, and which some sites' SLURM keeps with each job."""
 
 
 def is_installed() -> bool:
@@ -31,10 +33,11 @@ def restart_count() -> int:
 def for_child(*, defaults: Mapping[str, str] | None = None, changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns the variables of a child process that runs one of our packages.
 
-    They are this process's own, which win over `defaults`; `changes` win over both.
+    They are this process's own, without those of the driver alone, which win over `defaults`; `changes` win over both.
     """
     search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**(defaults or {}), **os.environ, "PYTHONPATH": search_path, **(changes or {})}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_DRIVER)}
+    return {**(defaults or {}), **own, "PYTHONPATH": search_path, **(changes or {})}
 
 
 def for_slurm(cluster: str | None = None) -> dict[str, str]:
@@ -49,7 +52,7 @@ def for_slurm(cluster: str | None = None) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if (name in _OF_THE_SITE and value) or not name.startswith(_OF_CLIENTS)
+        if (name in _OF_THE_SITE and value) or not name.startswith((*_OF_CLIENTS, *_OF_THE_DRIVER))
     }
     if cluster is not None:
         kept.pop(_CLUSTERS, None)

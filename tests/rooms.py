@@ -73,9 +73,10 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "jobs/render": {"jobs/settings", "jobs/outcome", "jobs/progress", "jobs/rendering"},
     "pipeline/exits": set(),
     "pipeline/screen": set(),
-    "pipeline/run": {"pipeline/exits", "pipeline/screen"},
+    "pipeline/signals": {"pipeline/screen"},
+    "pipeline/run": {"pipeline/exits", "pipeline/screen", "pipeline/signals"},
     "pipeline/planning": {"pipeline/exits", "pipeline/screen", "pipeline/run"},
-    "pipeline/commands": {"pipeline/exits", "pipeline/screen", "pipeline/run", "pipeline/planning"},
+    "pipeline/commands": {"pipeline/exits", "pipeline/screen", "pipeline/signals", "pipeline/run", "pipeline/planning"},
     "pipeline/parser": {"pipeline/exits", "pipeline/run"},
     "pipeline/__main__": {"pipeline/exits", "pipeline/screen", "pipeline/parser"},
 }
@@ -171,5 +172,9 @@ ROOMS = {
     "jinja2": ("jobs/reports/*",),
     "markupsafe": ("jobs/reports/*",),
     "PIL": ("jobs/media/*", "pab/library/image.py"),
+    "pynvml": ("jobs/rendering/energy.py",),
+    "prometheus_client": ("pipeline/signals/prometheus_file.py",),
+    "opentelemetry": ("pipeline/signals/otlp.py", "pipeline/run/run_spans.py"),
+    "requests": ("pipeline/signals/otlp.py",),
     "psutil": ("jobs/ranks/interfaces.py",),
 }

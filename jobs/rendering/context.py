@@ -169,6 +169,7 @@ def write_failure(attempt: Attempt, context: JobContext, error: BaseException, *
         "message": failed.message,
         "traceback": "".join(traceback.format_exception(error)),
         "seconds": attempt.stages.seconds,
+        "started_at": attempt.started_at,
         "failed_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "job": context.facts(),
         "versions": versions(),

@@ -48,6 +48,7 @@ class ClipRecord(TypedDict):
     job: dict[str, object]
     versions: dict[str, str]
     warnings: list[str]
+    energy: dict[str, object] | None
     alarms: list[str]
     pixels: dict[str, float | None]
 
@@ -94,9 +95,16 @@ def clip_record(
         "job": context.facts() | {"precision": attempt.precision},
         "versions": versions(),
         "warnings": list(attempt.warnings),
+        "energy": energy_facts(attempt),
         "alarms": list(alarms_of(pixels)),
         "pixels": pixels.facts(),
     }
+
+
+def energy_facts(attempt: Attempt) -> dict[str, object] | None:
+    """Returns the joules that a clip's GPUs used for it, and how many they were; None where they do not count them."""
+    found = None if attempt.energy is None else attempt.energy.fetch()
+    return None if found is None else asdict(found)
 
 
 def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:

@@ -6,10 +6,12 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from jobs.log import log_event
 from jobs.media.ffmpeg import deadline_s as ffmpeg_deadline_s
@@ -22,6 +24,7 @@ from jobs.rendering.clip_loop import ClipLoop
 from jobs.rendering.clip_loras import clip_loras
 from jobs.rendering.context import JobContext
 from jobs.rendering.deadline import Deadline
+from jobs.rendering.energy import EnergyCounter, EnergyMeter, gpu_counter, open_meter
 from jobs.rendering.finish import Finisher
 from jobs.rendering.group import JobRanks, open_job
 from jobs.rendering.guard import Guard
@@ -51,8 +54,11 @@ _STORE_CALLS = 10
 """Calls of the bucket in one stage, at most: finishing a clip makes eight."""
 
 
-def run_shard(job: RenderShard) -> ShardOutcome:
-    """Renders the clips of a shard that are still to do. Collective over the job's ranks; see `RenderShard.__call__`."""
+def run_shard(job: RenderShard, *, counter_of: Callable[[torch.device], EnergyCounter] = gpu_counter) -> ShardOutcome:
+    """Renders the clips of a shard that are still to do. Collective over the job's ranks; see `RenderShard.__call__`.
+
+    `counter_of`: returns what counts the energy of a device.
+    """
     started = time.monotonic()
     with ExitStack() as stack:
         ranks = stack.enter_context(open_job(job.settings))
@@ -72,7 +78,8 @@ def run_shard(job: RenderShard) -> ShardOutcome:
             again=job.again,
         )
         stack.enter_context(kept_log(context))
-        return _ShardRun(job, context, started).run()
+        energy = stack.enter_context(open_meter(ranks, counter_of))
+        return _ShardRun(job, context, started, energy).run()
 
 
 def _log_refused(error: CompileCacheError) -> None:
@@ -82,8 +89,9 @@ def _log_refused(error: CompileCacheError) -> None:
 class _ShardRun:
     """The clips of this rank's replica in this start, and their outcomes."""
 
-    def __init__(self, job: RenderShard, context: JobContext, started: float) -> None:
+    def __init__(self, job: RenderShard, context: JobContext, started: float, energy: EnergyMeter | None) -> None:
         self._job = job
+        self._energy = energy
         self._context = context
         self._ranks: JobRanks = context.ranks
         self._lock = threading.Lock()
@@ -243,6 +251,7 @@ class _ShardRun:
             tell=self._tell,
             left=self._left,
             batching=Batching(loaded=loaded, settings=self._context.settings, device=self._ranks.node.device),
+            energy=self._energy,
         )
 
     def _load(self, family: Family, clip: Clip, stack: ExitStack) -> LoadedFamily:

@@ -16,6 +16,7 @@ from typing import Any
 from jobs.quality.alarm_counts import AlarmCounts
 from jobs.quality.headline import quality_summary
 from jobs.reports.report_broadcast import by_broadcast, distinct_plans
+from jobs.reports.report_energy import energy_summary, joules_of
 from jobs.reports.report_gallery import model_facts
 from jobs.reports.report_measured import measured_times
 from jobs.reports.report_speedup import ClipFactor, clip_factors, derived_speedup, difference, measured_speedup, reuses
@@ -78,6 +79,7 @@ def build_report(facts: JobFacts) -> Json:
         "baseline": facts.baselines[0] if facts.baselines else None,
         "baselines": list(facts.baselines),
         "throughput": _throughput(records, facts),
+        "energy": energy_summary(record.get("energy") for record in records),
         "batches": _batches(records),
         "measured": measured_times(records, facts.starts),
         "calls": _calls(records),
@@ -246,6 +248,7 @@ def _clip_row(clip: Clip, facts: JobFacts, factors: Mapping[str, ClipFactor]) ->
         **{name: record["video"][name] for name in ("poster", "without_reuse") if name in record["video"]},
         "log": layout.log_of(record["job"]),
         "size_bytes": record["video"]["size_bytes"],
+        "joules": joules_of(record.get("energy")),
         "warnings": record["warnings"],
     }
 

@@ -27,7 +27,7 @@ from pipeline.run.bill import budget_of, prices_of
 from pipeline.run.build import build_settings
 from pipeline.run.claims import claimed
 from pipeline.run.damage import look_for_damage, put_aside, write_plain_names
-from pipeline.run.environment import environment_settings
+from pipeline.run.environment import environment_settings, variables
 from pipeline.run.growth import (
     Growth,
     find_growth,
@@ -48,12 +48,16 @@ from pipeline.run.run import (
     find_run,
     open_bucket,
 )
+from pipeline.run.run_signals import check_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shards import create_shards
 from pipeline.run.state import read_progress
 from pipeline.run.summary import tell_damages
 from pipeline.run.weights import NOT_LOOKED_AT, loras_text
 from pipeline.screen import Screen, counted
+from pipeline.signals.mail import Mail
+from pipeline.signals.notify import open_channels
+from pipeline.signals.webhook import Webhook
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
@@ -87,11 +91,12 @@ def _submit(
         raise UsageError(
             "--parsable is for --detach: else the command ends after the jobs; add --detach, or leave it out"
         )
-    for name in ("budget", "notify"):
-        if arguments.detach and getattr(settings.machines, name) is not None:
+    for name in ("budget", "notify", "metrics_file", "otlp"):
+        if arguments.detach and getattr(settings.machines, name):
             raise UsageError(
                 f"{chosen[name].source} needs a driver, and with --detach there is none; leave one of them out"
             )
+    channels = _open_channels(settings, chosen)
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
     settings = as_begun(settings, found, asked=_asked(chosen), kept=tried[-1].kept, weighed=tried[-1].weighed)
@@ -122,7 +127,8 @@ def _submit(
             screen.note(str(growth))
         wanted = _Wanted(
             settings=settings, rules=rules, bucket=bucket, found=found, asked=asked, growth=growth, path=path,
-            references=references.known if references.known != known else None, with_references=bool(references.known),
+            channels=channels, references=references.known if references.known != known else None,
+            with_references=bool(references.known),
         )  # fmt: skip
         if arguments.dry_run:
             return _dry_run(wanted, accepted, screen)
@@ -134,6 +140,7 @@ class _Wanted:
     """What a submit asks for, before anything is written. `found`: the run that is there; `path`: the accepted rows.
 
     `references`: what is known of all of them; None if nothing new is. `with_references`: whether there are any.
+    `channels`: who is told how it ends.
     """
 
     settings: RunSettings
@@ -145,6 +152,7 @@ class _Wanted:
     path: Path
     references: Mapping[str, KnownReference] | None
     with_references: bool
+    channels: Sequence[Webhook | Mail]
 
 
 def _carry_out(
@@ -199,12 +207,14 @@ def _carry_out(
         at_work=at_work,
         growth=growth,
         budget=budget,
+        channels=wanted.channels,
         prune=arguments.prune,
+        parsable=arguments.parsable,
         screen=screen,
     )
     told = None
     if numbers or at_work.orphans:
-        code = render(submission, cluster, work, numbers, claim, detach=arguments.detach, parsable=arguments.parsable)
+        code = render(submission, cluster, work, numbers, claim, detach=arguments.detach)
         if arguments.detach or code == Exit.INTERRUPTED or not left:
             return code
     elif growth or arguments.prune:
@@ -218,6 +228,17 @@ def _carry_out(
         screen.result({"output": bucket.url, "run_id": run_.run_id, "jobs": {}, "slurm_ids": []}, "")
         return Exit.OK
     return show_end(submission, told=told)
+
+
+def _open_channels(settings: RunSettings, chosen: Mapping[str, Chosen]) -> tuple[Webhook | Mail, ...]:
+    """Returns who is told how the submit ends. Raises UsageError if that, or what machines are told, cannot be."""
+    if wrong := check_signals(settings.machines, variables()):
+        name, problem = wrong
+        raise UsageError(f"{chosen[name].source} {problem}")
+    try:
+        return open_channels(settings.machines.notify, variables())
+    except ValueError as error:
+        raise UsageError(f"{chosen['notify'].source} {error}") from error
 
 
 def _open_cluster(wanted: _Wanted, run_id: str, waited: list[Cluster]) -> Cluster:

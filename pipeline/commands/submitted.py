@@ -21,7 +21,8 @@ from pipeline.run.claims import Claim, driving
 from pipeline.run.damage import look_for_damage, write_plain_names
 from pipeline.run.display import Display, open_display
 from pipeline.run.driven import ShardJob
-from pipeline.run.driver import Driver, Oversight
+from pipeline.run.driver import Driver
+from pipeline.run.environment import variables
 from pipeline.run.growth import (
     Growth,
     prune,
@@ -29,19 +30,23 @@ from pipeline.run.growth import (
 )
 from pipeline.run.jobs_file import StartedJobs, new_submit
 from pipeline.run.machines import driver_host, work_folder
-from pipeline.run.notify import Notifier
+from pipeline.run.oversight import Oversight
 from pipeline.run.panel import PanelDisplay
 from pipeline.run.rules import RunRules
 from pipeline.run.run import (
     Run,
     undo_run,
 )
+from pipeline.run.run_signals import RunSignals, open_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shard_jobs import ShardJobs
 from pipeline.run.state import read_progress
 from pipeline.run.summary import Submitted, show_summary
 from pipeline.run.view import open_view
 from pipeline.screen import Screen, counted
+from pipeline.signals.mail import Mail
+from pipeline.signals.notify import Notifier
+from pipeline.signals.webhook import Webhook
 
 SECOND_CTRL_C_S = 10.0
 
@@ -52,7 +57,9 @@ class Submission:
 
     `is_new`: whether it began the run. `keys`: of all its clips.
     `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more. `at_work`: the jobs
-    and clips of other submits. `growth`: how it changes the run's manifest. `prune`: whether what left is removed.
+    and clips of other submits. `growth`: how it changes the run's manifest. `channels`: who
+    is told how it ends. `prune`: whether what left is removed.
+    `parsable`: whether a detached submit says the ids of its jobs, and nothing else.
     """
 
     settings: RunSettings
@@ -66,7 +73,9 @@ class Submission:
     at_work: AtWork
     growth: Growth | None
     budget: Budget
+    channels: Sequence[Webhook | Mail]
     prune: bool
+    parsable: bool
     screen: Screen
 
 
@@ -78,13 +87,34 @@ def render(
     claim: Claim,
     *,
     detach: bool,
-    parsable: bool = False,
 ) -> int:
     """Starts the jobs and drives them to their end; returns the exit code. The claim is released once they are started.
 
-    `parsable`: a detached submit says only the jobs' ids. `numbers`: by index in the plan, the numbers of the shards.
-    Raises CommandError, ClusterError, BucketError.
+    `numbers`: by index in the plan, the numbers of the shards. Raises CommandError, ClusterError, BucketError.
     """
+    with open_signals(
+        submission.settings.machines,
+        variables(),
+        bucket=submission.bucket,
+        run_id=submission.run.run_id,
+        budget=submission.budget,
+        screen=submission.screen,
+    ) as signals:
+        code = _render(submission, cluster, work, numbers, claim, detach=detach, signals=signals)
+        signals.exit_code = None if code == Exit.INTERRUPTED else code
+        return code
+
+
+def _render(
+    submission: Submission,
+    cluster: Cluster,
+    work: PlannedWork,
+    numbers: dict[int, int],
+    claim: Claim,
+    *,
+    detach: bool,
+    signals: RunSignals,
+) -> int:
     settings, screen, bucket = submission.settings, submission.screen, submission.bucket
     folder = work_folder(submission.run.run_id)
     machines = settings.machines
@@ -100,14 +130,21 @@ def render(
         price_per_gpu_hour=machines.price_per_gpu_hour,
         budget=machines.budget,
     )
-    notifier = Notifier(url=machines.notify, output=bucket.url, run_id=submission.run.run_id, screen=screen)
+    notifier = Notifier(
+        channels=submission.channels, output=bucket.url, run_id=submission.run.run_id, screen=screen
+    )  # fmt: skip
     driver = Driver(
         cluster,
         bucket,
         screen=screen,
         submit=submit,
         keys=submission.keys,
-        oversight=Oversight(budget=submission.budget, notifier=notifier),
+        oversight=Oversight(
+            budget=submission.budget,
+            notifier=notifier,
+            failure_rate=machines.notify_failure_rate,
+            signals=signals,
+        ),
     )
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
@@ -123,7 +160,7 @@ def render(
                 stack.enter_context(driving(bucket, submit.submit_id))
             claim.release()
             if detach:
-                return _detached(submission, submit.with_jobs(driver.jobs), parsable=parsable)
+                return _detached(submission, submit.with_jobs(driver.jobs))
             if ids := submit.with_jobs(driver.jobs).slurm_ids:
                 screen.note(f"handed to SLURM: {_shown(ids)}")
             planned_s = max(sum(s.seconds for s in work.shards.shards) / machines.max_parallel_jobs, 0.0)
@@ -239,11 +276,11 @@ def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> in
     return Exit.INTERRUPTED
 
 
-def _detached(submission: Submission, submit: StartedJobs, *, parsable: bool) -> int:
+def _detached(submission: Submission, submit: StartedJobs) -> int:
     output, ids = submission.settings.output, submit.slurm_ids
     run_id, jobs = submission.run.run_id, dict(submit.jobs)
     document: dict[str, object] = {"output": output, "run_id": run_id, "jobs": jobs, "slurm_ids": ids}
-    if parsable:
+    if submission.parsable:
         submission.screen.result(document, ":".join(ids))
         return Exit.OK
     submission.screen.result(

@@ -29,6 +29,7 @@ _ADDED = pa.schema(
         ("ssim", pa.float64()),
         ("vmaf", pa.float64()),
         ("warnings", pa.list_(pa.string())),
+        ("joules", pa.float64()),
     ]
 )
 
@@ -103,6 +104,7 @@ def write_index(
                     [row.alarms for row in found],
                     *([row.alike(name) for row in found] for name in ("psnr_db", "ssim", "vmaf")),
                     [row.warnings if row.outcome == "rendered" else None for row in found],
+                    [row.joules for row in found],
                 ]
                 arrays = [pa.array(values, kind.type) for values, kind in zip(added, _ADDED, strict=True)]
                 writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.reports.report_energy import joules_of
 from jobs.reports.report_speedup import clip_factors, reuses
 from jobs.store import layout
 from jobs.store.bucket import Bucket
@@ -25,7 +26,8 @@ class ClipRow:
     broadcast that it was rendered with. `alarms`: None where an earlier version has not looked. `quality`: against the
     clip without reuse, of clips that were rendered twice. `warnings`: what its record says, such as a prompt that was cut.
     clip without reuse, of clips that were rendered twice. `poster`, `without_reuse`, `log`: paths of its picture, of its
-    video without reuse and of the log that tells of it. `job`: the name of the job that rendered it.
+    video without reuse and of the log that tells of it. `job`: the name of the job that rendered it. `joules`: what its
+    GPUs used for it, None where they do not count it.
     """
 
     outcome: str
@@ -43,6 +45,7 @@ class ClipRow:
     without_reuse: str | None = None
     log: str | None = None
     job: str | None = None
+    joules: float | None = None
 
     def alike(self, name: str) -> float | None:
         """Returns `psnr_db`, `ssim` or `vmaf` of a clip that was rendered twice; PSNR of the same frames is infinite."""
@@ -73,6 +76,7 @@ def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
                     without_reuse=_path(row, "without_reuse", layout.is_sample),
                     log=_path(row, "log", layout.is_log),
                     job=str(report["job"]) if layout.is_job_name(str(report["job"])) else None,
+                    joules=joules_of({"joules": row.get("joules")}),
                 )
     return rows
 
@@ -119,7 +123,8 @@ def record_row(record: Json) -> ClipRow:
         poster=_path(record["video"], "poster", layout.is_poster),
         without_reuse=_path(record["video"], "without_reuse", layout.is_sample),
         log=layout.log_of(record["job"]),
-        job=_job_name(record["job"]),
+        job=layout.job_of(record["job"]),
+        joules=joules_of(record.get("energy")),
     )
 
 
@@ -127,11 +132,6 @@ def _path(told: Json, name: str, is_ours: Callable[[str], bool]) -> str | None:
     """Returns a path of what lies beside a video. Whoever writes to a bucket must not choose what a page links to."""
     path = told.get(name)
     return path if isinstance(path, str) and is_ours(path) else None
-
-
-def _job_name(job: Json) -> str | None:
-    shard = job.get("shard")
-    return layout.job_name(shard) if isinstance(shard, int) else None
 
 
 def _alarms(told: Json) -> tuple[str, ...] | None:

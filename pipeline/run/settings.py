@@ -17,7 +17,8 @@ from jobs.setting import Setting, number_reader
 from jobs.settings import JobSettings, Mesh, RenderSettings
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
-from pipeline.run.notify import webhook
+from pipeline.signals.notify import FAILED_SHARE, read_share
+from pipeline.signals.otlp import read_otlp
 
 MESH_GOALS = ("auto", "latency")
 """Values of --mesh that let `pipeline.planning.mesh` choose one: for throughput, or for the time of one clip."""
@@ -33,6 +34,10 @@ def job_ids(text: str) -> tuple[str, ...]:
     if not all(re.fullmatch(r"[0-9]+(_[0-9]+)?", each) for each in ids):
         raise ValueError("needs ids of SLURM jobs, such as 1234 or 1234,1250_3")
     return ids
+
+
+def _file(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _prefix(path: str) -> str:
@@ -146,12 +151,44 @@ class MachineSettings:
         ),
     ] = None
     notify: Annotated[
+        tuple[str, ...],
+        Setting(
+            kind=list,
+            metavar="URL|mailto:ADDRESS",
+            help="whom the driver tells: at the end, when many clips fail, at 75%% and 100%% of the budget. A webhook to "
+            "which it posts JSON, or an address to which this machine's mailer sends; may be repeated. A webhook's URL may "
+            "be a secret, so set PAB_PIPELINE_NOTIFY instead (several with spaces): others can read command lines",
+        ),
+    ] = field(default_factory=tuple)
+    notify_failure_rate: Annotated[
+        float,
+        Setting(
+            kind=str,
+            metavar="SHARE",
+            read=read_share,
+            help="share of the clips that ended in this submit, of at least ten, from which on --notify tells of failures, "
+            "such as 10%%",
+        ),
+    ] = FAILED_SHARE
+    metrics_file: Annotated[
         str | None,
         Setting(
-            metavar="URL",
-            read=webhook,
-            help="webhook to which the driver posts JSON: at the end, when a fifth of the clips fail, at 75%% and 100%% of "
-            "the budget. The URL may be a secret, so set PAB_PIPELINE_NOTIFY instead: others can read command lines",
+            kind=str,
+            metavar="FILE.prom",
+            read=_file,
+            help="file on this machine to which the driver writes metrics in the text form of Prometheus, for the textfile "
+            "collector of node_exporter; needs the extra [metrics]",
+        ),
+    ] = None
+    otlp: Annotated[
+        str | None,
+        Setting(
+            metavar="URL|env",
+            read=read_otlp,
+            is_secret=True,
+            help="OpenTelemetry collector to which the driver sends metrics and spans by OTLP over HTTP, such as "
+            "http://collector:4318; env: as the variables OTEL_EXPORTER_OTLP_* say, which also hold headers. Needs the extra "
+            "[otlp]",
         ),
     ] = None
     partition: Annotated[str | None, Setting(metavar="P", help="SLURM partition")] = None
@@ -272,10 +309,10 @@ class RunSettings:
     def to_dict(self) -> dict[str, object]:
         """Returns the tree as JSON values, without what can be a secret, since many can read run.json.
 
-        Left out are webhook, dashboard, and lines of setup, which may export anything.
+        Left out are addresses of signals and of the dashboard, and lines of setup, which may export anything.
         """
         document = asdict(self)
-        for name in ("notify", "dashboard_prefix", "setup"):
+        for name in ("notify", "otlp", "dashboard_prefix", "setup"):
             del document["machines"][name]
         return document
 
