@@ -26,6 +26,7 @@ COMMANDS = {
     "logs": "pipeline.commands.logs",
     "runs": "pipeline.commands.runs",
     "export": "pipeline.commands.export",
+    "verify": "pipeline.commands.verify",
     "manifest": "pipeline.commands.manifest",
     "bench": "pipeline.commands.bench",
     "calibrate": "pipeline.commands.calibrate",

@@ -14,7 +14,8 @@ from pipeline.run.source_flags import SOURCES, add_source_flags, count
 
 EXITS = """exit codes:
   0 all clips rendered   1 error   2 wrong usage   3 some clips failed
-  4 manifest invalid   5 cluster or bucket refused   6 budget spent   130 interrupted"""
+  4 manifest invalid   5 cluster or bucket refused   6 budget spent   130 interrupted
+  of verify: 7 the video is not what was signed or recorded   8 it carries no manifest"""
 
 SETTINGS = """settings:
   Every setting above may also be an environment variable (PAB_PIPELINE_GPUS_PER_NODE=4) or a key of a --config file
@@ -68,6 +69,15 @@ BENCH = """examples:
   python -m pipeline bench --join runs/a runs/b --output runs/both
   python -m pipeline bench --figures wan_14b --output runs/figures
   python -m pipeline submit prompts.parquet --model wan_14b --figures runs/figures/figures.json --dry-run
+
+"""
+
+VERIFY = """examples:
+  python -m pipeline verify runs/demo/videos/red-circle-left.mp4
+  python -m pipeline verify s3://videos/run1 --clip red-circle-left --json
+  python -m pipeline verify clip.mp4 --trust my-authority.pem
+
+  Needs the extra: pip install 'pab-pipeline[c2pa]'. If the video lies in a run, its record is compared too.
 
 """
 
@@ -249,6 +259,29 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
     runs = _command(commands, "runs", "list the runs in a folder or under a prefix, the newest first")
     runs.add_argument("prefix", metavar="PREFIX", help="the folder or URL that holds runs, such as s3://videos or runs")
     _add_json(runs)
+    _add_verify(commands)
+
+
+def _add_verify(commands: _Commands[Parser]) -> None:
+    verify = _command(
+        commands,
+        "verify",
+        "read the C2PA manifest in a video: who signed it, what it says, and whether it holds",
+        VERIFY,
+    )
+    verify.add_argument(
+        "video",
+        metavar="VIDEO",
+        help="a video's path or URL; with --clip the run's folder or URL, as given to --output",
+    )
+    verify.add_argument("--clip", metavar="ID", help="the video of this clip of the run")
+    verify.add_argument(
+        "--trust",
+        type=Path,
+        metavar="FILE",
+        help="certificates (PEM) of those whom you trust: exit code 7 unless one of them vouches for the signer",
+    )
+    _add_json(verify)
 
 
 def _run_command(commands: _Commands[Parser], name: str, summary: str) -> Parser:

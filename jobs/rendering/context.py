@@ -17,6 +17,7 @@ import torch
 from jobs.log import log_event
 from jobs.media.ffmpeg import ffmpeg_version
 from jobs.outcome import Failed
+from jobs.provenance.sign import VideoSigner
 from jobs.rendering.attempts import OpenAttempts
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.group import JobRanks, is_lost_peer
@@ -37,6 +38,7 @@ class JobContext:
     """One running job on one rank.
 
     `scratch`: a local folder that is removed with the job. `again`: whether this start retries clips that failed before.
+    `signer`: puts manifests into videos; None if the run has none.
     """
 
     settings: JobSettings
@@ -46,6 +48,7 @@ class JobContext:
     attempts: OpenAttempts
     scratch: Path
     again: bool = False
+    signer: VideoSigner | None = None
 
     def store_s(self, calls: int) -> float:
         """Returns the seconds that so many calls of the bucket may take at most: each is retried while the bucket is away."""

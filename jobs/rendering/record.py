@@ -61,10 +61,12 @@ def clip_record(
     sha256: str,
     pixels: PixelStatistics,
     beside: Mapping[str, str] | None = None,
+    signed: Mapping[str, object] | None = None,
 ) -> ClipRecord:
     """Returns the record of a rendered clip. Seconds are wall time; counts are those of the clip's root rank.
 
-    `beside`: what `leave_beside` gives, the paths of files that show the clip too.
+    `beside`: what `leave_beside` gives, the paths of files that show the clip too. `signed`: what `VideoSigner.sign` gives;
+    None for a video without a manifest.
     """
     clip, denoised, compile_s = attempt.clip, attempt.denoised, round(attempt.compiled.seconds, 3)
     return {
@@ -91,7 +93,9 @@ def clip_record(
         "elapsed_s": round(attempt.elapsed_s, 6),
         "started_at": attempt.started_at,
         "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "video": video_facts(video, layout.render(clip.key, sha256), sha256) | dict(beside or {}),
+        "video": video_facts(video, layout.render(clip.key, sha256), sha256)
+        | ({} if signed is None else {"c2pa": dict(signed)})
+        | dict(beside or {}),
         "job": context.facts() | {"precision": attempt.precision},
         "versions": versions(),
         "warnings": list(attempt.warnings),

@@ -16,6 +16,7 @@ import torch
 from jobs.log import log_event
 from jobs.media.ffmpeg import deadline_s as ffmpeg_deadline_s
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
+from jobs.provenance.sign import open_signer
 from jobs.rendering.announce import Announcer
 from jobs.rendering.attempts import OpenAttempts, interruptible
 from jobs.rendering.batching import Batching
@@ -63,6 +64,7 @@ def run_shard(job: RenderShard, *, counter_of: Callable[[torch.device], EnergyCo
     with ExitStack() as stack:
         ranks = stack.enter_context(open_job(job.settings))
         scratch = stack.enter_context(open_scratch())
+        render = job.settings.render
         bucket = Bucket(
             job.settings.output,
             retry_policy=RetryPolicy(total_s=job.settings.upload_timeout_s),
@@ -76,6 +78,8 @@ def run_shard(job: RenderShard, *, counter_of: Callable[[torch.device], EnergyCo
             attempts=OpenAttempts(bucket, job_id=ranks.place.job_id, start=ranks.place.start),
             scratch=scratch,
             again=job.again,
+            # Before anything is loaded: without its key a job would render clips that it then cannot sign.
+            signer=open_signer(render.c2pa_cert or "", render.c2pa_key or "") if render.c2pa else None,
         )
         stack.enter_context(kept_log(context))
         energy = stack.enter_context(open_meter(ranks, counter_of))

@@ -245,7 +245,7 @@ def _clip_row(clip: Clip, facts: JobFacts, factors: Mapping[str, ClipFactor]) ->
         "alarms": record.get("alarms"),
         "rendered": record["plan"].get("rendered", record["plan"]["broadcast"]),
         "video": record["video"]["path"],
-        **{name: record["video"][name] for name in ("poster", "without_reuse") if name in record["video"]},
+        **{name: record["video"][name] for name in ("poster", "without_reuse", "c2pa") if name in record["video"]},
         "log": layout.log_of(record["job"]),
         "size_bytes": record["video"]["size_bytes"],
         "joules": joules_of(record.get("energy")),

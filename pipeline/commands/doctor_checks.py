@@ -51,6 +51,7 @@ def machine_checks() -> Iterator[Check]:
     yield slurm_check()
     yield dask_check()
     yield s3_check()
+    yield c2pa_check()
 
 
 def python_check() -> Check:
@@ -152,6 +153,15 @@ def s3_check() -> Check:
         return Check(name="s3", verdict=OK, found=f"s3fs {version('s3fs')} (check a bucket with --output s3://...)")
     except PackageNotFoundError:
         return Check(name="s3", verdict=NOTE, found="s3fs is not installed", mend="for s3:// URLs: pip install s3fs")
+
+
+def c2pa_check() -> Check:
+    """Looks for the package that `--c2pa` and `verify` need."""
+    try:
+        return Check(name="c2pa", verdict=OK, found=f"c2pa-python {version('c2pa-python')}")
+    except PackageNotFoundError:
+        mend = "for --c2pa and verify: pip install c2pa-python"
+        return Check(name="c2pa", verdict=NOTE, found="c2pa-python is not installed", mend=mend)
 
 
 def weights_check(model: str, weights: str | None) -> Check:

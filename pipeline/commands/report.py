@@ -134,6 +134,7 @@ def report_document(
         "quality": quality_over(reports),
         "alarms": totals.alarms.facts(),
         "clip_warnings": totals.warnings.facts(),
+        "c2pa": totals.c2pa,
         "guard": guard_summary(reports),
         "throughput": _throughput(reports),
         "measured": joined_measured(reports),

@@ -51,6 +51,7 @@ from pipeline.run.run import (
 from pipeline.run.run_signals import check_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shards import create_shards
+from pipeline.run.signing import signing_notes, try_signing, with_certificate
 from pipeline.run.state import read_progress
 from pipeline.run.summary import tell_damages
 from pipeline.run.weights import NOT_LOOKED_AT, loras_text
@@ -96,6 +97,7 @@ def _submit(
             raise UsageError(
                 f"{chosen[name].source} needs a driver, and with --detach there is none; leave one of them out"
             )
+    signing = try_signing(settings.render)
     channels = _open_channels(settings, chosen)
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
@@ -119,7 +121,8 @@ def _submit(
                 _tell_kept(begin, screen)
                 return _submit(arguments, source, screen, [*tried, begin], waited=waited)
             settings = _with_reasons(settings, begin, tried[-1])
-        tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen)]), screen)
+        signing += signing_notes(settings.render, found, settings.output)
+        tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen), *signing]), screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
         growth = find_growth(bucket, found, asked, path, forced=arguments.force_new_settings) if found else None
@@ -185,6 +188,8 @@ def _carry_out(
     budget = budget_of(bucket, prices_of(settings.machines))
     if work.num_clips:
         budget.refuse_if_spent()
+    # Jobs get the certificate for tries that is made here; run.json says what was asked for.
+    signing = with_certificate(settings, work_folder(run_id))
     run_, is_new = start_or_grow(bucket, found, wanted.asked, settings, growth)
     if run_.run_id != run_id:
         cluster = _open_cluster(wanted, run_.run_id, waited)
@@ -196,7 +201,7 @@ def _carry_out(
         settle_plain_names(bucket, growth, progress.recorded)
     numbers = create_shards(bucket, work.shards, wanted.path)
     submission = Submission(
-        settings=settings,
+        settings=signing,
         rules=wanted.rules,
         bucket=bucket,
         run=run_,

@@ -231,6 +231,7 @@ def _shard_jobs(submission: Submission, work: PlannedWork, progress: ClipProgres
         broadcast_rules=submission.rules.job_broadcasts(),
         pinned_weights=submission.rules.pinned_weights(),
         pinned_loras=submission.rules.pinned_loras(),
+        weights_digests={name: found.digest for name, found in submission.rules.weights.items()},
         longest_clip_s=work.longest_clip_s,
         exclusive=submission.bucket.exclusive,
     )

@@ -17,6 +17,7 @@ from pipeline.exits import UsageError
 from pipeline.run.environment import variables
 from pipeline.run.options import Chosen
 from pipeline.run.settings import MESH_GOALS, MachineSettings, RunSettings, absolute, default_output, parse_mesh
+from pipeline.run.signing import signing_paths
 from pipeline.signals.notify import read_channels
 
 SLURM_PARALLEL_JOBS = 16
@@ -54,6 +55,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | 
     ranks = value["nodes_per_job"] * value["gpus_per_node"]
     value["max_parallel_jobs"] = value["max_parallel_jobs"] or _parallel_jobs(value["cluster"], len(gpus), ranks)
     value["weights"], family_weights = _weights(value["model"], value["weights"], chosen["weights"].source)
+    value |= signing_paths(value, chosen)
     value["lora"] = _loras(value["model"], value["lora"], chosen["lora"].source)
     value["notify"] = _channels(value["notify"], chosen["notify"].source)
     settings = RunSettings(

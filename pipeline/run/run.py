@@ -68,6 +68,8 @@ class Run:
     """By family, the preset that rows which name no broadcast got; a later version may have another default."""
     changes: int = 0
     """How often its manifest was changed since it began."""
+    c2pa: bool = False
+    """Whether its videos were to be signed when it began; a later submit may say otherwise, and is told."""
 
 
 def open_bucket(output: str) -> Bucket:
@@ -181,6 +183,7 @@ def asked_run(settings: RunSettings, rules: RunRules, *, manifest_digest: str, n
         kept=dict(settings.render.kept),
         weighed=dict(settings.render.weighed),
         broadcasts={name: rules.families[name].defaults.broadcast for name in rules.weights},
+        c2pa=settings.render.c2pa,
     )
 
 
@@ -281,6 +284,7 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
         weighed=weighed,
         broadcasts=_broadcasts(document, parts["pixels"]),
         changes=len(_changes(document)),
+        c2pa=document.get("c2pa") is True,
     )
 
 

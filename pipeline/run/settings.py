@@ -259,8 +259,8 @@ class MachineSettings:
             kind=list,
             metavar="PATH[:PATH][:ro]",
             help="a path of the nodes that the container sees too, perhaps under another one; may be repeated. Mounted "
-            "anyway are the run's folder in runs/.jobs, the program, and the output, weights, LoRAs, reference roots and "
-            "compile cache that are local paths",
+            "anyway are the run's folder in runs/.jobs, the program, and what is a local path of output, weights, LoRAs, "
+            "certificate, reference roots and compile cache",
         ),
     ] = field(default_factory=tuple)
     dashboard_host: Annotated[
@@ -324,6 +324,7 @@ class RunSettings:
         broadcast_rules: dict[str, dict[str, object]] | None,
         pinned_weights: dict[str, str],
         pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None,
+        weights_digests: Mapping[str, str] | None = None,
         longest_clip_s: float = 0.0,
         exclusive: bool = True,
     ) -> JobSettings:
@@ -336,6 +337,7 @@ class RunSettings:
             broadcast_rules=broadcast_rules,
             pinned_weights=pinned_weights,
             pinned_loras=pinned_loras,
+            weights_digests=weights_digests or {},
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
             exclusive=exclusive,
         )

@@ -74,7 +74,7 @@ def container_paths(settings: RunSettings, folder: Path, *, with_references: boo
     weights = [render.weights, *render.family_weights.values()]
     loras = [lora.place for each in render.loras.values() for lora in each]
     roots = render.reference_roots if with_references else ()
-    read = [str(ROOT), *weights, *loras, *roots]
+    read = [str(ROOT), *weights, *loras, *roots, render.c2pa_cert, render.c2pa_key]
     found = {path: False for path in written if path and path.startswith("/")}
     for path in read:
         if path and path.startswith("/"):

@@ -53,7 +53,9 @@ def show_summary(
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
     told = (submitted.told if submitted else None) or run_quality(bucket, progress)
-    document |= {name: told[name] for name in ("speedup", "quality", "alarms", "guard", "clip_warnings", "bill")}
+    document |= {
+        name: told[name] for name in ("speedup", "quality", "alarms", "guard", "clip_warnings", "c2pa", "bill")
+    }
     if submitted is not None:
         left_out = submitted.left_out
         document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
