@@ -26,7 +26,7 @@ def site_checks(chosen: Mapping[str, Chosen]) -> Iterator[Check]:
         container = Container(image=str(image), runtime=str(chosen["container_runtime"].value)) if image else None
         launch = Launch(
             setup=tuple(setup) if isinstance(setup, tuple) else (), python=str(python) if python else None,
-            container=container, code=code_copy(ship_code=True),
+            container=container, code=code_copy(ship_code=bool(chosen["ship_code"].value)),
         )  # fmt: skip
     except ClusterError as error:
         yield Check(name="launch", verdict=MISSING, found=str(error), mend="mend the flag")

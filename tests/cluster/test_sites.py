@@ -92,9 +92,10 @@ def test_a_run_waits_for_a_job_begins_as_the_site_wants_it_and_another_job_waits
     assert said.startswith("line on 127.0.0.1")
     assert told[:1] == ["exec"]
     assert told[told.index("/images/a film.sif") + 1 :][:2] == [sys.executable, "-u"]
-    jobs = next((command.folder / "runs/.jobs").iterdir())
+    (jobs,) = (path for path in (command.folder / "runs/.jobs").iterdir() if path.name != "code")
+    (code,) = (command.folder / "runs/.jobs/code").iterdir()
     assert [told[at + 1] for at, word in enumerate(told) if word == "--bind"] == [
-        f"{jobs}:{jobs}", *(f"{path}:{path}:ro" for path in (Path(__file__).parent.parent.parent, command.weights)),
+        f"{jobs}:{jobs}", *(f"{path}:{path}:ro" for path in (code, command.weights)),
         "/scratch:/in:ro",
     ]  # fmt: skip
     assert not list(command.folder.glob("evil"))
