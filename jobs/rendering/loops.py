@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from manifests.clip import Clip
 from pab.conditioning.loops import Loops, loop_seed, loop_texts
 from pab.family import ClipRequest
-from pab.parallel.mesh import Traffic
+from pab.parallel.exchange import Traffic
 from pab.sampling.denoise import Denoised
 from pab.sampling.device_clock import DeviceClock
 

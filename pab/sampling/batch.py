@@ -15,7 +15,8 @@ from torch import Tensor
 from pab.broadcast.plan import BroadcastPlan
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, NotFiniteError, RendersBatches, Scheduler, VideoModel
-from pab.parallel.mesh import NodeGroup, SequenceParallel, Traffic
+from pab.parallel.exchange import Traffic
+from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.sampling.denoise import (
     PLAIN_LOOP,
     Denoised,

@@ -27,7 +27,8 @@ from pab.model import (
     StepInput,
     VideoModel,
 )
-from pab.parallel.mesh import NodeGroup, Traffic
+from pab.parallel.exchange import Traffic
+from pab.parallel.mesh import NodeGroup
 from pab.sampling.device_clock import DeviceClock
 from pab.sampling.recorded_loop import MAX_TOKENS, LoopRecorder, RunStep, Texts, shapes_of
 
@@ -128,7 +129,7 @@ def denoise(
     if loop.recorder is not None:
         kind = _kind(request, plan, guidance_scale, loop, texts)
         run = loop.recorder.wrap(run_step, kind=kind, num_steps=plan.num_steps, state=state)
-    clock, before = DeviceClock(group.device), group.sp.axis.traffic.snapshot()
+    clock, before = DeviceClock(group.device), group.sp.axis.exchanges.snapshot()
     latents = noise.to(group.device) * scheduler.init_noise_sigma
     latents = model.split(latents if given is None else given.put_into(latents), group.sp)
     clock.mark()
@@ -145,7 +146,7 @@ def denoise(
         passes=len(texts),
         computed=dict(state.computed),
         reused=dict(state.reused),
-        traffic=group.sp.axis.traffic.since(before),
+        traffic=group.sp.axis.exchanges.since(before),
         kept_bytes_peak=state.kept_bytes_peak,
         clock=clock,
     )
