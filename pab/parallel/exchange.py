@@ -55,11 +55,14 @@ class Waiting:
 
 @dataclass(slots=True)
 class Span:
-    """One exchange: `begun`, `ended`, and from where on there was nothing to do but to wait for it."""
+    """One exchange: from where to where it went on, and from where on there was nothing to do but to wait for it.
+
+    `ended`: None if nothing could run beside it; it ended where the waiting did.
+    """
 
     begun: Mark
-    ended: Mark | None = None
     asked: Mark | None = None
+    ended: Mark | None = None
     waited: Mark | None = None
 
 
@@ -113,10 +116,14 @@ class Exchanges:
             assert span.asked is not None, "an exchange that failed ends the loop"
             assert span.waited is not None, "an exchange that failed ends the loop"
             ended = span.ended or span.waited
+            if isinstance(ended, torch.cuda.Event):
+                ended.synchronize()  # of a stream of its own
             # One waits for the one before it, which counts for that one.
             whole_s = min(seconds_between(begun, ended) for begun in (span.begun, previous) if begun is not None)
             waited_s = max(0.0, seconds_between(span.asked, span.waited))
-            exposed_s, hidden_s = exposed_s + waited_s, hidden_s + max(0.0, whole_s - waited_s)
+            exposed_s += waited_s
+            if span.ended is not None:
+                hidden_s += max(0.0, whole_s - waited_s)
             previous = ended
         return Waiting(exposed_s, hidden_s)
 
