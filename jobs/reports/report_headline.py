@@ -24,6 +24,7 @@ def spans_of(records: Iterable[Json], starts: Iterable[Json], ranks: int) -> lis
         by_start.setdefault((record["job"]["job_id"], record["job"]["start"]), []).append(record)
     return [
         {
+            **_later(mine),
             "begun": min(_moment(record["started_at"]) for record in mine) - prompts_s.get(start, 0.0),
             "ended": max(_moment(record["recorded_at"]) for record in mine),
             "ranks": ranks,
@@ -34,10 +35,23 @@ def spans_of(records: Iterable[Json], starts: Iterable[Json], ranks: int) -> lis
     ]
 
 
+def _later(records: Sequence[Json]) -> Json:
+    """Returns what a start recorded after each of its replicas had recorded a clip: without what first clips compile."""
+    first: dict[int, float] = {}
+    for record in records:
+        rank, moment = record["job"]["rank"], _moment(record["recorded_at"])
+        first[rank] = min(moment, first.get(rank, moment))
+    settled = max(first.values())
+    later = [record for record in records if _moment(record["recorded_at"]) > settled]
+    last = max((_moment(record["recorded_at"]) for record in later), default=settled)
+    return {"later_s": round(last - settled, 3), "later_frames": sum(each["video"]["num_frames"] for each in later)}
+
+
 def headline(spans: Sequence[Mapping[str, Any]]) -> Json | None:
     """Returns the figures of all spans together; None of none. Spans at the same time are of different ranks.
 
-    `seconds`: in which at least one start rendered. `ranks`: on average over them.
+    `seconds`: in which at least one start rendered. `ranks`: on average over them. `later_frames_per_second`: of a start, of
+    the clips that were recorded after each of its replicas had recorded one, on average.
     """
     seconds, until = 0.0, float("-inf")
     for span in sorted(spans, key=lambda span: float(span["begun"])):
@@ -46,10 +60,12 @@ def headline(spans: Sequence[Mapping[str, Any]]) -> Json | None:
     rank_s = sum((span["ended"] - span["begun"]) * span["ranks"] for span in spans)
     if not seconds:
         return None
+    later_s = sum(span["later_s"] for span in spans)
     clips, frames = (sum(span[name] for span in spans) for name in ("clips", "frames"))
     return {
         "frames_per_second": round(frames / seconds, 3),
         "clips_per_gpu_hour": round(3600 * clips / rank_s, 3),
+        "later_frames_per_second": round(sum(span["later_frames"] for span in spans) / later_s, 3) if later_s else None,
         "seconds": round(seconds, 3),
         "ranks": round(rank_s / seconds, 2),
         "clips": clips,
