@@ -31,7 +31,7 @@ RULES = {
     ),
 }
 ODD = clip(num_frames=10, height=24, width=40, num_steps=6)
-"""Five latent frames of 15 patches."""
+"""Five latent frames of 6 patches."""
 RANKS = (2, 3)
 
 
@@ -109,7 +109,7 @@ def test_rows_in_turn_give_the_numbers_of_one_rank(ranks, compiled, name):
         assert done.plan.sources == alone.plan.sources
         assert done.passes == 2
         assert done.traffic.all_to_alls == 2 * done.plan.all_to_alls > 0
-        # Of each row half: 5 frames and 15 patches over the ranks, there and back.
+        # Prompts of any length exchange the same.
         assert again.traffic.all_to_all_bytes == done.traffic.all_to_all_bytes
         assert done.waiting.exposed_s > 0
         assert done.waiting.hidden_s > 0
