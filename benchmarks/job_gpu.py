@@ -15,8 +15,6 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from jobs.bench.job_model import FULL_SIZE, TINY_SIZE, find_random, find_tiny, job_clips
@@ -24,7 +22,7 @@ from jobs.render import RenderShard
 from jobs.settings import JobSettings, Mesh, RenderSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
-from manifests.schema import CLIP_SCHEMA, accepted_schema
+from manifests.shard_files import shard_file
 
 
 def render_start(options: argparse.Namespace) -> None:
@@ -33,15 +31,7 @@ def render_start(options: argparse.Namespace) -> None:
     count = options.clips if options.start == 0 else options.clips_later
     output = options.out / f"start-{options.start}"
     bucket = Bucket(str(output))
-    table = pa.Table.from_pylist(
-        [
-            {name: getattr(clip, name) for name in accepted_schema(CLIP_SCHEMA).names}
-            for clip in job_clips(count, size, options.num_steps)
-        ],
-        schema=accepted_schema(CLIP_SCHEMA),
-    )
-    with bucket.open_output(layout.shard(0)) as stream:
-        pq.write_table(table, stream)
+    bucket.write(layout.shard(0), shard_file(job_clips(count, size, options.num_steps)))
     cuda = torch.cuda.is_available()
     render = RenderSettings(
         precision="bfloat16", device="cuda" if cuda else "cpu", baseline=False, compile=options.compile == "on",

@@ -5,23 +5,18 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cluster.job import JobRequest, JobState
 from cluster.local import LocalCluster
-from jobs.bench.job_model import FULL_SIZE, TINY_SIZE, find_random, find_tiny, job_clips
 from jobs.bench.rows import IN_TURN as IN_TURN_WORD
 from jobs.bench.rows import OPTIONS, TAKEN_AWAY, Row
 from jobs.render import RenderShard
 from jobs.settings import IN_TURN, TOGETHER, JobSettings, RenderSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
-from manifests.schema import CLIP_SCHEMA, accepted_schema
+from manifests.shard_files import shard_file
 
 if TYPE_CHECKING:
     from jobs.bench.run import BenchSettings
@@ -43,13 +38,15 @@ def measure_job(row: Row, settings: BenchSettings, tell: Callable[[str], None]) 
     `seconds` are those of a clip, of all from the first prompt to the last record. What first clips compile is in them, as
     kernels of earlier jobs on this machine are.
     """
+    from jobs.bench.job_model import FULL_SIZE, TINY_SIZE, find_random, find_tiny, job_clips  # loads torch
+
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-bench-") as folder:
         output = Path(folder) / "out"
         bucket, count = Bucket(str(output)), CLIPS[settings.size]
         full = settings.size == "full"
-        _write_shard(
-            bucket, job_clips(count, FULL_SIZE if full else TINY_SIZE, STEPS[settings.size], broadcast=row.broadcast)
-        )
+        size = FULL_SIZE if full else TINY_SIZE
+        clips = job_clips(count, size, STEPS[settings.size], broadcast=row.broadcast)
+        bucket.write(layout.shard(0), shard_file(clips))
         job = RenderShard(
             settings=JobSettings(
                 output=str(output),
@@ -85,12 +82,6 @@ def render_settings(row: Row, settings: BenchSettings) -> RenderSettings:
         guidance_rows=IN_TURN if IN_TURN_WORD in row.options else TOGETHER,
         **changed,  # type: ignore[arg-type]
     )
-
-
-def _write_shard(bucket: Bucket, clips: list[Any]) -> None:
-    rows = [asdict(clip) for clip in clips]
-    with bucket.open_output(layout.shard(0)) as stream:
-        pq.write_table(pa.Table.from_pylist(rows, schema=accepted_schema(CLIP_SCHEMA)), stream)
 
 
 def _run(job: RenderShard, row: Row, settings: BenchSettings, folder: Path) -> None:
