@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 from cluster.dashboard import Dashboard
@@ -70,7 +71,7 @@ def main() -> int:
     return int(arguments.check and not fine)
 
 
-def load(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
+def load(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Starts scheduler and jobs, lets all clips pass, and returns what that took."""
     context = multiprocessing.get_context("spawn")
     begin, end = context.Event(), context.Event()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,9 +40,9 @@ class Operation:
     name: str
     arguments: tuple[object, ...]
     plain: Callable[..., object]
-    fused: dict[str, Callable[..., object]]
+    fused: Mapping[str, Callable[..., object]]
     units: float
-    others: dict[str, Callable[..., object]] = field(default_factory=dict)
+    others: Mapping[str, Callable[..., object]] = field(default_factory=dict)
     """Timed only."""
     compiles: bool = True
     """Whether the twin is timed compiled too."""
@@ -227,16 +228,20 @@ def _torch_self(backend: SDPBackend, *heads: Tensor) -> Tensor:
         return flash3.plain(*heads)
 
 
-def _widened(argument: object) -> object:
+def _widened(argument: Any) -> Any:
     if isinstance(argument, tuple):
         return tuple(_widened(each) for each in argument)
-    return argument.float() if isinstance(argument, Tensor) and argument.dtype == torch.bfloat16 else argument
+    if isinstance(argument, Tensor) and argument.dtype == torch.bfloat16:
+        return argument.float()
+    return argument
 
 
 def _distance(result: object, exact: object) -> float:
     """Returns the largest difference, of all outputs."""
-    pairs = zip(result, exact, strict=True) if isinstance(result, tuple) else [(result, exact)]  # type: ignore[call-overload]
-    return max(float((a.float() - b.float()).abs().max()) for a, b in pairs)
+    results, exacts = (
+        cast("tuple[Tensor, ...]", each if isinstance(each, tuple) else (each,)) for each in (result, exact)
+    )
+    return max(float((a.float() - b.float()).abs().max()) for a, b in zip(results, exacts, strict=True))
 
 
 def measure(operation: Operation) -> Iterator[dict[str, object]]:
@@ -248,7 +253,7 @@ def measure(operation: Operation) -> Iterator[dict[str, object]]:
     exact = operation.plain(*map(_widened, given)) if operation.fused else None
     own = None if exact is None else _distance(operation.plain(*given), exact)
     floor = operation.units * UNIT_BYTES / 4.3e12 * 1e3
-    line = {"operation": operation.name, "traffic_ms": round(floor, 3)}
+    line: dict[str, object] = {"operation": operation.name, "traffic_ms": round(floor, 3)}
     yield line | {"way": "plain", "ms": time_ms(lambda: operation.plain(*given)), "error": own}
     if operation.compiles:
         compiled = torch.compile(operation.plain, dynamic=False)
@@ -262,7 +267,11 @@ def measure(operation: Operation) -> Iterator[dict[str, object]]:
 
         yield line | _tried(f"fused, {way}", checked)
     for way, run in operation.others.items():
-        yield line | _tried(way, lambda run=run: {"ms": time_ms(lambda: run(*given))})
+        yield line | _tried(way, partial(_timed, run, given))
+
+
+def _timed(run: Callable[..., object], given: Sequence[object]) -> dict[str, object]:
+    return {"ms": time_ms(lambda: run(*given))}
 
 
 def _tried(way: str, run: Callable[[], dict[str, object]]) -> dict[str, object]:

@@ -63,10 +63,10 @@ def norm() -> dict[str, Any]:
     """Norm over all heads and rotation of Wan 14B's queries, in one kernel and as torch compiles it."""
     x = torch.randn(1, TOKENS, HEADS * HEAD_DIM, device=DEVICE).bfloat16()
     weight = (torch.rand(HEADS * HEAD_DIM, device=DEVICE) + 0.5).bfloat16()
-    rotation = tuple(torch.randn(1, TOKENS, 1, HEAD_DIM, device=DEVICE) for _ in range(2))
+    cos, sin = torch.randn(2, 1, TOKENS, 1, HEAD_DIM, device=DEVICE)
     bound = rotated_norm.norm_bound(weight)
-    plain = partial(rotated_norm.plain, x, weight, rotation, heads=HEADS, eps=1e-6)
-    fused = partial(rotated_norm.fused, x, weight, rotation, heads=HEADS, eps=1e-6)
+    plain = partial(rotated_norm.plain, x, weight, (cos, sin), heads=HEADS, eps=1e-6)
+    fused = partial(rotated_norm.fused, x, weight, (cos, sin), heads=HEADS, eps=1e-6)
     return {
         "compiled_ms": milliseconds(torch.compile(plain)) if GPU else None,
         "fused_ms": milliseconds(fused),

@@ -13,13 +13,14 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks import kernels_gpu
 from jobs.bench.measure import OurClips, measure
-from jobs.bench.subjects import FULL, TINY, Subject, make_subject
+from jobs.bench.subjects import FULL, MAKERS, TINY, Subject
 from pab.execution.choice import Execution
 from pab.execution.compiled import compile_blocks, executing
 from pab.families.open_sora.stdit3 import STDiT3
@@ -175,7 +176,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     lines = Lines(options.out, options.seconds)
-    subject = make_subject("open_sora", TINY if options.tiny else FULL, device)
+    subject = MAKERS["open_sora"](TINY if options.tiny else FULL, device)
     assert isinstance(subject.model, STDiT3Video), "the subject is Open-Sora"
     request = replace(subject.requests[0], num_steps=options.steps)
     with executing(Execution(compiled=True, attention="cudnn")), torch.inference_mode():
@@ -189,7 +190,7 @@ def main() -> None:
         )
         short = replace(request, num_steps=3)
         for number, variant in enumerate(options.variants.split(",")):
-            lines.attempt(variant, lambda variant=variant: bench.run(variant, request))
+            lines.attempt(variant, partial(bench.run, variant, request))
             if options.profile and number == 1:
                 lines.attempt(f"profile of {variant}", lambda: bench.profile(short, options.out / "profile.txt"))
         if options.small:

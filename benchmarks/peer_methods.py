@@ -12,6 +12,7 @@ import importlib.util
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jobs.bench import cache_dit_pipe
@@ -80,8 +81,8 @@ def our_settings(family: Family, num_steps: int, plans: Sequence[tuple[str, Rule
     for every in (2, 3, 4):
         first, last = -(-num_steps // 4), num_steps - 2
         passes = tuple(s for s in range(num_steps) if s < first or s >= last or (s - first) % every == every - 1)
-        rules = StepRules(num_steps=num_steps, groups=(), passes=passes)
-        found.append(ours("passes left out", f"1 of {every} steps computed after the first quarter", rules))
+        left_out = StepRules(num_steps=num_steps, groups=(), passes=passes)
+        found.append(ours("passes left out", f"1 of {every} steps computed after the first quarter", left_out))
     return found + [ours("searched plans", name, rules) for name, rules in plans]
 
 
@@ -104,11 +105,15 @@ def cache_dit_is_here() -> bool:
     return importlib.util.find_spec("cache_dit") is not None
 
 
-def _theirs(method: str, words: str, config: Callable[[Over], Any], **others: bool) -> Setting:
+def _theirs(method: str, words: str, config: Callable[[Over], Any], **others: Any) -> Setting:
     def put(over: Over) -> None:
         over.pipe.transformer.enable_cache(config(over))
 
     return Setting(side=DIFFUSERS, method=method, words=words, put=put, **others)
+
+
+def _always(config: Callable[[float], Any], threshold: float) -> Callable[[Over], Any]:
+    return lambda _over: config(threshold)
 
 
 def _library_pab() -> list[Setting]:
@@ -157,7 +162,7 @@ def _first_block() -> list[Setting]:
     from diffusers import FirstBlockCacheConfig
 
     return [
-        _theirs("FirstBlockCache", f"threshold {value}", lambda _, v=value: FirstBlockCacheConfig(v), watches=True)
+        _theirs("FirstBlockCache", f"threshold {value}", _always(FirstBlockCacheConfig, value), watches=True)
         for value in (0.03, 0.06, 0.1, 0.2)
     ]  # fmt: skip
 
@@ -213,7 +218,7 @@ def _sea_cache() -> list[Setting]:
     from diffusers import SeaCacheConfig
 
     return [
-        _theirs("SeaCache", f"threshold {value}", lambda _, v=value: SeaCacheConfig(threshold=v), watches=True)
+        _theirs("SeaCache", f"threshold {value}", _always(SeaCacheConfig, value), watches=True)
         for value in (0.1, 0.25, 0.5)
     ]
 
@@ -246,7 +251,7 @@ def _cache_dit(num_steps: int, num_blocks: int) -> list[Setting]:
     ]
     masks = {policy: steps_mask(total_steps=num_steps, mask_policy=policy) for policy in cache_dit_pipe.POLICIES}
     by_mask = [
-        setting(f"mask {policy!r}", lambda m=mask: cache_dit_pipe.masked_config(list(m)), taylor=taylor, watches=False)
+        setting(f"mask {policy!r}", partial(cache_dit_pipe.masked_config, list(mask)), taylor=taylor, watches=False)
         for taylor in (False, True)
         for policy, mask in masks.items()
     ]

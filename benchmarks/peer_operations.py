@@ -24,7 +24,7 @@ class OperationCounter(TorchDispatchMode):
     """Counts the operations that run inside of a `with` block, in inference mode or without gradients."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = 0
 
     def __torch_dispatch__(
@@ -61,7 +61,7 @@ class ModuleCounter:
     def watch(self, transformer: nn.Module) -> None:
         """Watches a transformer from now on. Only before a method is put around its parts."""
         for name, part in _parts(transformer):
-            part.forward = self._counting(name, part.forward)  # type: ignore[method-assign]
+            part.forward = self._counting(name, part.forward)
 
     def weigh(self, transformer: nn.Module, run: Callable[[], object]) -> None:
         """Learns what a row of each part takes, from a clip of which everything is computed. `root`: all but the parts."""
@@ -79,11 +79,11 @@ class ModuleCounter:
             return weighed
 
         for name, part in _parts(transformer):
-            part.forward = weighing(name, part.forward)  # type: ignore[method-assign]
+            part.forward = weighing(name, part.forward)
         with OperationCounter() as counter:
             run()
         for name, part in _parts(transformer):
-            part.forward = watched[name]  # type: ignore[method-assign]
+            part.forward = watched[name]
         taken["root"] = 2 * taken["root"] - taken.total()
         self.per_row = {name: taken[name] / rows for name, rows in self.rows.items()}
         self.rows.clear()

@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         other = dict(np.load(options.against))
         beside = json.loads(options.against.with_suffix(".json").read_text())["machine"]
     rows = compared(frames, other)
-    np.savez_compressed(options.out, **{way: found[0] for way, found in frames.items()})
+    np.savez_compressed(options.out, allow_pickle=False, **{way: found[0] for way, found in frames.items()})
     document = {"machine": machine(), "asked": arguments, "against": beside or None, "rows": rows}
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=1))
     sys.stdout.write(table(rows, beside.get("device")))

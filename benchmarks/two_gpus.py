@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -102,7 +103,7 @@ def run_rank(rank: int, work: Work) -> None:
     lines = Lines(work, rank)
     if "exchange" in work.parts:
         for rows in (2, 1):
-            lines.add(f"exchange of {rows} rows", lambda rows=rows: exchange_alone(groups["sp2"], work, rows))
+            lines.add(f"exchange of {rows} rows", partial(exchange_alone, groups["sp2"], work, rows))
     if "rows" in work.parts:
         render_rows(work, lines, groups, device)
     if "decode" in work.parts:
@@ -128,9 +129,7 @@ def render_rows(work: Work, lines: Lines, groups: dict[str, NodeGroup], device: 
                 run_as(subject.model, execution, backend=work.backend)
                 before = execution
             shared = groups["sp2" if "sp2" in mesh else mesh]
-            lines.add(row.words, lambda row=row, subject=subject, shared=shared, plan=plan: measure_row(
-                subject, row, shared, work, reference.setdefault, plan
-            ))  # fmt: skip
+            lines.add(row.words, partial(measure_row, subject, row, shared, work, reference.setdefault, plan))
 
 
 def measure_row(

@@ -26,7 +26,7 @@ from cluster.local_driver import note_driver
 from cluster.rank import RankCall
 
 _AFTER_FIRST_EXIT_S = 300.0
-_CANCEL_S = 5.0
+_CANCEL_S = 9.0
 _START_AGAIN_S = 2.0
 _REFUSED_S = 3600.0
 _LOG = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ class LocalCluster:
                 break
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """Ends jobs, within about five seconds; those that ended already are left alone."""
+        """Ends jobs, within nine seconds, most of them at once; those that ended already are left alone."""
         wanted = {id(job) for job in jobs}
         for job in self._jobs:
             job.poll()

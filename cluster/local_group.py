@@ -22,33 +22,42 @@ from cluster.job_files import error_tail, rank_logs
 
 _POLL_S = 0.1
 _INTERRUPT_S = 2.0
+_CANCELLED_S = 6.0
+"""Longer: every rank lives, and all of them agree first that they were told to end. On a busy machine that takes seconds."""
 
 
 class _GroupEndError(Exception):
     """The group must end; the message says why."""
 
 
+class _CancelledError(_GroupEndError):
+    """A signal said so."""
+
+
 def run_group(folder: Path, *, driver_pid: int, after_first_exit_s: float) -> int:
     """Runs the ranks to their end. Returns 0 if all did well, else 1, with the reason on stderr."""
     signal.signal(signal.SIGTERM, _told_to_stop)
     ranks: list[subprocess.Popen[bytes]] = []
+    patience_s = _INTERRUPT_S
     try:
         # extend() keeps what it has when the cancelling signal comes between two ranks
         ranks.extend(_start_rank(folder, rank) for rank in range(int(variables()["SUBMITIT_LOCAL_NTASKS"])))
         _wait(ranks, driver_pid=driver_pid, after_first_exit_s=after_first_exit_s)
     except _GroupEndError as reason:
+        if isinstance(reason, _CancelledError):
+            patience_s = _CANCELLED_S
         sys.stderr.write(f"{reason}\n")
         fallen = [rank for rank, process in enumerate(ranks) if process.returncode]
         sys.stderr.write(error_tail(rank_logs(folder, str(os.getpid()), fallen)) or "")
         return 1
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _end(ranks)
+        _end(ranks, patience_s)
     return 0
 
 
 def _told_to_stop(_signum: int, _frame: FrameType | None) -> None:
-    raise _GroupEndError("cancelled")
+    raise _CancelledError("cancelled")
 
 
 def _start_rank(folder: Path, rank: int) -> subprocess.Popen[bytes]:
@@ -93,11 +102,11 @@ def _how_it_ended(code: int) -> str:
     return f"was killed by {signal.Signals(-code).name}"
 
 
-def _end(ranks: list[subprocess.Popen[bytes]]) -> None:
+def _end(ranks: list[subprocess.Popen[bytes]], patience_s: float) -> None:
     # SIGINT first, so that temporary files go; a rank that waits in a collective needs SIGKILL.
     running = [process for process in ranks if process.poll() is None]
     _signal_groups(running, signal.SIGINT)
-    deadline = time.monotonic() + _INTERRUPT_S
+    deadline = time.monotonic() + patience_s
     while time.monotonic() < deadline and any(process.poll() is None for process in running):
         time.sleep(_POLL_S / 4)
     # Every rank's process group, also of ranks that ended: their children may live on.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import platform
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.exits import UsageError
 from pipeline.run.options import add_options, add_options_of
@@ -84,6 +85,17 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises UsageError."""
         raise UsageError(f"{message}; see: {self.prog} --help")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses as argparse does, but raises UsageError in the command that does not know a word, not above it."""
+        found, left = super().parse_known_args(args, namespace)
+        flag = next((word.partition("=")[0] for word in left if word.startswith("--")), None)
+        if flag is not None:
+            likely = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            self.error(f"{flag!r} is no flag of this command{f'; {likely[0]} is' if likely else ''}")
+        if left:
+            self.error(f"{left[0]!r} is one word too many")
+        return found, left
 
 
 class _Version(argparse.Action):

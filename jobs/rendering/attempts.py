@@ -144,17 +144,16 @@ def interruptible(on_signal: Callable[[], object]) -> Iterator[None]:
     ending = threading.Event()
 
     def end(signum: int, frame: FrameType | None) -> None:
-        # A second signal often follows (USR2 asks for a requeue, which sends TERM): the first one decides.
+        # A second signal often follows (USR2 asks for a requeue, which sends TERM; of a cancelled group, one rank sees the
+        # other end): the first one decides, so that what it set off, the taking back of marks too, is done to its end.
         if ending.is_set():
             return
+        ending.set()
         handler = earlier[signal.Signals(signum)]
         if signum != signal.SIGTERM and callable(handler):
-            if signum == signal.SIGUSR2:
-                ending.set()
             handler(signum, frame)
             ending.clear()
             return
-        ending.set()
         raise SystemExit(128 + signum)
 
     # The C handler writes to this pipe even while Python cannot run handlers, so the thread reads it at once.

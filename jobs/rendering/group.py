@@ -134,7 +134,7 @@ class JobRanks:
         dist.all_gather(parts, torch.cat([own, own.new_zeros(longest - len(own))]), group=self.everyone)
         return [from_bytes(part[: int(size)].numpy().tobytes(), kind) for part, size in zip(parts, sizes, strict=True)]
 
-    def all_told_to_end(self, *, wait_s: float = 1.5) -> bool:
+    def all_told_to_end(self, *, wait_s: float = 5.0) -> bool:
         """Whether every rank of this rank's clip calls this within `wait_s`: then all are alive, and all were told to end.
 
         A job is also told to end when one of its ranks has died, but then that rank does not call this. The thread that

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,8 +29,10 @@ class SourceOptions:
             raise ValueError(f"format {self.format!r}, allowed: {', '.join(FORMATS)}")
         if self.encoding is not None:
             try:
-                codecs.lookup(self.encoding)
-            except LookupError as error:
+                "a".encode(
+                    self.encoding
+                )  # also refuses what Python calls an encoding and is none of text, such as zlib
+            except (LookupError, ValueError) as error:
                 allowed = "utf-8, utf-16, windows-1252, latin-1, gb18030, shift_jis and others that Python knows"
                 raise ValueError(f"encoding {self.encoding!r} is not known, allowed: {allowed}") from error
 

@@ -13,14 +13,19 @@ _DIFFERS = re.compile(r"'[^']*'|\"[^\"]*\"|\b\d[\d.,]*\b")
 
 @dataclass(slots=True)
 class WarningCounts:
-    """By what is said, without its numbers and quoted words, the clips of which it is said."""
+    """The clips of which each thing is said. What is said alike but for numbers and quoted words counts as one."""
 
     clips: Counter[str] = field(default_factory=Counter)
+    words: dict[str, str] = field(default_factory=dict)
 
     def add(self, warnings: Iterable[str]) -> None:
         """Takes in one clip."""
-        self.clips.update({_DIFFERS.sub("...", warning)[:_MOST_CHARS] for warning in warnings})
+        alike = {_DIFFERS.sub("...", warning)[:_MOST_CHARS]: warning[:_MOST_CHARS] for warning in warnings}
+        self.clips.update(alike.keys())
+        for kind, words in alike.items():
+            # Numbers and words are shown as long as they are the same of all clips.
+            self.words[kind] = words if self.words.get(kind, words) == words else kind
 
     def facts(self) -> list[dict[str, object]]:
         """Returns what is said of most clips first."""
-        return [{"warning": said, "clips": count} for said, count in self.clips.most_common(_MOST_KINDS)]
+        return [{"warning": self.words[kind], "clips": count} for kind, count in self.clips.most_common(_MOST_KINDS)]

@@ -106,6 +106,25 @@ def test_a_requeue_is_not_broken_by_the_sigterm_that_it_brings(handlers):
     assert signal.getsignal(signal.SIGUSR2) is requeue
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_break_off_what_the_first_set_off(handlers, first):
+    # Ctrl-C ends one rank, and the others, which take back their marks, then see that it is gone and end by SIGTERM.
+    taken_back = []
+
+    def work():
+        with interruptible(lambda: None):
+            try:
+                signal.raise_signal(first)
+            except (KeyboardInterrupt, SystemExit):
+                signal.raise_signal(signal.SIGTERM)
+                taken_back.append("all marks")
+                raise
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        work()
+    assert taken_back == ["all marks"]
+
+
 def test_a_rank_whose_handler_only_takes_note_works_on_until_sigterm(handlers):
     signal.signal(signal.SIGUSR2, lambda *_: None)
     steps = []

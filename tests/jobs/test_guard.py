@@ -246,7 +246,7 @@ def test_samples_differ_in_size_and_prompt_and_are_the_same_at_every_start():
 def test_the_ladder_goes_by_what_presets_compute_and_a_plan_file_comes_to_the_default_first():
     item = clip(model="demo", num_frames=16, width=64, height=64, num_steps=30)
     step = partial(next_milder, DEMO, item, precision="float32")
-    assert step(tried=["mine"], share=0.3) == "calibrated"
+    assert step(tried=["mine"], share=0.3) == "half"
     assert step(tried=["mine"], share=0.99) == "none"
     tried, share, ladder = ["pab579"], 0.5, []
     while (name := step(tried=tried, share=share)) != "none":

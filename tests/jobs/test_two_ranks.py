@@ -1,9 +1,12 @@
 """Jobs of two ranks: the same pixels, the planned traffic, clips side by side, an end for all."""
 
 import os
+import signal
+import threading
 import time
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,7 +148,8 @@ def test_a_rank_that_is_killed_takes_the_group_along_and_counts_as_one_attempt(t
     assert bucket.histories([item.key])[item.key].killed == 1
 
 
-def test_a_job_of_two_ranks_that_is_cancelled_does_not_count_against_its_clip(tmp_path):
+@pytest.mark.parametrize("stopped_s", [0.0, 2.5], ids=["at once", "a rank that the machine lets wait"])
+def test_a_job_of_two_ranks_that_is_cancelled_does_not_count_against_its_clip(tmp_path, stopped_s):
     gate = tmp_path / "gate"
     gate.touch()
     item = clip(0, prompt=f"pause {gate}")
@@ -153,5 +157,10 @@ def test_a_job_of_two_ranks_that_is_cancelled_does_not_count_against_its_clip(tm
     cluster, job = start_locally(render_job(str(tmp_path / "out"), mesh=Mesh(sp=2)), tmp_path / "jobs")
     wait_for(gate.with_suffix(".reached").exists)
     assert bucket.attempts() == {item.key: [1]}
+    last_rank = max(int(pid) for pid in Path(f"/proc/{job.id}/task/{job.id}/children").read_text().split())
+    os.kill(last_rank, signal.SIGSTOP)
+    goes_on = threading.Timer(stopped_s, os.kill, [last_rank, signal.SIGCONT])
+    goes_on.start()
     cluster.cancel([job])
+    goes_on.join()
     assert bucket.attempts() == bucket.failures() == {}

@@ -101,8 +101,13 @@ def test_other_encodings_are_read_if_they_are_named(tmp_path: Path, encoding: st
 
 def test_a_wrong_encoding_is_told(tmp_path: Path) -> None:
     assert "it is not ascii (" in refused(tmp_path, "a.txt", b"a caf\xe9\n", encoding="ascii")
-    with pytest.raises(ValueError, match="encoding 'klingon' is not known, allowed: utf-8, utf-16, windows-1252"):
-        SourceOptions(encoding="klingon")
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "zlib", "rot13", "hex", "undefined", "", "utf-8\0"])
+def test_what_is_no_encoding_of_text_is_refused_by_name(encoding: str) -> None:
+    with pytest.raises(ValueError, match=r"encoding .* is not known, allowed: utf-8, utf-16, windows-1252") as refusal:
+        SourceOptions(encoding=encoding)
+    assert repr(encoding) in str(refusal.value)
 
 
 def test_parquet_of_others_is_built_with_what_a_manifest_can_keep(tmp_path: Path) -> None:

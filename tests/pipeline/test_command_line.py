@@ -15,6 +15,7 @@ import pytest
 from jobs.reports.number_formats import duration
 from pipeline.__main__ import COMMANDS
 from pipeline.commands.doctor_checks import disk_check, ffmpeg_check, python_check, weights_check
+from pipeline.exits import UsageError
 from pipeline.parser import build_parser
 from pipeline.run.display import Snapshot
 from pipeline.screen import counted
@@ -34,6 +35,19 @@ def test_versions_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
         build_parser().parse_args(["--version"])
     assert ended.value.code == 0
     assert re.fullmatch(r"pab-pipeline .+, Python 3\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("submit a.parquet --ouput b", "'--ouput' is no flag of this command; --output is; see: python -m pipeline submit"),
+        ("manifest build a.txt b.parquet --zzz=1", "'--zzz' is no flag of this command; see: "),
+        ("status a b", "'b' is one word too many; see: python -m pipeline status --help"),
+    ],
+)  # fmt: skip
+def test_a_word_that_no_command_knows_is_told_by_the_command(words: str, told: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        build_parser().parse_args(words.split())
 
 
 def test_help_imports_nothing_heavy_and_answers_at_once() -> None:

@@ -43,7 +43,7 @@ def test_broadcast_preset_becomes_the_default() -> None:
     rules = run_rules(replace(RENDER, broadcast="pab357"), ONE).rows["demo"]
     assert rules.defaults["broadcast"] == "pab357"
     assert rules.broadcasts["pab357"] == DEMO.presets["pab357"].digest
-    assert run_rules(RENDER, ONE).rows["demo"].defaults["broadcast"] == "calibrated"
+    assert run_rules(RENDER, ONE).rows["demo"].defaults["broadcast"] == "half"
 
 
 def test_a_run_of_before_keeps_the_default_it_began_with() -> None:
@@ -52,7 +52,7 @@ def test_a_run_of_before_keeps_the_default_it_began_with() -> None:
     asked = run_rules(replace(RENDER, broadcast="pab357"), ONE, defaults={"demo": "pab246"})
     assert asked.rows["demo"].defaults["broadcast"] == "pab357"
     gone = run_rules(RENDER, ONE, defaults={"demo": "a preset that is gone"})
-    assert gone.rows["demo"].defaults["broadcast"] == "calibrated"
+    assert gone.rows["demo"].defaults["broadcast"] == "half"
 
 
 def test_broadcast_file_becomes_the_default_and_travels_into_jobs(tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_a_run_of_before_goes_on_with_its_default_broadcast_and_says_so(tmp_path
     bucket, settings = open_bucket(str(tmp_path)), settings_of("--cluster", "local", "--device", "cpu")
     rules = run_rules(settings.render)
     start_run(bucket, asked_run(settings, rules, manifest_digest="m", num_clips=1), settings)
-    assert load_run(bucket).broadcasts == {"demo": "calibrated"}
+    assert load_run(bucket).broadcasts == {"demo": "half"}
     document = json.loads((tmp_path / "run.json").read_text())
     del document["broadcasts"]
     document["pixels"]["--broadcast"] = "pab246 (0123456789ab)"

@@ -259,9 +259,7 @@ def test_one_manifest_mixes_families_and_sizes_each_with_its_own_weights(
         totals = [sum(planned.total(kind) for kind in KINDS), sum(planned.computed(kind) for kind in KINDS)]
         assert broadcast["computed_share"] == round(totals[1] / totals[0], 5)
         # A preset that reuses over one step alone has nothing to reuse where each step is a longer stretch of noise.
-        assert (broadcast["computed_share"] < 1) == (FAMILIES[name].defaults.broadcast not in ("pab2", "calibrated")), (
-            name
-        )
+        assert (broadcast["computed_share"] < 1) == (FAMILIES[name].defaults.broadcast not in ("pab2", "half")), name
         assert broadcast["factor_derived"] > 0
 
 

@@ -99,7 +99,7 @@ DEMO = Family(
     name="demo",
     summary="coloured shapes in motion, 64x64, a small model that ships with the project",
     defaults=ClipDefaults(
-        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="calibrated"
+        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="half"
     ),
     limits=ClipLimits(
         num_frames=range(8, 33, 8),

@@ -64,7 +64,7 @@ DEMO_WAN = Family(
     name="demo_wan",
     summary="coloured shapes in motion, 64x64, by a small Wan that ships with the project",
     defaults=ClipDefaults(
-        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="pab2-6"
+        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="half"
     ),
     limits=ClipLimits(
         num_frames=range(8, 33, 8),
