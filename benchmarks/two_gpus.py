@@ -83,7 +83,7 @@ class Lines:
 
 
 def run_rank(rank: int, work: Work) -> None:
-    """Measures everything on one of the ranks."""
+    """Measures everything on one of the ranks, which meets the other one."""
     device = torch.device(work.device, rank) if work.device == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -94,6 +94,12 @@ def run_rank(rank: int, work: Work) -> None:
         init_method=f"file://{work.meet}", rank=rank, world_size=RANKS, timeout=timedelta(minutes=9),
         device_id=device if device.type == "cuda" else None,
     )  # fmt: skip
+    measure_all(rank, work, device)
+    dist.destroy_process_group()
+
+
+def measure_all(rank: int, work: Work, device: torch.device) -> None:
+    """Measures everything on one of the ranks of the default group."""
     # A rank alone is a replica: both render the same clip, and the first one's figures count.
     groups = {
         "": NodeGroup(device=device),
@@ -108,7 +114,6 @@ def run_rank(rank: int, work: Work) -> None:
         render_rows(work, lines, groups, device)
     if "decode" in work.parts:
         latents_and_decode(work, lines, groups, device)
-    dist.destroy_process_group()
 
 
 def render_rows(work: Work, lines: Lines, groups: dict[str, NodeGroup], device: torch.device) -> None:
