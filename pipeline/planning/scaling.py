@@ -30,13 +30,15 @@ class Link:
 class Machine:
     """What exchanges run over. `copy_bytes_per_s`: of a copy into another order, read and written bytes together.
 
-    `rows_apart`: how many times as long as half of it a rank takes for one row of two, its predictions exchanged.
+    `rows_apart`: how many times as long as half of a clip's time one row of guidance takes, its predictions exchanged, of a
+    family that has both rows in one pass; `passes_apart`: of one that has a pass for each.
     """
 
     within_node: Link
     between_nodes: Link
     copy_bytes_per_s: float
     rows_apart: float
+    passes_apart: float
     gpus_per_node: int = 8
 
 
@@ -45,8 +47,10 @@ H100 = Machine(
     between_nodes=Link(bytes_per_s=40e9, latency_s=50e-6),
     copy_bytes_per_s=2.4e12,
     rows_apart=1.027,
+    passes_apart=1.01,
 )
-"""Of one node fitted to two H100s (Open-Sora 1.2, none, cfg2 and sp2); between nodes assumed: 400 Gb/s for each GPU."""
+"""Of one node fitted to two H100s (Open-Sora 1.2, none, cfg2 and sp2), passes to two H200s (Wan 2.1 1.3B, cfg2); between
+nodes assumed: 400 Gb/s for each GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +72,8 @@ class Tokens:
     """What of a clip is exchanged: `places` are split over the ranks, `others` are what they are traded for.
 
     Frames for patches, or tokens for heads. `width`: values of a place and one other. `there`: tensors that go there, of
-    which one comes back. `share`: of the time of a clip, the part that is split by `others`.
+    which one comes back. `share`: of the time of a clip, the part that is split by `others`. `rows_per_pass`: 2 where one
+    pass has both rows of guidance.
     """
 
     places: int
@@ -77,6 +82,7 @@ class Tokens:
     there: int
     value_bytes: int
     share: float
+    rows_per_pass: int = ROWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,11 +115,15 @@ def tokens_of(
     if family.latent_frames is None:
         # All tokens see all: attention alone is split by heads, and is no more uneven than they are.
         heads = width if heads is None else heads
-        return Tokens(places=tokens, others=heads, width=width // heads, there=3, value_bytes=value_bytes, share=0.0)
+        return Tokens(
+            places=tokens, others=heads, width=width // heads, there=3, value_bytes=value_bytes, share=0.0,
+            rows_per_pass=figures.memory.rows_per_pass,
+        )  # fmt: skip
     frames = family.latent_frames(request.num_frames)
     share = spent.get("temporal", 0.0) / (sum(spent.values()) + rest_s)
     return Tokens(
-        places=frames, others=tokens // frames, width=width, there=1, value_bytes=value_bytes, share=share
+        places=frames, others=tokens // frames, width=width, there=1, value_bytes=value_bytes, share=share,
+        rows_per_pass=figures.memory.rows_per_pass,
     )  # fmt: skip
 
 
@@ -151,17 +161,19 @@ def expected(
     waited for.
     """
     cfg, sp = mesh.cfg, mesh.sp
-    rows = ROWS // cfg
+    rows = min(tokens.rows_per_pass, ROWS // cfg)
+    passes = ROWS // cfg // rows
     share = (1 - tokens.share) * largest_part(tokens.places, sp) / tokens.places
     share += tokens.share * largest_part(tokens.others, sp) / tokens.others
     turns = in_turn and rows > 1
-    compute_s = one_rank_s / cfg * (machine.rows_apart if cfg > 1 or turns else 1.0) * share
+    apart = machine.rows_apart if tokens.rows_per_pass > 1 else machine.passes_apart
+    compute_s = one_rank_s / cfg * (apart if cfg > 1 or turns else 1.0) * share
     if sp == 1:
         return Expected(
             mesh=mesh, nodes=nodes, seconds=compute_s, exchange_s=0.0, sent_bytes=0.0,
             times_faster=one_rank_s / compute_s,
         )  # fmt: skip
-    switches = plan.all_to_alls // 2
+    switches = passes * plan.all_to_alls // 2
     sent, copied = exchanged(tokens, sp, rows, copies)
     wire_s = _wire_s(sent, machine, sp, nodes_of_pass=max(1, nodes // cfg))
     waited = 0.25 * plan.num_steps if turns else float(switches)
