@@ -1,7 +1,8 @@
 """The exchanges of one axis of ranks: made, counted and timed, the same in blocks that run as they are and in compiled ones.
 
 A compiled graph knows an exchange as one operation. It takes numbers and tensors alone, so it finds the axis by the name of
-its process group. What is given away is copied once, into the order in which it is sent; what comes is where it belongs.
+its process group, and there it counts. What is given away is copied once, into the order in which it is sent; what comes is
+where it belongs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ class Traffic:
     all_to_all_bytes: int = 0
     gathers: int = 0
     gather_bytes: int = 0
+
+    def plus(self, other: Traffic) -> Traffic:
+        """Returns both together."""
+        return Traffic(
+            self.all_to_alls + other.all_to_alls,
+            self.all_to_all_bytes + other.all_to_all_bytes,
+            self.gathers + other.gathers,
+            self.gather_bytes + other.gather_bytes,
+        )
 
     def since(self, earlier: Traffic) -> Traffic:
         """Returns what was counted since an earlier count."""
@@ -66,27 +76,24 @@ class Span:
     waited: Mark | None = None
 
 
-_ALL_TO_ALLS, _GATHERS = 0, 2
-"""Index of each kind's number of collectives in the counts; the next place has their bytes."""
-
-
-def _no_counts() -> Tensor:
-    with torch.inference_mode(mode=False):  # it is changed inside and outside of inference mode
-        return torch.zeros(4, dtype=torch.int64)
+def _order() -> Tensor:
+    with torch.inference_mode(mode=False):  # it is used inside and outside of inference mode
+        return torch.zeros(1)
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Exchanges:
     """Makes the collectives of one axis.
 
-    `counts` is a tensor on the CPU that the exchange changes. Plain integers would be constants of a compiled block, which
-    would then be compiled again for every new value. `while_under_way`: what else there is to do during an exchange.
+    `order`: says that it is changed by every exchange, so that a compiled block keeps them in one order, as all ranks must.
+    `while_under_way`: what else there is to do during an exchange.
     """
 
-    counts: Tensor = field(default_factory=_no_counts)
+    order: Tensor = field(default_factory=_order)
     group: dist.ProcessGroup | None = None
     name: str = ""
     while_under_way: Callable[[], None] | None = None
+    _counted: Traffic = Traffic()
     _spans: list[Span] | None = None
     _beside: torch.cuda.Stream | None = None
 
@@ -97,7 +104,7 @@ class Exchanges:
 
     def snapshot(self) -> Traffic:
         """Returns what was counted so far."""
-        return Traffic(*self.counts.tolist())
+        return self._counted
 
     def since(self, earlier: Traffic) -> Traffic:
         """Returns what was counted since an earlier snapshot."""
@@ -131,6 +138,8 @@ class Exchanges:
         """Sends the first `given[0]` values to rank 0 and so on; returns those that come, `taken[0]` of rank 0 first."""
         assert self.group is not None, "ranks that exchange are a group"
         received = sent.new_empty(sum(taken))
+        bytes_sent = (sent.numel() - given[self.group.rank()]) * sent.element_size()
+        self._counted = self._counted.plus(Traffic(all_to_alls=1, all_to_all_bytes=bytes_sent))
         span, even = self._begin(sent.device), len({*given, *taken}) == 1
         work = dist.all_to_all_single(
             _on_the_wire(received),
@@ -150,21 +159,21 @@ class Exchanges:
         self._finish(span, sent.device)
         return received
 
-    def all_gather(self, x: Tensor, size: int) -> list[Tensor]:
-        """Returns every rank's tensor, in rank order. All must have the same shape."""
+    def all_gather(self, x: Tensor, size: int) -> Tensor:
+        """Returns [size, ...]: every rank's tensor, in rank order. All must have the same shape."""
         x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(size)]
+        gathered = x.new_empty(size, *x.shape)
         span = self._begin(x.device)
         if span is not None:
             span.asked = span.begun
-        dist.all_gather(parts, x, group=self.group)
+        dist.all_gather(list(gathered.unbind(0)), x, group=self.group)
         self._finish(span, x.device)
         self.count_gather(x.numel() * x.element_size() * (size - 1))
-        return parts
+        return gathered
 
     def count_gather(self, num_bytes: int) -> None:
         """Counts one gather, which sends `num_bytes`."""
-        _counted(self.counts, _GATHERS, num_bytes)
+        self._counted = self._counted.plus(Traffic(gathers=1, gather_bytes=num_bytes))
 
     def _begin(self, device: torch.device) -> Span | None:
         return None if self._spans is None else Span(begun=mark_now(device))
@@ -198,26 +207,37 @@ _SERVING: weakref.WeakValueDictionary[str, Exchanges] = weakref.WeakValueDiction
 """By the name of their process group, which the libraries keep in a table of their own too."""
 
 
-def _counted(counts: Tensor, kind: int, num_bytes: int) -> None:
-    counts[kind] += 1
-    counts[kind + 1] += num_bytes
-
-
-@torch.library.custom_op("pab::all_to_all", mutates_args=("counts",))
+@torch.library.custom_op("pab::all_to_all", mutates_args=("order",))
 def _all_to_all(
-    xs: Sequence[Tensor], counts: Tensor, axis: str, dim: int, parts: Sequence[int], given: Sequence[int],
+    xs: Sequence[Tensor], order: Tensor, axis: str, dim: int, parts: Sequence[int], given: Sequence[int],
     taken: Sequence[int],
 ) -> Tensor:  # fmt: skip
-    exchanges, sent = _SERVING[axis], packed(xs, dim, parts)
-    assert exchanges.group is not None, "an axis that serves has a group"
-    _counted(counts, _ALL_TO_ALLS, (sent.numel() - given[exchanges.group.rank()]) * sent.element_size())
-    return exchanges.all_to_all(sent, given, taken)
+    order.zero_()
+    return _SERVING[axis].all_to_all(packed(xs, dim, parts), given, taken)
 
 
 @_all_to_all.register_fake
 def _(xs: Sequence[Tensor], *others: Any) -> Tensor:
     *_, taken = others
     return xs[0].new_empty(sum(taken))
+
+
+@torch.library.custom_op("pab::all_gather", mutates_args=("order",))
+def _all_gather(x: Tensor, order: Tensor, axis: str, size: int) -> Tensor:
+    order.zero_()
+    return _SERVING[axis].all_gather(x, size)
+
+
+@_all_gather.register_fake
+def _(x: Tensor, *others: Any) -> Tensor:
+    *_, size = others
+    return x.new_empty(size, *x.shape)
+
+
+def gather(exchanges: Exchanges, x: Tensor, size: int) -> list[Tensor]:
+    """Returns the tensor of each of `size` ranks. All must have the same shape. Collective."""
+    gathered: Tensor = _all_gather(x, exchanges.order, exchanges.name, size)
+    return list(gathered.unbind(0))
 
 
 def packed(xs: Sequence[Tensor], dim: int, parts: Sequence[int]) -> Tensor:
@@ -256,6 +276,6 @@ def exchange(
     `given`, `taken`: values sent to, and received from, each rank. Collective: one all-to-all.
     """
     received: Tensor = _all_to_all(
-        list(xs), exchanges.counts, exchanges.name, dim, list(parts), list(given), list(taken)
+        list(xs), exchanges.order, exchanges.name, dim, list(parts), list(given), list(taken)
     )
     return received

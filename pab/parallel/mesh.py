@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from pab.parallel.exchange import Exchanges, exchange
+from pab.parallel.exchange import Exchanges, exchange, gather
 from pab.parallel.parts import even_parts
 
 
@@ -42,7 +42,7 @@ class Axis:
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         """Returns every rank's tensor, in rank order. All must have the same shape."""
-        return [x] if self.size == 1 else self.exchanges.all_gather(x, self.size)
+        return [x] if self.size == 1 else gather(self.exchanges, x, self.size)
 
     def gather_on_root(self, x: Tensor) -> list[Tensor] | None:
         """Returns every rank's tensor in rank order on the axis' rank 0, None elsewhere. All must have the same shape."""
