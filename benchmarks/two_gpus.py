@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -221,11 +222,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plans", default=",".join(PLANS), help=f"of: {', '.join(PLANS)} and other words of bench")
     parser.add_argument("--meshes", default=",".join(MESHES), help="of one rank (empty), cfg2, sp2 and sp2 inturn")
     parser.add_argument("--parts", default="exchange,rows,decode")
+    parser.add_argument(
+        "--high-priority", action="store_true", help="NCCL's kernels go before others: what rows in turn may need"
+    )
     parser.add_argument("--mode", default="compiled", choices=("compiled", "eager"))
     options = parser.parse_args(arguments)
     cuda = torch.cuda.is_available()
     if cuda and torch.cuda.device_count() < RANKS:
         parser.error(f"needs {RANKS} GPUs, found {torch.cuda.device_count()}")
+    if options.high_priority:
+        os.environ["TORCH_NCCL_HIGH_PRIORITY"] = "1"
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         work = Work(
