@@ -1,6 +1,6 @@
-# `make demo` and `make test` on a fresh machine: Python 3.11 or 3.12 and nothing else.
-PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
-	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+# `make demo` and `make test` on a fresh machine: Python 3.11, 3.12 or 3.13 and nothing else.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	"$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -50,7 +50,7 @@ clean: ## remove the environment and what tools leave; runs/ stays
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(BIN)/.installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "needs Python 3.11 or 3.12 with venv (Debian: apt-get install python3-venv)," \
+	@test -n "$(PYTHON)" || { echo "needs Python 3.11, 3.12 or 3.13 with venv (Debian: apt-get install python3-venv)," \
 		"found: $$(python3 --version 2>&1 || true); or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 ifeq ($(GPU),)

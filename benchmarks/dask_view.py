@@ -124,7 +124,7 @@ def load(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 def announce(scheduler_file: Path, jobs: range, arguments: argparse.Namespace, begin: Event) -> None:
     """Is a process of several jobs: all join, then their clips begin and end, as many as asked for in as many seconds."""
     num_clips, seconds = arguments.clips, arguments.seconds
-    progress = DaskProgress(scheduler_file=scheduler_file, kept_tasks=kept_tasks(arguments.jobs))
+    progress = DaskProgress(scheduler_file=str(scheduler_file), kept_tasks=kept_tasks(arguments.jobs))
     with ExitStack() as stack:
         names = {job: [f"{job}-{clip}" for clip in range(num_clips)] for job in jobs}
         listeners = {}

@@ -31,10 +31,11 @@ _KEPT_IN_ALL = 2_000
 class DaskProgress:
     """Shows a job's clips on the Dask scheduler named in `scheduler_file`. Picklable; holds a path and no key.
 
+    The path is text: a pickled one names a class that Python 3.13 has elsewhere, and a job's Python may be another one.
     `kept_tasks`: how many clips that have ended a job goes on showing; few, where there are many jobs.
     """
 
-    scheduler_file: Path
+    scheduler_file: str
     kept_tasks: int = MOST_KEPT_TASKS
 
     def open(self, worker_name: str, clip_ids: Sequence[str]) -> OpenDaskProgress:
@@ -51,7 +52,7 @@ class OpenDaskProgress:
     """A job's presence on the dashboard."""
 
     def __init__(self, progress: DaskProgress, *, worker_name: str, board: ClipBoard) -> None:
-        self._scheduler_file = progress.scheduler_file
+        self._scheduler_file = Path(progress.scheduler_file)
         self._kept_tasks = progress.kept_tasks
         self._worker_name = worker_name
         self._board = board

@@ -8,8 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 """Where our packages lie: a child process that runs one of them finds it from any folder."""
+SAFE_PATH = "PYTHONSAFEPATH"
+"""Else `python -m` looks in the current folder first, which may hold another version of the program."""
 _OF_CLIENTS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_")
 _OF_THE_SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+_OF_THE_DRIVER = ("PAB_PIPELINE_NOTIFY", "PAB_PIPELINE_OTLP", "OTEL_EXPORTER_OTLP_")
+"""Where a driver sends signals: often secrets, which no job needs, and which some sites' SLURM keeps with each job."""
 
 
 def variables() -> Mapping[str, str]:
@@ -25,10 +29,11 @@ def restart_count() -> int:
 def for_child(*, defaults: Mapping[str, str] | None = None, changes: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns the variables of a child process that runs one of our packages.
 
-    They are this process's own, which win over `defaults`; `changes` win over both.
+    They are this process's own, without those of the driver alone, which win over `defaults`; `changes` win over both.
     """
     search_path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**(defaults or {}), **os.environ, "PYTHONPATH": search_path, **(changes or {})}
+    own = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_DRIVER)}
+    return {**(defaults or {}), **own, "PYTHONPATH": search_path, SAFE_PATH: "1", **(changes or {})}
 
 
 def for_slurm() -> dict[str, str]:
@@ -41,7 +46,7 @@ def for_slurm() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if (name in _OF_THE_SITE and value) or not name.startswith(_OF_CLIENTS)
+        if (name in _OF_THE_SITE and value) or not name.startswith((*_OF_CLIENTS, *_OF_THE_DRIVER))
     }
 
 

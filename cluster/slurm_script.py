@@ -11,6 +11,7 @@ from pathlib import Path
 import submitit
 from submitit.core.utils import DelayedSubmission
 
+from cluster.environment import ROOT, SAFE_PATH
 from cluster.job import ClusterError, JobRequest
 from cluster.rank import RankCall
 from cluster.slurm_settings import SlurmSettings, ask_slurm
@@ -69,7 +70,7 @@ def array_script(
         cpus_per_task=settings.cpus_per_task,
         signal_delay_s=min(settings.signal_delay_s, shape.timeout_min * 60 // 4),
         srun_args=srun_args,
-        setup=[*_setup(settings.cpus_per_task), *_own_pickle(folder)],
+        setup=[*_setup(settings), *_own_pickle(folder)],
         wckey=None,
         additional_parameters=options,
     )
@@ -79,7 +80,9 @@ def array_script(
 
 
 def write_array(settings: SlurmSettings, requests: Sequence[JobRequest], *, folder: Path, script: str) -> Path:
-    """Writes what an array needs into its folder and returns its script's path. Raises ClusterError for a full disk."""
+    """Writes what an array needs, the code too, and returns its script's path. Raises ClusterError for a full disk."""
+    if settings.code is not None:
+        settings.code.make()
     try:
         for index, request in enumerate(requests):
             call = DelayedSubmission(RankCall(call=request.call, max_requeues=settings.max_requeues))
@@ -109,11 +112,11 @@ def _joined(theirs: str | bool | None, *ours: str) -> str:
     return ",".join([*([str(theirs)] if theirs else []), *ours])
 
 
-def _setup(cpus_per_task: int | None) -> list[str]:
-    root = shlex.quote(str(Path(__file__).parent.parent))
-    lines = [f'export PYTHONPATH={root}"${{PYTHONPATH:+:$PYTHONPATH}}"']
-    if cpus_per_task:
-        lines.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cpus_per_task}}}"')
+def _setup(settings: SlurmSettings) -> list[str]:
+    code = shlex.quote(str(ROOT if settings.code is None else settings.code.place))
+    lines = [f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"', f"export {SAFE_PATH}=1"]
+    if settings.cpus_per_task:
+        lines.append(f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{settings.cpus_per_task}}}"')
     return lines
 
 

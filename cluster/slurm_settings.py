@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from cluster.code_copy import CodeCopy
 from cluster.environment import for_slurm, slurm_clusters
 from cluster.job import ClusterError
 
@@ -68,6 +69,7 @@ class SlurmSettings:
     `max_parallel_jobs`: None for as many as SLURM gives. `mem`: per node, as sbatch takes it (`64G`). `signal_delay_s`: how
     long before its time limit a job is warned, so that it requeues itself (SLURM may warn it a minute earlier).
     `max_requeues`: how often it does. `extra`: further sbatch options by their long names; True for one without a value.
+    `code`: the copy of the program that jobs run; None for the driver's own files.
     """
 
     partition: str | None = None
@@ -79,6 +81,7 @@ class SlurmSettings:
     signal_delay_s: int = 60
     max_requeues: int = 20
     extra: Mapping[str, str | bool] = field(default_factory=dict)
+    code: CodeCopy | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_parallel_jobs", "cpus_per_task"):

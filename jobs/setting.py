@@ -17,7 +17,8 @@ class Setting:
     field ("auto"). `name`: if it differs from the field's name. `kind`: the type that users give, if it differs from the
     field's; list is text that may be repeated. `choices`: the allowed texts. `low`, `high`: bounds of a whole number. `read`:
     turns an allowed text into the field's value; its ValueError says what is needed. `group`: the part of the tree under
-    whose heading --help shows it, if not its own. `commands`: the commands besides `submit` that take the flag.
+    whose heading --help shows it, if not its own. `commands`: the commands besides `submit` that take the flag. `is_secret`:
+    messages do not quote the value.
     """
 
     help: str
@@ -31,6 +32,7 @@ class Setting:
     metavar: str | None = None
     group: str | None = None
     commands: tuple[str, ...] = ()
+    is_secret: bool = False
 
     def check_number(self, number: int) -> None:
         """Raises ValueError, which says what is needed, for a number out of bounds."""

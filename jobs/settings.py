@@ -12,6 +12,7 @@ from typing import Annotated
 
 from jobs.min_quality import AUTO as FLOOR_OF_FAMILY
 from jobs.min_quality import read_min_quality
+from jobs.provenance.manifest import PROMPT_CHOICES
 from jobs.setting import Setting, number_reader, settings_in
 from manifests.rules import FLOW_SHIFTS
 from pab.execution.choice import (
@@ -90,11 +91,12 @@ class RenderSettings:
     """The settings that jobs follow. Those of machines and SLURM are in `pipeline.run.settings.MachineSettings`.
 
     All except `device`, `compile_cache`, `baseline`, `min_quality`, `quality_samples`, `plain_videos`, `batch`,
-    `guidance_rows`, `max_attempts` and the two about references change a video, so they are part of clips' digests.
+    `guidance_rows`, `max_attempts`, the two about references and those of C2PA change a video's frames, so they are part of
+    clips' digests.
     `weights`: those given without a family's name; they are for `model`. `family_weights`: given with a family's name.
-    `loras`: by family, as the user says them. `batch`: how many clips are rendered in one batch, or `AUTO`.
-    `reference_roots`: absolute paths; the manifest's own folder is one of them if it is local. `precision`: of all families,
-    or "auto", each one's own on a GPU.
+    `loras`: by family, as the user says them. `c2pa_key`: a path; these settings must hold no secret. `batch`: how many clips
+    are rendered in one batch, or `AUTO`. `reference_roots`: absolute paths; the manifest's own folder is one of them if it is
+    local. `precision`: of all families, or "auto", each one's own on a GPU.
     """
 
     model: Annotated[
@@ -302,6 +304,37 @@ class RenderSettings:
             "Records and index.parquet name the file in renders/",
         ),
     ] = True
+    c2pa: Annotated[
+        bool,
+        Setting(
+            help="sign every video with a C2PA manifest that says that a model made it, which one, and of what "
+            "(docs/provenance.md; pip install 'pab-pipeline[c2pa]'). Without --c2pa-cert a certificate for tries is made, "
+            "which readers call untrusted. Not part of a clip's digest",
+        ),
+    ] = False
+    c2pa_cert: Annotated[
+        str | None,
+        Setting(
+            metavar="FILE",
+            help="with --c2pa: the certificate to sign with, as PEM, its own first, then its chain; jobs must see the file",
+        ),
+    ] = None
+    c2pa_key: Annotated[
+        str | None,
+        Setting(
+            metavar="FILE",
+            help="with --c2pa-cert: its private key, as PEM without a password, readable by you alone. Jobs read the file; "
+            "the key itself goes nowhere",
+        ),
+    ] = None
+    c2pa_prompt: Annotated[
+        str,
+        Setting(
+            choices=PROMPT_CHOICES,
+            help="with --c2pa: whether the manifest holds the SHA-256 of the prompt or the prompt itself, which "
+            "everybody who has the video can read",
+        ),
+    ] = "hash"
     batch: Annotated[
         int,
         Setting(
@@ -421,6 +454,7 @@ class JobSettings:
     `hang_s`: seconds after which a clip, or another stage of the job, hangs and the process ends itself.
     `upload_timeout_s`: how long the job waits for a bucket that does not answer. `compile_backend`: the backend of
     torch.compile. `exclusive`: whether the bucket itself refuses to create what exists, as `submit` found out by trying.
+    `driver`: the program that queued the job, as `jobs.version.program` names it; None if nobody said.
     """
 
     output: str
@@ -435,6 +469,9 @@ class JobSettings:
     compile_backend: str = "inductor"
     exclusive: bool = True
     pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None
+    driver: str | None = None
+    weights_digests: Mapping[str, str] = field(default_factory=dict)
+    """By family, what names its weights in digests of clips; manifests in videos say it."""
 
     @property
     def weights(self) -> str | None:

@@ -152,6 +152,8 @@ class Family:
     """Returns weights that mean the same tomorrow: hub ids with their commits for a family that the hub publishes."""
     on_hub: bool = True
     """Whether the hub has its weights; else it brings its own."""
+    libraries: tuple[str, ...] = ("diffusers", "transformers")
+    """What loading it imports besides what every installation has: of the extra `models`."""
     figures: tuple[CostFigures, ...] = ()
     """All that was measured (`FIGURES_FILE`), one entry for each kind of device, precision and parts of 8-bit floats."""
     latent_frames: Callable[[int], int] | None = None

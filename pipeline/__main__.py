@@ -17,6 +17,7 @@ from pipeline.screen import Screen
 
 COMMANDS = {
     "submit": "pipeline.commands.submit",
+    "demo": "pipeline.commands.demo",
     "status": "pipeline.commands.status",
     "watch": "pipeline.commands.watch",
     "report": "pipeline.commands.report",
@@ -26,6 +27,7 @@ COMMANDS = {
     "logs": "pipeline.commands.logs",
     "runs": "pipeline.commands.runs",
     "export": "pipeline.commands.export",
+    "verify": "pipeline.commands.verify",
     "manifest": "pipeline.commands.manifest",
     "bench": "pipeline.commands.bench",
     "calibrate": "pipeline.commands.calibrate",

@@ -21,6 +21,8 @@ class Exit(IntEnum):
     MANIFEST_INVALID = 4
     REFUSED = 5
     BUDGET_SPENT = 6
+    NOT_AS_SIGNED = 7
+    NO_MANIFEST = 8
     INTERRUPTED = 130
 
 

@@ -11,10 +11,12 @@ from typing import Any, NoReturn
 from pipeline.exits import UsageError
 from pipeline.run.options import add_options, add_options_of
 from pipeline.run.source_flags import SOURCES, add_source_flags, count
+from pipeline.screen import own_command
 
 EXITS = """exit codes:
   0 all clips rendered   1 error   2 wrong usage   3 some clips failed
-  4 manifest invalid   5 cluster or bucket refused   6 budget spent   130 interrupted"""
+  4 manifest invalid   5 cluster or bucket refused   6 budget spent   130 interrupted
+  of verify: 7 the video is not what was signed or recorded   8 it carries no manifest"""
 
 SETTINGS = """settings:
   Every setting above may also be an environment variable (PAB_PIPELINE_GPUS_PER_NODE=4) or a key of a --config file
@@ -71,6 +73,15 @@ BENCH = """examples:
 
 """
 
+VERIFY = """examples:
+  python -m pipeline verify runs/demo/videos/red-circle-left.mp4
+  python -m pipeline verify s3://videos/run1 --clip red-circle-left --json
+  python -m pipeline verify clip.mp4 --trust my-authority.pem
+
+  Needs the extra: pip install 'pab-pipeline[c2pa]'. If the video lies in a run, its record is compared too.
+
+"""
+
 CALIBRATE = """examples:
   python -m pipeline calibrate prompts.txt --output plans/mine.json --match pab246
   python -m pipeline calibrate prompts.parquet --model open_sora --weights DIR --output plans/30db.json --min-psnr 30
@@ -99,7 +110,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Version(argparse.Action):
-    """Shows versions and ends. They are looked up only when asked for."""
+    """Shows versions and ends. The program's files are read only when asked for."""
 
     def __call__(
         self,
@@ -108,20 +119,16 @@ class _Version(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> NoReturn:
-        from importlib.metadata import PackageNotFoundError, version
+        from jobs.version import CODE, program
 
-        try:
-            own = version("pab-pipeline")
-        except PackageNotFoundError:
-            own = "not installed, run from its source"
-        print(f"pab-pipeline {own}, Python {platform.python_version()}")
+        print(f"pab-pipeline {program()} in {CODE}, Python {platform.python_version()}")
         parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser; the chosen command is in `command` (and `manifest_command`)."""
     parser = Parser(
-        prog="python -m pipeline",
+        prog=own_command(),
         description="Renders manifests of prompts into AI video on SLURM or here, with Pyramid Attention Broadcast.",
         epilog=EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -159,6 +166,17 @@ def _add_json(parser: Parser) -> None:
 def _add_submit(commands: _Commands[Parser]) -> None:
     parser = _command(commands, "submit", "render a manifest, or continue a run", SETTINGS + SUBMIT)
     parser.add_argument("manifest", nargs="+", metavar="MANIFEST", help=_SOURCE_HELP)
+    _add_submit_flags(parser)
+    demo = _command(
+        commands,
+        "demo",
+        "render eight clips of coloured shapes, with manifest and model that come with the program, on this machine",
+        SETTINGS,
+    )
+    _add_submit_flags(demo)
+
+
+def _add_submit_flags(parser: Parser) -> None:
     add_source_flags(parser)
     add_options(parser)
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
@@ -244,6 +262,29 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
     runs = _command(commands, "runs", "list the runs in a folder or under a prefix, the newest first")
     runs.add_argument("prefix", metavar="PREFIX", help="the folder or URL that holds runs, such as s3://videos or runs")
     _add_json(runs)
+    _add_verify(commands)
+
+
+def _add_verify(commands: _Commands[Parser]) -> None:
+    verify = _command(
+        commands,
+        "verify",
+        "read the C2PA manifest in a video: who signed it, what it says, and whether it holds",
+        VERIFY,
+    )
+    verify.add_argument(
+        "video",
+        metavar="VIDEO",
+        help="a video's path or URL; with --clip the run's folder or URL, as given to --output",
+    )
+    verify.add_argument("--clip", metavar="ID", help="the video of this clip of the run")
+    verify.add_argument(
+        "--trust",
+        type=Path,
+        metavar="FILE",
+        help="certificates (PEM) of those whom you trust: exit code 7 unless one of them vouches for the signer",
+    )
+    _add_json(verify)
 
 
 def _run_command(commands: _Commands[Parser], name: str, summary: str) -> Parser:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from manifests.printable import printable
 
@@ -31,6 +32,11 @@ class Screen:
         self.note(f"error: {message}")
         if self.as_json:
             print(json.dumps({"error": {"kind": kind, "message": message}, "exit_code": exit_code}, indent=1))
+
+
+def own_command() -> str:
+    """Returns how this program was called, for messages that say what to type: its script, else Python with the module."""
+    return "pab-pipeline" if Path(sys.argv[0]).name == "pab-pipeline" else "python -m pipeline"
 
 
 def counted(number: int, noun: str) -> str:

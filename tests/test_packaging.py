@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -13,36 +14,30 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("pipeline", "pab", "jobs", "cluster", "manifests")
-USES = """
-from functools import partial
-from pathlib import Path
-import time, sys
-wheel = Path(sys.argv[1])
+from jobs.version import PACKAGES, VERSION, digest_of
 
-import cluster.run_page, jobs.reports.bench_html, jobs.reports.report_svg, manifests.demo
-import pab.execution.compile_cache, pab.families.demo.config, pab.families.demo_wan.weights
-assert Path(pab.__file__).is_relative_to(wheel), pab.__file__
-assert pab.families.demo.config.WEIGHTS.is_relative_to(wheel)
-assert pab.families.demo.config.WEIGHTS.stat().st_size > 1_000_000
-assert pab.families.demo_wan.weights.WEIGHTS.stat().st_size > 1_000_000
+ROOT = Path(__file__).parent.parent
+DRIVER = """
+import sys
+from pathlib import Path
+wheel = Path(sys.argv[1])
+sys.path.insert(0, str(wheel))
+
+import cluster.run_page, jobs.reports.bench_html, jobs.reports.report_svg
+from jobs.version import CODE, code_digest
+from pab.families.demo.config import WEIGHTS
+from pipeline.__main__ import main
+assert CODE == wheel
+assert WEIGHTS.is_relative_to(wheel)
 nothing = {"runs": [], "groups": {}, "rows": [], "factors": [], "not_here": []}
 assert ":root" in jobs.reports.bench_html.bench_page(nothing)
 assert "<svg" in jobs.reports.report_svg.bar_chart(["s"], [1.0])
 assert "<html" in cluster.run_page._PAGE.read_text()
-assert manifests.demo.DEMO_CSV.is_file() and manifests.demo.DEMO_PARQUET.is_file()
-assert pab.execution.compile_cache.operators_digest(pab.execution.compile_cache.KERNELS)
 
-from cluster.job import JobRequest
-from cluster.local import LocalCluster
-here = LocalCluster(Path("jobs"), 1)
-call = partial(int, "7")
-(job,) = here.submit([JobRequest(name="a", call=call, num_nodes=1, ranks_per_node=1, gpus_per_node=0, timeout_min=5)])
-while job.state.value in ("waiting", "running"):
-    here.poll()
-    time.sleep(0.1)
-assert job.result() == 7, job.error()
+assert code_digest()
+edited = wheel / "pab" / "__init__.py"
+edited.write_text(edited.read_text() + "# edited after the driver began\\n")
+sys.exit(main(sys.argv[2:]))
 """
 
 
@@ -72,31 +67,59 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built / "unpacked"
 
 
-def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
+def away() -> dict[str, str]:
+    """The variables of a process that finds the program in the wheel alone, if that is told in another way."""
+    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONSAFEPATH")}
+
+
+def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(wheel: Path) -> None:
     assert sorted(packaged_files(wheel)) == sorted(packaged_files(ROOT))
     held = set(packaged_files(wheel))
     assert {f"{package}/py.typed" for package in PACKAGES} < held
-    assert {"pab/families/demo/demo.safetensors", "manifests/demo.csv", "manifests/demo.parquet"} < held
+    assert {"manifests/demo.csv", "manifests/demo.parquet"} < held
+    for name in ("demo", "demo_wan"):
+        assert (wheel / f"pab/families/{name}/{name}.safetensors").stat().st_size > 1_000_000
     assert {"jobs/reports/report.css", "cluster/run_page.html"} < held
+    facts = f"pab_pipeline-{VERSION}.dist-info"
+    assert {path.name for path in wheel.iterdir()} == {*PACKAGES, facts}
+    assert "pab-pipeline = pipeline.__main__:main" in (wheel / facts / "entry_points.txt").read_text()
+    assert digest_of(wheel) == digest_of(ROOT), "an installed program is the same program as its checkout"
 
 
-def test_what_is_installed_works_away_from_its_sources(wheel: Path, tmp_path: Path) -> None:
+def test_an_installed_driver_renders_in_a_folder_of_another_version_and_its_job_says_that_it_was_edited(
+    wheel: Path, tmp_path: Path
+) -> None:
+    for package in PACKAGES:
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise AssertionError('a job found what lies around')")
+    (tmp_path / "prompts.txt").write_text("a small red circle moving left on a navy background\n")
+    words = ["submit", "prompts.txt", "--num-frames", "8", "--set", "num_steps=2", "--cluster", "local"]
+    words += ["--device", "cpu", "--no-dask", "--no-baseline", "--json"]
+    edited, before = wheel / "pab" / "__init__.py", (wheel / "pab" / "__init__.py").read_bytes()
     # A path in the program's own list, not in the environment: jobs find the code by what `cluster` tells them.
-    script = f"import sys; sys.path.insert(0, {str(wheel)!r})\n{USES}"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run([sys.executable, "-c", script, str(wheel)], cwd=tmp_path, env=environment, check=True)
-    tiny = [sys.executable, "-m", "pab.tiny_weights", "latte", "tiny"]
-    told = subprocess.run(
-        tiny, cwd=tmp_path, env=environment | {"PYTHONPATH": str(wheel)}, capture_output=True, check=True
-    )
-    assert told.stdout == b"wrote tiny latte weights to tiny\n"
-    assert (tmp_path / "tiny/transformer/config.json").is_file()
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", DRIVER, str(wheel), *words],
+            cwd=tmp_path, env=away(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        edited.write_bytes(before)
+    assert ran.returncode == 0, ran.stderr
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "runs/prompts/records").iterdir())
+    run = json.loads((tmp_path / "runs/prompts/run.json").read_text())
+    assert run["versions"]["code"] == digest_of(wheel) != record["versions"]["code"]
+    assert run["versions"]["pab-pipeline"] == record["versions"]["pab-pipeline"] == VERSION
+    job, driver = (f"'{VERSION} (code {each['versions']['code']})'" for each in (record, run))
+    warning = f"the job ran pab-pipeline {job}, its driver is {driver}"
+    assert warning in record["warnings"]
+    assert {"warning": warning, "clips": 1} in json.loads(ran.stdout)["clip_warnings"]
 
 
 def test_every_path_made_from_a_files_own_exists() -> None:
     made = {}
     for file in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text())):
+        text = file.read_text()
+        for node in ast.walk(ast.parse(text)) if "__file__" in text else ():
             names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
             if isinstance(node, ast.expr) and "__file__" in names and names <= {"Path", "__file__"}:
                 value = eval(ast.unparse(node), {"Path": Path, "__file__": str(file)})
@@ -104,5 +127,7 @@ def test_every_path_made_from_a_files_own_exists() -> None:
                     made[f"{file.relative_to(ROOT)}: {ast.unparse(node)}"] = value
     assert [place for place, path in made.items() if not path.exists()] == []
     roots = {place.partition(":")[0] for place, path in made.items() if path == ROOT}
-    assert roots == {"cluster/environment.py", "cluster/slurm_script.py"}, "where jobs are told to find the code"
+    assert roots == {"cluster/environment.py", "jobs/version.py"}, (
+        "where jobs are told to find the code, and its digest"
+    )
     assert ROOT / "pab/kernels" in made.values()

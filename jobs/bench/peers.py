@@ -41,7 +41,7 @@ def require(side: str) -> None:
     """Raises NotHereError where a library is not installed."""
     for name in ("diffusers",) if side == "diffusers" else ("diffusers", CACHE_DIT):
         if importlib.util.find_spec(MODULES[name]) is None:
-            wanted = "'.[models]'" if name == "diffusers" else name
+            wanted = "'pab-pipeline[models]'" if name == "diffusers" else name
             raise NotHereError(f"{name} is not installed: pip install {wanted}")
 
 

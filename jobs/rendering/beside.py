@@ -1,6 +1,7 @@
 """What lies beside a video for people who look at a run: a small picture of it, and of a sample its video without reuse.
 
-Nothing depends on these files. A clip is as good without them, so an error costs only the file.
+Nothing depends on these files. A clip is as good without them, so an error costs only the file. A sample is a video that
+a model made, so it is signed as clips are, or not left at all.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import time
 from jobs.log import log_event
 from jobs.media.encode import EncodeError, encode
 from jobs.media.picture import poster
+from jobs.provenance.errors import SigningError
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext
+from jobs.rendering.said import said_of
 from jobs.store import layout
 from jobs.store.bucket import BucketError
 
@@ -32,7 +35,7 @@ def leave_beside(attempt: Attempt, context: JobContext, sha256: str) -> dict[str
         found["poster"] = path
         if attempt.without_reuse is not None:
             found["without_reuse"] = _leave_sample(attempt, context)
-    except (BucketError, EncodeError, OSError, ValueError) as error:
+    except (BucketError, EncodeError, SigningError, OSError, ValueError) as error:
         log_event(_LOG, "beside_missing", level=logging.WARNING, clip=attempt.clip.clip_id, error=str(error))
     return found
 
@@ -49,6 +52,8 @@ def _leave_sample(attempt: Attempt, context: JobContext) -> str:
     try:
         frames, sound = attempt.without_reuse.fetch(), attempt.without_reuse.sound
         encode(frames, file, fps=clip.fps, crf=context.settings.render.crf, tags=tags, sound=sound)
+        if context.signer is not None:
+            context.signer.sign(file, said_of(attempt, context, without_reuse=True))
         path = layout.sample(clip.key, hashlib.sha256(file.read_bytes()).hexdigest())
         context.bucket.upload(file, path)
     finally:

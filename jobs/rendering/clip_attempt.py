@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 
 from jobs.rendering.frames import ClipOnDevice, ComingFrames
 from jobs.rendering.keep_ways import KeepWay
@@ -18,6 +19,21 @@ from pab.execution.choice import Execution
 from pab.execution.compiled import Compiled
 from pab.model import Beginning, EncodedReference
 from pab.sampling.denoise import Denoised
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """What the GPUs of a clip used for it."""
+
+    joules: float
+    gpus: int
+
+
+class WaitsForEnergy(Protocol):
+    """Energy that is being measured; `jobs.rendering.energy` does so."""
+
+    def fetch(self) -> Energy | None:
+        """Returns it, or None if it is not known; waits some seconds at most."""
 
 
 @dataclass(slots=True)
@@ -88,6 +104,8 @@ class Attempt:
     """Seconds for which it waited, rendered, until its job's guard had decided."""
     without_reuse: ComingFrames | None = None
     """The frames of the same clip without reuse, of a sample whose two videos are kept side by side."""
+    energy: WaitsForEnergy | None = field(default=None, init=False)
+    """What its GPUs use; None where they do not count it."""
     warnings: tuple[str, ...] = ()
 
     def begin(self, number: int, *, units: float) -> Attempt:

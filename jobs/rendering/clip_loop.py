@@ -19,6 +19,7 @@ from jobs.rendering.batching import Batching
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, contain, contain_batch
 from jobs.rendering.deadline import Deadline
+from jobs.rendering.energy import EnergyMeter
 from jobs.rendering.finish import Finisher
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
@@ -55,6 +56,7 @@ class ClipLoop:
     tell: Callable[[Attempt, ClipOutcome], None]
     left: list[str]
     batching: Batching
+    energy: EnergyMeter | None = None
     _suspect: bool = False
     """Whether one of the prompts may have killed the group in an earlier start."""
 
@@ -238,10 +240,13 @@ class ClipLoop:
                 return error
             return None
 
+        begun_j = self.energy.begin() if self.energy is not None else None
         with self.watch.over(attempt.clip.clip_id):
             failed = contain(attempt, self.context, work, collective=True)
         if failed is None:
             self.deadline.measured(attempt.units, attempt.elapsed_s)
+            if self.energy is not None:
+                self.energy.end([attempt], begun_j, attempt.coming.clock)
         return failed
 
     def _learn(self, attempt: Attempt) -> None:
@@ -254,6 +259,7 @@ class ClipLoop:
         context, first = self.context, attempts[0]
         work = partial(render_batch, self.loaded, attempts, settings=context.settings, group=context.ranks.node)
         expected_s = self.deadline.expected_s(first.units)
+        begun_j = self.energy.begin() if self.energy is not None else None
         with self.watch.over(", ".join(first.company), clips=len(attempts), expected_s=expected_s):
             errors = contain_batch(attempts, context, work)
         if errors is None:
@@ -262,6 +268,8 @@ class ClipLoop:
         self.deadline.measured(first.units, first.elapsed_s)
         if (use := on_device(attempts)) is not None:
             self.measures.device_use.clips.append(use)
+            if self.energy is not None:
+                self.energy.end(attempts, begun_j, use.decode)
         self.batching.measured(attempts)
         for attempt, error in zip(attempts, errors, strict=True):
             if error is not None:

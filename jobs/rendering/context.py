@@ -17,12 +17,14 @@ import torch
 from jobs.log import log_event
 from jobs.media.ffmpeg import ffmpeg_version
 from jobs.outcome import Failed
+from jobs.provenance.sign import VideoSigner
 from jobs.rendering.attempts import OpenAttempts
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.group import JobRanks, is_lost_peer
 from jobs.settings import JobSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
+from jobs.version import VERSION, code_digest, other_than, program
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class JobContext:
     """One running job on one rank.
 
     `scratch`: a local folder that is removed with the job. `again`: whether this start retries clips that failed before.
+    `signer`: puts manifests into videos; None if the run has none.
     """
 
     settings: JobSettings
@@ -46,10 +49,16 @@ class JobContext:
     attempts: OpenAttempts
     scratch: Path
     again: bool = False
+    signer: VideoSigner | None = None
 
     def store_s(self, calls: int) -> float:
         """Returns the seconds that so many calls of the bucket may take at most: each is retried while the bucket is away."""
         return calls * self.settings.upload_timeout_s
+
+    @property
+    def other_program(self) -> str | None:
+        """What to say if this rank runs another program than the job's driver; None if the same."""
+        return other_than(self.settings.driver, program())
 
     def facts(self) -> dict[str, Any]:
         """Returns where this runs, for records, failures and reports."""
@@ -80,7 +89,8 @@ def device_name(device: torch.device) -> str:
 def versions() -> dict[str, str]:
     """Returns the versions of the software that computes or encodes pixels."""
     return {
-        "pab-pipeline": _installed("pab-pipeline", "source tree"),
+        "pab-pipeline": VERSION,
+        "code": code_digest(),
         "torch": torch.__version__,
         "triton": _installed("triton"),
         "fa3-fwd": _installed("fa3-fwd"),
@@ -90,11 +100,11 @@ def versions() -> dict[str, str]:
     }
 
 
-def _installed(package: str, otherwise: str = "none") -> str:
+def _installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return otherwise
+        return "none"
 
 
 def contain(attempt: Attempt, context: JobContext, work: Callable[[], T], *, collective: bool) -> T | Failed:
@@ -169,6 +179,7 @@ def write_failure(attempt: Attempt, context: JobContext, error: BaseException, *
         "message": failed.message,
         "traceback": "".join(traceback.format_exception(error)),
         "seconds": attempt.stages.seconds,
+        "started_at": attempt.started_at,
         "failed_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "job": context.facts(),
         "versions": versions(),

@@ -22,6 +22,7 @@ from jobs.rendering.beside import leave_beside
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, contain
 from jobs.rendering.record import ClipRecord, clip_record
+from jobs.rendering.said import said_of
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError, DamagedError
 from manifests.clip import Clip
@@ -110,13 +111,14 @@ def finish_clip(attempt: Attempt, context: JobContext) -> Rendered | Skipped:
     """Makes a rendered clip's video, checks it, uploads it, writes the record, then the video's plain name.
 
     The video goes under a name that its bytes decide, so a late upload of another attempt, or of a killed sender, never
-    changes what a record names. Two submits at the same time may render a clip twice: the first record stays. Raises
-    EncodeError, BucketError.
+    changes what a record names. Two submits at the same time may render a clip twice: the first record stays. A manifest is
+    put in before the check, so the bytes that are checked, named, uploaded and recorded are the same. Raises EncodeError,
+    SigningError, BucketError.
     """
     clip, stages, bucket = attempt.clip, attempt.stages, context.bucket
     path = context.scratch / f"{clip.digest}.mp4"
     try:
-        video = _encode(attempt, context, path)
+        video, signed = _encode(attempt, context, path)
         pixels = _look_at(attempt)
         if bucket.is_recorded(clip.key):
             return _leave_to_other(attempt, context)
@@ -125,7 +127,9 @@ def finish_clip(attempt: Attempt, context: JobContext) -> Rendered | Skipped:
             bucket.upload(path, layout.render(clip.key, sha256))
             beside = leave_beside(attempt, context, sha256)
         stages.current = "record"
-        record = clip_record(attempt, context, video=video, sha256=sha256, pixels=pixels, beside=beside)
+        record = clip_record(
+            attempt, context, video=video, sha256=sha256, pixels=pixels, beside=beside, signed=signed
+        )  # fmt: skip
         if not write_record(bucket, clip, record):
             return _leave_to_other(attempt, context)
         _write_plain_name(attempt, context, path, layout.render(clip.key, sha256))
@@ -178,7 +182,8 @@ def _leave_to_other(attempt: Attempt, context: JobContext) -> Skipped:
     return skipped(attempt.clip)
 
 
-def _encode(attempt: Attempt, context: JobContext, path: Path) -> Video:
+def _encode(attempt: Attempt, context: JobContext, path: Path) -> tuple[Video, dict[str, object] | None]:
+    """Makes the video, signs it if the run does, and checks it. Returns it, and what is told of its manifest."""
     clip, stages = attempt.clip, attempt.stages
     stages.current = "decode"
     frames, sound = attempt.coming.fetch(), attempt.coming.sound
@@ -186,8 +191,12 @@ def _encode(attempt: Attempt, context: JobContext, path: Path) -> Video:
     tags = {"clip_id": clip.clip_id, "seed": clip.seed, "model": clip.model, "run_id": context.settings.run_id}
     with stages.time("encode"):
         encode(frames, path, fps=clip.fps, crf=context.settings.render.crf, tags=tags, sound=sound)
+    signed = None
+    if context.signer is not None:
+        with stages.time("sign"):
+            signed = context.signer.sign(path, said_of(attempt, context))
     with stages.time("check"):
-        return check(frames, path, fps=clip.fps, crf=context.settings.render.crf, sound=sound)
+        return check(frames, path, fps=clip.fps, crf=context.settings.render.crf, sound=sound), signed
 
 
 def _look_at(attempt: Attempt) -> PixelStatistics:

@@ -28,6 +28,7 @@ from jobs.reports.report_speedup import baselines_of
 from jobs.reports.report_times import settle, warm_up_s
 from jobs.store import layout
 from jobs.store.bucket import DamagedError
+from jobs.version import other_than
 from pab.execution.compiled import Compiled
 from pab.model import NotFiniteError
 
@@ -38,11 +39,13 @@ Json = dict[str, Any]
 class Measures:
     """One rank's measurements of this start, filled in while it runs.
 
-    `precision`: of the family that was loaded last; None before one was. `baseline_s`: seconds of rendering samples without
+    `program`: what ran, as `jobs.version.program` names it. `precision`: of the family that was loaded last; None before one
+    was. `baseline_s`: seconds of rendering samples without
     reuse, and by plans that were not good enough, and of comparing.
     `strip_png`: a picture of the first sample: frames without broadcast above the same frames with it.
     """
 
+    program: str = ""
     load_s: dict[str, float] = field(default_factory=dict)
     precision: str | None = None
     prompts_s: float = 0.0
@@ -259,7 +262,16 @@ def _start_facts(
         "peak_cuda_bytes": max(rank.peak_cuda_bytes for rank in measures),
         "device_bytes": _device_bytes(context.ranks.node.device),
         "versions": versions(),
+        "program": measures[0].program,
+        "driver": context.settings.driver,
+        "other_programs": _other_programs(context, measures),
     }
+
+
+def _other_programs(context: JobContext, measures: list[Measures]) -> list[str]:
+    # Nodes may each have an installation of their own.
+    told = (other_than(context.settings.driver, rank.program) for rank in measures)
+    return list(dict.fromkeys(each for each in told if each))
 
 
 def _device_bytes(device: torch.device) -> int | None:

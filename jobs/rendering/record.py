@@ -50,6 +50,7 @@ class ClipRecord(TypedDict):
     job: dict[str, object]
     versions: dict[str, str]
     warnings: list[str]
+    energy: dict[str, object] | None
     alarms: list[str]
     pixels: dict[str, float | None]
 
@@ -62,10 +63,12 @@ def clip_record(
     sha256: str,
     pixels: PixelStatistics,
     beside: Mapping[str, str] | None = None,
+    signed: Mapping[str, object] | None = None,
 ) -> ClipRecord:
     """Returns the record of a rendered clip. Seconds are wall time; counts are those of the clip's root rank.
 
-    `beside`: what `leave_beside` gives, the paths of files that show the clip too.
+    `beside`: what `leave_beside` gives, the paths of files that show the clip too. `signed`: what `VideoSigner.sign` gives;
+    None for a video without a manifest.
     """
     clip, denoised, compile_s = attempt.clip, attempt.denoised, round(attempt.compiled.seconds, 3)
     return {
@@ -93,13 +96,22 @@ def clip_record(
         "elapsed_s": round(attempt.elapsed_s, 6),
         "started_at": attempt.started_at,
         "recorded_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "video": video_facts(video, layout.render(clip.key, sha256), sha256) | dict(beside or {}),
+        "video": video_facts(video, layout.render(clip.key, sha256), sha256)
+        | ({} if signed is None else {"c2pa": dict(signed)})
+        | dict(beside or {}),
         "job": context.facts() | {"precision": attempt.precision},
         "versions": versions(),
-        "warnings": list(attempt.warnings),
+        "warnings": [*attempt.warnings, *([other] if (other := context.other_program) else [])],
+        "energy": energy_facts(attempt),
         "alarms": list(alarms_of(pixels)),
         "pixels": pixels.facts(),
     }
+
+
+def energy_facts(attempt: Attempt) -> dict[str, object] | None:
+    """Returns the joules that a clip's GPUs used for it, and how many they were; None where they do not count them."""
+    found = None if attempt.energy is None else attempt.energy.fetch()
+    return None if found is None else asdict(found)
 
 
 def video_facts(video: Video, path: str, sha256: str) -> dict[str, object]:

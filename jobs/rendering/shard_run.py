@@ -6,14 +6,17 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from jobs.log import log_event
 from jobs.media.ffmpeg import deadline_s as ffmpeg_deadline_s
 from jobs.outcome import ClipOutcome, Failed, Rendered, ShardOutcome
+from jobs.provenance.sign import open_signer
 from jobs.rendering.announce import Announcer
 from jobs.rendering.attempts import OpenAttempts, interruptible
 from jobs.rendering.batching import Batching
@@ -22,6 +25,7 @@ from jobs.rendering.clip_loop import ClipLoop
 from jobs.rendering.clip_loras import clip_loras
 from jobs.rendering.context import JobContext
 from jobs.rendering.deadline import Deadline
+from jobs.rendering.energy import EnergyCounter, EnergyMeter, gpu_counter, open_meter
 from jobs.rendering.finish import Finisher
 from jobs.rendering.group import JobRanks, open_job
 from jobs.rendering.guard import Guard
@@ -36,6 +40,7 @@ from jobs.rendering.todo import Todo, sort_shard
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy
+from jobs.version import CODE, program
 from manifests.clip import Clip
 from pab.execution.compile_cache import CompileCacheError, compile_cache
 from pab.execution.compiled import executing
@@ -51,12 +56,16 @@ _STORE_CALLS = 10
 """Calls of the bucket in one stage, at most: finishing a clip makes eight."""
 
 
-def run_shard(job: RenderShard) -> ShardOutcome:
-    """Renders the clips of a shard that are still to do. Collective over the job's ranks; see `RenderShard.__call__`."""
+def run_shard(job: RenderShard, *, counter_of: Callable[[torch.device], EnergyCounter] = gpu_counter) -> ShardOutcome:
+    """Renders the clips of a shard that are still to do. Collective over the job's ranks; see `RenderShard.__call__`.
+
+    `counter_of`: returns what counts the energy of a device.
+    """
     started = time.monotonic()
     with ExitStack() as stack:
         ranks = stack.enter_context(open_job(job.settings))
         scratch = stack.enter_context(open_scratch())
+        render = job.settings.render
         bucket = Bucket(
             job.settings.output,
             retry_policy=RetryPolicy(total_s=job.settings.upload_timeout_s),
@@ -70,9 +79,12 @@ def run_shard(job: RenderShard) -> ShardOutcome:
             attempts=OpenAttempts(bucket, job_id=ranks.place.job_id, start=ranks.place.start),
             scratch=scratch,
             again=job.again,
+            # Before anything is loaded: without its key a job would render clips that it then cannot sign.
+            signer=open_signer(render.c2pa_cert or "", render.c2pa_key or "") if render.c2pa else None,
         )
         stack.enter_context(kept_log(context))
-        return _ShardRun(job, context, started).run()
+        energy = stack.enter_context(open_meter(ranks, counter_of))
+        return _ShardRun(job, context, started, energy).run()
 
 
 def _log_refused(error: CompileCacheError) -> None:
@@ -82,8 +94,9 @@ def _log_refused(error: CompileCacheError) -> None:
 class _ShardRun:
     """The clips of this rank's replica in this start, and their outcomes."""
 
-    def __init__(self, job: RenderShard, context: JobContext, started: float) -> None:
+    def __init__(self, job: RenderShard, context: JobContext, started: float, energy: EnergyMeter | None) -> None:
         self._job = job
+        self._energy = energy
         self._context = context
         self._ranks: JobRanks = context.ranks
         self._lock = threading.Lock()
@@ -93,14 +106,16 @@ class _ShardRun:
         self._announcer: Announcer | None = None
         self._finisher: Finisher | None = None
         self._started = started
-        self._measures = Measures()
+        self._measures = Measures(program=program())
         self._watch = HangWatch(job.settings.hang_s, last_words=self._last_words)
         self._guard = self._new_guard((), {})
 
     def run(self) -> ShardOutcome:
         """Renders this replica's clips, then joins the outcomes of all replicas."""
         ranks = self._ranks
-        log_event(_LOG, "job_started", **self._context.facts())
+        log_event(_LOG, "job_started", **self._context.facts(), program=self._measures.program, code=CODE)
+        if other := self._context.other_program:
+            log_event(_LOG, "other_program", level=logging.WARNING, told=other)
         with self._watch.over_stage("remove_left_over", extra_s=self._context.store_s(1)):
             remove_left_over()
         todo = self._look()
@@ -243,6 +258,7 @@ class _ShardRun:
             tell=self._tell,
             left=self._left,
             batching=Batching(loaded=loaded, settings=self._context.settings, device=self._ranks.node.device),
+            energy=self._energy,
         )
 
     def _load(self, family: Family, clip: Clip, stack: ExitStack) -> LoadedFamily:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jobs.reports.report_energy import joules_text
+
 UNKNOWN = "-"
 
 
@@ -79,8 +81,26 @@ def many(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
+def energy(value: float | None) -> str:
+    """Writes an amount of energy, in joules or kilowatt-hours."""
+    return UNKNOWN if value is None else joules_text(value)
+
+
 FILTERS: Mapping[str, Callable[..., Any]] = {
     writes.__name__: writes
-    for writes in (seconds, axis_seconds, duration, byte_size, number, fixed, percent, share, times, decibels, many)
+    for writes in (
+        seconds,
+        axis_seconds,
+        duration,
+        byte_size,
+        number,
+        fixed,
+        percent,
+        share,
+        times,
+        decibels,
+        many,
+        energy,
+    )
 }
 """What templates write figures with: `{{ clip.denoise_s|seconds }}`."""

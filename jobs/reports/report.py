@@ -16,6 +16,7 @@ from typing import Any
 from jobs.quality.alarm_counts import AlarmCounts
 from jobs.quality.headline import quality_summary
 from jobs.reports.report_broadcast import by_broadcast, distinct_plans
+from jobs.reports.report_energy import energy_summary, joules_of
 from jobs.reports.report_gallery import model_facts
 from jobs.reports.report_headline import exchanges, headline, spans_of
 from jobs.reports.report_measured import measured_times
@@ -81,6 +82,7 @@ def build_report(facts: JobFacts) -> Json:
         "throughput": _throughput(records, facts),
         **_headline(records, facts),
         "exchanges": exchanges(records),
+        "energy": energy_summary(record.get("energy") for record in records),
         "batches": _batches(records),
         "measured": measured_times(records, facts.starts),
         "calls": _calls(records),
@@ -251,9 +253,10 @@ def _clip_row(clip: Clip, facts: JobFacts, factors: Mapping[str, ClipFactor]) ->
         "alarms": record.get("alarms"),
         "rendered": record["plan"].get("rendered", record["plan"]["broadcast"]),
         "video": record["video"]["path"],
-        **{name: record["video"][name] for name in ("poster", "without_reuse") if name in record["video"]},
+        **{name: record["video"][name] for name in ("poster", "without_reuse", "c2pa") if name in record["video"]},
         "log": layout.log_of(record["job"]),
         "size_bytes": record["video"]["size_bytes"],
+        "joules": joules_of(record.get("energy")),
         "warnings": record["warnings"],
     }
 

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
@@ -22,6 +22,7 @@ from fsspec.utils import get_protocol
 
 from jobs.log import log_event
 from jobs.store import local_files
+from jobs.store.content_types import AZURE, kind_of, protocols_of
 from jobs.store.retry import (
     NOT_IMPLEMENTED,
     RetryPolicy,
@@ -41,10 +42,11 @@ _S3_CONFIG = {
     "connect_timeout": 5, "read_timeout": 30, "retries": {"total_max_attempts": 2, "mode": "standard"},
     "max_pool_connections": 32,
 }  # fmt: skip
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+"""By protocol, the extra that brings its filesystem."""
 _S3_RETRIES = 2
 SINGLE_PUT_BYTES = 64 << 20
 _ACCOUNT = re.compile(r"[^:@/]+@[^:@/]+")
-_NAMES_ACCOUNT = ("abfs", "abfss", "az", "wasb", "wasbs")
 
 
 class BucketError(Exception):
@@ -53,17 +55,6 @@ class BucketError(Exception):
 
 class _TakenMeanwhileError(OSError):
     """A store could not say who won a race for a name: ask again."""
-
-
-_CONTENT_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".jpg": "image/jpeg",
-    ".png": "image/png",
-    ".mp4": "video/mp4",
-}
-"""What files are, by the ends of their names."""
 
 
 class Filesystem:
@@ -79,7 +70,7 @@ class Filesystem:
         protocol, _, rest = url.partition("://")
         authority = rest.partition("/")[0]
         # Azure's URLs name container@account; a password would come after a colon.
-        if "@" in authority and not (protocol in _NAMES_ACCOUNT and _ACCOUNT.fullmatch(authority)):
+        if "@" in authority and not (protocol in AZURE and _ACCOUNT.fullmatch(authority)):
             raise BucketError(f"{protocol}://...: a URL may not hold credentials; set them in the environment")
         self.url = (url if "://" in url or "::" in url else str(Path(url).absolute())).rstrip("/")
         self.retry_policy = retry_policy or RetryPolicy()
@@ -117,11 +108,11 @@ class Filesystem:
             return self.write(path, local.read_bytes())
 
         def put(fs: Any, full: str) -> None:
-            deadline_s = self.retry_policy.deadline_s(size_bytes)
+            deadline_s, kind = self.retry_policy.deadline_s(size_bytes), kind_of(fs, full)
             if fs.async_impl:
-                _await(fs, lambda: fs._put_file(str(local), full), deadline_s)
+                _await(fs, lambda: fs._put_file(str(local), full, **kind), deadline_s)
             else:
-                within(deadline_s, lambda: fs.put_file(str(local), full))
+                within(deadline_s, lambda: fs.put_file(str(local), full, **kind))
             self._check_size(fs, full, size_bytes)
 
         return self._with_retries("upload", path, put)
@@ -179,7 +170,16 @@ class Filesystem:
         """
 
         def sign(fs: Any, full: str) -> str:
-            return str(fs.sign(full, expiration=seconds))
+            # Google's older kind of links is on its way out.
+            version = {"version": "v4"} if "gs" in protocols_of(fs) else {}
+            try:
+                return str(fs.sign(full, expiration=seconds, **version))
+            except (AttributeError, TypeError, ValueError) as error:  # so these libraries say that there is no key
+                raise BucketError(
+                    f"{self.url}: the credentials in use cannot sign links ({error}). gs needs the key file of a service "
+                    "account (GOOGLE_APPLICATION_CREDENTIALS), az the key of the account (AZURE_STORAGE_CONNECTION_STRING, "
+                    "or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY)"
+                ) from error
 
         try:
             return self._with_retries("sign a link to", path, sign)
@@ -218,9 +218,9 @@ class Filesystem:
             try:
                 fs, root = fsspec.url_to_fs(self.url, use_listings_cache=False, skip_instance_cache=True, **options)
             except (ImportError, ValueError) as error:
-                raise BucketError(
-                    f"{self.url}: {error}; install the filesystem's package or name another URL"
-                ) from error
+                package = EXTRAS.get(protocol)
+                install = f"pip install 'pab-pipeline[{package}]'" if package else "install the filesystem's package"
+                raise BucketError(f"{self.url}: {error}; {install}, or name another URL") from error
             if options:
                 fs.retries = _S3_RETRIES
             self._opened = (os.getpid(), fs, root.rstrip("/"))
@@ -273,17 +273,14 @@ class Filesystem:
             local_files.write(Path(full), data)
             return
         options = {}
-        if "s3" in fs.protocol and len(data) <= SINGLE_PUT_BYTES:
+        if "s3" in protocols_of(fs) and len(data) <= SINGLE_PUT_BYTES:
             # The server compares this hash with what arrived: a check of the content that costs only a header.
             options["ContentMD5"] = _md5(data)
-            # Without it a browser saves a page, instead of showing it.
-            if (kind := _CONTENT_TYPES.get(PurePosixPath(full).suffix)) is not None:
-                options["ContentType"] = kind
         self._pipe(fs, full, data, **options)
         self._check_size(fs, full, len(data))
 
     def _pipe(self, fs: Any, full: str, data: bytes, **options: str) -> None:
-        deadline_s = self.retry_policy.deadline_s(len(data))
+        deadline_s, options = self.retry_policy.deadline_s(len(data)), options | kind_of(fs, full)
         if fs.async_impl:
             _await(fs, lambda: fs._pipe_file(full, data, **options), deadline_s)
         else:
@@ -329,7 +326,7 @@ class Filesystem:
     def _list(self, fs: Any, full: str) -> dict[str, int]:
         if _is_local(fs):
             return local_files.sizes(Path(full))
-        if "s3" in fs.protocol:
+        if "s3" in protocols_of(fs):
             return sync(fs.loop, list_sizes, fs, full)
         try:
             found = fs.ls(full, detail=True)
@@ -339,7 +336,7 @@ class Filesystem:
 
 
 def _is_local(fs: Any) -> bool:
-    return "file" in ([fs.protocol] if isinstance(fs.protocol, str) else fs.protocol)
+    return "file" in protocols_of(fs)
 
 
 def _s3_options() -> dict[str, Any]:

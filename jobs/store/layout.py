@@ -170,6 +170,12 @@ def log_of(job: Mapping[str, Any]) -> str | None:
     return path if is_log(path) else None
 
 
+def job_of(job: Mapping[str, Any]) -> str | None:
+    """Returns the name of a job from the `job` of a record or failure; None if that is damaged."""
+    shard = job.get("shard")
+    return job_name(shard) if isinstance(shard, int) else None
+
+
 def attempts_by_key(names: Iterable[str]) -> dict[str, list[int]]:
     """Reads names of the form `<clip_id>.<digest>.<attempt>`: clip key -> attempts, ascending.
 

@@ -24,7 +24,7 @@ def library_class(name: str, module: str = "diffusers") -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise CheckpointError(f"{name} needs diffusers; install the extra 'models'") from error
+        raise CheckpointError(f"{name} needs diffusers; pip install 'pab-pipeline[models]'") from error
     try:
         return getattr(importlib.import_module(module), name)
     except (AttributeError, ImportError) as error:

@@ -108,7 +108,7 @@ def _clean_once(text: str, characters: Iterable[Rule]) -> str:
         import ftfy
         from bs4 import BeautifulSoup
     except ImportError as error:
-        raise ImportError(f"cleaning prompts needs {error.name}; install the extra 'models'") from error
+        raise ImportError(f"cleaning prompts needs {error.name}; pip install 'pab-pipeline[models]'") from error
     text = unquote_plus(text).strip().lower().replace("<person>", "person")
     text = _apply(_LINKS, text)
     text = BeautifulSoup(text, features="html.parser").text

@@ -25,7 +25,7 @@ def transformers_library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise CheckpointError("text encoders need transformers; install the extra 'models'") from error
+        raise CheckpointError("text encoders need transformers; pip install 'pab-pipeline[models]'") from error
     return transformers
 
 
@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path, tokenizer_class: str = "AutoTokenizer", files: 
     try:
         return getattr(transformers_library(), tokenizer_class).from_pretrained(str(folder), local_files_only=True)
     except ImportError as error:
-        raise CheckpointError(f"{folder}: {error}; install the extra 'models'") from error
+        raise CheckpointError(f"{folder}: {error}; pip install 'pab-pipeline[models]'") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no tokenizer ({error}); needs {needed}") from error
 

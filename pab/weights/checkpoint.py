@@ -111,7 +111,7 @@ def _fetch(hub_id: str, revision: str, published: Published) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise CheckpointError(
-            f"weights={hub_id!r}: huggingface_hub is not installed; install the extra 'models', or {advice}"
+            f"weights={hub_id!r}: huggingface_hub is not installed; pip install 'pab-pipeline[models]', or {advice}"
         ) from error
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(published.patterns)))

@@ -179,7 +179,7 @@ def _only_file(hub_id: str, commit: str) -> str:
         siblings = HfApi().model_info(hub_id, revision=commit, timeout=20).siblings or []
     except ImportError as error:
         raise CheckpointError(
-            f"lora {hub_id!r}: huggingface_hub is not installed; install the extra 'models'"
+            f"lora {hub_id!r}: huggingface_hub is not installed; pip install 'pab-pipeline[models]'"
         ) from error
     except hub_errors() as error:
         raise CheckpointError(

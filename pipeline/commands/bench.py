@@ -15,7 +15,7 @@ from jobs.reports.bench_html import bench_page
 from pab.families import FAMILIES
 from pab.family import FIGURES_FILE, FLOAT8_PARTS, figures_document, read_figures
 from pipeline.exits import Exit, UsageError
-from pipeline.screen import Screen
+from pipeline.screen import Screen, own_command
 
 if TYPE_CHECKING:
     from jobs.bench.run import BenchSettings
@@ -118,7 +118,7 @@ def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Jso
 
     settings = _settings(arguments)
     rows = _rows(arguments.rows, tiny=settings.size == "tiny")
-    here = environment(settings) | {"command": "python -m pipeline " + " ".join(sys.argv[1:])}
+    here = environment(settings) | {"command": f"{own_command()} {' '.join(sys.argv[1:])}"}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LINES).write_text("")
     lines: list[Json] = []

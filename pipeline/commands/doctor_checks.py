@@ -14,12 +14,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from jobs.store.bucket import Bucket, BucketError
+from jobs.version import CODE, program
 from pab.families import FAMILIES
+from pipeline.run.libraries import MODELS, missing_libraries
 from pipeline.run.run import open_bucket
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 MIN_FREE_BYTES = 5 << 30
+PYTHONS = ((3, 11), (3, 12), (3, 13))
 _TIMEOUT_S = 60.0
+_TIMED_OUT = f"no answer in {_TIMEOUT_S:.0f} s"
 _TORCH = """
 import json, torch
 cuda = torch.cuda.is_available()
@@ -42,6 +46,7 @@ class Check:
 
 def machine_checks() -> Iterator[Check]:
     """Yields what this machine has of what runs need."""
+    yield program_check()
     yield python_check()
     yield from torch_checks()
     yield ffmpeg_check()
@@ -49,14 +54,16 @@ def machine_checks() -> Iterator[Check]:
     yield slurm_check()
     yield dask_check()
     yield s3_check()
+    yield models_check()
+    yield c2pa_check()
 
 
 def python_check() -> Check:
     """Looks at the interpreter."""
     found = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info[:2] in ((3, 11), (3, 12)):
+    if sys.version_info[:2] in PYTHONS:
         return Check(name="python", verdict=OK, found=found)
-    return Check(name="python", verdict=MISSING, found=found, mend="needs Python 3.11 or 3.12: `make demo` finds one")
+    return Check(name="python", verdict=MISSING, found=found, mend="needs Python 3.11, 3.12 or 3.13")
 
 
 def torch_checks() -> Iterator[Check]:
@@ -64,7 +71,8 @@ def torch_checks() -> Iterator[Check]:
     ran = _run([sys.executable, "-c", _TORCH])
     if ran.returncode:
         last = (ran.stderr.strip() or "no answer").splitlines()[-1]
-        yield Check(name="torch", verdict=MISSING, found=last, mend="pip install torch, or `make demo`")
+        mend = "the machine is busy, ask again" if last == _TIMED_OUT else "pip install torch"
+        yield Check(name="torch", verdict=MISSING, found=last, mend=mend)
         return
     found = json.loads(ran.stdout)
     yield Check(name="torch", verdict=OK, found=f"{found['version']} (CUDA {found['cuda'] or 'none'})")
@@ -149,7 +157,39 @@ def s3_check() -> Check:
     try:
         return Check(name="s3", verdict=OK, found=f"s3fs {version('s3fs')} (check a bucket with --output s3://...)")
     except PackageNotFoundError:
-        return Check(name="s3", verdict=NOTE, found="s3fs is not installed", mend="for s3:// URLs: pip install s3fs")
+        mend = "for s3:// URLs: pip install 'pab-pipeline[s3]'"
+        return Check(name="s3", verdict=NOTE, found="s3fs is not installed", mend=mend)
+
+
+def models_check() -> Check:
+    """Looks for the libraries that all families but `demo` need."""
+    names = sorted({library for family in FAMILIES.values() for library in family.libraries})
+    absent = sorted({library for each in missing_libraries(FAMILIES).values() for library in each})
+    if absent:
+        found = f"{' and '.join(absent)} not installed: demo is the only model"
+        return Check(name="models", verdict=NOTE, found=found, mend=f"for the others: {MODELS}")
+    return Check(name="models", verdict=OK, found=", ".join(f"{name} {_version(name)}" for name in names))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "(a copy that no installer knows)"
+
+
+def program_check() -> Check:
+    """Says which program this is and where its files are."""
+    return Check(name="program", verdict=OK, found=f"{program()} in {CODE}")
+
+
+def c2pa_check() -> Check:
+    """Looks for the package that `--c2pa` and `verify` need."""
+    try:
+        return Check(name="c2pa", verdict=OK, found=f"c2pa-python {version('c2pa-python')}")
+    except PackageNotFoundError:
+        mend = "for --c2pa and verify: pip install 'pab-pipeline[c2pa]'"
+        return Check(name="c2pa", verdict=NOTE, found="c2pa-python is not installed", mend=mend)
 
 
 def weights_check(model: str, weights: str | None) -> Check:
@@ -194,5 +234,7 @@ def bucket_check(output: str) -> Check:
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 127, "", _TIMED_OUT)
+    except OSError as error:
         return subprocess.CompletedProcess(command, 127, "", str(error))

@@ -19,7 +19,7 @@ from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.run.run import load_run, open_bucket
-from pipeline.screen import Screen, counted
+from pipeline.screen import Screen, counted, own_command
 
 AT_ONCE = 16
 """Videos that are in memory at the same time."""
@@ -65,9 +65,7 @@ def rendered_rows(bucket: Bucket, *, without_alarms: bool) -> Iterator[Row]:
     try:
         data = bucket.read(layout.INDEX)
     except FileNotFoundError as error:
-        raise UsageError(
-            f"{bucket.url} has no {layout.INDEX}; first: python -m pipeline report {bucket.url}"
-        ) from error
+        raise UsageError(f"{bucket.url} has no {layout.INDEX}; first: {own_command()} report {bucket.url}") from error
     for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches():
         for row in batch.to_pylist():
             if row["outcome"] == "rendered" and not (without_alarms and row["alarms"]):

@@ -135,6 +135,7 @@ def report_document(
         "quality": quality_over(reports),
         "alarms": totals.alarms.facts(),
         "clip_warnings": totals.warnings.facts(),
+        "c2pa": totals.c2pa,
         "guard": guard_summary(reports),
         "throughput": _throughput(reports),
         # Jobs of an earlier version tell neither.
@@ -217,6 +218,10 @@ def _job_row(report: Json) -> Json:
         "device_busy_share": report["throughput"].get("device_busy_share"),
         "wall_s": report["throughput"]["wall_s"],
         "starts": len(report["starts"]),
+        # Jobs of an earlier version do not say.
+        "other_programs": list(
+            dict.fromkeys(said for start in report["starts"] for said in start.get("other_programs", ()))
+        ),
         "quality": quality_over([report]),
         "alarms": report.get("alarms"),
     }

@@ -12,7 +12,7 @@ from pipeline.exits import Exit, UsageError
 from pipeline.run.run import load_run, open_bucket
 from pipeline.run.run_keys import run_keys
 from pipeline.run.state import clip_id, keys_of, read_progress
-from pipeline.screen import Screen, counted
+from pipeline.screen import Screen, counted, own_command
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         failed = {clip_id(key) for key in keys}
         for name in arguments.clip:
             if name not in failed:
-                raise UsageError(f"--clip {name}: no such clip has failed; see: python -m pipeline status {bucket.url}")
+                raise UsageError(f"--clip {name}: no such clip has failed; see: {own_command()} status {bucket.url}")
         keys = keys_of(arguments.clip, keys)
     keep_failures(bucket, keys)
     forgotten = [clip_id(key) for key in bucket.forget_failures(keys)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.job import Cluster
 from jobs.store.bucket import Bucket
+from jobs.version import code_digest
 from manifests.accept import AcceptedManifest
 from manifests.read import read_keys
 from manifests.sources.files import source_name
@@ -26,7 +27,7 @@ from pipeline.run.bill import budget_of, prices_of
 from pipeline.run.build import build_settings
 from pipeline.run.claims import claimed
 from pipeline.run.damage import look_for_damage, put_aside, write_plain_names
-from pipeline.run.environment import environment_settings
+from pipeline.run.environment import environment_settings, variables
 from pipeline.run.growth import (
     Growth,
     find_growth,
@@ -35,6 +36,7 @@ from pipeline.run.growth import (
     start_or_grow,
     write_manifest,
 )
+from pipeline.run.libraries import check_libraries
 from pipeline.run.machines import open_cluster, work_folder
 from pipeline.run.options import Chosen, choose
 from pipeline.run.references import KnownReference, ReferenceReader, access_of, keep_references, known_references
@@ -47,16 +49,22 @@ from pipeline.run.run import (
     find_run,
     open_bucket,
 )
+from pipeline.run.run_signals import check_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shards import create_shards
+from pipeline.run.signing import signing_notes, try_signing, with_certificate
 from pipeline.run.state import read_progress
 from pipeline.run.summary import tell_damages
 from pipeline.run.weights import NOT_LOOKED_AT, loras_text
 from pipeline.screen import Screen, counted
+from pipeline.signals.mail import Mail
+from pipeline.signals.notify import open_channels
+from pipeline.signals.webhook import Webhook
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `submit`. What another submit is at work on is waited for, and rendered here if that one dies."""
+    code_digest()  # of the files as they are now: planning may take minutes, and an edit meanwhile is not this program
     waited: list[Cluster] = []
     model = str(choose(vars(arguments), environment_settings(), arguments.config)["model"].value)
     with opened_source(arguments, arguments.manifest, screen, model=model) as source:
@@ -82,11 +90,13 @@ def _submit(
     settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
-    for name in ("budget", "notify"):
-        if arguments.detach and getattr(settings.machines, name) is not None:
+    for name in ("budget", "notify", "metrics_file", "otlp"):
+        if arguments.detach and getattr(settings.machines, name):
             raise UsageError(
                 f"{chosen[name].source} needs a driver, and with --detach there is none; leave one of them out"
             )
+    signing = try_signing(settings.render)
+    channels = _open_channels(settings, chosen)
     bucket = open_bucket(settings.output)
     found = find_run(bucket)
     settings = as_begun(settings, found, asked=_asked(chosen), kept=tried[-1].kept, weighed=tried[-1].weighed)
@@ -109,7 +119,10 @@ def _submit(
                 _tell_kept(begin, screen)
                 return _submit(arguments, source, screen, [*tried, begin], waited=waited)
             settings = _with_reasons(settings, begin, tried[-1])
-        tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen)]), screen)
+        signing += signing_notes(settings.render, found, settings.output)
+        libraries = check_libraries(rules.weights, here=settings.machines.cluster == "local" and not arguments.dry_run)
+        tell_warnings(libraries, screen)
+        tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen), *signing]), screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
         growth = find_growth(bucket, found, asked, path, forced=arguments.force_new_settings) if found else None
@@ -119,7 +132,7 @@ def _submit(
             return _dry_run(settings, rules, bucket, accepted=accepted, path=path, growth=growth, screen=screen)
         wanted = _Wanted(
             settings=settings, rules=rules, bucket=bucket, found=found, asked=asked, growth=growth, path=path,
-            references=references.known if references.known != known else None,
+            channels=channels, references=references.known if references.known != known else None,
         )  # fmt: skip
         return _carry_out(wanted, arguments, stack, screen, waited=waited)
 
@@ -128,7 +141,7 @@ def _submit(
 class _Wanted:
     """What a submit asks for, before anything is written. `found`: the run that is there; `path`: the accepted rows.
 
-    `references`: what is known of all of them; None if nothing new is.
+    `references`: what is known of all of them; None if nothing new is. `channels`: who is told how it ends.
     """
 
     settings: RunSettings
@@ -139,6 +152,7 @@ class _Wanted:
     growth: Growth | None
     path: Path
     references: Mapping[str, KnownReference] | None
+    channels: Sequence[Webhook | Mail]
 
 
 def _carry_out(
@@ -171,6 +185,8 @@ def _carry_out(
     budget = budget_of(bucket, prices_of(settings.machines))
     if work.num_clips:
         budget.refuse_if_spent()
+    # Jobs get the certificate for tries that is made here; run.json says what was asked for.
+    signing = with_certificate(settings, work_folder(run_id))
     run_, is_new = start_or_grow(bucket, found, wanted.asked, settings, growth)
     if run_.run_id != run_id:
         cluster = _open_cluster(settings, run_.run_id, waited)
@@ -182,7 +198,7 @@ def _carry_out(
         settle_plain_names(bucket, growth, progress.recorded)
     numbers = create_shards(bucket, work.shards, wanted.path)
     submission = Submission(
-        settings=settings,
+        settings=signing,
         rules=wanted.rules,
         bucket=bucket,
         run=run_,
@@ -193,6 +209,7 @@ def _carry_out(
         at_work=at_work,
         growth=growth,
         budget=budget,
+        channels=wanted.channels,
         prune=arguments.prune,
         screen=screen,
     )
@@ -209,6 +226,17 @@ def _carry_out(
         wait_for_others(bucket, keys, at_work, cluster, screen)
         return None
     return show_end(submission, told=told)
+
+
+def _open_channels(settings: RunSettings, chosen: Mapping[str, Chosen]) -> tuple[Webhook | Mail, ...]:
+    """Returns who is told how the submit ends. Raises UsageError if that, or what machines are told, cannot be."""
+    if wrong := check_signals(settings.machines, variables()):
+        name, problem = wrong
+        raise UsageError(f"{chosen[name].source} {problem}")
+    try:
+        return open_channels(settings.machines.notify, variables())
+    except ValueError as error:
+        raise UsageError(f"{chosen['notify'].source} {error}") from error
 
 
 def _open_cluster(settings: RunSettings, run_id: str, waited: list[Cluster]) -> Cluster:

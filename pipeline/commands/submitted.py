@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -21,7 +21,8 @@ from pipeline.run.claims import Claim, driving
 from pipeline.run.damage import look_for_damage, write_plain_names
 from pipeline.run.display import Display, open_display
 from pipeline.run.driven import ShardJob
-from pipeline.run.driver import Driver, Oversight
+from pipeline.run.driver import Driver
+from pipeline.run.environment import variables
 from pipeline.run.growth import (
     Growth,
     prune,
@@ -29,19 +30,23 @@ from pipeline.run.growth import (
 )
 from pipeline.run.jobs_file import new_submit
 from pipeline.run.machines import driver_host, work_folder
-from pipeline.run.notify import Notifier
+from pipeline.run.oversight import Oversight
 from pipeline.run.panel import PanelDisplay
 from pipeline.run.rules import RunRules
 from pipeline.run.run import (
     Run,
     undo_run,
 )
+from pipeline.run.run_signals import RunSignals, open_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shard_jobs import ShardJobs
 from pipeline.run.state import read_progress
 from pipeline.run.summary import Submitted, show_summary
 from pipeline.run.view import open_view
-from pipeline.screen import Screen, counted
+from pipeline.screen import Screen, counted, own_command
+from pipeline.signals.mail import Mail
+from pipeline.signals.notify import Notifier
+from pipeline.signals.webhook import Webhook
 
 SECOND_CTRL_C_S = 10.0
 
@@ -52,7 +57,8 @@ class Submission:
 
     `is_new`: whether it began the run. `keys`: of all its clips.
     `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more. `at_work`: the jobs
-    and clips of other submits. `growth`: how it changes the run's manifest. `prune`: whether what left is removed.
+    and clips of other submits. `growth`: how it changes the run's manifest. `channels`: who
+    is told how it ends. `prune`: whether what left is removed.
     """
 
     settings: RunSettings
@@ -66,6 +72,7 @@ class Submission:
     at_work: AtWork
     growth: Growth | None
     budget: Budget
+    channels: Sequence[Webhook | Mail]
     prune: bool
     screen: Screen
 
@@ -83,6 +90,29 @@ def render(
 
     `numbers`: by index in the plan, the numbers of the shards. Raises CommandError, ClusterError, BucketError.
     """
+    with open_signals(
+        submission.settings.machines,
+        variables(),
+        bucket=submission.bucket,
+        run_id=submission.run.run_id,
+        budget=submission.budget,
+        screen=submission.screen,
+    ) as signals:
+        code = _render(submission, cluster, work, numbers, claim, detach=detach, signals=signals)
+        signals.exit_code = None if code == Exit.INTERRUPTED else code
+        return code
+
+
+def _render(
+    submission: Submission,
+    cluster: Cluster,
+    work: PlannedWork,
+    numbers: dict[int, int],
+    claim: Claim,
+    *,
+    detach: bool,
+    signals: RunSignals,
+) -> int:
     settings, screen, bucket = submission.settings, submission.screen, submission.bucket
     folder = work_folder(submission.run.run_id)
     machines = settings.machines
@@ -98,14 +128,21 @@ def render(
         price_per_gpu_hour=machines.price_per_gpu_hour,
         budget=machines.budget,
     )
-    notifier = Notifier(url=machines.notify, output=bucket.url, run_id=submission.run.run_id, screen=screen)
+    notifier = Notifier(
+        channels=submission.channels, output=bucket.url, run_id=submission.run.run_id, screen=screen
+    )  # fmt: skip
     driver = Driver(
         cluster,
         bucket,
         screen=screen,
         submit=submit,
         keys=submission.keys,
-        oversight=Oversight(budget=submission.budget, notifier=notifier),
+        oversight=Oversight(
+            budget=submission.budget,
+            notifier=notifier,
+            failure_rate=machines.notify_failure_rate,
+            signals=signals,
+        ),
     )
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
@@ -190,6 +227,7 @@ def _shard_jobs(submission: Submission, work: PlannedWork, progress: ClipProgres
         broadcast_rules=submission.rules.job_broadcasts(),
         pinned_weights=submission.rules.pinned_weights(),
         pinned_loras=submission.rules.pinned_loras(),
+        weights_digests={name: found.digest for name, found in submission.rules.weights.items()},
         longest_clip_s=work.longest_clip_s,
         exclusive=submission.bucket.exclusive,
     )
@@ -211,7 +249,7 @@ def _interruptible() -> Iterator[None]:
 
 def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> int:
     screen, output = submission.screen, submission.settings.output
-    again = f"submit again to go on, or look: python -m pipeline status {output}"
+    again = f"submit again to go on, or look: {own_command()} status {output}"
     if submission.settings.machines.cluster == "local":
         screen.note("interrupted: ending the local jobs")
         # Takes seconds. `timeout` and `make` both pass a signal on, so the second one must not cut this short.
@@ -229,7 +267,7 @@ def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> in
         return Exit.INTERRUPTED
     screen.error(
         "interrupted",
-        f"interrupted; the SLURM jobs go on (to end them: python -m pipeline cancel {output}); {again}",
+        f"interrupted; the SLURM jobs go on (to end them: {own_command()} cancel {output}); {again}",
         Exit.INTERRUPTED,
     )
     return Exit.INTERRUPTED
@@ -241,8 +279,8 @@ def _detached(submission: Submission, driver: Driver) -> int:
     submission.screen.result(
         {"output": output, "run_id": submission.run.run_id, "jobs": {job.name: job.id for job in driver.jobs}},
         f"{counted(len(driver.jobs), 'job')} handed to SLURM ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})\n"
-        f"  how far:  python -m pipeline status {output}\n"
-        f"  end them: python -m pipeline cancel {output}\n"
+        f"  how far:  {own_command()} status {output}\n"
+        f"  end them: {own_command()} cancel {output}\n"
         "  jobs that are lost are started again by the next submit",
     )
     return Exit.OK

@@ -7,10 +7,11 @@ without a driver is in its report only, and a start that was killed is with its 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.reports.report_energy import energy_summary, joules_text
 from jobs.store.bucket import Bucket
 from pipeline.exits import BudgetError
 from pipeline.run.jobs_file import StartedJobs, read_submits
@@ -103,12 +104,18 @@ def budget_of(bucket: Bucket, prices: Prices) -> Budget:
     return Budget(prices=prices, before_s=before_s)
 
 
-def run_bill(bucket: Bucket, reports: Iterable[Mapping[str, Any]], *, rendered: int) -> dict[str, Any]:
-    """Returns what a run has cost, as JSON values, by the price of the latest submit that names one. Raises BucketError."""
+def run_bill(bucket: Bucket, reports: Sequence[Mapping[str, Any]], *, rendered: int) -> dict[str, Any]:
+    """Returns what a run has cost, as JSON values, by the price of the latest submit that names one. Raises BucketError.
+
+    `energy`: of the clips in the jobs' reports whose GPUs count it; None if there is none.
+    """
     submits = list(read_submits(bucket))
     price = next((each.price_per_gpu_hour for each in reversed(submits) if each.price_per_gpu_hour), None)
     budget = submits[-1].budget if submits else None
-    return bill(spent_s(submits, reports), Prices(per_gpu_hour=price, budget=budget), clips=rendered)
+    found = bill(spent_s(submits, reports), Prices(per_gpu_hour=price, budget=budget), clips=rendered)
+    # A clip may stand in the reports of two jobs.
+    rows = {(row["clip_id"], row["digest"]): row.get("joules") for report in reports for row in report.get("clips", ())}
+    return found | {"energy": energy_summary({"joules": joules} for joules in rows.values())}
 
 
 def bill(gpu_s: float, prices: Prices, *, clips: int) -> dict[str, Any]:
@@ -135,4 +142,6 @@ def bill_text(found: Mapping[str, Any]) -> str:
         text += f", {number(each)}{' GPU-hours' if found['cost_per_clip'] is None else ''} a clip"
     if found["budget_share"] is not None:
         text += f", {found['budget_share']:.0%} of the budget of {prices.budget_text}"
+    if energy := found.get("energy"):
+        text += f", {joules_text(energy['joules_per_clip'])} a clip (of {energy['clips']:,})"
     return text

@@ -17,6 +17,8 @@ from pipeline.exits import UsageError
 from pipeline.run.environment import variables
 from pipeline.run.options import Chosen
 from pipeline.run.settings import MESH_GOALS, MachineSettings, RunSettings, absolute, default_output, parse_mesh
+from pipeline.run.signing import signing_paths
+from pipeline.signals.notify import read_channels
 
 SLURM_PARALLEL_JOBS = 16
 
@@ -48,7 +50,9 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | 
     ranks = value["nodes_per_job"] * value["gpus_per_node"]
     value["max_parallel_jobs"] = value["max_parallel_jobs"] or _parallel_jobs(value["cluster"], len(gpus), ranks)
     value["weights"], family_weights = _weights(value["model"], value["weights"], chosen["weights"].source)
+    value |= signing_paths(value, chosen)
     value["lora"] = _loras(value["model"], value["lora"], chosen["lora"].source)
+    value["notify"] = _channels(value["notify"], chosen["notify"].source)
     settings = RunSettings(
         manifest=manifest,
         render=RenderSettings(**_part(RenderSettings, value), family_weights=family_weights),
@@ -72,6 +76,13 @@ def _reference_roots(manifest: str, named: Sequence[str], source: str) -> tuple[
         if not Path(root).expanduser().is_dir():
             raise UsageError(f"{source}={root!r} is no folder here; name a folder, or leave it out")
     return tuple(dict.fromkeys((*own, *map(absolute, named))))
+
+
+def _channels(texts: Sequence[str], source: str) -> tuple[str, ...]:
+    try:
+        return read_channels(texts)
+    except ValueError as error:
+        raise UsageError(f"{source} {error}") from error
 
 
 def _parallel_jobs(cluster: str, num_gpus: int, ranks: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.job import CancelledError, Cluster, ClusterError, Job, JobRequest, JobState, UnansweredError
@@ -16,14 +16,15 @@ from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
 from manifests.errors import ManifestError
 from pipeline.exits import CommandError
-from pipeline.run.bill import WARN_AT, Budget
+from pipeline.run.bill import WARN_AT
 from pipeline.run.deaths import DEATHS_OF_A_NODE, Deaths
 from pipeline.run.display import Display, Snapshot
 from pipeline.run.driven import Driven, ShardJob, failed_nodes, job_line, shard_keys, why_again
 from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.machines import claim_folder
-from pipeline.run.notify import Notifier, many_failed
+from pipeline.run.oversight import Oversight
 from pipeline.run.quarantine import write_quarantined
+from pipeline.run.run_metrics import Standing
 from pipeline.run.state import NOTHING_KNOWN, Progress, read_progress
 from pipeline.screen import Screen
 
@@ -47,14 +48,6 @@ RESTARTS = RetryPolicy(total_s=3600.0, first_wait_s=5.0, longest_wait_s=120.0)
 """How long a job that must start again is asked for: a controller comes back, a limit on jobs passes, in less."""
 UNANSWERED = RetryPolicy(total_s=600.0, first_wait_s=5.0, longest_wait_s=30.0)
 """How long the first jobs of a submit are looked for when nobody knows whether the cluster took them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Oversight:
-    """What a driver looks after besides its jobs: the budget of the run, and who is told."""
-
-    budget: Budget
-    notifier: Notifier
 
 
 class Driver:
@@ -88,9 +81,8 @@ class Driver:
         self._told_jobs: tuple[object, ...] = ()
         self._bucket_seen = time.monotonic()
         self._gpu_s: dict[str, float] = {}
+        self._oversight = oversight
         self._budget = oversight.budget if oversight else None
-        self._notifier = oversight.notifier if oversight else None
-        self._told_failures = False
         self._told_budget = False
         self._budget_is_spent = False
         self._keys: dict[int, frozenset[str]] = {}
@@ -140,6 +132,7 @@ class Driver:
         began = time.monotonic()
         progress = self._look() or NOTHING_KNOWN
         before = len(progress.recorded)
+        self._tell_progress(progress)
         look_at, looped_at = 0.0, began
         with display:
             while True:
@@ -147,11 +140,13 @@ class Driver:
                 keep_alive()
                 now = time.monotonic()
                 self._count(now - looped_at)
+                if self._oversight:
+                    self._oversight.signals.jobs(self._seen_jobs())
                 looped_at = now
                 self._keep_budget()
                 if now >= look_at or self._has_ended():
                     progress = self._look() or progress
-                    self._see_failures(progress, before)
+                    self._tell_progress(progress)
                     took = time.monotonic() - now
                     look_at = now + max(LOOK_POLLS * self._poll_s, took / LOOK_SHARE)
                 display.update(self._snapshot(progress, before, elapsed_s=now - began, planned_s=planned_s))
@@ -349,15 +344,19 @@ class Driver:
         """How much of the budget is spent, in words, if that is why clips are left; else None."""
         return self._budget.told(sum(self._gpu_s.values())) if self._budget and self._budget_is_spent else None
 
-    def _see_failures(self, progress: Progress, before: int) -> None:
-        rendered, failed = len(progress.recorded) - before, len(progress.not_rendered)
-        if not self._told_failures and many_failed(rendered=rendered, failed=failed):
-            self._told_failures = True
-            self._notify("failures", f"{failed:,} clips failed, {rendered:,} were rendered")
+    def _tell_progress(self, progress: Progress) -> None:
+        if self._oversight:
+            standing = Standing(
+                num_clips=len(self._all_keys), jobs=self._seen_jobs(), gpu_s=sum(self._gpu_s.values())
+            )  # fmt: skip
+            self._oversight.look(progress, standing)
 
-    def _notify(self, event: str, text: str) -> None:
-        if self._notifier:
-            self._notifier.tell(event, text)
+    def _seen_jobs(self) -> list[tuple[str, str, str]]:
+        return [(job.name, job.id, job.state.value) for job in self.jobs]
+
+    def _tell(self, event: str, text: str) -> None:
+        if self._oversight:
+            self._oversight.tell(event, text)
 
     @property
     def _is_spent(self) -> bool:
@@ -371,7 +370,7 @@ class Driver:
         if not self._told_budget:
             self._told_budget = True
             self._screen.note(f"warning: {self._budget.told(spent)}")
-            self._notify("budget", self._budget.told(spent))
+            self._tell("budget", self._budget.told(spent))
         if not self._is_spent:
             return
         waiting = [shard for shard in self._shards if not shard.is_done and shard.job.state is JobState.WAITING]
@@ -388,7 +387,7 @@ class Driver:
         if stopped and not self._budget_is_spent:
             told = f"{self._budget.told(spent)}: no further job starts, those at work go on to their end"
             self._screen.note(told)
-            self._notify("budget", told)
+            self._tell("budget", told)
         self._budget_is_spent = self._budget_is_spent or bool(stopped)
 
     def _shard_keys(self, shard: Driven) -> frozenset[str]:

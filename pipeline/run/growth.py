@@ -23,7 +23,7 @@ from pipeline.run.damage import look_for_damage, write_plain_names
 from pipeline.run.run import Run, changed_pixels, changed_rows, defaults_not_known, rewrite_run, start_run, undo_shards
 from pipeline.run.settings import RunSettings
 from pipeline.run.state import clip_id
-from pipeline.screen import Screen, counted
+from pipeline.screen import Screen, counted, own_command
 
 SHOWN_CLIPS = 5
 FORCE = "--force-new-settings"
@@ -129,8 +129,8 @@ def refuse_while_at_work(bucket: Bucket, found: Run, asked: Run, at_work: AtWork
     if who:
         raise UsageError(
             f"{bucket.url} holds another run: {changed_rows(found, asked)}, and somebody is at work on that run: "
-            f"{', '.join(who)}. A run can change when nobody is: wait for them (python -m pipeline status {bucket.url}), or "
-            f"end them (python -m pipeline cancel {bucket.url}), and submit again; or give this one another --output"
+            f"{', '.join(who)}. A run can change when nobody is: wait for them ({own_command()} status {bucket.url}), or "
+            f"end them ({own_command()} cancel {bucket.url}), and submit again; or give this one another --output"
         )
 
 

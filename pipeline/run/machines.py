@@ -19,6 +19,7 @@ from jobs.render import RenderShard
 from jobs.settings import JobSettings
 from jobs.store import layout
 from pipeline.exits import RefusedError, UsageError
+from pipeline.run.job_code import JOBS, code_copy
 from pipeline.run.settings import MachineSettings
 
 LIMIT_SHARE, LIMIT_MIN = 1.5, 10
@@ -39,7 +40,7 @@ def work_folder(run_id: str) -> Path:
         raise UsageError(
             f"run_id={str(run_id)[:80]!r} in run.json, needs 12 to 64 of 0-9 and a-f; somebody has written over that file"
         )
-    return Path("runs/.jobs").absolute() / run_id
+    return JOBS.absolute() / run_id
 
 
 def claim_folder(folder: Path, output: str) -> None:
@@ -108,6 +109,7 @@ def open_slurm(machines: MachineSettings, folder: Path) -> SlurmCluster:
         cpus_per_task=_whole("cpus-per-task", cpus),
         mem=None if mem is None else str(mem),
         extra=extra,
+        code=code_copy(ship_code=machines.ship_code),
     )
     return SlurmCluster(folder, settings, run_id=folder.name)
 

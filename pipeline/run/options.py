@@ -188,7 +188,7 @@ def _text(value: object, source: str, setting: Setting) -> object:
     try:
         return value if setting.read is None else setting.read(value)
     except ValueError as error:
-        raise UsageError(f"{source}={value!r}, {error}") from error
+        raise UsageError(f"{source} {error}" if setting.is_secret else f"{source}={value!r}, {error}") from error
 
 
 def _number(value: object, source: str, setting: Setting) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from jobs.reports.report_speedup import baselines_of, difference
 from jobs.store.bucket import Bucket
 from pipeline.run.bill import bill_text, run_bill
 from pipeline.run.clip_warnings import WarningCounts
-from pipeline.run.report_rows import record_row, told_rows
+from pipeline.run.report_rows import FOR_TRIES, UNSIGNED, record_row, told_rows
 from pipeline.run.state import Progress, clip_id
 from pipeline.screen import counted
 
@@ -44,6 +45,7 @@ def run_quality(bucket: Bucket, progress: Progress) -> Json:
         "alarms": counts.facts(),
         "guard": guard_summary(reports),
         "clip_warnings": warnings.facts(),
+        "c2pa": dict(Counter(row.c2pa for row in rows.values())),
         "bill": run_bill(bucket, reports, rendered=len(progress.recorded)),
     }
 
@@ -109,6 +111,18 @@ def told_lines(told: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append(("guard", guard_text(told["guard"])))
     if told["alarms"]["looked_at"]:
         lines.append(("alarms", alarm_text(told["alarms"])))
+    if signed := signed_text(told.get("c2pa") or {}):
+        lines.append(("signed", signed))
     if told.get("bill"):
         lines.append(("cost", bill_text(told["bill"])))
     return lines
+
+
+def signed_text(counts: Mapping[str, int]) -> str:
+    """Returns how many videos carry a C2PA manifest; nothing where none does. `counts`: clips by `ClipRow.c2pa`."""
+    total, tries = sum(counts.values()), counts.get(FOR_TRIES, 0)
+    signed = total - counts.get(UNSIGNED, 0)
+    if not signed:
+        return ""
+    trusted = f"; {tries:,} of them with a certificate for tries, which readers do not trust" if tries else ""
+    return f"{signed:,} of {counted(total, 'video')} by a C2PA manifest{trusted}"

@@ -29,6 +29,8 @@ _ADDED = pa.schema(
         ("ssim", pa.float64()),
         ("vmaf", pa.float64()),
         ("warnings", pa.list_(pa.string())),
+        ("c2pa", pa.string()),
+        ("joules", pa.float64()),
     ]
 )
 
@@ -45,6 +47,8 @@ class IndexTotals:
     baseline_s: float = 0.0
     alarms: AlarmCounts = field(default_factory=AlarmCounts)
     warnings: WarningCounts = field(default_factory=WarningCounts)
+    c2pa: dict[str, int] = field(default_factory=dict)
+    """Rendered clips by what their `ClipRow.c2pa` says."""
 
     def add(self, clip_id: str, row: ClipRow) -> None:
         """Takes in one clip."""
@@ -57,6 +61,8 @@ class IndexTotals:
             self.baseline_s += row.baseline_s
         self.alarms.add(clip_id, row.alarms, row.video)
         self.warnings.add(row.warnings)
+        if row.outcome == "rendered":
+            self.c2pa[row.c2pa] = self.c2pa.get(row.c2pa, 0) + 1
 
 
 def write_index(
@@ -103,6 +109,8 @@ def write_index(
                     [row.alarms for row in found],
                     *([row.alike(name) for row in found] for name in ("psnr_db", "ssim", "vmaf")),
                     [row.warnings if row.outcome == "rendered" else None for row in found],
+                    [row.c2pa if row.outcome == "rendered" else None for row in found],
+                    [row.joules for row in found],
                 ]
                 arrays = [pa.array(values, kind.type) for values, kind in zip(added, _ADDED, strict=True)]
                 writer.write_batch(pa.RecordBatch.from_arrays([*batch.columns, *arrays], schema=schema))

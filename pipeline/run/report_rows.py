@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.reports.report_energy import joules_of
 from jobs.reports.report_speedup import clip_factors, reuses
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.run.state import FailedClip, Progress
 
 Json = dict[str, Any]
+SIGNED, FOR_TRIES, UNSIGNED = "certificate", "tries", "none"
+"""What `ClipRow.c2pa` can be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +27,9 @@ class ClipRow:
     that reuses nothing, has no full step, or whose steps were timed only while something was compiled. `rendered`: the
     broadcast that it was rendered with. `alarms`: None where an earlier version has not looked. `quality`: against the
     clip without reuse, of clips that were rendered twice. `warnings`: what its record says, such as a prompt that was cut.
-    clip without reuse, of clips that were rendered twice. `poster`, `without_reuse`, `log`: paths of its picture, of its
-    video without reuse and of the log that tells of it. `job`: the name of the job that rendered it.
+    `c2pa`: "certificate" of a video that carries a manifest, "tries" if that was signed for tries, else "none". `poster`,
+    `without_reuse`, `log`: paths of its picture, of its video without reuse and of the log that tells of it. `job`: the name
+    of the job that rendered it. `joules`: what its GPUs used for it, None where they do not count it.
     """
 
     outcome: str
@@ -43,6 +47,8 @@ class ClipRow:
     without_reuse: str | None = None
     log: str | None = None
     job: str | None = None
+    c2pa: str = UNSIGNED
+    joules: float | None = None
 
     def alike(self, name: str) -> float | None:
         """Returns `psnr_db`, `ssim` or `vmaf` of a clip that was rendered twice; PSNR of the same frames is infinite."""
@@ -73,6 +79,8 @@ def told_rows(reports: Iterable[Json]) -> dict[str, ClipRow]:
                     without_reuse=_path(row, "without_reuse", layout.is_sample),
                     log=_path(row, "log", layout.is_log),
                     job=str(report["job"]) if layout.is_job_name(str(report["job"])) else None,
+                    c2pa=_signed(row),
+                    joules=joules_of({"joules": row.get("joules")}),
                 )
     return rows
 
@@ -119,7 +127,9 @@ def record_row(record: Json) -> ClipRow:
         poster=_path(record["video"], "poster", layout.is_poster),
         without_reuse=_path(record["video"], "without_reuse", layout.is_sample),
         log=layout.log_of(record["job"]),
-        job=_job_name(record["job"]),
+        job=layout.job_of(record["job"]),
+        c2pa=_signed(record["video"]),
+        joules=joules_of(record.get("energy")),
     )
 
 
@@ -129,9 +139,14 @@ def _path(told: Json, name: str, is_ours: Callable[[str], bool]) -> str | None:
     return path if isinstance(path, str) and is_ours(path) else None
 
 
-def _job_name(job: Json) -> str | None:
-    shard = job.get("shard")
-    return layout.job_name(shard) if isinstance(shard, int) else None
+def _signed(told: Json) -> str:
+    # Runs of before have signed nothing.
+    match told.get("c2pa"):
+        case {"certificate": {"made_for_tries": True}}:
+            return FOR_TRIES
+        case {"certificate": _}:
+            return SIGNED
+    return UNSIGNED
 
 
 def _alarms(told: Json) -> tuple[str, ...] | None:

@@ -15,6 +15,7 @@ from jobs.settings import PLAIN_CRF, CompileChoice, KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket, DamagedError
 from jobs.store.retry import RetryPolicy
+from jobs.version import VERSION, code_digest
 from pab.families import FAMILIES
 from pab.family import AUTO_PRECISION
 from pipeline.exits import UsageError
@@ -68,6 +69,8 @@ class Run:
     """By family, the preset that rows which name no broadcast got; a later version may have another default."""
     changes: int = 0
     """How often its manifest was changed since it began."""
+    c2pa: bool = False
+    """Whether its videos were to be signed when it began; a later submit may say otherwise, and is told."""
 
 
 def open_bucket(output: str) -> Bucket:
@@ -181,6 +184,7 @@ def asked_run(settings: RunSettings, rules: RunRules, *, manifest_digest: str, n
         kept=dict(settings.render.kept),
         weighed=dict(settings.render.weighed),
         broadcasts={name: rules.families[name].defaults.broadcast for name in rules.weights},
+        c2pa=settings.render.c2pa,
     )
 
 
@@ -281,6 +285,7 @@ def _read(document: Mapping[str, Any], url: str) -> Run:
         weighed=weighed,
         broadcasts=_broadcasts(document, parts["pixels"]),
         changes=len(_changes(document)),
+        c2pa=document.get("c2pa") is True,
     )
 
 
@@ -339,7 +344,7 @@ def defaults_not_known(found: Run, asked: Run) -> list[str]:
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python, this program and what it renders with."""
-    found = {"python": platform.python_version(), "pab-pipeline": _version("pab-pipeline")}
+    found = {"python": platform.python_version(), "pab-pipeline": VERSION, "code": code_digest()}
     return found | {package: _version(package) for package in PACKAGES}
 
 

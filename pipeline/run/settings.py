@@ -15,14 +15,20 @@ from typing import Annotated
 
 from jobs.setting import Setting, number_reader
 from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.version import program
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError
-from pipeline.run.notify import webhook
+from pipeline.signals.notify import FAILED_SHARE, read_share
+from pipeline.signals.otlp import read_otlp
 
 MESH_GOALS = ("auto", "latency")
 """Values of --mesh that let `pipeline.planning.mesh` choose one: for throughput, or for the time of one clip."""
 HANG_OVER_PLAN = 4.0
 """Planned times are estimates: a clip must take at least this many times as long as planned before it counts as hanging."""
+
+
+def _file(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def _prefix(path: str) -> str:
@@ -136,12 +142,44 @@ class MachineSettings:
         ),
     ] = None
     notify: Annotated[
+        tuple[str, ...],
+        Setting(
+            kind=list,
+            metavar="URL|mailto:ADDRESS",
+            help="whom the driver tells: at the end, when many clips fail, at 75%% and 100%% of the budget. A webhook to "
+            "which it posts JSON, or an address to which this machine's mailer sends; may be repeated. A webhook's URL may "
+            "be a secret, so set PAB_PIPELINE_NOTIFY instead (several with spaces): others can read command lines",
+        ),
+    ] = field(default_factory=tuple)
+    notify_failure_rate: Annotated[
+        float,
+        Setting(
+            kind=str,
+            metavar="SHARE",
+            read=read_share,
+            help="share of the clips that ended in this submit, of at least ten, from which on --notify tells of failures, "
+            "such as 10%%",
+        ),
+    ] = FAILED_SHARE
+    metrics_file: Annotated[
         str | None,
         Setting(
-            metavar="URL",
-            read=webhook,
-            help="webhook to which the driver posts JSON: at the end, when a fifth of the clips fail, at 75%% and 100%% of "
-            "the budget. The URL may be a secret, so set PAB_PIPELINE_NOTIFY instead: others can read command lines",
+            kind=str,
+            metavar="FILE.prom",
+            read=_file,
+            help="file on this machine to which the driver writes metrics in the text form of Prometheus, for the textfile "
+            "collector of node_exporter; needs the extra [metrics]",
+        ),
+    ] = None
+    otlp: Annotated[
+        str | None,
+        Setting(
+            metavar="URL|env",
+            read=read_otlp,
+            is_secret=True,
+            help="OpenTelemetry collector to which the driver sends metrics and spans by OTLP over HTTP, such as "
+            "http://collector:4318; env: as the variables OTEL_EXPORTER_OTLP_* say, which also hold headers. Needs the extra "
+            "[otlp]",
         ),
     ] = None
     partition: Annotated[str | None, Setting(metavar="P", help="SLURM partition")] = None
@@ -154,6 +192,13 @@ class MachineSettings:
             help="any other sbatch option, e.g. --slurm constraint=a100 reservation=video; may be repeated",
         ),
     ] = field(default_factory=dict)
+    ship_code: Annotated[
+        bool,
+        Setting(
+            help="SLURM jobs run the program where the driver has it, so an edit or an upgrade reaches jobs that still wait "
+            "(default: a copy in runs/.jobs/code, made when jobs are submitted)",
+        ),
+    ] = True
     dashboard_host: Annotated[
         str | None,
         Setting(
@@ -198,10 +243,10 @@ class RunSettings:
     dask: Annotated[bool, Setting(group="machines", help="do not start the Dask dashboard with the driver")] = True
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the tree as JSON values, without what can be a secret, since many can read run.json: dashboard, webhook."""
+        """Returns the tree as JSON values, without what can be a secret, since many can read run.json."""
         document = asdict(self)
-        del document["machines"]["notify"]
-        del document["machines"]["dashboard_prefix"]
+        for name in ("notify", "otlp", "dashboard_prefix"):
+            del document["machines"][name]
         return document
 
     def job_settings(
@@ -212,6 +257,7 @@ class RunSettings:
         broadcast_rules: dict[str, dict[str, object]] | None,
         pinned_weights: dict[str, str],
         pinned_loras: Mapping[str, tuple[Lora, ...]] | None = None,
+        weights_digests: Mapping[str, str] | None = None,
         longest_clip_s: float = 0.0,
         exclusive: bool = True,
     ) -> JobSettings:
@@ -224,8 +270,10 @@ class RunSettings:
             broadcast_rules=broadcast_rules,
             pinned_weights=pinned_weights,
             pinned_loras=pinned_loras,
+            weights_digests=weights_digests or {},
             hang_s=max(float(self.machines.hang_seconds), HANG_OVER_PLAN * longest_clip_s),
             exclusive=exclusive,
+            driver=program(),
         )
 
 

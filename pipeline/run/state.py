@@ -107,6 +107,9 @@ class FailedClip:
     """Of the file that says so."""
     log: str | None = None
     """The path of the log that tells of it."""
+    job: str | None = None
+    started_at: str | None = None
+    failed_at: str | None = None
 
     def __str__(self) -> str:
         return f"{self.clip_id}: {self.error} in {self.stage}: {self.message}"
@@ -127,7 +130,7 @@ def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:
         document, said = {}, "its failure file is gone"
     except DamagedError as error:
         document, said = {}, f"its failure file is damaged: {error}"
-    number = document.get("attempt", attempt)
+    number, job = document.get("attempt", attempt), document.get("job", {})
     return FailedClip(
         clip_id=clip_id(key),
         stage=str(document.get("stage", "?")),
@@ -135,7 +138,10 @@ def _failed_clip(bucket: Bucket, key: str, attempt: int) -> FailedClip:
         message=str(document.get("message", said)),
         attempt=number if isinstance(number, int) else attempt,
         path=layout.failure(key, attempt),
-        log=layout.log_of(document.get("job", {})),
+        log=layout.log_of(job),
+        job=layout.job_of(job),
+        started_at=document.get("started_at"),
+        failed_at=document.get("failed_at"),
     )
 
 

@@ -14,7 +14,7 @@ from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.quality import run_quality, told_lines
 from pipeline.run.run import Run
 from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips
-from pipeline.screen import Screen, counted
+from pipeline.screen import Screen, counted, own_command
 
 SHOWN_CHARS = 300
 """Of a failure's reason."""
@@ -53,7 +53,9 @@ def show_summary(
     code = exit_code(run.num_clips, progress)
     document = summary_document(bucket, run, progress, failures)
     told = (submitted.told if submitted else None) or run_quality(bucket, progress)
-    document |= {name: told[name] for name in ("speedup", "quality", "alarms", "guard", "clip_warnings", "bill")}
+    document |= {
+        name: told[name] for name in ("speedup", "quality", "alarms", "guard", "clip_warnings", "c2pa", "bill")
+    }
     if submitted is not None:
         left_out = submitted.left_out
         document |= {"rendered_now": len(progress.recorded) - left_out, "recorded_before": left_out}
@@ -125,7 +127,7 @@ def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) 
         for each in document.get("waits", ())
     ]
     if not_rendered:
-        lines.append(f"{counted(not_rendered, 'clip')} failed; to try again: python -m pipeline retry {bucket.url}")
+        lines.append(f"{counted(not_rendered, 'clip')} failed; to try again: {own_command()} retry {bucket.url}")
         lines += [f"  {_short(str(failure))}" for failure in failures]
         if not_rendered > SHOWN_FAILURES:
             lines.append(f"  ... and {not_rendered - SHOWN_FAILURES} more in {bucket.url}/failures")
@@ -134,7 +136,7 @@ def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) 
         f"warning    {counted(int(each['clips']), 'clip')}: {each['warning']}" for each in document["clip_warnings"]
     ]
     lines.append(f"videos     {document['videos']}")
-    lines.append(f"report     {document['report'] or f'none yet; python -m pipeline report {bucket.url}'}")
+    lines.append(f"report     {document['report'] or f'none yet; {own_command()} report {bucket.url}'}")
     if "dashboard" in document:
         lines.append(f"dashboard  {document['dashboard']} (it lived as long as this submit)")
     return "\n".join(lines)

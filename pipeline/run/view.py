@@ -30,7 +30,7 @@ class View:
         """Returns what jobs, so many at once, tell of their clips."""
         if self.dashboard is None:
             return NoProgress()
-        return DaskProgress(scheduler_file=self.dashboard.scheduler_file, kept_tasks=kept_tasks(num_jobs))
+        return DaskProgress(scheduler_file=str(self.dashboard.scheduler_file), kept_tasks=kept_tasks(num_jobs))
 
     @property
     def url(self) -> str | None:

@@ -12,7 +12,6 @@ import select
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from cluster.dask_progress import DaskProgress
 
@@ -20,7 +19,7 @@ from cluster.dask_progress import DaskProgress
 def main() -> None:
     logging.basicConfig(format="%(message)s")
     file, name, seconds, *clip_ids = sys.argv[1:]
-    progress = pickle.loads(pickle.dumps(DaskProgress(scheduler_file=Path(file))))
+    progress = pickle.loads(pickle.dumps(DaskProgress(scheduler_file=file)))
     calls, told = [], {}
 
     def timed(call: Callable[..., object], *args: object) -> float:

@@ -271,7 +271,7 @@ def test_the_key_is_private_and_in_no_pickle_and_strangers_are_refused(dashboard
     folder = dashboard.scheduler_file.parent
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "dask-key.pem").stat().st_mode & 0o777 == 0o600
-    assert b"PRIVATE KEY" not in pickle.dumps(DaskProgress(scheduler_file=dashboard.scheduler_file))
+    assert b"PRIVATE KEY" not in pickle.dumps(DaskProgress(scheduler_file=str(dashboard.scheduler_file)))
     place = read_place(dashboard.scheduler_file)
     assert place
     assert place.address.startswith("tls://127.0.0.1:")
@@ -300,7 +300,9 @@ def test_a_host_that_is_not_this_machine_is_refused_with_the_reason(tmp_path: Pa
 
 def test_a_job_keeps_few_tasks_in_the_scheduler_however_many_clips_it_has(dashboard: Dashboard) -> None:
     listeners = [
-        DaskProgress(scheduler_file=dashboard.scheduler_file).open(f"job-{k:05d}", [f"{k}-{i}" for i in range(100)])
+        DaskProgress(scheduler_file=str(dashboard.scheduler_file)).open(
+            f"job-{k:05d}", [f"{k}-{i}" for i in range(100)]
+        )
         for k in range(8)
     ]
     view = View(dashboard)
@@ -323,7 +325,7 @@ def test_a_job_keeps_few_tasks_in_the_scheduler_however_many_clips_it_has(dashbo
 def test_clips_that_overlap_or_come_out_of_order_have_their_own_bars(dashboard: Dashboard) -> None:
     view = View(dashboard)
     view.spans()
-    with DaskProgress(scheduler_file=dashboard.scheduler_file).open("job-00009", list("abcdef")) as listener:
+    with DaskProgress(scheduler_file=str(dashboard.scheduler_file)).open("job-00009", list("abcdef")) as listener:
         wait_until(lambda: "job-00009" in view.workers())
         listener.started("a")
         wait_until(lambda: set(view.tasks()) == set("abc"))

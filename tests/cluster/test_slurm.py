@@ -267,7 +267,7 @@ def test_no_secret_of_the_environment_lies_in_the_folder_and_a_surrounding_job_i
 def test_a_job_shows_its_clips_on_the_dashboard_and_keeps_its_log_clean(slurm: Slurm, tmp_path: Path) -> None:
     cluster = slurm_cluster(tmp_path)
     with Dashboard(tmp_path / "dask") as dashboard:
-        call = ShowClips(folder=tmp_path, progress=DaskProgress(scheduler_file=dashboard.scheduler_file))
+        call = ShowClips(folder=tmp_path, progress=DaskProgress(scheduler_file=str(dashboard.scheduler_file)))
         (job,) = cluster.submit([request(call)])
         page = dashboard.url.replace("/status", "/json/counts.json")
         wait_until(lambda: json.load(urllib.request.urlopen(page, timeout=10))["processing"] >= 3, 40)

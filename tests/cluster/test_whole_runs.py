@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import s3fs
 
+from jobs.version import VERSION, digest_of, program
 from tests.cluster.daemons.ceph import S3Server
 from tests.cluster.daemons.slurm import Slurm
 from tests.faults.world import POISON, poisoned_weights
-from tests.pipeline.command import Command, wait_until
+from tests.pipeline.command import ROOT, Command, wait_until
 from tests.pipeline.conftest import cold_command, manifest, weights  # noqa: F401  (fixtures)
 from tests.pipeline.conftest import cold_command as command  # noqa: F401
 
@@ -64,6 +65,13 @@ def test_a_manifest_becomes_videos_in_s3_through_groups_of_two_nodes(
     assert all(record["counted"]["all_to_alls"] > 0 for record in records)
     assert "reports/index.parquet" in {f"reports/{name}" for name in names(fs, url, "reports")}
     assert command.json("status", url)[0] == 0
+    # Jobs ran the copy that submit made, which is the driver's program.
+    copy = command.folder / "runs/.jobs/code" / f"{VERSION}-{digest_of(ROOT)}"
+    assert digest_of(copy) == digest_of(ROOT)
+    _, document = command.json("logs", url, "--job", "job-00000")
+    started = [line["line"] for line in document["lines"] if "event=job_started" in line["line"]]
+    assert started
+    assert all(line.endswith(f'program="{program()}" code={copy}') for line in started)
     code, document = command.json("logs", url, "--clip", "c2")
     events = [re.search(r"rank=(\d) event=(\w+)", line["line"]) for line in document["lines"]]
     assert {event.groups() for event in events if event} >= {(str(rank), "clip_started") for rank in range(4)}

@@ -14,7 +14,7 @@ from jobs.render import RenderShard
 from tests.forked import Forked, start_forked
 
 
-def run_with_submitit(job: RenderShard, folder: Path, ranks: int) -> list[Any]:
+def run_with_submitit(job: Callable[[], Any], folder: Path, ranks: int) -> list[Any]:
     """Returns every rank's value. Raises submitit's error when a rank fails."""
     executor = submitit.LocalExecutor(folder=folder)
     executor.update_parameters(tasks_per_node=ranks, timeout_min=3, setup=["export OMP_NUM_THREADS=1"])

@@ -27,9 +27,11 @@ NO_CLIP = {
     ),
     "schedulers": "GuidesByStep CombinesBranches RectifiedFlow DDIM PNDM EulerAncestral _SideBySide",
     "how a loop is run": "LoopSettings LoopRecorder Recording",
-    "clocks and measures": "DeviceClock Stages ClipOnDevice DeviceUse Measures",
+    "clocks and measures": (
+        "DeviceClock Stages ClipOnDevice DeviceUse Measures EnergyCounter NvmlCounter EnergyMeter _Interval ComingEnergy"
+    ),
     "a field of a shape, or an argument of one call": (
-        "EncodedPrompt StepInput ComingFrames DecodedFrames Sound ClipReferences"
+        "EncodedPrompt StepInput ComingFrames DecodedFrames Sound ClipReferences Energy WaitsForEnergy"
     ),
     "a job and its parts": (
         "JobContext JobRanks Place LoadedFamily ClipLoop Finisher Announcer OpenAttempts HangWatch Deadline Guard "
@@ -37,7 +39,7 @@ NO_CLIP = {
     ),
     "many clips": "Todo Batching BatchSize KindOfClip GuardedPlan",
     "how clips of a kind keep their outputs": "KeepWay",
-    "errors": "NotFiniteError GroupLostError GroupKilledError GroupError",
+    "errors": "NotFiniteError GroupLostError GroupKilledError GroupError NoEnergyError",
 }
 """Every other class of these files, and why it is no shape of a clip. A new class has to be put here, or fails."""
 HOLDS_A_SHAPE = {
@@ -67,8 +69,10 @@ def trees(*patterns: str) -> Iterator[tuple[str, ast.Module]]:
 
 
 def names_in(annotation: ast.expr | None) -> set[str]:
-    """Returns the names in an annotation, those in quotes too; of `Annotated[type, ...]` those of the type."""
+    """Returns the names in an annotation, those in quotes too; of `Annotated[type, ...]` those of the type, of words none."""
     found: set[str] = set()
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
+        return found
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Annotated":
         assert isinstance(annotation.slice, ast.Tuple)
         annotation = annotation.slice.elts[0]

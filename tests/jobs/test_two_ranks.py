@@ -19,11 +19,13 @@ from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_work import render_clip
 from jobs.rendering.group import Place, open_job, open_store
 from jobs.rendering.loaded_family import load_family
+from jobs.rendering.shard_run import run_shard
 from jobs.settings import Mesh
 from jobs.store import layout
 from pab.parallel.mesh import NodeGroup
 from tests.jobs.listening import NotedProgress
 from tests.jobs.machines import RankError, run_on_forked_ranks, run_with_submitit
+from tests.jobs.nvml import counting
 from tests.jobs.videos import read_video
 from tests.jobs.world import TINY, clip, render_job, write_shard
 from tests.sockets import listening, listening_elsewhere
@@ -76,7 +78,8 @@ def test_a_job_of_two_ranks_renders_and_counts_what_the_plan_foretold(tmp_path):
     items = [clip(0), clip(1, broadcast="none")]
     bucket = write_shard(str(tmp_path / "out"), items)
     job = render_job(str(tmp_path / "out"), mesh=Mesh(sp=2))
-    outcome, _ = run_with_submitit(job, tmp_path / "jobs", ranks=2)
+    counted = partial(run_shard, job, counter_of=counting)
+    outcome, _ = run_with_submitit(counted, tmp_path / "jobs", ranks=2)
     assert [type(item) for item in outcome.clips] == [Rendered, Rendered]
     for item, temporal in zip(items, (6, 16), strict=True):
         record = bucket.read_json(layout.record(item.key))
@@ -86,6 +89,8 @@ def test_a_job_of_two_ranks_renders_and_counts_what_the_plan_foretold(tmp_path):
         # Rows of both guidance branches, 2 frames here, 24 patches, 32 channels of float32; half of it leaves the rank.
         assert record["counted"]["all_to_all_bytes"] == 2 * temporal * (2 * 2 * 24 * 32 * 4) // 2
         assert record["job"]["mesh"] == "dp=1,cfg=1,sp=2"
+        # Of both ranks. A look costs 10 J, and the next clip's beginning may come before this one's end.
+        assert (record["energy"]["gpus"], 20 <= record["energy"]["joules"] <= 40) == (2, True)
     assert sorted(name.rsplit(".", 2)[1] for name in bucket.names("logs")) == ["rank0", "rank1"]
 
 

@@ -69,7 +69,7 @@ def test_plain_prompts_are_not_cleaned_at_all(manifest: Write) -> None:
 
 def test_without_the_libraries_of_cleaning_it_is_told_that_nothing_was_looked_at(manifest: Write) -> None:
     def clean(text: str) -> str:
-        raise ImportError("cleaning prompts needs ftfy; install the extra 'models'")
+        raise ImportError("cleaning prompts needs ftfy; pip install 'pab-pipeline[models]'")
 
     rules = {"wan": dataclasses.replace(family(), clean_prompt=clean)}
     (told,) = validate(manifest({"prompt": CHINESE}), rules, default_model="wan").warnings

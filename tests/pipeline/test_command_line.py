@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shlex
 import subprocess
@@ -13,12 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.reports.number_formats import duration
+from jobs.version import VERSION, digest_of
 from pipeline.__main__ import COMMANDS
 from pipeline.commands.doctor_checks import disk_check, ffmpeg_check, python_check, weights_check
 from pipeline.exits import UsageError
 from pipeline.parser import build_parser
 from pipeline.run.display import Snapshot
-from pipeline.screen import counted
+from pipeline.screen import counted, own_command
 from tests.pipeline.command import ROOT, Command, environment
 
 
@@ -34,7 +36,23 @@ def test_versions_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         build_parser().parse_args(["--version"])
     assert ended.value.code == 0
-    assert re.fullmatch(r"pab-pipeline .+, Python 3\.\d+\.\d+\n", capsys.readouterr().out)
+    told = f"pab-pipeline {VERSION} (code {digest_of(ROOT)}) in {ROOT}, Python {platform.python_version()}\n"
+    assert capsys.readouterr().out == told
+
+
+def test_what_is_to_be_typed_is_told_as_the_program_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    for called, told in (
+        ("/env/bin/pab-pipeline", "pab-pipeline"),
+        ("/src/pipeline/__main__.py", "python -m pipeline"),
+    ):
+        monkeypatch.setattr(sys, "argv", [called, "status"])
+        assert (own_command(), build_parser().prog) == (told, told)
+
+
+def test_demo_is_a_submit_of_the_manifest_that_ships_on_this_machine(command: Command) -> None:
+    code, document = command.json("demo", "--dry-run", "--device", "cpu", "--set", "num_steps=4")
+    assert (code, document["num_clips"], document["to_render"]) == (0, 8, 8)
+    assert document["output"] == str(command.folder / "runs/demo")
 
 
 @pytest.mark.parametrize(

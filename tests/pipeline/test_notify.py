@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.run.notify import Notifier, many_failed, webhook
+from cluster.environment import for_child, for_slurm
 from pipeline.screen import Screen
+from pipeline.signals.notify import Notifier, many_failed, read_channels, read_share
+from pipeline.signals.webhook import Webhook
 from tests.pipeline.command import Command
 
 Manifest = Callable[..., Path]
@@ -43,7 +45,8 @@ def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def tell(url: str) -> None:
-    Notifier(url=url, output="out", run_id="0" * 12, screen=Screen()).tell("end", "done", {"exit_code": 0})
+    notifier = Notifier(channels=[Webhook(url=url)], output="out", run_id="0" * 12, screen=Screen())
+    notifier.tell("end", "done", {"exit_code": 0})
 
 
 def test_what_does_not_arrive_is_noted_without_the_secret(
@@ -64,17 +67,39 @@ def test_what_does_not_arrive_is_noted_without_the_secret(
 
 
 @pytest.mark.parametrize(
-    "text", ["hooks.example.org", "file:///etc/passwd", "https://", "https://a/\x1b[2J", "http://a b"]
-)
-def test_what_is_no_webhook_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="needs a URL such as"):
-        webhook(text)
+    "text",
+    [
+        "hooks.example.org", "file:///etc/passwd", "https://", "https://a/\x1b[2J", "https://a:port/",
+        f"https://user:{SECRET}@hooks.example.org/", f"htps://hooks.example.org/{SECRET}", "mailto:me@a/b",
+    ],
+)  # fmt: skip
+def test_what_nobody_can_be_told_by_is_refused_without_quoting_it(text: str) -> None:
+    with pytest.raises(ValueError, match=r"needs (a URL|addresses) such as") as refused:
+        read_channels([text])
+    assert SECRET not in str(refused.value)
+
+
+def test_several_are_told_and_a_wrong_one_is_named_by_its_place_only(command: Command, manifest: Manifest) -> None:
+    assert read_channels(["https://a/b mailto:me@site.org", "http://c"]) == (
+        "https://a/b", "mailto:me@site.org", "http://c",
+    )  # fmt: skip
+    ran = command.run(*command.submit_words(manifest(1), Path("out"), "--notify", f"htps://a/{SECRET}"))
+    assert (ran.returncode, SECRET in ran.stderr + ran.stdout) == (2, False)
+    assert "error: --notify needs a URL such as https://hooks.example.org/run or mailto:me@site.org" in ran.stderr
 
 
 def test_many_failures_are_a_fifth_of_at_least_ten() -> None:
     assert many_failed(rendered=8, failed=2)
     assert not many_failed(rendered=90, failed=10)
     assert not many_failed(rendered=0, failed=9)
+    assert many_failed(rendered=90, failed=10, share=read_share("10%"))
+    assert not many_failed(rendered=91, failed=9, share=read_share("0.1"))
+
+
+@pytest.mark.parametrize("text", ["0", "0%", "-1", "101%", "1.5", "nan", "many", "%", ""])
+def test_what_is_no_share_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="needs a share above 0% and up to 100%"):
+        read_share(text)
 
 
 def test_a_submit_tells_its_end_and_leaves_the_address_nowhere(
@@ -88,3 +113,9 @@ def test_a_submit_tells_its_end_and_leaves_the_address_nowhere(
     assert (told[-1]["exit_code"], told[-1]["clips"]) == (0, {"rendered": 1})
     found = [path for path in output.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert (found, SECRET in ran.stdout + ran.stderr) == ([], False)
+
+
+def test_no_job_and_no_slurm_client_gets_what_is_the_drivers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PAB_PIPELINE_NOTIFY", "PAB_PIPELINE_OTLP", "OTEL_EXPORTER_OTLP_HEADERS"):
+        monkeypatch.setenv(name, SECRET)
+    assert SECRET not in [*for_child().values(), *for_slurm().values()]

@@ -146,6 +146,7 @@ DEMO = Family(
     references=DEMO_REFERENCES,
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
     on_hub=False,
+    libraries=(),
     unknown_words=unknown_words,
     precisions=("float32", "bfloat16"),
     # In bfloat16 it draws what no prompt asked for, such as a second circle.

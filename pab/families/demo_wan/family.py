@@ -107,6 +107,7 @@ DEMO_WAN = Family(
     load=load_model,
     weights_digest=demo_wan_digest,
     on_hub=False,
+    libraries=("diffusers",),
     unknown_words=unknown_words,
     precisions=("float32", "bfloat16"),
     gpu_precision="float32",

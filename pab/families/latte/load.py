@@ -55,7 +55,7 @@ def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     try:
         import diffusers
     except ImportError as error:
-        raise CheckpointError("Latte's VAE needs diffusers; install the extra 'models'") from error
+        raise CheckpointError("Latte's VAE needs diffusers; pip install 'pab-pipeline[models]'") from error
     config = read_config(folder)
     name = config.get("_class_name")
     if name not in VAE_CLASSES:

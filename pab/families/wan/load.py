@@ -141,6 +141,6 @@ def clean_text(text: str) -> str:
     try:
         import ftfy
     except ImportError as error:
-        raise CheckpointError("Wan's prompts need ftfy; install the extra 'models'") from error
+        raise CheckpointError("Wan's prompts need ftfy; pip install 'pab-pipeline[models]'") from error
     plain = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", plain).strip()

@@ -1,0 +1,73 @@
+"""What an installation without extras says: before a job is queued, and with the extra that brings what is missing."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from jobs.store.bucket import Bucket, BucketError
+from jobs.store.filesystem import EXTRAS
+from pab.families import FAMILIES
+from pipeline.commands.doctor_checks import PYTHONS, models_check
+from pipeline.exits import UsageError
+from pipeline.run.libraries import check_libraries, missing_libraries
+from tests.pipeline.command import ROOT, Command
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+WITHOUT = "demo_wan needs diffusers, which this Python does not have: pip install 'pab-pipeline[models]'"
+
+
+@pytest.fixture
+def without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # type: ignore[arg-type]  (as Python marks what is not there)
+
+
+def test_what_every_family_needs_is_brought_by_the_extra_models_and_demo_needs_nothing() -> None:
+    brought = {re.split(r"[^\w-]", each)[0] for each in PROJECT["optional-dependencies"]["models"]}
+    assert {library for family in FAMILIES.values() for library in family.libraries} <= brought
+    assert [name for name, family in FAMILIES.items() if not family.libraries] == ["demo"]
+    assert missing_libraries(FAMILIES) == {}
+
+
+def test_a_missing_library_is_refused_where_jobs_run_here_and_warned_of_elsewhere(without_diffusers: None) -> None:
+    assert check_libraries(["demo"], here=True) == []
+    with pytest.raises(UsageError, match="^" + re.escape(WITHOUT) + "$"):
+        check_libraries(["demo", "demo_wan"], here=True)
+    assert check_libraries(["demo_wan"], here=False) == [f"{WITHOUT}, unless the jobs' Python has it"]
+    assert models_check().mend == "for the others: pip install 'pab-pipeline[models]'"
+
+
+def test_a_submit_without_the_library_queues_and_writes_nothing_and_a_dry_run_warns(
+    command: Command, without_diffusers: None
+) -> None:
+    (command.folder / "prompts.txt").write_text("a red circle\n")
+    words = ["submit", "prompts.txt", "--model", "demo_wan", "--cluster", "local", "--device", "cpu", "--no-dask"]
+    ran = command.run(*words)
+    assert (ran.returncode, ran.stderr) == (2, f"error: {WITHOUT}\n")
+    assert not Path(command.folder / "runs").exists()
+    ran = command.run(*words, "--dry-run")
+    assert ran.returncode == 0
+    assert f"warning: {WITHOUT}" in ran.stderr
+
+
+@pytest.mark.parametrize(("url", "package", "extra"), [("s3://b", "s3fs", "s3"), ("gs://b", "gcsfs", "gcs")])
+def test_a_store_whose_package_is_missing_names_its_extra(
+    url: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
+    with pytest.raises(BucketError, match=rf"^{url}: .*{package}.*; pip install 'pab-pipeline\[{extra}\]', or name"):
+        Bucket(url).exists("run.json")
+    assert set(EXTRAS.values()) <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_pythons_are_the_same_for_pip_make_and_doctor() -> None:
+    told = {f"Programming Language :: Python :: {major}.{minor}" for major, minor in PYTHONS}
+    assert told <= set(PROJECT["classifiers"])
+    assert PROJECT["requires-python"] == f">=3.{PYTHONS[0][1]},<3.{PYTHONS[-1][1] + 1}"
+    makefile = (ROOT / "Makefile").read_text()
+    (accepted,) = re.findall(r"not in \((\(3.*?\))\)\)'", makefile)
+    assert accepted == ", ".join(str(each) for each in PYTHONS)
