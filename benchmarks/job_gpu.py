@@ -13,105 +13,25 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
-from jobs.bench.subjects import open_sora_model
+from jobs.bench.job_model import FULL_SIZE, TINY_SIZE, find_random, find_tiny, job_clips
 from jobs.render import RenderShard
 from jobs.settings import JobSettings, Mesh, RenderSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
-from manifests.clip import Clip
-from manifests.schema import CLIP_SCHEMA, accepted_schema
-from pab.families.open_sora.family import OPEN_SORA
-from pab.families.open_sora.load import OpenSoraCodec
-from pab.families.open_sora.stdit3_blocks import STDiT3Config
-from pab.families.open_sora.stdit3_video import STDiT3Video
-from pab.families.open_sora.vae import OpenSoraVAE, OpenSoraVAEConfig
-from pab.family import Family, LoadRequest
-from pab.text.states import TextStates
-
-FULL, TINY = (480, 848, 51), (64, 96, 17)
-
-
-def load_random(request: LoadRequest) -> STDiT3Video:
-    """Returns the model at full size with random weights, on a GPU in bfloat16."""
-    return _random_model(request, STDiT3Config(), OpenSoraVAEConfig())
-
-
-def _random_model(request: LoadRequest, config: STDiT3Config, vae_config: OpenSoraVAEConfig) -> STDiT3Video:
-    device = torch.device(request.device)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[request.precision]
-    with device:
-        vae = OpenSoraVAE(vae_config)
-    return replace(
-        open_sora_model(config, device, request.precision, text_tokens=120),
-        encode_text=lambda prompts: _random_text(prompts, config),
-        codec=OpenSoraCodec(vae=vae.to(dtype).eval()),
-    )
-
-
-def _random_text(prompts: Sequence[str], config: STDiT3Config) -> TextStates:
-    # As many tokens as the prompt has words, so prompts differ in length as real ones do.
-    rows = [
-        torch.randn(
-            config.model_max_length, config.caption_channels, generator=torch.Generator().manual_seed(len(prompt))
-        )
-        for prompt in prompts
-    ]
-    lengths = torch.tensor([len(prompt.split()) for prompt in prompts])
-    mask = (torch.arange(config.model_max_length) < lengths[:, None]).long()
-    return TextStates(y_BLC=torch.stack(rows).bfloat16(), mask_BL=mask, warnings=((),) * len(rows))
-
-
-def load_tiny(request: LoadRequest) -> STDiT3Video:
-    """Returns a tiny model of the same kind, to try the script on a CPU."""
-    config = STDiT3Config(depth=28, hidden_size=16, num_heads=2, caption_channels=16, model_max_length=160)
-    return _random_model(request, config, OpenSoraVAEConfig())
-
-
-def find_random(name: str) -> Family:
-    """Finds Open-Sora with random weights."""
-    return replace(OPEN_SORA, name=name, load=load_random)
-
-
-def find_tiny(name: str) -> Family:
-    """Finds the tiny model."""
-    return replace(OPEN_SORA, name=name, load=load_tiny)
-
-
-def clips(count: int, size: tuple[int, int, int], num_steps: int, first: int) -> list[Clip]:
-    """Returns clips whose prompts have 40 to 140 words."""
-    return [
-        Clip(
-            clip_id=f"clip.{number}", digest=f"{number:016x}", prompt="word " * (40 + 37 * number % 101), seed=number,
-            negative_prompt=None, model="open_sora", num_frames=size[2], height=size[0], width=size[1], fps=24,
-            num_steps=num_steps, guidance_scale=7.0, broadcast="pab246",
-        )
-        for number in range(first, first + count)
-    ]  # fmt: skip
+from manifests.shard_files import shard_file
 
 
 def render_start(options: argparse.Namespace) -> None:
     """Renders one job in this process and writes its report to --out."""
-    size = tuple(options.size or (TINY if options.tiny else FULL))
+    size = tuple(options.size or (TINY_SIZE if options.tiny else FULL_SIZE))
     count = options.clips if options.start == 0 else options.clips_later
     output = options.out / f"start-{options.start}"
     bucket = Bucket(str(output))
-    table = pa.Table.from_pylist(
-        [
-            {name: getattr(clip, name) for name in accepted_schema(CLIP_SCHEMA).names}
-            for clip in clips(count, size, options.num_steps, 1)
-        ],
-        schema=accepted_schema(CLIP_SCHEMA),
-    )
-    with bucket.open_output(layout.shard(0)) as stream:
-        pq.write_table(table, stream)
+    bucket.write(layout.shard(0), shard_file(job_clips(count, size, options.num_steps)))
     cuda = torch.cuda.is_available()
     render = RenderSettings(
         precision="bfloat16", device="cuda" if cuda else "cpu", baseline=False, compile=options.compile == "on",

@@ -32,6 +32,8 @@ PLAIN_CRF = 18
 """Digests name the quality only if it is a different one, so digests from before it could be chosen stay the same."""
 CHOSEN = "auto"
 """The value of `keep` that lets the planner decide by what fits into memory."""
+TOGETHER, IN_TURN = "together", "in-turn"
+"""The values of `guidance_rows`."""
 AUTO = 0
 """The value of `batch` that lets measured times decide."""
 
@@ -89,7 +91,8 @@ class RenderSettings:
     """The settings that jobs follow. Those of machines and SLURM are in `pipeline.run.settings.MachineSettings`.
 
     All except `device`, `compile_cache`, `baseline`, `min_quality`, `quality_samples`, `plain_videos`, `batch`,
-    `max_attempts`, the two about references and those of C2PA change a video's frames, so they are part of clips' digests.
+    `guidance_rows`, `max_attempts`, the two about references and those of C2PA change a video's frames, so they are part of
+    clips' digests.
     `weights`: those given without a family's name; they are for `model`. `family_weights`: given with a family's name.
     `loras`: by family, as the user says them. `c2pa_key`: a path; these settings must hold no secret. `batch`: how many clips
     are rendered in one batch, or `AUTO`. `reference_roots`: absolute paths; the manifest's own folder is one of them if it is
@@ -344,6 +347,16 @@ class RenderSettings:
             "the digest does not: a batch changes rounding no more than another kind of GPU does",
         ),
     ] = 1
+    guidance_rows: Annotated[
+        str,
+        Setting(
+            choices=(TOGETHER, IN_TURN),
+            help="how ranks that share a pass (mesh axis sp) run the two rows of guidance where each has both: together in "
+            "one pass, or in turn, a pass for each, of which one computes while the other one exchanges (open_sora, latte, "
+            "open_sora_plan and demo; other families always run as published). Reports tell how long ranks waited for "
+            "exchanges. Not part of a clip's digest: it changes rounding no more than another mesh does",
+        ),
+    ] = TOGETHER
     max_attempts: Annotated[
         int,
         Setting(

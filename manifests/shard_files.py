@@ -9,7 +9,8 @@ evenly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -19,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.ahead import read_ahead
+from manifests.clip import Clip
 from manifests.read import ManifestFile
-from manifests.schema import clip_columns
+from manifests.schema import CLIP_SCHEMA, accepted_schema, clip_columns
 from manifests.shards import ShardPlan
 
 WINDOW_BYTES = 128 << 20
@@ -51,6 +53,15 @@ def write_shards(
         for shards in _windows(plan, window_rows):
             for written in [pool.submit(_write, open_output, *part) for part in _tables(plan, accepted, shards)]:
                 written.result()
+
+
+def shard_file(clips: Sequence[Clip]) -> bytes:
+    """Returns a shard of these clips, which have no references and are of one loop: for jobs that no manifest asked for."""
+    schema = accepted_schema(CLIP_SCHEMA)
+    rows = [{name: getattr(clip, name) for name in schema.names} for clip in clips]
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), stream)
+    return stream.getvalue()
 
 
 def _write(open_output: Callable[[int], BinaryIO], shard_index: int, table: pa.Table) -> None:

@@ -183,6 +183,8 @@ class Family:
     """Seconds of the first call of a fast decoder that is compiled where blocks are, of each size; 0 for all others."""
     records_loops: bool = False
     """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
+    rows_in_turn: bool = False
+    """Whether a pass keeps nothing in its model, so that those of both rows of guidance may be under way at once."""
     clean_prompt: Callable[[str], str] | None = None
     """What is left of a prompt after the family's cleaning, where that may drop words; it needs no torch."""
     text_tokens: int | None = None

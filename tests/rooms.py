@@ -98,6 +98,7 @@ TORCH_FREE = (
     "pab/families/*/sizes.py",
     "pab/families/*/weights.py",
     "pab/families/*/words.py",
+    "pab/parallel/parts.py",
     "pab/broadcast/plan.py",
     "pab/broadcast/sites.py",
     "pab/broadcast/*rules.py",

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.bench.rows import Row
+from jobs.bench.rows import IN_TURN, Row
 from jobs.bench.subjects import Subject
 from pab.broadcast.rules import KINDS
 from pab.execution.choice import Execution
 from pab.execution.compiled import executing, graphs_compiled
 from pab.family import ClipRequest
+from pab.parallel.exchange import Waiting
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise, records_loop
 from pab.sampling.recorded_loop import LoopRecorder
@@ -36,6 +37,10 @@ class Timed:
     computed_share: float | None = None
     kept_bytes: int | None = None
     plan_digest: str | None = None
+    waiting: Waiting | None = None
+    """Of a clip that several ranks share."""
+    sent_bytes: int = 0
+    """By this rank, in all-to-alls."""
 
     @property
     def seconds(self) -> float:
@@ -56,7 +61,14 @@ def measure_ours(
 ) -> Measured:
     """Measures a row of our own on a model that runs as `execution` says already. Collective over the group."""
     recorder = LoopRecorder() if execution.records else None
-    clips = OurClips(subject=subject, broadcast=row.broadcast, group=group, keep=execution.keep, recorder=recorder)
+    clips = OurClips(
+        subject=subject,
+        broadcast=row.broadcast,
+        group=group,
+        keep=execution.keep,
+        recorder=recorder,
+        rows_in_turn=IN_TURN in row.options and subject.family.rows_in_turn,
+    )
     requests = tuple(row.asked(request) for request in subject.requests)
     with executing(execution, precision=subject.precision), torch.inference_mode():
         measured = measure(
@@ -83,6 +95,7 @@ class OurClips:
     group: NodeGroup
     keep: str = "full"
     recorder: LoopRecorder | None = None
+    rows_in_turn: bool = False
 
     def denoise(self, request: ClipRequest) -> Denoised:
         """Denoises one clip."""
@@ -96,7 +109,9 @@ class OurClips:
             noise=initial_noise(request, model.latent_shape(request)),
             plan=plan,
             group=group,
-            loop=LoopSettings(cache_dtype=self.keep, recorder=self.recorder if records else None),
+            loop=LoopSettings(
+                cache_dtype=self.keep, recorder=self.recorder if records else None, rows_in_turn=self.rows_in_turn
+            ),
         )
 
     def clip(self, request: ClipRequest) -> Timed:
@@ -112,6 +127,8 @@ class OurClips:
             computed_share=sum(map(done.plan.computed, KINDS)) / sum(map(done.plan.total, KINDS)),
             kept_bytes=done.kept_bytes_peak,
             plan_digest=done.plan.digest,
+            waiting=done.waiting if self.group.clip.size > 1 else None,
+            sent_bytes=done.traffic.all_to_all_bytes,
         )
 
 
@@ -153,8 +170,12 @@ def summary(clips: Sequence[Timed]) -> Json:
     seconds = [each.seconds for each in clips]
     kept = [each.kept_bytes for each in clips if each.kept_bytes is not None]
     shares = [each.computed_share for each in clips if each.computed_share is not None]
+    waited = [each.waiting for each in clips if each.waiting is not None]
     return {
         "seconds": median(seconds),
+        "exposed_s": median(each.exposed_s for each in waited) if waited else None,
+        "hidden_s": median(each.hidden_s for each in waited) if waited else None,
+        "sent_gb": clips[0].sent_bytes / 1e9 if waited else None,
         "spread": max(seconds) - min(seconds) if len(seconds) > 1 else None,
         "clips": len(clips),
         "steps": len(clips[0].step_seconds),

@@ -1,11 +1,12 @@
 """The rows of the benchmark's table: which model, whose code, and in words how it is run. Free of torch.
 
 A row's words are an execution (`compiled`, `nokernels`, `int8`, ...), a broadcast preset, a preset of few steps
-(`lightning4`) and a mesh (`cfg2`, `sp2`).
+(`lightning4`) and a mesh (`cfg2`, `sp4`, both of them; of a whole job `dp2` too).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,10 +27,14 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "float8": {"linears": "float8"},
     "attention8": {"attention": "float8"},
 }
+IN_TURN = "inturn"
+"""An option that is none of the execution: the rows of guidance run in turn (`--guidance-rows in-turn`)."""
 """Word -> fields of `Execution` that differ from what a job does by itself. A new option is a line here."""
 TAKEN_AWAY = ("nokernels", "norecording", "nocudnn")
 """Options that leave something out which a job does by itself: the others add something."""
-MESHES = {"cfg2": Mesh(cfg=2), "sp2": Mesh(sp=2)}
+JOB = "job"
+"""The group whose rows are whole jobs: text, denoising, decoding, encoding, records."""
+_AXIS = re.compile(r"(dp|cfg|sp)([2-9]|[1-9]\d)")
 PEER_OPTIONS = ("whole", "host", "half")
 """Of diffusers: the whole transformer compiled at once; timesteps given to its broadcast as numbers on the host.
 
@@ -70,8 +75,13 @@ GROUPS = (
             "compiled pab357",
             "compiled none float8",
             "compiled pab246 float8",
+            "compiled none cfg2",
+            "compiled none sp2",
+            "compiled none sp2 inturn",
             "compiled pab246 cfg2",
             "compiled pab246 sp2",
+            "compiled pab246 sp2 inturn",
+            "compiled pab246 float8 cfg2",
             "eager pab246",
             "compiled nokernels none",
             "eager cudnn none",
@@ -226,6 +236,15 @@ GROUPS = (
         tiny=("compiled none", "diffusers: compiled none"),
     ),
     Group(
+        name=JOB,
+        family="open_sora",
+        model="A whole job of Open-Sora 1.2: 20 clips with decoding, encoding and records",
+        clip="480x848, 51 frames, 30 steps, guidance 7",
+        minutes=4,
+        rows=("compiled pab246", "compiled pab246 float8", "compiled pab246 dp2", "compiled pab246 cfg2"),
+        tiny=("eager pab246",),
+    ),
+    Group(
         name="open_sora_small",
         family="open_sora",
         model="Open-Sora 1.2, small clips",
@@ -265,7 +284,8 @@ class Row:
     @property
     def words(self) -> str:
         """How it is run, in words."""
-        mesh = [word for word, mesh in MESHES.items() if mesh == self.mesh]
+        sizes = {"dp": self.mesh.dp, "cfg": self.mesh.cfg, "sp": self.mesh.sp}
+        mesh = [f"{axis}{size}" for axis, size in sizes.items() if size > 1]
         return " ".join([self.mode, self.broadcast, *filter(None, [self.sampling]), *self.options, *mesh])
 
     @property
@@ -297,6 +317,8 @@ class Row:
     def changes_nothing(self, device: str, precision: str) -> str | None:
         """Returns the word without which the row would be the same on this machine; None where all say something."""
         whole = self.execution(device, precision)
+        if self.mesh.sp == 1 and IN_TURN in self.options:
+            return IN_TURN  # nothing is exchanged
         for word in self.options:
             less = replace(self, options=tuple(other for other in self.options if other != word))
             if word in OPTIONS and (less.execution(device, precision) == whole or (word, device) == ("cudnn", "cpu")):
@@ -324,7 +346,7 @@ class Row:
     @property
     def without_reuse(self) -> tuple[str, str, str, tuple[str, ...]]:
         """Names the clip it is compared with: the same way of running on one device, where nothing is kept."""
-        same = tuple(word for word in self.options if word not in ("int8", "host", "half"))
+        same = tuple(word for word in self.options if word not in ("int8", "host", "half", IN_TURN))
         side = DIFFUSERS if self.side == CACHE_DIT else self.side
         return self.group.name, side, self.mode, (*filter(None, [self.sampling]), *same)
 
@@ -340,19 +362,24 @@ def parse_row(group: Group, text: str) -> Row:
     for word in words.split():
         if word in MODES:
             row = replace(row, mode=word)
-        elif word in MESHES and side == OURS:
-            row = replace(row, mesh=MESHES[word])
-        elif word in (OPTIONS if side == OURS else PEER_OPTIONS):
+        elif (axis := _AXIS.fullmatch(word)) and side == OURS and _allowed(axis, group):
+            row = replace(row, mesh=replace(row.mesh, **{axis[1]: int(axis[2])}))
+        elif word in ((*OPTIONS, IN_TURN) if side == OURS else PEER_OPTIONS):
             row = replace(row, options=(*row.options, word))
         elif word in presets:
             row = replace(row, broadcast=word)
         elif word in samplings and side == OURS:
             row = replace(row, sampling=word)
         else:
-            options = [*OPTIONS, *MESHES, *samplings] if side == OURS else PEER_OPTIONS
+            options = [*OPTIONS, IN_TURN, "cfg2", "spN", *samplings] if side == OURS else PEER_OPTIONS
             allowed = ", ".join([*MODES, *options, *presets])
             raise ValueError(f"row {group.name} {text!r}: word {word!r}, allowed {allowed}")
     return row
+
+
+def _allowed(axis: re.Match[str], group: Group) -> bool:
+    # A clip alone is not rendered by replicas, and guidance has two branches.
+    return group.name == JOB if axis[1] == "dp" else axis[1] == "sp" or axis[2] == "2"
 
 
 def all_rows(*, tiny: bool = False) -> list[Row]:

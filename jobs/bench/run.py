@@ -23,7 +23,7 @@ from jobs.bench.library_subjects import make_subject
 from jobs.bench.measure import Json, Measured, measure, measure_ours
 from jobs.bench.peers import PEERS, NotHereError, require
 from jobs.bench.ranks import measure_on_ranks
-from jobs.bench.rows import OURS, Row
+from jobs.bench.rows import JOB, OURS, Row
 from jobs.bench.subjects import FULL, TINY, Subject
 from jobs.quality.alike import latents_alike, psnr, ssim
 from pab.execution.choice import Execution
@@ -88,11 +88,20 @@ def environment(settings: BenchSettings) -> Json:
     return found | {"size": settings.size, "backend": settings.backend, "repeat": settings.repeat}
 
 
-def run_rows(rows: Sequence[Row], settings: BenchSettings, tell: Callable[[Json], None]) -> None:
-    """Measures the rows and reports each one's line as soon as it is known."""
+def run_rows(
+    rows: Sequence[Row],
+    settings: BenchSettings,
+    tell: Callable[[Json], None],
+    *,
+    run_job: Callable[[Row], Json] | None = None,
+) -> None:
+    """Measures the rows and reports each one's line as soon as it is known.
+
+    `run_job`: runs a whole job on this machine and returns its figures; without it such rows are left out.
+    """
     # A time limit that strikes in the midst of an import would leave half of it behind for the rows after it.
     importlib.import_module("torch._dynamo")
-    bench, ends = _Bench(settings), time.monotonic() + settings.seconds
+    bench, ends = _Bench(settings, run_job), time.monotonic() + settings.seconds
     for row in rows:
         tell(bench.line(row, ends - time.monotonic()))
 
@@ -100,8 +109,9 @@ def run_rows(rows: Sequence[Row], settings: BenchSettings, tell: Callable[[Json]
 class _Bench:
     """The model that is loaded now, and clips without reuse to compare with."""
 
-    def __init__(self, settings: BenchSettings) -> None:
+    def __init__(self, settings: BenchSettings, run_job: Callable[[Row], Json] | None = None) -> None:
         self.settings = settings
+        self.run_job = run_job
         self.device = torch.device(settings.device)
         self.lost: str | None = None
         """The row in which the device failed for good."""
@@ -148,6 +158,11 @@ class _Bench:
             self.lost = row.name
 
     def _measured(self, row: Row) -> Json:
+        if row.group.name == JOB:
+            self._drop()
+            if self.run_job is None:
+                raise NotHereError("whole jobs are run by `python -m pipeline bench`")
+            return self.run_job(row)
         if row.mesh.num_ranks > 1:
             self._drop()
             settings = self.settings

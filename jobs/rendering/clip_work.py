@@ -214,7 +214,7 @@ def _denoise(
     given: Beginning | None,
     keep: str,
 ) -> Denoised:
-    loop = LoopSettings(cache_dtype=keep)
+    loop = LoopSettings(cache_dtype=keep, rows_in_turn=loaded.rows_in_turn)
     if given is None:
         loop = loaded.loop_settings(request, plan, group, clips=1, keep=keep)
     with stages.time("denoise"):

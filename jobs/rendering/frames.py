@@ -16,7 +16,8 @@ from torch import Tensor
 
 from jobs.media.sound import SoundTrack
 from pab.model import NotFiniteError, Sound, not_finite_pixels
-from pab.sampling.device_clock import DeviceClock, seconds_between
+from pab.parallel.marks import seconds_between
+from pab.sampling.device_clock import DeviceClock
 
 Frames = npt.NDArray[np.uint8]
 

@@ -14,7 +14,7 @@ from jobs.rendering.guarded_plans import NONE, plan_key
 from jobs.rendering.keep_ways import KeepWay, kind_key, ways_down
 from jobs.rendering.loops import clip_requests
 from jobs.rendering.rules_of_clips import clip_rules
-from jobs.settings import JobSettings
+from jobs.settings import IN_TURN, JobSettings
 from manifests.clip import Clip
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST, Rules
@@ -37,7 +37,7 @@ class LoadedFamily:
     loaded; None if blocks run eagerly. `recorder`: replays the loops of small clips; None if they are not recorded.
     `levels`: by kind of clip (`keep_ways.kind_key`), how many ways down its clips are rendered, because the device had no
     more memory. `instead`: by guarded plan (`guarded_plans.plan_key`), the milder broadcast that the job's guard chose.
-    `shared`: whether several ranks render a clip together.
+    `shared`: whether several ranks render a clip together. `rows_in_turn`: that of `LoopSettings`.
     """
 
     family: Family
@@ -51,6 +51,7 @@ class LoadedFamily:
     levels: dict[str, int] = field(default_factory=dict)
     instead: dict[str, str] = field(default_factory=dict)
     shared: bool = False
+    rows_in_turn: bool = False
 
     def ways(self, clip: Clip, settings: JobSettings) -> tuple[KeepWay, ...]:
         """Returns the ways to keep a clip's outputs, all of them first. Raises ValueError for an unknown broadcast."""
@@ -112,7 +113,9 @@ class LoadedFamily:
     ) -> LoopSettings:
         """Returns the settings of a loop that begins from noise, for one clip or a batch."""
         records = records_loop(request, self.family, plan, group, clips=clips)
-        return LoopSettings(cache_dtype=keep, recorder=self.recorder if records else None)
+        return LoopSettings(
+            cache_dtype=keep, recorder=self.recorder if records else None, rows_in_turn=self.rows_in_turn
+        )
 
 
 def load_family(
@@ -150,6 +153,7 @@ def load_family(
         graphs=Graphs() if execution.compiled else None,
         recorder=LoopRecorder() if execution.records else None,
         shared=clip_axis is not None and clip_axis.size > 1,
+        rows_in_turn=settings.render.guidance_rows == IN_TURN and family.rows_in_turn,
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import reduce
 
 from manifests.clip import Clip
 from pab.conditioning.loops import Loops, loop_seed, loop_texts
 from pab.family import ClipRequest
-from pab.parallel.mesh import Traffic
+from pab.parallel.exchange import Traffic, Waiting
 from pab.sampling.denoise import Denoised
 from pab.sampling.device_clock import DeviceClock
 
@@ -55,6 +56,7 @@ def joined(loops: Sequence[Denoised]) -> Denoised:
         computed=_summed(loop.computed for loop in loops),
         reused=_summed(loop.reused for loop in loops),
         traffic=Traffic(**_summed(asdict(loop.traffic) for loop in loops)),
+        waiting=reduce(Waiting.plus, (loop.waiting for loop in loops)),
         kept_bytes_peak=max(loop.kept_bytes_peak for loop in loops),
         clock=DeviceClock(first.clock.device, [mark for loop in loops for mark in loop.clock.marks]),
     )

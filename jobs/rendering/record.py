@@ -17,6 +17,7 @@ from jobs.store import layout
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import KINDS
+from pab.parallel.exchange import Waiting
 from pab.parallel.mesh import NodeGroup
 
 
@@ -37,6 +38,7 @@ class ClipRecord(TypedDict):
     planned: dict[str, object]
     counted: dict[str, object]
     batch: dict[str, object]
+    exchanges: dict[str, float] | None
     kept_bytes_peak: int
     execution: dict[str, object]
     seconds: dict[str, float]
@@ -86,6 +88,7 @@ def clip_record(
         "planned": planned_counts(attempt, context.ranks.node),
         "counted": counted(attempt),
         "batch": {"size": max(1, len(attempt.company)), "clips": list(attempt.company)},
+        "exchanges": _waited(denoised.waiting) if context.ranks.node.clip.size > 1 else None,
         "kept_bytes_peak": denoised.kept_bytes_peak,
         "execution": {**asdict(attempt.execution), "graphs": attempt.compiled.graphs, "compile_s": compile_s},
         "seconds": {stage: round(seconds, 6) for stage, seconds in attempt.stages.seconds.items()},
@@ -198,6 +201,10 @@ def counted(attempt: Attempt) -> dict[str, object]:
         "reused": _by_kind(denoised.reused),
         **asdict(denoised.traffic),
     }
+
+
+def _waited(waiting: Waiting) -> dict[str, float]:
+    return {"exposed_s": round(waiting.exposed_s, 6), "hidden_s": round(waiting.hidden_s, 6)}
 
 
 def _by_kind(counts: Mapping[str, int]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from jobs.quality.headline import quality_summary
 from jobs.reports.report_broadcast import by_broadcast, distinct_plans
 from jobs.reports.report_energy import energy_summary, joules_of
 from jobs.reports.report_gallery import model_facts
+from jobs.reports.report_headline import exchanges, headline, spans_of
 from jobs.reports.report_measured import measured_times
 from jobs.reports.report_speedup import ClipFactor, clip_factors, derived_speedup, difference, measured_speedup, reuses
 from jobs.reports.report_times import batch_size, loop_s, steps_of
@@ -79,6 +80,8 @@ def build_report(facts: JobFacts) -> Json:
         "baseline": facts.baselines[0] if facts.baselines else None,
         "baselines": list(facts.baselines),
         "throughput": _throughput(records, facts),
+        **_headline(records, facts),
+        "exchanges": exchanges(records),
         "energy": energy_summary(record.get("energy") for record in records),
         "batches": _batches(records),
         "measured": measured_times(records, facts.starts),
@@ -153,6 +156,11 @@ def _throughput(records: Sequence[Json], facts: JobFacts) -> Json:
         "how": "denoise and decode of all clips on all their ranks; with loading: whole starts that ended, "
         "without the baseline; busy: denoising and decoding, of the time from the first clip's end to the last one's",
     }
+
+
+def _headline(records: Sequence[Json], facts: JobFacts) -> Json:
+    spans = spans_of(records, facts.starts, facts.ranks)
+    return {"headline": headline(spans), "spans": spans}
 
 
 def _batches(records: Sequence[Json]) -> list[Json]:

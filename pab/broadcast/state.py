@@ -157,8 +157,8 @@ class BroadcastState:
     reused: Counter[str] = field(default_factory=Counter)
     kept_bytes_peak: int = 0
     """The largest `kept_bytes` at the end of a step."""
-    before_blocks: Streams | None = None
-    """During a pass whose residual is kept: the tokens before its first block."""
+    before_blocks: dict[str, Streams] = field(default_factory=dict)
+    """During passes whose residual is kept, by guidance branch: the tokens before the first block."""
 
     @property
     def decided(self) -> BroadcastPlan:
@@ -199,7 +199,7 @@ class PlannedVisit:
         """Remembers the tokens where the residual is kept; at a step without blocks counts every site as reused."""
         plan, state = self.state.plan, self.state
         if self.step in plan.residual_uses:
-            state.before_blocks = tokens
+            state.before_blocks[self.branch] = tokens
         if self.step in plan.stand_ins:
             state.skip((self.branch,))
             return False
@@ -209,9 +209,8 @@ class PlannedVisit:
         """Keeps what the blocks added, if it stands in later; at a step without blocks adds what was kept."""
         plan, state = self.state.plan, self.state
         if self.step in plan.residual_uses:
-            assert state.before_blocks is not None, "blocks begin before they end"
-            residual = tuple(after - before for after, before in zip(tokens, state.before_blocks, strict=True))
-            state.before_blocks = None
+            begun = state.before_blocks.pop(self.branch)
+            residual = tuple(after - before for after, before in zip(tokens, begun, strict=True))
             state.kept[residual_name(self.step), self.branch] = state.stored(residual)
         if self.step not in plan.stand_ins:
             return tokens

@@ -72,7 +72,7 @@ class CurrentPass:
 
     def _own(self, part: int, name: str) -> int:
         if name in self.lengths:
-            return self.sp.own_size(part, self.lengths[name])
+            return self.sp.own_size(self.lengths[name])
         # Not split: every rank has all of it, and one of them counts it.
         return part if self.sp.axis.rank == 0 else 0
 

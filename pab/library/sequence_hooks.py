@@ -87,8 +87,7 @@ def _input_splitter(module: nn.Module, path: str, splits: ModuleSplits, current:
                 current.lengths[name] = value.shape[how.dim]
                 given.arguments[name] = _part(value, how, current)
         for name in splits.counts:
-            part = given.arguments[LATENTS].shape[1]
-            given.arguments[name] = current.sp.own_size(part, given.arguments[name])
+            given.arguments[name] = current.sp.own_size(current.lengths[LATENTS], given.arguments[name])
         return given.args, given.kwargs
 
     return split

@@ -89,9 +89,15 @@ def run_branches(
 def over_all_frames(
     x_BTSD: Tokens, attend: Callable[[Tokens], Tensor], *, num_frames: int, sp: SequenceParallel
 ) -> Tensor:
-    """Has `attend` see all ranks' frames of a part of the patches. 8-bit rows do not travel: one rank has all frames."""
-    if isinstance(x_BTSD, float8.Rows8):
+    """Has `attend` see all ranks' frames of a part of the patches. 8-bit rows do not travel: one rank has all frames.
+
+    Attention over time keeps patches apart, of whichever row. So what comes, frame by frame, is one row of more patches to
+    it, and lies as attention wants it.
+    """
+    if isinstance(x_BTSD, float8.Rows8) or sp.size == 1:
         return attend(x_BTSD)
-    patches = x_BTSD.shape[2]
-    x_BTSD = sp.all_to_all(x_BTSD, whole_dim=1, split_dim=2, size=num_frames)
-    return sp.all_to_all(attend(x_BTSD), whole_dim=2, split_dim=1, size=patches)
+    rows, _, patches, _ = x_BTSD.shape
+    places = sp.parts(num_frames)
+    x_TNPD = sp.all_to_all([x_BTSD.transpose(0, 1)], dim=2, places=places)[:num_frames]
+    out_TPD = attend(x_TNPD.flatten(1, 3)[None])[0]
+    return sp.all_to_all_back(out_TPD.unflatten(1, (rows, -1)), dim=2, size=patches, places=places, front=1)

@@ -159,8 +159,8 @@ class NoiseVideo:
     def gather(self, latents: Tensor, request: ClipRequest, sp: SequenceParallel) -> Tensor:
         """Returns whole latents."""
         size = self._size(request)
-        dim, _ = self.transformer.latent_split(size, sp.size)
-        return sp.gather(latents, dim, size[dim - 2])
+        dim, multiple = self.transformer.latent_split(size, sp.size)
+        return sp.gather(latents, dim, size[dim - 2], multiple=multiple)
 
     def predict(self, latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup) -> Tensor:
         """Returns the predicted noise of the branch's rows."""

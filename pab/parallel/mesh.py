@@ -6,78 +6,17 @@ argument. Each collective counts the bytes that it sends (DSP, arXiv 2403.10266,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """Collectives of one rank. Bytes do not include what a rank keeps for itself."""
-
-    all_to_alls: int = 0
-    all_to_all_bytes: int = 0
-    gathers: int = 0
-    gather_bytes: int = 0
-
-    def since(self, earlier: Traffic) -> Traffic:
-        """Returns what was counted since an earlier count."""
-        return Traffic(
-            self.all_to_alls - earlier.all_to_alls,
-            self.all_to_all_bytes - earlier.all_to_all_bytes,
-            self.gathers - earlier.gathers,
-            self.gather_bytes - earlier.gather_bytes,
-        )
-
-
-_ALL_TO_ALLS, _GATHERS = 0, 2
-"""Index of each kind's number of collectives in the counts; the next place has their bytes."""
-
-
-@torch.library.custom_op("pab::count_collective", mutates_args=("counts",))
-def _count(counts: Tensor, kind: int, num_bytes: int) -> None:
-    counts[kind] += 1
-    counts[kind + 1] += num_bytes
-
-
-def _no_counts() -> Tensor:
-    with torch.inference_mode(mode=False):  # it is changed inside and outside of inference mode
-        return torch.zeros(4, dtype=torch.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class TrafficMeter:
-    """Counts the collectives of one axis.
-
-    The counts are a tensor on the CPU that a custom operation changes. Plain integers would be constants of a compiled
-    block, which would then be compiled again for every new value.
-    """
-
-    counts: Tensor = field(default_factory=_no_counts)
-
-    def snapshot(self) -> Traffic:
-        """Returns what was counted so far."""
-        return Traffic(*self.counts.tolist())
-
-    def since(self, earlier: Traffic) -> Traffic:
-        """Returns what was counted since an earlier snapshot."""
-        return self.snapshot().since(earlier)
-
-    def all_to_all(self, num_bytes: int) -> None:
-        """Counts one all-to-all, which sends `num_bytes`."""
-        _count(self.counts, _ALL_TO_ALLS, num_bytes)
-
-    def gather(self, num_bytes: int) -> None:
-        """Counts one gather, which sends `num_bytes`."""
-        _count(self.counts, _GATHERS, num_bytes)
-
-
-def padded(size: int, parts: int) -> int:
-    """Returns the smallest multiple of `parts` that is at least `size`."""
-    return -(-size // parts) * parts
+from pab.parallel.exchange import Exchanges, exchange, gather
+from pab.parallel.parts import even_parts
 
 
 def pad_dim(x: Tensor, dim: int, size: int) -> Tensor:
@@ -95,17 +34,15 @@ class Axis:
     size: int = 1
     rank: int = 0
     group: dist.ProcessGroup | None = None
-    traffic: TrafficMeter = field(default_factory=TrafficMeter)
+    exchanges: Exchanges = field(default_factory=Exchanges)
+
+    def __post_init__(self) -> None:
+        if self.group is not None:
+            self.exchanges.serve(self.group)
 
     def all_gather(self, x: Tensor) -> list[Tensor]:
         """Returns every rank's tensor, in rank order. All must have the same shape."""
-        if self.size == 1:
-            return [x]
-        x = x.contiguous()
-        parts = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(parts, x, group=self.group)
-        self.traffic.gather(x.numel() * x.element_size() * (self.size - 1))
-        return parts
+        return [x] if self.size == 1 else gather(self.exchanges, x, self.size)
 
     def gather_on_root(self, x: Tensor) -> list[Tensor] | None:
         """Returns every rank's tensor in rank order on the axis' rank 0, None elsewhere. All must have the same shape."""
@@ -114,7 +51,7 @@ class Axis:
         x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
         dist.gather(x, parts, group=self.group, group_dst=0)
-        self.traffic.gather(0 if self.rank == 0 else x.numel() * x.element_size())
+        self.exchanges.count_gather(0 if self.rank == 0 else x.numel() * x.element_size())
         return parts
 
 
@@ -122,8 +59,8 @@ class Axis:
 class SequenceParallel:
     """Splits one pass over the ranks of an axis and moves the split from one tensor dim to another.
 
-    A dim that does not divide evenly is padded with zeros at its end. The caller that undoes the split gives the true
-    size, and the padding is cut off.
+    Parts are as even as can be (`even_parts`); nothing is padded but a dim that has fewer places than there are ranks, with
+    zeros at its end. The caller that undoes a split gives the true size, and such padding is cut off.
     """
 
     axis: Axis = field(default_factory=Axis)
@@ -133,37 +70,80 @@ class SequenceParallel:
         """How many ranks share one pass."""
         return self.axis.size
 
+    def parts(self, size: int, *, multiple: int = 1) -> tuple[int, ...]:
+        """Returns how many places of a dim of `size` each rank has."""
+        return even_parts(size, self.size, multiple=multiple)
+
     def split(self, x: Tensor, dim: int, *, multiple: int = 1) -> Tensor:
-        """Returns this rank's part of `dim`. All parts have one length, a multiple of `multiple`; zeros pad the end."""
+        """Returns this rank's part of `dim`, of a length that is a multiple of `multiple`."""
         if self.size == 1:
             return x
-        part = padded(x.shape[dim], self.size * multiple) // self.size
-        return pad_dim(x, dim, part * self.size).narrow(dim, self.axis.rank * part, part)
+        parts, rank = self.parts(x.shape[dim], multiple=multiple), self.axis.rank
+        return pad_dim(x, dim, sum(parts)).narrow(dim, sum(parts[:rank]), parts[rank])
 
-    def own_size(self, part: int, size: int) -> int:
-        """Returns how many places of this rank's part are not padding. `part`: length of a part, `size`: of the whole dim."""
-        return max(0, min(part, size - self.axis.rank * part))
+    def own_size(self, size: int, first: int | None = None) -> int:
+        """Returns how many of the first places of a dim of `size` are this rank's; `first`: how many places, None for all."""
+        parts, rank = self.parts(size), self.axis.rank
+        return max(0, min(parts[rank], (size if first is None else first) - sum(parts[:rank])))
 
-    def gather(self, x: Tensor, dim: int, size: int) -> Tensor:
-        """Undoes `split`: returns the whole `dim`, cut to its true `size`, on every rank."""
+    def gather(self, x: Tensor, dim: int, size: int, *, multiple: int = 1) -> Tensor:
+        """Undoes `split`: returns the whole `dim`, of its true `size`, on every rank."""
         if self.size == 1:
             return x
-        return torch.cat(self.axis.all_gather(x), dim=dim).narrow(dim, 0, size)
+        parts = self.parts(size, multiple=multiple)
+        assert x.shape[dim] == parts[self.axis.rank], f"{x.shape[dim]} places of {size} here, split as {parts}"
+        gathered = self.axis.all_gather(pad_dim(x, dim, max(parts)))
+        true = [whole.narrow(dim, 0, part) for whole, part in zip(gathered, parts, strict=True)]
+        return torch.cat(true, dim=dim).narrow(dim, 0, size)
 
-    def all_to_all(self, x: Tensor, *, whole_dim: int, split_dim: int, size: int) -> Tensor:
-        """Moves the split from `whole_dim`, whose true length is `size`, to `split_dim`.
+    def all_to_all(self, xs: Sequence[Tensor], *, dim: int, places: Sequence[int]) -> Tensor:
+        """Gives every rank its part of `dim`, and gets the places in dim 0 of all ranks: [sum(places), len(xs), ...].
 
-        Makes one all-to-all. Returns x itself in a group of one.
+        `xs`: of one shape; they go as one. `places`: how many each rank has in dim 0, as `parts` says. One copy, and one
+        all-to-all. A `dim` that is shorter than there are ranks comes back padded.
         """
-        if self.size == 1:
-            return x
-        assert x.dim() > max(whole_dim, split_dim), "dims count from the front"
-        x = pad_dim(x, split_dim, padded(x.shape[split_dim], self.size))
-        sent = torch.stack(x.chunk(self.size, dim=split_dim)).contiguous()
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=self.axis.group)
-        self.axis.traffic.all_to_all(sent.numel() * sent.element_size() * (self.size - 1) // self.size)
-        return torch.cat(received.unbind(0), dim=whole_dim).narrow(whole_dim, 0, size)
+        shape, rank = list(xs[0].shape), self.axis.rank
+        assert shape[0] == places[rank], f"{shape[0]} places here, of {tuple(places)}"
+        parts = self.parts(shape[dim])
+        xs = [pad_dim(x, dim, sum(parts)) for x in xs]
+        shape[0], shape[dim] = sum(places), parts[rank]
+        rest = len(xs) * prod(shape[1:]) // parts[rank]
+        received = exchange(
+            self.axis.exchanges,
+            xs,
+            dim=dim,
+            parts=parts,
+            given=[places[rank] * part * rest for part in parts],
+            taken=[place * parts[rank] * rest for place in places],
+        )
+        return received.view(shape[0], len(xs), *shape[1:])
+
+    def all_to_all_back(
+        self, x: Tensor, *, dim: int, size: int, places: Sequence[int], front: int = 0
+    ) -> Tensor:  # fmt: skip
+        """Undoes `all_to_all` of one tensor: returns this rank's places, and all of `dim`, of its true `size`.
+
+        `front`: where dim 0 is in the result. One all-to-all, and one copy behind it, which a compiled block does together
+        with what follows; x itself is copied only if its dim 0 does not lie outermost.
+        """
+        parts, rank = self.parts(size), self.axis.rank
+        shape = [places[rank], *x.shape[1:]]
+        rest = prod(shape[1:]) // parts[rank]
+        received = exchange(
+            self.axis.exchanges,
+            [pad_dim(x, 0, sum(places))],
+            dim=0,
+            parts=places,
+            given=[place * parts[rank] * rest for place in places],
+            taken=[places[rank] * part * rest for part in parts],
+        )
+        blocks = []
+        for block, part in zip(received.split([places[rank] * part * rest for part in parts]), parts, strict=True):
+            shape[dim] = part
+            blocks.append(block.view(shape).movedim(0, front))
+        # In the result, dim 0 has moved behind those that were in front of it.
+        joined = dim - 1 if 0 < dim <= front else dim
+        return torch.cat(blocks, dim=joined).narrow(joined, 0, size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

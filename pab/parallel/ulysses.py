@@ -1,6 +1,7 @@
 """Ulysses attention (arXiv 2309.14509, section 3): ranks trade their parts of a sequence for parts of the heads, and back.
 
-Both all-to-alls are made inside the call, so a reused attention makes none.
+Both all-to-alls are made inside the call, so a reused attention makes none. Queries, keys and values go as one, and attention
+reads them where they have come.
 
 Shape letters: B rows, P this rank's tokens, S all ranks' tokens, H heads, h this rank's heads, D channels of a head.
 """
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pab.parallel.mesh import SequenceParallel, pad_dim, padded
+from pab.parallel.mesh import SequenceParallel, pad_dim
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -27,32 +28,59 @@ def ulysses_attention(
     sp: SequenceParallel,
     mask: Tensor | None = None,
     attend: Attend | None = None,
+    tokens_per_place: int = 1,
 ) -> Tensor:
     """Returns [B, P, H, D]: attention of this rank's tokens over the tokens of all ranks. Collective: two all-to-alls.
 
-    `lengths`: true lengths of the streams (such as text and video) that follow one another in P. Each stream is split
-    over the ranks separately; padding is not attended to. `mask` [B or 1, 1, S or 1, S], as torch takes it, over all tokens
-    of the first stream, then of the next. `attend`: what does the attention, torch's own unless given. If the number of ranks
-    does not divide that of heads, empty heads are added.
+    `lengths`: true lengths of the streams (such as text and video) that follow one another in P, in places of
+    `tokens_per_place` tokens. Each stream is split over the ranks separately; padding is not attended to. `mask` [B or 1, 1,
+    S or 1, S], as torch takes it, over all tokens of the first stream, then of the next. `attend`: what does the attention,
+    torch's own unless given. It must not depend on the order of tokens where there is no mask.
     """
     if attend is None:
         attend = torch_attention
     if sp.size == 1:
         return attend(q_BPHD, k_BPHD, v_BPHD, mask)
-    parts = [padded(length, sp.size) // sp.size for length in lengths]
+    streams = [[tokens_per_place * part for part in sp.parts(length)] for length in lengths]
+    true = [tokens_per_place * length for length in lengths]
+    places = [sum(of_rank) for of_rank in zip(*streams, strict=True)]
     num_heads = q_BPHD.shape[2]
-    assert q_BPHD.shape[1] == sum(parts), f"{q_BPHD.shape[1]} tokens here, streams of {lengths} give {parts}"
-    traded = torch.stack([q_BPHD, k_BPHD, v_BPHD])
-    traded = sp.all_to_all(traded, whole_dim=2, split_dim=3, size=sp.size * sum(parts))
-    by_stream = traded.unflatten(2, (sp.size, -1)).split(parts, dim=3)
-    whole = [stream.flatten(2, 3).narrow(2, 0, length) for stream, length in zip(by_stream, lengths, strict=True)]
-    q, k, v = torch.cat(whole, dim=2).unbind(0)
-    out_BShD = attend(q, k, v, mask)
-    dealt = [
-        pad_dim(stream, 1, sp.size * part).unflatten(1, (sp.size, part))
-        for stream, part in zip(out_BShD.split(list(lengths), dim=1), parts, strict=True)
+    qkv_S3BhD = sp.all_to_all([x.transpose(0, 1) for x in (q_BPHD, k_BPHD, v_BPHD)], dim=2, places=places)
+    # They come rank by rank. Where nothing tells tokens apart they may stay so.
+    stays = sum(true) == sum(places) and (len(true) == 1 or mask is None)
+    q, k, v = (qkv_S3BhD if stays else _by_stream(qkv_S3BhD, streams, true)).transpose(0, 2).unbind(1)
+    out_SBhD = attend(q, k, v, mask).transpose(0, 1)
+    heads = sp.parts(num_heads)[sp.axis.rank]
+    assert out_SBhD.shape[2] == heads, "attention leaves the heads as they are"
+    out_SBhD = out_SBhD if stays else _by_rank(out_SBhD, streams, true)
+    return sp.all_to_all_back(out_SBhD, dim=2, size=num_heads, places=places, front=1)
+
+
+def _by_stream(x: Tensor, streams: Sequence[Sequence[int]], true: Sequence[int]) -> Tensor:
+    """Returns tokens in dim 0, which come rank by rank, stream by stream and without padding."""
+    of_rank = [list(part) for part in zip(*streams, strict=True)]
+    blocks = [rank.split(sizes) for rank, sizes in zip(x.split([sum(s) for s in of_rank]), of_rank, strict=True)]
+    kept = [
+        block.narrow(0, 0, own)
+        for number, length in enumerate(true)
+        for block, own in zip((rank[number] for rank in blocks), _own(streams[number], length), strict=True)
     ]
-    return sp.all_to_all(torch.cat(dealt, dim=2).flatten(1, 2), whole_dim=2, split_dim=1, size=num_heads)
+    return torch.cat(kept)
+
+
+def _by_rank(x: Tensor, streams: Sequence[Sequence[int]], true: Sequence[int]) -> Tensor:
+    """Undoes `_by_stream`, with zeros as padding."""
+    by_stream = [
+        [pad_dim(block, 0, part) for block, part in zip(stream.split(_own(parts, length)), parts, strict=True)]
+        for stream, parts, length in zip(x.split(list(true)), streams, true, strict=True)
+    ]
+    return torch.cat([block for rank in zip(*by_stream, strict=True) for block in rank])
+
+
+def _own(parts: Sequence[int], length: int) -> list[int]:
+    """Returns of each rank's part how much is not padding."""
+    starts = [sum(parts[:rank]) for rank in range(len(parts))]
+    return [max(0, min(part, length - start)) for part, start in zip(parts, starts, strict=True)]
 
 
 def torch_attention(q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 from pab.broadcast.plan import BroadcastPlan
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, NotFiniteError, RendersBatches, Scheduler, VideoModel
-from pab.parallel.mesh import NodeGroup, SequenceParallel, Traffic
+from pab.parallel.exchange import Traffic, Waiting
+from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.sampling.denoise import (
     PLAIN_LOOP,
     Denoised,
@@ -78,7 +79,7 @@ def denoise_batch(
 def unbatch(denoised: Denoised) -> list[Denoised | NotFiniteError]:
     """Splits a batch: returns each clip's part of the result, or the error of a clip that is not finite.
 
-    Each of N clips gets an N-th of the seconds and bytes. Calls, all-to-alls and memory are the whole batch's.
+    Each of N clips gets an N-th of all seconds and bytes. Calls, all-to-alls and memory are the whole batch's.
     """
     num_clips = len(denoised.latents)
     seconds = tuple(step_s / num_clips for step_s in denoised.step_seconds)
@@ -89,6 +90,7 @@ def unbatch(denoised: Denoised) -> list[Denoised | NotFiniteError]:
         gathers=traffic.gathers,
         gather_bytes=traffic.gather_bytes // num_clips,
     )
+    waiting = Waiting(denoised.waiting.exposed_s / num_clips, denoised.waiting.hidden_s / num_clips)
     parts: list[Denoised | NotFiniteError] = []
     for row, not_finite in enumerate(denoised.not_finite):
         latents = denoised.latents[row : row + 1]
@@ -96,6 +98,6 @@ def unbatch(denoised: Denoised) -> list[Denoised | NotFiniteError]:
             parts.append(NotFiniteError(not_finite_text(not_finite, latents)))
             continue
         parts.append(
-            replace(denoised, latents=latents, not_finite=(0,), step_seconds=seconds, traffic=share)
-        )  # fmt: skip
+            replace(denoised, latents=latents, not_finite=(0,), step_seconds=seconds, traffic=share, waiting=waiting)
+        )
     return parts

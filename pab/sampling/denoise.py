@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import cast
 
 import torch
@@ -27,7 +28,9 @@ from pab.model import (
     StepInput,
     VideoModel,
 )
-from pab.parallel.mesh import NodeGroup, Traffic
+from pab.parallel.exchange import Traffic, Waiting
+from pab.parallel.mesh import NodeGroup
+from pab.parallel.turns import in_turn
 from pab.sampling.device_clock import DeviceClock
 from pab.sampling.recorded_loop import MAX_TOKENS, LoopRecorder, RunStep, Texts, shapes_of
 
@@ -44,11 +47,13 @@ class LoopSettings:
     """How a loop is run. `cache_dtype`: how kept outputs are stored, "full" or "int8" (`pab.kernels.kept_int8`).
 
     `recorder`: records and replays the loop. It needs a clip for which `records_loop` is true and a model that is a
-    `pab.model.Recordable`.
+    `pab.model.Recordable`. `rows_in_turn`: on ranks that share a pass and have both rows of guidance, each row is a pass of
+    its own, and one computes while the other one exchanges. It needs a model whose family has `rows_in_turn`.
     """
 
     cache_dtype: str = "full"
     recorder: LoopRecorder | None = None
+    rows_in_turn: bool = False
 
 
 PLAIN_LOOP = LoopSettings()
@@ -70,6 +75,8 @@ class Denoised:
     """Passes of the model that this rank made in each step."""
     reused: Mapping[str, int]
     traffic: Traffic
+    waiting: Waiting
+    """Seconds of exchanges: those of a pass, and of the rows of guidance."""
     kept_bytes_peak: int
     clock: DeviceClock
     """One mark before the first step, one between steps, one after the last."""
@@ -96,6 +103,7 @@ def denoise(
     scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
     prompt = prompt_with(given, prompt)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
+    exchanges, timed = group.sp.axis.exchanges, (group.sp.axis.exchanges, group.cfg.exchanges)
     texts, state = _texts(model, request, prompt, group, loop), _state(plan, group, loop)
     guidance_scale = branch_guidance(request, prompt)
     scales = step_guidance(scheduler, guidance_scale, plan.num_steps)
@@ -115,10 +123,11 @@ def denoise(
             step_input = StepInput(
                 request=request, step=step, timestep=timestep, active_frames=active, image_states=image_states
             )
-            outputs = [
-                model.predict(model_input, step_input, text, state.visit(step, branch), group)
+            passes = [
+                partial(model.predict, model_input, step_input, text, state.visit(step, branch), group)
                 for branch, text in texts.items()
             ]
+            outputs = in_turn(passes, exchanges, group.device) if loop.rows_in_turn else [run() for run in passes]
             prediction = guide(outputs, guidance_scale if guidance_scale == 1.0 else scales[step], group, combine)
         assert prediction is not None, "a plan never leaves out the first pass"
         state.kept_bytes_peak = max(state.kept_bytes_peak, state.kept_bytes)
@@ -128,7 +137,9 @@ def denoise(
     if loop.recorder is not None:
         kind = _kind(request, plan, guidance_scale, loop, texts)
         run = loop.recorder.wrap(run_step, kind=kind, num_steps=plan.num_steps, state=state)
-    clock, before = DeviceClock(group.device), group.sp.axis.traffic.snapshot()
+    clock, before = DeviceClock(group.device), exchanges.snapshot()
+    for each in timed:
+        each.begin_timing()
     latents = noise.to(group.device) * scheduler.init_noise_sigma
     latents = model.split(latents if given is None else given.put_into(latents), group.sp)
     clock.mark()
@@ -137,15 +148,17 @@ def denoise(
         clock.mark()
     assert not state.kept, f"outputs outlived their last use: {sorted(state.kept)}"
     latents = model.gather(latents, request, group.sp)
+    not_finite = _not_finite(latents)  # waits for the device
     return Denoised(
         latents=latents,
-        not_finite=_not_finite(latents),
+        not_finite=not_finite,
         plan=state.decided,
         step_seconds=tuple(clock.seconds()),
         passes=len(texts),
         computed=dict(state.computed),
         reused=dict(state.reused),
-        traffic=group.sp.axis.traffic.since(before),
+        traffic=exchanges.since(before),
+        waiting=reduce(Waiting.plus, (each.end_timing() for each in timed)),
         kept_bytes_peak=state.kept_bytes_peak,
         clock=clock,
     )
@@ -179,12 +192,14 @@ def step_guidance(scheduler: Scheduler, guidance_scale: float, num_steps: int) -
     return by_step or (guidance_scale,) * num_steps
 
 
-def branches(request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup) -> tuple[str, ...]:
+def branches(
+    request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup, *, rows_in_turn: bool = False
+) -> tuple[str, ...]:
     """Returns the guidance branches that this rank runs in a step, one pass for each."""
     if branch_guidance(request, prompt) == 1.0:
         return (COND,)
     if group.cfg.size == 1:
-        return prompt.guided_passes
+        return (COND, UNCOND) if rows_in_turn and group.sp.size > 1 else prompt.guided_passes
     return (COND,) if group.cfg.rank == 0 else (UNCOND,)
 
 
@@ -208,7 +223,8 @@ def guide(
 def _texts(
     model: VideoModel, request: ClipRequest, prompt: EncodedPrompt, group: NodeGroup, loop: LoopSettings
 ) -> Texts:  # fmt: skip
-    texts = {branch: prompt.states(branch) for branch in branches(request, prompt, group)}
+    mine = branches(request, prompt, group, rows_in_turn=loop.rows_in_turn)
+    texts = {branch: prompt.states(branch) for branch in mine}
     if loop.recorder is None:
         return texts
     assert group.clip.size == 1, "ranks that share a clip are not recorded"

@@ -1,14 +1,13 @@
-"""Marks in a device's work that are read later: CUDA events, or the wall clock on a CPU, where nothing is queued."""
+"""Marks in a device's work that are read later."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 
-Mark = torch.cuda.Event | float
+from pab.parallel.marks import Mark, mark_now, seconds_between
 
 
 @dataclass(slots=True)
@@ -20,12 +19,7 @@ class DeviceClock:
 
     def mark(self) -> None:
         """Sets a mark after everything that is queued so far."""
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
+        self.marks.append(mark_now(self.device))
 
     def wait(self) -> None:
         """Waits until the device has reached the last mark."""
@@ -36,12 +30,3 @@ class DeviceClock:
         """Returns the seconds between neighbouring marks; waits for the device."""
         self.wait()
         return [seconds_between(earlier, later) for earlier, later in pairwise(self.marks)]
-
-
-def seconds_between(earlier: Mark, later: Mark) -> float:
-    """Returns the seconds between two marks of one device, which must have reached both."""
-    if isinstance(earlier, torch.cuda.Event) and isinstance(later, torch.cuda.Event):
-        return earlier.elapsed_time(later) / 1e3
-    assert isinstance(earlier, float), "both marks are of one device"
-    assert isinstance(later, float), "both marks are of one device"
-    return later - earlier

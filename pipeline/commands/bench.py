@@ -114,6 +114,7 @@ def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Jso
     _rows(arguments.rows)  # wrong ones are refused before torch is loaded
     # Torch comes in here, and only here: `--list`, `--join` and every other command do without.
     from jobs.bench.run import environment, run_rows
+    from pipeline.commands.bench_job import measure_job
 
     settings = _settings(arguments)
     rows = _rows(arguments.rows, tiny=settings.size == "tiny")
@@ -129,7 +130,10 @@ def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Jso
         _write(folder, document_of([here], lines, rows))
         screen.note(told(line))
 
-    run_rows(rows, settings, tell)
+    def run_job(row: Row) -> Json:
+        return measure_job(row, settings, screen.note)
+
+    run_rows(rows, settings, tell, run_job=run_job)
     return document_of([here], lines, rows)
 
 
@@ -199,4 +203,7 @@ def told(line: Mapping[str, Any]) -> str:
     alike = "" if quality is None or quality["identical"] else f", {quality['psnr_db']:.1f} dB of {quality['of']}"
     if alike and quality.get("clips", 1) > 1:
         alike += f" (worst {quality['worst_psnr_db']:.1f})"
-    return f"{line['name']:<44} {line['seconds']:.3f} s{spread}{memory}{alike}, warm-up {line['warm_up_s']:.1f} s"
+    waited = "" if line.get("exposed_s") is None else f", waited {line['exposed_s']:.3f} s for exchanges"
+    whole = f", {line['frames_per_second']:.2f} frames a second" if "frames_per_second" in line else ""
+    found = f"{line['name']:<44} {line['seconds']:.3f} s{spread}{memory}{alike}{waited}{whole}"
+    return f"{found}, warm-up {line['warm_up_s']:.1f} s"

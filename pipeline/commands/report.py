@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from jobs.quality.guard import guard_summary
 from jobs.reports.report_gallery import joined_versions
+from jobs.reports.report_headline import headline
 from jobs.reports.report_speedup import difference
 from jobs.reports.run_html import gallery_script, run_page
 from jobs.store import layout
@@ -137,6 +138,9 @@ def report_document(
         "c2pa": totals.c2pa,
         "guard": guard_summary(reports),
         "throughput": _throughput(reports),
+        # Jobs of an earlier version tell neither.
+        "headline": headline([span for report in reports for span in report.get("spans", ())]),
+        "exchanges": _exchanges(reports),
         "measured": joined_measured(reports),
         "all_to_alls": _summed(reports, "all_to_alls", ("planned", "counted", "without_broadcast", "bytes")),
         "calls_agree": all(report["calls"]["agree"] for report in reports),
@@ -184,6 +188,20 @@ def _throughput(reports: Sequence[Json]) -> Json:
     return {"clips_per_gpu_hour": rate, "device_busy_share": share, "gpu_seconds": round(gpu_s, 3)}
 
 
+def _exchanges(reports: Sequence[Json]) -> Json | None:
+    told = [found for report in reports if (found := report.get("exchanges"))]
+    if not told:
+        return None
+    exposed_s, hidden_s, denoise_s = (
+        sum(float(each[name]) for each in told) for name in ("exposed_s", "hidden_s", "denoise_s")
+    )
+    return {
+        "exposed_s": round(exposed_s, 4),
+        "hidden_s": round(hidden_s, 4),
+        "exposed_share": round(exposed_s / denoise_s, 4) if denoise_s else None,
+    }
+
+
 def _summed(reports: Iterable[Json], part: str, names: Sequence[str]) -> dict[str, int]:
     return {name: sum(report[part][name] for report in reports) for name in names}
 
@@ -218,6 +236,15 @@ def report_text(document: Json) -> str:
         share = throughput["device_busy_share"]
         busy = "" if share is None else f", devices busy {share:.1%} of the time from clip to clip"
         lines.append(f"clips per GPU-hour: {throughput['clips_per_gpu_hour']:,.1f}{busy}")
+    if whole := document["headline"]:
+        lines.append(
+            f"{whole['frames_per_second']:,.2f} frames a second, {whole['clips_per_gpu_hour']:,.1f} clips per GPU-hour "
+            f"on {whole['ranks']:g} ranks, {whole['how']}"
+        )
+    if waited := document["exchanges"]:
+        lines.append(
+            f"exchanges: {waited['exposed_s']:,.2f} s waited for, {waited['hidden_s']:,.2f} s beside other work"
+        )
     lines += [f"{name:<8} {text}" for name, text in told_lines(document)]
     lines += [f"left out, damaged: {what}" for what in document["damaged"][:10]]
     if "shared" in document:

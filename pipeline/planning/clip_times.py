@@ -12,13 +12,15 @@ from math import log2
 
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup
-from pipeline.planning.cost import INT8_SLOWER, ClipCosts
+from pipeline.planning.cost import INT8_SLOWER, ClipCosts, clip_request
 from pipeline.planning.measured import NOTHING_MEASURED, MeasuredTimes
+from pipeline.planning.scaling import expected, tokens_of
 
 MEASURED, SCALED, ESTIMATED = "measured", "scaled from measured", "estimated"
 _FIGURES = "from figures measured on "
 CFG_EFFICIENCY, SP_EFFICIENCY = 0.97, 0.93
-"""Of each doubling of ranks, where nothing is measured: not zero loss, so that of equals the one that exchanges less wins."""
+"""Of each doubling of ranks, where nothing is measured and the model knows nothing (`scaling.py`): not zero loss, so that of
+equals the one that exchanges less wins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +88,17 @@ class ClipTimes:
         return Timed(seconds=expected, source=source_of(self.costs.measured_on(group.model)))
 
     def _expected(self, group: ClipGroup, cfg: int, sp: int, keep: str) -> float:
-        speedup = cfg * CFG_EFFICIENCY ** log2(cfg) * sp * SP_EFFICIENCY ** log2(sp)
-        return self.costs.seconds(group) * self._slower(group, keep) / speedup
+        return self.costs.seconds(group) * self._slower(group, keep) / self._times_faster(group, cfg, sp)
+
+    def _times_faster(self, group: ClipGroup, cfg: int, sp: int) -> float:
+        """Returns what splitting is worth: by the model of exchanges on a GPU, where the width of tokens is known."""
+        costs, figures = self.costs, self.costs.figures(group.model)
+        family = costs.rules.families[group.model]
+        plan, request = costs.plan(group), clip_request(family, group)
+        tokens = None if figures.device == "cpu" or sp == 1 else tokens_of(family, request, plan, figures)
+        if tokens is None:
+            return float(cfg * CFG_EFFICIENCY ** log2(cfg) * sp * SP_EFFICIENCY ** log2(sp))
+        return expected(costs.seconds(group), plan, tokens, Mesh(cfg=cfg, sp=sp)).times_faster
 
     def _slower(self, group: ClipGroup, keep: str) -> float:
         plan = self.costs.plan(group)

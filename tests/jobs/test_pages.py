@@ -55,6 +55,7 @@ def bench_document() -> dict[str, Any]:
         "group": "wan", "side": "ours", "words": "eager none", "status": "measured", "seconds": 2.0, "spread": None,
         "clips_per_gpu_hour": 1800.0, "computed_share": 1.0, "quality": None, "to_eager": {"relative_rms": 1.5e-6},
         "peak_gb": None, "kept_gb": 0.25, "warm_up_s": 1.0, "graphs": 0, "graphs_after_warm_up": 0,
+        "exposed_s": 0.125, "hidden_s": None, "sent_gb": 1.5,
         "step_ms": {"stcm": 2.0, "...m": 1.0}, "block_parameters": 2_500_000, "weights": "random", "precision": "float32",
         "clip": {"height": 8, "width": 16, "num_frames": 5, "num_steps": 4, "guidance_scale": 7.5},
     }  # fmt: skip
@@ -219,7 +220,7 @@ def test_the_table_of_a_benchmark_has_a_bar_for_what_was_measured_and_a_reason_f
     ours, theirs, broken = cells(found)[1:4]
     assert ours == [
         "ours", "eager none", "2.000", "-", "", "1,800", "100%", "-", "-", "-", "-", "-", "1.5e-06", "-",
-        "0.25", "1.0", "0", "0",
+        "0.25", "1.0", "0", "0", "0.125", "-", "1.50", "-",
     ]  # fmt: skip
     assert theirs[7:13] == ["30.5 dB", "-", "0.9900", "-", "video", "-"]
     assert broken == ["cache-dit", "eager none", "failed: it broke"]

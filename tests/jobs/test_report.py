@@ -271,6 +271,11 @@ def test_two_ranks_report_the_all_to_alls_that_broadcast_saved(tmp_path):
     assert exchanged["bytes_without_broadcast"] == exchanged["bytes"] // 12 * 32 > 0
     assert report["ranks_per_clip"] == 2
     assert report["baseline"]["clip_id"] == "clip.0"
+    (record,) = bucket.records([clip(0).key]).values()
+    assert record["exchanges"]["exposed_s"] > 0
+    assert report["exchanges"]["exposed_s"] == pytest.approx(record["exchanges"]["exposed_s"], abs=1e-3)
+    assert report["headline"]["frames"] == record["video"]["num_frames"]
+    assert b"frames a second" in bucket.read(layout.job_report(7, "html"))
     assert report["throughput"]["gpu_seconds"] == pytest.approx(
         2 * sum(report["seconds_by_stage"][stage]["sum"] for stage in ("denoise", "decode")), abs=1e-3
     )

@@ -19,7 +19,7 @@ from pab.family import ClipRequest
 from pab.model import DecodedFrames, Scheduler
 from pab.nn.noise_video import NoiseVideo
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.denoise import Denoised, denoise, initial_noise
+from pab.sampling.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
 from pab.sampling.samplers import (
     DDIM,
     PNDM,
@@ -87,6 +87,7 @@ class World:
         *,
         rules: BroadcastRules = PAB246,
         group: NodeGroup | None = None,
+        loop: LoopSettings = PLAIN_LOOP,
     ) -> Denoised:
         return denoise(
             model,
@@ -95,6 +96,7 @@ class World:
             noise=initial_noise(request, model.latent_shape(request)),
             plan=self.plan(request, rules),
             group=group or NodeGroup(),
+            loop=loop,
         )
 
 

@@ -182,7 +182,7 @@ def ranks_render(mesh):
     result = render(tiny_model(), clip(num_steps=14), SOME, group)
     worlds = noise_worlds.WORLDS.values() if mesh["cfg"] * mesh["sp"] == 2 else ()
     others = [world.render(world.model(), noise_worlds.clip(), rules=SOME, group=group) for world in worlds]
-    exchanges = group.clip.traffic.snapshot().gathers
+    exchanges = group.clip.exchanges.snapshot().gathers
     return [(found.latents, found.plan.sources, found.traffic) for found in (result, *others)], exchanges
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pab.parallel.mesh import padded
+from pab.parallel.parts import even_parts, largest_part, sent_elements
 from pab.sampling.denoise import Denoised
 from tests.pab.library_ranks import TINY, Case, render
 from tests.pab.library_worlds import WORLDS, relative
@@ -40,7 +40,7 @@ CASES = {
         Case(name="ltx_2b", mesh=CLIPS_TOO),
     ],
 }
-"""By number of ranks. The small models have two heads: three and four ranks get padded ones."""
+"""By number of ranks. The small models have two heads: of three and four ranks the last ones get empty ones."""
 Ranks = list[dict[Case, Denoised]]
 
 
@@ -87,15 +87,16 @@ def test_bytes_on_the_wire_are_those_of_the_arithmetic(ranks_of, num_ranks):
         (_, cfg, sp), tiny = case.mesh, TINY[case.name]
         request = case.request
         tokens = WORLDS[case.name].family.num_tokens(request.num_frames, request.height, request.width)
-        mine = padded(tokens, sp) // sp
         text = tiny.text_tokens + (tiny.second_text or (0, 0))[0]
-        with_text = mine + (padded(text, sp) // sp if tiny.text_is_split else 0)
-        rows = 2 if tiny.both_rows_at_once and cfg == 1 and case.guidance_scale > 1 else 1
-        # queries, keys, values and output of this rank's tokens, 4 bytes each: an equal share goes to each other rank
-        site = 4 * rows * with_text * (padded(2, sp) // sp) * tiny.head_dim * 4 * (sp - 1)
-        assert done.traffic.all_to_all_bytes == done.computed["spatial"] * site
+        texts = even_parts(text, sp) if tiny.text_is_split else (0,) * sp
+        places = [mine + words for mine, words in zip(even_parts(tokens, sp), texts, strict=True)]
+        heads, rows = even_parts(2, sp), 2 if tiny.both_rows_at_once and cfg == 1 and case.guidance_scale > 1 else 1
+        # of this rank's tokens, the first one's, the others get their heads of queries, keys and values; back comes the rest
+        there, back = sent_elements(places, heads, 0, 3 * rows), sent_elements(heads, places, 0, rows)
+        assert done.traffic.all_to_all_bytes == done.computed["spatial"] * (there + back) * tiny.head_dim * 4
         assert done.traffic.gathers == done.passes * done.plan.num_steps
-        assert done.traffic.gather_bytes == done.traffic.gathers * rows * mine * tiny.token_channels * 4 * (sp - 1)
+        most = largest_part(tokens, sp)
+        assert done.traffic.gather_bytes == done.traffic.gathers * rows * most * tiny.token_channels * 4 * (sp - 1)
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -141,7 +141,7 @@ def predict_masked(name: str, shape: tuple[int, ...], sp: SequenceParallel) -> t
     dim, multiple = transformer.latent_split(tuple(size), sp.size)
     conditions = transformer.prepare(text, size=tuple(size), text_mask_BL=text_mask, latent_mask_BTHW=latent_mask)
     out = transformer.denoise(sp.split(latents, dim, multiple=multiple), 501.0, conditions, sp=sp)
-    return sp.gather(out, dim, size[dim - 2])
+    return sp.gather(out, dim, size[dim - 2], multiple=multiple)
 
 
 @torch.inference_mode()

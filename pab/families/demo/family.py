@@ -152,5 +152,6 @@ DEMO = Family(
     # In bfloat16 it draws what no prompt asked for, such as a second circle.
     gpu_precision="float32",
     compiles=True,
+    rows_in_turn=True,
     max_batch=MAX_BATCH,
 )

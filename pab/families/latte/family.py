@@ -99,6 +99,7 @@ LATTE = Family(
     text_tokens=MAX_TEXT_TOKENS,
     pin=PARTS.pin,
     compiles=True,
+    rows_in_turn=True,
     max_batch=MAX_BATCH,
     prefers_cudnn=True,
     fused_kernels=True,

@@ -216,7 +216,7 @@ class Latte(nn.Module):
         x = x.flatten(2, 3) + conditions.positions_SD
         modulation, embedded = step_modulation(self, timestep, x)
         context = self._context(conditions, modulation, grid, sp)
-        own = sp.own_size(x.shape[1], conditions.num_frames)
+        own = sp.own_size(conditions.num_frames)
 
         def run(x: Tensor) -> Tensor:
             for i, (spatial, over_time) in enumerate(zip(self.spatial_blocks, self.temporal_blocks, strict=True)):

@@ -108,6 +108,7 @@ OPEN_SORA = Family(
     text_tokens=MAX_TEXT_TOKENS,
     pin=PARTS.pin,
     compiles=True,
+    rows_in_turn=True,
     max_batch=MAX_BATCH,
     prefers_cudnn=True,
     fused_kernels=True,

@@ -195,7 +195,7 @@ class STDiT3(nn.Module):
                 device=x.device, dtype=x.dtype, head_dim=self.config.head_dim, num_frames=num_frames
             ),
         )
-        own = sp.own_size(x.shape[1], num_frames)
+        own = sp.own_size(num_frames)
 
         def run(x: Tensor) -> Tensor:
             for block, keys_values in zip(self.blocks, text.keys_values, strict=True):

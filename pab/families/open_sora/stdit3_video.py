@@ -180,7 +180,8 @@ class STDiT3Video:
 
     def gather(self, latents: Tensor, request: ClipRequest, sp: SequenceParallel) -> Tensor:
         """Returns all frames."""
-        return sp.gather(latents, FRAME_DIM, self.latent_shape(request)[1])
+        multiple = self.transformer.config.patch_size[0]
+        return sp.gather(latents, FRAME_DIM, self.latent_shape(request)[1], multiple=multiple)
 
     def predict(self, latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup) -> Tensor:
         """Returns the velocity of the branch's rows."""

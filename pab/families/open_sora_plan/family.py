@@ -121,6 +121,7 @@ def _v110(name: str, checkpoint: Checkpoint, *, write_tiny: Callable[[Path, int]
         text_tokens=MAX_TEXT_TOKENS_V110,
         pin=parts.pin,
         compiles=True,
+        rows_in_turn=True,
         max_batch=MAX_BATCH,
         prefers_cudnn=True,
         fused_kernels=True,
@@ -154,6 +155,7 @@ def _v120(name: str, checkpoint: Checkpoint, *, write_tiny: Callable[[Path, int]
         text_tokens=MAX_TEXT_TOKENS_V120,
         pin=parts.pin,
         compiles=True,
+        rows_in_turn=True,
         max_batch=MAX_BATCH,
     )
 

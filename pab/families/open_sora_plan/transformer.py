@@ -32,7 +32,9 @@ from pab.nn.adaln_single import (
 )
 from pab.nn.adaln_transformer import keys_values_of, project_out, published_sizes, step_modulation
 from pab.nn.layers import axial_rotation, position_embedding_1d, rotate_halves, unpatchify
-from pab.parallel.mesh import SequenceParallel, padded
+from pab.parallel.mesh import SequenceParallel
+from pab.parallel.parts import largest_part
+from pab.parallel.ulysses import ulysses_attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +84,8 @@ def open_sora_plan_config(published: Mapping[str, Any]) -> OpenSoraPlanConfig:
 
 
 def split_axis(grid: tuple[int, int, int], ranks: int) -> int:
-    """Returns which of frames, rows and columns (0, 1, 2) is split over the ranks: the one that needs least padding."""
-    return min(range(3), key=lambda axis: padded(grid[axis], ranks) / grid[axis])
+    """Returns which of frames, rows and columns (0, 1, 2) is split over the ranks: the one whose parts are most alike."""
+    return min(range(3), key=lambda axis: largest_part(grid[axis], ranks) / grid[axis])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,18 +124,18 @@ class FullAttention(Attention):
     """Self attention over all patches of a clip, whichever rank holds them."""
 
     def forward(self, x_BARD: Tensor, context: BlockContext) -> Tensor:
-        """Returns [B, A, R, D]. A number of heads that the ranks do not divide is padded with empty heads."""
-        sp, places = context.sp, x_BARD.shape[1]
+        """Returns [B, A, R, D]."""
         q, k, v = (layer(x_BARD).unflatten(-1, (self.num_heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
         if context.rotation is not None:
             q, k = rotate_halves(q, context.rotation), rotate_halves(k, context.rotation)
-        parts = sp.all_to_all(torch.stack([q, k, v]), whole_dim=2, split_dim=4, size=context.length)
-        q, k, v = parts.flatten(2, 3).transpose(2, 3)
-        out_BNHd = F.scaled_dot_product_attention(q, k, v, attn_mask=context.bias).transpose(1, 2)
-        out = out_BNHd.unflatten(1, (context.length, -1))
-        out = sp.all_to_all(out, whole_dim=3, split_dim=1, size=self.num_heads)
-        assert out.shape[1] == places, "the split axis comes back as it was"
-        return self.project(out.flatten(3))
+        out_BPHd = ulysses_attention(
+            *(x.flatten(1, 2) for x in (q, k, v)),
+            lengths=[context.length],
+            tokens_per_place=x_BARD.shape[2],
+            sp=context.sp,
+            mask=context.bias,
+        )
+        return self.project(out_BPHd.flatten(2).view_as(x_BARD))
 
 
 class OpenSoraPlanBlock(nn.Module):
@@ -281,7 +283,7 @@ class OpenSoraPlan(nn.Module):
         modulation, embedded = step_modulation(self, timestep, x)
         context = self._context(conditions, modulation, axis, sp)
         x = x.movedim(1 + axis, 1).flatten(2, 3)
-        own = sp.own_size(x.shape[1], context.length)
+        own = sp.own_size(context.length)
 
         def run(x: Tensor) -> Tensor:
             for block, keys_values in zip(self.blocks, conditions.keys_values, strict=True):

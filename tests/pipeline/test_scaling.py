@@ -1,0 +1,68 @@
+"""The model of time: two cards as they were measured, limits that no mesh passes, and its command."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import scaling
+from jobs.settings import Mesh
+from pipeline.planning.scaling import BEFORE, H100, PACKED, Tokens, exchanged
+
+CASES = [(clip, mesh) for clip in scaling.MEASURED for mesh in clip.seconds if mesh.num_ranks > 1]
+
+
+@pytest.mark.parametrize(("clip", "mesh"), CASES, ids=lambda value: str(getattr(value, "title", value)))
+def test_two_cards_are_expected_as_they_were_measured_within_five_percent(clip, mesh):
+    (model_s,) = [model_s for found, _, model_s in scaling.checks(clip) if found == mesh]
+    assert model_s == pytest.approx(clip.seconds[mesh], rel=0.05)
+
+
+@pytest.mark.parametrize("clip", scaling.MEASURED[:2], ids=lambda clip: clip.broadcast)
+def test_no_mesh_beats_the_rank_that_has_most_frames(clip):
+    for mesh, nodes in scaling.MESHES:
+        found = scaling.predicted(clip, mesh, nodes)
+        assert found.times_faster < mesh.cfg * 15 / -(-15 // mesh.sp) * 1.1, (
+            "a tenth: attention over time is split by patches"
+        )
+        assert 0 <= found.exchange_s < found.seconds
+        assert (found.exchange_s == 0) == (mesh.sp == 1)
+        if mesh.cfg == 1:
+            assert scaling.predicted(clip, mesh, nodes, in_turn=True).exchange_s < found.exchange_s
+        before = scaling.predicted(clip, mesh, nodes, copies=BEFORE)
+        assert before.seconds >= found.seconds
+        assert before.sent_bytes >= found.sent_bytes
+
+
+def test_nodes_apart_exchange_more_slowly():
+    clip, mesh = scaling.MEASURED[0], Mesh(sp=8)
+    near, apart = (scaling.predicted(clip, mesh, nodes) for nodes in (1, 2))
+    assert near.sent_bytes == apart.sent_bytes
+    assert near.exchange_s < apart.exchange_s
+    branches = [scaling.predicted(clip, Mesh(cfg=2, sp=4), nodes).exchange_s for nodes in (1, 2)]
+    assert branches[0] == branches[1], "a branch of guidance stays on a node"
+
+
+def test_bytes_and_copies_are_those_of_the_arithmetic():
+    tokens = Tokens(places=15, others=10, width=4, there=1, value_bytes=2, share=0.0)
+    sent, copied = exchanged(tokens, 2, 2, PACKED)
+    assert sent == (8 * 5 + 5 * 7) * 4 * 2 * 2
+    assert copied == 2 * 2 * (8 * 10 * 4 * 2 * 2)
+    padded, more = exchanged(tokens, 2, 2, BEFORE)
+    assert padded == (8 * 5 + 5 * 8) * 4 * 2 * 2
+    assert more == 3 * copied
+    assert H100.rows_apart > 1
+
+
+def test_the_command_takes_rows_of_bench_too(tmp_path: Path, capsys):
+    rows = [
+        {"group": "open_sora", "side": "ours", "status": "measured", "words": words, "seconds": seconds}
+        for words, seconds in (("compiled none", 8.0), ("compiled none sp2", 4.5), ("compiled none int8", 9.0))
+    ]
+    (tmp_path / "bench.json").write_text(json.dumps({"rows": rows}))
+    scaling.main(["--bench", str(tmp_path / "bench.json")])
+    told = capsys.readouterr().out
+    assert "measured sp2: 4.50 s; the model: 4." in told
+    assert "cfg2 sp8, 2 nodes" in told
+    scaling.main([])
+    assert capsys.readouterr().out.count("measured cfg2") == 3
