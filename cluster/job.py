@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -36,7 +36,8 @@ class JobState(Enum):
 class JobRequest:
     """One job: `call` runs once on every rank (`num_nodes * ranks_per_node` processes); rank 0's value is the result.
 
-    `avoid_nodes`: nodes that the job is not to run on, if the cluster can do without them.
+    `avoid_nodes`: nodes that the job is not to run on, if the cluster can do without them. `is_restart`: a job for the same
+    has begun before, so it waits for no other job any more.
     """
 
     name: str
@@ -46,6 +47,7 @@ class JobRequest:
     gpus_per_node: int
     timeout_min: int
     avoid_nodes: frozenset[str] = frozenset()
+    is_restart: bool = False
 
 
 class Job(Protocol):
@@ -83,8 +85,11 @@ class Cluster(Protocol):
     def refuse_if_cancelled(self) -> None:
         """Raises CancelledError if the run was cancelled since this object was made."""
 
-    def alive(self) -> list[Job]:
-        """Returns the jobs of the run that wait or run, whoever submitted them, as far as this machine knows them."""
+    def alive(self, noted: Mapping[str, str] | None = None) -> list[Job]:
+        """Returns the jobs of the run that wait or run, whoever submitted them, as far as this machine can see them.
+
+        `noted`: by their ids, what those are called of which no record is on this machine.
+        """
 
     def poll(self) -> None:
         """Brings the states of all jobs up to date (and, on this machine, starts what has room)."""

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,7 +218,7 @@ class LocalCluster:
     def refuse_if_cancelled(self) -> None:
         """Does nothing: `cancel` ends a local run's processes, also one that waits, by a signal."""
 
-    def alive(self) -> list[Job]:
+    def alive(self, noted: Mapping[str, str] | None = None) -> list[Job]:
         """Returns none: local jobs end with their driver."""
         return []
 

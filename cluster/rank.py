@@ -19,6 +19,8 @@ from cluster.pickled import FormatError, seal, unseal
 
 _LOG = logging.getLogger(__name__)
 _WATCH_S = 0.5
+REQUEUE_MARK = "_requeue"
+"""Ends the name of a file, after the job's id, by which a rank without scontrol asks the job's script to requeue it."""
 
 
 def rank_result(*, attempt: int, value: object) -> dict[str, object]:
@@ -95,7 +97,10 @@ def _requeue_on_usr2(environment: submitit.JobEnvironment, *, attempt: int, max_
         # SLURM signals the whole step while `scontrol requeue` still runs in it. Signals ignored here are also ignored there.
         for ending in (signal.SIGTERM, signal.SIGCONT):
             signal.signal(ending, signal.SIG_IGN)
-        subprocess.run(["scontrol", "requeue", environment.job_id], timeout=60, check=True)
+        try:
+            subprocess.run(["scontrol", "requeue", environment.job_id], timeout=60, check=True)
+        except FileNotFoundError:  # in a container
+            (environment.paths.folder / f"{environment.job_id}{REQUEUE_MARK}").touch()
         sys.exit(1)
 
     signal.signal(signal.SIGUSR2, requeue)

@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-import shlex
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.job import CancelledError, ClusterError, Job, JobRequest, JobState, UnansweredError
-from cluster.job_files import private_folder
+from cluster.slurm_clients import Site, ask_slurm, asked_cluster, read_site, sbatch_options
 from cluster.slurm_job import SlurmJob
 from cluster.slurm_nodes import keep_off, may_avoid, relax, shortage
 from cluster.slurm_queue import QueueRow, read_queue
 from cluster.slurm_record import ArrayRecord, cancel_mark, leave_cancel_mark, name_prefix, read_records
 from cluster.slurm_sbatch import hand_over, keep, prepare, settle
-from cluster.slurm_script import array_script, arrays, max_array_size, names_of, shape_of
-from cluster.slurm_settings import SlurmSettings, ask_slurm, check_extra, check_one_cluster, sbatch_options
+from cluster.slurm_script import arrays, names_of
+from cluster.slurm_settings import SlurmSettings, check_extra
 
 _LOG = logging.getLogger(__name__)
 _CANCEL_AT_ONCE = 200
 _MAX_RELEASES = 10
+_FIRST_INTERVAL_S = 2.0
 _LIVE = (JobState.WAITING, JobState.RUNNING)
 _UNANSWERED_S = 86400.0
 """A record without an answer that is older than this is of a submit that was killed before sbatch."""
@@ -40,9 +38,9 @@ class SlurmCluster:
 
     `folder` must be shared with the nodes; pickles, scripts, logs and results lie there in a new private folder (0700) per
     array, because ids repeat. `run_id` is in the name of every job. `queue_interval_s`: the least time between two questions
-    to slurmctld; `nodes_interval_s`: between two about nodes. `result_grace_s`: how long after a job has left the queue its
-    result may take to become visible. `settle_s`: how long a controller that is away is waited for when nobody knows whether
-    it took jobs.
+    to slurmctld; in its first minutes it asks more often, since short runs end in them. `nodes_interval_s`: between two about
+    nodes. `result_grace_s`: how long after a job has left the queue its result may take to become visible. `settle_s`: how
+    long a controller that is away is waited for when nobody knows whether it took jobs.
     """
 
     def __init__(
@@ -56,10 +54,10 @@ class SlurmCluster:
         result_grace_s: float = 15.0,
         settle_s: float = 60.0,
     ) -> None:
-        check_one_cluster()
         check_extra(settings.extra, sbatch_options())
         self._folder = folder.expanduser().absolute()
-        self._settings = settings
+        self._settings = replace(settings, cluster=asked_cluster(settings.cluster))
+        self._site: Site | None = None
         self._run_id = run_id
         self._queue_interval_s = queue_interval_s
         self._nodes_interval_s = nodes_interval_s
@@ -73,12 +71,22 @@ class SlurmCluster:
         self._replaced: set[str] = set()
         self._avoided: frozenset[str] = frozenset()
         self._widest = 1
+        self._made_at_s = time.monotonic()
         self._asked_at_s = float("-inf")
         self._nodes_asked_at_s = float("-inf")
         self._shortage: str | None = None
         self._queue_fails = False
         self._told: set[str] = set()
+        self._noted: Mapping[str, str] = {}
         self._releases: Counter[str] = Counter()
+
+    @property
+    def name(self) -> str | None:
+        """The name of the SLURM cluster that is asked; None as long as it does not answer."""
+        if self._site is None:
+            with contextlib.suppress(ClusterError):
+                self._site = read_site(cluster=self._settings.cluster or "")
+        return self._site.cluster if self._site else None
 
     @property
     def unanswered(self) -> list[ArrayRecord]:
@@ -93,7 +101,8 @@ class SlurmCluster:
         that were taken are found. Raises CancelledError if the run was cancelled since this object was made.
         """
         self.refuse_if_cancelled()
-        size = max_array_size()
+        self._site = read_site(cluster=self._settings.cluster or "")
+        size = self._site.max_array_size
         submitted: list[SlurmJob] = []
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo, submitted)
@@ -121,7 +130,7 @@ class SlurmCluster:
         """Returns the jobs that earlier drivers submitted from this folder; from now on `poll` knows their states."""
         found: list[SlurmJob] = []
         for record in read_records(self._folder, self._run_id):
-            if record.job_name in self._names or record.refused:
+            if record.job_name in self._names or record.refused or self._is_elsewhere(record):
                 continue
             if record.is_open:
                 self._open[record.job_name] = record
@@ -129,13 +138,15 @@ class SlurmCluster:
                 found += self._know(SlurmJob(job) for job in record.jobs())
         return list(found)
 
-    def alive(self) -> list[Job]:
-        """Returns the jobs of the run that wait or run, whoever submitted them from this folder."""
+    def alive(self, noted: Mapping[str, str] | None = None) -> list[Job]:
+        """Returns the jobs of the run that wait or run, also those that were submitted from another machine or folder.
+
+        The queue knows them by the run's id in their name. `noted`: by their ids, what they are called.
+        """
         self.submitted()
-        if not self._jobs and not self._open:
-            return []
+        self._noted = noted or {}
         try:
-            rows = read_queue()
+            rows = self._read_queue()
         except ClusterError as error:
             _LOG.warning("jobs of earlier submits are not looked for: %s", error)
             return []
@@ -152,11 +163,12 @@ class SlurmCluster:
         now_s = time.monotonic()
         if all(job.is_over for job in self._jobs) and not self._open:
             return
-        if now_s - self._asked_at_s < self._queue_interval_s:
+        age_s = now_s - self._made_at_s
+        if now_s - self._asked_at_s < min(self._queue_interval_s, max(_FIRST_INTERVAL_S, age_s / 10)):
             return
         self._asked_at_s = now_s
         try:
-            rows = read_queue()
+            rows = self._read_queue()
         except ClusterError as error:
             if not self._queue_fails:
                 _LOG.warning("the queue cannot be read, job states stay as they are until it can: %s", error)
@@ -184,7 +196,7 @@ class SlurmCluster:
             return False
         self._releases[job.id] += 1
         try:
-            ask_slurm("scontrol", "release", job.id)
+            ask_slurm("scontrol", "release", job.id, cluster=self._settings.cluster)
         except ClusterError as error:
             _LOG.warning("%s (%s) is held after a failed launch and cannot be released: %s", job.name, job.id, error)
             return False
@@ -196,12 +208,12 @@ class SlurmCluster:
         wanted = {job.id for job in jobs}
         alive = [job for job in self._jobs if job.id in wanted and job.state in _LIVE]
         if alive:
-            self._end(alive, read_queue())
+            self._end(alive, self._read_queue())
         self._asked_at_s = float("-inf")
 
     def take_back(self, jobs: Sequence[Job]) -> list[Job]:
         """Ends those of the jobs that have not begun, and returns them. Raises ClusterError."""
-        rows = read_queue()
+        rows = self._read_queue()
         wanted = {job.id for job in jobs}
         waiting = [
             job
@@ -218,7 +230,7 @@ class SlurmCluster:
         """
         leave_cancel_mark(self._folder)
         self.submitted()
-        rows = read_queue()
+        rows = self._read_queue()
         self._adopt(rows)
         return list(self._end(self._jobs, rows))
 
@@ -228,7 +240,7 @@ class SlurmCluster:
             avoided = may_avoid(self._settings, self._avoided, nodes, needed=self._widest)
             if avoided != self._avoided:
                 self._avoided = avoided
-                rows = read_queue()
+                rows = self._read_queue()
                 waiting = [job for job in self._jobs if (row := rows.get(job.id)) and job.submitted.is_same(row)]
                 keep_off(
                     self._settings, avoided, [job for job in waiting if rows[job.id].live_state is JobState.WAITING]
@@ -261,44 +273,31 @@ class SlurmCluster:
             )  # fmt: skip
         return bool(given)
 
-    def script(self, request: JobRequest, *, num_jobs: int = 1) -> str:
-        """Returns the sbatch script of an array of `num_jobs` jobs like this one, without submitting anything."""
-        return array_script(
-            self._settings,
-            shape_of(request),
-            folder=self._folder / "dry-run",
-            job_name=f"{name_prefix(self._run_id)}dry-run",
-            num_jobs=num_jobs,
-        )
-
-    def expected_start(self, request: JobRequest) -> datetime | None:
-        """Asks SLURM when such a job would start; None if it does not say. Raises ClusterError if it would be refused."""
-        path = private_folder(self._folder) / f"test-only-{uuid.uuid4().hex}.sh"
-        try:
-            path.write_text(self.script(request))
-            # The answer comes on stderr, the shell brings it to stdout.
-            answer = ask_slurm("sh", "-c", f"sbatch --test-only {shlex.quote(str(path))} 2>&1")
-        except OSError as error:
-            raise ClusterError(f"cannot write {path}: {error}; make room there") from error
-        finally:
-            path.unlink(missing_ok=True)
-        found = re.search(r"to start at (\S+)", answer)
-        return datetime.fromisoformat(found.group(1)).astimezone() if found else None
-
     def _submit_array(self, requests: Sequence[JobRequest], *, after: str | None) -> list[SlurmJob]:
         names = names_of(requests)
         asked = self._asked.get(names)
         if isinstance(asked, list):
             return asked
-        record = settle(asked, UnansweredError("it gave no answer"), settle_s=self._settle_s) if asked else None
+        record = (
+            settle(asked, UnansweredError("it gave no answer"), cluster=self._settings.cluster, settle_s=self._settle_s)
+            if asked
+            else None
+        )
         if asked and record is None:
             keep(asked.refuse())
             self._replaced.add(asked.job_name)
         if record is None:
-            new, script = prepare(self._settings, requests, folder=self._folder, run_id=self._run_id, after=after)
+            new, script = prepare(
+                self._settings,
+                requests,
+                folder=self._folder,
+                run_id=self._run_id,
+                cluster=self.name or "",
+                after=after,
+            )
             self._asked[names] = new
             try:
-                record = hand_over(new, script, settle_s=self._settle_s)
+                record = hand_over(new, script, cluster=self._settings.cluster, settle_s=self._settle_s)
             except UnansweredError:
                 raise
             except ClusterError:
@@ -308,6 +307,12 @@ class SlurmCluster:
         self._widest = max(self._widest, *(request.num_nodes for request in requests))
         self._asked[names] = jobs
         return jobs
+
+    def _is_elsewhere(self, record: ArrayRecord) -> bool:
+        return bool(record.cluster) and self.name not in (None, record.cluster)
+
+    def _read_queue(self) -> dict[str, QueueRow]:
+        return read_queue(cluster=self._settings.cluster)
 
     def _know(self, jobs: Iterable[SlurmJob]) -> list[SlurmJob]:
         known = {(job.id, job.submitted.job_name) for job in self._jobs}
@@ -329,12 +334,12 @@ class SlurmCluster:
             unknown -= self._names
         for name in sorted(unknown):
             record = self._open.get(name) or ArrayRecord.lost(self._folder, name)
-            if record and (found := record.found(rows)):
+            if record and (found := record.found(rows, self._noted)):
                 adopted = self._know(SlurmJob(job) for job in found.jobs())
                 if name in self._replaced:
                     _LOG.warning("SLURM took %s twice: those of the request without an answer are ended", name)
                     self._end_late(adopted, rows)
-                elif any(rows[job.id].live_state for job in adopted):
+                elif found.folder.is_dir() and any(rows[job.id].live_state for job in adopted):
                     _LOG.warning("SLURM took %s (%s) although sbatch did not say so", adopted[0].name, adopted[0].id)
 
     def _end_late(self, jobs: list[SlurmJob], rows: Mapping[str, QueueRow]) -> None:
@@ -348,7 +353,7 @@ class SlurmCluster:
         unanswered = [record for record in self._asked.values() if isinstance(record, ArrayRecord)]
         self._asked.clear()
         try:
-            rows = read_queue()
+            rows = self._read_queue()
             found = [record for each in unanswered if (record := each.found(rows))]
             self._end([*jobs, *(SlurmJob(job) for record in found for job in record.jobs())], rows)
         except ClusterError as error:
@@ -374,5 +379,6 @@ class SlurmCluster:
         for start in range(0, len(alive), _CANCEL_AT_ONCE):
             # --quiet: jobs that ended meanwhile are no error. No filter such as --state: with one, scancel ends other jobs of
             # the array too.
-            ask_slurm("scancel", "--quiet", *(job.id for job in alive[start : start + _CANCEL_AT_ONCE]))
+            ids = [job.id for job in alive[start : start + _CANCEL_AT_ONCE]]
+            ask_slurm("scancel", "--quiet", *ids, cluster=self._settings.cluster)
         return alive

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from cluster.slurm_clients import ask_slurm
 from cluster.slurm_job import SlurmJob
 from cluster.slurm_queue import NodeRow, node_names, read_nodes, usable_nodes
-from cluster.slurm_settings import SlurmSettings, ask_slurm
+from cluster.slurm_settings import SlurmSettings
 
 SHOWN_NODES = 8
 """Of those that cannot be used, named in a message."""
@@ -17,7 +18,7 @@ def may_avoid(
     settings: SlurmSettings, avoided: frozenset[str], nodes: frozenset[str], *, needed: int
 ) -> frozenset[str]:
     """Returns `avoided` and those of `nodes` that can be done without: `needed` usable ones are left. Raises ClusterError."""
-    left = usable_nodes(_partition(settings)) - _theirs(settings) - avoided
+    left = usable_nodes(_partition(settings), cluster=settings.cluster) - _theirs(settings) - avoided
     for node in sorted(nodes - avoided):
         if len(left - {node}) >= max(1, needed):
             left -= {node}
@@ -35,7 +36,7 @@ def keep_off(settings: SlurmSettings, avoided: frozenset[str], waiting: Sequence
         # Of an array all its waiting jobs are told; for those that start meanwhile scontrol says that it is too late.
         ids = f"{array}_[{','.join(tasks)}]" if tasks != [""] else array
         nodes = ",".join(sorted(avoided | own | _theirs(settings)))
-        ask_slurm("scontrol", "update", f"JobId={ids}", f"ExcNodeList={nodes}")
+        ask_slurm("scontrol", "update", f"JobId={ids}", f"ExcNodeList={nodes}", cluster=settings.cluster)
 
 
 def relax(
@@ -46,7 +47,7 @@ def relax(
     Such nodes are avoided as far as the cluster can do without them, and others may have left it since. Those that kill
     jobs of the whole run (`avoided`) are not given back: a start there would be lost. Raises ClusterError.
     """
-    free = usable_nodes(_partition(settings)) - _theirs(settings) - avoided
+    free = usable_nodes(_partition(settings), cluster=settings.cluster) - _theirs(settings) - avoided
     given: dict[SlurmJob, frozenset[str]] = {}
     for job in waiting:
         missing = needed - len(free - job.avoid_nodes)
@@ -66,7 +67,7 @@ def shortage(
 
     Nodes that run other jobs count: those end. What a constraint or a reservation leaves of them is not known here.
     """
-    nodes, theirs = read_nodes(_partition(settings)), _theirs(settings)
+    nodes, theirs = read_nodes(_partition(settings), cluster=settings.cluster), _theirs(settings)
     for own in dict.fromkeys(job.avoid_nodes for job in waiting):
         lost = {node.name: why for node in nodes if (why := _why_not(node, avoided, own, theirs))}
         if (left := len(nodes) - len(lost)) < needed:

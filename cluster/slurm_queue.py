@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 
 from cluster.job import ClusterError, JobState
-from cluster.slurm_settings import ask_slurm
+from cluster.slurm_clients import ask_slurm
 
 # The name is last, and any text may stand in it: also a line break, or what looks like the row of another job.
 _FIELDS = ("JobArrayID", "State", "RestartCnt", "Reason", "SubmitTime", "NodeList", "Name")
@@ -77,10 +77,10 @@ class QueueRow:
         return self.live_state is JobState.WAITING and any(word in self.reason for word in _STUCK)
 
 
-def read_queue(job_name: str | None = None) -> dict[str, QueueRow]:
+def read_queue(job_name: str | None = None, *, cluster: str | None = None) -> dict[str, QueueRow]:
     """Returns this user's jobs by id (`12_3` in an array), those that ended in the last minutes too.
 
-    `job_name`: only the jobs of this name. Raises ClusterError.
+    `job_name`: only the jobs of this name. `cluster`: as `ask_slurm` takes it. Raises ClusterError.
     """
     # Nobody can know the word that ends a field, so no name, whatever it holds, looks like a further field or row.
     end = f"|{secrets.token_hex(8)}|"
@@ -93,6 +93,7 @@ def read_queue(job_name: str | None = None) -> dict[str, QueueRow]:
         "--states=all",
         *([f"--name={job_name}"] if job_name else []),
         f"--Format={','.join(f'{field}:{end}' for field in _FIELDS)}",
+        cluster=cluster,
         variables={"SLURM_TIME_FORMAT": "%s"},
     )
     *fields, _rest = answer.split(end)
@@ -118,7 +119,7 @@ def node_names(nodes: str) -> frozenset[str]:
         return frozenset()
     if not any(letter in nodes for letter in "[,"):
         return frozenset({nodes})
-    return frozenset(ask_slurm("scontrol", "show", "hostnames", nodes).split())
+    return frozenset(ask_slurm("scontrol", "show", "hostnames", nodes, cluster="").split())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,17 +136,17 @@ class NodeRow:
         return not any(word in self.state for word in _UNUSABLE)
 
 
-def usable_nodes(partition: str | None) -> frozenset[str]:
+def usable_nodes(partition: str | None, *, cluster: str | None = None) -> frozenset[str]:
     """Returns the nodes of a partition (None: the default one) that run jobs or could. Raises ClusterError."""
-    return frozenset(node.name for node in read_nodes(partition) if node.is_usable)
+    return frozenset(node.name for node in read_nodes(partition, cluster=cluster) if node.is_usable)
 
 
-def read_nodes(partition: str | None) -> list[NodeRow]:
+def read_nodes(partition: str | None, *, cluster: str | None = None) -> list[NodeRow]:
     """Returns the nodes of a partition (None: the default one) by name. Raises ClusterError."""
     end = f"|{secrets.token_hex(8)}|"
     asked = [f"--partition={partition}"] if partition else []
     fields = [f"{field}:{end}" for field in _NODE_FIELDS]
-    answer = ask_slurm("sinfo", "--noheader", "--Node", *asked, f"--Format={','.join(fields)}")
+    answer = ask_slurm("sinfo", "--noheader", "--Node", *asked, f"--Format={','.join(fields)}", cluster=cluster)
     *words, _rest = answer.split(end)
     rows = [words[start : start + len(_NODE_FIELDS)] for start in range(0, len(words), len(_NODE_FIELDS))]
     default = [row for row in rows if row[1].strip().endswith("*")]

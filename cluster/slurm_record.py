@@ -30,7 +30,8 @@ _WORD = re.compile(r"[0-9a-f]{12}")
 class ArrayRecord:
     """One array. `ids`: the jobs' ids, in the order of `names`; empty while sbatch has not answered.
 
-    `refused`: sbatch has said no, so no job of this name can come.
+    `refused`: sbatch has said no, so no job of this name can come. `cluster`: the name of the SLURM cluster that was asked;
+    empty in records of versions that knew one only.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class ArrayRecord:
     ids: tuple[str, ...] = ()
     submitted_at: int | None = None
     refused: bool = False
+    cluster: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -57,6 +59,7 @@ class ArrayRecord:
             "ids": self.ids,
             "submitted_at": self.submitted_at,
             "refused": self.refused,
+            "cluster": self.cluster,
         }
         try:
             write_json(self.folder / RECORD, document)
@@ -80,16 +83,19 @@ class ArrayRecord:
         ids = (first_id,) if len(self.names) == 1 else tuple(f"{first_id}_{index}" for index in range(len(self.names)))
         return replace(self, ids=ids)
 
-    def found(self, rows: Mapping[str, QueueRow]) -> ArrayRecord | None:
-        """Returns it with the ids and the submit time of its jobs in the queue, which are known by their name; or None."""
+    def found(self, rows: Mapping[str, QueueRow], noted: Mapping[str, str] | None = None) -> ArrayRecord | None:
+        """Returns it with the ids and the submit time of its jobs in the queue, which are known by their name; or None.
+
+        `noted`: by id, what the jobs are called, for an array whose record is not here.
+        """
         mine = {job_id: row for job_id, row in rows.items() if row.job_name == self.job_name}
         if not mine:
             return None
         times = [row.submitted_at for row in mine.values() if row.submitted_at is not None and not row.restarts]
         known = self if self.ids or not self.names else self.answered(next(iter(mine)).partition("_")[0])
-        if not known.names:  # its record is damaged: what the jobs were called is lost with it
+        if not known.names:  # its record is damaged, or on another machine, and with it what the jobs are called
             ids = tuple(sorted(mine, key=_task))
-            known = replace(known, ids=ids, names=tuple(f"task-{job_id}" for job_id in ids))
+            known = replace(known, ids=ids, names=tuple((noted or {}).get(each, f"task-{each}") for each in ids))
         return replace(known, submitted_at=min(times) if times else None)
 
     def jobs(self) -> list[Submitted]:
@@ -112,7 +118,7 @@ def name_prefix(run_id: str) -> str:
     return f"pab-{run_id}-"
 
 
-def new_record(folder: Path, run_id: str, names: Sequence[str], num_ranks: int) -> ArrayRecord:
+def new_record(folder: Path, run_id: str, names: Sequence[str], num_ranks: int, *, cluster: str = "") -> ArrayRecord:
     """Returns a record of an array to come, in a folder of `folder` that is not there yet."""
     word = uuid.uuid4().hex[:12]
     return ArrayRecord(
@@ -121,6 +127,18 @@ def new_record(folder: Path, run_id: str, names: Sequence[str], num_ranks: int) 
         names=tuple(names),
         num_ranks=num_ranks,
         asked_at=time.time(),
+        cluster=cluster,
+    )
+
+
+def example_record(folder: Path, run_id: str) -> ArrayRecord:
+    """Returns a record as `new_record` makes it, of an array that is not asked for."""
+    return ArrayRecord(
+        folder=folder / f"{_FOLDER}dry-run",
+        job_name=f"{name_prefix(run_id)}dry-run",
+        names=(),
+        num_ranks=1,
+        asked_at=0.0,
     )
 
 
@@ -162,6 +180,7 @@ def _record(folder: Path, document: Any) -> ArrayRecord:
         ids=tuple(map(str, document["ids"])),
         submitted_at=None if submitted_at is None else int(submitted_at),
         refused=bool(document["refused"]),
+        cluster=str(document.get("cluster", "")),
     )
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from cluster.job import ClusterError, JobRequest, UnansweredError
 from cluster.job_files import private_folder
+from cluster.slurm_clients import UnreachableError, ask_slurm
 from cluster.slurm_queue import read_queue
 from cluster.slurm_record import ArrayRecord, new_record
 from cluster.slurm_script import array_script, shape_of, write_array
-from cluster.slurm_settings import SlurmSettings, UnreachableError, ask_slurm
+from cluster.slurm_settings import SlurmSettings
 
 _LOG = logging.getLogger(__name__)
 _ASK_AGAIN_S = 2.0
@@ -25,16 +26,21 @@ _ABSENT_ANSWERS = 2
 
 
 def prepare(
-    settings: SlurmSettings, requests: Sequence[JobRequest], *, folder: Path, run_id: str, after: str | None
+    settings: SlurmSettings,
+    requests: Sequence[JobRequest],
+    *,
+    folder: Path,
+    run_id: str,
+    cluster: str,
+    after: str | None,
 ) -> tuple[ArrayRecord, Path]:
     """Writes all that an array needs, in a new folder of `folder`, and its record; returns the record and the script's path.
 
-    Raises ClusterError if the disk does not take it.
+    `cluster`: the name of the cluster that will be asked. Raises ClusterError if the disk does not take it.
     """
-    first = requests[0]
-    record = new_record(
-        private_folder(folder), run_id, [each.name for each in requests], first.num_nodes * first.ranks_per_node
-    )
+    first, names = requests[0], [each.name for each in requests]
+    num_ranks = first.num_nodes * first.ranks_per_node
+    record = new_record(private_folder(folder), run_id, names, num_ranks, cluster=cluster)
     private_folder(record.folder)
     script = array_script(
         settings,
@@ -49,32 +55,32 @@ def prepare(
     return record, path
 
 
-def hand_over(record: ArrayRecord, script: Path, *, settle_s: float) -> ArrayRecord:
-    """Asks sbatch once and returns the record with the ids.
+def hand_over(record: ArrayRecord, script: Path, *, cluster: str | None, settle_s: float) -> ArrayRecord:
+    """Asks sbatch once and returns the record with the ids. `cluster`: as `ask_slurm` takes it.
 
     Raises ClusterError if refused, UnansweredError if that is unknown.
     """
     try:
-        answer = ask_slurm("sbatch", "--parsable", str(script))
+        answer = ask_slurm("sbatch", "--parsable", str(script), cluster=cluster)
         found = re.search(r"^(\d+)(?:;.*)?$", answer, re.MULTILINE)
         if not found:
             raise UnreachableError(f"sbatch answered {answer!r}, which names no job")
     except ClusterError as error:
-        settled = settle(record, error, settle_s=settle_s)
+        settled = settle(record, error, cluster=cluster, settle_s=settle_s)
         if settled is None:
             keep(record.refuse())
-            raise ClusterError(f"sbatch refused {record.names[0]}: {error}") from error
+            raise ClusterError(f"sbatch refused {record.names[0]}: {error}{_hint(error)}") from error
         return settled
     answered = record.answered(found.group(1))
     try:
-        answered = answered.found(read_queue(record.job_name)) or answered
+        answered = answered.found(read_queue(record.job_name, cluster=cluster)) or answered
     except ClusterError as error:
         _LOG.warning("when %s was submitted is not known: %s", record.names[0], error)
     keep(answered)
     return answered
 
 
-def settle(record: ArrayRecord, error: ClusterError, *, settle_s: float) -> ArrayRecord | None:
+def settle(record: ArrayRecord, error: ClusterError, *, cluster: str | None, settle_s: float) -> ArrayRecord | None:
     """Looks for the jobs of an array for which sbatch ended with `error`; returns it with their ids, or None if not taken.
 
     Waits `settle_s` for a controller that is away. Raises UnansweredError if it stays away.
@@ -84,7 +90,7 @@ def settle(record: ArrayRecord, error: ClusterError, *, settle_s: float) -> Arra
     absent = 0
     while True:
         try:
-            found = record.found(read_queue(record.job_name))
+            found = record.found(read_queue(record.job_name, cluster=cluster))
         except ClusterError as away:
             if not unknown:
                 return None
@@ -102,6 +108,13 @@ def settle(record: ArrayRecord, error: ClusterError, *, settle_s: float) -> Arra
             if absent >= (_ABSENT_ANSWERS if unknown else 1):
                 return None
         time.sleep(_ASK_AGAIN_S)
+
+
+def _hint(error: ClusterError) -> str:
+    # sbatch says no more than "Job dependency problem".
+    if "dependency" not in str(error).lower():
+        return ""
+    return "; SLURM forgets jobs some minutes after their end: leave out --after (or --slurm dependency) for them"
 
 
 def keep(record: ArrayRecord) -> None:

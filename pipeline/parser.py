@@ -182,6 +182,11 @@ def _add_submit_flags(parser: Parser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="TOML file of settings")
     parser.add_argument("--detach", action="store_true", help="hand the jobs to SLURM and return")
     parser.add_argument(
+        "--parsable",
+        action="store_true",
+        help="with --detach: write only the ids of the jobs, as `sbatch --dependency=afterany:IDS` takes them",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="show jobs, times, saving and scripts; start and write nothing"
     )
     parser.add_argument(
@@ -453,6 +458,7 @@ def _add_doctor(commands: _Commands[Parser]) -> None:
         "--model", metavar="FAMILY", default="demo", help="the family of --weights without a name (default: demo)"
     )
     parser.add_argument("--output", metavar="URL", help="check that a run can be written to this folder or URL")
+    add_options_of(parser, "doctor")
     _add_json(parser)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster.job import ClusterError
 from cluster.local_driver import stop_drivers
 from cluster.slurm import SlurmCluster
+from cluster.slurm_elsewhere import clusters_of_run
 from cluster.slurm_settings import SlurmSettings
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, RefusedError
@@ -47,11 +48,14 @@ def _cancel_slurm(folder: Path, bucket: Bucket, submits: list[StartedJobs], scre
             f"in the folder that submitted (the bucket says: {said} on {submits[-1].host})"
         )
     try:
-        cluster = SlurmCluster(folder, SlurmSettings(), run_id=folder.name)
-        jobs = cluster.cancel_run()
+        clusters = [
+            SlurmCluster(folder, SlurmSettings(cluster=name), run_id=folder.name)
+            for name in clusters_of_run(folder, folder.name)
+        ]
+        jobs = [job for cluster in clusters for job in cluster.cancel_run()]
     except ClusterError as error:
         raise RefusedError(f"the jobs in {folder} cannot be cancelled: {error}") from error
-    for record in cluster.unanswered:
+    for record in (record for cluster in clusters for record in cluster.unanswered):
         screen.note(
             f"sbatch has not said yet whether it took {', '.join(record.names) or record.job_name}: a submit that is at work "
             "takes them back; if none is, cancel once more in a minute"

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.commands.doctor_checks import Check, bucket_check, machine_checks, weights_check
+from pipeline.commands.doctor_site import site_checks
 from pipeline.exits import Exit
+from pipeline.run.environment import environment_settings
+from pipeline.run.options import choose
 from pipeline.run.run import versions
 from pipeline.screen import Screen
 
@@ -34,6 +37,7 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
         name, equals, folder = (given or "").partition("=")
         named = bool(equals) and not Path(given or "").exists()
         yield weights_check(name if named else arguments.model, folder if named else given)
+    yield from site_checks(choose(vars(arguments), environment_settings()))
     if arguments.output:
         yield bucket_check(arguments.output)
 

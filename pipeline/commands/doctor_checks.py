@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from cluster.job import ClusterError
+from cluster.slurm_clients import ask_slurm
 from jobs.store.bucket import Bucket, BucketError
 from jobs.version import CODE, program
 from pab.families import FAMILIES
@@ -131,14 +133,14 @@ def slurm_check() -> Check:
     """Asks SLURM for its nodes."""
     if not shutil.which("sbatch"):
         return Check(name="slurm", verdict=NOTE, found="no sbatch", mend="jobs run here (--cluster local)")
-    ran = _run(["sinfo", "--noheader", "--format=%P %D nodes %T %G"])
-    if ran.returncode:
-        last = (ran.stderr.strip() or "no answer").splitlines()[-1]
+    try:
+        said = ask_slurm("sinfo", "--noheader", "--format=%P %D nodes %T %G")
+    except ClusterError as error:
         return Check(
-            name="slurm", verdict=NOTE, found=f"sbatch is here and sinfo fails: {last}",
+            name="slurm", verdict=NOTE, found=f"sbatch is here and sinfo fails: {str(error).splitlines()[-1]}",
             mend="set SLURM_CONF, run this on a login node, or submit with --cluster local",
         )  # fmt: skip
-    lines = [line.strip() for line in ran.stdout.splitlines() if line.strip()]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return Check(name="slurm", verdict=OK, found="; ".join(lines[:6]) or "no partition")
 
 

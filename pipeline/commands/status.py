@@ -20,8 +20,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     bucket = open_bucket(arguments.output)
     known, keys = load_run(bucket), run_keys(bucket)
     damages = _check(bucket, keys, screen) if arguments.check and keys is not None else None
-    waits = [submit for submit in read_submits(bucket) if submit.ended is None and submit.waits_for]
-    return show_summary(bucket, known, read_progress(bucket, keys), screen=screen, damages=damages, waits=waits)
+    submits = list(read_submits(bucket))
+    return show_summary(bucket, known, read_progress(bucket, keys), screen=screen, damages=damages, submits=submits)
 
 
 def _check(bucket: Bucket, keys: Collection[str], screen: Screen) -> list[Damage]:

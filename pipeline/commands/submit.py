@@ -21,6 +21,7 @@ from pipeline.commands.submitted import Submission, forget_left, render, show_en
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import AS_ASKED, Beginning, choose_beginning, plan_work
+from pipeline.planning.scripts import slurm_answers
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.at_work import find_at_work, tell_at_work, wait_for_others
 from pipeline.run.bill import budget_of, prices_of
@@ -37,7 +38,7 @@ from pipeline.run.growth import (
     write_manifest,
 )
 from pipeline.run.libraries import check_libraries
-from pipeline.run.machines import open_cluster, work_folder
+from pipeline.run.machines import open_cluster, planned_folder, work_folder
 from pipeline.run.options import Chosen, choose
 from pipeline.run.references import KnownReference, ReferenceReader, access_of, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
@@ -90,6 +91,10 @@ def _submit(
     settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
     if arguments.detach and settings.machines.cluster == "local":
         raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
+    if arguments.parsable and not arguments.detach:
+        raise UsageError(
+            "--parsable is for --detach: else the command ends after the jobs; add --detach, or leave it out"
+        )
     for name in ("budget", "notify", "metrics_file", "otlp"):
         if arguments.detach and getattr(settings.machines, name):
             raise UsageError(
@@ -128,12 +133,13 @@ def _submit(
         growth = find_growth(bucket, found, asked, path, forced=arguments.force_new_settings) if found else None
         if growth:
             screen.note(str(growth))
-        if arguments.dry_run:
-            return _dry_run(settings, rules, bucket, accepted=accepted, path=path, growth=growth, screen=screen)
         wanted = _Wanted(
             settings=settings, rules=rules, bucket=bucket, found=found, asked=asked, growth=growth, path=path,
             channels=channels, references=references.known if references.known != known else None,
+            with_references=bool(references.known),
         )  # fmt: skip
+        if arguments.dry_run:
+            return _dry_run(wanted, accepted, screen)
         return _carry_out(wanted, arguments, stack, screen, waited=waited)
 
 
@@ -141,7 +147,8 @@ def _submit(
 class _Wanted:
     """What a submit asks for, before anything is written. `found`: the run that is there; `path`: the accepted rows.
 
-    `references`: what is known of all of them; None if nothing new is. `channels`: who is told how it ends.
+    `references`: what is known of all of them; None if nothing new is. `with_references`: whether there are any.
+    `channels`: who is told how it ends.
     """
 
     settings: RunSettings
@@ -152,6 +159,7 @@ class _Wanted:
     growth: Growth | None
     path: Path
     references: Mapping[str, KnownReference] | None
+    with_references: bool
     channels: Sequence[Webhook | Mail]
 
 
@@ -166,7 +174,7 @@ def _carry_out(
     """Claims the run, writes what is new and renders it. None if all must be asked anew, since others were at work."""
     settings, bucket, found, growth = wanted.settings, wanted.bucket, wanted.found, wanted.growth
     run_id = (found or wanted.asked).run_id
-    cluster = _open_cluster(settings, run_id, waited)
+    cluster = _open_cluster(wanted, run_id, waited)
     claim = stack.enter_context(claimed(bucket, screen))
     if found and find_run(bucket) != found:
         return None  # another submit has changed the run, or taken it back, while this one waited
@@ -189,7 +197,7 @@ def _carry_out(
     signing = with_certificate(settings, work_folder(run_id))
     run_, is_new = start_or_grow(bucket, found, wanted.asked, settings, growth)
     if run_.run_id != run_id:
-        cluster = _open_cluster(settings, run_.run_id, waited)
+        cluster = _open_cluster(wanted, run_.run_id, waited)
     _tell_store(bucket, screen)
     if wanted.references is not None:
         keep_references(bucket, wanted.references)
@@ -211,6 +219,7 @@ def _carry_out(
         budget=budget,
         channels=wanted.channels,
         prune=arguments.prune,
+        parsable=arguments.parsable,
         screen=screen,
     )
     told = None
@@ -225,6 +234,9 @@ def _carry_out(
         claim.release()
         wait_for_others(bucket, keys, at_work, cluster, screen)
         return None
+    if arguments.parsable:
+        screen.result({"output": bucket.url, "run_id": run_.run_id, "jobs": {}, "slurm_ids": []}, "")
+        return Exit.OK
     return show_end(submission, told=told)
 
 
@@ -239,12 +251,12 @@ def _open_channels(settings: RunSettings, chosen: Mapping[str, Chosen]) -> tuple
         raise UsageError(f"{chosen['notify'].source} {error}") from error
 
 
-def _open_cluster(settings: RunSettings, run_id: str, waited: list[Cluster]) -> Cluster:
+def _open_cluster(wanted: _Wanted, run_id: str, waited: list[Cluster]) -> Cluster:
     """Opens a run's cluster, which knows from here on when the run is cancelled.
 
     Raises CancelledError if that was done since an earlier round opened one: its jobs would come back.
     """
-    cluster = open_cluster(settings.machines, work_folder(run_id))
+    cluster = open_cluster(wanted.settings, work_folder(run_id), with_references=wanted.with_references)
     for earlier in waited:
         earlier.refuse_if_cancelled()
     waited.append(cluster)
@@ -312,27 +324,19 @@ def _tell_weights(rules: RunRules, found: Run | None, screen: Screen) -> None:
             screen.note(f"LoRAs of rows of {name} that say {text}: {loras_text(loras)}")
 
 
-def _dry_run(
-    settings: RunSettings,
-    rules: RunRules,
-    bucket: Bucket,
-    *,
-    accepted: AcceptedManifest,
-    path: Path,
-    growth: Growth | None,
-    screen: Screen,
-) -> int:
+def _dry_run(wanted: _Wanted, accepted: AcceptedManifest, screen: Screen) -> int:
+    settings, bucket, path = wanted.settings, wanted.bucket, wanted.path
     progress = read_progress(bucket, frozenset(read_keys(str(path))), settings.render.max_attempts)
-    work = plan_work(settings, rules, path, progress, bucket)
-    budget = budget_of(bucket, prices_of(settings.machines))
+    work = plan_work(settings, wanted.rules, path, progress, bucket)
+    folder = planned_folder(wanted.found.run_id if wanted.found else None)
     show_dry_run(
         settings,
         work,
-        work.times.costs,
         progress=progress,
         accepted=accepted,
-        growth=growth,
-        budget=budget,
+        answers=slurm_answers(settings, work, folder, with_references=wanted.with_references),
+        growth=wanted.growth,
+        budget=budget_of(bucket, prices_of(settings.machines)),
         screen=screen,
     )
     return Exit.OK

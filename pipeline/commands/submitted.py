@@ -28,7 +28,7 @@ from pipeline.run.growth import (
     prune,
     undo_growth,
 )
-from pipeline.run.jobs_file import new_submit
+from pipeline.run.jobs_file import StartedJobs, new_submit
 from pipeline.run.machines import driver_host, work_folder
 from pipeline.run.oversight import Oversight
 from pipeline.run.panel import PanelDisplay
@@ -59,6 +59,7 @@ class Submission:
     `again`: whether it has clips that failed in an earlier submit's jobs and are to be tried once more. `at_work`: the jobs
     and clips of other submits. `growth`: how it changes the run's manifest. `channels`: who
     is told how it ends. `prune`: whether what left is removed.
+    `parsable`: whether a detached submit says the ids of its jobs, and nothing else.
     """
 
     settings: RunSettings
@@ -74,6 +75,7 @@ class Submission:
     budget: Budget
     channels: Sequence[Webhook | Mail]
     prune: bool
+    parsable: bool
     screen: Screen
 
 
@@ -158,7 +160,9 @@ def _render(
                 stack.enter_context(driving(bucket, submit.submit_id))
             claim.release()
             if detach:
-                return _detached(submission, driver)
+                return _detached(submission, submit.with_jobs(driver.jobs))
+            if ids := submit.with_jobs(driver.jobs).slurm_ids:
+                screen.note(f"handed to SLURM: {_shown(ids)}")
             planned_s = max(sum(s.seconds for s in work.shards.shards) / machines.max_parallel_jobs, 0.0)
             display: Display = open_display()
             if view.dashboard is not None:
@@ -273,17 +277,26 @@ def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> in
     return Exit.INTERRUPTED
 
 
-def _detached(submission: Submission, driver: Driver) -> int:
-    output = submission.settings.output
-    ids = sorted({job.id for job in driver.jobs if job.id})
+def _detached(submission: Submission, submit: StartedJobs) -> int:
+    output, ids = submission.settings.output, submit.slurm_ids
+    run_id, jobs = submission.run.run_id, dict(submit.jobs)
+    document: dict[str, object] = {"output": output, "run_id": run_id, "jobs": jobs, "slurm_ids": ids}
+    if submission.parsable:
+        submission.screen.result(document, ":".join(ids))
+        return Exit.OK
     submission.screen.result(
-        {"output": output, "run_id": submission.run.run_id, "jobs": {job.name: job.id for job in driver.jobs}},
-        f"{counted(len(driver.jobs), 'job')} handed to SLURM ({', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''})\n"
+        document,
+        f"{counted(len(submit.jobs), 'job')} handed to SLURM ({_shown(ids)})\n"
         f"  how far:  {own_command()} status {output}\n"
         f"  end them: {own_command()} cancel {output}\n"
+        f"  a job after them: sbatch --dependency=afterany:{':'.join(ids)} ...\n"
         "  jobs that are lost are started again by the next submit",
     )
     return Exit.OK
+
+
+def _shown(ids: Sequence[str]) -> str:
+    return f"{', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}"
 
 
 def forget_left(submission: Submission) -> None:

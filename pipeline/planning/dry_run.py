@@ -5,13 +5,9 @@ Every time is labelled: measured, scaled from measured, from figures measured el
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from cluster.slurm_settings import UnreachableError
 from jobs.reports.number_formats import duration
 from manifests.accept import AcceptedManifest
 from manifests.shards import ClipGroup
@@ -21,10 +17,10 @@ from pab.broadcast.rules import ATTENTION_KINDS
 from pipeline.planning.cost import ClipCosts
 from pipeline.planning.float8 import float8_facts
 from pipeline.planning.guarded import guard_document, guard_lines
+from pipeline.planning.scripts import SlurmAnswers
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.bill import HOUR_S, Budget, Prices, bill, bill_text, prices_of
 from pipeline.run.growth import Growth
-from pipeline.run.machines import job_request, limit_min, open_slurm
 from pipeline.run.settings import RunSettings
 from pipeline.run.state import Progress
 from pipeline.screen import Screen, counted
@@ -33,47 +29,23 @@ from pipeline.screen import Screen, counted
 def show_dry_run(
     settings: RunSettings,
     work: PlannedWork,
-    costs: ClipCosts,
     *,
     progress: Progress,
     accepted: AcceptedManifest,
+    answers: SlurmAnswers,
     growth: Growth | None = None,
     budget: Budget | None = None,
     screen: Screen,
 ) -> None:
     """Shows the plan of a submit; nothing is written or started. `growth`: how it would change the run's manifest."""
+    costs = work.times.costs
     document = dry_run_document(settings, work, costs, progress=progress, num_clips=accepted.num_rows)
     document |= {"text_losses": dict(accepted.text_losses), "manifest_warnings": list(accepted.warnings)}
     document |= {"growth": growth.facts} if growth else {}
-    scripts, start = slurm_answers(settings, work)
-    document |= {"scripts": scripts, "expected_start": start.isoformat() if start else None}
+    document |= {"scripts": list(answers.scripts), "slurm_cluster": answers.cluster, "slurm_note": answers.note}
+    document["expected_start"] = answers.start.isoformat() if answers.start else None
     document["budget_share_spent"] = round(budget.share(0.0), 4) if budget and budget.prices.budget else None
-    screen.result(document, _text(settings, work, costs, document, scripts, budget))
-
-
-def slurm_answers(settings: RunSettings, work: PlannedWork) -> tuple[list[str], datetime | None]:
-    """Returns the sbatch scripts of the jobs, one for each time limit, and when SLURM would start the first of them.
-
-    Nothing for jobs on this machine; no time where SLURM says none or is away. Raises ClusterError for what sbatch refuses.
-    """
-    machines, shards = settings.machines, work.shards.shards
-    if machines.cluster == "local" or not shards:
-        return [], None
-    job_settings = settings.job_settings(run_id="dry-run", mesh=work.mesh, broadcast_rules=None, pinned_weights={})
-    by_limit: dict[int, list[float]] = {}
-    for shard in shards:
-        by_limit.setdefault(limit_min(machines, shard.seconds), []).append(shard.seconds)
-    with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
-        slurm = open_slurm(machines, Path(folder))
-        requests = [
-            (job_request(job_settings, machines, shard=0, planned_s=seconds[0]), len(seconds))
-            for _, seconds in sorted(by_limit.items())
-        ]
-        scripts = [slurm.script(request, num_jobs=count) for request, count in requests]
-        try:
-            return scripts, slurm.expected_start(requests[0][0])
-        except UnreachableError:
-            return scripts, None
+    screen.result(document, _text(settings, work, costs, document, answers, budget))
 
 
 def dry_run_document(
@@ -145,7 +117,7 @@ def _text(
     work: PlannedWork,
     costs: ClipCosts,
     document: dict[str, object],
-    scripts: list[str],
+    answers: SlurmAnswers,
     budget: Budget | None,
 ) -> str:
     lines = [
@@ -188,7 +160,11 @@ def _text(
         ]
     if document["expected_start"]:
         lines += ["", f"SLURM expects to start the first job at {document['expected_start']}"]
-    for script in scripts:
+    if answers.cluster:
+        lines += ["", f"for SLURM cluster {answers.cluster}, whose clients are asked by the variable SLURM_CLUSTERS"]
+    if answers.note:
+        lines += ["", answers.note]
+    for script in answers.scripts:
         lines += ["", script]
     return "\n".join([*lines, "", "nothing was started or written"])
 

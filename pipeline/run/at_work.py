@@ -27,12 +27,14 @@ class AtWork:
     """Jobs and clips of other submits.
 
     `orphans`: jobs that nobody drives, with the keys of their clips, by shard; `left_to_others`: keys of the clips of
-    drivers that live, and `drivers`: who they are.
+    drivers that live, and `drivers`: who they are. `strangers`: jobs of the run whose clips are not known
+    here.
     """
 
     orphans: Mapping[int, tuple[Job, frozenset[str]]]
     left_to_others: frozenset[str]
     drivers: tuple[str, ...]
+    strangers: tuple[str, ...] = ()
 
     @property
     def keys(self) -> frozenset[str]:
@@ -41,24 +43,31 @@ class AtWork:
 
 
 def find_at_work(bucket: Bucket, cluster: Cluster, screen: Screen) -> AtWork:
-    """Looks for living drivers of the run, by their claims, and for its jobs in the cluster. Raises BucketError."""
-    drivers = driver_claims(bucket, screen)
-    theirs = [submit for submit in (read_submits(bucket) if drivers else ()) if submit.submit_id in drivers]
+    """Looks for living drivers of the run, by their claims, and for its jobs in the cluster. Raises BucketError.
+
+    Jobs that were submitted from another machine are in the cluster's queue; what they render is noted in the bucket.
+    """
+    drivers, submits = driver_claims(bucket, screen), list(read_submits(bucket))
+    theirs = [submit for submit in submits if submit.submit_id in drivers]
     driven = {layout.shard_of(name) for submit in theirs for name, _ in submit.jobs if layout.is_job_name(name)}
     drivers |= {
         submit.submit_id: f"{drivers[submit.submit_id]} since {submit.started[:40]}"
         for submit in theirs
         if submit.started
     }
-    orphans = {}
-    for job in cluster.alive():
-        # A job whose record was damaged has lost its name.
+    noted = {job_id: name for submit in submits if submit.cluster == "slurm" for name, job_id in submit.jobs if job_id}
+    orphans, strangers = {}, []
+    for job in cluster.alive(noted):
+        # A job whose record was damaged, and of which the bucket says nothing either, has lost its name.
         shard = layout.shard_of(job.name) if layout.is_job_name(job.name) else None
-        if shard is None or shard in driven or (keys := _keys(bucket, shard)) is None:
+        if shard in driven:
+            continue
+        if shard is None or (keys := _keys(bucket, shard)) is None:
+            strangers.append(job.id)
             continue
         orphans[shard] = (job, keys)
     left = frozenset[str]().union(*(_keys(bucket, shard) or frozenset() for shard in driven))
-    return AtWork(orphans=orphans, left_to_others=left, drivers=tuple(drivers.values()))
+    return AtWork(orphans=orphans, left_to_others=left, drivers=tuple(drivers.values()), strangers=tuple(strangers))
 
 
 def tell_at_work(found: AtWork, left: Collection[str], screen: Screen) -> None:
@@ -69,6 +78,12 @@ def tell_at_work(found: AtWork, left: Collection[str], screen: Screen) -> None:
         names = ", ".join(f"{job.name} ({job.id})" for job, _ in list(found.orphans.values())[:5])
         more = f" and {len(found.orphans) - 5:,} more" if len(found.orphans) > 5 else ""
         screen.note(f"{counted(len(found.orphans), 'job')} of an earlier submit taken over: {names}{more}")
+    if found.strangers:
+        shown = ", ".join(found.strangers[:5])
+        screen.note(
+            f"{counted(len(found.strangers), 'job')} of this run in the queue ({shown}), whose clips are not known here: "
+            "they may be begun twice, and the first record of each counts"
+        )
 
 
 def wait_for_others(bucket: Bucket, keys: frozenset[str], found: AtWork, cluster: Cluster, screen: Screen) -> None:

@@ -21,6 +21,9 @@ from pipeline.run.signing import signing_paths
 from pipeline.signals.notify import read_channels
 
 SLURM_PARALLEL_JOBS = 16
+_SLURMS = (
+    "partition", "account", "qos", "slurm", "comment", "after", "setup", "python", "container_image", "container_mount",
+)  # fmt: skip
 
 
 def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | None = None) -> RunSettings:
@@ -30,7 +33,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | 
     """
     value: dict[str, Any] = {name: choice.value for name, choice in chosen.items()}
     if value["cluster"] == "auto":
-        from cluster.slurm_settings import slurm_is_configured
+        from cluster.slurm_clients import slurm_is_configured
 
         value["cluster"] = "slurm" if slurm_is_configured() else "local"
     gpus = visible_gpus(variables())
@@ -43,6 +46,8 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | 
     if value["decode"] == "auto":
         value["decode"] = "fast" if on_gpus and value["precision"] != "float32" else "published"
     value["compile_cache"] = absolute(value["compile_cache"]) if value["compile_cache"] else None
+    if value["python"] and "/" in value["python"] and not value["container_image"]:
+        value["python"] = absolute(value["python"])
     value["reference_root"] = _reference_roots(
         place or manifest, value["reference_root"], chosen["reference_root"].source
     )
@@ -117,12 +122,25 @@ def _check(settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
             )
     if settings.render.device == "cpu" and settings.render.attention == "cudnn":
         raise UsageError(f"{chosen['attention'].source}=cudnn needs a GPU and --device is cpu; allowed: auto, default")
-    for name in ("partition", "account", "qos", "slurm"):
+    _check_container(settings.machines, chosen)
+    for name in _SLURMS:
         if settings.machines.cluster == "local" and chosen[name].value:
             raise UsageError(
                 f"{chosen[name].source} is SLURM's and the jobs run on this machine (--cluster "
                 f"{chosen['cluster'].value}); leave it out or say --cluster slurm"
             )
+
+
+def _check_container(machines: MachineSettings, chosen: Mapping[str, Chosen]) -> None:
+    image, runtime = machines.container_image, machines.container_runtime
+    for name in ("container_runtime", "container_mount"):
+        if image is None and chosen[name].source != "default":
+            raise UsageError(f"{chosen[name].source} says how, and no --container-image says which; name the image too")
+    if image is not None and image.endswith((".sif", ".sqsh")) and (runtime == "pyxis") is image.endswith(".sif"):
+        fits = "apptainer" if image.endswith(".sif") else "pyxis"
+        raise UsageError(
+            f"{chosen['container_image'].source}={image} is no image of {runtime}; say --container-runtime {fits}"
+        )
 
 
 def _weights(model: str, given: tuple[str, ...], source: str) -> tuple[str | None, dict[str, str]]:

@@ -245,7 +245,7 @@ class Driver:
             return
         self._screen.note(f"{shard.job.name}: started again, {len(left)} of its clips are left: {why}")
         avoid = failed_nodes(self._bucket, left & progress.again)
-        shard.wanted = replace(shard.asked.again, avoid_nodes=avoid)
+        shard.wanted = replace(shard.asked.again, avoid_nodes=avoid, is_restart=True)
 
     def _learn(self, job: Job, nodes: frozenset[str], why: str) -> None:
         self._last_death = f"{job.name}, says:\n{why}"

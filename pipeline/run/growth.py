@@ -124,7 +124,7 @@ def _manifest(bucket: Bucket) -> bytes | None:
 
 def refuse_while_at_work(bucket: Bucket, found: Run, asked: Run, at_work: AtWork) -> None:
     """Raises UsageError if somebody is at work on the run: its manifest does not change under living jobs."""
-    jobs = [f"{job.name} ({job.id})" for job, _ in at_work.orphans.values()]
+    jobs = [*(f"{job.name} ({job.id})" for job, _ in at_work.orphans.values()), *at_work.strangers]
     who = [*at_work.drivers, *jobs[:SHOWN_CLIPS], *(["..."] if len(jobs) > SHOWN_CLIPS else [])]
     if who:
         raise UsageError(

@@ -22,7 +22,9 @@ _PREFIX = "jobs-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartedJobs:
-    """The jobs of one submit, for people to read: whoever writes to the bucket can write this, so nothing acts on it.
+    """The jobs of one submit, for people to read: whoever writes to the bucket can write this, so nothing is ended by it.
+
+    It says which clips a job of the queue renders that was submitted from another machine (`pipeline/run/at_work.py`).
 
     `folder`: where the cluster keeps scripts, results and error output; `pid` is the driver's.
 
@@ -50,6 +52,12 @@ class StartedJobs:
     def path(self) -> str:
         """Where this is in the bucket."""
         return f"logs/{_PREFIX}{self.submit_id}.json"
+
+    @property
+    def slurm_ids(self) -> list[str]:
+        """The ids of its arrays and jobs in SLURM, each once, as `sbatch --dependency` takes them joined with ':'."""
+        ids = (job_id.partition("_")[0] for _, job_id in self.jobs if job_id) if self.cluster == "slurm" else ()
+        return list(dict.fromkeys(ids))
 
     def with_jobs(self, jobs: Iterable[Job], gpu_s: Mapping[str, float] | None = None) -> StartedJobs:
         """Returns the same submit with these jobs, and the GPU-seconds of each by its name."""

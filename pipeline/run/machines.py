@@ -12,15 +12,16 @@ from pathlib import Path
 from cluster.job import Cluster, JobRequest
 from cluster.local import LocalCluster
 from cluster.slurm import SlurmCluster
-from cluster.slurm_settings import SlurmSettings
+from cluster.slurm_elsewhere import jobs_elsewhere
 from cluster.whole_files import read_json, write_json
 from jobs.progress import ClipProgress, NoProgress
 from jobs.render import RenderShard
 from jobs.settings import JobSettings
 from jobs.store import layout
 from pipeline.exits import RefusedError, UsageError
-from pipeline.run.job_code import JOBS, code_copy
-from pipeline.run.settings import MachineSettings
+from pipeline.run.job_code import JOBS
+from pipeline.run.settings import MachineSettings, RunSettings
+from pipeline.run.sites import check_launch, slurm_settings
 
 LIMIT_SHARE, LIMIT_MIN = 1.5, 10
 """SLURM's limit above the planned minutes: planning is an estimate, and a job that is cut off starts anew."""
@@ -41,6 +42,11 @@ def work_folder(run_id: str) -> Path:
             f"run_id={str(run_id)[:80]!r} in run.json, needs 12 to 64 of 0-9 and a-f; somebody has written over that file"
         )
     return JOBS.absolute() / run_id
+
+
+def planned_folder(run_id: str | None) -> Path:
+    """Returns what `work_folder` returns; of a run that has no id yet, with a word in its place."""
+    return work_folder(run_id) if run_id else JOBS.absolute() / "NEW_RUN"
 
 
 def claim_folder(folder: Path, output: str) -> None:
@@ -86,40 +92,25 @@ def driver_host(machines: MachineSettings) -> str:
     return LOOPBACK
 
 
-def open_cluster(machines: MachineSettings, folder: Path) -> Cluster:
-    """Returns the cluster that the settings name. Raises ClusterError."""
+def open_cluster(settings: RunSettings, folder: Path, *, with_references: bool) -> Cluster:
+    """Returns the cluster that the settings name. `with_references`: whether the manifest names any.
+
+    Raises UsageError, ClusterError; RefusedError also if jobs of the run are in another cluster.
+    """
+    machines = settings.machines
     if machines.cluster == "local":
         return LocalCluster(folder, machines.max_parallel_jobs)
-    cluster = open_slurm(machines, folder)
+    asked = slurm_settings(settings, folder, with_references=with_references)
+    check_launch(asked.launch, has_slurm=True)
+    cluster = SlurmCluster(folder, asked, run_id=folder.name)
     # Of a driver that is gone, a job that SLURM holds after a failed launch would wait for ever: this one lets it go too.
     cluster.submitted()
+    for name, ids in jobs_elsewhere(folder, folder.name, cluster.name or "").items():
+        raise RefusedError(
+            f"{len(ids)} jobs of this run are in SLURM cluster {name} ({', '.join(ids[:5])}), and this submit is of "
+            f"{cluster.name}; submit with --slurm clusters={name}, wait for them, or `cancel` them"
+        )
     return cluster
-
-
-def open_slurm(machines: MachineSettings, folder: Path) -> SlurmCluster:
-    """Returns SLURM with the settings of a run. Raises ClusterError for options that this site's sbatch does not know."""
-    extra = dict(machines.slurm)
-    cpus = extra.pop("cpus-per-task", None)
-    mem = extra.pop("mem", None)
-    settings = SlurmSettings(
-        partition=machines.partition,
-        account=machines.account,
-        qos=machines.qos,
-        max_parallel_jobs=machines.max_parallel_jobs,
-        cpus_per_task=_whole("cpus-per-task", cpus),
-        mem=None if mem is None else str(mem),
-        extra=extra,
-        code=code_copy(ship_code=machines.ship_code),
-    )
-    return SlurmCluster(folder, settings, run_id=folder.name)
-
-
-def _whole(name: str, value: str | bool | None) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not value.isdigit() or int(value) < 1:
-        raise UsageError(f"--slurm {name}={value}, needs a whole number of 1 or more")
-    return int(value)
 
 
 def limit_min(machines: MachineSettings, planned_s: float) -> int:

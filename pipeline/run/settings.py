@@ -27,6 +27,16 @@ HANG_OVER_PLAN = 4.0
 """Planned times are estimates: a clip must take at least this many times as long as planned before it counts as hanging."""
 
 
+def job_ids(text: str) -> tuple[str, ...]:
+    """Reads ids of SLURM jobs; none from an empty text. Raises ValueError, which says what is needed."""
+    if not text:
+        return ()
+    ids = tuple(re.split(r"[,:\s]+", text.strip()))
+    if not all(re.fullmatch(r"[0-9]+(_[0-9]+)?", each) for each in ids):
+        raise ValueError("needs ids of SLURM jobs, such as 1234 or 1234,1250_3")
+    return ids
+
+
 def _file(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
@@ -199,6 +209,68 @@ class MachineSettings:
             "(default: a copy in runs/.jobs/code, made when jobs are submitted)",
         ),
     ] = True
+    comment: Annotated[
+        str | None,
+        Setting(metavar="TEXT", help="text that squeue shows beside each SLURM job, and sacct where the site keeps it"),
+    ] = None
+    after: Annotated[
+        tuple[str, ...],
+        Setting(
+            asked="",
+            kind=str,
+            metavar="JOBID[,JOBID]",
+            read=job_ids,
+            help="SLURM jobs that must have ended well before any job of this submit starts; for other conditions: --slurm "
+            "dependency=afterany:1234",
+        ),
+    ] = ()
+    setup: Annotated[
+        tuple[str, ...],
+        Setting(
+            kind=list,
+            metavar="LINE",
+            commands=("doctor",),
+            help="a line of bash before python in the script of each SLURM job, e.g. --setup 'module load cuda'; may be "
+            "repeated. Scripts are not a place for secrets: others may see them in the queue",
+        ),
+    ] = field(default_factory=tuple)
+    python: Annotated[
+        str | None,
+        Setting(
+            metavar="PATH",
+            commands=("doctor",),
+            help="interpreter of SLURM jobs, a path or a name that the nodes know (default: the one that submits; in a "
+            "container python3). It needs the libraries of this program, not the program itself: jobs run a copy of that",
+        ),
+    ] = None
+    container_image: Annotated[
+        str | None,
+        Setting(
+            metavar="IMAGE",
+            commands=("doctor",),
+            help="container in which the ranks of SLURM jobs run, as its runtime names it, e.g. "
+            "nvcr.io#nvidia/pytorch:25.01-py3 or /images/video.sif",
+        ),
+    ] = None
+    container_runtime: Annotated[
+        str,
+        Setting(
+            choices=("pyxis", "apptainer", "singularity"),
+            commands=("doctor",),
+            help="what begins the container: srun with the plugin pyxis, or a program of the nodes",
+        ),
+    ] = "pyxis"
+    container_mounts: Annotated[
+        tuple[str, ...],
+        Setting(
+            name="container_mount",
+            kind=list,
+            metavar="PATH[:PATH][:ro]",
+            help="a path of the nodes that the container sees too, perhaps under another one; may be repeated. Mounted "
+            "anyway are the run's folder in runs/.jobs, the program, and what is a local path of output, weights, LoRAs, "
+            "certificate, reference roots and compile cache",
+        ),
+    ] = field(default_factory=tuple)
     dashboard_host: Annotated[
         str | None,
         Setting(
@@ -243,9 +315,12 @@ class RunSettings:
     dask: Annotated[bool, Setting(group="machines", help="do not start the Dask dashboard with the driver")] = True
 
     def to_dict(self) -> dict[str, object]:
-        """Returns the tree as JSON values, without what can be a secret, since many can read run.json."""
+        """Returns the tree as JSON values, without what can be a secret, since many can read run.json.
+
+        Left out are addresses of signals and of the dashboard, and lines of setup, which may export anything.
+        """
         document = asdict(self)
-        for name in ("notify", "otlp", "dashboard_prefix"):
+        for name in ("notify", "otlp", "dashboard_prefix", "setup"):
             del document["machines"][name]
         return document
 

@@ -42,12 +42,12 @@ def show_summary(
     screen: Screen,
     submitted: Submitted | None = None,
     damages: Sequence[Damage] | None = None,
-    waits: Sequence[StartedJobs] = (),
+    submits: Sequence[StartedJobs] = (),
 ) -> Exit:
     """Shows how the run stands and returns the exit code that says it.
 
-    `submitted`: of a submit that ends. `damages`: what a check found, None where none was made. `waits`: submits whose jobs
-    wait for nodes that cannot be had. Speedup, quality and alarms are read from the bucket, if no report was just made.
+    `submitted`: of a submit that ends. `damages`: what a check found, None where none was made. `submits`: those
+    of the run, the oldest first. Speedup, quality and alarms are read from the bucket, if no report was just made.
     """
     failures = failed_clips(bucket, progress)
     code = exit_code(run.num_clips, progress)
@@ -66,6 +66,9 @@ def show_summary(
     if damages is not None:
         document["damaged"] = [asdict(damage) for damage in damages]
         code = Exit.ERROR if damages else code
+    if ids := next((each.slurm_ids for each in reversed(submits) if each.slurm_ids), None):
+        document |= {"slurm_ids": ids, "dependency": f"afterany:{':'.join(ids)}"}
+    waits = [each for each in submits if each.ended is None and each.waits_for]
     if waits and document["remaining"]:
         document["waits"] = [
             {"for": _short(str(each.waits_for)), "since": each.waits_since, "host": each.host, "submit": each.submit_id}
@@ -126,6 +129,9 @@ def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) 
         f"{each['for']} (since {each['since']}, says the submit on {each['host']})"
         for each in document.get("waits", ())
     ]
+    if "dependency" in document and document["remaining"]:
+        ids = document["slurm_ids"]
+        lines.append(f"SLURM jobs of the last submit: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
     if not_rendered:
         lines.append(f"{counted(not_rendered, 'clip')} failed; to try again: {own_command()} retry {bucket.url}")
         lines += [f"  {_short(str(failure))}" for failure in failures]

@@ -10,13 +10,14 @@ import pytest
 from cluster.code_copy import CodeCopy
 from cluster.environment import ROOT, for_child
 from cluster.job import ClusterError
+from cluster.slurm_launch import Launch
 from cluster.slurm_script import Shape, array_script
 from cluster.slurm_settings import SlurmSettings
 from jobs.version import PACKAGES, VERSION, digest_of
 from pipeline.run.job_code import code_copy
 from pipeline.run.settings import MachineSettings
 
-SHAPE = Shape(num_nodes=1, ranks_per_node=1, gpus_per_node=0, timeout_min=5, avoid_nodes=frozenset())
+SHAPE = Shape(num_nodes=1, ranks_per_node=1, gpus_per_node=0, timeout_min=5, avoid_nodes=frozenset(), is_restart=False)
 
 
 def test_a_copy_is_the_whole_program_in_a_private_folder_and_is_made_once(tmp_path: Path) -> None:
@@ -49,7 +50,10 @@ def test_the_copy_of_a_submit_is_named_after_its_files_and_lies_beside_the_runs(
 
 def test_a_script_finds_the_program_in_the_copy_and_nowhere_else_before(tmp_path: Path) -> None:
     copy = CodeCopy(folder=tmp_path / "a b", name="1", packages=PACKAGES)
-    for settings, code in ((SlurmSettings(code=copy), f"'{tmp_path}/a b/1'"), (SlurmSettings(), str(ROOT))):
+    for settings, code in (
+        (SlurmSettings(launch=Launch(code=copy)), f"'{tmp_path}/a b/1'"),
+        (SlurmSettings(), str(ROOT)),
+    ):
         script = array_script(settings, SHAPE, folder=tmp_path, job_name="pab-1")
         lines = [line for line in script.splitlines() if line.startswith("export PYTHON")]
         assert lines == [f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}"', "export PYTHONSAFEPATH=1"]

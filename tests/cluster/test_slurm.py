@@ -18,8 +18,11 @@ from cluster.dashboard import Dashboard
 from cluster.dask_progress import DaskProgress
 from cluster.job import ClusterError, JobRequest, JobState
 from cluster.slurm import SlurmCluster
+from cluster.slurm_clients import slurm_is_configured
+from cluster.slurm_plan import expected_start, planned_script
 from cluster.slurm_queue import read_nodes
-from cluster.slurm_settings import SlurmSettings, slurm_is_configured
+from cluster.slurm_record import read_records
+from cluster.slurm_settings import SlurmSettings
 from tests.cluster.daemons.slurm import Slurm
 from tests.cluster.rank_calls import EndWithoutResult, Fall, Say, SecondStart, ShowClips, note
 from tests.cluster.waiting import is_alive, wait_over, wait_until
@@ -228,22 +231,33 @@ def test_what_sbatch_refuses_is_told_in_its_words_and_leaves_nothing_queued(
 
 
 def test_the_script_says_what_would_be_submitted_and_when_it_would_start(slurm: Slurm, tmp_path: Path) -> None:
-    cluster = slurm_cluster(
-        tmp_path, partition="small", cpus_per_task=2, mem="500M", max_parallel_jobs=3, account="film"
-    )
-    script = cluster.script(request(Say(folder=tmp_path), gpus=2), num_jobs=7)
+    settings = SlurmSettings(
+        partition="small", cpus_per_task=2, mem="500M", max_parallel_jobs=3, account="film"
+    )  # fmt: skip
+
+    def planned(asked: JobRequest, num_jobs: int = 1) -> str:
+        return planned_script(settings, asked, folder=tmp_path / "jobs", run_id=RUN_ID, num_jobs=num_jobs)
+
+    script = planned(request(Say(folder=tmp_path), gpus=2), 7)
     expected = ["array=0-6%3", "partition=small", "account=film", "nodes=2", "ntasks-per-node=2", "gpus-per-node=2"]
     expected += ["cpus-per-task=2", "mem=500M", "time=60", "signal=USR2@60", "requeue"]
     assert [line for line in expected if f"#SBATCH --{line}" not in script.splitlines()] == []
     assert "wckey" not in script
     (srun,) = [line for line in script.splitlines() if line.startswith("srun ")]
     assert "--kill-on-bad-exit=1 --wait=300 --cpus-per-task=2" in srun
-    start = cluster.expected_start(request(Say(folder=tmp_path)))
+    start = expected_start(settings, planned(request(Say(folder=tmp_path))))
     assert start
     assert abs(start - datetime.now().astimezone()) < timedelta(minutes=5)
     with pytest.raises(ClusterError, match="Requested node configuration is not available"):
-        cluster.expected_start(request(Say(folder=tmp_path), ranks=99))
-    assert cluster.submitted() == []
+        expected_start(settings, planned(request(Say(folder=tmp_path), ranks=99)))
+    assert not (tmp_path / "jobs").exists()
+    # It is the script of a real submit, but for the word in the names of folder and jobs.
+    (job,) = slurm_cluster(tmp_path).submit([request(Fall(folder=tmp_path, how="waits"))])
+    (record,) = read_records(tmp_path / "jobs", RUN_ID)
+    sent = (record.folder / "array.sh").read_text().replace(record.job_name.rpartition("-")[2], "dry-run")
+    settings = SlurmSettings()
+    assert planned(request(Say(folder=tmp_path))) == sent
+    slurm.run("scancel", job.id)
 
 
 def test_no_secret_of_the_environment_lies_in_the_folder_and_a_surrounding_job_is_not_passed_on(

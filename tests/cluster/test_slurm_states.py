@@ -11,10 +11,11 @@ import pytest
 
 from cluster.job import ClusterError, JobState
 from cluster.rank import rank_result
+from cluster.slurm_clients import ask_slurm, asked_cluster
 from cluster.slurm_job import SlurmJob, Submitted
 from cluster.slurm_nodes import shortage
 from cluster.slurm_queue import QueueRow
-from cluster.slurm_settings import SlurmSettings, ask_slurm, check_extra, check_one_cluster
+from cluster.slurm_settings import SlurmSettings, check_extra
 
 
 def row(
@@ -160,7 +161,9 @@ def test_options_that_the_other_clients_must_know_or_that_hide_the_answer_are_re
 def test_jobs_are_followed_in_one_cluster_only(monkeypatch: pytest.MonkeyPatch, names: str) -> None:
     monkeypatch.setenv("SLURM_CLUSTERS", names)
     with pytest.raises(ClusterError, match=r"SLURM_CLUSTERS='.*': jobs are followed in one cluster only"):
-        check_one_cluster()
+        asked_cluster()
+    with pytest.raises(ClusterError, match=r"--slurm clusters='.*': jobs are followed in one cluster only"):
+        asked_cluster(names)
 
 
 def test_a_users_habits_do_not_change_what_slurms_clients_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +174,8 @@ def test_a_users_habits_do_not_change_what_slurms_clients_answer(monkeypatch: py
     found = ask_slurm("env", variables={"ASKED": "1"}).splitlines()
     assert {"SLURM_CLUSTERS=one", "ASKED=1"} <= set(found)
     assert not [line for line in found if line.startswith(("SQUEUE_", "SCANCEL_", "SLURM_TIME_FORMAT"))]
+    assert "SLURM_CLUSTERS=two" in ask_slurm("env", cluster="two").splitlines()
+    assert "SLURM_CLUSTERS" not in ask_slurm("env", cluster="")
 
 
 SINFO = """#!/bin/sh

@@ -239,6 +239,8 @@ def test_a_clip_that_failed_is_tried_again_on_another_node_if_there_is_one(
     machines = Refusing(refusals=0, avoidable=avoidable, on_start=fail)
     drive(tmp_path, machines, retry_policy=RetryPolicy())
     assert [request.avoid_nodes for request in machines.asked] == [set(), avoided]
+    # What the user made it wait for is over, and forgotten by the cluster perhaps.
+    assert [request.is_restart for request in machines.asked] == [False, True]
     assert read_progress(bucket, KEYS).failed == {"c0.0a"}
 
 

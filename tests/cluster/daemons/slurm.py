@@ -39,28 +39,49 @@ class Slurm:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
         self.environment = {**kept, "SLURM_CONF": str(self.root / "slurm.conf")}
         self.daemons = Daemons(self.root, self.environment)
+        self.plan: SlurmPlan | None = None
 
     def start(self, *, num_nodes: int = 4, gpus_per_node: int = 4) -> None:
         """Starts all daemons and waits until every node is idle. Raises DaemonError."""
+        self._start(num_nodes=num_nodes, gpus_per_node=gpus_per_node, first_job_id=random.randrange(1_000, 9_000_000))
+
+    def start_beside(self, other: Slurm, *, cluster: str, first_job_id: int) -> None:
+        """Starts a second cluster of one node at the site of another one, whose clients know it by its name."""
+        assert other.plan is not None
+        self._start(num_nodes=1, gpus_per_node=1, first_job_id=first_job_id, cluster=cluster, beside=other.plan)
+
+    def _start(
+        self,
+        *,
+        num_nodes: int,
+        gpus_per_node: int,
+        first_job_id: int,
+        cluster: str = "virt",
+        beside: SlurmPlan | None = None,
+    ) -> None:
         need_programs(_PROGRAMS)
         _need_loopback_host_name()
         if len(str(self.root / "run" / "munge.sock")) > _SOCKET_PATH_BYTES:
             raise DaemonError(f"{self.root} is too long a path for a Unix socket; use a shorter one")
         first_port = free_ports(3 + num_nodes)
-        plan = SlurmPlan(
+        self.plan = plan = SlurmPlan(
             root=self.root,
             user=getpass.getuser(),
             host=socket.gethostname().split(".")[0],
             first_port=first_port,
-            first_job_id=random.randrange(1_000, 9_000_000),
+            first_job_id=first_job_id,
             # submitit finds the master by the node's name, which must resolve without /etc/hosts
-            nodes=tuple(f"127.0.0.1{index}" for index in range(1, num_nodes + 1)),
+            nodes=tuple(f"127.0.0.{2 if beside else 1}{index}" for index in range(1, num_nodes + 1)),
             gpus_per_node=gpus_per_node,
+            cluster=cluster,
+            beside=beside,
         )
         self._write_files(plan)
         try:
-            self._start_munge()
-            self._start_accounting(plan)
+            if beside is None:
+                self._start_munge()
+                self._start_accounting(plan)
+            self.daemons.run("sacctmgr", "-i", "add", "cluster", cluster)
             self._start_control(plan)
         except BaseException:
             self.stop()
@@ -187,7 +208,6 @@ class Slurm:
         self.daemons.spawn("slurmdbd", ["slurmdbd", "-D"])
         log = self.root / "log" / "slurmdbd.log"
         wait_for("slurmdbd", lambda: port_answers(plan.accounting_port), timeout_s=30, log=log)
-        self.daemons.run("sacctmgr", "-i", "add", "cluster", "virt")
 
     def _start_control(self, plan: SlurmPlan) -> None:
         self.start_controller()

@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlurmPlan:
-    """What the files are made of. Ports: control, accounting, database, then one per node."""
+    """What the files are made of. Ports: control, accounting, database, then one per node.
+
+    `beside`: a cluster whose munge and accounting this one shares, as the clusters of one site do.
+    """
 
     root: Path
     user: str
@@ -17,10 +20,16 @@ class SlurmPlan:
     first_job_id: int
     nodes: tuple[str, ...]
     gpus_per_node: int
+    cluster: str = "virt"
+    beside: SlurmPlan | None = None
 
     @property
     def accounting_port(self) -> int:
-        return self.first_port + 1
+        return self.beside.accounting_port if self.beside else self.first_port + 1
+
+    @property
+    def munge_socket(self) -> Path:
+        return self.beside.munge_socket if self.beside else self.root / "run" / "munge.sock"
 
     @property
     def sql_port(self) -> int:
@@ -36,12 +45,12 @@ def slurm_conf(plan: SlurmPlan) -> str:
         for index, name in enumerate(plan.nodes)
     )
     return f"""\
-ClusterName=virt
+ClusterName={plan.cluster}
 SlurmctldHost={plan.host}(127.0.0.1)
 SlurmctldPort={plan.first_port}
 AuthType=auth/munge
 # A requeued job waits for the old credential's end: 121 s by default, 5 is the least that SLURM takes.
-AuthInfo=socket={root}/run/munge.sock,cred_expire=5
+AuthInfo=socket={plan.munge_socket},cred_expire=5
 CredType=cred/munge
 FirstJobId={plan.first_job_id}
 SlurmUser={plan.user}
@@ -87,7 +96,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={plan.accounting_port}
 AccountingStorageTRES=gres/gpu
-AccountingStoragePass={root}/run/munge.sock
+AccountingStoragePass={plan.munge_socket}
 {nodes}
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=REQUEUE GraceTime=8
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=100 PreemptMode=OFF
