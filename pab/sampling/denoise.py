@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
+from functools import partial
 from typing import cast
 
 import torch
@@ -103,7 +103,7 @@ def denoise(
     scheduler = model.scheduler(request, group.sp) if given is None else given.scheduler(group.sp)
     prompt = prompt_with(given, prompt)
     assert len(scheduler.timesteps) == plan.num_steps, "the plan was made from other timesteps"
-    exchanges, timed = group.sp.axis.exchanges, (group.sp.axis.exchanges, group.cfg.exchanges)
+    exchanges = group.sp.axis.exchanges
     texts, state = _texts(model, request, prompt, group, loop), _state(plan, group, loop)
     guidance_scale = branch_guidance(request, prompt)
     scales = step_guidance(scheduler, guidance_scale, plan.num_steps)
@@ -138,8 +138,7 @@ def denoise(
         kind = _kind(request, plan, guidance_scale, loop, texts)
         run = loop.recorder.wrap(run_step, kind=kind, num_steps=plan.num_steps, state=state)
     clock, before = DeviceClock(group.device), exchanges.snapshot()
-    for each in timed:
-        each.begin_timing()
+    _begin_timing(group)
     latents = noise.to(group.device) * scheduler.init_noise_sigma
     latents = model.split(latents if given is None else given.put_into(latents), group.sp)
     clock.mark()
@@ -158,7 +157,7 @@ def denoise(
         computed=dict(state.computed),
         reused=dict(state.reused),
         traffic=exchanges.since(before),
-        waiting=reduce(Waiting.plus, (each.end_timing() for each in timed)),
+        waiting=_end_timing(group),
         kept_bytes_peak=state.kept_bytes_peak,
         clock=clock,
     )
@@ -243,6 +242,15 @@ def _kind(
     """Returns what a recording fixes: the clip without its prompts and seed, its plan, the shapes of its texts."""
     alike = replace(request, prompt="", negative_prompt=None, seed=0)
     return alike, plan.digest, guidance_scale, loop.cache_dtype, *texts, *shapes_of(texts)
+
+
+def _begin_timing(group: NodeGroup) -> None:
+    for axis in (group.sp.axis, group.cfg):
+        axis.exchanges.begin_timing()
+
+
+def _end_timing(group: NodeGroup) -> Waiting:
+    return group.sp.axis.exchanges.end_timing().plus(group.cfg.exchanges.end_timing())
 
 
 def _not_finite(latents: Tensor) -> tuple[int, ...]:
