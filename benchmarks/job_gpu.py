@@ -19,7 +19,8 @@ import torch
 
 from jobs.bench.job_model import FULL_SIZE, TINY_SIZE, find_random, find_tiny, job_clips
 from jobs.render import RenderShard
-from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.render_settings import RenderSettings
+from jobs.settings import JobSettings, Mesh
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.shard_files import shard_file

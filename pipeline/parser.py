@@ -3,126 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import platform
 from pathlib import Path
-from typing import Any, NoReturn
 
-from pipeline.exits import UsageError
+from pipeline.arguments import Commands, Parser, Version, add_json, command, hours, megabytes, seconds
+from pipeline.help_texts import BENCH, BUILD, CALIBRATE, COLUMNS, EXITS, SETTINGS, SOURCE_HELP, SUBMIT, VERIFY
 from pipeline.run.options import add_options, add_options_of
 from pipeline.run.source_flags import SOURCES, add_source_flags, count
 from pipeline.screen import own_command
-
-EXITS = """exit codes:
-  0 all clips rendered   1 error   2 wrong usage   3 some clips failed
-  4 manifest invalid   5 cluster or bucket refused   6 budget spent   130 interrupted
-  of verify: 7 the video is not what was signed or recorded   8 it carries no manifest"""
-
-SETTINGS = """settings:
-  Every setting above may also be an environment variable (PAB_PIPELINE_GPUS_PER_NODE=4) or a key of a --config file
-  (gpus_per_node = 4; slurm = { constraint = "a100" }). A flag wins over a variable, a variable wins over the file.
-
-"""
-
-SUBMIT = """examples:
-  python -m pipeline submit manifests/demo.parquet
-  python -m pipeline submit prompts.parquet --output s3://videos/run1 --cluster slurm --gpus-per-node 4 \\
-         --partition gpu --job-minutes 120 --max-parallel-jobs 8
-  python -m pipeline submit prompts.parquet --gpus-per-node 4 --dry-run
-
-"""
-
-
-COLUMNS = """columns of a manifest:
-  required: prompt
-  optional: clip_id, negative_prompt, seed, model, num_frames, height, width, fps, num_steps, guidance_scale, broadcast,
-            sampling, flow_shift, guidance_scale_2
-  lora                    LoRAs of the row as --lora names them, several with ; between them, none for none at all; if
-                          empty, those of --lora
-  references              paths or URLs of images and videos, separated by ;. Allowed are files below the manifest's
-                          folder or a --reference-root, http(s) at public addresses, s3, gs, az, abfs and abfss
-  mask_strategy           which frames the references give; if empty, the first reference begins the clip
-  loops                   how many times num_frames are rendered, each time continuing from the last frames; if empty,
-                          up to the prompt's last text, so 3 for |0| a calm shore |2| a storm
-  condition_frame_length  number of latent frames from which a loop continues
-  condition_frame_edit    how much noise these frames start from: 0 keeps them, 1 draws them again
-  Any other column is kept.
-
-"""
-
-
-BUILD = """examples:
-  python -m pipeline manifest build prompts.csv prompts.parquet
-  python -m pipeline manifest build captions.json.gz prompts.parquet --records data.items --prompt-column caption
-  python -m pipeline manifest build 'set/*.jsonl' small.parquet --sample 100 --seeds 4 --sweep guidance_scale=4,5,6
-  cat prompts.txt | python -m pipeline manifest build - prompts.parquet --num-frames 81 --set height=480 --set width=832
-
-"""
-
-_SOURCE_HELP = (
-    "Parquet, CSV, JSON, JSON lines or text: files, folders, patterns, URLs, or - for standard input; a row is a clip"
-)
-
-BENCH = """examples:
-  python -m pipeline bench                 all rows; on a CPU tiny models of the same classes, in a minute or two
-  python -m pipeline bench --rows latte --seconds 500
-  python -m pipeline bench --rows "open_sora: compiled pab357 int8, open_sora ours: compiled none"
-  python -m pipeline bench --join runs/a runs/b --output runs/both
-  python -m pipeline bench --figures wan_14b --output runs/figures
-  python -m pipeline submit prompts.parquet --model wan_14b --figures runs/figures/figures.json --dry-run
-
-"""
-
-VERIFY = """examples:
-  python -m pipeline verify runs/demo/videos/red-circle-left.mp4
-  python -m pipeline verify s3://videos/run1 --clip red-circle-left --json
-  python -m pipeline verify clip.mp4 --trust my-authority.pem
-
-  Needs the extra: pip install 'pab-pipeline[c2pa]'. If the video lies in a run, its record is compared too.
-
-"""
-
-CALIBRATE = """examples:
-  python -m pipeline calibrate prompts.txt --output plans/mine.json --match pab246
-  python -m pipeline calibrate prompts.parquet --model open_sora --weights DIR --output plans/30db.json --min-psnr 30
-  python -m pipeline submit prompts.parquet --broadcast plans/mine.json
-
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises an error with the exit code for wrong usage, so that --json can report it too."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UsageError."""
-        raise UsageError(f"{message}; see: {self.prog} --help")
-
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parses as argparse does, but raises UsageError in the command that does not know a word, not above it."""
-        found, left = super().parse_known_args(args, namespace)
-        flag = next((word.partition("=")[0] for word in left if word.startswith("--")), None)
-        if flag is not None:
-            likely = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-            self.error(f"{flag!r} is no flag of this command{f'; {likely[0]} is' if likely else ''}")
-        if left:
-            self.error(f"{left[0]!r} is one word too many")
-        return found, left
-
-
-class _Version(argparse.Action):
-    """Shows versions and ends. The program's files are read only when asked for."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> NoReturn:
-        from jobs.version import CODE, program
-
-        print(f"pab-pipeline {program()} in {CODE}, Python {platform.python_version()}")
-        parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -134,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the versions of this program and of Python")
+    parser.add_argument("--version", action=Version, nargs=0, help="show the versions of this program and of Python")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_submit(commands)
     _add_run_commands(commands)
@@ -145,29 +32,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-_Commands = argparse._SubParsersAction  # the type has no public name
-
-
-def _command(commands: _Commands[Parser], name: str, summary: str, epilog: str = "") -> Parser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=epilog + EXITS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
-def _add_json(parser: Parser) -> None:
-    parser.add_argument("--json", action="store_true", help="write one JSON document to stdout and nothing else")
-
-
-def _add_submit(commands: _Commands[Parser]) -> None:
-    parser = _command(commands, "submit", "render a manifest, or continue a run", SETTINGS + SUBMIT)
-    parser.add_argument("manifest", nargs="+", metavar="MANIFEST", help=_SOURCE_HELP)
+def _add_submit(commands: Commands[Parser]) -> None:
+    parser = command(commands, "submit", "render a manifest, or continue a run", SETTINGS + SUBMIT)
+    parser.add_argument("manifest", nargs="+", metavar="MANIFEST", help=SOURCE_HELP)
     _add_submit_flags(parser)
-    demo = _command(
+    demo = command(
         commands,
         "demo",
         "render eight clips of coloured shapes, with manifest and model that come with the program, on this machine",
@@ -199,35 +68,35 @@ def _add_submit_flags(parser: Parser) -> None:
         action="store_true",
         help="go on in the same output though settings that change pixels differ, and render its clips again with them",
     )
-    _add_json(parser)
+    add_json(parser)
 
 
-def _add_run_commands(commands: _Commands[Parser]) -> None:
+def _add_run_commands(commands: Commands[Parser]) -> None:
     status = _run_command(commands, "status", "show how far a run is; reads only its output")
     status.add_argument(
         "--check", action="store_true", help="also read every record and video, and say which are damaged"
     )
-    _add_json(status)
+    add_json(status)
     watch = _run_command(commands, "watch", "show the status again and again until the run is finished")
     watch.add_argument(
-        "--interval", type=_seconds, default=5.0, metavar="S", help="seconds between updates (default: 5)"
+        "--interval", type=seconds, default=5.0, metavar="S", help="seconds between updates (default: 5)"
     )
     report = _run_command(commands, "report", "join the jobs' reports into reports/run.json, run.html, index.parquet")
     report.add_argument(
         "--share",
-        type=_hours,
+        type=hours,
         metavar="HOURS",
         help="also write reports/shared.html, whose signed links show the clips to whoever has its address for so many hours "
         "(s3, gs, az; at most 168)",
     )
-    _add_json(report)
+    add_json(report)
     retry = _run_command(
         commands,
         "retry",
         "let the next submit try failed clips again (their failures move to history/)",
     )
     retry.add_argument("--clip", action="append", metavar="ID", help="only this clip; may be repeated")
-    _add_json(retry)
+    add_json(retry)
     rerender = _run_command(
         commands,
         "rerender",
@@ -241,14 +110,14 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
         help='clips whose row of reports/index.parquet fulfils this: "psnr < 25", "alarms has flickering and height >= 720"; '
         "a clip of which the column is not known stays",
     )
-    _add_json(rerender)
+    add_json(rerender)
     cancel = _run_command(commands, "cancel", "cancel the run's jobs; rendered clips stay")
-    _add_json(cancel)
+    add_json(cancel)
     logs = _run_command(commands, "logs", "show what the jobs logged, also while they run")
     logs.add_argument("--clip", metavar="ID", help="only what names this clip")
     logs.add_argument("--job", metavar="NAME", help="only the log of this job, such as job-00007")
     logs.add_argument("--follow", action="store_true", help="go on with new lines until the run is finished")
-    _add_json(logs)
+    add_json(logs)
     export = _run_command(commands, "export", "write the rendered clips of a run as a data set of videos with captions")
     export.add_argument("target", metavar="TARGET", help="the folder or URL to write to")
     export.add_argument(
@@ -260,18 +129,18 @@ def _add_run_commands(commands: _Commands[Parser]) -> None:
     )
     export.add_argument("--without-alarms", action="store_true", help="leave out clips with an alarm")
     export.add_argument(
-        "--shard-mb", type=_megabytes, default=500.0, metavar="MB", help="size of a tar file, about (default: 500)"
+        "--shard-mb", type=megabytes, default=500.0, metavar="MB", help="size of a tar file, about (default: 500)"
     )
     export.add_argument("--overwrite", action="store_true", help="write over a data set that is there")
-    _add_json(export)
-    runs = _command(commands, "runs", "list the runs in a folder or under a prefix, the newest first")
+    add_json(export)
+    runs = command(commands, "runs", "list the runs in a folder or under a prefix, the newest first")
     runs.add_argument("prefix", metavar="PREFIX", help="the folder or URL that holds runs, such as s3://videos or runs")
-    _add_json(runs)
+    add_json(runs)
     _add_verify(commands)
 
 
-def _add_verify(commands: _Commands[Parser]) -> None:
-    verify = _command(
+def _add_verify(commands: Commands[Parser]) -> None:
+    verify = command(
         commands,
         "verify",
         "read the C2PA manifest in a video: who signed it, what it says, and whether it holds",
@@ -289,40 +158,40 @@ def _add_verify(commands: _Commands[Parser]) -> None:
         metavar="FILE",
         help="certificates (PEM) of those whom you trust: exit code 7 unless one of them vouches for the signer",
     )
-    _add_json(verify)
+    add_json(verify)
 
 
-def _run_command(commands: _Commands[Parser], name: str, summary: str) -> Parser:
-    parser = _command(commands, name, summary)
+def _run_command(commands: Commands[Parser], name: str, summary: str) -> Parser:
+    parser = command(commands, name, summary)
     parser.add_argument("output", metavar="OUTPUT", help="the run's folder or URL, as given to submit --output")
     return parser
 
 
-def _add_manifest(commands: _Commands[Parser]) -> None:
-    parser = _command(commands, "manifest", "check or make manifests")
+def _add_manifest(commands: Commands[Parser]) -> None:
+    parser = command(commands, "manifest", "check or make manifests")
     inner = parser.add_subparsers(dest="manifest_command", metavar="COMMAND", required=True)
-    validate = _command(inner, "validate", "check every row of a manifest and list the wrong ones", SOURCES + COLUMNS)
-    validate.add_argument("manifest", nargs="+", metavar="MANIFEST", help=_SOURCE_HELP)
+    validate = command(inner, "validate", "check every row of a manifest and list the wrong ones", SOURCES + COLUMNS)
+    validate.add_argument("manifest", nargs="+", metavar="MANIFEST", help=SOURCE_HELP)
     add_source_flags(validate)
     add_options_of(validate, "validate")
-    _add_json(validate)
-    build = _command(
+    add_json(validate)
+    build = command(
         inner,
         "build",
         "make a Parquet manifest of prompts in any usual form",
         BUILD + SOURCES + COLUMNS,
     )
-    build.add_argument("source", nargs="+", metavar="SOURCE", help=_SOURCE_HELP)
+    build.add_argument("source", nargs="+", metavar="SOURCE", help=SOURCE_HELP)
     build.add_argument("manifest", metavar="MANIFEST", help="the Parquet file to write")
     build.add_argument(
         "--force", "--overwrite", action="store_true", help="replace MANIFEST if it exists; a source never is"
     )
     add_source_flags(build, is_build=True)
-    _add_json(build)
+    add_json(build)
 
 
-def _add_bench(commands: _Commands[Parser]) -> None:
-    parser = _command(commands, "bench", "time our models, and their alternatives, on this machine", BENCH)
+def _add_bench(commands: Commands[Parser]) -> None:
+    parser = command(commands, "bench", "time our models, and their alternatives, on this machine", BENCH)
     parser.add_argument(
         "--output",
         default="runs/bench",
@@ -371,13 +240,13 @@ def _add_bench(commands: _Commands[Parser]) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=seconds,
         default=3600,
         metavar="S",
         help="no row begins after this time; rows left out are marked (default: 3600)",
     )
     parser.add_argument(
-        "--row-seconds", type=_seconds, default=300, metavar="S", help="time limit of a single row (default: 300)"
+        "--row-seconds", type=seconds, default=300, metavar="S", help="time limit of a single row (default: 300)"
     )
     parser.add_argument(
         "--backend",
@@ -385,17 +254,17 @@ def _add_bench(commands: _Commands[Parser]) -> None:
         metavar="NAME",
         help="backend of torch.compile; auto: inductor on a GPU, eager (graphs without generated kernels) on a CPU",
     )
-    _add_json(parser)
+    add_json(parser)
 
 
-def _add_calibrate(commands: _Commands[Parser]) -> None:
-    parser = _command(
+def _add_calibrate(commands: Commands[Parser]) -> None:
+    parser = command(
         commands,
         "calibrate",
         "measure on your prompts what may be reused, and search a plan for submit --broadcast",
         CALIBRATE,
     )
-    parser.add_argument("prompts", nargs="+", metavar="PROMPTS", help=_SOURCE_HELP)
+    parser.add_argument("prompts", nargs="+", metavar="PROMPTS", help=SOURCE_HELP)
     add_source_flags(parser)
     parser.add_argument("--output", dest="plan", type=Path, required=True, metavar="FILE.json", help="the plan file")
     add_options_of(parser, "calibrate")
@@ -443,11 +312,11 @@ def _add_calibrate(commands: _Commands[Parser]) -> None:
     parser.add_argument(
         "--report", type=Path, metavar="FILE.html", help="the report page (default: the plan's name with .html)"
     )
-    _add_json(parser)
+    add_json(parser)
 
 
-def _add_doctor(commands: _Commands[Parser]) -> None:
-    parser = _command(commands, "doctor", "check this machine and say what to do about what is missing")
+def _add_doctor(commands: Commands[Parser]) -> None:
+    parser = command(commands, "doctor", "check this machine and say what to do about what is missing")
     parser.add_argument(
         "--weights",
         action="append",
@@ -459,26 +328,4 @@ def _add_doctor(commands: _Commands[Parser]) -> None:
     )
     parser.add_argument("--output", metavar="URL", help="check that a run can be written to this folder or URL")
     add_options_of(parser, "doctor")
-    _add_json(parser)
-
-
-def _megabytes(text: str) -> float:
-    size = float(text)
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 MB")
-    return size
-
-
-def _hours(text: str) -> float:
-    hours = float(text)
-    # The longest time of S3's signed links is a week.
-    if not 0 < hours <= 168:
-        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 hours, and 168 (a week) at most")
-    return hours
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 seconds")
-    return seconds
+    add_json(parser)

@@ -49,7 +49,8 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "jobs/setting": set(),
     "jobs/min_quality": set(),
     "jobs/provenance": set(),
-    "jobs/settings": {"jobs/setting", "jobs/min_quality", "jobs/provenance"},
+    "jobs/render_settings": {"jobs/setting", "jobs/min_quality", "jobs/provenance"},
+    "jobs/settings": {"jobs/render_settings"},
     "jobs/outcome": set(),
     "jobs/progress": set(),
     "jobs/version": set(),
@@ -62,6 +63,7 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "jobs/rendering": {
         "jobs/log",
         "jobs/min_quality",
+        "jobs/render_settings",
         "jobs/settings",
         "jobs/outcome",
         "jobs/progress",
@@ -81,7 +83,9 @@ ROOM_ARROWS: dict[str, set[str]] = {
     "pipeline/run": {"pipeline/exits", "pipeline/screen", "pipeline/signals"},
     "pipeline/planning": {"pipeline/exits", "pipeline/screen", "pipeline/run"},
     "pipeline/commands": {"pipeline/exits", "pipeline/screen", "pipeline/signals", "pipeline/run", "pipeline/planning"},
-    "pipeline/parser": {"pipeline/exits", "pipeline/run", "pipeline/screen"},
+    "pipeline/help_texts": set(),
+    "pipeline/arguments": {"pipeline/exits", "pipeline/help_texts"},
+    "pipeline/parser": {"pipeline/arguments", "pipeline/help_texts", "pipeline/run", "pipeline/screen"},
     "pipeline/__main__": {"pipeline/exits", "pipeline/screen", "pipeline/parser"},
 }
 """Each room (a folder, or a file beside the rooms) and the rooms of its package that it may import."""
@@ -120,6 +124,7 @@ TORCH_FREE = (
     "jobs/progress.py",
     "jobs/render.py",
     "jobs/setting.py",
+    "jobs/render_settings.py",
     "jobs/settings.py",
     "jobs/bench/factors.py",
     "jobs/bench/rows.py",

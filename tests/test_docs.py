@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from pipeline.exits import Exit
-from pipeline.parser import EXITS, build_parser
+from pipeline.help_texts import EXITS
+from pipeline.parser import build_parser
 from tests.rooms import ARROWS, ROOM_ARROWS
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from jobs.settings import AUTO
+from jobs.render_settings import AUTO
 
 WORTH = 0.95
 """A larger batch size is kept if its seconds per clip are at most this share of the smaller size's."""

@@ -10,11 +10,12 @@ from itertools import islice
 
 import torch
 
+from jobs.render_settings import IN_TURN
 from jobs.rendering.guarded_plans import NONE, plan_key
 from jobs.rendering.keep_ways import KeepWay, kind_key, ways_down
 from jobs.rendering.loops import clip_requests
 from jobs.rendering.rules_of_clips import clip_rules
-from jobs.settings import IN_TURN, JobSettings
+from jobs.settings import JobSettings
 from manifests.clip import Clip
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST, Rules

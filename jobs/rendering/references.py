@@ -12,8 +12,8 @@ import torch
 from jobs.log import log_event
 from jobs.media.reference_access import ReferenceAccess, UnusableReferenceError
 from jobs.media.reference_files import Reference, decode_frames, fetch_reference
+from jobs.render_settings import RenderSettings
 from jobs.rendering.loops import clip_loops
-from jobs.settings import RenderSettings
 from jobs.store.retry import RetryPolicy
 from manifests.clip import Clip
 from pab.conditioning.frame_masks import FrameMask

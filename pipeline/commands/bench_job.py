@@ -13,7 +13,8 @@ from cluster.local import LocalCluster
 from jobs.bench.rows import IN_TURN as IN_TURN_WORD
 from jobs.bench.rows import OPTIONS, TAKEN_AWAY, Row
 from jobs.render import RenderShard
-from jobs.settings import IN_TURN, TOGETHER, JobSettings, RenderSettings
+from jobs.render_settings import IN_TURN, TOGETHER, RenderSettings
+from jobs.settings import JobSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.shard_files import shard_file

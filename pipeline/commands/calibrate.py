@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.render_settings import RenderSettings
 from jobs.rendering.clip_loras import clip_loras
-from jobs.settings import RenderSettings
 from manifests.clip import Clip
 from manifests.read import iter_clips
 from manifests.sources.files import source_name, source_place

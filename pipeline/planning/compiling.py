@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 
+from jobs.render_settings import CompileChoice, RenderSettings
 from jobs.reports.number_formats import duration
-from jobs.settings import CompileChoice, Mesh, RenderSettings
+from jobs.settings import Mesh
 from manifests.shards import ClipGroup, ShardGroup
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.rules import NO_BROADCAST

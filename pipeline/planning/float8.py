@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.settings import Mesh, RenderSettings
+from jobs.render_settings import RenderSettings
+from jobs.settings import Mesh
 from pab.family import FLOAT8_PARTS
 from pipeline.planning.clip_times import MEASURED, SCALED, ClipTimes, source_of
 from pipeline.planning.cost import ClipCosts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from jobs.min_quality import AUTO, floor_of, floor_text
-from jobs.settings import RenderSettings
+from jobs.render_settings import RenderSettings
 from manifests.shards import ClipGroup
 from pab.broadcast.foresight import ForesightRules
 from pipeline.planning.sharding import PlannedWork

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.devices import gpu_kind, gpu_memory_bytes
-from jobs.settings import CHOSEN, CompileChoice, KeepChoice
+from jobs.render_settings import CHOSEN, CompileChoice, KeepChoice
 from jobs.store.bucket import Bucket
 from pab.families import FAMILIES
 from pipeline.planning.clip_times import ClipTimes

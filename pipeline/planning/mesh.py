@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import ceil
 
-from jobs.settings import KeepChoice, Mesh
+from jobs.render_settings import KeepChoice
+from jobs.settings import Mesh
 from manifests.shards import ClipGroup, ShardGroup
 from pipeline.planning.clip_times import MEASURED, ClipTimes, weakest
 from pipeline.planning.kept import (

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.settings import CompileChoice, Mesh, RenderSettings
+from jobs.render_settings import CompileChoice, RenderSettings
+from jobs.settings import Mesh
 from manifests.read import open_manifest
 from manifests.shards import PLAN_COLUMNS, ClipGroup, ShardPlan, plan_shards
 from pab.execution.choice import KEEP_CHOICES

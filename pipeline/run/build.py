@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.devices import visible_gpus
+from jobs.render_settings import RenderSettings
 from jobs.setting import settings_in
-from jobs.settings import RenderSettings
 from pab.families import FAMILIES
 from pab.family import AUTO_PRECISION
 from pab.weights.lora import Lora, read_lora

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from cluster.job import Job
-from jobs.settings import MAX_ATTEMPTS
+from jobs.render_settings import MAX_ATTEMPTS
 from jobs.store.bucket import Bucket
 
 _LOG = logging.getLogger(__name__)

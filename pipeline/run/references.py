@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from jobs.media.reference_access import ReferenceAccess, UnusableReferenceError
 from jobs.media.reference_files import fetch_reference, reference_stamp
-from jobs.settings import RenderSettings
+from jobs.render_settings import RenderSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from jobs.settings import AS_ASKED, RenderSettings
+from jobs.render_settings import AS_ASKED, RenderSettings
 from manifests.loras import NO_LORA
 from manifests.rules import ClipLoops, FamilyRules, RowLoras, SamplingRule
 from manifests.sampling import check_defaults

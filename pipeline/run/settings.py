@@ -1,8 +1,8 @@
 """The settings tree of a run. It is saved in run.json, and its parts are handed to the code that needs them.
 
-A setting is stated once: as a field of `jobs.settings.RenderSettings` if jobs follow it, else of `MachineSettings` here.
-`options.py` makes its flag, variable, key of a --config file and line in --help from the field. `build.py` fills in what
-depends on this machine.
+A setting is stated once: as a field of `jobs.render_settings.RenderSettings` if jobs follow it, else here, as a field of
+`MachineSettings`. `options.py` makes its flag, variable, key of a --config file and line in --help from the field. `build.py`
+fills in what depends on this machine.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
+from jobs.render_settings import RenderSettings
 from jobs.setting import Setting, number_reader
-from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.settings import JobSettings, Mesh
 from jobs.version import program
 from pab.weights.lora import Lora
 from pipeline.exits import UsageError

@@ -11,7 +11,7 @@ from jobs.provenance.certificate import make_pair_for_tries, read_pair, warnings
 from jobs.provenance.errors import ProvenanceError
 from jobs.provenance.library import load_library
 from jobs.provenance.sign import VideoSigner, open_signer
-from jobs.settings import RenderSettings
+from jobs.render_settings import RenderSettings
 from pipeline.exits import UsageError
 from pipeline.run.options import Chosen
 from pipeline.run.settings import RunSettings, absolute

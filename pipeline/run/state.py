@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from jobs.settings import MAX_ATTEMPTS
+from jobs.render_settings import MAX_ATTEMPTS
 from jobs.store import layout
 from jobs.store.bucket import Bucket, DamagedError
 from jobs.store.history import is_given_up

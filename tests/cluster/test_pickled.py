@@ -25,7 +25,8 @@ from cluster.slurm_queue import QueueRow
 from jobs.outcome import Failed, Rendered, ShardOutcome, Skipped
 from jobs.progress import NoProgress
 from jobs.render import RenderShard
-from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.render_settings import RenderSettings
+from jobs.settings import JobSettings, Mesh
 from pab.weights.lora import Lora
 from pipeline.run.machines import job_request
 from pipeline.run.settings import MachineSettings
@@ -39,7 +40,7 @@ INNER = {
     "jobs.render.RenderShard",
     "jobs.settings.JobSettings",
     "jobs.settings.Mesh",
-    "jobs.settings.RenderSettings",
+    "jobs.render_settings.RenderSettings",
     "cluster.dask_progress.DaskProgress",
     "jobs.progress.NoProgress",
     "pab.families.find_family",
@@ -51,8 +52,8 @@ FIELDS = {
     Lora: "place strength component digest",
     RenderSettings: "model weights loras broadcast precision device compile attention keep linears decode sampling "
     "flow_shift guidance_scale_2 negative_prompt crf compile_cache baseline min_quality quality_samples plain_videos "
-    "c2pa c2pa_cert c2pa_key c2pa_prompt batch max_attempts reference_roots allow_private_references family_weights "
-    "kept weighed",
+    "c2pa c2pa_cert c2pa_key c2pa_prompt batch guidance_rows max_attempts reference_roots allow_private_references "
+    "family_weights kept weighed",
     Mesh: "dp cfg sp",
     DaskProgress: "scheduler_file kept_tasks",
     ShardOutcome: "shard attempt clips left",

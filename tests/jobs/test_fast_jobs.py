@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from jobs.outcome import Failed, Rendered
+from jobs.render_settings import RenderSettings
 from jobs.rendering.frames import ClipOnDevice, ComingFrames, DeviceUse
 from jobs.rendering.loaded_family import load_family
-from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.settings import JobSettings, Mesh
 from jobs.store import layout
 from pab.kernels import choice
 from pab.sampling.device_clock import DeviceClock

@@ -6,7 +6,8 @@ import pickle
 
 import pytest
 
-from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.render_settings import RenderSettings
+from jobs.settings import JobSettings, Mesh
 
 RENDER = RenderSettings(precision="float32", device="cpu", family_weights={"wan": "some/model"}, crf=20)
 JOB = JobSettings(output="out", run_id="r", mesh=Mesh(sp=2), render=RENDER, deadline_s=60.0)

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jobs.render import RenderShard
+from jobs.render_settings import RenderSettings
 from jobs.setting import settings_in
-from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.settings import JobSettings, Mesh
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.clip import Clip

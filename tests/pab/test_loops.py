@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from jobs.render_settings import RenderSettings
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_work import render_baseline, render_clip
 from jobs.rendering.loaded_family import LoadedFamily
 from jobs.rendering.loops import clip_requests
 from jobs.rendering.rules_of_clips import clip_rules
-from jobs.settings import JobSettings, Mesh, RenderSettings
+from jobs.settings import JobSettings, Mesh
 from manifests.clip import Clip
 from pab.broadcast.rules import KINDS
 from pab.conditioning.loops import MAX_LOOPS, Loops, count_loops, loop_seed, loop_texts

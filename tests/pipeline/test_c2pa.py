@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.settings import RenderSettings
+from jobs.render_settings import RenderSettings
 from pipeline.exits import Exit, UsageError
 from pipeline.run.signing import try_signing
 from tests.jobs.certificates import SERVER, make_pair

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import CompileChoice, Mesh, RenderSettings
+from jobs.render_settings import CompileChoice, RenderSettings
+from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.families import FAMILIES
 from pab.families.demo.family import DEMO as DEMO_FAMILY

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import RenderSettings
+from jobs.render_settings import RenderSettings
 from pab.families.demo.family import DEMO
 from pab.families.open_sora.family import OPEN_SORA
 from pipeline.run.rules import run_rules

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from jobs.settings import KeepChoice, Mesh, RenderSettings
+from jobs.render_settings import KeepChoice, RenderSettings
+from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.broadcast.rules import BroadcastRules, rules_from_dict
 from pab.broadcast.step_rules import StepRules

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.render_settings import RenderSettings
 from jobs.reports.report_measured import measured_times
-from jobs.settings import Mesh, RenderSettings
+from jobs.settings import Mesh
 from jobs.store.bucket import Bucket
 from manifests.shards import ClipGroup
 from pab.families.cogvideox.family import COGVIDEOX_2B

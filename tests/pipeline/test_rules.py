@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import Mesh, RenderSettings
+from jobs.render_settings import RenderSettings
+from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.families.demo.family import DEMO
 from pab.family import Family

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import CompileChoice, Mesh
+from jobs.render_settings import CompileChoice
+from jobs.settings import Mesh
 from pab.families import FAMILIES
 from pipeline.exits import UsageError
 from pipeline.parser import build_parser
