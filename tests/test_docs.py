@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.parser import build_parser
+from pipeline.exits import Exit
+from pipeline.parser import EXITS, build_parser
 from tests.rooms import ARROWS, ROOM_ARROWS
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +101,12 @@ def test_every_command_of_a_page_is_one_that_the_parser_knows(page: Path) -> Non
             if re.match(r"(\S*/)?python -m pipeline ", line):
                 words = shlex.split(line.partition("-m pipeline")[2], comments=True)
                 assert build_parser().parse_args(words).command == words[0]
+
+
+def test_readme_and_help_name_every_exit_code() -> None:
+    told = (ROOT / "README.md").read_text().partition("Exit codes:")[2].partition(". A failed")[0]
+    for where in (told, EXITS):
+        assert {int(code) for code in re.findall(r"\b\d+\b", where)} == set(Exit)
 
 
 def test_a_path_or_link_that_is_not_there_is_found(tmp_path: Path) -> None:
