@@ -119,7 +119,6 @@ def test_rows_in_turn_give_the_numbers_of_one_rank(ranks, compiled, name):
         assert again.traffic.all_to_all_bytes == done.traffic.all_to_all_bytes
         assert done.waiting.exposed_s > 0
         assert done.waiting.hidden_s > 0
-        assert sum(done.step_seconds) >= done.waiting.exposed_s
         assert later_graphs == 0 or name == "foresight"
 
 
