@@ -122,16 +122,15 @@ class Exchanges:
         for span in spans:
             assert span.asked is not None, "an exchange that failed ends the loop"
             assert span.waited is not None, "an exchange that failed ends the loop"
-            ended = span.ended or span.waited
-            if isinstance(ended, torch.cuda.Event):
-                ended.synchronize()  # of a stream of its own
-            # One waits for the one before it, which counts for that one.
-            whole_s = min(seconds_between(begun, ended) for begun in (span.begun, previous) if begun is not None)
             waited_s = max(0.0, seconds_between(span.asked, span.waited))
             exposed_s += waited_s
             if span.ended is not None:
-                hidden_s += max(0.0, whole_s - waited_s)
-            previous = ended
+                if isinstance(span.ended, torch.cuda.Event):
+                    span.ended.synchronize()  # of a stream of its own
+                # One waits for the one before it, which counts for that one.
+                begun = [mark for mark in (span.begun, previous) if mark is not None]
+                hidden_s += max(0.0, min(seconds_between(mark, span.ended) for mark in begun) - waited_s)
+            previous = span.ended or span.waited
         return Waiting(exposed_s, hidden_s)
 
     def all_to_all(self, sent: Tensor, given: Sequence[int], taken: Sequence[int]) -> Tensor:
@@ -151,10 +150,12 @@ class Exchanges:
         )
         assert work is not None, "this rank is in the group"
         self._note_end(span, work, sent.device)
+        if span is not None:
+            span.asked = span.begun
         if self.while_under_way is not None:
             self.while_under_way()
-        if span is not None:
-            span.asked = mark_now(sent.device)
+            if span is not None:
+                span.asked = mark_now(sent.device)
         work.wait()
         self._finish(span, sent.device)
         return received
