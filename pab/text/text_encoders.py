@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,13 +93,17 @@ def encode_batches(
 
     `parts`: what an encoder reads of B prompts, such as tokens and mask [B, L]; `encode` is given the encoder and a batch's
     rows of each. The ranks share the batches. One that has none does not `load` the encoder, which is let go before this
-    returns.
+    returns. It may be a tuple of several.
     """
     count = math.ceil(len(parts[0]) / rows_per_batch)
     batches = [_fill(part, count * rows_per_batch).split(rows_per_batch) for part in parts]
+    loaded: list[weakref.ref[Any]] = []
 
     def pieces() -> list[Tensor]:
         encoder = load() if axis.rank < count else None
+        loaded.extend(
+            weakref.ref(each) for each in (encoder if isinstance(encoder, tuple) else (encoder,)) if each is not None
+        )
 
         @torch.inference_mode()
         def compute(batch: int) -> Tensor:
@@ -109,7 +114,8 @@ def encode_batches(
         return [piece.cpu() for piece in round_robin(compute, shapes, like=like, axis=axis)]
 
     states = torch.cat(pieces())[: len(parts[0])]
-    gc.collect()
+    if any(each() is not None for each in loaded):
+        gc.collect()  # it is a part of a circle; looking through all objects takes a second in a process that has many
     if like.device.type == "cuda":
         torch.cuda.empty_cache()
     return states
