@@ -124,8 +124,13 @@ def test_jobs_that_were_queued_from_another_machine_are_seen(
     assert (code, f"at work on that run: {job}" in document["error"]["message"]) == (2, True)
     fs.pipe_file(f"{url}/logs/{noted}", json.dumps(note).encode())
     # The same manifest: the job is taken over, and nothing is rendered twice.
+    submit = elsewhere.start_words(submit_words(command, url, clips))
+    said, taken_over = "", f"1 job of an earlier submit taken over: job-00000 ({job})"
+    assert submit.stderr is not None
+    while taken_over not in said:
+        said += (line := submit.stderr.readline())
+        assert line, said
     slurm.run("scontrol", "update", f"jobid={job}", "starttime=now")
-    ran = elsewhere.run(*submit_words(command, url, clips))
-    assert ran.returncode == 0, ran.stderr
-    assert f"1 job of an earlier submit taken over: job-00000 ({job})" in ran.stderr
+    _, rest = submit.communicate(timeout=240)
+    assert submit.returncode == 0, said + rest
     assert clip_ids(fs, url) == clip_ids(fs, url, "attempts") == ["c0", "c1"]

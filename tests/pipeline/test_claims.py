@@ -146,9 +146,10 @@ def test_a_submit_beside_one_that_dies_renders_what_that_one_leaves(
     cold_command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
     output, url = tmp_path / "out", manifest(6, num_steps=[60] * 6)
-    first = cold_command.start(url, output)
+    # Everything is computed, so that the first one is still at work when the second one looks.
+    first = cold_command.start(url, output, "--broadcast", "none")
     wait_until(lambda: records(output), "a first record")
-    second = cold_command.start(url, output)
+    second = cold_command.start(url, output, "--broadcast", "none")
     said = ""
     assert second.stderr is not None
     while "this submit waits for" not in said:

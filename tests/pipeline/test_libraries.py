@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.filesystem import EXTRAS
@@ -58,6 +59,8 @@ def test_a_submit_without_the_library_queues_and_writes_nothing_and_a_dry_run_wa
 def test_a_store_whose_package_is_missing_names_its_extra(
     url: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Another test may have loaded it, and fsspec keeps the class.
+    monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
     monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
     with pytest.raises(BucketError, match=rf"^{url}: .*{package}.*; pip install 'pab-pipeline\[{extra}\]', or name"):
         Bucket(url).exists("run.json")
