@@ -26,7 +26,6 @@ def test_jobs_of_two_ranks_sign_with_the_users_certificate_and_the_bucket_has_no
     bucket: tuple[str, s3fs.S3FileSystem],  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    pytest.importorskip("c2pa")
     url, fs = bucket
     certificate, key = make_pair(tmp_path)
     words = ["submit", manifest(2), "--output", url, "--weights", command.weights, *SLURM, "--gpus-per-node", "2"]

@@ -146,7 +146,6 @@ def test_records_of_before_and_nonsense_have_no_number():
 
 @pytest.mark.gpu
 def test_a_gpu_that_works_counts_a_plausible_power():
-    pytest.importorskip("pynvml")
     device = torch.device("cuda", 0)
     counter, work = gpu_counter(device), torch.randn(4096, 4096, device=device)
     torch.cuda.synchronize()
@@ -161,7 +160,6 @@ def test_a_gpu_that_works_counts_a_plausible_power():
 
 @pytest.mark.gpu
 def test_a_job_on_a_gpu_tells_joules(tmp_path):
-    pytest.importorskip("pynvml")
     items = [clip(number, num_steps=100) for number in range(3)]
     bucket = write_shard(str(tmp_path), items)
     render_job(str(tmp_path), device="cuda", baseline=False)()

@@ -55,7 +55,6 @@ def test_the_package_is_an_extra_and_whoever_lacks_it_is_told(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["es256", "es384", "ed25519", "ps256"])
 def test_every_kind_of_key_that_c2pa_takes_signs(folder, video, kind):
-    pytest.importorskip("c2pa")
     certificate, key = make_pair(folder, kind, kind=kind)
     before = decoded(video, 48, 32)
     told = open_signer(str(certificate), str(key)).sign(video, SAID)
@@ -75,7 +74,6 @@ def test_every_kind_of_key_that_c2pa_takes_signs(folder, video, kind):
 
 
 def test_every_byte_of_pictures_and_index_is_guarded_and_no_two_signatures_are_alike(folder, pair, video):
-    pytest.importorskip("c2pa")
     unsigned, signer = video.read_bytes(), open_signer(*map(str, pair))
     signer.sign(video, SAID)
     signed = video.read_bytes()
@@ -99,7 +97,6 @@ def test_every_byte_of_pictures_and_index_is_guarded_and_no_two_signatures_are_a
 
 
 def test_a_certificate_that_has_ended_since_is_told_from_a_changed_video():
-    pytest.importorskip("c2pa")
     data = ENDED.read_bytes()
     reading = read_video(io.BytesIO(data))
     assert reading is not None
@@ -132,7 +129,6 @@ def test_what_cannot_sign_is_said_with_its_reason(folder, pair, tmp_path):
 
 
 def test_a_certificate_of_another_purpose_is_refused_by_c2pa_itself(folder):
-    pytest.importorskip("c2pa")
     signer = open_signer(*map(str, make_pair(folder, "server", usage=SERVER)))
     with pytest.raises(CertificateError, match=r"C2PA does not take this certificate .* needs the key usage"):
         signer.check()
@@ -163,7 +159,6 @@ def test_a_pair_for_tries_is_made_once_is_private_and_says_what_it_is(tmp_path):
 
 
 def test_a_key_is_in_no_text_and_no_pickle(pair):
-    pytest.importorskip("c2pa")
     held = read_pair(*pair)
     signer = VideoSigner(held)
     assert b"PRIVATE KEY" in held.key
@@ -180,7 +175,6 @@ def test_a_prompt_is_told_as_its_hash_or_as_it_is():
 
 
 def test_a_job_signs_clips_and_samples_and_records_what_it_signed(tmp_path, pair):
-    pytest.importorskip("c2pa")
     certificate, key = map(str, pair)
     item = clip(0, prompt="a secret circle", negative_prompt="squares")
     bucket = write_shard(str(tmp_path), [item])
@@ -211,7 +205,6 @@ def test_a_job_signs_clips_and_samples_and_records_what_it_signed(tmp_path, pair
 
 
 def test_another_attempt_has_other_bytes_and_another_name_and_the_first_record_stays(tmp_path, pair):
-    pytest.importorskip("c2pa")
     item = clip(0)
     bucket = write_shard(str(tmp_path), [item])
     job = render_job(str(tmp_path), c2pa=True, c2pa_cert=str(pair[0]), c2pa_key=str(pair[1]), baseline=False)
@@ -234,7 +227,6 @@ def test_another_attempt_has_other_bytes_and_another_name_and_the_first_record_s
 
 
 def test_a_video_that_cannot_be_signed_fails_its_clip_there_and_is_recorded_nowhere(tmp_path, folder):
-    pytest.importorskip("c2pa")
     certificate, key = map(str, make_pair(folder, "wrong", usage=SERVER))
     bucket = write_shard(str(tmp_path), [clip(0)])
     job = render_job(str(tmp_path), c2pa=True, c2pa_cert=certificate, c2pa_key=key, baseline=False)
@@ -247,7 +239,6 @@ def test_a_video_that_cannot_be_signed_fails_its_clip_there_and_is_recorded_nowh
 
 
 def test_a_job_without_its_key_ends_before_it_renders(tmp_path, pair):
-    pytest.importorskip("c2pa")
     bucket = write_shard(str(tmp_path), [clip(0)])
     job = render_job(str(tmp_path), c2pa=True, c2pa_cert=str(pair[0]), c2pa_key=str(tmp_path / "gone.key"))
     with pytest.raises(CertificateError, match=r"gone\.key is no file here"):

@@ -32,7 +32,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def signed(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> tuple[Command, Path]:
     """A run of two clips whose videos are signed for tries; who changes it takes a copy."""
-    pytest.importorskip("c2pa")
     folder = tmp_path_factory.mktemp("signed")
     command = Command(folder=folder, weights=weights, in_process=True)
     code, _ = command.submit(write_manifest(folder, 2), folder / "out", "--c2pa", "--c2pa-prompt", "text")
@@ -140,7 +139,6 @@ def test_verify_names_what_is_wrong_with_its_words(
 
 
 def test_a_signer_whose_name_has_control_characters_moves_no_cursor(command: Command) -> None:
-    pytest.importorskip("c2pa")
     ended = Path(__file__).parents[1] / "data/signed_by_an_ended_certificate.mp4"
     ran = command.run("verify", ended)
     assert ran.returncode == Exit.NOT_AS_SIGNED
@@ -157,7 +155,6 @@ def test_a_later_submit_without_c2pa_is_warned(signed: tuple[Command, Path]) -> 
 
 
 def test_a_run_that_began_without_is_told_what_it_has(submitted_twice, command: Command) -> None:
-    pytest.importorskip("c2pa")
     words = command.submit_words(submitted_twice.manifest, submitted_twice.output, "--dry-run", "--c2pa")
     words[words.index("--weights") + 1] = str(command.weights)
     ran = command.run(*words)
@@ -208,7 +205,6 @@ def test_a_key_given_in_place_of_its_path_is_not_said_again(pair: tuple[Path, Pa
 
 
 def test_submit_tries_what_signs_before_it_plans(pair: tuple[Path, Path], tmp_path: Path, monkeypatch) -> None:
-    pytest.importorskip("c2pa")
     certificate, key = pair
     asked = replace(settings_of(*LOCAL).render, c2pa=True)
 

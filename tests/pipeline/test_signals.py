@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_service
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as trace_service
+from prometheus_client import parser
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket
@@ -28,11 +31,6 @@ from pipeline.signals.prometheus_file import PrometheusFile, check_metrics_file
 from pipeline.signals.table import METRICS, Metric
 from tests.pipeline.command import Command, records
 
-parser = pytest.importorskip("prometheus_client.parser", reason="the extra [metrics] is not installed")
-trace_service = pytest.importorskip(
-    "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="the extra [otlp] is not installed"
-)
-metrics_service = pytest.importorskip("opentelemetry.proto.collector.metrics.v1.metrics_service_pb2")
 Manifest = Callable[..., Path]
 Json = dict[str, Any]
 SECRET = "very-secret"
