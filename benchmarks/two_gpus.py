@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,6 +28,7 @@ from torch.multiprocessing.spawn import start_processes
 from jobs.bench.job_model import load_random, load_tiny
 from jobs.bench.library_subjects import make_subject
 from jobs.bench.measure import measure_ours
+from jobs.bench.ranks import meet
 from jobs.bench.rows import GROUPS, IN_TURN, Row, parse_row
 from jobs.bench.subjects import FULL, TINY, Subject
 from pab.execution.choice import execution_of
@@ -85,17 +85,7 @@ class Lines:
 
 def run_rank(rank: int, work: Work) -> None:
     """Measures everything on one of the ranks, which meets the other one."""
-    device = torch.device(work.device, rank) if work.device == "cuda" else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(1)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=f"file://{work.meet}", rank=rank, world_size=RANKS, timeout=timedelta(minutes=9),
-        device_id=device if device.type == "cuda" else None,
-    )  # fmt: skip
-    measure_all(rank, work, device)
+    measure_all(rank, work, meet(rank, RANKS, work.device, work.meet))
     dist.destroy_process_group()
 
 

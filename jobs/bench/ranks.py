@@ -55,21 +55,30 @@ def measure_on_ranks(row: Row, *, size: str, device: str, backend: str, repeat: 
         return Measured(**torch.load(work.found, weights_only=False))
 
 
-def _one_rank(rank: int, work: RankWork) -> None:
-    row = work.row
-    device = torch.device(work.device, rank) if work.device == "cuda" else torch.device("cpu")
+def meet(rank: int, ranks: int, device_type: str, file: str) -> torch.device:
+    """Opens the default group of all ranks, one process each, and returns this one's device. Collective.
+
+    `file`: where they find each other; it does not exist before.
+    """
+    device = torch.device(device_type, rank) if device_type == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(1)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        init_method=f"file://{work.meet}",
+        init_method=f"file://{file}",
         rank=rank,
-        world_size=row.mesh.num_ranks,
+        world_size=ranks,
         timeout=_PATIENCE,
         device_id=device if device.type == "cuda" else None,
     )
+    return device
+
+
+def _one_rank(rank: int, work: RankWork) -> None:
+    row = work.row
+    device = meet(rank, row.mesh.num_ranks, work.device, work.meet)
     group = open_group(dp=row.mesh.dp, cfg=row.mesh.cfg, sp=row.mesh.sp, device=device)
     subject = make_subject(row.group.name, work.size, device)
     execution = row.execution(device.type, subject.precision)
