@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,20 @@ def measure_job(row: Row, settings: BenchSettings, tell: Callable[[str], None]) 
         )
         tell(f"{row.name}: a job of {count} clips begins")
         _run(job, row, settings, Path(folder) / "jobs")
-        return _figures(bucket.read_json(layout.job_report(0)), row)
+        figures = _figures(bucket.read_json(layout.job_report(0)), row)
+        records = bucket.records([clip.key for clip in clips]).values()
+        return figures | {"graphs_after_warm_up": compiled_later(records)}
+
+
+def compiled_later(records: Iterable[Mapping[str, Any]]) -> int:
+    """Returns how many graphs were compiled in other clips than the first one of each replica."""
+    first: set[int] = set()
+    graphs = 0
+    for record in sorted(records, key=lambda record: str(record["started_at"])):
+        rank = record["job"]["rank"]
+        graphs += record["execution"]["graphs"] if rank in first else 0
+        first.add(rank)
+    return graphs
 
 
 def render_settings(row: Row, settings: BenchSettings) -> RenderSettings:
@@ -135,7 +148,6 @@ def _figures(report: Json, row: Row) -> Json:
         "peak_gb": start["peak_cuda_bytes"] / 1e9 if start["peak_cuda_bytes"] else None,
         "warm_up_s": start["warm_up_s"],
         "graphs": report["compiled_graphs"],
-        "graphs_after_warm_up": 0,
         "quality": None,
         "to_eager": None,
     }

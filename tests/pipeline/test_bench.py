@@ -18,6 +18,7 @@ from pab.execution.choice import Execution
 from pab.families.latte.family import LATTE
 from pab.families.latte.sites import latte_sites
 from pipeline.commands.bench import joined
+from pipeline.commands.bench_job import compiled_later
 from tests.pipeline.command import Command
 
 Json = dict[str, Any]
@@ -229,3 +230,11 @@ def test_of_wan_a_peer_is_asked_for_nothing_else() -> None:
     assert {line["status"] for line in lines} == {"not run"}
     assert lines[0]["why"].startswith(("cache-dit is not installed", "of Wan only cache-dit: eager none or half"))
     assert lines[1]["why"] == "of Wan only diffusers: eager none and compiled none are measured"
+
+
+def test_graphs_of_a_job_count_after_the_first_clip_of_each_replica() -> None:
+    records = [
+        {"started_at": f"2026-01-01T00:00:0{second}", "job": {"rank": rank}, "execution": {"graphs": graphs}}
+        for second, rank, graphs in ((3, 1, 2), (1, 0, 5), (0, 1, 5), (2, 0, 0))
+    ]
+    assert compiled_later(records) == 2
