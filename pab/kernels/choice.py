@@ -26,7 +26,9 @@ class Kernels:
 
     `temporal`: attention over frames. `cross`: attention to text whose rows differ in length (without a mask torch's own is
     faster). `flash3`: self attention within a frame by FlashAttention-3. `head_norm`: query and key norm before it. `norm`:
-    residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product.
+    residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product. `gated`: gates that all tokens share in the
+    weights of the products before them. `summed`, with it: what is not kept is added to the tokens by its product. `gelu8`,
+    `sum8`: of 8-bit floats, the MLP's GELU and rounding in its first product, its gated sum in the second.
     """
 
     temporal: bool = False
@@ -35,6 +37,10 @@ class Kernels:
     head_norm: bool = False
     norm: bool = False
     gelu: bool = False
+    gated: bool = False
+    summed: bool = False
+    gelu8: bool = False
+    sum8: bool = False
 
 
 PLAIN = Kernels()

@@ -1,6 +1,8 @@
 """The forward pass of blocks whose attention and MLP have a gate each: STDiT3's and Latte's.
 
-What is kept is a branch behind its gate. Sums wait for the next norm, which takes them into its own pass over the tokens.
+What is kept is a branch behind its gate. Sums wait for the next norm, which takes them into its own pass over the tokens. Where
+all tokens share their gates, those may be in the weights of the branches' last products, and a branch that nobody keeps is
+added to the tokens by its product (`pab.kernels.product_end`).
 
 Shape letters: B guidance rows x clips, T frames (this rank's), S patches of a frame, D channels.
 """
@@ -15,6 +17,7 @@ from torch import Tensor
 from pab.broadcast.state import handed_over
 from pab.kernels import float8, modulated_norm
 from pab.kernels.choice import Kernels
+from pab.kernels.product_end import AS_IT_IS, End, Product, ahead
 from pab.parallel.mesh import SequenceParallel
 
 Tokens = Tensor | float8.Rows8
@@ -30,8 +33,19 @@ class GatedMlp(Protocol):
     def is_float8(self) -> bool:
         """Whether its products are of 8-bit floats."""
 
-    def __call__(self, x: Tokens, *, fused: bool = False) -> Tensor:
-        """Returns [B, T, S, D]. `fused`: GELU in the first matrix product's epilogue."""
+    @property
+    def last(self) -> Product:
+        """Its last product."""
+
+    def __call__(self, x: Tokens, *, fused: bool = False, end: End = AS_IT_IS) -> Tensor:
+        """Returns [B, T, S, D], ended as `end` says. `fused`: GELU in the first matrix product's epilogue."""
+
+
+class Attend(Protocol):
+    """A block's self attention."""
+
+    def __call__(self, x: Tokens, end: End) -> Tensor:
+        """Returns [B, T, S, D], ended as `end` says."""
 
 
 def norm_for(kernels: Kernels, *, is_float8: bool = False) -> Norm:
@@ -47,43 +61,89 @@ def run_branches(
     sites: tuple[tuple[Tensor | None, ...], tuple[bool, ...]],
     *,
     norm: Norm,
-    attend: Callable[[Tokens], Tensor],
+    attend: Attend,
+    adds_attention: Product | None,
     ask_text: Callable[[Tokens], Tensor] | None,
     mlp: GatedMlp,
     kernels: Kernels,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Returns the new tokens, and per branch the output to be kept where it is wanted.
 
-    `table` [6, B, T or 1, 1, D]: shift, scale and gate of attention, then of the MLP. `sites`: what the block's `forward`
-    takes as `reuse` and as `wanted`. `norm`: the one before attention. `ask_text`: cross attention, None for a block without.
+    `table` [6, B, T or 1, 1, D], or [6, 1, 1, 1, D] where all tokens share it: shift, scale and gate of attention, then of
+    the MLP. `sites`: what the block's `forward` takes as `reuse` and as `wanted`. `norm`: the one before attention.
+    `adds_attention`: the last product of attention, if its tokens lie as the block's do. `ask_text`: cross attention, None
+    for a block without.
     """
     reuse, wanted = sites
     attended, *asked, mixed = reuse
     crossed = asked[0] if asked else None
     asks = ask_text is not None and crossed is None
     asking: Tokens | None = None
-    if attended is None:
-        branch = attend(norm(x_BTSD, (), table[0], table[1])[1])
-        if mlp.is_float8 and asks:
-            x_BTSD, attended, asking = float8.gated_sum(x_BTSD, branch, table[2], keeps=wanted[0])
-        else:
-            attended = table[2] * branch
     addends: tuple[Tensor, ...] = () if attended is None else (attended,)
+    if attended is None:
+        gate = _shared(table[2], kernels)
+        if gate is not None and kernels.summed and adds_attention is not None and not wanted[0] and not mlp.is_float8:
+            x_BTSD, x = _norm_before_sum(kernels, x_BTSD, (), (table[0], table[1]), ahead(adds_attention, gate))
+            x_BTSD = attend(x, End(gate, x_BTSD))
+        else:
+            branch = attend(norm(x_BTSD, (), table[0], table[1])[1], End(gate))
+            if mlp.is_float8 and asks:
+                gating = None if gate is not None else table[2]
+                x_BTSD, attended, asking = float8.gated_sum(x_BTSD, branch, gating, keeps=wanted[0])
+            else:
+                attended = branch if gate is not None else table[2] * branch
+            addends = () if attended is None else (attended,)
     if ask_text is not None:
         if crossed is None:
             if asking is None:
-                asking = x_BTSD = x_BTSD + addends[0]
+                asking = x_BTSD = _sum(x_BTSD, addends)
             crossed = ask_text(asking)
             addends = ()
         addends = (*addends, crossed)
-    if mixed is None:
-        x_BTSD, x = norm_for(kernels, is_float8=mlp.is_float8)(x_BTSD, addends, table[3], table[4])
-        mixed = table[5] * mlp(x, fused=kernels.gelu)
+    if mixed is not None:
+        x_BTSD = _sum(x_BTSD, addends) + mixed
     else:
-        for addend in addends:
-            x_BTSD = x_BTSD + addend
+        x_BTSD, mixed = _mix(x_BTSD, addends, table[3:], mlp, kernels, wanted=wanted[-1])
     outputs = (attended, mixed) if ask_text is None else (attended, crossed, mixed)
-    return x_BTSD + mixed, handed_over(outputs, wanted)
+    return x_BTSD, handed_over(outputs, wanted)
+
+
+def _mix(
+    x_BTSD: Tensor, addends: Sequence[Tensor], table: Tensor, mlp: GatedMlp, kernels: Kernels, *, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Returns the tokens with addends and the MLP's branch, and the branch itself, at least where it is `wanted`."""
+    gate = _shared(table[2], kernels)
+    fused = kernels.gelu8 if mlp.is_float8 else kernels.gelu
+    sums = kernels.sum8 if mlp.is_float8 else kernels.summed
+    if gate is not None and sums and not wanted:
+        if mlp.is_float8:
+            total, x = float8.norm_rows(x_BTSD, addends, table[0], table[1])
+        else:
+            total, x = _norm_before_sum(kernels, x_BTSD, addends, (table[0], table[1]), ahead(mlp.last, gate))
+        return mlp(x, fused=fused, end=End(gate, total)), None
+    x_BTSD, x = norm_for(kernels, is_float8=mlp.is_float8)(x_BTSD, addends, table[0], table[1])
+    mixed = mlp(x, fused=fused, end=End(gate))
+    if gate is None:
+        mixed = table[2] * mixed
+    return x_BTSD + mixed, mixed
+
+
+def _shared(gate: Tensor, kernels: Kernels) -> Tensor | None:
+    """Returns the gate [D] that is to be in a product's weights: one that all tokens share."""
+    return gate.flatten() if kernels.gated and gate.numel() == gate.shape[-1] else None
+
+
+def _norm_before_sum(
+    kernels: Kernels, x_BTSD: Tensor, addends: Sequence[Tensor], shift_scale: tuple[Tensor, Tensor], ahead: Tensor
+) -> tuple[Tensor, Tensor]:
+    norm = modulated_norm.fused if kernels.norm else modulated_norm.plain
+    return norm(x_BTSD, addends, *shift_scale, ahead)
+
+
+def _sum(x_BTSD: Tensor, addends: Sequence[Tensor]) -> Tensor:
+    for addend in addends:
+        x_BTSD = x_BTSD + addend
+    return x_BTSD
 
 
 def over_all_frames(

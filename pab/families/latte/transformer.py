@@ -215,6 +215,8 @@ class Latte(nn.Module):
         grid = (x.shape[2], x.shape[3])
         x = x.flatten(2, 3) + conditions.positions_SD
         modulation, embedded = step_modulation(self, timestep, x)
+        if not isinstance(timestep, Tensor):
+            modulation = modulation[:1]  # rows of one timestep share it
         context = self._context(conditions, modulation, grid, sp)
         own = sp.own_size(conditions.num_frames)
 
