@@ -114,9 +114,7 @@ def _gated_sum(
 
 
 @_gated_sum.register_fake
-def _(
-    x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, keeps: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, keeps: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gated = x_BTSD.new_empty(x_BTSD.shape if keeps and gate is not None else 0)
     return x_BTSD.new_empty(x_BTSD.shape), gated, *_empty_rows(x_BTSD)
 

@@ -1,8 +1,8 @@
 """The two products of an MLP of 8-bit floats with what follows them inside: GELU and rounding, or gate and sum.
 
-A product knows no row's largest value before it is done. So GELU's rows get a scale from above: no channel is larger than what the
-weight can make of the row's largest value. 8-bit floats have 18 binades, and a scale that is too large by some of them costs
-the smallest values alone. Shape letters: K channels in, N channels out.
+A product knows no row's largest value before it is done. So GELU's rows get a scale from above: no channel is larger than
+what the weight can make of the row's largest value. 8-bit floats have 18 binades, and a scale that is too large by some of
+them costs the smallest values alone. Shape letters: K channels in, N channels out.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def _added(
 
 
 @_added.register_fake
-def _(
-    total: Tensor, values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor
-) -> Tensor:
+def _(total: Tensor, values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor) -> Tensor:
     return total.new_empty(total.shape)
 
 

@@ -1,8 +1,8 @@
 """The forward pass of blocks whose attention and MLP have a gate each: STDiT3's and Latte's.
 
-What is kept is a branch behind its gate. Sums wait for the next norm, which takes them into its own pass over the tokens. Where
-all tokens share their gates, those may be in the weights of the branches' last products, and a branch that nobody keeps is
-added to the tokens by its product (`pab.kernels.product_end`).
+What is kept is a branch behind its gate. Sums wait for the next norm, which takes them into its own pass over the tokens.
+Where all tokens share their gates, those may be in the weights of the branches' last products, and a branch that nobody
+keeps is added to the tokens by its product (`pab.kernels.product_end`).
 
 Shape letters: B guidance rows x clips, T frames (this rank's), S patches of a frame, D channels.
 """
@@ -10,7 +10,7 @@ Shape letters: B guidance rows x clips, T frames (this rank's), S patches of a f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -41,11 +41,14 @@ class GatedMlp(Protocol):
         """Returns [B, T, S, D], ended as `end` says. `fused`: GELU in the first matrix product's epilogue."""
 
 
-class Attend(Protocol):
-    """A block's self attention."""
+class Attention(NamedTuple):
+    """A block's self attention: from tokens to [B, T, S, D], ended as told.
 
-    def __call__(self, x: Tokens, end: End) -> Tensor:
-        """Returns [B, T, S, D], ended as `end` says."""
+    `last`: its last product, if that may be added to the block's tokens: if its own lie as those do.
+    """
+
+    run: Callable[[Tokens, End], Tensor]
+    last: Product | None
 
 
 def norm_for(kernels: Kernels, *, is_float8: bool = False) -> Norm:
@@ -61,8 +64,7 @@ def run_branches(
     sites: tuple[tuple[Tensor | None, ...], tuple[bool, ...]],
     *,
     norm: Norm,
-    attend: Attend,
-    adds_attention: Product | None,
+    attention: Attention,
     ask_text: Callable[[Tokens], Tensor] | None,
     mlp: GatedMlp,
     kernels: Kernels,
@@ -70,9 +72,8 @@ def run_branches(
     """Returns the new tokens, and per branch the output to be kept where it is wanted.
 
     `table` [6, B, T or 1, 1, D], or [6, 1, 1, 1, D] where all tokens share it: shift, scale and gate of attention, then of
-    the MLP. `sites`: what the block's `forward` takes as `reuse` and as `wanted`. `norm`: the one before attention.
-    `adds_attention`: the last product of attention, if its tokens lie as the block's do. `ask_text`: cross attention, None
-    for a block without.
+    the MLP. `sites`: what the block's `forward` takes as `reuse` and as `wanted`. `norm`: the one before `attention`.
+    `ask_text`: cross attention, None for a block without.
     """
     reuse, wanted = sites
     attended, *asked, mixed = reuse
@@ -82,11 +83,11 @@ def run_branches(
     addends: tuple[Tensor, ...] = () if attended is None else (attended,)
     if attended is None:
         gate = _shared(table[2], kernels)
-        if gate is not None and kernels.summed and adds_attention is not None and not wanted[0] and not mlp.is_float8:
-            x_BTSD, x = _norm_before_sum(kernels, x_BTSD, (), (table[0], table[1]), ahead(adds_attention, gate))
-            x_BTSD = attend(x, End(gate, x_BTSD))
+        if gate is not None and kernels.summed and attention.last is not None and not wanted[0] and not mlp.is_float8:
+            x_BTSD, x = _norm_before_sum(kernels, x_BTSD, (), (table[0], table[1]), ahead(attention.last, gate))
+            x_BTSD = attention.run(x, End(gate, x_BTSD))
         else:
-            branch = attend(norm(x_BTSD, (), table[0], table[1])[1], End(gate))
+            branch = attention.run(norm(x_BTSD, (), table[0], table[1])[1], End(gate))
             if mlp.is_float8 and asks:
                 gating = None if gate is not None else table[2]
                 x_BTSD, attended, asking = float8.gated_sum(x_BTSD, branch, gating, keeps=wanted[0])
@@ -117,12 +118,12 @@ def _mix(
     sums = kernels.sum8 if mlp.is_float8 else kernels.summed
     if gate is not None and sums and not wanted:
         if mlp.is_float8:
-            total, x = float8.norm_rows(x_BTSD, addends, table[0], table[1])
-        else:
-            total, x = _norm_before_sum(kernels, x_BTSD, addends, (table[0], table[1]), ahead(mlp.last, gate))
+            total, rows = float8.norm_rows(x_BTSD, addends, table[0], table[1])
+            return mlp(rows, fused=fused, end=End(gate, total)), None
+        total, x = _norm_before_sum(kernels, x_BTSD, addends, (table[0], table[1]), ahead(mlp.last, gate))
         return mlp(x, fused=fused, end=End(gate, total)), None
-    x_BTSD, x = norm_for(kernels, is_float8=mlp.is_float8)(x_BTSD, addends, table[0], table[1])
-    mixed = mlp(x, fused=fused, end=End(gate))
+    x_BTSD, tokens = norm_for(kernels, is_float8=mlp.is_float8)(x_BTSD, addends, table[0], table[1])
+    mixed = mlp(tokens, fused=fused, end=End(gate))
     if gate is None:
         mixed = table[2] * mixed
     return x_BTSD + mixed, mixed

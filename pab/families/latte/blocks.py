@@ -19,6 +19,7 @@ from pab.kernels import flash3, float8, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
 from pab.kernels.product_end import End, ended
 from pab.nn.adaln_single import Attention, FeedForward, modulation_table
+from pab.nn.gated_block import Attention as AttentionBranch
 from pab.nn.gated_block import Tokens, norm_for, over_all_frames, run_branches
 from pab.nn.layers import rotate_halves
 from pab.parallel.mesh import SequenceParallel
@@ -70,9 +71,9 @@ class LatteConfig:
 class BlockContext:
     """What every block of one pass shares.
 
-    `modulation` [B, 6, D], or [1, 6, D] where all rows share it. `grid`: patch rows and columns of a frame. `spatial_bias` [B*T, 1, 1, S] leaves patches out of
-    spatial attention; the published models mask neither temporal nor cross attention by it. `kernels`: the fused
-    operations that the pass uses.
+    `modulation` [B, 6, D], or [1, 6, D] where all rows share it. `grid`: patch rows and columns of a frame. `spatial_bias`
+    [B*T, 1, 1, S] leaves patches out of spatial attention; the published models mask neither temporal nor cross attention
+    by it. `kernels`: the fused operations that the pass uses.
     """
 
     modulation: Tensor
@@ -206,8 +207,7 @@ class LatteBlock(nn.Module):
             modulation_table(self.scale_shift_table, context.modulation, 2),
             (reuse or (None,) * count, wanted or (False,) * count),
             norm=norm_for(context.kernels, is_float8=self.ff.is_float8 and not travels),
-            attend=lambda x, end: self._attend(x, context, end),
-            adds_attention=self.attn1.last if adds else None,
+            attention=AttentionBranch(lambda x, end: self._attend(x, context, end), self.attn1.last if adds else None),
             ask_text=None if text is None else lambda x: self.attn2.to_text(x, *text),
             mlp=self.ff,
             kernels=context.kernels,

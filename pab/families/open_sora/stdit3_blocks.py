@@ -18,7 +18,7 @@ from pab.families.open_sora.sites import PARTS
 from pab.kernels import attention, flash3, float8, head_norm, modulated_norm, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
 from pab.kernels.product_end import AS_IT_IS, End, ended
-from pab.nn.gated_block import Tokens, norm_for, over_all_frames, run_branches
+from pab.nn.gated_block import Attention, Tokens, norm_for, over_all_frames, run_branches
 from pab.nn.layers import Mlp, RMSNorm, rotate_pairs
 from pab.parallel.mesh import SequenceParallel
 
@@ -146,7 +146,11 @@ class CrossAttention(nn.Module):
         kernels: Kernels = PLAIN,
     ) -> Tensor:
         """Returns [B, T, S, D]."""
-        attend = attention.fused_cross if kernels.cross and mask_B11L is not None else attention.plain_cross
+        attend = attention.plain_cross
+        if mask_B11L is not None:
+            attend = attention.fused_cross if kernels.cross else attend
+        elif kernels.cross_flash3:
+            attend = attention.flash3_cross
         q_BTSD = self.q_linear(x_BTSD)
         return self.proj(attend(q_BTSD.flatten(1, 2), keys_values, mask_B11L)).view_as(q_BTSD)
 
@@ -188,8 +192,7 @@ class STDiT3Block(nn.Module):
             self._modulation(context),
             (reuse, wanted),
             norm=norm,
-            attend=lambda x, end: self._attend(x, context, end),
-            adds_attention=None if travels else self.attn.proj,
+            attention=Attention(lambda x, end: self._attend(x, context, end), None if travels else self.attn.proj),
             ask_text=lambda x: self.cross_attn(x, *text, kernels),
             mlp=self.mlp,
             kernels=kernels,

@@ -96,9 +96,7 @@ def _gated_sum_kernel(x, branch, gate, total, gated, values, scales, num_tokens,
     tl.store(values + at + b, rounded(part_b, scale, values), mask=inside_b)
 
 
-def rows(
-    x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8, tile: tuple[int, int] = TILE
-) -> tuple[Tensor, Tensor]:
+def rows(x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8, tile: tuple[int, int] = TILE) -> tuple[Tensor, Tensor]:
     """Returns 8-bit values [..., D] and float32 scales [..., 1] of x or of its GELU.
 
     `dtype`: another one shows what is rounded. `tile`: tokens per program, warps.
