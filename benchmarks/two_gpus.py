@@ -137,7 +137,7 @@ def measure_row(
     latents = measured.pictures[0].float()
     first = known(plan, latents)
     names = ("seconds", "spread", "exposed_s", "hidden_s", "sent_gb", "step_ms", "peak_gb", "warm_up_s",
-             "graphs_after_warm_up")  # fmt: skip
+             "graphs_after_warm_up", "clip_seconds", "slowest_steps", "late_steps")  # fmt: skip
     return {name: measured.line[name] for name in names} | {
         "off_one_rank": float((latents - first).norm() / first.norm())
     }

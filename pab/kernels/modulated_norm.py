@@ -23,7 +23,7 @@ def plain(
     for addend in addends:
         x_BTSD = x_BTSD + addend
     normed = F.layer_norm(x_BTSD, x_BTSD.shape[-1:], eps=EPS) * (1 + scale) + shift
-    return (x_BTSD if ahead is None else x_BTSD + ahead), normed
+    return (x_BTSD if ahead is None else (x_BTSD + ahead).contiguous()), normed
 
 
 @torch.library.custom_op("pab::modulated_norm", mutates_args=())
