@@ -159,7 +159,7 @@ def _passes(*, tiles: bool) -> Iterator[Operation]:
     x, branch, wide = _tokens(DIM, 36), _tokens(DIM, 37), _tokens(WIDE, 38)
     shift, scale = (random(1, 1, 1, DIM, seed=seed, scale=0.2) for seed in (39, 40))
     eps = modulated_norm.EPS
-    cuts = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)] if tiles else [gpu.TILE]
+    cuts = [(1, 1), (1, 2), (2, 1)] if tiles else [gpu.TILE]
     ways: list[tuple[str, float, Callable[[tuple[int, int]], object]]] = [
         ("rows", 1.5, lambda cut: gpu.rows(x, gelu=False, tile=cut)),
         ("rows of GELU", 6, lambda cut: gpu.rows(wide, gelu=True, tile=cut)),
