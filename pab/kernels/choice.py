@@ -28,7 +28,8 @@ class Kernels:
     faster). `flash3`: self attention within a frame by FlashAttention-3. `head_norm`: query and key norm before it. `norm`:
     residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product. `cross_flash3`: attention
     to text without a mask by FlashAttention-3. `gated`: gates that all tokens share, in
-    the weights of the products before them. `summed`, with it: what is not kept is added to the tokens by its product.
+    the weights of the products before them. `summed`, with it: what is not kept is added to the tokens by its product;
+    `whole`, with both: also what comes from text, in blocks that keep nothing.
     Of 8-bit floats, `gelu8`: the MLP's GELU and rounding in its first product; `sum8`, with `gated`: its sum in the second.
     """
 
@@ -41,6 +42,7 @@ class Kernels:
     cross_flash3: bool = False
     gated: bool = False
     summed: bool = False
+    whole: bool = False
     gelu8: bool = False
     sum8: bool = False
 

@@ -26,15 +26,20 @@ def plain(
     return (x_BTSD if ahead is None else (x_BTSD + ahead).contiguous()), normed
 
 
+def plain_without(x_BTSD: Tensor, due: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Returns the modulated norm of x less `due` [D]."""
+    return plain(x_BTSD - due, (), shift, scale)[1]
+
+
 @torch.library.custom_op("pab::modulated_norm", mutates_args=())
-def _fused(x_BTSD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def _fused(x_BTSD: Tensor, shift: Tensor, scale: Tensor, due: Tensor | None) -> Tensor:
     from pab.kernels.gpu import modulated_norm as gpu
 
-    return gpu.launch(x_BTSD, (), shift, scale, None, eps=EPS)[1]
+    return gpu.launch(x_BTSD, (), shift, scale, due=due, eps=EPS)[1]
 
 
 @_fused.register_fake
-def _(x_BTSD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def _(x_BTSD: Tensor, shift: Tensor, scale: Tensor, due: Tensor | None) -> Tensor:
     return x_BTSD.new_empty(x_BTSD.shape)
 
 
@@ -60,5 +65,10 @@ def fused(
     """Does what `plain` does in one Triton kernel, for at most `MAX_ADDENDS` addends; no gradients."""
     assert len(addends) <= MAX_ADDENDS, f"{len(addends)} addends"
     if not addends and ahead is None:
-        return x_BTSD, _fused(x_BTSD, shift, scale)
+        return x_BTSD, _fused(x_BTSD, shift, scale, None)
     return _fused_sum(x_BTSD, list(addends), shift, scale, ahead)
+
+
+def fused_without(x_BTSD: Tensor, due: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Does what `plain_without` does in one Triton kernel; no gradients."""
+    return _fused(x_BTSD, shift, scale, due)

@@ -40,18 +40,29 @@ def ahead(product: Product, gate: Tensor) -> Tensor:
 
 def ended(product: Product, x: Tensor | float8.Rows8, end: End) -> Tensor:
     """Returns the branch behind its gate, or the tokens with the branch added."""
-    if end.gate is None:
+    gate, total = end
+    if gate is None and total is None:
         return product(x)
     if isinstance(product, float8.Float8Linear):
-        if end.total is None:
-            return product.gated(x, end.gate)
-        return product8.added(product, end.total, x, end.gate)
+        assert gate is not None, "the sum of an 8-bit product has a gate"
+        return product.gated(x, gate) if total is None else product8.added(product, total, x, gate)
     assert isinstance(x, Tensor), "8-bit rows go into 8-bit products"
-    weight = product.weight * end.gate[:, None]
-    if end.total is None:
-        return F.linear(x, weight, ahead(product, end.gate))
-    _add_product(end.total, x, weight)
-    return end.total
+    weight = product.weight if gate is None else product.weight * gate[:, None]
+    if total is None:
+        assert gate is not None, "one of both is given"
+        return F.linear(x, weight, ahead(product, gate))
+    _add_product(total, x, weight)
+    return total
+
+
+def product_of(product: Product, x: Tensor | float8.Rows8, due: Tensor | None) -> Tensor:
+    """Returns the product of x [..., K], or of x less `due` [K], which every token holds too much: the bias makes up."""
+    if due is None:
+        return product(x)
+    assert isinstance(x, Tensor), "8-bit rows hold nothing that is due"
+    assert isinstance(product, nn.Linear), "8-bit products take rows that hold nothing that is due"
+    offset = F.linear(due[None], product.weight)[0]
+    return F.linear(x, product.weight, -offset if product.bias is None else product.bias - offset)
 
 
 @torch.library.custom_op("pab::add_product", mutates_args=("total",))

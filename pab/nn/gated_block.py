@@ -51,6 +51,16 @@ class Attention(NamedTuple):
     last: Product | None
 
 
+class Asking(NamedTuple):
+    """A block's cross attention: from tokens, and what every one of them holds too much, to [B, T, S, D], ended as told.
+
+    `last`: its last product.
+    """
+
+    run: Callable[[Tokens, End, Tensor | None], Tensor]
+    last: Product
+
+
 def norm_for(kernels: Kernels, *, is_float8: bool = False) -> Norm:
     """Returns the norm before products in full precision, or of 8-bit floats."""
     if is_float8:
@@ -65,7 +75,7 @@ def run_branches(
     *,
     norm: Norm,
     attention: Attention,
-    ask_text: Callable[[Tokens], Tensor] | None,
+    asking: Asking | None,
     mlp: GatedMlp,
     kernels: Kernels,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -73,13 +83,15 @@ def run_branches(
 
     `table` [6, B, T or 1, 1, D], or [6, 1, 1, 1, D] where all tokens share it: shift, scale and gate of attention, then of
     the MLP. `sites`: what the block's `forward` takes as `reuse` and as `wanted`. `norm`: the one before `attention`.
-    `ask_text`: cross attention, None for a block without.
+    `asking`: cross attention, None for a block without.
     """
     reuse, wanted = sites
+    if kernels.whole and _adds_all(table, sites, attention, mlp, kernels):
+        return _run_in_products(x_BTSD, table, attention, asking, mlp, kernels), (None,) * len(reuse)
     attended, *asked, mixed = reuse
     crossed = asked[0] if asked else None
-    asks = ask_text is not None and crossed is None
-    asking: Tokens | None = None
+    asks = asking is not None and crossed is None
+    x_asking: Tokens | None = None
     addends: tuple[Tensor, ...] = () if attended is None else (attended,)
     if attended is None:
         gate = _shared(table[2], kernels)
@@ -90,23 +102,53 @@ def run_branches(
             branch = attention.run(norm(x_BTSD, (), table[0], table[1])[1], End(gate))
             if mlp.is_float8 and asks:
                 gating = None if gate is not None else table[2]
-                x_BTSD, attended, asking = float8.gated_sum(x_BTSD, branch, gating, keeps=wanted[0])
+                x_BTSD, attended, x_asking = float8.gated_sum(x_BTSD, branch, gating, keeps=wanted[0])
             else:
                 attended = branch if gate is not None else table[2] * branch
             addends = () if attended is None else (attended,)
-    if ask_text is not None:
+    if asking is not None:
         if crossed is None:
-            if asking is None:
-                asking = x_BTSD = _sum(x_BTSD, addends)
-            crossed = ask_text(asking)
+            if x_asking is None:
+                x_asking = x_BTSD = _sum(x_BTSD, addends)
+            crossed = asking.run(x_asking, AS_IT_IS, None)
             addends = ()
         addends = (*addends, crossed)
     if mixed is not None:
         x_BTSD = _sum(x_BTSD, addends) + mixed
     else:
         x_BTSD, mixed = _mix(x_BTSD, addends, table[3:], mlp, kernels, wanted=wanted[-1])
-    outputs = (attended, mixed) if ask_text is None else (attended, crossed, mixed)
+    outputs = (attended, mixed) if asking is None else (attended, crossed, mixed)
     return x_BTSD, handed_over(outputs, wanted)
+
+
+def _adds_all(
+    table: Tensor,
+    sites: tuple[tuple[Tensor | None, ...], tuple[bool, ...]],
+    attention: Attention,
+    mlp: GatedMlp,
+    kernels: Kernels,
+) -> bool:
+    """Whether all branches are computed and none is kept, so that each may be added to the tokens by its product."""
+    reuse, wanted = sites
+    computes = all(each is None for each in reuse) and not any(wanted)
+    return computes and attention.last is not None and not mlp.is_float8 and _shared(table[2], kernels) is not None
+
+
+def _run_in_products(
+    x_BTSD: Tensor, table: Tensor, attention: Attention, asking: Asking | None, mlp: GatedMlp, kernels: Kernels
+) -> Tensor:
+    """Returns the new tokens. The first norm adds the biases of all branches; what is not due yet is left out where read."""
+    gates = table[2].flatten(), table[5].flatten()
+    assert attention.last is not None, "attention can be added"
+    after_text = ahead(mlp.last, gates[1])
+    after_attention = after_text if asking is None else after_text + asking.last.bias
+    biases = ahead(attention.last, gates[0]) + after_attention
+    x_BTSD, x = _norm_before_sum(kernels, x_BTSD, (), (table[0], table[1]), biases)
+    x_BTSD = attention.run(x, End(gates[0], x_BTSD))
+    if asking is not None:
+        x_BTSD = asking.run(x_BTSD, End(None, x_BTSD), after_attention)
+    without = modulated_norm.fused_without if kernels.norm else modulated_norm.plain_without
+    return mlp(without(x_BTSD, after_text, table[3], table[4]), fused=kernels.gelu, end=End(gates[1], x_BTSD))
 
 
 def _mix(

@@ -28,7 +28,8 @@ from tests.ranks import run_on_ranks
 WAYS = {
     "gated": Kernels(gated=True),
     "summed": Kernels(gated=True, summed=True),
-    "fused": Kernels(gated=True, summed=True, norm=True, gelu=True, temporal=True, cross_flash3=True),
+    "whole": Kernels(gated=True, summed=True, whole=True),
+    "fused": Kernels(gated=True, summed=True, whole=True, norm=True, gelu=True, temporal=True, cross_flash3=True),
 }
 WAYS_OF_8_BITS = {
     "gated": Kernels(gated=True),
@@ -49,6 +50,8 @@ def test_a_norm_may_add_to_its_sum_what_it_does_not_norm(width: int, dtype: torc
         assert fused[0].data_ptr() != x.data_ptr(), "what is written to must not be the block's input"
         close(fused[1], plain[1], bound)
         close(fused[1], modulated_norm.plain(x, addends, shift, scale)[1], bound)
+    without = modulated_norm.plain((x.float() - bias.float()), (), shift.float(), scale.float())[1]
+    close(modulated_norm.fused_without(x, bias, shift, scale).float(), without, bound)
 
 
 @pytest.mark.parametrize("eight", [False, True])
@@ -142,7 +145,7 @@ def test_a_clip_of_8_bit_products_is_near_wherever_its_gates_and_sums_are(way: s
 @pytest.mark.parametrize("eight", [False, True])
 def test_candidates_stay_inside_one_graph_per_pattern(eight: bool) -> None:
     torch._dynamo.reset()
-    model, plain = model_with((WAYS_OF_8_BITS if eight else WAYS)["both" if eight else "summed"]), plain_clip(eight)
+    model, plain = model_with((WAYS_OF_8_BITS if eight else WAYS)["both" if eight else "whole"]), plain_clip(eight)
     if eight:
         model.use_float8()
     compile_blocks(model.block_stacks, backend="eager")
@@ -160,7 +163,7 @@ def test_gates_that_differ_by_row_or_frame_stay_outside() -> None:
     shape = ClipShape(height=16.0, width=32.0, fps=torch.full((1,), 8.0), num_latent_frames=4)
     for timestep, frames in ((500.0, active), (torch.tensor([500.0, 300.0]), None), (500.0, None)):
         outputs = []
-        for kernels in (PLAIN, WAYS["summed"]):
+        for kernels in (PLAIN, WAYS["whole"]):
             transformer = model_with(kernels).transformer
             with torch.inference_mode():
                 text = transformer.prepare_text(states)
@@ -170,7 +173,7 @@ def test_gates_that_differ_by_row_or_frame_stay_outside() -> None:
 
 def on_ranks(cfg: int) -> Tensor:
     group = open_group(dp=1, cfg=cfg, sp=2 // cfg, device=torch.device("cpu"))
-    return render(model_with(WAYS["summed"]), SHORT, REUSING, depth=1, group=group).latents
+    return render(model_with(WAYS["whole"]), SHORT, REUSING, depth=1, group=group).latents
 
 
 @pytest.mark.parametrize("cfg", [1, 2])
@@ -185,5 +188,5 @@ def test_latte_s_clip_is_the_same_wherever_its_gates_and_sums_are() -> None:
     request = noise_clip(num_steps=3, num_frames=3, height=16, width=32, negative_prompt="a b c d")
     plain = world.render(world.model(), request, rules=REUSING, group=NodeGroup())
     model = world.model()
-    model.transformer.use_kernels(lambda **_: WAYS["summed"])
+    model.transformer.use_kernels(lambda **_: WAYS["whole"])
     close(world.render(model, request, rules=REUSING).latents, plain.latents, 2e-5)
