@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pab.kernels import flash3
+from pab.kernels.operator import operator, shapes_of
 
 
 def plain_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
@@ -20,7 +21,7 @@ def plain_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) ->
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_N11L).transpose(1, 2).flatten(2)
 
 
-@torch.library.custom_op("pab::cross_attention", mutates_args=())
+@operator("cross_attention")
 def _fused_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
     from pab.kernels.gpu import attention as gpu
 
@@ -35,7 +36,7 @@ def _fused_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -
     return gpu.launch(q_NQD.unflatten(-1, (heads, -1)), k, v, mask=mask, tile=gpu.FASTEST)
 
 
-@_fused_cross.register_fake
+@shapes_of(_fused_cross)
 def _(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
     return q_NQD.new_empty(q_NQD.shape)
 

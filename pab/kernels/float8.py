@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.kernels import modulated_norm
+from pab.kernels.operator import operator, shapes_of
 
 LARGEST = 448.0
 SMALLEST_SCALE = 1e-12
@@ -67,7 +68,7 @@ def plain_linear(rows: Rows8, weight: Rows8, bias: Tensor | None, dtype: torch.d
     return (out if bias is None else out + bias.float()).to(dtype)
 
 
-@torch.library.custom_op("pab::rows8", mutates_args=())
+@operator("rows8")
 def _rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     if not x.is_cuda:
         return plain_gelu_rows(x) if gelu else plain_rows(x)
@@ -76,12 +77,12 @@ def _rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     return gpu.rows(x, gelu=gelu)
 
 
-@_rows.register_fake
+@shapes_of(_rows)
 def _(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     return _empty_rows(x)
 
 
-@torch.library.custom_op("pab::norm_rows8", mutates_args=())
+@operator("norm_rows8")
 def _norm_rows(
     x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,12 +96,12 @@ def _norm_rows(
     return total if addends else x_BTSD.new_empty(0), values, scales
 
 
-@_norm_rows.register_fake
+@shapes_of(_norm_rows)
 def _(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x_BTSD.new_empty(x_BTSD.shape if addends else 0), *_empty_rows(x_BTSD)
 
 
-@torch.library.custom_op("pab::gated_sum_rows8", mutates_args=())
+@operator("gated_sum_rows8")
 def _gated_sum(
     x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, keeps: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -113,13 +114,13 @@ def _gated_sum(
     return total, gated if keeps and gate is not None else gated.new_empty(0), *rows
 
 
-@_gated_sum.register_fake
+@shapes_of(_gated_sum)
 def _(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, keeps: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     gated = x_BTSD.new_empty(x_BTSD.shape if keeps and gate is not None else 0)
     return x_BTSD.new_empty(x_BTSD.shape), gated, *_empty_rows(x_BTSD)
 
 
-@torch.library.custom_op("pab::linear_rows8", mutates_args=())
+@operator("linear_rows8")
 def _linear(
     values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -132,7 +133,7 @@ def _linear(
     return out.view(*values.shape[:-1], -1)
 
 
-@_linear.register_fake
+@shapes_of(_linear)
 def _(
     values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pab.kernels.operator import operator, shapes_of
 
 EPS = 1e-6
 MAX_ADDENDS = 2
@@ -31,19 +32,19 @@ def plain_without(x_BTSD: Tensor, due: Tensor, shift: Tensor, scale: Tensor) -> 
     return plain(x_BTSD - due, (), shift, scale)[1]
 
 
-@torch.library.custom_op("pab::modulated_norm", mutates_args=())
+@operator("modulated_norm")
 def _fused(x_BTSD: Tensor, shift: Tensor, scale: Tensor, due: Tensor | None) -> Tensor:
     from pab.kernels.gpu import modulated_norm as gpu
 
     return gpu.launch(x_BTSD, (), shift, scale, due=due, eps=EPS)[1]
 
 
-@_fused.register_fake
+@shapes_of(_fused)
 def _(x_BTSD: Tensor, shift: Tensor, scale: Tensor, due: Tensor | None) -> Tensor:
     return x_BTSD.new_empty(x_BTSD.shape)
 
 
-@torch.library.custom_op("pab::add_modulated_norm", mutates_args=())
+@operator("add_modulated_norm")
 def _fused_sum(
     x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor, ahead: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def _fused_sum(
     return gpu.launch(x_BTSD, addends, shift, scale, ahead, eps=EPS)
 
 
-@_fused_sum.register_fake
+@shapes_of(_fused_sum)
 def _(
     x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor, ahead: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pab.kernels import float8
 from pab.kernels.float8 import FLOAT8, LARGEST, Float8Linear, Rows8
+from pab.kernels.operator import operator, shapes_of
 
 
 def bounds(scales: Tensor, reach: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def plain_added(total: Tensor, rows: Rows8, weight: Rows8, bias: Tensor) -> Tens
     return (total.float() + float8.plain_linear(rows, weight, bias, torch.float32)).to(total.dtype)
 
 
-@torch.library.custom_op("pab::gelu_product8", mutates_args=())
+@operator("gelu_product8")
 def _gelu(
     values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor, reach: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -46,14 +47,14 @@ def _gelu(
     return gpu.gelu(values, scales, weight, weight_scales, bias, reach)
 
 
-@_gelu.register_fake
+@shapes_of(_gelu)
 def _(
     values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor, reach: Tensor
 ) -> tuple[Tensor, Tensor]:
     return values.new_empty(*values.shape[:-1], weight.shape[0]), scales.new_empty(scales.shape)
 
 
-@torch.library.custom_op("pab::add_product8", mutates_args=())
+@operator("add_product8")
 def _added(
     total: Tensor, values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor
 ) -> Tensor:
@@ -64,7 +65,7 @@ def _added(
     return gpu.added(total, values, scales, weight, weight_scales, bias)
 
 
-@_added.register_fake
+@shapes_of(_added)
 def _(total: Tensor, values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor) -> Tensor:
     return total.new_empty(total.shape)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.kernels import float8, product8
+from pab.kernels.operator import operator, shapes_of
 
 Product = nn.Linear | float8.Float8Linear
 """A linear layer in full precision, or of 8-bit floats."""
@@ -65,12 +65,12 @@ def product_of(product: Product, x: Tensor | float8.Rows8, due: Tensor | None) -
     return F.linear(x, product.weight, -offset if product.bias is None else product.bias - offset)
 
 
-@torch.library.custom_op("pab::add_product", mutates_args=("total",))
+@operator("add_product", mutates=("total",))
 def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
     # Only in place does torch leave the sum to the product; else it copies `total` first.
     total.view(-1, total.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), weight.t())
 
 
-@_add_product.register_fake
+@shapes_of(_add_product)
 def _(total: Tensor, x: Tensor, weight: Tensor) -> None:
     return None
