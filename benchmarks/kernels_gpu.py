@@ -78,13 +78,13 @@ def operations(*, tiles: bool) -> Iterator[Operation]:
     angles = torch.rand(FRAMES, HEAD_DIM // 2, device="cuda").repeat_interleave(2, dim=-1)
     rotation = (angles.cos(), angles.sin())
     qkv = random(ROWS, FRAMES, PATCHES, 3 * DIM, seed=3)
-    cuts = [(1, 1), (1, 2), (2, 2), (4, 4), (2, 1), (8, 8)] if tiles else []
+    fewer = [(1, 1, 192), (1, 1, 168), (1, 1, 128), (1, 1, 96), (1, 2, 128), (1, 2, None), (2, 2, None), (2, 1, None)]
     yield Operation(
         name="temporal attention",
         arguments=(qkv, HEADS, weights, rotation),
         plain=temporal_attention.plain,
         fused={"default": temporal_attention.fused}
-        | {f"patches, warps {cut}": partial(_temporal, gpu_temporal.launch, cut) for cut in cuts},
+        | {f"patches, warps, registers {cut}": partial(_temporal, gpu_temporal.launch, cut) for cut in fewer if tiles},
         units=4,
         # With cuDNN first its graph ends in an illegal memory access (torch 2.11), which takes the process along.
         compiles=False,

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.kernels_gpu import DIM, FRAMES, HEAD_DIM, HEADS, PATCHES, ROWS, TEXT, Operation, random
-from pab.kernels import attention, flash3, float8, modulated_norm, product8, product_end
+from pab.kernels import attention, flash3, float8, linear_gelu, modulated_norm, product8, product_end
 from pab.kernels.float8 import Float8Linear, Rows8
 from pab.kernels.product_end import End
 
@@ -25,6 +25,7 @@ def operations(*, tiles: bool) -> Iterator[Operation]:
     """Yields the operations; with `tiles`, every way to cut the products that is worth a try."""
     for name, inputs in (("fc2", WIDE), ("proj", DIM)):
         yield _sum_in_place(name, inputs)
+    yield _widening_in_full()
     yield _widening(tiles=tiles)
     yield _narrowing(tiles=tiles)
     yield from _passes(tiles=tiles)
@@ -55,6 +56,32 @@ def _sum_in_place(name: str, inputs: int) -> Operation:
             "gate in the weight": lambda _, x: product_end.ended(linear, x, End(gate)),
             "gate in the weight, added in place": lambda _, x: product_end.ended(linear, x, End(gate, written)),
         },
+    )
+
+
+def _widening_in_full() -> Operation:
+    from pab.kernels.gpu import product8 as gpu
+
+    linear = _linear(DIM, WIDE)
+    x, ones = _tokens(DIM, 49), torch.ones(ROWS * FRAMES * PATCHES, 1, device="cuda")
+    as_it_is = torch.tensor([0.0, float8.LARGEST], device="cuda")
+    cuts = [
+        gpu.Tile(outputs=256, inputs=64, per_processor=1, num_warps=8),
+        gpu.Tile(inputs=64, num_stages=2),
+        gpu.Tile(inputs=64, per_processor=1, num_stages=4),
+    ]
+    return Operation(
+        name="first product of the MLP in full precision, by Triton",
+        arguments=(x,),
+        plain=lambda x: linear_gelu.plain(x, linear.weight.to(x), linear.bias.to(x)),
+        fused={"vendor's": lambda x: linear_gelu.fused(x, linear.weight, linear.bias)}
+        | {
+            str(cut): lambda x, cut=cut: gpu.gelu(x, ones, linear.weight, ones[:WIDE], linear.bias, as_it_is, cut)[0]
+            for cut in cuts
+        },
+        units=5,
+        others={"vendor's, without GELU": lambda x: linear(x)},
+        compiles=False,
     )
 
 
@@ -160,6 +187,7 @@ def _passes(*, tiles: bool) -> Iterator[Operation]:
     shift, scale = (random(1, 1, 1, DIM, seed=seed, scale=0.2) for seed in (39, 40))
     eps = modulated_norm.EPS
     cuts = [(1, 1), (1, 2), (2, 1)] if tiles else [gpu.TILE]
+    wide_cuts = [(1, 2), (1, 4), (1, 8)] if tiles else [gpu.TILE]
     ways: list[tuple[str, float, Callable[[tuple[int, int]], object]]] = [
         ("rows", 1.5, lambda cut: gpu.rows(x, gelu=False, tile=cut)),
         ("rows of GELU", 6, lambda cut: gpu.rows(wide, gelu=True, tile=cut)),
@@ -178,7 +206,10 @@ def _passes(*, tiles: bool) -> Iterator[Operation]:
             plain=lambda x: x.clone(),
             fused={},
             units=units,
-            others={f"tokens, warps {cut}": lambda _, run=run, cut=cut: run(cut) for cut in cuts},
+            others={
+                f"tokens, warps {cut}": lambda _, run=run, cut=cut: run(cut)
+                for cut in (wide_cuts if units == 6 else cuts)
+            },
             compiles=False,
         )
 

@@ -14,12 +14,14 @@ from torch import Tensor
 from pab.kernels.gpu.head_parts import head_parts
 
 LOG2_E = 1.4426950408889634
+Tile = tuple[int, int, int | None]
+"""Patches of a program, its warps, and registers of a thread at most; None leaves those to the compiler."""
 
 
 @triton.jit
 def _turned(x, channel, half, weight, cosines, sines, angle_at, seen, HD: tl.constexpr, NORM: tl.constexpr,
             ROTATE: tl.constexpr):  # fmt: skip
-    """Weighs normalised channels and rotates their pairs. `half`: the first channel of every pair."""
+    """Weighs channels and rotates their pairs. `half`: the first channel of every pair."""
     if NORM:
         x = x * tl.load(weight + channel, mask=channel < HD, other=0.0).to(tl.float32)[None, :]
     if ROTATE:
@@ -35,20 +37,22 @@ def _turned(x, channel, half, weight, cosines, sines, angle_at, seen, HD: tl.con
 @triton.jit
 def _loaded(x, at, a, b, half_a, half_b, weight, cosines, sines, angle_at, seen, HD: tl.constexpr, NORM: tl.constexpr,
             ROTATE: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
-    """Returns a tile of one head, normalised and rotated, in two parts of its channels."""
+    """Returns a tile of one head, weighed and rotated, in two parts of its channels, and every row's factor of the norm.
+
+    A factor of a whole row may wait for the scores, which are fewer than the channels.
+    """
     part_a = tl.load(x + at[:, None] + a[None, :], mask=seen[:, None] & (a < HD)[None, :], other=0.0)
     part_b = tl.load(x + at[:, None] + b[None, :], mask=seen[:, None] & (b < HD)[None, :], other=0.0)
     kind = part_a.dtype
     part_a = part_a.to(tl.float32)
     part_b = part_b.to(tl.float32)
+    factor = seen.to(tl.float32)
     if NORM:
         squares = tl.sum(part_a * part_a, axis=1) + tl.sum(part_b * part_b, axis=1)
-        inverse = tl.rsqrt(squares / HD + EPS)[:, None]
-        part_a = part_a * inverse
-        part_b = part_b * inverse
+        factor = tl.rsqrt(squares / HD + EPS)
     part_a = _turned(part_a, a, half_a, weight, cosines, sines, angle_at, seen, HD, NORM, ROTATE)
     part_b = _turned(part_b, b, half_b, weight, cosines, sines, angle_at, seen, HD, NORM, ROTATE)
-    return part_a.to(kind), part_b.to(kind)
+    return part_a.to(kind), part_b.to(kind), factor
 
 
 @triton.jit
@@ -70,10 +74,10 @@ def _kernel(qkv, out, q_weight, k_weight, cosines, sines, num_frames, num_patche
     b = D0 + tl.arange(0, D1)
     half_a = 2 * tl.arange(0, D0 // 2)
     half_b = D0 + 2 * tl.arange(0, D1 // 2)
-    q0, q1 = _loaded(
+    q0, q1, q_factor = _loaded(
         qkv, at, a, b, half_a, half_b, q_weight, cosines, sines, frame * HD, seen, HD, NORM, ROTATE, EPS
     )  # fmt: skip
-    k0, k1 = _loaded(
+    k0, k1, k_factor = _loaded(
         qkv, at + HEADS * HD, a, b, half_a, half_b, k_weight, cosines, sines, frame * HD, seen, HD, NORM, ROTATE, EPS
     )  # fmt: skip
     at += 2 * HEADS * HD
@@ -85,6 +89,8 @@ def _kernel(qkv, out, q_weight, k_weight, cosines, sines, num_frames, num_patche
     if SPLIT:
         scores = tl.dot(q1, tl.trans(k1), scores, input_precision=PRECISION)
     together = seen[None, :] & (row_of_tile[:, None] // FRAMES == row_of_tile[None, :] // FRAMES)
+    if NORM:
+        scores = scores * q_factor[:, None] * k_factor[None, :]
     scores = tl.where(together, scores * scale, -1.0e30)
     weights = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
     inverse = 1.0 / tl.sum(weights, axis=1)[:, None]
@@ -103,15 +109,15 @@ def launch(
     norm: tuple[Tensor, Tensor] | None,
     rotation: tuple[Tensor, Tensor] | None,
     eps: float,
-    tile: tuple[int, int] | None = None,
+    tile: Tile | None = None,
 ) -> Tensor:
-    """Returns the attended values [B, T, S, D] of a fused QKV [B, T, S, 3 D]. `tile`: patches per program, warps."""
+    """Returns the attended values [B, T, S, D] of a fused QKV [B, T, S, 3 D]."""
     rows, num_frames, num_patches, width = qkv_BTSE.shape
     qkv_BTSE = qkv_BTSE.contiguous()
     dim = width // 3
     head_dim = dim // num_heads
     frames = max(16, triton.next_power_of_2(num_frames))
-    pack, num_warps = tile or default_tile(frames)
+    pack, num_warps, registers = tile or default_tile(frames)
     out = qkv_BTSE.new_empty(rows, num_frames, num_patches, dim)
     blocks = triton.cdiv(num_patches, pack)
     d0, d1 = head_parts(head_dim)
@@ -122,10 +128,11 @@ def launch(
         LOG2_E * head_dim**-0.5, HEADS=num_heads, HD=head_dim, D0=d0, D1=d1, SPLIT=d0 < head_dim, FRAMES=frames,
         PACK=pack, NORM=norm is not None, ROTATE=rotation is not None, EPS=eps,
         PRECISION="ieee" if qkv_BTSE.dtype == torch.float32 else "tf32", num_warps=num_warps,
+        maxnreg=registers,
     )  # fmt: skip
     return out
 
 
-def default_tile(frames: int) -> tuple[int, int]:
-    """Returns patches per program and warps for a power of two of frames."""
-    return (1, 1) if frames == 16 else (1, 2) if frames == 32 else (1, 4)
+def default_tile(frames: int) -> Tile:
+    """Returns how the work is cut for a power of two of frames."""
+    return (1, 1, None) if frames == 16 else (1, 2, None) if frames == 32 else (1, 4, None)
