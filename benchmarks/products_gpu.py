@@ -80,7 +80,7 @@ def _widening_in_full() -> Operation:
             for cut in cuts
         },
         units=5,
-        others={"vendor's, without GELU": lambda x: linear(x)},
+        others={"vendor's, without GELU": linear},
         compiles=False,
     )
 
