@@ -145,11 +145,11 @@ def _narrowing(*, tiles: bool) -> Operation:
     cuts = [gpu.SUM_TILE]
     if tiles:
         cuts += [
-            cut(outputs=256, inputs=64, per_processor=1, num_warps=8, num_stages=4),
+            cut(tokens=256, per_processor=1000, num_warps=8),
+            cut(tokens=256, group=16, per_processor=1, num_warps=8),
+            cut(outputs=256, per_processor=1, num_warps=8),
             cut(num_stages=2),
             cut(inputs=64, num_stages=4),
-            cut(per_processor=1, num_stages=4, num_warps=8),
-            cut(outputs=256, per_processor=1000, num_warps=8),
         ]
     weight = Rows8(linear.weight, linear.weight_scales * gate[:, None].float())
 

@@ -33,7 +33,7 @@ class Tile:
 
 
 GELU_TILE = Tile()
-SUM_TILE = Tile(tokens=128, outputs=256, per_processor=1, num_warps=8)
+SUM_TILE = Tile(tokens=256, outputs=128, per_processor=1, num_warps=8)
 
 
 @triton.jit
