@@ -45,8 +45,11 @@ KERNELS = {
     "crossflash3": replace(MEASURED_FASTER, cross_flash3=True),
     "gelu8": replace(MEASURED_FASTER, gated=True, gelu8=True),
     "sum8": replace(MEASURED_FASTER, gated=True, sum8=True),
+    "whole8": replace(MEASURED_FASTER, gated=True, sum8=True, whole8=True),
     "both8": replace(MEASURED_FASTER, gated=True, gelu8=True, sum8=True),
-    "every": replace(MEASURED_FASTER, gated=True, summed=True, whole=True, cross_flash3=True, gelu8=True, sum8=True),
+    "every": replace(
+        MEASURED_FASTER, cross_flash3=True, gated=True, summed=True, whole=True, gelu8=True, sum8=True, whole8=True
+    ),
 }
 """Of a variant's third word: none, what is used, all of that but one, or that and candidates."""
 

@@ -27,7 +27,8 @@ def operations(*, tiles: bool) -> Iterator[Operation]:
         yield _sum_in_place(name, inputs)
     yield _widening_in_full()
     yield _widening(tiles=tiles)
-    yield _narrowing(tiles=tiles)
+    for name, inputs in (("fc2", WIDE), ("proj", DIM)):
+        yield _narrowing(name, inputs, tiles=tiles)
     yield from _passes(tiles=tiles)
     yield from _attentions()
 
@@ -136,11 +137,11 @@ def _widening(*, tiles: bool) -> Operation:
     )
 
 
-def _narrowing(*, tiles: bool) -> Operation:
+def _narrowing(name: str, inputs: int, *, tiles: bool) -> Operation:
     from pab.kernels.gpu import product8 as gpu
 
-    linear, gate = Float8Linear(_linear(WIDE, DIM)), random(DIM, seed=30, scale=0.2)
-    total, rows = _tokens(DIM, 34), float8.gelu_rows(_tokens(WIDE, 35))
+    linear, gate = Float8Linear(_linear(inputs, DIM)), random(DIM, seed=30, scale=0.2)
+    total, rows = _tokens(DIM, 34), float8.gelu_rows(_tokens(inputs, 35))
     cut = gpu.Tile
     cuts = [gpu.SUM_TILE]
     if tiles:
@@ -157,7 +158,7 @@ def _narrowing(*, tiles: bool) -> Operation:
         return total + gate * linear(Rows8(values, scales))
 
     return Operation(
-        name="8-bit product of fc2, gated and added",
+        name=f"8-bit product of {name}, gated and added",
         arguments=(total, *rows, linear.bias * gate),
         plain=lambda total, values, scales, bias: product8.plain_added(total, Rows8(values, scales), weight, bias),
         fused={
@@ -166,7 +167,7 @@ def _narrowing(*, tiles: bool) -> Operation:
             )
             for each in cuts
         },
-        units=2 + WIDE / DIM / 2,
+        units=2 + inputs / DIM / 2,
         others={
             "product, then gate and sum, compiled": torch.compile(then_sum),
             "product with the gate in its scales": lambda _, values, scales, __: linear.gated(

@@ -30,7 +30,8 @@ class Kernels:
     to text without a mask by FlashAttention-3. `gated`: gates that all tokens share, in
     the weights of the products before them. `summed`, with it: what is not kept is added to the tokens by its product;
     `whole`, with both: also what comes from text, in blocks that keep nothing.
-    Of 8-bit floats, `gelu8`: the MLP's GELU and rounding in its first product; `sum8`, with `gated`: its sum in the second.
+    Of 8-bit floats, `gelu8`: the MLP's GELU and rounding in its first product; with `gated`, `sum8`: its sum in the second,
+    `whole8`: the sums of the other branches, where they are not kept, in their products.
     """
 
     temporal: bool = False
@@ -45,6 +46,7 @@ class Kernels:
     whole: bool = False
     gelu8: bool = False
     sum8: bool = False
+    whole8: bool = False
 
 
 PLAIN = Kernels()

@@ -77,9 +77,13 @@ def gelu_rows(linear: Float8Linear, x: Tensor | Rows8) -> Rows8:
     return Rows8(*_gelu(given.values, given.scales, linear.weight, linear.weight_scales, linear.bias, linear.reach))
 
 
-def added(linear: Float8Linear, total: Tensor, x: Tensor | Rows8, gate: Tensor) -> Tensor:
-    """Returns `total` [..., N] plus a layer's product times `gate` [N], on a GPU in one Triton kernel."""
+def added(linear: Float8Linear, total: Tensor, x: Tensor | Rows8, gate: Tensor | None) -> Tensor:
+    """Returns `total` [..., N] plus a layer's product, times `gate` [N] if given, on a GPU in one Triton kernel."""
     given = x if isinstance(x, Rows8) else float8.rows(x)
     assert linear.bias is not None, "a branch's last layer has a bias"
-    weight_scales = linear.weight_scales * gate[:, None].float()
-    return _added(total, given.values, given.scales, linear.weight, weight_scales, linear.bias * gate)
+    scales, bias = (
+        (linear.weight_scales, linear.bias)
+        if gate is None
+        else (linear.weight_scales * gate[:, None].float(), linear.bias * gate)
+    )
+    return _added(total, given.values, given.scales, linear.weight, scales, bias)

@@ -44,8 +44,10 @@ def ended(product: Product, x: Tensor | float8.Rows8, end: End) -> Tensor:
     if gate is None and total is None:
         return product(x)
     if isinstance(product, float8.Float8Linear):
-        assert gate is not None, "the sum of an 8-bit product has a gate"
-        return product.gated(x, gate) if total is None else product8.added(product, total, x, gate)
+        if total is not None:
+            return product8.added(product, total, x, gate)
+        assert gate is not None, "one of both is given"
+        return product.gated(x, gate)
     assert isinstance(x, Tensor), "8-bit rows go into 8-bit products"
     weight = product.weight if gate is None else product.weight * gate[:, None]
     if total is None:

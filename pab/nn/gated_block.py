@@ -90,35 +90,57 @@ def run_branches(
         return _run_in_products(x_BTSD, table, attention, asking, mlp, kernels), (None,) * len(reuse)
     attended, *asked, mixed = reuse
     crossed = asked[0] if asked else None
-    asks = asking is not None and crossed is None
     x_asking: Tokens | None = None
-    addends: tuple[Tensor, ...] = () if attended is None else (attended,)
     if attended is None:
-        gate = _shared(table[2], kernels)
-        if gate is not None and kernels.summed and attention.last is not None and not wanted[0] and not mlp.is_float8:
-            x_BTSD, x = _norm_before_sum(kernels, x_BTSD, (), (table[0], table[1]), ahead(attention.last, gate))
-            x_BTSD = attention.run(x, End(gate, x_BTSD))
-        else:
-            branch = attention.run(norm(x_BTSD, (), table[0], table[1])[1], End(gate))
-            if mlp.is_float8 and asks:
-                gating = None if gate is not None else table[2]
-                x_BTSD, attended, x_asking = float8.gated_sum(x_BTSD, branch, gating, keeps=wanted[0])
-            else:
-                attended = branch if gate is not None else table[2] * branch
-            addends = () if attended is None else (attended,)
+        asks = asking is not None and crossed is None
+        x_BTSD, attended, addends, x_asking = _attend(
+            x_BTSD, table[:3], norm, attention, kernels, asks8=asks and mlp.is_float8, wanted=wanted[0]
+        )
+    else:
+        addends = (attended,)
     if asking is not None:
         if crossed is None:
             if x_asking is None:
                 x_asking = x_BTSD = _sum(x_BTSD, addends)
-            crossed = asking.run(x_asking, AS_IT_IS, None)
             addends = ()
-        addends = (*addends, crossed)
+            if kernels.whole8 and mlp.is_float8 and not wanted[1]:
+                x_BTSD = asking.run(x_asking, End(None, x_BTSD), None)
+            else:
+                crossed = asking.run(x_asking, AS_IT_IS, None)
+        addends = addends if crossed is None else (*addends, crossed)
     if mixed is not None:
         x_BTSD = _sum(x_BTSD, addends) + mixed
     else:
         x_BTSD, mixed = _mix(x_BTSD, addends, table[3:], mlp, kernels, wanted=wanted[-1])
     outputs = (attended, mixed) if asking is None else (attended, crossed, mixed)
     return x_BTSD, handed_over(outputs, wanted)
+
+
+def _attend(
+    x_BTSD: Tensor,
+    table: Tensor,
+    norm: Norm,
+    attention: Attention,
+    kernels: Kernels,
+    *,
+    asks8: bool,
+    wanted: bool,
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...], Tokens | None]:
+    """Returns the tokens, the branch of attention, what is still to be added, and 8-bit rows of the sum.
+
+    The branch is there at least where it is `wanted`. `asks8`: rows are wanted; they may come instead of an addend.
+    """
+    gate = _shared(table[2], kernels)
+    adds = kernels.whole8 if isinstance(attention.last, float8.Float8Linear) else kernels.summed
+    if gate is not None and adds and attention.last is not None and not wanted:
+        total, x = _norm_before_sum(kernels, x_BTSD, (), (table[0], table[1]), (attention.last, gate))
+        return attention.run(x, End(gate, total)), None, (), None
+    branch = attention.run(norm(x_BTSD, (), table[0], table[1])[1], End(gate))
+    if asks8:
+        x_BTSD, attended, rows = float8.gated_sum(x_BTSD, branch, table[2] if gate is None else None, keeps=wanted)
+        return x_BTSD, attended, (), rows
+    attended = branch if gate is not None else table[2] * branch
+    return x_BTSD, attended, (attended,), None
 
 
 def _adds_all(
@@ -143,7 +165,7 @@ def _run_in_products(
     after_text = ahead(mlp.last, gates[1])
     after_attention = after_text if asking is None else after_text + asking.last.bias
     biases = ahead(attention.last, gates[0]) + after_attention
-    x_BTSD, x = _norm_before_sum(kernels, x_BTSD, (), (table[0], table[1]), biases)
+    x_BTSD, x = _norm_ahead(kernels, x_BTSD, (), (table[0], table[1]), biases)
     x_BTSD = attention.run(x, End(gates[0], x_BTSD))
     if asking is not None:
         x_BTSD = asking.run(x_BTSD, End(None, x_BTSD), after_attention)
@@ -159,10 +181,7 @@ def _mix(
     fused = kernels.gelu8 if mlp.is_float8 else kernels.gelu
     sums = kernels.sum8 if mlp.is_float8 else kernels.summed
     if gate is not None and sums and not wanted:
-        if mlp.is_float8:
-            total, rows = float8.norm_rows(x_BTSD, addends, table[0], table[1])
-            return mlp(rows, fused=fused, end=End(gate, total)), None
-        total, x = _norm_before_sum(kernels, x_BTSD, addends, (table[0], table[1]), ahead(mlp.last, gate))
+        total, x = _norm_before_sum(kernels, x_BTSD, addends, (table[0], table[1]), (mlp.last, gate))
         return mlp(x, fused=fused, end=End(gate, total)), None
     x_BTSD, tokens = norm_for(kernels, is_float8=mlp.is_float8)(x_BTSD, addends, table[0], table[1])
     mixed = mlp(tokens, fused=fused, end=End(gate))
@@ -177,10 +196,24 @@ def _shared(gate: Tensor, kernels: Kernels) -> Tensor | None:
 
 
 def _norm_before_sum(
-    kernels: Kernels, x_BTSD: Tensor, addends: Sequence[Tensor], shift_scale: tuple[Tensor, Tensor], ahead: Tensor
+    kernels: Kernels,
+    x_BTSD: Tensor,
+    addends: Sequence[Tensor],
+    shift_scale: tuple[Tensor, Tensor],
+    adding: tuple[Product, Tensor],
+) -> tuple[Tensor, Tokens]:
+    """Returns the tokens to which a product is to be added behind its gate, and their norm. `adding`: both of these."""
+    product, gate = adding
+    if isinstance(product, float8.Float8Linear):
+        return float8.norm_rows(x_BTSD, addends, *shift_scale)
+    return _norm_ahead(kernels, x_BTSD, addends, shift_scale, ahead(product, gate))
+
+
+def _norm_ahead(
+    kernels: Kernels, x_BTSD: Tensor, addends: Sequence[Tensor], shift_scale: tuple[Tensor, Tensor], biases: Tensor
 ) -> tuple[Tensor, Tensor]:
     norm = modulated_norm.fused if kernels.norm else modulated_norm.plain
-    return norm(x_BTSD, addends, *shift_scale, ahead)
+    return norm(x_BTSD, addends, *shift_scale, biases)
 
 
 def _sum(x_BTSD: Tensor, addends: Sequence[Tensor]) -> Tensor:
