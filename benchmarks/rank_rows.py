@@ -144,7 +144,7 @@ class RankRow:
         return found | self._compared(line["seconds"], latents)
 
     def _whole_clip(self, step_ms: Mapping[str, float]) -> float | None:
-        # Seconds of a clip of the family's own steps, by those of each pattern. None for such a clip, or if one was not timed.
+        # Seconds of a clip of the family's own steps, by its steps; None for such a clip, or if a pattern was not timed.
         steps = self.subject.family.defaults.num_steps
         patterns = self.subject.plan(replace(self.request, num_steps=steps), self.row.broadcast).patterns
         if (
