@@ -47,7 +47,7 @@ def measure_job(row: Row, settings: BenchSettings, tell: Callable[[str], None]) 
         bucket, count = Bucket(str(output)), CLIPS[settings.size]
         full = settings.size == "full"
         size = FULL_SIZE if full else TINY_SIZE
-        name, own_rules = _broadcast(row)
+        name, own_rules = broadcast_of(row)
         clips = job_clips(count, size, STEPS[settings.size], broadcast=name)
         bucket.write(layout.shard(0), shard_file(clips))
         job = RenderShard(
@@ -69,8 +69,8 @@ def measure_job(row: Row, settings: BenchSettings, tell: Callable[[str], None]) 
         return figures | {"graphs_after_warm_up": compiled_later(records)}
 
 
-def _broadcast(row: Row) -> tuple[str, dict[str, dict[str, object]] | None]:
-    # What rows of the manifest say, and rules of the user's own by that name.
+def broadcast_of(row: Row) -> tuple[str, dict[str, dict[str, object]] | None]:
+    """Returns what rows of the job's manifest say, and the rules of a plan in a file by that name."""
     if row.broadcast in row.family.presets:
         return row.broadcast, None
     name = Path(row.broadcast).stem
