@@ -32,7 +32,8 @@ Json = dict[str, Any]
 _TAKEN_OVER = ("seconds", "spread", "exposed_s", "hidden_s", "sent_gb", "computed_share", "kept_gb", "peak_gb",
                "warm_up_s", "graphs", "graphs_after_warm_up", "memory_asked_after_warm_up", "step_ms")  # fmt: skip
 _OF_RANKS = ("seconds", "exposed_s", "hidden_s", "graphs_after_warm_up", "memory_asked_after_warm_up", "peak_gb")
-_QUERY = "clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active"
+_QUERIES = ("clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active", "clocks.sm,power.draw,temperature.gpu")
+"""The second one for drivers that do not know the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +191,15 @@ def cards(device: torch.device) -> list[str]:
     """Returns clock, power, temperature and what holds the clock down of each card, as the driver tells; empty without."""
     if device.type != "cuda" or dist.get_rank() > 0:
         return []
-    words = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return told.stdout.splitlines()
+    for query in _QUERIES:
+        words = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        try:
+            told = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            return []
+        if told.returncode == 0:
+            return told.stdout.splitlines()
+    return []
 
 
 def shown(line: Mapping[str, Any]) -> Json:
@@ -209,7 +213,6 @@ def shown(line: Mapping[str, Any]) -> Json:
     if "step_ms" in found:
         found["step_ms"] = {name: round(value, 1) for name, value in line["step_ms"].items()}
     if "clip_step_ms" in line:
-        # By how much the slowest step of each clip is above its kind's median tells a hiccup from a slow card.
-        found["slowest_step_ms"] = [max(steps) for steps in line["clip_step_ms"]]
-        found["median_step_ms"] = [round(median(steps), 1) for steps in line["clip_step_ms"]]
+        # One slow step is a hiccup; where all are, the card is slow.
+        found["slowest_and_median_step_ms"] = [[max(steps), median(steps)] for steps in line["clip_step_ms"]]
     return found

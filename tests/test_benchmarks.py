@@ -35,8 +35,9 @@ def test_parts_are_named_by_their_first_word_too() -> None:
         parts_of(["decode"])
 
 
-def measure_on_a_rank(work: many_gpus.Work) -> None:
-    many_gpus.measure_all(torch.distributed.get_rank(), work, torch.device("cpu"))
+def measure_on_a_rank(works: list[many_gpus.Work]) -> None:
+    for work in works:
+        many_gpus.measure_all(torch.distributed.get_rank(), work, torch.device("cpu"))
 
 
 def work_on(folder: Path, *words: str) -> many_gpus.Work:
@@ -44,48 +45,60 @@ def work_on(folder: Path, *words: str) -> many_gpus.Work:
     return many_gpus.work_of(options, str(folder))
 
 
-def lines_of(work: many_gpus.Work) -> dict[str, dict[str, Any]]:
-    run_on_ranks(work.ranks, measure_on_a_rank, work)
-    return {line["name"]: line for line in json.loads(Path(work.file).read_text())["lines"]}
-
-
-def test_ranks_are_timed_beside_one_and_send_what_is_planned(tmp_path: Path) -> None:
-    work = work_on(
-        tmp_path, "--ranks", "4", "--plans", "none,pab246", "--meshes", "one,cfg2 sp2,sp4 inturn", "--num-steps", "10"
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The lines of several calls with one folder, by the name of the call and of the line, on the same four ranks."""
+    folder = tmp_path_factory.mktemp("many_gpus")
+    (folder / "half.json").write_text(
+        json.dumps({"steps": {"num_steps": 10, "passes": [0, 1, 2, 4, 6, 8], "groups": []}})
     )
-    lines = lines_of(work)
-    size = "64x96x17"
-    for plan in ("none", "pab246"):
-        assert lines[f"eager {plan}, {size}"]["clips_at_once"] == 4
-        for mesh in ("cfg2 sp2", "inturn sp4"):
-            line = lines[f"eager {plan} {mesh}, {size}"]
+    plans = f"none,pab246,{folder}/half.json"
+    rows = ("--ranks", "4", "--parts", "rows")
+    first = work_on(folder, "--ranks", "4", "--name", "first", "--plans", plans, "--meshes", "one,cfg2 sp2,sp2 inturn")
+    works = [
+        first,
+        work_on(folder, *rows, "--name", "later", "--plans", "pab246", "--meshes", "sp4"),
+        work_on(folder, *rows, "--name", "wan", "--model", "wan", "--plans", "pab2-6", "--meshes", "sp2"),
+        replace(first, file=str(folder / "over.json"), ends=0.0),
+    ]
+    run_on_ranks(4, measure_on_a_rank, works)
+    found = {}
+    for name in ("first", "later", "wan", "over"):
+        for line in json.loads((folder / f"{name}.json").read_text())["lines"]:
+            found[name, line["name"].replace(f"{folder}/", "")] = line
+    return found
+
+
+def test_ranks_are_timed_beside_one_and_send_what_is_planned(measured: dict[Any, Any]) -> None:
+    for plan in ("none", "pab246", "half.json"):
+        assert measured["first", f"eager {plan}, 64x96x17"]["clips_at_once"] == 4
+        for mesh in ("cfg2 sp2", "inturn sp2"):
+            line = measured["first", f"eager {plan} {mesh}, 64x96x17"]
             assert line["off_one_rank"] < 1e-5
             assert line["sent_gb"] == pytest.approx(line["plan_sent_gb"])
             assert line["exposed_s"] > 0
             assert len(line["clip_step_ms"][0]) == 10
-    assert lines[f"eager none inturn sp4, {size}"]["hidden_s"] > 0
-    assert 10 < lines[f"eager pab246 cfg2 sp2, {size}"]["quality_db"] < 80
-    assert [lines[f"decode, {ranks} ranks"]["off_of_255"] for ranks in (1, 2, 4)] == [0, 0, 0]
-    alone, together = lines["exchange of 1 rows, 4 ranks"], lines["exchange of 2 rows, 4 ranks"]
+        assert measured["first", f"eager {plan} inturn sp2, 64x96x17"]["hidden_s"] > 0
+    assert measured["first", "eager half.json, 64x96x17"]["computed_share"] == pytest.approx(0.6)
+    assert 10 < measured["first", "eager pab246 cfg2 sp2, 64x96x17"]["quality_db"] < 80
+    assert [measured["first", f"decode, {ranks} ranks"]["off_of_255"] for ranks in (1, 2, 4)] == [0, 0, 0]
+    alone, together = (measured["first", f"exchange of {rows} rows, 4 ranks"] for rows in (1, 2))
     assert together["sent_mb"] == 2 * alone["sent_mb"]
-    # What one card gave is known to later calls; and no row begins when time is over.
-    later = lines_of(replace(work, rows=("eager pab246 cfg2 sp2",), parts=("rows",)))
-    assert later[f"eager pab246 cfg2 sp2, {size}"]["times_one_card"] > 0
-    assert {line["skipped"] for line in lines_of(replace(work, ends=0.0, parts=("rows",))).values()}
 
 
-def test_a_plan_in_a_file_and_models_of_the_library_are_rows_too(tmp_path: Path) -> None:
-    plan = tmp_path / "half.json"
-    plan.write_text(json.dumps({"steps": {"num_steps": 10, "passes": [0, 1, 2, 4, 6, 8], "groups": []}}))
-    words = ("--ranks", "2", "--parts", "rows", "--meshes", "one,sp2", "--plans", f"none,{plan}", "--num-steps", "10")
-    lines = lines_of(work_on(tmp_path, *words))
-    halved = lines[f"eager {plan} sp2, 64x96x17"]
-    assert halved["sent_gb"] == pytest.approx(halved["plan_sent_gb"])
-    assert halved["computed_share"] == pytest.approx(0.6)
-    assert 10 < halved["quality_db"] < 80
-    wan = lines_of(work_on(tmp_path, "--model", "wan", *words[:6], "--plans", "pab2-6"))["eager pab2-6 sp2, 32x32x9"]
+def test_later_calls_know_what_one_card_gave_and_take_models_of_the_library(measured: dict[Any, Any]) -> None:
+    later = measured["later", "eager pab246 sp4, 64x96x17"]
+    assert later["times_one_card"] > 0
+    assert later["off_one_rank"] < 1e-5
+    wan = measured["wan", "eager pab2-6 sp2, 32x32x9"]
     assert wan["sent_gb"] == pytest.approx(wan["plan_sent_gb"])
     assert wan["whole_clip_s"] > wan["seconds"]
+
+
+def test_no_row_begins_when_time_is_over(measured: dict[Any, Any]) -> None:
+    over = [line for (call, _), line in measured.items() if call == "over"]
+    assert len(over) == len([call for call, _ in measured if call == "first"])
+    assert {line["skipped"] for line in over} == {"no time left (--seconds)"}
 
 
 @pytest.mark.parametrize(
