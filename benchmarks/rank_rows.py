@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -32,13 +32,17 @@ Json = dict[str, Any]
 _TAKEN_OVER = ("seconds", "spread", "exposed_s", "hidden_s", "sent_gb", "computed_share", "kept_gb", "peak_gb",
                "warm_up_s", "graphs", "graphs_after_warm_up", "memory_asked_after_warm_up", "step_ms")  # fmt: skip
 _OF_RANKS = ("seconds", "exposed_s", "hidden_s", "graphs_after_warm_up", "memory_asked_after_warm_up", "peak_gb")
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 _QUERIES = ("clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active", "clocks.sm,power.draw,temperature.gpu")
 """The second one for drivers that do not know the first."""
 
 
 @dataclass(frozen=True, slots=True)
 class OneCard:
-    """What one card gave, in a folder that later calls read too: seconds and latents of each row without its mesh."""
+    """What one card gave, in a folder that later calls read too: seconds and latents of each row without its mesh.
+
+    A folder may come from another machine: latents are compared all the same, seconds are not.
+    """
 
     folder: Path
     model: str
@@ -54,16 +58,27 @@ class OneCard:
         place = self.place(row, request)
         place.parent.mkdir(parents=True, exist_ok=True)
         beside = place.with_suffix(f".{os.getpid()}")
-        torch.save({"seconds": seconds, "latents": latents}, beside)
+        torch.save({"seconds": seconds, "latents": latents, "machine": machine()}, beside)
         beside.rename(place)
 
-    def read(self, row: Row, request: ClipRequest) -> tuple[float, Tensor] | None:
-        """Returns seconds and latents; None if no call with this folder has measured them."""
+    def seconds(self, row: Row, request: ClipRequest) -> float | None:
+        """Returns the seconds; None if no call with this folder has measured them on this machine."""
+        found = self._read(row, request)
+        return None if found is None or found["machine"] != machine() else float(found["seconds"])
+
+    def latents(self, row: Row, request: ClipRequest) -> Tensor | None:
+        """Returns the latents; None if no call with this folder has rendered them."""
+        found = self._read(row, request)
+        return None if found is None else cast(Tensor, found["latents"])
+
+    def _read(self, row: Row, request: ClipRequest) -> Json | None:
         place = self.place(row, request)
-        if not place.exists():
-            return None
-        found = torch.load(place)
-        return found["seconds"], found["latents"]
+        return torch.load(place) if place.exists() else None
+
+
+def machine() -> str:
+    """Names this machine since it was started; empty where the system does not tell."""
+    return BOOT.read_text().strip() if BOOT.exists() else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,16 +172,20 @@ class RankRow:
         return sum(step_ms[pattern] for pattern in patterns) / 1e3
 
     def _compared(self, seconds: float, latents: Tensor) -> Json:
-        found: Json = {"times_one_card": None, "off_one_rank": None, "quality_db": None}
+        found: Json = {"times_one_card": None, "off_one_rank": None, "quality_db": None, "quality_to_plain_db": None}
         if dist.get_rank() > 0:
             return found
-        alone = self.store.read(self.row, self.request)
+        alone_s, alone = self.store.seconds(self.row, self.request), self.store.latents(self.row, self.request)
+        if alone_s is not None:
+            found["times_one_card"] = alone_s / seconds
         if alone is not None:
-            found["times_one_card"] = alone[0] / seconds
-            found["off_one_rank"] = float((latents - alone[1]).norm() / alone[1].norm())
-        computed = self.store.read(replace(self.row, broadcast="none"), self.request)
-        if computed is not None and self.row.broadcast != "none":
-            found["quality_db"] = latents_alike(computed[1], latents)[0]
+            found["off_one_rank"] = float((latents - alone).norm() / alone.norm())
+        # Against the same without reuse, and against that without 8-bit floats and the like too.
+        computed = replace(self.row, broadcast="none")
+        for name, other in (("quality_db", computed), ("quality_to_plain_db", replace(computed, options=()))):
+            exact = self.store.latents(other, self.request)
+            if exact is not None and other != replace(self.row, mesh=other.mesh):
+                found[name] = latents_alike(exact, latents)[0]
         return found
 
 

@@ -148,8 +148,8 @@ def checks_in_turn(clip: Clip) -> Iterator[tuple[Mesh, float, float]]:
 def table(clip: Clip) -> list[str]:
     """Returns the lines of a clip."""
     lines = [clip.title]
-    for words, found in (("", checks(clip)), (f" {IN_TURN}", checks_in_turn(clip))):
-        for mesh, seconds, model_s in found:
+    for words, several in (("", checks(clip)), (f" {IN_TURN}", checks_in_turn(clip))):
+        for mesh, seconds, model_s in several:
             told = f"the model: {model_s:.2f} s ({model_s / seconds - 1:+.1%})"
             faster = f", {clip.seconds[Mesh()] / seconds:.2f}x one" if Mesh() in clip.seconds else ""
             lines.append(f"  measured {_name(mesh)}{words}: {seconds:.2f} s; {told}{faster}")

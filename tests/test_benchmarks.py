@@ -90,6 +90,7 @@ def test_later_calls_know_what_one_card_gave_and_take_models_of_the_library(meas
     later = measured["later", "eager pab246 sp4, 64x96x17"]
     assert later["times_one_card"] > 0
     assert later["off_one_rank"] < 1e-5
+    assert later["quality_db"] == later["quality_to_plain_db"]
     wan = measured["wan", "eager pab2-6 sp2, 32x32x9"]
     assert wan["sent_gb"] == pytest.approx(wan["plan_sent_gb"])
     assert wan["whole_clip_s"] > wan["seconds"]
