@@ -214,7 +214,7 @@ def fullest_batch(run: Run, requests: Sequence[ClipRequest], device: torch.devic
 
 
 def timed(run: Run, requests: Sequence[ClipRequest], device: torch.device) -> float:
-    """Returns the seconds of a batch from its text to its latents: the median of a second's runs, after one that counts apart.
+    """Returns the seconds of a batch from its text to its latents: the median of a second's runs, after one that is left out.
 
     At least one run counts, and at most nine do.
     """
