@@ -12,10 +12,14 @@ import pytest
 from cluster.code_copy import CodeCopy
 from cluster.job import ClusterError
 from cluster.old_copies import YOUNG_S, remove_old_copies
+from cluster.slurm import SlurmCluster
 from cluster.slurm_launch import Launch
 from cluster.slurm_record import ARRAY_FOLDER, RECORD, new_record
 from cluster.slurm_script import SCRIPT, Shape, array_script
 from cluster.slurm_settings import SlurmSettings
+from tests.cluster.daemons.slurm import Slurm
+from tests.cluster.rank_calls import Say
+from tests.cluster.test_slurm import request
 
 SHAPE = Shape(num_nodes=1, ranks_per_node=1, gpus_per_node=0, timeout_min=5, avoid_nodes=frozenset(), is_restart=False)
 RUN = "0123456789ab"
@@ -121,3 +125,14 @@ def test_what_a_killed_submit_has_half_made_is_removed_too(jobs: Jobs) -> None:
     jobs.make_old(half)
     assert jobs.left() == {".1-e-4567"}
     assert remove_old_copies(jobs.folder / "nowhere", read_names=jobs.names).names == ()
+
+
+@pytest.mark.cluster
+def test_the_queue_of_a_real_slurm_keeps_the_copy_of_its_jobs(slurm: Slurm, jobs: Jobs) -> None:
+    settings = SlurmSettings(launch=Launch(code=jobs.copy("1-b")))
+    cluster = SlurmCluster(jobs.folder / RUN, settings, run_id=RUN)
+    waits = request(Say(folder=jobs.folder, sleep_s=60), "job-00000", nodes=1, ranks=1)
+    (job,) = cluster.submit([waits])
+    jobs.make_old(jobs.copy("1-b").place)
+    assert remove_old_copies(jobs.folder).names == ("1-a", "1-c")
+    cluster.cancel([job])
