@@ -27,6 +27,15 @@ def test_decoders_are_timed_and_one_that_fails_stops_none(capsys: pytest.Capture
     assert 0 < ltx2["fast_off_of_255"] < 1
 
 
+def test_products_and_a_block_are_timed_and_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["products", "--profile", str(tmp_path)]) + main(["block"]) == 0
+    products, block = map(json.loads, capsys.readouterr().out.splitlines())
+    assert all(0 < products[f"{name}_off"] < 0.06 for name in ("square", "mlp_up", "mlp_down"))
+    assert block["one_block_step_ms"] > 0
+    assert "aten::" in (tmp_path / "products.txt").read_text()
+    assert products["profile"] == str(tmp_path / "products.txt")
+
+
 def test_parts_are_named_by_their_first_word_too() -> None:
     assert parts_of([]) == list(PARTS)
     assert parts_of(["decoding wan", "norm"]) == ["decoding wan", "norm"]
