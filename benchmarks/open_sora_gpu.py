@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
 
-from benchmarks import kernels_gpu
+from benchmarks import kernels_gpu, products_gpu
 from jobs.bench.measure import OurClips, measure
 from jobs.bench.subjects import FULL, MAKERS, TINY, Subject
 from pab.execution.choice import Execution
@@ -38,8 +39,16 @@ KERNELS = {
     "noheadnorm": replace(MEASURED_FASTER, head_norm=False),
     "nocross": replace(MEASURED_FASTER, cross=False),
     "noflash3": replace(MEASURED_FASTER, flash3=False),
+    "gated": replace(MEASURED_FASTER, gated=True),
+    "summed": replace(MEASURED_FASTER, gated=True, summed=True),
+    "whole": replace(MEASURED_FASTER, gated=True, summed=True, whole=True),
+    "crossflash3": replace(MEASURED_FASTER, cross_flash3=True),
+    "gelu8": replace(MEASURED_FASTER, gated=True, gelu8=True),
+    "sum8": replace(MEASURED_FASTER, gated=True, sum8=True),
+    "both8": replace(MEASURED_FASTER, gated=True, gelu8=True, sum8=True),
+    "every": replace(MEASURED_FASTER, gated=True, summed=True, whole=True, cross_flash3=True, gelu8=True, sum8=True),
 }
-"""Of a variant's third word: none, all, or all but one."""
+"""Of a variant's third word: none, what is used, all of that but one, or that and candidates."""
 
 
 class Lines:
@@ -78,7 +87,7 @@ def empty_cache() -> None:
 
 def check_kernels(lines: Lines, *, tiles: bool, only: str) -> None:
     """Adds the lines of the fused operations whose names hold one of the texts in `only`."""
-    for operation in kernels_gpu.operations(tiles=tiles):
+    for operation in chain(products_gpu.operations(tiles=tiles), kernels_gpu.operations(tiles=tiles)):
         if not any(text in operation.name for text in only.split(",")):
             continue
         try:
@@ -100,6 +109,7 @@ class Bench:
     latents: dict[str, torch.Tensor] = field(default_factory=dict)
     compiled: bool = False
     float8: bool = False
+    kernels: str = ""
 
     def run(self, variant: str, request: ClipRequest) -> dict[str, object]:
         """Measures `eager|compiled PRESET KERNELS [int8] [float8]`.
@@ -118,6 +128,9 @@ class Bench:
         if mode == "compiled" and not self.compiled:
             compile_blocks(self.subject.model.block_stacks)
             self.compiled = True
+        if self.kernels != kernels:
+            torch._dynamo.reset()  # every call of a block would look through the graphs of all variants
+            self.kernels = kernels
         self.transformer.choose_kernels = lambda **_: KERNELS[kernels]
         clips = OurClips(
             subject=self.subject, broadcast=preset, group=self.group, keep="int8" if "int8" in others else "full"
@@ -149,8 +162,8 @@ class Bench:
 
 
 VARIANTS = (
-    "eager none plain,compiled none fused,compiled pab246 fused,compiled none spatial,compiled pab579 fused,"
-    "compiled none plain,compiled pab246 spatial,compiled none nonorm,compiled none nogelu,compiled none notemporal,"
+    "eager none plain,compiled none fused,compiled pab246 fused,compiled pab579 fused,"
+    "compiled none plain,compiled none nonorm,compiled none nogelu,compiled none notemporal,"
     "compiled none nocross"
 )
 

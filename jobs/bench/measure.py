@@ -41,6 +41,8 @@ class Timed:
     """Of a clip that several ranks share."""
     sent_bytes: int = 0
     """By this rank, in all-to-alls."""
+    late_steps: int | None = None
+    """Steps that the device had begun before all of their work was queued: the host was less than a step ahead."""
 
     @property
     def seconds(self) -> float:
@@ -130,6 +132,7 @@ class OurClips:
             plan_digest=done.plan.digest,
             waiting=done.waiting if self.group.clip.size > 1 else None,
             sent_bytes=done.traffic.all_to_all_bytes,
+            late_steps=done.clock.late,
         )
 
 
@@ -184,12 +187,16 @@ def summary(clips: Sequence[Timed]) -> Json:
     kept = [each.kept_bytes for each in clips if each.kept_bytes is not None]
     shares = [each.computed_share for each in clips if each.computed_share is not None]
     waited = [each.waiting for each in clips if each.waiting is not None]
+    late = [each.late_steps for each in clips if each.late_steps is not None]
     return {
         "seconds": median(seconds),
         "exposed_s": median(each.exposed_s for each in waited) if waited else None,
         "hidden_s": median(each.hidden_s for each in waited) if waited else None,
         "sent_gb": clips[0].sent_bytes / 1e9 if waited else None,
         "spread": max(seconds) - min(seconds) if len(seconds) > 1 else None,
+        "clip_seconds": seconds,
+        "slowest_steps": slowest_steps(clips),
+        "late_steps": max(late) if late else None,
         "clips": len(clips),
         "steps": len(clips[0].step_seconds),
         "step_ms": step_ms(clips),
@@ -199,11 +206,26 @@ def summary(clips: Sequence[Timed]) -> Json:
     }
 
 
+def slowest_steps(clips: Sequence[Timed]) -> list[tuple[int, int, float]]:
+    """Returns, of every clip, its number, the step that took longest beyond the median of its kind, and by how many ms."""
+    found, usual = [], step_ms(clips)
+    for number, each in enumerate(clips):
+        patterns = _patterns(each)
+        beyond = [seconds * 1e3 - usual[pattern] for pattern, seconds in zip(patterns, each.step_seconds, strict=True)]
+        slowest = max(range(len(beyond)), key=beyond.__getitem__)
+        found.append((number, slowest, beyond[slowest]))
+    return found
+
+
 def step_ms(clips: Sequence[Timed]) -> dict[str, float]:
     """Returns the median milliseconds of a step by what it computes, and of every step where that is not known."""
     found: dict[str, list[float]] = {}
     for each in clips:
-        patterns = each.patterns or ("all",) * len(each.step_seconds)
+        patterns = _patterns(each)
         for pattern, seconds in zip(patterns, each.step_seconds, strict=True):
             found.setdefault(pattern, []).append(seconds * 1e3)
     return {pattern: median(values) for pattern, values in found.items()}
+
+
+def _patterns(clip: Timed) -> tuple[str, ...]:
+    return clip.patterns or ("all",) * len(clip.step_seconds)

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pab.kernels import flash3
+from pab.kernels.operator import operator, shapes_of
+
 
 def plain_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
     """Returns [N, Q, D]. `keys_values`: [N, 2, H, L, C]; `mask_N11L`: True for keys that count."""
@@ -18,7 +21,7 @@ def plain_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) ->
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask_N11L).transpose(1, 2).flatten(2)
 
 
-@torch.library.custom_op("pab::cross_attention", mutates_args=())
+@operator("cross_attention")
 def _fused_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
     from pab.kernels.gpu import attention as gpu
 
@@ -33,9 +36,16 @@ def _fused_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -
     return gpu.launch(q_NQD.unflatten(-1, (heads, -1)), k, v, mask=mask, tile=gpu.FASTEST)
 
 
-@_fused_cross.register_fake
+@shapes_of(_fused_cross)
 def _(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
     return q_NQD.new_empty(q_NQD.shape)
+
+
+def flash3_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
+    """Does what `plain_cross` does by FlashAttention-3, where all keys count: without a mask."""
+    assert mask_N11L is None, "FlashAttention-3 takes no mask with holes"
+    k, v = keys_values.transpose(2, 3).unbind(1)
+    return flash3.fused(q_NQD.unflatten(-1, (keys_values.shape[2], -1)), k, v).flatten(2)
 
 
 def fused_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:

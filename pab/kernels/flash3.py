@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pab.kernels.operator import operator, shapes_of
+
 HOPPER = (9, 0)
 
 
@@ -52,14 +54,14 @@ def call(q_NLHC: Tensor, k_NLHC: Tensor, v_NLHC: Tensor, used_keys: Tensor | Non
     return out
 
 
-@torch.library.custom_op("pab::flash3", mutates_args=())
+@operator("flash3")
 def _fused(q_NLHC: Tensor, k_NLHC: Tensor, v_NLHC: Tensor, used_keys: Tensor | None) -> Tensor:
     if not q_NLHC.is_cuda:
         return plain(q_NLHC, k_NLHC, v_NLHC, used_keys).contiguous()
     return call(q_NLHC, k_NLHC, v_NLHC, used_keys, ())
 
 
-@_fused.register_fake
+@shapes_of(_fused)
 def _(q_NLHC: Tensor, k_NLHC: Tensor, v_NLHC: Tensor, used_keys: Tensor | None) -> Tensor:
     return q_NLHC.new_empty(q_NLHC.shape)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pab.kernels import flash3
 from pab.kernels.float8 import Float8Error
+from pab.kernels.operator import operator, shapes_of
 from pab.kernels.rotated_norm import FLOAT8, LARGEST
 
 Scales = tuple[Tensor, Tensor, Tensor]
@@ -23,7 +24,7 @@ def plain(q8: Tensor, k8: Tensor, v8: Tensor, scales: Scales, used_keys: Tensor 
     return flash3.plain(q, k, v, used_keys).to(dtype)
 
 
-@torch.library.custom_op("pab::flash3_float8", mutates_args=())
+@operator("flash3_float8")
 def _fused(
     q8: Tensor, k8: Tensor, v8: Tensor, q_scale: Tensor, k_scale: Tensor, v_scale: Tensor,
     used_keys: Tensor | None, dtype: torch.dtype,
@@ -34,7 +35,7 @@ def _fused(
     return flash3.call(q8, k8, v8, used_keys, scales)
 
 
-@_fused.register_fake
+@shapes_of(_fused)
 def _(
     q8: Tensor, k8: Tensor, v8: Tensor, q_scale: Tensor, k_scale: Tensor, v_scale: Tensor,
     used_keys: Tensor | None, dtype: torch.dtype,

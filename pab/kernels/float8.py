@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.kernels import modulated_norm
+from pab.kernels.operator import operator, shapes_of
 
 LARGEST = 448.0
 SMALLEST_SCALE = 1e-12
@@ -51,9 +52,12 @@ def plain_norm_rows(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, sc
     return total, plain_rows(normed)
 
 
-def plain_gated_sum(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Rows8]:
-    """Returns x + gate * branch, the gated branch, and the sum as 8-bit rows. `gate`: [B, T or 1, 1, D]."""
-    gated = gate * branch_BTSD
+def plain_gated_sum(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Rows8]:
+    """Returns x + gate * branch, the gated branch, and the sum as 8-bit rows.
+
+    `gate`: [B, T or 1, 1, D], or ones for B; None for a branch that is gated already.
+    """
+    gated = branch_BTSD if gate is None else gate * branch_BTSD
     total = x_BTSD + gated
     return total, gated, plain_rows(total)
 
@@ -64,7 +68,7 @@ def plain_linear(rows: Rows8, weight: Rows8, bias: Tensor | None, dtype: torch.d
     return (out if bias is None else out + bias.float()).to(dtype)
 
 
-@torch.library.custom_op("pab::rows8", mutates_args=())
+@operator("rows8")
 def _rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     if not x.is_cuda:
         return plain_gelu_rows(x) if gelu else plain_rows(x)
@@ -73,12 +77,12 @@ def _rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     return gpu.rows(x, gelu=gelu)
 
 
-@_rows.register_fake
+@shapes_of(_rows)
 def _(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
     return _empty_rows(x)
 
 
-@torch.library.custom_op("pab::norm_rows8", mutates_args=())
+@operator("norm_rows8")
 def _norm_rows(
     x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,28 +96,31 @@ def _norm_rows(
     return total if addends else x_BTSD.new_empty(0), values, scales
 
 
-@_norm_rows.register_fake
+@shapes_of(_norm_rows)
 def _(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x_BTSD.new_empty(x_BTSD.shape if addends else 0), *_empty_rows(x_BTSD)
 
 
-@torch.library.custom_op("pab::gated_sum_rows8", mutates_args=())
-def _gated_sum(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor, keeps: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@operator("gated_sum_rows8")
+def _gated_sum(
+    x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, keeps: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if x_BTSD.is_cuda:
         from pab.kernels.gpu import float8 as gpu
 
         return gpu.gated_sum(x_BTSD, branch_BTSD, gate, keeps=keeps)
     total, gated, rows = plain_gated_sum(x_BTSD, branch_BTSD, gate)
-    return total, gated if keeps else gated.new_empty(0), *rows
+    # An operator must not return its own input.
+    return total, gated if keeps and gate is not None else gated.new_empty(0), *rows
 
 
-@_gated_sum.register_fake
-def _(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor, keeps: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gated = x_BTSD.new_empty(x_BTSD.shape if keeps else 0)
+@shapes_of(_gated_sum)
+def _(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, keeps: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gated = x_BTSD.new_empty(x_BTSD.shape if keeps and gate is not None else 0)
     return x_BTSD.new_empty(x_BTSD.shape), gated, *_empty_rows(x_BTSD)
 
 
-@torch.library.custom_op("pab::linear_rows8", mutates_args=())
+@operator("linear_rows8")
 def _linear(
     values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -126,7 +133,7 @@ def _linear(
     return out.view(*values.shape[:-1], -1)
 
 
-@_linear.register_fake
+@shapes_of(_linear)
 def _(
     values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
@@ -153,10 +160,13 @@ def norm_rows(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: T
     return (total if addends else x_BTSD), Rows8(values, scales)
 
 
-def gated_sum(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor, *, keeps: bool) -> tuple[Tensor, Tensor | None, Rows8]:
+def gated_sum(
+    x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, *, keeps: bool
+) -> tuple[Tensor, Tensor | None, Rows8]:
     """Does what `plain_gated_sum` does, on a GPU in one Triton kernel; the gated branch only where it `keeps` it."""
     total, gated, values, scales = _gated_sum(x_BTSD, branch_BTSD, gate, keeps)
-    return total, gated if keeps else None, Rows8(values, scales)
+    kept = branch_BTSD if gate is None else gated
+    return total, kept if keeps else None, Rows8(values, scales)
 
 
 class Float8Linear(nn.Module):
@@ -164,12 +174,17 @@ class Float8Linear(nn.Module):
 
     weight: Tensor
     weight_scales: Tensor
+    reach: Tensor
+    """Float32 [2]: how large a channel gets at most, without bias, for tokens of at most 1; the largest bias."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         weight, scales = plain_rows(linear.weight.detach())
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scales", scales)
+        sums = weight.float().abs().sum(-1, keepdim=True) * scales
+        offset = sums.new_zeros(()) if linear.bias is None else linear.bias.detach().float().abs().amax()
+        self.register_buffer("reach", torch.stack([sums.amax(), offset]), persistent=False)
         self.bias = linear.bias
         self.dtype = linear.weight.dtype
 
@@ -177,6 +192,13 @@ class Float8Linear(nn.Module):
         """Maps the last dim from K to N channels."""
         given = x if isinstance(x, Rows8) else rows(x)
         return _linear(given.values, given.scales, self.weight, self.weight_scales, self.bias, self.dtype)
+
+    def gated(self, x: Tensor | Rows8, gate: Tensor) -> Tensor:
+        """Does the same, times `gate` [N]: its scales and bias carry the gate, which takes no time."""
+        given = x if isinstance(x, Rows8) else rows(x)
+        scales = self.weight_scales * gate[:, None].float()
+        bias = None if self.bias is None else self.bias * gate
+        return _linear(given.values, given.scales, self.weight, scales, bias, self.dtype)
 
 
 def check_gpu(name: str, capability: tuple[int, int]) -> None:

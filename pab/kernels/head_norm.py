@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pab.kernels.operator import operator, shapes_of
+
 EPS = 1e-6
 
 
@@ -19,14 +21,14 @@ def plain(qkv_NLE: Tensor, num_heads: int, norm: tuple[Tensor, Tensor], eps: flo
     return q, k
 
 
-@torch.library.custom_op("pab::head_norm", mutates_args=())
+@operator("head_norm")
 def _fused(qkv_NLE: Tensor, num_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float) -> Tensor:
     from pab.kernels.gpu import head_norm as gpu
 
     return gpu.launch(qkv_NLE, num_heads, (q_weight, k_weight), eps)
 
 
-@_fused.register_fake
+@shapes_of(_fused)
 def _(qkv_NLE: Tensor, num_heads: int, q_weight: Tensor, k_weight: Tensor, eps: float) -> Tensor:
     return qkv_NLE.new_empty(2, *qkv_NLE.shape[:2], num_heads, qkv_NLE.shape[2] // 3 // num_heads)
 

@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pab.kernels.operator import operator, shapes_of
+
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns tanh-GELU of x @ weight.T + bias."""
     return F.gelu(F.linear(x, weight, bias), approximate="tanh")
 
 
-@torch.library.custom_op("pab::linear_gelu", mutates_args=())
+@operator("linear_gelu")
 def _fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if not x.is_cuda:
         # Off the GPU torch's fused call means the exact GELU.
@@ -21,7 +23,7 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch._addmm_activation(bias, rows, weight.t(), use_gelu=True).view(*x.shape[:-1], -1)
 
 
-@_fused.register_fake
+@shapes_of(_fused)
 def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 

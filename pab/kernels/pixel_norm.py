@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pab.kernels.operator import operator, shapes_of
+
 SMALLEST_NORM = 1e-12
 
 
@@ -16,7 +18,7 @@ def plain(x: Tensor, weight: Tensor, *, silu: bool) -> Tensor:
     return (F.silu(wide) if silu else wide).to(x.dtype)
 
 
-@torch.library.custom_op("pab::pixel_norm", mutates_args=())
+@operator("pixel_norm")
 def _fused(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
     if not x.is_cuda:
         return plain(x, weight, silu=silu).contiguous()
@@ -25,7 +27,7 @@ def _fused(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
     return gpu.launch(x, weight, silu=silu, smallest=SMALLEST_NORM)
 
 
-@_fused.register_fake
+@shapes_of(_fused)
 def _(x: Tensor, weight: Tensor, silu: bool) -> Tensor:
     return torch.empty_like(x)
 

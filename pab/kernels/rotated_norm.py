@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pab.kernels.operator import operator, shapes_of
+
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = 448.0
 Rotation = tuple[Tensor, Tensor]
@@ -34,7 +36,7 @@ def norm_bound(weight: Tensor) -> Tensor:
     return weight.float().abs().max() * weight.numel() ** 0.5
 
 
-@torch.library.custom_op("pab::rotated_norm", mutates_args=())
+@operator("rotated_norm")
 def _fused(
     x_BPD: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, heads: int, eps: float, bound: Tensor | None
 ) -> Tensor:
@@ -46,7 +48,7 @@ def _fused(
     return gpu.launch(x_BPD, weight, cosines, sines, heads=heads, eps=eps, bound=bound)
 
 
-@_fused.register_fake
+@shapes_of(_fused)
 def _(
     x_BPD: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, heads: int, eps: float, bound: Tensor | None
 ) -> Tensor:

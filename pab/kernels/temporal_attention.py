@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pab.kernels.operator import operator, shapes_of
+
 MAX_FRAMES = 128
 
 
@@ -40,7 +42,7 @@ def _rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack([even * cosines - odd * sines, odd * cosines + even * sines], dim=-1).flatten(-2)
 
 
-@torch.library.custom_op("pab::temporal_attention", mutates_args=())
+@operator("temporal_attention")
 def _fused(
     qkv_BTSE: Tensor,
     num_heads: int,
@@ -57,7 +59,7 @@ def _fused(
     return gpu.launch(qkv_BTSE, num_heads, norm, rotation, eps)
 
 
-@_fused.register_fake
+@shapes_of(_fused)
 def _(
     qkv_BTSE: Tensor,
     num_heads: int,

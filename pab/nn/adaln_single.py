@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pab.execution.compiled import any_length
-from pab.kernels import float8, linear_gelu
-from pab.nn.layers import modulate, sinusoids
+from pab.kernels import float8
+from pab.kernels.product_end import AS_IT_IS, End, Product, ended, product_of
+from pab.nn.layers import modulate, sinusoids, widened
 
 MASKED = -10000.0
 """Added to the scores of keys that do not count: a row without any counting key attends to all of them alike."""
@@ -134,19 +135,38 @@ class Attention(nn.Module):
         """Returns [B, 2, heads, L, D/heads], which do not depend on the step where the source is text."""
         return torch.stack([self.heads(self.to_k(text_BLD)), self.heads(self.to_v(text_BLD))], dim=1)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    @property
+    def last(self) -> Product:
+        """The output layer."""
+        return self.to_out[0]  # type: ignore[return-value]
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
         """Attends [N, heads, L, D/heads] under a bias that broadcasts to [N, heads, L, L]; returns [N, L, D]."""
-        return self.project(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        """Does the same and applies the output layer."""
+        return self.project(self.mixed(q, k, v, bias))
 
     def project(self, x: Tensor) -> Tensor:
         """Applies the output layer."""
-        return self.to_out[0](x)
+        return self.last(x)
 
-    def to_text(self, x: Tensor | float8.Rows8, keys_values: Tensor, bias: Tensor | None) -> Tensor:
-        """Attends from video tokens [B, ..., D] to text whose keys and values are given. Returns [B, ..., D]."""
+    def to_text(
+        self,
+        x: Tensor | float8.Rows8,
+        keys_values: Tensor,
+        bias: Tensor | None,
+        end: End = AS_IT_IS,
+        due: Tensor | None = None,
+    ) -> Tensor:
+        """Attends from video tokens [B, ..., D] to text whose keys and values are given.
+
+        Returns [B, ..., D], ended as `end` says. `due` [D]: what every token holds too much.
+        """
         k, v = keys_values.unbind(1)
-        q = self.to_q(x)
-        return self.attend(self.heads(q.flatten(1, -2)), k, v, bias).view_as(q)
+        q = product_of(self.to_q, x, due)
+        return ended(self.last, self.mixed(self.heads(q.flatten(1, -2)), k, v, bias).view_as(q), end)
 
 
 class FeedForward(nn.Module):
@@ -162,15 +182,16 @@ class FeedForward(nn.Module):
         """Whether its products are of 8-bit floats."""
         return isinstance(self.net[2], float8.Float8Linear)
 
-    def forward(self, x: Tensor | float8.Rows8, *, fused: bool = False) -> Tensor:
-        """Maps the last dim to itself. `fused`: GELU in the first matrix product's epilogue."""
+    @property
+    def last(self) -> Product:
+        """The second layer."""
+        return self.net[2]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor | float8.Rows8, *, fused: bool = False, end: End = AS_IT_IS) -> Tensor:
+        """Maps the last dim to itself, ended as `end` says. `fused`: GELU in the first matrix product's epilogue."""
         first: nn.ModuleDict = self.net[0]  # type: ignore[assignment]
-        if self.is_float8:
-            return self.net[2](float8.gelu_rows(first["proj"](x)))
-        assert isinstance(x, Tensor), "8-bit rows go into 8-bit products"
-        proj: nn.Linear = first["proj"]  # type: ignore[assignment]
-        widen = linear_gelu.fused if fused else linear_gelu.plain
-        return self.net[2](widen(x, proj.weight, proj.bias))
+        proj: Product = first["proj"]  # type: ignore[assignment]
+        return ended(self.last, widened(proj, x, fused=fused), end)
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.kernels import float8, linear_gelu
+from pab.kernels import float8, linear_gelu, product8
+from pab.kernels.product_end import AS_IT_IS, End, Product, ended
 
 
 class RMSNorm(nn.Module):
@@ -54,13 +55,26 @@ class Mlp(nn.Module):
         """Whether its products are of 8-bit floats."""
         return isinstance(self.fc2, float8.Float8Linear)
 
-    def forward(self, x: Tensor | float8.Rows8, *, fused: bool = False) -> Tensor:
-        """Maps the last dim from `in_dim` to `out_dim`. `fused`: GELU in the first matrix product's epilogue."""
-        if isinstance(self.fc2, float8.Float8Linear):
-            return self.fc2(float8.gelu_rows(self.fc1(x)))
-        assert isinstance(x, Tensor), "8-bit rows go into 8-bit products"
-        widen = linear_gelu.fused if fused else linear_gelu.plain
-        return self.fc2(widen(x, self.fc1.weight, self.fc1.bias))
+    @property
+    def last(self) -> Product:
+        """The second layer."""
+        return self.fc2
+
+    def forward(self, x: Tensor | float8.Rows8, *, fused: bool = False, end: End = AS_IT_IS) -> Tensor:
+        """Maps the last dim from `in_dim` to `out_dim`, ended as `end` says.
+
+        `fused`: GELU in the first matrix product's epilogue.
+        """
+        return ended(self.fc2, widened(self.fc1, x, fused=fused), end)
+
+
+def widened(product: Product, x: Tensor | float8.Rows8, *, fused: bool) -> Tensor | float8.Rows8:
+    """Returns tanh-GELU of a product. `fused`: in the product's epilogue. Of 8-bit floats it comes as 8-bit rows."""
+    if isinstance(product, float8.Float8Linear):
+        return product8.gelu_rows(product, x) if fused else float8.gelu_rows(product(x))
+    assert isinstance(x, Tensor), "8-bit rows go into 8-bit products"
+    widen = linear_gelu.fused if fused else linear_gelu.plain
+    return widen(x, product.weight, product.bias)
 
 
 class ScalarEmbedder(nn.Module):

@@ -31,6 +31,7 @@ from pab.model import (
 from pab.parallel.exchange import Traffic, Waiting
 from pab.parallel.mesh import NodeGroup
 from pab.parallel.turns import in_turn
+from pab.sampling.collector import collector_held
 from pab.sampling.device_clock import DeviceClock
 from pab.sampling.recorded_loop import MAX_TOKENS, LoopRecorder, RunStep, Texts, shapes_of
 
@@ -83,6 +84,7 @@ class Denoised:
 
 
 @torch.inference_mode()
+@collector_held()
 def denoise(
     model: VideoModel,
     request: ClipRequest,

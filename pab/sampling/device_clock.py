@@ -16,9 +16,13 @@ class DeviceClock:
 
     device: torch.device
     marks: list[Mark] = field(default_factory=list)
+    late: int = 0
+    """How many marks were set when the device had already reached the one before: it had less than a step to work on."""
 
     def mark(self) -> None:
         """Sets a mark after everything that is queued so far."""
+        if self.marks and isinstance(self.marks[-1], torch.cuda.Event):
+            self.late += self.marks[-1].query()
         self.marks.append(mark_now(self.device))
 
     def wait(self) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -28,6 +29,20 @@ def test_no_broadcast_equals_calling_the_plain_transformer():
             cond, uncond = transformer.denoise(z.repeat(2, 1, 1, 1, 1), level, text, clip=shape)[:, :4].chunk(2)
             z = flow.advance(z, z, uncond + 3.0 * (cond - uncond), step)
     assert torch.equal(result.latents, z)
+
+
+def test_python_looks_for_unused_objects_after_the_loop_not_in_it():
+    """It takes a second in a process with compiled graphs, in which the device is given nothing to do."""
+    seen = []
+    model = dataclasses.replace(tiny_model(), model_fps=lambda _: seen.append(gc.isenabled()) or 8.0)
+    render(model, clip(num_steps=2))
+    assert (seen, gc.isenabled()) == ([False] * 2, True)
+    gc.disable()
+    try:
+        render(model, clip(num_steps=1))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_calls_counted_are_calls_planned():

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from pab.families.latte.sites import LATTE_PARTS, LATTE_STACKS
 from pab.kernels import flash3, float8, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
+from pab.kernels.product_end import End, ended
 from pab.nn.adaln_single import Attention, FeedForward, modulation_table
-from pab.nn.gated_block import Tokens, norm_for, over_all_frames, run_branches
+from pab.nn.gated_block import Asking, Tokens, norm_for, over_all_frames, run_branches
+from pab.nn.gated_block import Attention as AttentionBranch
 from pab.nn.layers import rotate_halves
 from pab.parallel.mesh import SequenceParallel
 
@@ -69,9 +71,9 @@ class LatteConfig:
 class BlockContext:
     """What every block of one pass shares.
 
-    `modulation` [B, 6, D]. `grid`: patch rows and columns of a frame. `spatial_bias` [B*T, 1, 1, S] leaves patches out of
-    spatial attention; the published models mask neither temporal nor cross attention by it. `kernels`: the fused
-    operations that the pass uses.
+    `modulation` [B, 6, D], or [1, 6, D] where all rows share it. `grid`: patch rows and columns of a frame. `spatial_bias`
+    [B*T, 1, 1, S] leaves patches out of spatial attention; the published models mask neither temporal nor cross attention
+    by it. `kernels`: the fused operations that the pass uses.
     """
 
     modulation: Tensor
@@ -111,38 +113,39 @@ class SelfAttention(Attention):
         self.to_qkv = joined
         del self.to_q, self.to_k, self.to_v
 
-    def over_space(self, x_BTSD: Tokens, context: BlockContext) -> Tensor:
+    def over_space(self, x_BTSD: Tokens, context: BlockContext, end: End) -> Tensor:
         """Attends over the patches of each frame."""
         bias = context.spatial_bias
         if self.to_qkv is None:
             assert isinstance(x_BTSD, Tensor), "8-bit rows go into one product"
             x_NLD = x_BTSD.flatten(0, 1)
-            return self(x_NLD, bias=bias, rotation=context.rotations[0], grid=context.grid).view_as(x_BTSD)
+            out = self(x_NLD, bias=bias, rotation=context.rotations[0], grid=context.grid)
+            return ended(self.last, out.view_as(x_BTSD), end)
         qkv_BTSE = self.to_qkv(x_BTSD)
         heads = qkv_BTSE.flatten(0, 1).unflatten(-1, (3, self.num_heads, -1))
         if bias is None:
             attend = flash3.fused if context.kernels.flash3 else flash3.plain
-            out = self.project(attend(*heads.unbind(2)).flatten(2))
+            out = attend(*heads.unbind(2)).flatten(2)
         else:
             q, k, v = heads.permute(2, 0, 3, 1, 4)
-            out = self.attend(q, k, v, bias)
-        return out.view(*qkv_BTSE.shape[:-1], -1)
+            out = self.mixed(q, k, v, bias)
+        return ended(self.last, out.view(*qkv_BTSE.shape[:-1], -1), end)
 
-    def over_time(self, x_BTSD: Tokens, context: BlockContext) -> Tensor:
+    def over_time(self, x_BTSD: Tokens, context: BlockContext, end: End) -> Tensor:
         """Attends over the frames of each patch; T is all frames."""
         if self.to_qkv is None:
             assert isinstance(x_BTSD, Tensor), "8-bit rows go into one product"
             x_BSTD = x_BTSD.transpose(1, 2)
             grid = (context.num_frames,)
             out = self(x_BSTD.flatten(0, 1), bias=None, rotation=context.rotations[1], grid=grid)
-            return out.view_as(x_BSTD).transpose(1, 2)
+            return ended(self.last, out.view_as(x_BSTD), end).transpose(1, 2)
         attend = temporal_attention.fused if context.kernels.temporal else temporal_attention.plain
-        return self.project(attend(self.to_qkv(x_BTSD), self.num_heads, None, None))
+        return ended(self.last, attend(self.to_qkv(x_BTSD), self.num_heads, None, None), end)
 
     def forward(
         self, x_NLD: Tensor, *, bias: Tensor | None, rotation: tuple[Tensor, Tensor] | None, grid: tuple[int, ...]
     ) -> Tensor:
-        """Attends over L, the flattened `grid`, within each of N sequences."""
+        """Attends over L, the flattened `grid`, within each of N sequences; the output layer is the caller's."""
         source = x_NLD
         if self.compressed:
             if bias is not None:
@@ -151,7 +154,7 @@ class SelfAttention(Attention):
         q, k, v = self.heads(self.to_q(x_NLD)), self.heads(self.to_k(source)), self.heads(self.to_v(source))
         if rotation is not None:
             q, k = rotate_halves(q, rotation), rotate_halves(k, rotation)
-        return self.attend(q, k, v, bias)
+        return self.mixed(q, k, v, bias)
 
     def _coarser(self, cells: Tensor) -> Tensor:
         """Returns [N, L', D] from [N, D, *grid]. An odd number of frames is filled up with copies of the first."""
@@ -197,20 +200,24 @@ class LatteBlock(nn.Module):
         count = 3 if self.spatial else 2
         # Over several ranks tokens travel, and become 8-bit behind that.
         travels = not self.spatial and context.sp.size > 1
+        # Where attention is reused nothing asks how it is made: blocks of both kinds share a graph.
+        adds = (reuse is None or reuse[0] is None) and not travels and self.attn1.to_qkv is not None
         return run_branches(
             x_BTSD,
             modulation_table(self.scale_shift_table, context.modulation, 2),
             (reuse or (None,) * count, wanted or (False,) * count),
             norm=norm_for(context.kernels, is_float8=self.ff.is_float8 and not travels),
-            attend=lambda x: self._attend(x, context),
-            ask_text=None if text is None else lambda x: self.attn2.to_text(x, *text),
+            attention=AttentionBranch(lambda x, end: self._attend(x, context, end), self.attn1.last if adds else None),
+            asking=None
+            if text is None
+            else Asking(lambda x, end, due: self.attn2.to_text(x, *text, end, due), self.attn2.last),
             mlp=self.ff,
             kernels=context.kernels,
         )
 
-    def _attend(self, x_BTSD: Tokens, context: BlockContext) -> Tensor:
+    def _attend(self, x_BTSD: Tokens, context: BlockContext, end: End) -> Tensor:
         if self.spatial:
-            return self.attn1.over_space(x_BTSD, context)
+            return self.attn1.over_space(x_BTSD, context, end)
         return over_all_frames(
-            x_BTSD, lambda x: self.attn1.over_time(x, context), num_frames=context.num_frames, sp=context.sp
+            x_BTSD, lambda x: self.attn1.over_time(x, context, end), num_frames=context.num_frames, sp=context.sp
         )

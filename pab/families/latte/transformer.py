@@ -213,8 +213,11 @@ class Latte(nn.Module):
         size = x_BCTHW.shape[2:]
         x = self.pos_embed(x_BCTHW)
         grid = (x.shape[2], x.shape[3])
-        x = x.flatten(2, 3) + conditions.positions_SD
+        # A convolution leaves channels outermost; blocks would carry that layout on and copy it for each product.
+        x = (x.flatten(2, 3) + conditions.positions_SD).contiguous()
         modulation, embedded = step_modulation(self, timestep, x)
+        if not isinstance(timestep, Tensor):
+            modulation = modulation[:1]  # rows of one timestep share it
         context = self._context(conditions, modulation, grid, sp)
         own = sp.own_size(conditions.num_frames)
 

@@ -178,6 +178,8 @@ class STDiT3(nn.Module):
         _, _, height, width, dim = x.shape
         # A convolution leaves channels outermost; every block would carry that layout on and copy it for each product.
         x = (x.flatten(2, 3) + self._positions(height, width, clip).to(x)).contiguous()
+        # Rows of one timestep and one frame rate share their modulation.
+        different = rows if isinstance(timestep, Tensor) or clip.fps.shape[0] > 1 else 1
         if not isinstance(timestep, Tensor):
             timestep = torch.full((rows,), timestep, device=weight.device)
         fps = self.fps_embedder(clip.fps.to(weight.device)).repeat(rows // clip.fps.shape[0], 1)
@@ -185,8 +187,8 @@ class STDiT3(nn.Module):
         t0_BD = None if active_BT is None else self.t_embedder(torch.zeros_like(timestep)) + fps
         num_frames = -(-clip.num_latent_frames // self.config.patch_size[0])
         context = BlockContext(
-            modulation=self.t_block(t_BD).view(rows, 6, dim),
-            modulation0=None if t0_BD is None else self.t_block(t0_BD).view(rows, 6, dim),
+            modulation=self.t_block(t_BD).view(rows, 6, dim)[:different],
+            modulation0=None if t0_BD is None else self.t_block(t0_BD).view(rows, 6, dim)[:different],
             active_BT=active_BT,
             rotation=self.rope(num_frames),
             num_frames=num_frames,

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from pab.families.open_sora.sites import PARTS
 from pab.kernels import attention, flash3, float8, head_norm, modulated_norm, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
-from pab.nn.gated_block import Tokens, norm_for, over_all_frames, run_branches
+from pab.kernels.product_end import AS_IT_IS, End, ended, product_of
+from pab.nn.gated_block import Asking, Attention, Tokens, norm_for, over_all_frames, run_branches
 from pab.nn.layers import Mlp, RMSNorm, rotate_pairs
 from pab.parallel.mesh import SequenceParallel
 
@@ -62,7 +63,8 @@ class STDiT3Config:
 class BlockContext:
     """What every block of one pass shares.
 
-    `modulation` [B, 6, D]; `modulation0` the same at timestep 0 for frames that are not generated (`active_BT` False);
+    `modulation` [B, 6, D], or [1, 6, D] where all rows share it; `modulation0` the same at timestep 0 for frames that are not
+    generated (`active_BT` False);
     `num_frames` counts all ranks' frames. `kernels`: the fused operations that the pass uses.
     """
 
@@ -87,12 +89,12 @@ class SelfAttention(nn.Module):
         self.k_norm: nn.Module = RMSNorm(config.head_dim) if config.qk_norm else nn.Identity()
         self.proj: nn.Linear | float8.Float8Linear = nn.Linear(dim, dim)
 
-    def over_space(self, x_BTSD: Tokens, kernels: Kernels) -> Tensor:
+    def over_space(self, x_BTSD: Tokens, kernels: Kernels, end: End = AS_IT_IS) -> Tensor:
         """Attends over the S patches of each frame."""
         qkv_BTSE = self.qkv(x_BTSD)
         attend = flash3.fused if kernels.flash3 else flash3.plain
         out = attend(*self._normed_heads(qkv_BTSE.flatten(0, 1), kernels)).flatten(2)
-        return self.proj(out.view(*qkv_BTSE.shape[:-1], -1))
+        return ended(self.proj, out.view(*qkv_BTSE.shape[:-1], -1), end)
 
     def _normed_heads(self, qkv_NLE: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor, Tensor]:
         """Returns queries and keys, normalised, and values, each [N, L, H, C]."""
@@ -102,15 +104,18 @@ class SelfAttention(nn.Module):
             return *head_norm.fused(qkv_NLE, self.num_heads, weights), v
         return self.q_norm(q), self.k_norm(k), v
 
-    def over_time(self, x_BTSD: Tokens, rotation: tuple[Tensor, Tensor], kernels: Kernels) -> Tensor:
+    def over_time(
+        self, x_BTSD: Tokens, rotation: tuple[Tensor, Tensor], kernels: Kernels, end: End = AS_IT_IS
+    ) -> Tensor:
         """Attends over the T frames of each patch, with rotary positions."""
         qkv = self.qkv(x_BTSD)
         if kernels.temporal:
-            return self.proj(temporal_attention.fused(qkv, self.num_heads, self._norm_weights(), rotation))
+            attended = temporal_attention.fused(qkv, self.num_heads, self._norm_weights(), rotation)
+            return ended(self.proj, attended, end)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(3, 0, 2, 4, 1, 5)
         q, k = rotate_pairs(self.q_norm(q), rotation), rotate_pairs(self.k_norm(k), rotation)
         out_BSHTC = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out_BSHTC.permute(0, 3, 1, 2, 4).flatten(3))
+        return ended(self.proj, out_BSHTC.permute(0, 3, 1, 2, 4).flatten(3), end)
 
     def _norm_weights(self) -> tuple[Tensor, Tensor] | None:
         if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
@@ -139,11 +144,17 @@ class CrossAttention(nn.Module):
         keys_values: Tensor,
         mask_B11L: Tensor | None,
         kernels: Kernels = PLAIN,
+        end: End = AS_IT_IS,
+        due: Tensor | None = None,
     ) -> Tensor:
-        """Returns [B, T, S, D]."""
-        attend = attention.fused_cross if kernels.cross and mask_B11L is not None else attention.plain_cross
-        q_BTSD = self.q_linear(x_BTSD)
-        return self.proj(attend(q_BTSD.flatten(1, 2), keys_values, mask_B11L)).view_as(q_BTSD)
+        """Returns [B, T, S, D], ended as `end` says. `due` [D]: what every token holds too much."""
+        attend = attention.plain_cross
+        if mask_B11L is not None:
+            attend = attention.fused_cross if kernels.cross else attend
+        elif kernels.cross_flash3:
+            attend = attention.flash3_cross
+        q_BTSD = product_of(self.q_linear, x_BTSD, due)
+        return ended(self.proj, attend(q_BTSD.flatten(1, 2), keys_values, mask_B11L).view_as(q_BTSD), end)
 
 
 class STDiT3Block(nn.Module):
@@ -174,7 +185,8 @@ class STDiT3Block(nn.Module):
         """
         kernels, norm = context.kernels, norm_for(context.kernels, is_float8=self.mlp.is_float8)
         # Where attention is reused nothing asks for the stack: blocks of both share a graph.
-        if reuse[0] is None and self.mlp.is_float8 and self.temporal and context.sp.size > 1:
+        travels = reuse[0] is None and context.sp.size > 1 and self.temporal
+        if travels and self.mlp.is_float8:
             # Over several ranks tokens travel, and become 8-bit behind that.
             norm = modulated_norm.plain
         return run_branches(
@@ -182,26 +194,26 @@ class STDiT3Block(nn.Module):
             self._modulation(context),
             (reuse, wanted),
             norm=norm,
-            attend=lambda x: self._attend(x, context),
-            ask_text=lambda x: self.cross_attn(x, *text, kernels),
+            attention=Attention(lambda x, end: self._attend(x, context, end), None if travels else self.attn.proj),
+            asking=Asking(lambda x, end, due: self.cross_attn(x, *text, kernels, end, due), self.cross_attn.proj),
             mlp=self.mlp,
             kernels=kernels,
         )
 
     def _modulation(self, context: BlockContext) -> Tensor:
-        """Returns [6, B, T or 1, 1, D]: shift, scale, gate of attention, then of the MLP."""
+        """Returns [6, B or 1, T or 1, 1, D]: shift, scale, gate of attention, then of the MLP."""
         table = (self.scale_shift_table + context.modulation).transpose(0, 1)[:, :, None, None]
         if context.active_BT is None or context.modulation0 is None:
             return table
         still = (self.scale_shift_table + context.modulation0).transpose(0, 1)[:, :, None, None]
         return torch.where(context.active_BT[:, :, None, None], table, still)
 
-    def _attend(self, x_BTSD: Tokens, context: BlockContext) -> Tensor:
+    def _attend(self, x_BTSD: Tokens, context: BlockContext, end: End) -> Tensor:
         if not self.temporal:
-            return self.attn.over_space(x_BTSD, context.kernels)
+            return self.attn.over_space(x_BTSD, context.kernels, end)
         return over_all_frames(
             x_BTSD,
-            lambda x: self.attn.over_time(x, context.rotation, context.kernels),
+            lambda x: self.attn.over_time(x, context.rotation, context.kernels, end),
             num_frames=context.num_frames,
             sp=context.sp,
         )

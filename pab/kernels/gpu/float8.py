@@ -10,7 +10,7 @@ from torch import Tensor
 from pab.kernels.gpu.widths import two_parts
 
 FLOAT8 = torch.float8_e4m3fn
-PER_PROGRAM, WARPS = 1, 2
+TILE = (1, 2)
 """Tokens of a program, and its warps."""
 SMALLEST_SCALE = tl.constexpr(1e-12)
 LARGEST_FLOAT = tl.constexpr(3.4028234e38)
@@ -62,12 +62,13 @@ def _rows_kernel(x, values, scales, num_tokens, D: tl.constexpr, D0: tl.constexp
 
 
 @triton.jit
-def _gated(x, branch, gate, total, gated, at, group, channel, inside, KEEPS: tl.constexpr):
+def _gated(x, branch, gate, total, gated, at, group, channel, inside, KEEPS: tl.constexpr, GATES: tl.constexpr):
     kind = total.dtype.element_ty
-    gate = tl.load(gate + group + channel, mask=inside, other=0.0).to(tl.float32)
-    part = tl.load(branch + at + channel, mask=inside, other=0.0).to(tl.float32)
-    # Rounded after the product and after the sum, as the two one by one are.
-    part = (part * gate).to(kind)
+    part = tl.load(branch + at + channel, mask=inside, other=0.0)
+    if GATES:
+        gate = tl.load(gate + group + channel, mask=inside, other=0.0).to(tl.float32)
+        # Rounded after the product and after the sum, as the two one by one are.
+        part = (part.to(tl.float32) * gate).to(kind)
     if KEEPS:
         tl.store(gated + at + channel, part, mask=inside)
     part = (tl.load(x + at + channel, mask=inside, other=0.0).to(tl.float32) + part.to(tl.float32)).to(kind)
@@ -78,7 +79,7 @@ def _gated(x, branch, gate, total, gated, at, group, channel, inside, KEEPS: tl.
 @triton.jit
 def _gated_sum_kernel(x, branch, gate, total, gated, values, scales, num_tokens, per_group,
                       D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr,
-                      KEEPS: tl.constexpr):  # fmt: skip
+                      KEEPS: tl.constexpr, GATES: tl.constexpr):  # fmt: skip
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     seen = (token < num_tokens)[:, None]
     at = (token.to(tl.int64) * D)[:, None]
@@ -87,25 +88,25 @@ def _gated_sum_kernel(x, branch, gate, total, gated, values, scales, num_tokens,
     b = D0 + tl.arange(0, D1)[None, :]
     inside_a = seen & (a < D)
     inside_b = seen & (b < D)
-    part_a = _gated(x, branch, gate, total, gated, at, group, a, inside_a, KEEPS)
-    part_b = _gated(x, branch, gate, total, gated, at, group, b, inside_b, KEEPS)
+    part_a = _gated(x, branch, gate, total, gated, at, group, a, inside_a, KEEPS, GATES)
+    part_b = _gated(x, branch, gate, total, gated, at, group, b, inside_b, KEEPS, GATES)
     scale = scale_of(part_a, part_b)
     tl.store(scales + token[:, None], scale, mask=seen)
     tl.store(values + at + a, rounded(part_a, scale, values), mask=inside_a)
     tl.store(values + at + b, rounded(part_b, scale, values), mask=inside_b)
 
 
-def rows(x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8) -> tuple[Tensor, Tensor]:
+def rows(x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8, tile: tuple[int, int] = TILE) -> tuple[Tensor, Tensor]:
     """Returns 8-bit values [..., D] and float32 scales [..., 1] of x or of its GELU.
 
-    `dtype`: another one shows what is rounded.
+    `dtype`: another one shows what is rounded. `tile`: tokens per program, warps.
     """
     dim = x.shape[-1]
     values, scales = empty_rows(x, dtype)
     d0, d1 = two_parts(dim)
-    _rows_kernel[(triton.cdiv(scales.numel(), PER_PROGRAM),)](
-        x.contiguous(), values, scales, scales.numel(), D=dim, D0=d0, D1=d1, ROWS=PER_PROGRAM, GELU=gelu,
-        num_warps=WARPS,
+    _rows_kernel[(triton.cdiv(scales.numel(), tile[0]),)](
+        x.contiguous(), values, scales, scales.numel(), D=dim, D0=d0, D1=d1, ROWS=tile[0], GELU=gelu,
+        num_warps=tile[1],
     )  # fmt: skip
     return values, scales
 
@@ -113,22 +114,28 @@ def rows(x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8) -> tuple[Tensor,
 def gated_sum(
     x_BTSD: Tensor,
     branch_BTSD: Tensor,
-    gate: Tensor,
+    gate: Tensor | None,
     *,
     keeps: bool,
     dtype: torch.dtype = FLOAT8,
+    tile: tuple[int, int] = TILE,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns x + gate * branch, the gated branch (empty unless it `keeps` it), and the sum's 8-bit values and scales."""
+    """Returns x + gate * branch, the gated branch (empty unless it `keeps` it), and the sum's 8-bit values and scales.
+
+    `gate` None: the branch is gated already, and not written again. `tile`: tokens per program, warps.
+    """
     dim = x_BTSD.shape[-1]
-    x_BTSD, branch_BTSD, gate = x_BTSD.contiguous(), branch_BTSD.contiguous(), gate.contiguous()
+    x_BTSD, branch_BTSD = x_BTSD.contiguous(), branch_BTSD.contiguous()
+    gating = x_BTSD if gate is None else gate.contiguous()
+    keeps = keeps and gate is not None
     total = torch.empty_like(x_BTSD)
     gated = torch.empty_like(x_BTSD) if keeps else x_BTSD.new_empty(0)
     values, scales = empty_rows(x_BTSD, dtype)
     d0, d1 = two_parts(dim)
-    _gated_sum_kernel[(triton.cdiv(scales.numel(), PER_PROGRAM),)](
-        x_BTSD, branch_BTSD, gate, total, gated, values, scales, scales.numel(),
-        scales.numel() // (gate.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=PER_PROGRAM, KEEPS=keeps,
-        num_warps=WARPS,
+    _gated_sum_kernel[(triton.cdiv(scales.numel(), tile[0]),)](
+        x_BTSD, branch_BTSD, gating, total, gated, values, scales, scales.numel(),
+        scales.numel() // (gating.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=tile[0], KEEPS=keeps,
+        GATES=gate is not None, num_warps=tile[1],
     )  # fmt: skip
     return total, gated, values, scales
 

@@ -37,10 +37,13 @@ def _modulated(normed, shift, scale, at, channel, inside):
 
 
 @triton.jit
-def _kernel(x, first, second, total, out, out_scales, shift, scale, num_tokens, per_group,
+def _kernel(x, first, second, ahead, total, out, out_scales, shift, scale, num_tokens, per_group,
             D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, ADDENDS: tl.constexpr,
-            EPS: tl.constexpr, EIGHT: tl.constexpr):  # fmt: skip
-    """EIGHT: the norm is written as rows of 8-bit floats, with `out_scales`."""
+            AHEAD: tl.constexpr, DUE: tl.constexpr, EPS: tl.constexpr, EIGHT: tl.constexpr):  # fmt: skip
+    """AHEAD: `ahead` is added to the sum. DUE: it is taken away from what is normed, without a sum.
+
+    EIGHT: the norm is written as rows of 8-bit floats, with `out_scales`.
+    """
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     seen = (token < num_tokens)[:, None]
     at = (token.to(tl.int64) * D)[:, None]
@@ -52,9 +55,17 @@ def _kernel(x, first, second, total, out, out_scales, shift, scale, num_tokens, 
     inside_b = seen & (b < D)
     part_a = _summed(x, first, second, at + a, inside_a, ADDENDS)
     part_b = _summed(x, first, second, at + b, inside_b, ADDENDS)
-    if ADDENDS > 0:
-        tl.store(total + at + a, part_a.to(total.dtype.element_ty), mask=inside_a)
-        tl.store(total + at + b, part_b.to(total.dtype.element_ty), mask=inside_b)
+    if ADDENDS > 0 or AHEAD:
+        sum_a = part_a
+        sum_b = part_b
+        if AHEAD:
+            sum_a += tl.load(ahead + a, mask=a < D, other=0.0).to(tl.float32)
+            sum_b += tl.load(ahead + b, mask=b < D, other=0.0).to(tl.float32)
+        tl.store(total + at + a, sum_a.to(total.dtype.element_ty), mask=inside_a)
+        tl.store(total + at + b, sum_b.to(total.dtype.element_ty), mask=inside_b)
+    if DUE:
+        part_a -= tl.load(ahead + a, mask=a < D, other=0.0).to(tl.float32)
+        part_b -= tl.load(ahead + b, mask=b < D, other=0.0).to(tl.float32)
     mean = ((tl.sum(part_a, axis=1) + tl.sum(part_b, axis=1)) / D)[:, None]
     part_a = tl.where(inside_a, part_a - mean, 0.0)
     part_b = tl.where(inside_b, part_b - mean, 0.0)
@@ -77,16 +88,18 @@ def launch(
     addends: Sequence[Tensor],
     shift: Tensor,
     scale: Tensor,
+    ahead: Tensor | None = None,
     *,
+    due: Tensor | None = None,
     eps: float,
     tile: tuple[int, int] = TILE,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the sum (x itself without addends) and its modulated norm.
+    """Returns the sum (x itself without addends and `ahead`) and its modulated norm, or that of x less `due`.
 
-    `shift`, `scale`: [B, T or 1, 1, D]. `tile`: tokens per program, warps.
+    `shift`, `scale`: [B, T or 1, 1, D], or ones for B. `tile`: tokens per program, warps.
     """
     out = torch.empty_like(x_BTSD, memory_format=torch.contiguous_format)
-    return _launch(x_BTSD, addends, shift, scale, out, None, eps=eps, tile=tile), out
+    return _launch(x_BTSD, addends, (shift, scale, ahead, due), out, None, eps=eps, tile=tile), out
 
 
 def launch_rows(
@@ -97,20 +110,21 @@ def launch_rows(
     *,
     eps: float,
     dtype: torch.dtype = FLOAT8,
+    tile: tuple[int, int] = TILE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what `launch` does, the norm as 8-bit values [B, T, S, D] and float32 scales [B, T, S, 1].
 
     `dtype`: another one shows what is rounded.
     """
     values, scales = empty_rows(x_BTSD.contiguous(), dtype)
-    return _launch(x_BTSD, addends, shift, scale, values, scales, eps=eps, tile=TILE), values, scales
+    total = _launch(x_BTSD, addends, (shift, scale, None, None), values, scales, eps=eps, tile=tile)
+    return total, values, scales
 
 
 def _launch(
     x_BTSD: Tensor,
     addends: Sequence[Tensor],
-    shift: Tensor,
-    scale: Tensor,
+    vectors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
     out: Tensor,
     out_scales: Tensor | None,
     *,
@@ -118,16 +132,20 @@ def _launch(
     tile: tuple[int, int],
 ) -> Tensor:
     dim = x_BTSD.shape[-1]
-    x_BTSD, shift, scale = x_BTSD.contiguous(), shift.contiguous(), scale.contiguous()
+    x_BTSD, shift, scale = x_BTSD.contiguous(), vectors[0].contiguous(), vectors[1].contiguous()
+    ahead, due = vectors[2:]
+    assert due is None or (ahead is None and not addends), "less what is due, there is no sum"
+    vector = due if ahead is None else ahead
     addends = [addend.contiguous() for addend in addends]
     num_tokens = x_BTSD.numel() // dim
     rows, num_warps = tile
-    total = torch.empty_like(x_BTSD) if addends else x_BTSD
+    total = torch.empty_like(x_BTSD) if addends or ahead is not None else x_BTSD
     first, second = (*addends, x_BTSD, x_BTSD)[:2]
     d0, d1 = two_parts(dim)
     _kernel[(triton.cdiv(num_tokens, rows),)](
-        x_BTSD, first, second, total, out, out if out_scales is None else out_scales, shift, scale, num_tokens,
-        num_tokens // (shift.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=rows, ADDENDS=len(addends), EPS=eps,
-        EIGHT=out_scales is not None, num_warps=num_warps,
+        x_BTSD, first, second, x_BTSD if vector is None else vector.contiguous(), total, out,
+        out if out_scales is None else out_scales, shift, scale, num_tokens, num_tokens // (shift.numel() // dim),
+        D=dim, D0=d0, D1=d1, ROWS=rows, ADDENDS=len(addends), AHEAD=ahead is not None, DUE=due is not None,
+        EPS=eps, EIGHT=out_scales is not None, num_warps=num_warps,
     )  # fmt: skip
     return total

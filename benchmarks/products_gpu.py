@@ -1,0 +1,222 @@
+"""Times what may follow inside of a product beside the passes that it would save, at Open-Sora's 480p sizes.
+
+And attention with what FlashAttention-3 might do besides: to text, and of 8-bit floats in heads that are filled up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.kernels_gpu import DIM, FRAMES, HEAD_DIM, HEADS, PATCHES, ROWS, TEXT, Operation, random
+from pab.kernels import attention, flash3, float8, modulated_norm, product8, product_end
+from pab.kernels.float8 import Float8Linear, Rows8
+from pab.kernels.product_end import End
+
+WIDE = 4 * DIM
+FILLED = 96
+"""What FlashAttention-3 fills heads of 72 up to; 8-bit floats must come filled up."""
+
+
+def operations(*, tiles: bool) -> Iterator[Operation]:
+    """Yields the operations; with `tiles`, every way to cut the products that is worth a try."""
+    for name, inputs in (("fc2", WIDE), ("proj", DIM)):
+        yield _sum_in_place(name, inputs)
+    yield _widening(tiles=tiles)
+    yield _narrowing(tiles=tiles)
+    yield from _passes(tiles=tiles)
+    yield from _attentions()
+
+
+def _tokens(channels: int, seed: int) -> Tensor:
+    return random(ROWS, FRAMES, PATCHES, channels, seed=seed)
+
+
+def _linear(inputs: int, outputs: int) -> nn.Linear:
+    with torch.device("cuda"):
+        return nn.Linear(inputs, outputs, dtype=torch.bfloat16)
+
+
+def _sum_in_place(name: str, inputs: int) -> Operation:
+    linear, gate = _linear(inputs, DIM), random(DIM, seed=30, scale=0.2)
+    total, x = _tokens(DIM, 31), _tokens(inputs, 32)
+    written = total.clone()
+    return Operation(
+        name=f"product of {name}, gated and added",
+        arguments=(total, x),
+        plain=lambda total, x: total + gate.to(x) * F.linear(x, linear.weight.to(x), linear.bias.to(x)),
+        fused={},
+        units=inputs / DIM + 2,
+        others={
+            "product alone": lambda _, x: linear(x),
+            "gate in the weight": lambda _, x: product_end.ended(linear, x, End(gate)),
+            "gate in the weight, added in place": lambda _, x: product_end.ended(linear, x, End(gate, written)),
+        },
+    )
+
+
+def _widening(*, tiles: bool) -> Operation:
+    """Of the plain way and of every tile, time, and how far the tiles are from the twin (`checked`)."""
+    from pab.kernels.gpu import product8 as gpu
+
+    linear = Float8Linear(_linear(DIM, WIDE))
+    rows = float8.rows(_tokens(DIM, 33))
+    cut = gpu.Tile
+    cuts = [gpu.GELU_TILE]
+    if tiles:
+        cuts += [
+            cut(group=16),
+            cut(inputs=64, num_stages=4),
+            cut(outputs=256, per_processor=1, num_warps=8),
+            cut(outputs=256, per_processor=1, num_warps=8, num_stages=4),
+            cut(per_processor=1000),
+            cut(outputs=256, per_processor=1000, num_warps=8),
+        ]
+    weight = Rows8(linear.weight, linear.weight_scales)
+
+    def plain(values: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
+        """Where the bias is float32, what is not rounded."""
+        last = Rows8(values.flatten(0, -2)[-4096:], scales.flatten(0, -2)[-4096:])
+        if bias.dtype == torch.float32:
+            return F.gelu(float8.plain_linear(last, weight, bias, bias.dtype), approximate="tanh")
+        return _wide(product8.plain_gelu(last, weight, bias, linear.reach), 4096)
+
+    return Operation(
+        name="8-bit product of fc1 with GELU and rounding",
+        arguments=(*rows, linear.bias),
+        plain=plain,
+        fused={
+            str(each): lambda values, scales, bias, each=each: _wide(
+                Rows8(*gpu.gelu(values, scales, *weight, bias, linear.reach, each)), 4096
+            )
+            for each in cuts
+        },
+        units=2.5,
+        others={
+            "product, then GELU": lambda values, scales, _: float8.gelu_rows(linear(Rows8(values, scales))),
+            "product alone": lambda values, scales, _: linear(Rows8(values, scales)),
+        }
+        | {
+            f"alone, {each}": lambda values, scales, bias, each=each: gpu.gelu(
+                values, scales, *weight, bias, linear.reach, each
+            )
+            for each in cuts
+        },
+        compiles=False,
+    )
+
+
+def _narrowing(*, tiles: bool) -> Operation:
+    from pab.kernels.gpu import product8 as gpu
+
+    linear, gate = Float8Linear(_linear(WIDE, DIM)), random(DIM, seed=30, scale=0.2)
+    total, rows = _tokens(DIM, 34), float8.gelu_rows(_tokens(WIDE, 35))
+    cut = gpu.Tile
+    cuts = [gpu.SUM_TILE]
+    if tiles:
+        cuts += [
+            cut(outputs=256, inputs=64, per_processor=1, num_warps=8, num_stages=4),
+            cut(num_stages=2),
+            cut(inputs=64, num_stages=4),
+            cut(per_processor=1, num_stages=4, num_warps=8),
+            cut(outputs=256, per_processor=1000, num_warps=8),
+        ]
+    weight = Rows8(linear.weight, linear.weight_scales * gate[:, None].float())
+
+    def then_sum(total: Tensor, values: Tensor, scales: Tensor, _: Tensor) -> Tensor:
+        return total + gate * linear(Rows8(values, scales))
+
+    return Operation(
+        name="8-bit product of fc2, gated and added",
+        arguments=(total, *rows, linear.bias * gate),
+        plain=lambda total, values, scales, bias: product8.plain_added(total, Rows8(values, scales), weight, bias),
+        fused={
+            str(each): lambda total, values, scales, bias, each=each: gpu.added(
+                total, values, scales, *weight, bias, each
+            )
+            for each in cuts
+        },
+        units=2 + WIDE / DIM / 2,
+        others={
+            "product, then gate and sum, compiled": torch.compile(then_sum),
+            "product with the gate in its scales": lambda _, values, scales, __: linear.gated(
+                Rows8(values, scales), gate
+            ),
+            "product alone": lambda _, values, scales, __: linear(Rows8(values, scales)),
+        },
+        compiles=False,
+    )
+
+
+def _passes(*, tiles: bool) -> Iterator[Operation]:
+    """Yields the passes that write 8-bit rows, in other tiles than today's, and a norm that writes a sum ahead."""
+    from pab.kernels.gpu import float8 as gpu
+    from pab.kernels.gpu import modulated_norm as gpu_norm
+
+    x, branch, wide = _tokens(DIM, 36), _tokens(DIM, 37), _tokens(WIDE, 38)
+    shift, scale = (random(1, 1, 1, DIM, seed=seed, scale=0.2) for seed in (39, 40))
+    eps = modulated_norm.EPS
+    cuts = [(1, 1), (1, 2), (2, 1)] if tiles else [gpu.TILE]
+    ways: list[tuple[str, float, Callable[[tuple[int, int]], object]]] = [
+        ("rows", 1.5, lambda cut: gpu.rows(x, gelu=False, tile=cut)),
+        ("rows of GELU", 6, lambda cut: gpu.rows(wide, gelu=True, tile=cut)),
+        ("rows of a norm", 1.5, lambda cut: gpu_norm.launch_rows(x, (), shift, scale, eps=eps, tile=cut)),
+        ("rows of a norm of 1 sum", 3.5, lambda cut: gpu_norm.launch_rows(x, (branch,), shift, scale, eps=eps, tile=cut)),
+        ("rows of a gated sum", 3.5, lambda cut: gpu.gated_sum(x, branch, scale, keeps=False, tile=cut)),
+        ("rows of a sum", 3.5, lambda cut: gpu.gated_sum(x, branch, None, keeps=False, tile=cut)),
+        ("norm", 2, lambda cut: gpu_norm.launch(x, (), shift, scale, eps=eps, tile=cut)),
+        ("norm with a sum ahead", 3, lambda cut: gpu_norm.launch(x, (), shift, scale, shift.flatten(), eps=eps, tile=cut)),
+        ("norm of 1 sum", 4, lambda cut: gpu_norm.launch(x, (branch,), shift, scale, eps=eps, tile=cut)),
+    ]  # fmt: skip
+    for name, units, run in ways:
+        yield Operation(
+            name=f"tiles of {name}",
+            arguments=(x,),
+            plain=lambda x: x.clone(),
+            fused={},
+            units=units,
+            others={f"tokens, warps {cut}": lambda _, run=run, cut=cut: run(cut) for cut in cuts},
+            compiles=False,
+        )
+
+
+def _attentions() -> Iterator[Operation]:
+    if not flash3.installed():
+        return
+    q = _tokens(DIM, 41).flatten(1, 2)
+    keys_values = random(ROWS, TEXT, 2, HEADS, HEAD_DIM, seed=42).permute(0, 2, 3, 1, 4)
+    yield Operation(
+        name="cross attention by FlashAttention-3, text of 120",
+        arguments=(q, keys_values, None),
+        plain=attention.plain_cross,
+        fused={"FlashAttention-3": attention.flash3_cross},
+        units=2,
+        compiles=False,
+    )
+    filled = (random(ROWS * FRAMES, PATCHES, HEADS, FILLED, seed=seed) for seed in (43, 44, 45))
+    q8, k8, v8 = (x.to(float8.FLOAT8) for x in filled)
+    ones = torch.ones(ROWS * FRAMES, HEADS, device="cuda")
+    heads = [random(ROWS * FRAMES, PATCHES, HEADS, HEAD_DIM, seed=seed) for seed in (46, 47, 48)]
+    yield Operation(
+        name="spatial attention of 8-bit floats, filled up to 96",
+        arguments=tuple(heads),
+        plain=flash3.fused,
+        fused={},
+        units=4,
+        others={
+            "of 8-bit floats alone": lambda *_: flash3.call(q8, k8, v8, None, (ones, ones, ones)),
+            "filling up and rounding, compiled": torch.compile(
+                lambda *heads: [F.pad(x, (0, FILLED - HEAD_DIM)).to(float8.FLOAT8) for x in heads]
+            ),
+        },
+        compiles=False,
+    )
+
+
+def _wide(rows: Rows8, count: int) -> Tensor:
+    """Returns the first `count` rows as numbers: to compare, and to add little time."""
+    values, scales = (each.flatten(0, -2)[-count:] for each in rows)
+    return values.float() * scales

@@ -1,0 +1,85 @@
+"""The two products of an MLP of 8-bit floats with what follows them inside: GELU and rounding, or gate and sum.
+
+A product knows no row's largest value before it is done. So GELU's rows get a scale from above: no channel is larger than
+what the weight can make of the row's largest value. 8-bit floats have 18 binades, and a scale that is too large by some of
+them costs the smallest values alone. Shape letters: K channels in, N channels out.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pab.kernels import float8
+from pab.kernels.float8 import FLOAT8, LARGEST, Float8Linear, Rows8
+from pab.kernels.operator import operator, shapes_of
+
+
+def bounds(scales: Tensor, reach: Tensor) -> Tensor:
+    """Returns float32 scales [..., 1] with which no channel of the product of rows of `scales` is beyond 448.
+
+    `reach` [2]: of the layer (`Float8Linear.reach`). The magnitude of tanh-GELU is never above that of its input.
+    """
+    return scales * reach[0] + reach[1] / LARGEST
+
+
+def plain_gelu(rows: Rows8, weight: Rows8, bias: Tensor, reach: Tensor) -> Rows8:
+    """Returns tanh-GELU of rows @ weight.T + bias as 8-bit rows with the scales of `bounds`."""
+    wide = F.gelu(float8.plain_linear(rows, weight, bias, torch.float32), approximate="tanh")
+    scales = bounds(rows.scales, reach)
+    return Rows8((wide / scales).clamp(-LARGEST, LARGEST).to(FLOAT8), scales)
+
+
+def plain_added(total: Tensor, rows: Rows8, weight: Rows8, bias: Tensor) -> Tensor:
+    """Returns total [..., N] + rows @ weight.T + bias, added up in float32."""
+    return (total.float() + float8.plain_linear(rows, weight, bias, torch.float32)).to(total.dtype)
+
+
+@operator("gelu_product8")
+def _gelu(
+    values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor, reach: Tensor
+) -> tuple[Tensor, Tensor]:
+    if not values.is_cuda:
+        return plain_gelu(Rows8(values, scales), Rows8(weight, weight_scales), bias, reach)
+    from pab.kernels.gpu import product8 as gpu
+
+    return gpu.gelu(values, scales, weight, weight_scales, bias, reach)
+
+
+@shapes_of(_gelu)
+def _(
+    values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor, reach: Tensor
+) -> tuple[Tensor, Tensor]:
+    return values.new_empty(*values.shape[:-1], weight.shape[0]), scales.new_empty(scales.shape)
+
+
+@operator("add_product8")
+def _added(
+    total: Tensor, values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor
+) -> Tensor:
+    if not values.is_cuda:
+        return plain_added(total, Rows8(values, scales), Rows8(weight, weight_scales), bias)
+    from pab.kernels.gpu import product8 as gpu
+
+    return gpu.added(total, values, scales, weight, weight_scales, bias)
+
+
+@shapes_of(_added)
+def _(total: Tensor, values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor) -> Tensor:
+    return total.new_empty(total.shape)
+
+
+def gelu_rows(linear: Float8Linear, x: Tensor | Rows8) -> Rows8:
+    """Returns tanh-GELU of a layer's product as 8-bit rows, on a GPU in one Triton kernel."""
+    given = x if isinstance(x, Rows8) else float8.rows(x)
+    assert linear.bias is not None, "a layer before GELU has a bias"
+    return Rows8(*_gelu(given.values, given.scales, linear.weight, linear.weight_scales, linear.bias, linear.reach))
+
+
+def added(linear: Float8Linear, total: Tensor, x: Tensor | Rows8, gate: Tensor) -> Tensor:
+    """Returns `total` [..., N] plus a layer's product times `gate` [N], on a GPU in one Triton kernel."""
+    given = x if isinstance(x, Rows8) else float8.rows(x)
+    assert linear.bias is not None, "a branch's last layer has a bias"
+    weight_scales = linear.weight_scales * gate[:, None].float()
+    return _added(total, given.values, given.scales, linear.weight, weight_scales, linear.bias * gate)
