@@ -46,10 +46,12 @@ class Ways:
 FASTEST = Ways()
 
 
+@torch.no_grad()
 def use_fast(vae: OpenSoraVAE, ways: Ways = FASTEST) -> None:
-    """Has a VAE decode fast from now on. Its encoder stays as it is."""
+    """Has a VAE decode fast from now on, on the device where it is. Its encoder stays as it is."""
     image, temporal = vae.spatial_vae.module, vae.temporal_vae
-    assert isinstance(image.decoder, ImageDecoder), "it was made fast before"
+    if isinstance(image.decoder, FastImageDecoder):
+        return
     image.decoder = FastImageDecoder(image.decoder, ways)  # type: ignore[assignment]
     if ways.time == "deep":
         temporal.decoder = FastTemporalDecoder(temporal.decoder)  # type: ignore[assignment]
