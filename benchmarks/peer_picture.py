@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-WIDTH, HEIGHT, LEFT, TOP, GAP = 440, 360, 56, 34, 70
+WIDTH, HEIGHT, LEFT, TOP, GAP = 440, 360, 56, 34, 92
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#7A5195", "#A08000")
 """Okabe and Ito's, which people tell apart whatever colours they see, and four more; shapes differ as well."""
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
@@ -19,13 +19,17 @@ def picture(models: Sequence[Mapping[str, Any]]) -> str:
     """Returns the picture as SVG.
 
     A point is a setting: up is all operations over those computed, right is the median PSNR of its clips; a thin line goes
-    to a mark at the worst of them.
+    to a mark at the worst of them. Ours are filled, peers are hollow.
     """
     drawn = [row for model in models for row in model["rows"] if _is_drawn(row)]
     methods = list(dict.fromkeys(f"{row['side']} {row['method']}" for row in drawn))
     methods.sort(key=lambda method: not method.startswith("ours"))
     looks = {
-        method: {"colour": COLOURS[number % len(COLOURS)], "shape": SHAPES[number % len(SHAPES)]}
+        method: {
+            "colour": COLOURS[number % len(COLOURS)],
+            "shape": SHAPES[(number + number // len(COLOURS)) % len(SHAPES)],
+            "ours": method.startswith("ours"),
+        }
         for number, method in enumerate(methods)
     }
     low = 10 * (int(min((row["psnr_db"]["worst"] for row in drawn), default=20)) // 10)

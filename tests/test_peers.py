@@ -168,3 +168,14 @@ def test_the_picture_has_a_point_with_its_worst_clip_for_every_setting() -> None
     assert sum("worst" in each for each in told) == 3
     words = [each.text for each in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert {"ours PAB", "diffusers MagCache", "2x", "50%", "demo, 30 steps, 3 clips"} <= set(words)
+
+
+def test_no_two_methods_of_the_picture_look_alike() -> None:
+    row = FOUND["models"][0]["rows"][0]  # type: ignore[index]
+    rows = [
+        {**row, "side": side, "method": f"method {n}"} for side in ("ours", "diffusers", "cache-dit") for n in range(6)
+    ]
+    svg = ElementTree.fromstring(picture([{**FOUND["models"][0], "rows": rows}]))  # type: ignore[index]
+    legend = [each for each in svg if each.tag.endswith("}g") and "transform" not in each.attrib]
+    looks = {(each.get("fill"), each.get("stroke"), each[0].tag, len(each[0].get("d", ""))) for each in legend}
+    assert len(looks) == len(legend) == 18

@@ -88,7 +88,7 @@ def measure_figures(
             tell(f"{name}: {seconds * 1e3:.1f} ms of it in {kind} sites")
         width = clips.kept_width
         decode_s, decode_bytes = clips.decode(full) if subject.decodes else (None, 0.0)
-    linear_s, quadratic_s = grown(small, large)
+    linear_s, quadratic_s, fixed_step_s = grown(small, large)
     memory = _memory(subject, family, width, loaded_bytes, peak, large, decode_bytes=decode_bytes, eight=eight)
     pixels = large.request.num_frames * large.request.height * large.request.width
     missing = [
@@ -99,8 +99,8 @@ def measure_figures(
         load_s=family.cost.load_s if load_s is None else round(load_s, 3),
         linear_s=_short(linear_s),
         quadratic_s=_short(quadratic_s),
-        fixed_step_s=0.0,
-        kind_shares=shares(kinds, linear_s, quadratic_s, large),
+        fixed_step_s=_short(fixed_step_s),
+        kind_shares=family.cost.kind_shares if fixed_step_s else shares(kinds, linear_s, quadratic_s, large),
         decode_s_per_pixel=family.cost.decode_s_per_pixel if decode_s is None else _short(decode_s / pixels),
         memory=memory,
         device=_device_name(device),
@@ -180,13 +180,20 @@ def two_sizes(family: Family, request: ClipRequest) -> tuple[ClipRequest, ClipRe
     )
 
 
-def grown(small: Size, large: Size) -> tuple[float, float]:
-    """Returns seconds per token, and per token and token seen, that give both sizes; none of them below zero."""
+def grown(small: Size, large: Size) -> tuple[float, float, float]:
+    """Returns seconds per token, per token and token seen, and of a step whatever its size; none of them is negative.
+
+    A step that grows less than its tokens do waits for the host: what does not grow is the third. At least a hundredth
+    grows, so that a clip of any size is planned.
+    """
     a, b = small.tokens, small.tokens * small.seen
     c, d = large.tokens, large.tokens * large.seen
+    if large.seconds * a < small.seconds * c:
+        linear_s = max(0.01 * large.seconds / c, (large.seconds - small.seconds) / (c - a))
+        return linear_s, 0.0, large.seconds - linear_s * c
     quadratic_s = (large.seconds * a - small.seconds * c) / (d * a - b * c) if d * a != b * c else 0.0
     quadratic_s = min(max(0.0, quadratic_s), 0.95 * large.seconds / d)
-    return (large.seconds - quadratic_s * d) / c, quadratic_s
+    return (large.seconds - quadratic_s * d) / c, quadratic_s, 0.0
 
 
 def shares(kinds: dict[str, float], linear_s: float, quadratic_s: float, large: Size) -> dict[str, float]:

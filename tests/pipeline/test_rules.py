@@ -15,6 +15,7 @@ from pab.family import Family
 from pipeline.exits import UsageError
 from pipeline.planning.clip_times import CFG_EFFICIENCY, ClipTimes
 from pipeline.planning.cost import ClipCosts
+from pipeline.planning.figures import FiguresSource
 from pipeline.run.rules import run_rules
 
 RENDER = RenderSettings(model="demo", weights=None, broadcast=None, precision="float32", device="cpu", baseline=True)
@@ -114,7 +115,7 @@ def test_a_family_without_its_weights_troubles_only_those_who_name_it() -> None:
 
 
 def test_cost_counts_what_the_plan_reuses() -> None:
-    costs = ClipCosts(run_rules(RENDER, ONE), "float32")
+    costs = ClipCosts(run_rules(RENDER, ONE), "float32", FiguresSource(device="cpu"))
     kind = ClipGroup(model="demo", num_frames=16, height=64, width=64, num_steps=30, guided=True, broadcast="none")
     full = costs.seconds(kind)
     tokens, cost = DEMO.num_tokens(16, 64, 64), DEMO.cost
