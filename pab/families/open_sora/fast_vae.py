@@ -107,7 +107,7 @@ def image_residual(block: ResnetBlock, before: Tensor | None) -> Residual:
         block,
         shortcut=shortcut,
         convs=(_last(block.conv1.weight), _last(block.conv2.weight)),
-        shifts=(before, block.conv1.bias, behind),
+        shifts=(_wide(before), _wide(block.conv1.bias), behind),
     )
 
 
@@ -122,7 +122,7 @@ class FastAttention(nn.Module):
         self.bias = torch.cat([linear.bias for linear in linears])
         out = part.to_out[0]
         assert isinstance(out, nn.Linear), "the layer behind attention is a product"
-        self.out_weight, self.out_bias = out.weight, out.bias
+        self.out_weight, self.out_bias = out.weight, _wide(out.bias)
         self.attend = wide_attention.fused if products else wide_attention.plain
 
     def forward(self, x_NCHW: Tensor, found: Moments) -> tuple[Tensor, Moments]:
@@ -174,7 +174,7 @@ class FastImageDecoder(nn.Module):
         ]
         self.levels = nn.ModuleList()
         self.doublings = nn.ModuleList()
-        self.biases = [self.first_bias]
+        self.biases = [_wide(self.first_bias)]
         """What is missing in the input of each level."""
         before: Tensor | None = None
         for level in (cast(UpBlock, each) for each in decoder.up_blocks):
@@ -185,7 +185,7 @@ class FastImageDecoder(nn.Module):
             for part in level.upsamplers:
                 self.doublings.append(Doubling(cast(Upsampler, part), ways.doubling))
                 before = cast(Upsampler, part).conv.bias
-                self.biases.append(before)
+                self.biases.append(_wide(before))
         self.norm = _norm(decoder.conv_norm_out)
         pad = [0, 0, 0, 0, 0, 0, 0, max(0, ways.out_channels - decoder.conv_out.out_channels)]
         self.last, self.last_bias = _last(F.pad(decoder.conv_out.weight, pad)), decoder.conv_out.bias
@@ -265,6 +265,11 @@ def temporal_residual(block: TemporalResBlock) -> Residual:
 
 def _norm(norm: nn.GroupNorm) -> Norm:
     return Norm(weight=norm.weight, bias=norm.bias, groups=norm.num_groups, eps=norm.eps)
+
+
+def _wide(bias: Tensor | None) -> Tensor | None:
+    """Returns a bias in the precision in which it is added."""
+    return None if bias is None else bias.detach().float()
 
 
 def _last(weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Moments of groups of channels, and their norm with SiLU, over rows of channels that lie side by side in memory.
 
-A clip is cut into parts by its own size alone, so that its numbers depend on no other clip beside it, nor on the device.
+Kernels are compiled once for each number of channels, whatever the size of the pictures. A clip is cut into parts by its own
+size alone, so that its numbers depend on no other clip beside it, nor on the device.
 """
 
 from __future__ import annotations
@@ -20,17 +21,15 @@ ELEMENTS = 4096
 MOST_PARTS = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "rows_per_part"])
 def _moments(x, y, shift, out, parts, rows, rows_per_part, C: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr,
-             ADDS: tl.constexpr, SHIFTS: tl.constexpr):  # fmt: skip
+             ADDS: tl.constexpr):  # fmt: skip
     part, num_parts = tl.program_id(0), tl.num_programs(0)
     clip = tl.program_id(1).to(tl.int64)
     channel, group = tl.arange(0, C), tl.arange(0, G)
     first = part * rows_per_part
     start = clip * rows * C
-    bias = tl.zeros([C], tl.float32)
-    if SHIFTS:
-        bias = tl.load(shift + channel).to(tl.float32)
+    bias = tl.load(shift + channel).to(tl.float32)
     # Sums are those of differences from the part's first row, which lose nothing where the mean is far from zero.
     at_first = start + first.to(tl.int64) * C + channel
     near = tl.load(x + at_first).to(tl.float32) + bias
@@ -63,9 +62,9 @@ def _moments(x, y, shift, out, parts, rows, rows_per_part, C: tl.constexpr, G: t
     tl.store(place + num_parts * G, deviation_G)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "rows_per_part", "num_parts"])
 def _finish(parts, weight, bias, shift, affine, rows, rows_per_part, num_parts, eps, C: tl.constexpr,
-            G: tl.constexpr, PARTS: tl.constexpr, SHIFTS: tl.constexpr):  # fmt: skip
+            G: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
     group, clip = tl.program_id(0), tl.program_id(1).to(tl.int64)
     part = tl.arange(0, PARTS)
     inside = part < num_parts
@@ -80,14 +79,12 @@ def _finish(parts, weight, bias, shift, affine, rows, rows_per_part, num_parts, 
     variance = (tl.sum(deviation, axis=0) + tl.sum(count * apart * apart, axis=0)) / places
     channel = group * (C // G) + tl.arange(0, C // G)
     scale = tl.load(weight + channel).to(tl.float32) / tl.sqrt(variance + eps)
-    offset = tl.load(bias + channel).to(tl.float32) - whole * scale
-    if SHIFTS:
-        offset += tl.load(shift + channel).to(tl.float32) * scale
+    offset = tl.load(bias + channel).to(tl.float32) + (tl.load(shift + channel).to(tl.float32) - whole) * scale
     tl.store(affine + clip * 2 * C + channel, scale)
     tl.store(affine + clip * 2 * C + C + channel, offset)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "frame_rows"])
 def _normed(x, affine, out, rows, frame_rows, C: tl.constexpr, ROWS: tl.constexpr, SILU: tl.constexpr,
             TAPS: tl.constexpr):  # fmt: skip
     clip = tl.program_id(1).to(tl.int64)
@@ -134,9 +131,8 @@ def moments(
     num_parts = triton.cdiv(rows, rows_per_part)
     parts = torch.empty(clips, 2, num_parts, groups, dtype=torch.float32, device=x_NCHW.device)
     _moments[(num_parts, clips)](
-        x_NCHW, x_NCHW if y_NCHW is None else y_NCHW, x_NCHW if shift is None else shift, out, parts, rows,
-        rows_per_part, C=channels, G=groups, ROWS=block, ADDS=y_NCHW is not None, SHIFTS=shift is not None,
-        num_warps=4,
+        x_NCHW, x_NCHW if y_NCHW is None else y_NCHW, _shift(shift, channels, x_NCHW), out, parts, rows,
+        rows_per_part, C=channels, G=groups, ROWS=block, ADDS=y_NCHW is not None, num_warps=4,
     )  # fmt: skip
     return out, parts, rows_per_part
 
@@ -148,9 +144,8 @@ def normed(x_NCHW: Tensor, found: Moments, norm: Norm, *, silu: bool, taps: int,
     channels, rows, block = _layout(x_NCHW, clips, ELEMENTS)
     affine = torch.empty(clips, 2, channels, dtype=torch.float32, device=x_NCHW.device)
     _finish[(groups, clips)](
-        found.parts, norm.weight, norm.bias, norm.weight if shift is None else shift, affine, rows,
-        found.rows_per_part, num_parts, norm.eps, C=channels, G=groups, PARTS=triton.next_power_of_2(num_parts),
-        SHIFTS=shift is not None, num_warps=4,
+        found.parts, norm.weight, norm.bias, _shift(shift, channels, x_NCHW), affine, rows, found.rows_per_part,
+        num_parts, norm.eps, C=channels, G=groups, PARTS=triton.next_power_of_2(num_parts), num_warps=4,
     )  # fmt: skip
     count, _, height, width = x_NCHW.shape
     out = torch.empty(
@@ -161,6 +156,12 @@ def normed(x_NCHW: Tensor, found: Moments, norm: Norm, *, silu: bool, taps: int,
         x_NCHW, affine, out, rows, height * width, C=channels, ROWS=block, SILU=silu, TAPS=taps, num_warps=4
     )
     return out
+
+
+def _shift(shift: Tensor | None, channels: int, x_NCHW: Tensor) -> Tensor:
+    """Returns what is added to every place, of one precision: each other one would be compiled anew."""
+    wide = torch.float32
+    return torch.zeros(channels, dtype=wide, device=x_NCHW.device) if shift is None else shift.to(wide)
 
 
 def _layout(x_NCHW: Tensor, clips: int, elements: int) -> tuple[int, int, int]:
