@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--join", type=Path, nargs="*", help="peers.json of other calls: one table and picture of all of them"
     )
+    parser.add_argument("--again", type=Path, help="a peers.json whose rows are timed again; their quality is kept")
     parser.add_argument("--out", type=Path, default=Path("runs/peers"))
     options = parser.parse_args(arguments)
     if options.join:
@@ -99,14 +100,22 @@ def measure(named: str, options: argparse.Namespace, device: torch.device) -> It
     many = requests_of(family, options.max_batch, _CLIPS_SEED, options)
     batch = fullest_batch(clips.ours(NO_BROADCAST), many, device)
     sys.stderr.write(f"{name}: {len(settings)} settings; {batch} clips fill the device\n")
+    known = measured_before(options.again, name) if options.again else {}
     with ThreadPoolExecutor(options.threads) as pool:
-        rows = _Rows(clips=clips, requests=requests, batch=many[:batch], pool=pool)
+        rows = _Rows(clips=clips, requests=requests, batch=many[:batch], pool=pool, known=known)
         told = {
             "family": name, "clips": len(requests), "batch": batch, "precision": precision,
             "clip": {key: getattr(requests[0], key) for key in ("num_frames", "height", "width", "num_steps")},
         }  # fmt: skip
         for setting in settings:
             yield {**told, "rows": [rows.row(setting)]}
+
+
+def measured_before(file: Path, family: str) -> dict[tuple[str, str, str], Json]:
+    """Returns the rows of a `peers.json` for a family, by whose they are, method and setting."""
+    models = json.loads(file.read_text())["models"]
+    rows = [row for model in models if model["family"] == family for row in model["rows"] if row["why"] is None]
+    return {(row["side"], row["method"], row["setting"]): row for row in rows}
 
 
 def requests_of(family: Family, count: int, seed: int, options: argparse.Namespace) -> list[ClipRequest]:
@@ -133,9 +142,15 @@ class _Rows:
     """Measures a model's settings one after another; clips with everything computed are rendered once for each way."""
 
     def __init__(
-        self, *, clips: Clips, requests: list[ClipRequest], batch: list[ClipRequest], pool: ThreadPoolExecutor
-    ) -> None:  # fmt: skip
-        self.clips, self.requests, self.batch, self.pool = clips, requests, batch, pool
+        self,
+        *,
+        clips: Clips,
+        requests: list[ClipRequest],
+        batch: list[ClipRequest],
+        pool: ThreadPoolExecutor,
+        known: Mapping[tuple[str, str, str], Json],
+    ) -> None:
+        self.clips, self.requests, self.batch, self.pool, self.known = clips, requests, batch, pool, known
         self.whole: dict[tuple[bool, bool, bool], tuple[list[Frames], float]] = {}
         self.whole_seconds: dict[tuple[bool, bool], float] = {}
 
@@ -156,21 +171,26 @@ class _Rows:
 
     def _measured(self, setting: Setting) -> Json:
         clips, run = self.clips, self.clips.under(setting)
+        before = self.known.get((setting.side, setting.method, setting.words))
+        if before is not None:
+            return {**before, **self._times(setting)}
         frames, operations = self._rendered(run, one_by_one=setting.watches)
         whole, all_operations = self._whole(setting)
         found = list(self.pool.map(alike_facts, whole, frames))
         measures = {name: _spread([clip[name] for clip in found]) for name in MEASURES}
-        key = setting.side == OURS, setting.one_pass
-        if key not in self.whole_seconds:
-            self.whole_seconds[key] = timed(clips.without_reuse(setting), self.batch, clips.device) / len(self.batch)
-        seconds = timed(run, self.batch, clips.device) / len(self.batch)
-        share = operations / all_operations
-        line = {"operations": share, "clip_s": seconds, "whole_clip_s": self.whole_seconds[key], **measures}
+        line = {"operations": operations / all_operations, **self._times(setting), **measures}
         if setting.watches:
             # In a batch its clips decide together.
             batched = clips.counted(run, self.batch)[1] / len(self.batch)
             line["batch_operations"] = batched / (all_operations / len(self.requests))
         return line
+
+    def _times(self, setting: Setting) -> Json:
+        clips, key = self.clips, (setting.side == OURS, setting.one_pass)
+        if key not in self.whole_seconds:
+            self.whole_seconds[key] = timed(clips.without_reuse(setting), self.batch, clips.device) / len(self.batch)
+        seconds = timed(clips.under(setting), self.batch, clips.device) / len(self.batch)
+        return {"clip_s": seconds, "whole_clip_s": self.whole_seconds[key]}
 
     def _rendered(self, run: Any, *, one_by_one: bool) -> tuple[list[Frames], float]:
         parts = [[request] for request in self.requests] if one_by_one else [self.requests]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -13,7 +16,7 @@ from benchmarks.peer_clips import Clips, fullest_batch
 from benchmarks.peer_methods import Setting, cache_dit_is_here, mag_ratios, our_settings, peer_settings
 from benchmarks.peer_operations import OperationCounter
 from benchmarks.peer_picture import picture
-from benchmarks.peers_quality import _spread, at_share, table
+from benchmarks.peers_quality import _Rows, _spread, at_share, measured_before, table
 from jobs.bench.library_subjects import make_subject
 from pab.broadcast.rules import NO_BROADCAST
 from pab.family import ClipRequest
@@ -114,6 +117,25 @@ def test_our_settings_leave_out_what_they_say(clips: Clips, requests: list[ClipR
 
 def test_the_fullest_batch_is_one_of_those_asked_for(clips: Clips, requests: list[ClipRequest]) -> None:
     assert fullest_batch(lambda some: torch.zeros(len(some)), requests[:1], clips.device) == 1
+
+
+def test_rows_that_are_timed_again_keep_their_quality(
+    clips: Clips, requests: list[ClipRequest], tmp_path: Path
+) -> None:
+    setting = our_settings(clips.family, NUM_STEPS, [])[0]
+    before = {**row(setting, 0.8, 40.0), "clip_s": 0.0}
+    file = tmp_path / "peers.json"
+    file.write_text(
+        json.dumps({"models": [{"family": "mine", "rows": [before]}, {"family": "other", "rows": [before]}]})
+    )
+    with ThreadPoolExecutor(1) as pool:
+        rows = _Rows(
+            clips=clips, requests=requests, batch=requests, pool=pool, known=measured_before(file, "mine")
+        )  # fmt: skip
+        again = rows.row(setting)
+    assert again.pop("clip_s") > 0
+    assert again.pop("whole_clip_s") != before.pop("whole_clip_s")
+    assert again == {name: value for name, value in before.items() if name != "clip_s"}
 
 
 def row(setting: Setting, operations: float, *psnr: float | None) -> dict[str, object]:
