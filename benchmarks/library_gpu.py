@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels_gpu import time_ms
-from benchmarks.library_decoders import DECODERS, decoding, open_sora
+from benchmarks.library_decoders import DECODERS, decoding
+from benchmarks.open_sora_decoder import compiled as open_sora_compiled
+from benchmarks.open_sora_decoder import fast as open_sora_fast
 from jobs.bench.library_subjects import LIBRARY_SUBJECTS
 from jobs.bench.measure import OurClips
 from pab.execution.choice import execution_of
@@ -147,7 +149,8 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attention": attention,
     "norm": norm,
     **{f"decoding {name}": partial(decoding, name) for name in DECODERS},
-    "decoding open_sora": open_sora,
+    "decoding open_sora": open_sora_fast,
+    "decoding open_sora compiled": open_sora_compiled,
     "8-bit wan": partial(eight_bit, "wan"),
     "8-bit hunyuan_video": partial(eight_bit, "hunyuan_video"),
     "products": products,
