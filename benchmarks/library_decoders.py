@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,13 +24,10 @@ from pab.families.ltx.load import ltx_codec
 from pab.families.ltx.tiny import VAE as LTX_VAE
 from pab.families.ltx2.load import ltx2_codec
 from pab.families.ltx2.tiny import VAE as LTX2_VAE
-from pab.families.open_sora.load import OpenSoraCodec
-from pab.families.open_sora.tiny import VAE as OPEN_SORA_VAE
-from pab.families.open_sora.vae import OpenSoraVAE, OpenSoraVAEConfig
 from pab.families.wan.tiny import VAE as WAN_VAE
 from pab.families.wan.vae import wan_codec
 from pab.library.vae import TiledCodec
-from pab.parallel.mesh import Axis, NodeGroup
+from pab.parallel.mesh import Axis
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -122,50 +117,18 @@ def decoding(name: str) -> dict[str, Any]:
     assert pixels is not None
     off = (pixels.float().clamp(-1, 1) - exact.clamp(-1, 1)).abs().mean() * PIXEL_STEPS
     seconds(fast)
-    held = _start_peak()
+    held = start_peak()
     found["fast_s"] = seconds(fast)
-    found |= {"fast_gb": _peak_gb(held), "fast_off_of_255": round(float(off), 3)}
+    found |= {"fast_gb": peak_gb(held), "fast_off_of_255": round(float(off), 3)}
     parts = fast.compiled_parts()
     if parts:
         compile_blocks([nn.ModuleList(parts)], backend="inductor" if GPU else "eager")
         with many_graphs():
             found["first_compiled_s"] = seconds(fast)
-            held = _start_peak()
+            held = start_peak()
             found["fast_compiled_s"] = seconds(fast)
-            found["fast_compiled_gb"] = _peak_gb(held)
+            found["fast_compiled_gb"] = peak_gb(held)
     return found
-
-
-def open_sora() -> dict[str, Any]:
-    """51 frames 480x848 by Open-Sora's decoder in the job's precision: eager, and with its parts compiled.
-
-    Pixels of both against float32, on a clip of 17 frames 96x160.
-    """
-    dtype = torch.bfloat16 if GPU else torch.float32
-    torch.manual_seed(0)
-    with DEVICE:
-        vae = OpenSoraVAE(OpenSoraVAEConfig() if GPU else OPEN_SORA_VAE).to(dtype).eval()
-    codec = OpenSoraCodec(vae=vae)
-    frames, height, width = (51, 480, 848) if GPU else (17, 16, 24)
-    request = request_of(FAMILIES["open_sora"], num_frames=frames, height=height, width=width)
-    latents = torch.randn(1, *codec.latent_shape(frames, height, width), device=DEVICE)
-    decode = partial(codec.decode_frames, latents, request, NodeGroup(device=DEVICE))
-    near = request_of(FAMILIES["open_sora"], num_frames=17, height=min(height, 96), width=min(width, 160))
-    close = torch.randn(1, *codec.latent_shape(17, near.height, near.width), device=DEVICE)
-
-    def off(codec: OpenSoraCodec) -> float:
-        shown = codec.decode_frames(close, near, NodeGroup(device=DEVICE)).frames.float()
-        return round(float((shown - exact).abs().mean()), 3)
-
-    whole = OpenSoraCodec(vae=copy.deepcopy(vae).float())
-    exact = whole.decode_frames(close, near, NodeGroup(device=DEVICE)).frames.float()
-    decode()
-    found = {"eager_s": timed(decode), "eager_off_of_255": off(codec)}
-    compile_blocks([nn.ModuleList(codec.compiled_parts())], backend="inductor" if GPU else "eager")
-    with many_graphs():
-        found["first_compiled_s"] = timed(decode)
-        found["compiled_s"] = timed(decode)
-        return found | {"compiled_off_of_255": off(codec)}
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -182,13 +145,14 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _start_peak() -> int:
+def start_peak() -> int:
+    """Begins to watch memory; returns what is held already."""
     if not GPU:
         return 0
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
 
 
-def _peak_gb(held: int) -> float | None:
+def peak_gb(held: int) -> float | None:
     """Returns what was allocated at most beyond `held`, which is the weights."""
     return round((torch.cuda.max_memory_allocated() - held) / GB, 2) if GPU else None

@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.kernels_gpu import time_ms
-from benchmarks.library_decoders import DECODERS, decoding, open_sora
+from benchmarks.library_decoders import DECODERS, decoding
+from benchmarks.open_sora_decoder import compiled as open_sora_compiled
+from benchmarks.open_sora_decoder import fast as open_sora_fast
 from jobs.bench.library_subjects import LIBRARY_SUBJECTS
 from jobs.bench.measure import OurClips
 from pab.execution.choice import execution_of
 from pab.execution.compiled import executing, run_as
 from pab.family import ClipRequest
-from pab.kernels import flash3, flash3_float8, rotated_norm
+from pab.kernels import flash3, flash3_float8, float8, rotated_norm
 from pab.parallel.mesh import NodeGroup
 
 GPU = torch.cuda.is_available()
@@ -75,6 +79,44 @@ def norm() -> dict[str, Any]:
     }
 
 
+def products() -> dict[str, Any]:
+    """Matrix products of a block of Wan 14B at 480p, in bfloat16 and of 8-bit floats with scales per row."""
+    width, inner = (HEADS * HEAD_DIM, 13824) if GPU else (HEADS * HEAD_DIM, 64)
+    found: dict[str, Any] = {}
+    for name, inputs, outputs in (("square", width, width), ("mlp_up", width, inner), ("mlp_down", inner, width)):
+        x = torch.randn(1, TOKENS, inputs, device=DEVICE).bfloat16()
+        linear = torch.nn.Linear(inputs, outputs, device=DEVICE, dtype=torch.bfloat16)
+        eight = float8.Float8Linear(linear)
+        # The product alone: its tokens are 8-bit already, as they come from the pass that writes them.
+        rows = float8.rows(x) if GPU else float8.plain_rows(x)
+        found[f"{name}_ms"] = milliseconds(partial(linear, x))
+        found[f"{name}_float8_ms"] = milliseconds(partial(eight, rows))
+        found[f"{name}_off"] = round(off(eight(rows), linear(x)), 4)
+    return found
+
+
+def block() -> dict[str, Any]:
+    """One block of Wan 14B, compiled: what four blocks more than one add to a step, of each of its two passes."""
+    full = LIBRARY_SUBJECTS["wan_14b"]
+    step_ms: list[float] = []
+    for num_layers in (1, 5):
+        torch._dynamo.reset()
+        described = replace(
+            full, full={**full.full, "num_layers": num_layers}, tiny={**full.tiny, "num_layers": num_layers}
+        )
+        subject = described.make("full" if GPU else "tiny", DEVICE)
+        execution = execution_of(
+            subject.family, compiled=GPU, attention="auto", device=DEVICE.type, precision=subject.precision
+        )
+        run_as(subject.model, execution)
+        clips = OurClips(subject=subject, broadcast="none", group=NodeGroup(device=DEVICE))
+        with executing(execution):
+            # The first steps compile.
+            seconds = clips.denoise(replace(subject.requests[0], num_steps=6)).step_seconds
+        step_ms.append(1e3 * statistics.median(seconds[2:]))
+    return {"one_block_step_ms": round(step_ms[0], 3), "block_ms": round((step_ms[1] - step_ms[0]) / 8, 3)}
+
+
 def eight_bit(name: str) -> dict[str, Any]:
     """Latents of 10 steps of two blocks at full width, with 8-bit products, attention and both, against neither."""
     full = LIBRARY_SUBJECTS[name]
@@ -107,9 +149,12 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attention": attention,
     "norm": norm,
     **{f"decoding {name}": partial(decoding, name) for name in DECODERS},
-    "decoding open_sora": open_sora,
+    "decoding open_sora": open_sora_fast,
+    "decoding open_sora compiled": open_sora_compiled,
     "8-bit wan": partial(eight_bit, "wan"),
     "8-bit hunyuan_video": partial(eight_bit, "hunyuan_video"),
+    "products": products,
+    "block": block,
 }
 
 
@@ -124,12 +169,19 @@ def parts_of(asked: Sequence[str], parts: Mapping[str, Part] = PARTS) -> list[st
     return [name for names in named.values() for name in names] or list(parts)
 
 
-def measured(part: Part) -> dict[str, Any]:
-    """Returns what a part finds; where it ends with an error, the error."""
+def measured(part: Part, profile: Path | None = None) -> dict[str, Any]:
+    """Returns what a part finds; where it ends with an error, the error. `profile`: a file for its operations by time."""
     torch._dynamo.reset()
     try:
         with torch.inference_mode():
-            return part()
+            if profile is None:
+                return part()
+            with torch.profiler.profile() as watched:
+                found = part()
+            by = "self_device_time_total" if GPU else "self_cpu_time_total"
+            table = watched.key_averages().table(sort_by=by, row_limit=60, max_name_column_width=120)
+            profile.write_text(table)
+            return {**found, "profile": str(profile)}
     except FAILURES as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
@@ -138,15 +190,18 @@ def main(arguments: Sequence[str] | None = None, parts: Mapping[str, Part] = PAR
     """Measures the parts that are asked for, or all. Returns 1 if one ended with an error, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts)} (default: all)")
-    asked = parser.parse_args(arguments).parts
+    parser.add_argument("--profile", type=Path, metavar="DIR", help="write each part's operations by time into DIR too")
+    options = parser.parse_args(arguments)
     try:
-        names = parts_of(asked, parts)
+        names = parts_of(options.parts, parts)
     except ValueError as error:
         parser.error(str(error))
+    if options.profile:
+        options.profile.mkdir(parents=True, exist_ok=True)
     device, failed = torch.cuda.get_device_name() if GPU else "cpu", False
     for name in names:
         began = time.perf_counter()
-        found = measured(parts[name])
+        found = measured(parts[name], options.profile and options.profile / f"{name.replace(' ', '_')}.txt")
         failed = failed or "error" in found
         line = {"part": name, "device": device, **found, "took_s": round(time.perf_counter() - began, 1)}
         sys.stdout.write(json.dumps(line) + "\n")

@@ -1,18 +1,23 @@
-"""Prints what a model of time expects of two, four and eight GPUs and of two nodes, beside what was measured of two.
+"""Prints what a model of time expects of two, four and eight GPUs and of two nodes, beside what was measured.
 
-Seconds of one GPU come from the documentation (H100, H200), or from rows of `bench` (--bench FILE). Nothing is run.
+Seconds of one GPU come from the documentation (H100, H200), or from files of `bench` or `benchmarks.many_gpus` (--bench FILE
+...). Of several files, what one GPU took may be in another than what several did. Nothing is run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from jobs.bench.rows import GROUPS, parse_row
+from jobs.bench.plan_files import rules_of
+from jobs.bench.rows import GROUPS, IN_TURN, Row, parse_row
 from jobs.settings import Mesh
+from pab.broadcast.plan import make_plan
 from pab.families import FAMILIES
 from pab.family import ClipRequest, Family
 from pipeline.planning.scaling import BEFORE, PACKED, Copies, Expected, expected, tokens_of
@@ -27,23 +32,31 @@ CFG2, SP2 = Mesh(cfg=2), Mesh(sp=2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clip:
-    """A clip whose time on one GPU is known, and perhaps on two. `seconds`: of denoising, by mesh."""
+    """A clip whose time on one GPU is known, and perhaps on several.
+
+    `seconds`: of denoising, by mesh; `in_turn`: the same of rows of guidance in turn. `sent_bytes`: by mesh, what the first
+    rank sent. `size`: height, width and frames; None for the family's default clip, as `num_steps` is.
+    """
 
     title: str
     family: str
     broadcast: str
-    heads: int
+    heads: int | None
     seconds: Mapping[Mesh, float]
     num_steps: int | None = None
     measured_before: bool = True
     """Whether two GPUs were measured with the exchanges of before."""
+    in_turn: Mapping[Mesh, float] = field(default_factory=dict)
+    sent_bytes: Mapping[Mesh, float] = field(default_factory=dict)
+    size: tuple[int, int, int] | None = None
 
     def request(self, family: Family) -> ClipRequest:
-        """Returns the clip: the family's default."""
+        """Returns the clip."""
         usual = family.defaults
+        height, width, num_frames = self.size or (usual.height, usual.width, usual.num_frames)
         return ClipRequest(
-            prompt="", negative_prompt=None, seed=0, num_frames=usual.num_frames, height=usual.height,
-            width=usual.width, fps=usual.fps, num_steps=self.num_steps or usual.num_steps, guidance_scale=2.0,
+            prompt="", negative_prompt=None, seed=0, num_frames=num_frames, height=height, width=width, fps=usual.fps,
+            num_steps=self.num_steps or usual.num_steps, guidance_scale=2.0,
         )  # fmt: skip
 
 
@@ -64,30 +77,52 @@ MEASURED = (
 """docs/performance.md: medians, denoising alone."""
 
 
-def from_bench(file: Path) -> list[Clip]:
-    """Returns the clips of Open-Sora's compiled rows in a `bench.json` that were measured on one GPU."""
-    group = next(group for group in GROUPS if group.name == "open_sora")
-    found: dict[str, dict[Mesh, float]] = {}
-    for line in json.loads(file.read_text())["rows"]:
-        if line["group"] == group.name and line["side"] == "ours" and line["status"] == "measured":
-            row = parse_row(group, line["words"])
-            if row.mode == "compiled" and not row.options:
-                found.setdefault(row.broadcast, {})[row.mesh] = line["seconds"]
-    return [
-        Clip(
-            title=f"Open-Sora 1.2, {name} ({file})", family="open_sora", broadcast=name, heads=16, seconds=seconds,
-            measured_before=False,
-        )
-        for name, seconds in found.items()
-        if Mesh() in seconds
-    ]  # fmt: skip
+HEADS = {"open_sora": 16, "wan": 12, "wan_14b": 40}
+"""Of groups of rows; those of others are taken to divide evenly."""
+
+
+def from_bench(files: Sequence[Path]) -> list[Clip]:
+    """Returns the clips of our compiled rows in files of `bench` or `many_gpus` that were measured on one GPU too."""
+    groups = {group.name: group for group in GROUPS}
+    found: dict[tuple[object, ...], Clip] = {}
+    for file in files:
+        document = json.loads(file.read_text())
+        for line in document.get("lines", document.get("rows", [])):
+            if line.get("side") == "ours" and line.get("status") == "measured" and line["group"] in groups:
+                row = parse_row(groups[line["group"]], line["words"])
+                if row.mode == "compiled" and row.mesh.dp == 1:
+                    clip = _clip(row, line)
+                    before = found.setdefault((clip.title, clip.size, clip.num_steps), clip)
+                    found[clip.title, clip.size, clip.num_steps] = _with(before, row, line)
+    return [clip for clip in found.values() if Mesh() in clip.seconds]
+
+
+def _clip(row: Row, line: Mapping[str, Any]) -> Clip:
+    alone = replace(row, mesh=Mesh(), options=tuple(word for word in row.options if word != IN_TURN))
+    clip = line.get("clip", {})
+    size = (clip["height"], clip["width"], clip["num_frames"]) if clip else None
+    shown = "" if size is None else f", {size[0]}x{size[1]}, {size[2]} frames, {clip['num_steps']} steps"
+    return Clip(
+        title=f"{row.group.model}: {alone.words}{shown}", family=row.group.family, broadcast=row.broadcast,
+        heads=HEADS.get(row.group.name), seconds={}, measured_before=False, size=size, num_steps=clip.get("num_steps"),
+    )  # fmt: skip
+
+
+def _with(clip: Clip, row: Row, line: Mapping[str, Any]) -> Clip:
+    if IN_TURN in row.options:
+        return replace(clip, in_turn={**clip.in_turn, row.mesh: line["seconds"]})
+    sent = {row.mesh: 1e9 * line["sent_gb"]} if line.get("sent_gb") else {}
+    return replace(
+        clip, seconds={**clip.seconds, row.mesh: line["seconds"]}, sent_bytes={**clip.sent_bytes, **sent}
+    )  # fmt: skip
 
 
 def predicted(clip: Clip, mesh: Mesh, nodes: int, *, copies: Copies = PACKED, in_turn: bool = False) -> Expected:
     """Returns what the model expects of a clip on a mesh."""
     family = FAMILIES[clip.family]
     request = clip.request(family)
-    plan = family.plan(request, family.presets[clip.broadcast], "bfloat16")
+    # As rows of `bench` are planned: by the rules alone, whatever the number of steps.
+    plan = make_plan(rules_of(family, clip.broadcast), family.timesteps(request, "bfloat16"), family.sites)
     figures = replace(family.cost, precision="bfloat16")
     tokens = tokens_of(family, request, plan, figures, heads=clip.heads)
     assert tokens is not None, f"the width of {clip.family} is in its figures"
@@ -104,13 +139,23 @@ def checks(clip: Clip) -> Iterator[tuple[Mesh, float, float]]:
             yield mesh, seconds, predicted(clip, mesh, 1, copies=copies).seconds
 
 
+def checks_in_turn(clip: Clip) -> Iterator[tuple[Mesh, float, float]]:
+    """Yields the same of rows of guidance in turn."""
+    for mesh, seconds in clip.in_turn.items():
+        yield mesh, seconds, predicted(clip, mesh, 1, in_turn=True).seconds
+
+
 def table(clip: Clip) -> list[str]:
     """Returns the lines of a clip."""
     lines = [clip.title]
-    lines += [
-        f"  measured {_name(mesh)}: {seconds:.2f} s; the model: {model_s:.2f} s ({model_s / seconds - 1:+.1%})"
-        for mesh, seconds, model_s in checks(clip)
-    ]
+    for words, several in (("", checks(clip)), (f" {IN_TURN}", checks_in_turn(clip))):
+        for mesh, seconds, model_s in several:
+            told = f"the model: {model_s:.2f} s ({model_s / seconds - 1:+.1%})"
+            faster = f", {clip.seconds[Mesh()] / seconds:.2f}x one" if Mesh() in clip.seconds else ""
+            lines.append(f"  measured {_name(mesh)}{words}: {seconds:.2f} s; {told}{faster}")
+    for mesh, sent in clip.sent_bytes.items():
+        expected_bytes = predicted(clip, mesh, 1).sent_bytes
+        lines.append(f"  sent {_name(mesh)}: {sent / 1e9:.2f} GB; planned {expected_bytes / 1e9:.2f} GB")
     lines.append(f"  {'mesh':<16}{'seconds':>9}{'faster':>9}{'exchanges':>11}{'GB sent':>9}{'in turn, s':>12}")
     for mesh, nodes in MESHES:
         found = predicted(clip, mesh, nodes)
@@ -131,10 +176,12 @@ def _name(mesh: Mesh) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Prints a table for each clip."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bench", type=Path, metavar="FILE", help="a bench.json with rows of open_sora on one GPU")
+    parser.add_argument(
+        "--bench", type=Path, nargs="+", metavar="FILE", help="JSON of `bench` or `many_gpus` with rows on one GPU"
+    )
     options = parser.parse_args(arguments)
     for clip in MEASURED if options.bench is None else from_bench(options.bench):
-        print("\n".join(table(clip)))  # noqa: T201
+        sys.stdout.write("\n".join(table(clip)) + "\n")
 
 
 if __name__ == "__main__":

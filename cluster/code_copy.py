@@ -6,6 +6,8 @@ branch in the driver's folder does not reach it, and the nodes need no installat
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -34,7 +36,9 @@ class CodeCopy:
 
     def make(self) -> None:
         """Makes the copy unless it is there. Two at once are no harm. Raises ClusterError for a full disk."""
-        if self.place.is_dir():
+        # Its time says that a submit has taken it, so that none removes it meanwhile (`old_copies.py`).
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.place)
             return
         coming = private_folder(self.folder) / f".{self.name}-{uuid.uuid4().hex[:12]}"
         try:

@@ -22,7 +22,7 @@ from cluster.whole_files import read_json, tell_damaged, write_json
 
 RECORD = "submitted.json"
 CANCEL_MARK = "cancel-asked"
-_FOLDER = "slurm-"
+ARRAY_FOLDER = "slurm-"
 _WORD = re.compile(r"[0-9a-f]{12}")
 
 
@@ -72,7 +72,7 @@ class ArrayRecord:
         word = job_name.rpartition("-")[2]
         if not _WORD.fullmatch(word):
             return None
-        return cls(folder=folder / f"{_FOLDER}{word}", job_name=job_name, names=(), num_ranks=1, asked_at=0.0)
+        return cls(folder=folder / f"{ARRAY_FOLDER}{word}", job_name=job_name, names=(), num_ranks=1, asked_at=0.0)
 
     def refuse(self) -> ArrayRecord:
         """Returns it as one that sbatch did not take."""
@@ -122,7 +122,7 @@ def new_record(folder: Path, run_id: str, names: Sequence[str], num_ranks: int, 
     """Returns a record of an array to come, in a folder of `folder` that is not there yet."""
     word = uuid.uuid4().hex[:12]
     return ArrayRecord(
-        folder=folder / f"{_FOLDER}{word}",
+        folder=folder / f"{ARRAY_FOLDER}{word}",
         job_name=f"{name_prefix(run_id)}{word}",
         names=tuple(names),
         num_ranks=num_ranks,
@@ -134,7 +134,7 @@ def new_record(folder: Path, run_id: str, names: Sequence[str], num_ranks: int, 
 def example_record(folder: Path, run_id: str) -> ArrayRecord:
     """Returns a record as `new_record` makes it, of an array that is not asked for."""
     return ArrayRecord(
-        folder=folder / f"{_FOLDER}dry-run",
+        folder=folder / f"{ARRAY_FOLDER}dry-run",
         job_name=f"{name_prefix(run_id)}dry-run",
         names=(),
         num_ranks=1,
@@ -144,7 +144,7 @@ def example_record(folder: Path, run_id: str) -> ArrayRecord:
 
 def read_records(folder: Path, run_id: str) -> Iterator[ArrayRecord]:
     """Yields the arrays of a run, the oldest first; one whose record is lost or damaged is there without names and ids."""
-    arrays = [path for path in folder.glob(f"{_FOLDER}*") if _WORD.fullmatch(path.name.removeprefix(_FOLDER))]
+    arrays = [path for path in folder.glob(f"{ARRAY_FOLDER}*") if _WORD.fullmatch(path.name.removeprefix(ARRAY_FOLDER))]
     for path in sorted(arrays, key=lambda path: path.stat().st_mtime_ns):
         document = read_json(path / RECORD)
         try:
@@ -152,11 +152,19 @@ def read_records(folder: Path, run_id: str) -> Iterator[ArrayRecord]:
         except (KeyError, TypeError, ValueError) as error:
             if document is not None:
                 tell_damaged(path / RECORD, repr(error))
-            word = path.name.removeprefix(_FOLDER)
+            word = path.name.removeprefix(ARRAY_FOLDER)
             asked_at = path.stat().st_mtime
             # The second name is that of versions that did not yet name the run.
             for job_name, asked in ((f"{name_prefix(run_id)}{word}", asked_at), (f"pab-{word}", 0.0)):
                 yield ArrayRecord(folder=path, job_name=job_name, names=(), num_ranks=1, asked_at=asked)
+
+
+def read_record(folder: Path) -> ArrayRecord | None:
+    """Returns the record of the array in a folder; None if it is lost or damaged."""
+    try:
+        return _record(folder, read_json(folder / RECORD))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _record(folder: Path, document: Any) -> ArrayRecord:

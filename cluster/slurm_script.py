@@ -19,7 +19,7 @@ from cluster.whole_files import write_whole
 
 _AFTER_FIRST_EXIT_S = 300
 _GPU_OPTIONS = {"gpus", "gpus-per-node", "gpus-per-task", "gres"}
-_SCRIPT = "array.sh"
+SCRIPT = "array.sh"
 _OPTION = "#SBATCH "
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./\[\]-]*")
 _MAX_TIMEOUTS = 3
@@ -132,7 +132,7 @@ def write_array(settings: SlurmSettings, requests: Sequence[JobRequest], *, fold
             call = DelayedSubmission(RankCall(call=request.call, max_requeues=settings.max_requeues))
             call.set_timeout(request.timeout_min, _MAX_TIMEOUTS)
             call.dump(folder / _pickle(str(index)))
-        path = folder / _SCRIPT
+        path = folder / SCRIPT
         write_whole(path, script.encode())
     except OSError as error:
         raise ClusterError(f"cannot write the jobs into {folder}: {error}; make room there") from error

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import two_gpus
+from benchmarks import many_gpus
 from benchmarks.library_gpu import PARTS, main, parts_of
 from tests.ranks import run_on_ranks
 
@@ -27,6 +27,15 @@ def test_decoders_are_timed_and_one_that_fails_stops_none(capsys: pytest.Capture
     assert 0 < ltx2["fast_off_of_255"] < 1
 
 
+def test_products_and_a_block_are_timed_and_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["products", "--profile", str(tmp_path)]) + main(["block"]) == 0
+    products, block = map(json.loads, capsys.readouterr().out.splitlines())
+    assert all(0 < products[f"{name}_off"] < 0.06 for name in ("square", "mlp_up", "mlp_down"))
+    assert block["one_block_step_ms"] > 0
+    assert "aten::" in (tmp_path / "products.txt").read_text()
+    assert products["profile"] == str(tmp_path / "products.txt")
+
+
 def test_parts_are_named_by_their_first_word_too() -> None:
     assert parts_of([]) == list(PARTS)
     assert parts_of(["decoding wan", "norm"]) == ["decoding wan", "norm"]
@@ -35,22 +44,87 @@ def test_parts_are_named_by_their_first_word_too() -> None:
         parts_of(["decode"])
 
 
-def measure_on_a_rank(work: two_gpus.Work) -> None:
-    two_gpus.measure_all(torch.distributed.get_rank(), work, torch.device("cpu"))
+def measure_on_a_rank(works: list[many_gpus.Work]) -> None:
+    for work in works:
+        many_gpus.measure_all(torch.distributed.get_rank(), work, torch.device("cpu"))
 
 
-def test_two_ranks_are_timed_beside_one_and_no_row_begins_when_time_is_over(tmp_path: Path) -> None:
-    work = two_gpus.Work(
-        meet="-", file=str(tmp_path / "lines.json"), device="cpu", size="tiny", backend="eager", mode="eager", repeat=1,
-        plans=("pab246",), meshes=("", "cfg2", "sp2 inturn"), parts=("exchange", "rows", "decode"),
-        ends=time.time() + 500,
-    )  # fmt: skip
-    run_on_ranks(2, measure_on_a_rank, work)
-    lines = {line["name"]: line for line in json.loads((tmp_path / "lines.json").read_text())["lines"]}
-    for words in ("eager pab246", "eager pab246 cfg2", "eager pab246 inturn sp2"):
-        assert lines[words]["off_one_rank"] < 1e-5
-    assert lines["eager pab246 inturn sp2"]["hidden_s"] > 0
-    assert lines["decode, two ranks"]["off_of_255"] == 0
-    assert lines["exchange of 2 rows"]["sent_mb"] == 2 * lines["exchange of 1 rows"]["sent_mb"]
-    run_on_ranks(2, measure_on_a_rank, replace(work, ends=0.0, parts=("rows",)))
-    assert {line["skipped"] for line in json.loads((tmp_path / "lines.json").read_text())["lines"]}
+def work_on(folder: Path, *words: str) -> many_gpus.Work:
+    options = many_gpus.parser().parse_args(["--out", str(folder), "--mode", "eager", "--repeat", "1", *words])
+    return many_gpus.work_of(options, str(folder))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The lines of several calls with one folder, by the name of the call and of the line, on the same four ranks."""
+    folder = tmp_path_factory.mktemp("many_gpus")
+    (folder / "half.json").write_text(
+        json.dumps({"steps": {"num_steps": 10, "passes": [0, 1, 2, 4, 6, 8], "groups": []}})
+    )
+    plans = f"none,pab246,{folder}/half.json"
+    rows = ("--ranks", "4", "--parts", "rows")
+    first = work_on(folder, "--ranks", "4", "--name", "first", "--plans", plans, "--meshes", "one,cfg2 sp2,sp2 inturn")
+    works = [
+        first,
+        work_on(folder, *rows, "--name", "later", "--plans", "pab246", "--meshes", "sp4"),
+        work_on(folder, *rows, "--name", "wan", "--model", "wan", "--plans", "pab2-6", "--meshes", "sp2"),
+        replace(first, file=str(folder / "over.json"), ends=0.0),
+    ]
+    run_on_ranks(4, measure_on_a_rank, works)
+    found = {}
+    for name in ("first", "later", "wan", "over"):
+        for line in json.loads((folder / f"{name}.json").read_text())["lines"]:
+            found[name, line["name"].replace(f"{folder}/", "")] = line
+    return found
+
+
+def test_ranks_are_timed_beside_one_and_send_what_is_planned(measured: dict[Any, Any]) -> None:
+    for plan in ("none", "pab246", "half.json"):
+        assert measured["first", f"eager {plan}, 64x96x17"]["clips_at_once"] == 4
+        for mesh in ("cfg2 sp2", "inturn sp2"):
+            line = measured["first", f"eager {plan} {mesh}, 64x96x17"]
+            assert line["off_one_rank"] < 1e-5
+            assert line["sent_gb"] == pytest.approx(line["plan_sent_gb"])
+            assert line["exposed_s"] > 0
+            assert len(line["clip_step_ms"][0]) == 10
+        assert measured["first", f"eager {plan} inturn sp2, 64x96x17"]["hidden_s"] > 0
+    assert measured["first", "eager half.json, 64x96x17"]["computed_share"] == pytest.approx(0.6)
+    assert 10 < measured["first", "eager pab246 cfg2 sp2, 64x96x17"]["quality_db"] < 80
+    assert [measured["first", f"decode, {ranks} ranks"]["off_of_255"] for ranks in (1, 2, 4)] == [0, 0, 0]
+    alone, together = (measured["first", f"exchange of {rows} rows, 4 ranks"] for rows in (1, 2))
+    assert together["sent_mb"] == 2 * alone["sent_mb"]
+
+
+def test_later_calls_know_what_one_card_gave_and_take_models_of_the_library(measured: dict[Any, Any]) -> None:
+    later = measured["later", "eager pab246 sp4, 64x96x17"]
+    assert later["times_one_card"] > 0
+    assert later["off_one_rank"] < 1e-5
+    assert later["quality_db"] == later["quality_to_plain_db"]
+    wan = measured["wan", "eager pab2-6 sp2, 32x32x9"]
+    assert wan["sent_gb"] == pytest.approx(wan["plan_sent_gb"])
+    assert wan["whole_clip_s"] > wan["seconds"]
+
+
+def test_no_row_begins_when_time_is_over(measured: dict[Any, Any]) -> None:
+    over = [line for (call, _), line in measured.items() if call == "over"]
+    assert len(over) == len([call for call, _ in measured if call == "first"])
+    assert {line["skipped"] for line in over} == {"no time left (--seconds)"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--meshes", "sp4"), "2 ranks are no multiple of its 4"),
+        (("--plans", "pab999"), "word 'pab999', allowed"),
+        (("--plans", "no-such.json"), "plan no-such.json: "),
+        (("--model", "sora9"), "--model 'sora9', allowed open_sora"),
+        (("--parts", "rows,cake"), "--parts 'cake', allowed exchange, rows, decode"),
+        (("--sizes", "480p"), "'480p', needs HEIGHTxWIDTHxFRAMES"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_ranks_start(
+    tmp_path: Path, words: tuple[str, str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        many_gpus.main(["--out", str(tmp_path), "--ranks", "2", *words])
+    assert message in capsys.readouterr().err

@@ -72,6 +72,7 @@ def job_clips(
 
 def _random_model(request: LoadRequest, config: STDiT3Config, vae_config: OpenSoraVAEConfig) -> STDiT3Video:
     device, dtype = torch.device(request.device), DTYPES[request.precision]
+    torch.manual_seed(0)  # ranks that share a clip have the same decoder
     with device:
         vae = OpenSoraVAE(vae_config)
     return replace(

@@ -52,10 +52,11 @@ class Timed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a row of the table says, and a clip of each request to compare with others."""
+    """What a row of the table says, and a clip of each request to compare with others. `clips`: all that were timed."""
 
     line: Json
     pictures: tuple[Tensor, ...]
+    clips: tuple[Timed, ...] = ()
 
 
 def measure_ours(
@@ -154,6 +155,7 @@ def measure(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     clips: list[Timed] = []
+    asked_before = _memory_asked()
     while len(clips) < repeat * len(requests):
         clips.append(clip(requests[len(clips) % len(requests)]))
         if len(clips) >= len(requests) and sum(each.seconds for each in clips) > enough_s:
@@ -164,8 +166,19 @@ def measure(
         "graphs": warm - before,
         "graphs_after_warm_up": graphs_compiled() - warm,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None,
+        "memory_asked_after_warm_up": _memory_asked() - asked_before,
     }
-    return Measured(line=line, pictures=tuple(each.pictures for each in clips[: len(requests)]))
+    return Measured(
+        line=line, pictures=tuple(each.pictures for each in clips[: len(requests)]), clips=tuple(clips)
+    )  # fmt: skip
+
+
+def _memory_asked() -> int:
+    # How often the allocator asked the device for memory, and gave some back for it: a clip that does so is slower.
+    if not torch.cuda.is_available():
+        return 0
+    told = torch.cuda.memory_stats()
+    return int(told.get("num_device_alloc", 0) + told.get("num_device_free", 0))
 
 
 def summary(clips: Sequence[Timed]) -> Json:

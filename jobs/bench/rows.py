@@ -1,7 +1,7 @@
 """The rows of the benchmark's table: which model, whose code, and in words how it is run. Free of torch.
 
-A row's words are an execution (`compiled`, `nokernels`, `int8`, ...), a broadcast preset, a preset of few steps
-(`lightning4`) and a mesh (`cfg2`, `sp4`, both of them; of a whole job `dp2` too).
+A row's words are an execution (`compiled`, `nokernels`, `int8`, ...), a broadcast preset or the file of a plan
+(`plans/mine.json`), a preset of few steps (`lightning4`) and a mesh (`cfg2`, `sp4`, both of them; of a whole job `dp2` too).
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from jobs.bench.plan_files import SUFFIX, read_plan
 from jobs.settings import Mesh
 from pab.execution.choice import Execution, execution_of
 from pab.families import FAMILIES
@@ -27,9 +29,9 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "float8": {"linears": "float8"},
     "attention8": {"attention": "float8"},
 }
+"""Word -> fields of `Execution` that differ from what a job does by itself. A new option is a line here."""
 IN_TURN = "inturn"
 """An option that is none of the execution: the rows of guidance run in turn (`--guidance-rows in-turn`)."""
-"""Word -> fields of `Execution` that differ from what a job does by itself. A new option is a line here."""
 TAKEN_AWAY = ("nokernels", "norecording", "nocudnn")
 """Options that leave something out which a job does by itself: the others add something."""
 JOB = "job"
@@ -270,7 +272,8 @@ GROUPS = (
 class Row:
     """One line of the table. `mode`: "eager" or "compiled". `options`: words of OPTIONS or PEER_OPTIONS.
 
-    `sampling`: one of the family's presets of few steps; None for its own steps.
+    `broadcast`: a preset's name, or the file of a plan. `sampling`: one of the family's presets of few steps; None for its
+    own steps.
     """
 
     group: Group
@@ -368,11 +371,15 @@ def parse_row(group: Group, text: str) -> Row:
             row = replace(row, options=(*row.options, word))
         elif word in presets:
             row = replace(row, broadcast=word)
+        elif word.endswith(SUFFIX) and side == OURS:
+            read_plan(row.family, Path(word))
+            row = replace(row, broadcast=word)
         elif word in samplings and side == OURS:
             row = replace(row, sampling=word)
         else:
             options = [*OPTIONS, IN_TURN, "cfg2", "spN", *samplings] if side == OURS else PEER_OPTIONS
-            allowed = ", ".join([*MODES, *options, *presets])
+            plans = [f"PLAN{SUFFIX}"] if side == OURS else []
+            allowed = ", ".join([*MODES, *options, *presets, *plans])
             raise ValueError(f"row {group.name} {text!r}: word {word!r}, allowed {allowed}")
     return row
 

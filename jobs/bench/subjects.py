@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from jobs.bench.plan_files import rules_of
 from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.sites import Site
 from pab.families import FAMILIES
@@ -71,8 +72,8 @@ class Subject:
         }  # fmt: skip
 
     def plan(self, request: ClipRequest, broadcast: str) -> BroadcastPlan:
-        """Returns the plan of a clip under one of the family's presets."""
-        return make_plan(self.family.presets[broadcast], self.family.timesteps(request, self.precision), self.sites)
+        """Returns the plan of a clip under one of the family's presets, or under a plan in a file."""
+        return make_plan(rules_of(self.family, broadcast), self.family.timesteps(request, self.precision), self.sites)
 
     @property
     def short(self) -> ClipRequest:

@@ -80,9 +80,9 @@ def encode(
     try:
         if sound is not None:
             write_wav(sound, _wav(path))
-        ended = run(
-            ["-loglevel", "error", *arguments], data=even.tobytes(), limit_s=limit_s or deadline_s(*even.shape[:3])
-        )  # fmt: skip
+        # Not copied: copying would hold up the thread that queues the next clip's first step.
+        data, most_s = np.ascontiguousarray(even).reshape(-1).data, limit_s or deadline_s(*even.shape[:3])
+        ended = run(["-loglevel", "error", *arguments], data=data, limit_s=most_s)
     except FfmpegError as error:
         raise EncodeError(str(error)) from error
     finally:

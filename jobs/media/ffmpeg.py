@@ -41,7 +41,7 @@ def ffmpeg_version() -> str:
 
 
 def run(
-    arguments: Sequence[str], *, limit_s: float, data: bytes = b"", file: IO[bytes] | None = None
+    arguments: Sequence[str], *, limit_s: float, data: bytes | memoryview = b"", file: IO[bytes] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs ffmpeg to its end, whatever its exit code is. Its input is `data`, or an open `file` from where that stands.
 

@@ -205,13 +205,14 @@ class BroadcastPlan:
     def warning(self, broadcast: str) -> str | None:
         """Returns what users of a broadcast of this name are told if it reuses less, since there are few steps; else None."""
         nothing = len(self.full_steps) == self.num_steps
-        left = (
-            "nothing is reused" if nothing else f"less is reused, {self.computed_share:.0%} of the calls are computed"
-        )
         if isinstance(self.rules, StepRules):
+            left = "nothing is reused" if nothing else f"{self.computed_share:.0%} of the calls are computed"
             return self._spread_warning(broadcast, left, self.rules)
         if not self.held_back:
             return None
+        left = (
+            "nothing is reused" if nothing else f"less is reused, {self.computed_share:.0%} of the calls are computed"
+        )
         return (
             f"broadcast {broadcast} with {self.num_steps} steps: {left}. Its rules are made for {self.full_length} steps "
             f"({self.full_share:.0%} of the calls). At {self.held_back} steps they alone would reuse more: over a longer "
@@ -223,9 +224,7 @@ class BroadcastPlan:
         if self.num_steps == rules.num_steps or self.computed_share <= own + 0.01:
             return None
         return (
-            f"broadcast {broadcast} with {self.num_steps} steps: {left}. It is a plan for {rules.num_steps} steps "
-            f"({own:.0%} of the calls), spread so that nothing is reused over a longer way than there; use "
-            f"{rules.num_steps} steps, or a preset of rules"
+            f"broadcast {broadcast} with {self.num_steps} steps: {left}, at its own {rules.num_steps} steps {own:.0%}"
         )
 
     @cached_property
@@ -263,7 +262,8 @@ class BroadcastPlan:
             lines.append(f"{self._label(kind, members):<14}{len(members):>6}  {decisions}")
         counts = Counter(self.patterns)
         if isinstance(self.rules, StepRules) and self.rules.num_steps != self.num_steps:
-            lines.append(f"a plan for {self.rules.num_steps} steps, spread over {self.num_steps}")
+            own = f"a plan for {self.rules.num_steps} steps, spread over {self.num_steps}"
+            lines.append(f"{own} so that nothing is reused over a longer way than there")
         lines.append("patterns      " + ", ".join(f"{name} x{count}" for name, count in counts.most_common()))
         lines.append(f"              ({PATTERN_LEGEND})")
         return "\n".join(lines)

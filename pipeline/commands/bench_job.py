@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.job import JobRequest, JobState
 from cluster.local import LocalCluster
+from jobs.bench.plan_files import rules_of
 from jobs.bench.rows import IN_TURN as IN_TURN_WORD
 from jobs.bench.rows import OPTIONS, TAKEN_AWAY, Row
 from jobs.render import RenderShard
@@ -46,7 +47,8 @@ def measure_job(row: Row, settings: BenchSettings, tell: Callable[[str], None]) 
         bucket, count = Bucket(str(output)), CLIPS[settings.size]
         full = settings.size == "full"
         size = FULL_SIZE if full else TINY_SIZE
-        clips = job_clips(count, size, STEPS[settings.size], broadcast=row.broadcast)
+        name, own_rules = broadcast_of(row)
+        clips = job_clips(count, size, STEPS[settings.size], broadcast=name)
         bucket.write(layout.shard(0), shard_file(clips))
         job = RenderShard(
             settings=JobSettings(
@@ -54,6 +56,7 @@ def measure_job(row: Row, settings: BenchSettings, tell: Callable[[str], None]) 
                 run_id="benchmark",
                 mesh=row.mesh,
                 render=render_settings(row, settings),
+                broadcast_rules=own_rules,
                 compile_backend=settings.backend,
             ),
             shard=0,
@@ -64,6 +67,14 @@ def measure_job(row: Row, settings: BenchSettings, tell: Callable[[str], None]) 
         figures = _figures(bucket.read_json(layout.job_report(0)), row)
         records = bucket.records([clip.key for clip in clips]).values()
         return figures | {"graphs_after_warm_up": compiled_later(records)}
+
+
+def broadcast_of(row: Row) -> tuple[str, dict[str, dict[str, object]] | None]:
+    """Returns what rows of the job's manifest say, and the rules of a plan in a file by that name."""
+    if row.broadcast in row.family.presets:
+        return row.broadcast, None
+    name = Path(row.broadcast).stem
+    return name, {name: rules_of(row.family, row.broadcast).to_dict()}
 
 
 def compiled_later(records: Iterable[Mapping[str, Any]]) -> int:

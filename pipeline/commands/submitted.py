@@ -28,6 +28,7 @@ from pipeline.run.growth import (
     prune,
     undo_growth,
 )
+from pipeline.run.job_code import forget_old_copies
 from pipeline.run.jobs_file import StartedJobs, new_submit
 from pipeline.run.machines import driver_host, work_folder
 from pipeline.run.oversight import Oversight
@@ -159,6 +160,8 @@ def _render(
             if not detach:
                 stack.enter_context(driving(bucket, submit.submit_id))
             claim.release()
+            if machines.cluster == "slurm":
+                forget_old_copies(screen)
             if detach:
                 return _detached(submission, submit.with_jobs(driver.jobs))
             if ids := submit.with_jobs(driver.jobs).slurm_ids:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.devices import gpu_kind, gpu_memory_bytes
-from jobs.render_settings import CHOSEN, CompileChoice, KeepChoice
+from jobs.pixel_settings import CHOSEN
+from jobs.render_settings import CompileChoice, KeepChoice
 from jobs.store.bucket import Bucket
 from pab.families import FAMILIES
 from pipeline.planning.clip_times import ClipTimes

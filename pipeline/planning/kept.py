@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from jobs.render_settings import CHOSEN, KeepChoice, RenderSettings
+from jobs.pixel_settings import CHOSEN
+from jobs.render_settings import KeepChoice, RenderSettings
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.broadcast.rules import BroadcastRules, Rules

@@ -14,17 +14,17 @@ from cluster.job import CancelledError, Cluster, ClusterError, Job, JobRequest, 
 from cluster.run_state import JobLine
 from jobs.store.bucket import Bucket, BucketError
 from jobs.store.retry import RetryPolicy
-from manifests.errors import ManifestError
 from pipeline.exits import CommandError
-from pipeline.run.bill import WARN_AT
 from pipeline.run.deaths import DEATHS_OF_A_NODE, Deaths
 from pipeline.run.display import Display, Snapshot
-from pipeline.run.driven import Driven, ShardJob, failed_nodes, job_line, shard_keys, why_again
+from pipeline.run.driven import Driven, ShardJob, failed_nodes, why_again
 from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.machines import claim_folder
 from pipeline.run.oversight import Oversight
 from pipeline.run.quarantine import write_quarantined
 from pipeline.run.run_metrics import Standing
+from pipeline.run.shard_clips import ShardClips
+from pipeline.run.spending import Spending
 from pipeline.run.state import NOTHING_KNOWN, Progress, read_progress
 from pipeline.screen import Screen
 
@@ -36,8 +36,6 @@ BUCKET_AWAY_S = 900.0
 """How long the driver goes on without its bucket: longer than jobs do, for it only watches them."""
 NOTED_S = 60.0
 """After so many GPU-seconds more, what was spent is noted in the bucket."""
-KEYS_A_LOOK = 8
-"""How many shards are read at a look, for the lines of their jobs."""
 MAX_FRUITLESS = 2
 """How often in a row a shard's job is started again though its last start finished no clip; `--max-attempts` if more."""
 MAX_FRUITLESS_RUN = 6
@@ -80,12 +78,9 @@ class Driver:
         self._num_recorded = 0
         self._told_jobs: tuple[object, ...] = ()
         self._bucket_seen = time.monotonic()
-        self._gpu_s: dict[str, float] = {}
         self._oversight = oversight
-        self._budget = oversight.budget if oversight else None
-        self._told_budget = False
-        self._budget_is_spent = False
-        self._keys: dict[int, frozenset[str]] = {}
+        self._spending = Spending(oversight, screen)
+        self._clips = ShardClips(bucket, screen)
         self._lines: list[JobLine] = []
 
     @property
@@ -139,11 +134,11 @@ class Driver:
                 self._cluster.poll()
                 keep_alive()
                 now = time.monotonic()
-                self._count(now - looped_at)
+                self._spending.count(self._shards, now - looped_at)
                 if self._oversight:
                     self._oversight.signals.jobs(self._seen_jobs())
                 looped_at = now
-                self._keep_budget()
+                self._spending.keep(self._shards, self._take_back)
                 if now >= look_at or self._has_ended():
                     progress = self._look() or progress
                     self._tell_progress(progress)
@@ -161,7 +156,7 @@ class Driver:
             self._write_jobs()
             progress = read_progress(self._bucket, self._all_keys, self._submit.max_attempts)
             self._attend(progress)
-            self._lines = self._job_lines(progress)
+            self._lines = self._clips.lines(self._shards, progress)
         except BucketError as error:
             away_s = time.monotonic() - self._bucket_seen
             if away_s > BUCKET_AWAY_S:
@@ -175,7 +170,7 @@ class Driver:
         """Notes in the bucket that this submit has no driver any more."""
         self._tell_jobs()
         try:
-            self._submit.with_jobs(self.jobs, self._gpu_s).finished().write(self._bucket)
+            self._submit.with_jobs(self.jobs, self._spending.by_job).finished().write(self._bucket)
         except BucketError as error:
             self._screen.note(f"the bucket does not take the note that this submit has ended: {error}")
 
@@ -199,7 +194,7 @@ class Driver:
                 continue
             if shard.wanted is None:
                 self._judge(shard, progress)
-            if shard.wanted and not shard.is_done and not self._deaths.every_start_dies and not self._is_spent:
+            if shard.wanted and not shard.is_done and not self._deaths.every_start_dies and not self._spending.is_over:
                 self._start_again(shard, shard.wanted)
         if self._deaths.every_start_dies:
             self._start_no_more()
@@ -211,7 +206,7 @@ class Driver:
             self._num_recorded = len(progress.recorded)
             self._deaths.progressed(frozenset())
         for shard in self._shards:
-            if shard.is_done or shard.wanted or not (keys := self._keys.get(shard.asked.shard)):
+            if shard.is_done or shard.wanted or not (keys := self._clips.known(shard)):
                 continue
             ended = sum(len(keys & some) for some in (progress.recorded, progress.not_rendered, progress.again))
             if ended > shard.clips_ended:
@@ -220,7 +215,7 @@ class Driver:
 
     def _judge(self, shard: Driven, progress: Progress) -> None:
         """Decides what becomes of a shard whose job has ended: done, given up, or wanted again."""
-        keys = self._shard_keys(shard)
+        keys = self._clips.keys(shard)
         quarantined = write_quarantined(self._bucket, keys & progress.started, self._submit.max_attempts)
         left = keys - progress.recorded - progress.not_rendered - quarantined
         # A store may list what was written only later, so each clip that seems to be left is asked for.
@@ -325,89 +320,27 @@ class Driver:
                 self._screen.note(told or "the jobs that wait find enough usable nodes again")
 
     def _write_jobs(self) -> None:
-        submit = self._submit.with_jobs(self.jobs, self._gpu_s)
-        what = submit.jobs, submit.waits_for, int(sum(self._gpu_s.values()) / NOTED_S)
+        submit = self._submit.with_jobs(self.jobs, self._spending.by_job)
+        what = submit.jobs, submit.waits_for, int(self._spending.gpu_s / NOTED_S)
         if what != self._told_jobs:
             submit.write(self._bucket)
             self._told_jobs = what
             self._submit = submit
 
-    def _count(self, seconds: float) -> None:
-        for shard in self._shards:
-            if shard.job.state is JobState.RUNNING:
-                request = shard.asked.request
-                spent = seconds * request.num_nodes * request.ranks_per_node
-                self._gpu_s[request.name] = self._gpu_s.get(request.name, 0.0) + spent
-
     @property
     def budget_spent(self) -> str | None:
         """How much of the budget is spent, in words, if that is why clips are left; else None."""
-        return self._budget.told(sum(self._gpu_s.values())) if self._budget and self._budget_is_spent else None
+        return self._spending.left_clips
 
     def _tell_progress(self, progress: Progress) -> None:
         if self._oversight:
             standing = Standing(
-                num_clips=len(self._all_keys), jobs=self._seen_jobs(), gpu_s=sum(self._gpu_s.values())
+                num_clips=len(self._all_keys), jobs=self._seen_jobs(), gpu_s=self._spending.gpu_s
             )  # fmt: skip
             self._oversight.look(progress, standing)
 
     def _seen_jobs(self) -> list[tuple[str, str, str]]:
         return [(job.name, job.id, job.state.value) for job in self.jobs]
-
-    def _tell(self, event: str, text: str) -> None:
-        if self._oversight:
-            self._oversight.tell(event, text)
-
-    @property
-    def _is_spent(self) -> bool:
-        return self._budget is not None and self._budget.share(sum(self._gpu_s.values())) >= 1
-
-    def _keep_budget(self) -> None:
-        """Warns when most of the budget is spent; when all is, takes back jobs that wait. Those at work end by themselves."""
-        spent = sum(self._gpu_s.values())
-        if self._budget is None or self._budget.share(spent) < WARN_AT:
-            return
-        if not self._told_budget:
-            self._told_budget = True
-            self._screen.note(f"warning: {self._budget.told(spent)}")
-            self._tell("budget", self._budget.told(spent))
-        if not self._is_spent:
-            return
-        waiting = [shard for shard in self._shards if not shard.is_done and shard.job.state is JobState.WAITING]
-        taken = self._take_back([shard.job for shard in waiting]) if waiting else []
-        # A local job that waits has no id yet.
-        ids, jobs = {job.id for job in taken if job.id}, {id(job) for job in taken}
-        stopped = [
-            shard
-            for shard in self._shards
-            if not shard.is_done and (shard.wanted or shard.job.id in ids or id(shard.job) in jobs)
-        ]
-        for shard in stopped:
-            shard.is_done = True
-        if stopped and not self._budget_is_spent:
-            told = f"{self._budget.told(spent)}: no further job starts, those at work go on to their end"
-            self._screen.note(told)
-            self._tell("budget", told)
-        self._budget_is_spent = self._budget_is_spent or bool(stopped)
-
-    def _shard_keys(self, shard: Driven) -> frozenset[str]:
-        if shard.asked.shard not in self._keys:
-            try:
-                self._keys[shard.asked.shard] = shard_keys(self._bucket, shard.asked.shard)
-            except ManifestError as error:
-                # No start of its job can read it either. The other shards need their driver.
-                self._keys[shard.asked.shard] = frozenset()
-                self._screen.note(
-                    f"{shard.job.name}: its clips wait for the next submit, its shard is damaged: {error}"
-                )
-        return self._keys[shard.asked.shard]
-
-    def _job_lines(self, progress: Progress) -> list[JobLine]:
-        # What a shard holds is read when its job has begun, of a few at each look: there may be thousands.
-        begun = [shard for shard in self._shards if shard.job.state is not JobState.WAITING]
-        for shard in [shard for shard in begun if shard.asked.shard not in self._keys][:KEYS_A_LOOK]:
-            self._shard_keys(shard)
-        return [job_line(shard, self._keys.get(shard.asked.shard, frozenset()), progress) for shard in self._shards]
 
     def _snapshot(self, progress: Progress, before: int, *, elapsed_s: float, planned_s: float) -> Snapshot:
         states = [shard.job.state for shard in self._shards]
@@ -421,7 +354,7 @@ class Driver:
             jobs_waiting=states.count(JobState.WAITING),
             elapsed_s=elapsed_s,
             planned_s=planned_s,
-            gpu_s=sum(self._gpu_s.values()),
+            gpu_s=self._spending.gpu_s,
             progress=progress,
             jobs=self._lines,
         )

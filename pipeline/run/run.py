@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from jobs.render_settings import PLAIN_CRF, CompileChoice, KeepChoice
+from jobs.pixel_settings import PLAIN_CRF
+from jobs.render_settings import CompileChoice, KeepChoice
 from jobs.store import layout
 from jobs.store.bucket import Bucket, DamagedError
 from jobs.store.retry import RetryPolicy

@@ -141,6 +141,26 @@ def test_a_finisher_that_hangs_ends_the_process_though_the_main_thread_only_wait
     assert "in _run" in (tmp_path / "stderr").read_text()
 
 
+class LostBucketError(Exception):
+    """What ends a finisher's threads."""
+
+
+def test_two_clips_are_finished_at_once_and_an_error_of_one_ends_both_threads() -> None:
+    both = threading.Barrier(2)
+
+    def meet_and_fail(_: Attempt) -> AbstractContextManager[None]:
+        both.wait(20)
+        raise LostBucketError
+
+    finisher = Finisher(cast(Any, None), lambda *_: None, watching=meet_and_fail)
+    finisher.submit([Attempt(clip=clip(0), number=1)])
+    finisher.submit([Attempt(clip=clip(1), number=1)])
+    with pytest.raises(LostBucketError):
+        finisher.wait()
+    with pytest.raises(LostBucketError):
+        finisher.close()
+
+
 def test_what_ends_in_time_ends_nothing() -> None:
     ended: list[str] = []
     watch = HangWatch(0.05, last_words=lambda: ended.append("ended"))

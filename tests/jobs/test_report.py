@@ -2,24 +2,16 @@
 
 import base64
 import re
-import struct
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
-import numpy as np
 import pytest
 
-from jobs.media.picture import png, strip
-from jobs.media.reference_access import ReferenceAccess
-from jobs.media.reference_files import decode_frames, fetch_reference
 from jobs.rendering.guarded_plans import drawn
-from jobs.reports.report_broadcast import by_broadcast, distinct_plans
 from jobs.reports.report_html import report_page
 from jobs.reports.report_speedup import clip_factors, derived_baseline_s, derived_speedup, difference
 from jobs.reports.report_times import settle, settled_s, warm_up_s
 from jobs.settings import Mesh
 from jobs.store import layout
-from jobs.store.retry import RetryPolicy
 from tests.jobs.hostile import assert_harmless, poisoned
 from tests.jobs.machines import run_on_forked_ranks
 from tests.jobs.world import clip, render_job, write_shard
@@ -279,124 +271,3 @@ def test_two_ranks_report_the_all_to_alls_that_broadcast_saved(tmp_path):
     assert report["throughput"]["gpu_seconds"] == pytest.approx(
         2 * sum(report["seconds_by_stage"][stage]["sum"] for stage in ("denoise", "decode")), abs=1e-3
     )
-
-
-def decoded(data: bytes, folder: Path) -> np.ndarray:
-    """The pixels of a picture as ffmpeg reads it, which is not what has written it."""
-    (folder / "picture").write_bytes(data)
-    (frame,) = decode_frames(
-        fetch_reference(str(folder / "picture"), ReferenceAccess(roots=(str(folder),)), RetryPolicy()), range(1)
-    )
-    return frame
-
-
-def test_a_png_holds_the_pixels(tmp_path):
-    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    data = png(picture)
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">IIBB", data[16:26]) == (7, 5, 8, 2), "width, height, 8 bits a channel, RGB"
-    assert np.array_equal(decoded(data, tmp_path), picture)
-
-
-def test_a_strip_shows_first_and_last_frames_in_whole_pixels_and_averaged_blocks(tmp_path):
-    frames = np.random.default_rng(0).integers(0, 256, (9, 8, 80, 3), dtype=np.uint8)
-    small = decoded(png(strip([frames])), tmp_path)
-    assert small.shape == (16, 6 * 160 + 5 * 4, 3)
-    assert np.array_equal(small[:, :160], frames[0].repeat(2, axis=0).repeat(2, axis=1))
-    assert np.array_equal(small[:, -160:], frames[-1].repeat(2, axis=0).repeat(2, axis=1))
-    assert (small[:, 160:164] == 255).all()
-    large = np.random.default_rng(0).integers(0, 256, (2, 6, 320, 3), dtype=np.uint8)
-    blocks = large[0].reshape(3, 2, 160, 2, 3).mean(axis=(1, 3))
-    assert np.abs(decoded(png(strip([large])), tmp_path)[:, :160] - blocks).max() <= 0.5
-
-
-@pytest.mark.parametrize("size", [(1, 3, 5), (16, 64, 64), (51, 480, 848)], ids=str)
-def test_a_strip_shows_every_clip_in_a_row(size):
-    clips = [np.full((*size, 3), value, np.uint8) for value in (10, 200)]
-    picture = strip(clips)
-    assert picture.dtype == np.uint8
-    assert picture[0, 0].tolist() == [10] * 3
-    assert picture[-1, -1].tolist() == [200] * 3
-    assert picture.shape[1] <= 6 * 320
-
-
-def test_a_way_of_broadcasting_is_told_by_its_worst_clip_and_the_median_of_all_rendered_twice(tmp_path):
-    bucket = write_shard(str(tmp_path), [clip(0)])
-    render_job(str(tmp_path))()
-    (record,), report = bucket.records([clip(0).key]).values(), bucket.read_json(layout.job_report(7))
-    (one,) = report["baselines"]
-    three = [
-        one | {"clip_id": name, "identical": False, "psnr_db": psnr, "ssim": psnr / 100, "vmaf": None}
-        for name, psnr in (("a", 50.0), ("b", 20.0), ("c", 40.0))
-    ]
-    (row,) = by_broadcast(zip([record], clip_factors([record]), strict=True), three)
-    assert (row["clip_id"], row["psnr_db"]) == ("b", 20.0)
-    assert row["quality"]["psnr_db"] == {"worst": 20.0, "median": 40.0}
-    assert row["quality"]["clips"] == 3
-    page = report_page(report | {"broadcasts": [row]}, None)
-    assert '<td class="n">20.00 dB</td><td class="n">40.00 dB</td>' in page
-
-
-def test_foresight_is_told_beside_pab_with_factor_and_quality_of_each(tmp_path):
-    items = [clip(0), clip(1, broadcast="foresight"), clip(2, broadcast="foresight"), clip(3, broadcast="none")]
-    bucket = write_shard(str(tmp_path), items)
-    render_job(str(tmp_path))()
-    report, records = bucket.read_json(layout.job_report(7)), bucket.records(item.key for item in items)
-    rows = {row["broadcast"]: row for row in report["broadcasts"]}
-    assert {name: (row["clips"], row["decided"], row["clip_id"]) for name, row in rows.items()} == {
-        "pab": (1, "before", "clip.0"),
-        "foresight": (2, "while rendering", "clip.1"),
-        "none": (1, "before", None),
-    }
-    assert report["counts"]["rendered"] == 4
-    assert rows["none"]["computed_share"] == 1.0
-    blocks = [
-        record["plan"]["blocks"]
-        for key, record in sorted(records.items())
-        if record["clip"]["broadcast"] == "foresight"
-    ]
-    computed = [letters.count("C") + letters.count("S") for own in blocks for _, letters in own]
-    assert 0.75 <= rows["foresight"]["computed_share"] < 1, "4 of 8 steps warm up, every second one after them computes"
-    assert [name for name, _ in blocks[0]] == [
-        "spatial_blocks.0",
-        "temporal_blocks.0",
-        "spatial_blocks.1",
-        "temporal_blocks.1",
-    ]
-    assert rows["foresight"]["computed_share"] == pytest.approx(sum(computed) / (2 * 4 * 8))
-    assert report["calls"]["agree"] is True
-    measured = {baseline["clip"]["broadcast"]: baseline for baseline in report["baselines"]}
-    assert list(measured) == ["pab", "foresight"]
-    for name, baseline in measured.items():
-        assert rows[name]["psnr_db"] == baseline["psnr_db"] > 20
-        assert rows[name]["ssim"] == baseline["ssim"] < 1
-        factor = baseline["settled_s"] / baseline["broadcast_settled_s"]
-        assert rows[name]["factor_measured"] == pytest.approx(factor, abs=1e-4)
-    assert report["speedup"]["measured"]["clips"] == 2
-    page = bucket.read(layout.job_report(7, "html")).decode()
-    root = ET.fromstring(page.removeprefix("<!DOCTYPE html>\n"))
-    titles = [title.text for title in root.iter("title")]
-    (told,) = [plan for plan in report["plans"] if plan["broadcast"] == "foresight"]
-    assert told["clips"] == 2
-    assert told["clip_id"] == "clip.1"
-    for name, letters in told["blocks"]:
-        for step, letter in enumerate(letters):
-            assert f"step {step}: {name} {'reused' if letter == 'B' else 'computed'}" in titles
-
-
-def test_clips_that_decided_differently_are_told_once_with_how_many_ways():
-    def record(name: str, digest: str, letters: str) -> dict:
-        plan = {
-            "digest": digest, "rules_digest": "r", "rules": {"foresight": {}}, "num_steps": 2, "total": {"spatial": 2},
-            "broadcast": "foresight", "blocks": [["spatial_blocks.0", letters]],
-        }  # fmt: skip
-        plan["total"] = dict.fromkeys(("spatial", "temporal", "cross", "mlp"), 2)
-        return {
-            "clip_id": name,
-            "plan": plan,
-            "steps": {"pattern": ["stcm", "...."], "seconds": [1.0, float(len(name))]},
-        }
-
-    (told,) = distinct_plans([record("a", "d1", "CB"), record("bcd", "d2", "CC"), record("ef", "d1", "CB")])
-    assert (told["clips"], told["different"], told["clip_id"]) == (3, 2, "a")
-    assert told["step_median_s"] == [1.0, 2.0]

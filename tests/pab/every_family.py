@@ -25,7 +25,8 @@ from pab.library.video import DiffusersVideo
 from pab.model import Beginning, CombinesBranches, EncodedPrompt, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import Denoised, denoise, from_uncond, initial_noise, plan_for, prompt_with
-from tests.pab.library_worlds import WORLDS, library_module
+from tests.pab.library_world import library_module
+from tests.pab.library_worlds import WORLDS
 
 SMALL: Mapping[str, tuple[int, int, int]] = {
     "demo": (8, 32, 32),

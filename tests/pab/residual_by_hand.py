@@ -19,7 +19,7 @@ from pab.model import StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import Denoised, plan_for
 from tests.pab.every_family import MESHES, Mesh, Plain, Predict, family, load, render, request_of
-from tests.pab.library_worlds import library_module
+from tests.pab.library_world import library_module
 
 STANDING_IN = StepRules(num_steps=4, groups=(), passes=(0, 1), residual=((2, (0.9,)), (3, ())))
 """Step 2 scales the residual of step 1, step 3 draws the line through those of steps 0 and 1."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 from dataclasses import replace
@@ -9,12 +10,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.open_sora_decoder import OTHER_WAYS
 from pab.execution.choice import Execution
-from pab.execution.compiled import compile_blocks, executing, graphs_compiled, many_graphs, run_as
+from pab.execution.compiled import compile_blocks, graphs_compiled, many_graphs, run_as
 from pab.families.open_sora.family import OPEN_SORA
+from pab.families.open_sora.fast_vae import FASTEST, Ways, use_fast
+from pab.families.open_sora.temporal_vae import TemporalVAEConfig
+from pab.families.open_sora.vae import OpenSoraVAE, OpenSoraVAEConfig
 from pab.family import LoadRequest
 from pab.library.slices import DOUBLE, cut, decode_span, halo_of
 from pab.parallel.mesh import Axis, NodeGroup
+from pab.vae.image_vae import ImageVAEConfig
 from pab.vae.tiles import TileGrid, fitting_grids, tiled_decode
 from tests.pab.conftest import TinyWeights
 from tests.pab.fast_decoders import CLIP, DECODERS, SLICED, cut_decoder, latents_of, pixels, ranks_pixels, small_decoder
@@ -197,21 +203,50 @@ def test_a_compiled_decoder_makes_the_same_and_is_compiled_once(name: str) -> No
 
 
 @torch.inference_mode()
-def test_open_soras_compiled_decoder_makes_the_same_and_is_compiled_once(tiny_weights: TinyWeights) -> None:
-    torch._dynamo.reset()
+@pytest.mark.parametrize("num_frames", [1, 17, 24])
+def test_open_soras_decoder_laid_out_for_speed_makes_the_published_pixels(num_frames: int) -> None:
+    plain, fast = two_open_sora_vaes()
+    latents = torch.randn(2, *plain.latent_shape(num_frames, 16, 24), generator=torch.Generator().manual_seed(0))
+    exact, found = (vae.decode(latents, num_frames) for vae in (plain, fast))
+    assert exact.std() > 0.1
+    assert (found - exact).abs().max() < 2e-5
+    frames, published = (vae.decode_frames(latents, num_frames, Axis()) for vae in (fast, plain))
+    assert (frames.frames.int() - published.frames.int()).abs().max() <= 1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", OTHER_WAYS)
+def test_every_way_that_is_timed_makes_the_same(name: str) -> None:
+    plain, fast = two_open_sora_vaes(OTHER_WAYS[name])
+    latents = torch.randn(1, *plain.latent_shape(17, 8, 16), generator=torch.Generator().manual_seed(0))
+    assert (fast.decode(latents, 17) - plain.decode(latents, 17)).abs().max() < 2e-5
+
+
+def two_open_sora_vaes(ways: Ways = FASTEST) -> tuple[OpenSoraVAE, OpenSoraVAE]:
+    """Returns a VAE with levels of several widths and biases that count, and the same one made fast."""
+    torch.manual_seed(3)
+    spatial = ImageVAEConfig(block_out_channels=(8, 8, 16, 16), layers_per_block=1, norm_num_groups=4)
+    temporal = TemporalVAEConfig(filters=8, num_res_blocks=1, num_groups=4)
+    vae = OpenSoraVAE(OpenSoraVAEConfig(spatial=spatial, temporal=temporal)).eval()
+    for parameter in vae.parameters():
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, 0.5, 0.3)
+    fast = copy.deepcopy(vae)
+    use_fast(fast, ways)
+    return vae, fast
+
+
+@torch.inference_mode()
+def test_open_sora_decodes_fast_as_its_model_is_told_to_and_compiles_nothing_for_it(tiny_weights: TinyWeights) -> None:
     weights = str(tiny_weights("open_sora") / "open_sora")
     model = OPEN_SORA.load(LoadRequest(weights=weights, precision="float32", device="cpu"))
     request = clip(num_frames=17, height=16, width=24)
     latents = torch.randn(1, *model.latent_shape(request))
     plain = model.decode(latents, request, NodeGroup()).frames
-    execution = Execution(compiled=True, decode="fast")
-    run_as(model, execution, backend="eager")
+    run_as(model, Execution(compiled=True, decode="fast"), backend="eager")
     before = graphs_compiled()
-    with executing(execution):
-        first = model.decode(latents, request, NodeGroup()).frames
-        graphs = graphs_compiled()
-        again = model.decode(latents + 1, request, NodeGroup()).frames
-    assert graphs > before
-    assert graphs_compiled() == graphs
-    assert torch.equal(first, plain)
-    assert not torch.equal(again, plain)
+    found = model.decode(latents, request, NodeGroup()).frames
+    assert graphs_compiled() == before
+    assert (found.int() - plain.int()).abs().max() <= 1
+    model.use_fast_decode()  # a second time changes nothing
+    assert torch.equal(model.decode(latents, request, NodeGroup()).frames, found)

@@ -18,8 +18,11 @@ from pab.library.video import DiffusersVideo
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
 from tests.pab.library_ranks import prompt
-from tests.pab.library_worlds import WORLDS, ltx_pipeline, picture, relative, wan_image_pipeline
+from tests.pab.library_world import picture, relative
+from tests.pab.library_worlds import WORLDS
+from tests.pab.ltx_worlds import ltx_pipeline
 from tests.pab.test_library_families import EVERY_OTHER
+from tests.pab.wan_worlds import wan_image_pipeline
 from tests.ranks import run_on_ranks
 
 PIPELINES: dict[str, Callable[..., Any]] = {

@@ -16,7 +16,9 @@ from pab.library.parts import library_class
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError
-from tests.pab.library_worlds import WORLDS, displayed, edited, hunyuan_15_world, library_module
+from tests.pab.hunyuan_worlds import hunyuan_15_world
+from tests.pab.library_world import displayed, edited, library_module
+from tests.pab.library_worlds import WORLDS
 
 NAME = "hunyuan_video_15_480p"
 WORLD = WORLDS[NAME]

@@ -22,7 +22,8 @@ from pab.library.video import DiffusersVideo
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import Denoised, LoopSettings, NotFiniteError, denoise, initial_noise, plan_for
 from tests.pab.library_ranks import TINY, prompt
-from tests.pab.library_worlds import WORLDS, relative
+from tests.pab.library_world import relative
+from tests.pab.library_worlds import WORLDS
 from tests.ranks import run_on_ranks
 
 PAB = pyramid(2, None, 3, window=(0, 1000))

@@ -22,15 +22,8 @@ from pab.model import StepInput
 from pab.parallel.mesh import Axis, NodeGroup, SequenceParallel, open_group
 from pab.sampling.denoise import initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError
-from tests.pab.library_worlds import (
-    WORLDS,
-    LibraryWorld,
-    edited,
-    library_module,
-    parts,
-    relative,
-    scheduler,
-)
+from tests.pab.library_world import LibraryWorld, edited, library_module, parts, relative, scheduler
+from tests.pab.library_worlds import WORLDS
 from tests.pab.worlds import from_the_start
 from tests.ranks import run_on_ranks
 

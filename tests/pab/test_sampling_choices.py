@@ -15,7 +15,8 @@ from pab.families.wan.levels import FEW_STEPS
 from pab.family import ClipRequest
 from pab.library.parts import library_class
 from pab.sampling.denoise import initial_noise
-from tests.pab.library_worlds import WORLDS, scheduler
+from tests.pab.library_world import scheduler
+from tests.pab.library_worlds import WORLDS
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pab.weights.checkpoint import CheckpointError
 from pab.weights.digest import weights_digest
 from pab.weights.files import loaded_files, weight_files
 from tests.pab.every_family import SMALL, family, load, request_of
-from tests.pab.library_worlds import picture
+from tests.pab.library_world import picture
 from tests.pab.opened import opened_below
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel is asked what is opened")

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 
+from pab.families.open_sora.fast_vae import use_fast
 from pab.families.open_sora.temporal_vae import TemporalVAEConfig
 from pab.families.open_sora.vae import OpenSoraVAE, OpenSoraVAEConfig
 from pab.families.open_sora_plan.causal_tiles import Tiling
@@ -35,8 +36,10 @@ def causal_vae() -> CausalVAE:
 
 
 @torch.inference_mode()
-def decode_open_sora(num_frames: int) -> torch.Tensor | None:
+def decode_open_sora(num_frames: int, *, fast: bool = False) -> torch.Tensor | None:
     vae = open_sora_vae()
+    if fast:
+        use_fast(vae)
     noise = torch.randn(1, *vae.latent_shape(num_frames, 16, 24), generator=torch.Generator().manual_seed(1))
     decoded = vae.decode_frames(noise, num_frames, whole_axis())
     return None if decoded is None else decoded.frames

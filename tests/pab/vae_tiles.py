@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pab.library.vae import TiledCodec, library_grid
 from pab.parallel.mesh import NodeGroup, open_group
-from tests.pab.library_worlds import WORLDS, library_module
+from tests.pab.library_world import library_module
+from tests.pab.library_worlds import WORLDS
 
 TILES: Mapping[str, Mapping[str, float]] = {
     "wan": {

@@ -18,7 +18,7 @@ from pab.execution.choice import Execution
 from pab.families.latte.family import LATTE
 from pab.families.latte.sites import latte_sites
 from pipeline.commands.bench import joined
-from pipeline.commands.bench_job import compiled_later
+from pipeline.commands.bench_job import broadcast_of, compiled_later
 from tests.pipeline.command import Command
 
 Json = dict[str, Any]
@@ -238,3 +238,23 @@ def test_graphs_of_a_job_count_after_the_first_clip_of_each_replica() -> None:
         for second, rank, graphs in ((3, 1, 2), (1, 0, 5), (0, 1, 5), (2, 0, 0))
     ]
     assert compiled_later(records) == 2
+
+
+def test_a_plan_in_a_file_is_a_word_of_rows_and_of_jobs(tmp_path: Path) -> None:
+    steps = {"num_steps": 30, "passes": [0, 1, 2, 4], "groups": []}
+    plan = tmp_path / "mine.json"
+    plan.write_text(json.dumps({"steps": steps, "about": {"made_at": "-"}}))
+    row = parse_row(GROUP["job"], f"compiled {plan} float8 dp2")
+    assert row.words == f"compiled {plan} float8 dp2"
+    assert row.reuses
+    assert broadcast_of(row) == ("mine", {"mine": {"steps": steps}})
+    assert broadcast_of(parse_row(GROUP["job"], "compiled pab246")) == ("pab246", None)
+    plan.write_text(json.dumps({"steps": steps | {"family": "latte"}}))
+    with pytest.raises(ValueError, match=r"mine.json: the plan is for family latte, not open_sora"):
+        parse_row(GROUP["open_sora"], str(plan))
+    plan.write_text("{}")
+    with pytest.raises(ValueError, match=r"mine.json: states no steps; give a plan as `calibrate` writes it"):
+        parse_row(GROUP["open_sora"], str(plan))
+    plan.rename(tmp_path / "pab246.json")
+    with pytest.raises(ValueError, match="'pab246' is a preset of open_sora; rename the file"):
+        parse_row(GROUP["open_sora"], str(tmp_path / "pab246.json"))

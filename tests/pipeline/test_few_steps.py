@@ -43,4 +43,4 @@ def test_reuse_that_is_held_back_is_told_in_the_dry_run_at_submit_and_in_the_rec
     quiet = command.submit(url, tmp_path / "none", "--dry-run", "--broadcast", "none")[1]
     assert quiet["warnings"] == []
     (spread,) = command.submit(url, tmp_path / "none", "--dry-run")[1]["warnings"]
-    assert spread.startswith("1 clip of demo, broadcast half with 9 steps: nothing is reused. It is a plan for 30")
+    assert spread == "1 clip of demo, broadcast half with 9 steps: nothing is reused, at its own 30 steps 50%"

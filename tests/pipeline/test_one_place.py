@@ -83,7 +83,8 @@ def told_with(folder: Path, file: str, before: str, part: str) -> Any:
 @pytest.mark.parametrize(
     ("file", "before", "part"),
     [
-        ("jobs/render_settings.py", "    keep: Annotated[", "render"),
+        ("jobs/pixel_settings.py", "    keep: Annotated[", "render"),
+        ("jobs/render_settings.py", "    batch: Annotated[", "render"),
         ("pipeline/run/settings.py", "    partition: Annotated[", "machines"),
     ],
 )

@@ -66,3 +66,21 @@ def test_the_command_takes_rows_of_bench_too(tmp_path: Path, capsys):
     assert "cfg2 sp8, 2 nodes" in told
     scaling.main([])
     assert capsys.readouterr().out.count("measured cfg2") == 3
+
+
+def test_the_command_takes_files_of_many_gpus_too(tmp_path: Path, capsys):
+    clip = {"height": 720, "width": 1280, "num_frames": 51, "num_steps": 30}
+    line = {"group": "open_sora", "side": "ours", "status": "measured", "clip": clip}
+    alone = {
+        "lines": [line | {"words": "compiled pab246 float8", "seconds": 12.0}, {"name": "x", "skipped": "no time"}]
+    }
+    four = [("compiled pab246 float8 cfg2 sp2", 3.5, 40.0), ("compiled pab246 float8 inturn sp4", 3.4, 60.0)]
+    shared = {"lines": [line | {"words": words, "seconds": s, "sent_gb": gb} for words, s, gb in four]}
+    for name, document in (("a.json", alone), ("b.json", shared)):
+        (tmp_path / name).write_text(json.dumps(document))
+    scaling.main(["--bench", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    told = capsys.readouterr().out
+    assert "Open-Sora 1.2: compiled pab246 float8, 720x1280, 51 frames, 30 steps" in told
+    assert "measured cfg2 sp2: 3.50 s; the model: 3." in told
+    assert "measured sp4 inturn: 3.40 s; the model: 3." in told
+    assert "sent cfg2 sp2: 40.00 GB; planned" in told

@@ -5,17 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from pab.conditioning.references import ReferenceRules
-from pab.family import FIGURES_FILE, ClipRequest, read_figures
+from pab.family import FIGURES_FILE, ClipDefaults, ClipLimits, ClipRequest, read_figures
 from pab.sampling.rectified_flow import round_to, timesteps
 
 DEPTH = 5
 
-
 LATENT_STRIDE = (2, 4, 4)
-
 
 WEIGHTS = Path(__file__).with_name("demo.safetensors")
 
+DEMO_CLIP = ClipDefaults(num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="half")
+DEMO_LIMITS = ClipLimits(
+    num_frames=range(8, 33, 8),
+    height=range(32, 129, 16),
+    width=range(32, 129, 16),
+    fps=range(1, 61),
+    num_steps=range(1, 101),
+    guidance_scale=(1.0, 20.0),
+    max_tokens=4096,
+    max_prompt_chars=500,
+)
+"""Of `demo_wan` too, which has its text encoder and its autoencoder."""
 
 FIGURES = read_figures(Path(__file__).with_name(FIGURES_FILE))
 

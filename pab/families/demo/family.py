@@ -11,6 +11,8 @@ from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, MlpRule, pyramid
 from pab.broadcast.step_rules import StepGroup, StepRules
 from pab.families.demo.config import (
+    DEMO_CLIP,
+    DEMO_LIMITS,
     DEMO_REFERENCES,
     DEPTH,
     FIGURES,
@@ -23,8 +25,6 @@ from pab.families.demo.words import unknown_words
 from pab.families.open_sora.sites import stdit3_sites
 from pab.family import (
     MAX_BATCH,
-    ClipDefaults,
-    ClipLimits,
     CostFigures,
     Family,
     LoadRequest,
@@ -98,19 +98,8 @@ _HALF = StepRules(
 DEMO = Family(
     name="demo",
     summary="coloured shapes in motion, 64x64, a small model that ships with the project",
-    defaults=ClipDefaults(
-        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="half"
-    ),
-    limits=ClipLimits(
-        num_frames=range(8, 33, 8),
-        height=range(32, 129, 16),
-        width=range(32, 129, 16),
-        fps=range(1, 61),
-        num_steps=range(1, 101),
-        guidance_scale=(1.0, 20.0),
-        max_tokens=4096,
-        max_prompt_chars=500,
-    ),
+    defaults=DEMO_CLIP,
+    limits=DEMO_LIMITS,
     sites=stdit3_sites(DEPTH),
     presets={
         "none": NO_BROADCAST,

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.broadcast.step_rules import StepRules
+from pab.families.demo.config import DEMO_CLIP, DEMO_LIMITS
 from pab.families.demo.words import unknown_words
 from pab.families.demo_wan.config import FLOW_SHIFT, demo_wan_timesteps, demo_wan_tokens
 from pab.families.demo_wan.sites import demo_wan_sites
 from pab.families.demo_wan.weights import demo_wan_digest, weights_path
-from pab.family import ClipDefaults, ClipLimits, CostFigures, Family, LoadRequest, MemoryFigures, QualityFloor
+from pab.family import CostFigures, Family, LoadRequest, MemoryFigures, QualityFloor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,19 +64,8 @@ _HALF = StepRules(
 DEMO_WAN = Family(
     name="demo_wan",
     summary="coloured shapes in motion, 64x64, by a small Wan that ships with the project",
-    defaults=ClipDefaults(
-        num_frames=16, height=64, width=64, fps=8, num_steps=30, guidance_scale=4.0, broadcast="half"
-    ),
-    limits=ClipLimits(
-        num_frames=range(8, 33, 8),
-        height=range(32, 129, 16),
-        width=range(32, 129, 16),
-        fps=range(1, 61),
-        num_steps=range(1, 101),
-        guidance_scale=(1.0, 20.0),
-        max_tokens=4096,
-        max_prompt_chars=500,
-    ),
+    defaults=DEMO_CLIP,
+    limits=DEMO_LIMITS,
     sites=demo_wan_sites(),
     presets={
         "none": NO_BROADCAST,

@@ -113,7 +113,6 @@ OPEN_SORA = Family(
     prefers_cudnn=True,
     fused_kernels=True,
     fast_decode=True,
-    decoder_compile_s=48.0,
     float8=True,
     records_loops=True,
 )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pab.families.open_sora import fast_vae
 from pab.families.open_sora.config import DEPTH, REFERENCES
 from pab.families.open_sora.levels import levels, model_fps, model_size
 from pab.families.open_sora.prompts import Scores, model_prompt
@@ -18,7 +19,7 @@ from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
 from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.families.open_sora.temporal_vae import TemporalVAEConfig
-from pab.families.open_sora.vae import SCALE, SHIFT, Noise, OpenSoraVAE, OpenSoraVAEConfig, decoder_parts
+from pab.families.open_sora.vae import SCALE, SHIFT, Noise, OpenSoraVAE, OpenSoraVAEConfig
 from pab.families.open_sora.weights import WeightFolders
 from pab.family import ClipRequest, LoadRequest
 from pab.model import DecodedFrames
@@ -117,9 +118,9 @@ class OpenSoraCodec:
         """Returns (C, T, H, W) of a clip of this pixel size."""
         return self.vae.latent_shape(num_frames, height, width)
 
-    def compiled_parts(self) -> list[nn.Module]:
-        """Returns the parts of the decoder that compile. Of one size of clip each is a graph or two, by frames at once."""
-        return decoder_parts(self.vae)
+    def use_fast(self) -> None:
+        """Has clips decoded by the decoders that are laid out for speed from now on."""
+        fast_vae.use_fast(self.vae)
 
     def encode_frames(self, pixels_BCTHW: Tensor, noise: Noise) -> Tensor:
         """Returns latents [B, C, t, H/8, W/8] float32 of whole chunks of frames, on the model's device."""

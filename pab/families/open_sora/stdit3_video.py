@@ -30,11 +30,11 @@ __all__ = ["LatentCodec", "STDiT3Video", "TextStates"]
 FRAME_DIM = 2
 
 
-class CompiledCodec(Protocol):
-    """A codec whose decoder compiles."""
+class FastCodec(Protocol):
+    """A codec that can decode faster."""
 
-    def compiled_parts(self) -> Sequence[nn.Module]:
-        """Returns the parts of the decoder that trace into whole graphs."""
+    def use_fast(self) -> None:
+        """Has clips decoded faster from now on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +69,13 @@ class STDiT3Video:
         self.transformer.use_float8()
 
     def use_fast_decode(self) -> None:
-        """Changes nothing before the decoder is compiled; of families that have it."""
+        """Has clips decoded faster from now on; of families that have it."""
+        cast(FastCodec, self.codec).use_fast()
 
     @property
     def decoder_stacks(self) -> Sequence[nn.ModuleList]:
-        """The decoder's residual blocks, its attention and what doubles sizes."""
-        return (nn.ModuleList(cast(CompiledCodec, self.codec).compiled_parts()),)
+        """None: the fast decoder has kernels of its own."""
+        return ()
 
     def same_length(self, text: object) -> object:
         """Fills the text up to the longest that the model takes, with tokens that do not count."""

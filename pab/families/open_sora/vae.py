@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from pab.families.open_sora.temporal_vae import TemporalResBlock, TemporalVAE, TemporalVAEConfig
+from pab.families.open_sora.temporal_vae import TemporalVAE, TemporalVAEConfig
 from pab.model import DecodedFrames
 from pab.parallel.mesh import Axis
 from pab.parallel.round_robin import round_robin, round_robin_to_root
-from pab.vae.image_vae import ImageAttention, ImageVAE, ImageVAEConfig, ResnetBlock, Upsampler
+from pab.vae.image_vae import ImageVAE, ImageVAEConfig
 from pab.vae.pixels import pack, packed_shape, unpack
 
 SPATIAL_SCALE = 0.18215
@@ -55,6 +55,7 @@ class OpenSoraVAE(nn.Module):
     def __init__(self, config: OpenSoraVAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.frames_at_once = config.micro_batch
         self.register_buffer("scale", torch.tensor(SCALE).view(1, -1, 1, 1, 1))
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, -1, 1, 1, 1))
         self.spatial_vae = SpatialVAE(config.spatial)
@@ -82,7 +83,7 @@ class OpenSoraVAE(nn.Module):
     def decode(self, z_BCTHW: Tensor, num_frames: int) -> Tensor:
         """Returns pixels [B, 3, num_frames, 8H, 8W], about -1..1."""
         frames_NCHW = self.image_latents(z_BCTHW, num_frames, Axis()).transpose(1, 2).flatten(0, 1)
-        pixels = torch.cat([self._pixels(batch) for batch in frames_NCHW.split(self.config.micro_batch)])
+        pixels = torch.cat([self._pixels(batch) for batch in frames_NCHW.split(self.frames_at_once)])
         return pixels.unflatten(0, (-1, num_frames)).transpose(1, 2)
 
     def decode_frames(self, z_BCTHW: Tensor, num_frames: int, axis: Axis) -> DecodedFrames | None:
@@ -91,7 +92,7 @@ class OpenSoraVAE(nn.Module):
         On the device, and without waiting for it: bytes are small beside what decoding a micro batch takes.
         """
         frames_NCHW = self.image_latents(z_BCTHW, num_frames, axis).transpose(1, 2).flatten(0, 1)
-        batches = frames_NCHW.split(self.config.micro_batch)
+        batches = frames_NCHW.split(self.frames_at_once)
         stride = self.config.spatial.stride
         height, width = frames_NCHW.shape[2] * stride, frames_NCHW.shape[3] * stride
         shapes = [packed_shape(len(batch), height, width) for batch in batches]
@@ -141,10 +142,3 @@ class OpenSoraVAE(nn.Module):
     def _encode_chunk(self, x_BCTHW: Tensor, noise: Noise) -> Tensor:
         posterior = self.temporal_vae.encode(x_BCTHW)
         return posterior.sample(noise(tuple(posterior.mean.shape)))
-
-
-def decoder_parts(vae: OpenSoraVAE) -> list[nn.Module]:
-    """Returns the parts of both decoders that are the same graph wherever their sizes are the same."""
-    decoders = (vae.spatial_vae.module.decoder, vae.temporal_vae.decoder)
-    kinds = ResnetBlock, ImageAttention, Upsampler, TemporalResBlock
-    return [module for decoder in decoders for module in decoder.modules() if isinstance(module, kinds)]

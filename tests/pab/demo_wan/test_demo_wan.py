@@ -21,7 +21,7 @@ from pab.model import StepInput
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import denoise, initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError
-from tests.pab.library_worlds import relative
+from tests.pab.library_world import relative
 
 FAMILY = find_family("demo_wan")
 
