@@ -30,7 +30,8 @@ from pipeline.planning.scaling import expected, tokens_of
 
 Json = dict[str, Any]
 _TAKEN_OVER = ("seconds", "spread", "exposed_s", "hidden_s", "sent_gb", "computed_share", "kept_gb", "peak_gb",
-               "warm_up_s", "graphs", "graphs_after_warm_up", "memory_asked_after_warm_up", "step_ms")  # fmt: skip
+               "warm_up_s", "graphs", "graphs_after_warm_up", "memory_asked_after_warm_up", "step_ms",
+               "slowest_steps", "late_steps")  # fmt: skip
 _OF_RANKS = ("seconds", "exposed_s", "hidden_s", "graphs_after_warm_up", "memory_asked_after_warm_up", "peak_gb")
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 _QUERIES = ("clocks.sm,power.draw,temperature.gpu,clocks_event_reasons.active", "clocks.sm,power.draw,temperature.gpu")
