@@ -85,6 +85,9 @@ def fastest(*, device: torch.device, dtype: torch.dtype, head_dim: int, num_fram
         _tell("fa3-fwd is not installed: spatial attention is slower; pip install 'pab-pipeline[hopper]'")
     if not (fits_flash3 and flash3.installed()):
         wanted = replace(wanted, flash3=False, cross_flash3=False)
+    if not flash3.runs_on(device):
+        # Their tiles are for the memory of a Hopper GPU's processors, and copied by its hardware.
+        wanted = replace(wanted, gelu8=False, sum8=False, whole8=False)
     if num_frames > temporal_attention.MAX_FRAMES:
         _tell(f"{num_frames} latent frames: the fused temporal attention takes up to {temporal_attention.MAX_FRAMES}")
         wanted = replace(wanted, temporal=False)
