@@ -39,19 +39,15 @@ KERNELS = {
     "noheadnorm": replace(MEASURED_FASTER, head_norm=False),
     "nocross": replace(MEASURED_FASTER, cross=False),
     "noflash3": replace(MEASURED_FASTER, flash3=False),
-    "gated": replace(MEASURED_FASTER, gated=True),
-    "summed": replace(MEASURED_FASTER, gated=True, summed=True),
-    "whole": replace(MEASURED_FASTER, gated=True, summed=True, whole=True),
+    "apart": replace(MEASURED_FASTER, gated=False, summed=False, gelu8=False),
+    "nosummed": replace(MEASURED_FASTER, summed=False),
+    "whole": replace(MEASURED_FASTER, whole=True),
+    "nogelu8": replace(MEASURED_FASTER, gelu8=False),
     "crossflash3": replace(MEASURED_FASTER, cross_flash3=True),
-    "gelu8": replace(MEASURED_FASTER, gated=True, gelu8=True),
-    "sum8": replace(MEASURED_FASTER, gated=True, sum8=True),
-    "whole8": replace(MEASURED_FASTER, gated=True, sum8=True, whole8=True),
-    "both8": replace(MEASURED_FASTER, gated=True, gelu8=True, sum8=True),
-    "every": replace(
-        MEASURED_FASTER, cross_flash3=True, gated=True, summed=True, whole=True, gelu8=True, sum8=True, whole8=True
-    ),
+    "sum8": replace(MEASURED_FASTER, sum8=True),
+    "whole8": replace(MEASURED_FASTER, sum8=True, whole8=True),
 }
-"""Of a variant's third word: none, what is used, all of that but one, or that and candidates."""
+"""Of a variant's third word: none, what is used, that without some (`apart`: all inside of products), or with candidates."""
 
 
 class Lines:

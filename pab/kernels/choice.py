@@ -50,7 +50,9 @@ class Kernels:
 
 
 PLAIN = Kernels()
-MEASURED_FASTER = Kernels(temporal=True, cross=True, flash3=True, head_norm=True, norm=True, gelu=True)
+MEASURED_FASTER = Kernels(
+    temporal=True, cross=True, flash3=True, head_norm=True, norm=True, gelu=True, gated=True, summed=True, gelu8=True,
+)  # fmt: skip
 """What is faster than torch's compiled own on an H200 (docs/performance.md)."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from pab.kernels.gpu.widths import two_parts
 
 FLOAT8 = torch.float8_e4m3fn
-TILE = (1, 2)
+TILE = (1, 1)
 """Tokens of a program, and its warps."""
 SMALLEST_SCALE = tl.constexpr(1e-12)
 LARGEST_FLOAT = tl.constexpr(3.4028234e38)

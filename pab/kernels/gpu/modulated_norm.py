@@ -12,7 +12,7 @@ from torch import Tensor
 from pab.kernels.gpu.float8 import FLOAT8, empty_rows, rounded, scale_of
 from pab.kernels.gpu.widths import two_parts
 
-TILE = (1, 2)
+TILE = (1, 1)
 """Tokens of a program, and its warps."""
 
 

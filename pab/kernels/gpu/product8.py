@@ -32,7 +32,7 @@ class Tile:
     num_stages: int = 3
 
 
-GELU_TILE = Tile()
+GELU_TILE = Tile(outputs=256, per_processor=1, num_warps=8, num_stages=4)
 SUM_TILE = Tile(tokens=256, outputs=128, per_processor=1, num_warps=8)
 
 
