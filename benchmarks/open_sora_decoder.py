@@ -1,4 +1,4 @@
-"""Times Open-Sora's decoder: as published, laid out for speed, each of its other ways, and published with compiled parts.
+"""Times Open-Sora's decoder: as published, laid out for speed, and published with compiled parts.
 
 51 frames 480x848 in the job's precision, random weights. Pixels are compared with float32's on a clip of 17 frames 96x160.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.kernels_gpu import time_ms
 from benchmarks.library_decoders import DEVICE, GPU, peak_gb, start_peak, timed
 from jobs.bench.subjects import request_of
 from pab.execution.compiled import compile_blocks, many_graphs
 from pab.families.open_sora.family import OPEN_SORA
-from pab.families.open_sora.fast_vae import FASTEST, Ways, use_fast
+from pab.families.open_sora.fast_vae import use_fast
 from pab.families.open_sora.load import OpenSoraCodec
 from pab.families.open_sora.temporal_vae import TemporalResBlock
 from pab.families.open_sora.tiny import VAE as TINY_VAE
@@ -28,18 +29,13 @@ from pab.family import ClipRequest
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.vae.image_vae import ImageAttention, ResnetBlock, Upsampler
 
-OTHER_WAYS: Mapping[str, Ways] = {
-    "doubling deep": replace(FASTEST, doubling="deep"),
-    "doubling apart": replace(FASTEST, doubling="apart"),
-    "time conv3d": replace(FASTEST, time="conv3d"),
-    "attention of torch": replace(FASTEST, products=False),
-    "3 channels out": replace(FASTEST, out_channels=3),
-    "1 frame at once": replace(FASTEST, frames=1),
-    "3 frames at once": replace(FASTEST, frames=3),
-    "4 frames at once": replace(FASTEST, frames=4),
-    "9 frames at once": replace(FASTEST, frames=9),
+OTHER_FRAMES = (1, 3, 4, 9)
+"""Decoded at once, beside those that are."""
+MOMENTS: Mapping[str, Mapping[str, int]] = {
+    f"{elements} by {warps} warps": {"elements": elements, "warps": warps}
+    for elements, warps in ((4096, 4), (4096, 8), (2048, 4), (2048, 8), (1024, 4))
 }
-"""What differs from the fast decoder, one at a time."""
+"""Values that a program of the moments' kernel has at once."""
 LINES_OF_PROFILE = 24
 REPEAT = 3
 
@@ -93,7 +89,7 @@ def open_world() -> World:
 
 
 def fast() -> dict[str, Any]:
-    """The decoder as published and laid out for speed; each other way to compute the same; where the time goes."""
+    """The decoder as published and laid out for speed; where the time goes; other sizes of its pieces."""
     world = open_world()
     found = world.measured(world.vae, "eager")
     vae = copy.deepcopy(world.vae)
@@ -103,15 +99,31 @@ def fast() -> dict[str, Any]:
     found["fast_in_time_s"] = median(timed(in_time) for _ in range(REPEAT))
     if GPU:
         found["profile"] = profile(partial(world.decode, vae))
-        with torch.backends.cudnn.flags(benchmark=True):
-            timed(partial(world.decode, vae))
-            found["convolutions tried out_s"] = timed(partial(world.decode, vae))
-    for name, ways in OTHER_WAYS.items():
+    if GPU:
+        found["moments_ms"] = moments_ms()
+    for frames in OTHER_FRAMES:
         vae = copy.deepcopy(world.vae)
-        use_fast(vae, ways)
+        use_fast(vae, frames_at_once=frames)
         timed(partial(world.decode, vae))
-        found[f"{name}_s"] = median(timed(partial(world.decode, vae)) for _ in range(REPEAT))
+        found[f"{frames} at once_s"] = median(timed(partial(world.decode, vae)) for _ in range(REPEAT))
     return found
+
+
+def moments_ms() -> dict[str, tuple[float, ...]]:
+    """Returns the milliseconds of the moments of the largest tensor, alone and of a residual sum, by the program's size."""
+    from pab.kernels.gpu import group_norm
+
+    x, y = (
+        torch.randn(2, 128, 480, 848, device=DEVICE).bfloat16().contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    return {
+        name: tuple(
+            round(time_ms(partial(group_norm.moments, x, other, groups=32, clips=2, shift=None, **size)), 3)
+            for other in (None, y)
+        )
+        for name, size in MOMENTS.items()
+    }
 
 
 def compiled() -> dict[str, Any]:

@@ -10,8 +10,7 @@ Shape letters: N frames of all clips, one clip's after the other, C channels, H,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -27,35 +26,19 @@ TAPS = 3
 """Frames that a convolution over time sees."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ways:
-    """Ways to compute the same, of which measuring finds the fastest.
-
-    `doubling`: a size is doubled and convolved by a transposed convolution, by a convolution of four times the channels, or
-    one after the other. `time`: convolutions over time by frames three times as deep, or torch's own. `products`: attention
-    by products, or torch's own. `out_channels`: of the last convolution, of which 3 are used. `frames`: decoded at once.
-    """
-
-    doubling: Literal["transposed", "deep", "apart"] = "transposed"
-    time: Literal["deep", "conv3d"] = "deep"
-    products: bool = True
-    out_channels: int = 8
-    frames: int = 2
-
-
-FASTEST = Ways()
+FRAMES_AT_ONCE = 2
+"""More at once are faster on one rank (4 by 2 %), but ranks share them less evenly."""
 
 
 @torch.no_grad()
-def use_fast(vae: OpenSoraVAE, ways: Ways = FASTEST) -> None:
+def use_fast(vae: OpenSoraVAE, *, frames_at_once: int = FRAMES_AT_ONCE) -> None:
     """Has a VAE decode fast from now on, on the device where it is. Its encoder stays as it is."""
     image, temporal = vae.spatial_vae.module, vae.temporal_vae
     if isinstance(image.decoder, FastImageDecoder):
         return
-    image.decoder = FastImageDecoder(image.decoder, ways)  # type: ignore[assignment]
-    if ways.time == "deep":
-        temporal.decoder = FastTemporalDecoder(temporal.decoder)  # type: ignore[assignment]
-    vae.frames_at_once = ways.frames
+    image.decoder = FastImageDecoder(image.decoder)  # type: ignore[assignment]
+    temporal.decoder = FastTemporalDecoder(temporal.decoder)  # type: ignore[assignment]
+    vae.frames_at_once = frames_at_once
 
 
 class Residual(nn.Module):
@@ -114,7 +97,7 @@ def image_residual(block: ResnetBlock, before: Tensor | None) -> Residual:
 class FastAttention(nn.Module):
     """Attention over the places of one image, and the sum of both with its moments."""
 
-    def __init__(self, part: ImageAttention, *, products: bool) -> None:
+    def __init__(self, part: ImageAttention) -> None:
         super().__init__()
         linears = part.to_q, part.to_k, part.to_v
         self.norm = _norm(part.group_norm)
@@ -123,53 +106,39 @@ class FastAttention(nn.Module):
         out = part.to_out[0]
         assert isinstance(out, nn.Linear), "the layer behind attention is a product"
         self.out_weight, self.out_bias = out.weight, _wide(out.bias)
-        self.attend = wide_attention.fused if products else wide_attention.plain
 
     def forward(self, x_NCHW: Tensor, found: Moments) -> tuple[Tensor, Moments]:
         """Returns a tensor of the input's shape, and its moments."""
         count, _, height, width = x_NCHW.shape
         tokens = normed(x_NCHW, found, self.norm, silu=False).permute(0, 2, 3, 1).reshape(count, height * width, -1)
         q, k, v = F.linear(tokens, self.weight, self.bias).chunk(3, dim=-1)
-        attended = F.linear(self.attend(q, k, v), self.out_weight).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        attended = F.linear(wide_attention.fused(q, k, v), self.out_weight)
+        attended = attended.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         return sum_and_moments(attended, x_NCHW, groups=self.norm.groups, clips=found.clips, shift=self.out_bias)
 
 
 class Doubling(nn.Module):
     """Doubles height and width, and convolves. Its bias is left to what follows."""
 
-    def __init__(self, part: Upsampler, way: str) -> None:
+    def __init__(self, part: Upsampler) -> None:
         super().__init__()
-        self.way, weight = way, part.conv.weight
-        if way == "transposed":
-            self.weight = _last(_transposed(weight).to(weight.dtype))
-        else:
-            self.weight = _last(_four_kernels(weight).to(weight.dtype) if way == "deep" else weight)
+        self.weight = _last(_transposed(part.conv.weight).to(part.conv.weight.dtype))
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Returns [N, C, 2H, 2W]."""
-        if self.way == "transposed":
-            return F.conv_transpose2d(x_NCHW, self.weight, stride=2, padding=1)
-        if self.way == "apart":
-            return F.conv2d(F.interpolate(x_NCHW, scale_factor=2.0, mode="nearest"), self.weight, padding=1)
-        count, _, height, width = x_NCHW.shape
-        four = F.conv2d(x_NCHW, self.weight, padding=1).unflatten(1, (2, 2, -1)).permute(1, 2, 0, 4, 5, 3)
-        out = four.new_empty(count, height, 2, width, 2, four.shape[-1])
-        for row in range(2):
-            for column in range(2):
-                out[:, :, row, :, column] = four[row, column, :, row : row + height, column : column + width]
-        return out.view(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+        return F.conv_transpose2d(x_NCHW, self.weight, stride=2, padding=1)
 
 
 class FastImageDecoder(nn.Module):
     """Latents to images, as `ImageDecoder` does."""
 
-    def __init__(self, decoder: ImageDecoder, ways: Ways) -> None:
+    def __init__(self, decoder: ImageDecoder) -> None:
         super().__init__()
         self.first, self.first_bias = _last(decoder.conv_in.weight), decoder.conv_in.bias
         middle = [cast(ResnetBlock, block) for block in decoder.mid_block.resnets]
         blocks: list[nn.Module] = [
             image_residual(middle[0], self.first_bias),
-            FastAttention(cast(ImageAttention, decoder.mid_block.attentions[0]), products=ways.products),
+            FastAttention(cast(ImageAttention, decoder.mid_block.attentions[0])),
             image_residual(middle[1], None),
         ]
         self.levels = nn.ModuleList()
@@ -183,12 +152,11 @@ class FastImageDecoder(nn.Module):
             self.levels.append(nn.ModuleList(blocks))
             blocks = []
             for part in level.upsamplers:
-                self.doublings.append(Doubling(cast(Upsampler, part), ways.doubling))
+                self.doublings.append(Doubling(cast(Upsampler, part)))
                 before = cast(Upsampler, part).conv.bias
                 self.biases.append(_wide(before))
         self.norm = _norm(decoder.conv_norm_out)
-        pad = [0, 0, 0, 0, 0, 0, 0, max(0, ways.out_channels - decoder.conv_out.out_channels)]
-        self.last, self.last_bias = _last(F.pad(decoder.conv_out.weight, pad)), decoder.conv_out.bias
+        self.last, self.last_bias = _last(decoder.conv_out.weight), decoder.conv_out.bias
 
     def forward(self, z_NCHW: Tensor) -> Tensor:
         """Returns [N, 3, 8H, 8W]."""
@@ -200,9 +168,7 @@ class FastImageDecoder(nn.Module):
             found = moments(x, groups=self.norm.groups, clips=len(x), shift=self.biases[index])
             for block in blocks:  # type: ignore[attr-defined]
                 x, found = block(x, found)
-        x = F.conv2d(normed(x, found, self.norm), self.last, padding=1)
-        bias = self.last_bias
-        return x if bias is None else x[:, : len(bias)] + bias.view(-1, 1, 1)
+        return F.conv2d(normed(x, found, self.norm), self.last, self.last_bias, padding=1)
 
 
 class FastTemporalDecoder(nn.Module):
@@ -281,29 +247,13 @@ def _deep(conv: CausalConv) -> Tensor:
     return _last(conv.conv.weight.transpose(1, 2).flatten(1, 2))
 
 
-def _sums(weight: Tensor, dim: int) -> tuple[Tensor, ...]:
-    """Returns along a dim of three weights those of the places that a pixel of a doubled picture sees.
-
-    A pixel with an even number sees the place before its own, and its own; one with an odd number its own and the one after.
-    """
-    first, middle, last = weight.float().unbind(dim)
-    return first, middle + last, first + middle, last
-
-
 def _transposed(weight_OCHW: Tensor) -> Tensor:
-    """Returns the weight [C, O, 4, 4] of the transposed convolution that doubles and convolves."""
+    """Returns the weight [C, O, 4, 4] of the transposed convolution that doubles height and width and convolves.
+
+    Of a doubled picture a pixel with an even number sees the place before its own, and its own twice; one with an odd number
+    its own twice, and the one after: two places of three weights, along each side.
+    """
     for dim in (2, 3):
-        before, own, own_too, after = _sums(weight_OCHW, dim)
-        weight_OCHW = torch.stack([after, own, own_too, before], dim)
+        first, middle, last = weight_OCHW.float().unbind(dim)
+        weight_OCHW = torch.stack([last, middle + last, first + middle, first], dim)
     return weight_OCHW.transpose(0, 1)
-
-
-def _four_kernels(weight_OCHW: Tensor) -> Tensor:
-    """Returns the weight [4 O, C, 2, 2] of one convolution for each pixel of a square of four."""
-    rows = _sums(weight_OCHW, 2)
-    kernels = []
-    for row in range(2):
-        pair = torch.stack(rows[2 * row : 2 * row + 2], 2)
-        columns = _sums(pair, 3)
-        kernels += [torch.stack(columns[2 * column : 2 * column + 2], 3) for column in range(2)]
-    return torch.cat(kernels)

@@ -116,6 +116,7 @@ def moments(
     shift: Tensor | None,
     elements: int = ELEMENTS,
     most_parts: int = MOST_PARTS,
+    warps: int = 4,
 ) -> tuple[Tensor, Tensor, int]:
     """Returns x, or x + y + shift, with channels last in memory; `parts` and `rows_per_part` of its `Moments`.
 
@@ -132,7 +133,7 @@ def moments(
     parts = torch.empty(clips, 2, num_parts, groups, dtype=torch.float32, device=x_NCHW.device)
     _moments[(num_parts, clips)](
         x_NCHW, x_NCHW if y_NCHW is None else y_NCHW, _shift(shift, channels, x_NCHW), out, parts, rows,
-        rows_per_part, C=channels, G=groups, ROWS=block, ADDS=y_NCHW is not None, num_warps=4,
+        rows_per_part, C=channels, G=groups, ROWS=block, ADDS=y_NCHW is not None, num_warps=warps,
     )  # fmt: skip
     return out, parts, rows_per_part
 
