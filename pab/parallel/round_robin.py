@@ -16,15 +16,25 @@ from pab.parallel.mesh import Axis
 Shape = Sequence[int]
 
 
-def round_robin(compute: Callable[[int], Tensor], shapes: Sequence[Shape], *, like: Tensor, axis: Axis) -> list[Tensor]:
+def round_robin(
+    compute: Callable[[int], Tensor],
+    shapes: Sequence[Shape],
+    *,
+    like: Tensor,
+    axis: Axis,
+    idle: Callable[[Sequence[Tensor]], None] | None = None,
+) -> list[Tensor]:
     """Returns every piece on every rank; rank r computes pieces r, r + size, ... Collective.
 
-    `shapes`: the shape of each piece, in order. `like`: a tensor with the pieces' dtype and device.
+    `shapes`: the shape of each piece, in order. `like`: a tensor with the pieces' dtype and device. `idle`: called with the
+    pieces of earlier rounds on a rank that has none in the last one, before it waits for those of the others.
     """
     if axis.size == 1:
         return [compute(index) for index in range(len(shapes))]
     pieces: list[Tensor] = []
     for start in range(0, len(shapes), axis.size):
+        if idle is not None and start + axis.rank >= len(shapes):
+            idle(pieces)
         flat = _my_piece(compute, shapes, start, like, axis)
         parts = axis.all_gather(flat)
         pieces += [_shaped(part, shape) for part, shape in zip(parts, shapes[start:], strict=False)]

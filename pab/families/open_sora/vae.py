@@ -6,7 +6,7 @@ dealt to the ranks of the clip. Shape letters: B clips, C channels, T frames, H,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,9 @@ SPATIAL_SCALE = 0.18215
 SHIFT = (-0.10, 0.34, 0.27, 0.98)
 
 SCALE = (3.85, 2.32, 2.33, 3.06)
+
+EARLY_FRAMES = 4
+"""Frames that a rank decodes while another one decodes a chunk of time, which takes about as long."""
 
 Noise = Callable[[tuple[int, ...]], Tensor]
 
@@ -82,7 +85,7 @@ class OpenSoraVAE(nn.Module):
 
     def decode(self, z_BCTHW: Tensor, num_frames: int) -> Tensor:
         """Returns pixels [B, 3, num_frames, 8H, 8W], about -1..1."""
-        frames_NCHW = self.image_latents(z_BCTHW, num_frames, Axis()).transpose(1, 2).flatten(0, 1)
+        frames_NCHW = _frames(self.image_latents(z_BCTHW, num_frames, Axis()))
         pixels = torch.cat([self._pixels(batch) for batch in frames_NCHW.split(self.frames_at_once)])
         return pixels.unflatten(0, (-1, num_frames)).transpose(1, 2)
 
@@ -91,23 +94,43 @@ class OpenSoraVAE(nn.Module):
 
         On the device, and without waiting for it: bytes are small beside what decoding a micro batch takes.
         """
-        frames_NCHW = self.image_latents(z_BCTHW, num_frames, axis).transpose(1, 2).flatten(0, 1)
+        early = self._early(z_BCTHW, num_frames, axis)
+        done: dict[int, Tensor] = {}
+
+        def decode_early(chunks: Sequence[Tensor]) -> None:
+            if mine := early[axis.rank]:
+                batches = _frames(torch.cat(list(chunks), dim=2)).split(self.frames_at_once)
+                done.update({index: pack(self._pixels(batches[index])) for index in mine})
+
+        frames_NCHW = _frames(self.image_latents(z_BCTHW, num_frames, axis, idle=decode_early))
         batches = frames_NCHW.split(self.frames_at_once)
         stride = self.config.spatial.stride
         height, width = frames_NCHW.shape[2] * stride, frames_NCHW.shape[3] * stride
-        shapes = [packed_shape(len(batch), height, width) for batch in batches]
         like = torch.empty(0, dtype=torch.uint8, device=z_BCTHW.device)
-        pieces = round_robin_to_root(
-            lambda index: pack(self._pixels(batches[index])), shapes, like=like, axis=axis, to_cpu=False
-        )
+        places = _places(len(batches), early)
+        shapes = [packed_shape(0 if place is None else len(batches[place]), height, width) for place in places]
+
+        def decode_batch(index: int) -> Tensor:
+            place = places[index]
+            if place is None:
+                return like.new_empty(tuple(shapes[index]))
+            return done[place] if place in done else pack(self._pixels(batches[place]))
+
+        pieces = round_robin_to_root(decode_batch, shapes, like=like, axis=axis, to_cpu=False)
         if pieces is None:
             return None
-        frames, counts = unpack(torch.cat(pieces), height, width)
+        by_place = {place: piece for place, piece in zip(places, pieces, strict=True) if place is not None}
+        frames, counts = unpack(torch.cat([by_place[place] for place in range(len(batches))]), height, width)
         by_clip = (-1, num_frames)
         return DecodedFrames(frames=frames.unflatten(0, by_clip), not_finite=counts.unflatten(0, by_clip).sum(dim=1))
 
-    def image_latents(self, z_BCTHW: Tensor, num_frames: int, axis: Axis) -> Tensor:
-        """Undoes normalisation and time compression: returns [B, 4, num_frames, H, W] on every rank. Collective."""
+    def image_latents(
+        self, z_BCTHW: Tensor, num_frames: int, axis: Axis, *, idle: Callable[[Sequence[Tensor]], None] | None = None
+    ) -> Tensor:
+        """Undoes normalisation and time compression: returns [B, 4, num_frames, H, W] on every rank. Collective.
+
+        `idle`: as of `round_robin`, with chunks of frames.
+        """
         z_BCTHW = z_BCTHW.to(self.scale) * self.scale + self.shift
         counts = self.chunks(num_frames)
         chunks = list(z_BCTHW.split([self.temporal_vae.latent_frames(count) for count in counts], dim=2))
@@ -117,7 +140,21 @@ class OpenSoraVAE(nn.Module):
             return self.temporal_vae.decode(chunks[index], counts[index])
 
         shapes = [(batch, channels, count, height, width) for count in counts]
-        return torch.cat(round_robin(decode_chunk, shapes, like=z_BCTHW, axis=axis), dim=2)
+        return torch.cat(round_robin(decode_chunk, shapes, like=z_BCTHW, axis=axis, idle=idle), dim=2)
+
+    def _early(self, z_BCTHW: Tensor, num_frames: int, axis: Axis) -> list[range]:
+        """Returns for each rank the micro batches that it decodes while others decode the last chunks of time."""
+        counts = self.chunks(num_frames)
+        whole, busy = divmod(len(counts), axis.size)
+        none = range(0)
+        if whole == 0 or busy == 0 or len(z_BCTHW) > 1:
+            return [none] * axis.size
+        known = sum(counts[: whole * axis.size]) // self.frames_at_once
+        each = max(1, EARLY_FRAMES // self.frames_at_once)
+        found = [none] * busy
+        for start in range(0, each * (axis.size - busy), each):
+            found.append(range(min(start, known), min(start + each, known)))
+        return found
 
     def encode(self, x_BCTHW: Tensor, noise: Noise) -> Tensor:
         """Returns normalised latents sampled from the posteriors.
@@ -142,3 +179,18 @@ class OpenSoraVAE(nn.Module):
     def _encode_chunk(self, x_BCTHW: Tensor, noise: Noise) -> Tensor:
         posterior = self.temporal_vae.encode(x_BCTHW)
         return posterior.sample(noise(tuple(posterior.mean.shape)))
+
+
+def _frames(x_BCTHW: Tensor) -> Tensor:
+    return x_BCTHW.transpose(1, 2).flatten(0, 1)
+
+
+def _places(count: int, early: Sequence[Sequence[int]]) -> list[int | None]:
+    """Returns the pieces in the order in which ranks take turns: those decoded early come last, each in its rank's turn."""
+    decoded = {index for pieces in early for index in pieces}
+    places: list[int | None] = [index for index in range(count) if index not in decoded]
+    if decoded:
+        places += [None] * (-len(places) % len(early))
+    for turn in range(max(len(pieces) for pieces in early)):
+        places += [pieces[turn] if turn < len(pieces) else None for pieces in early]
+    return places
