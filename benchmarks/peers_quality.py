@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peer_clips import Clips, fullest_batch, timed
+from benchmarks.peer_files import joined, rows_by_setting, untimed
 from benchmarks.peer_methods import CACHE_DIT, OURS, Setting, cache_dit_is_here, mag_ratios, our_settings, peer_settings
 from benchmarks.peer_picture import picture
 from jobs.bench.run import BenchSettings, environment
@@ -49,27 +50,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-batch", type=int, default=64, help="clips of the largest batch that is timed")
     parser.add_argument("--threads", type=int, default=4, help="of comparing clips")
     parser.add_argument(
-        "--join", type=Path, nargs="*", help="peers.json of other calls: one table and picture of all of them"
+        "--join",
+        type=Path,
+        nargs="*",
+        help="peers.json of other calls: one table and picture of all of them; of the same model, a later file's rows "
+        "replace those of an earlier one, and rows that it lacks lose their seconds",
     )
-    parser.add_argument("--again", type=Path, help="a peers.json whose rows are timed again; their quality is kept")
+    parser.add_argument(
+        "--again",
+        type=Path,
+        help="a peers.json whose rows are timed again; their quality is kept, also of rows that the call does not reach",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/peers"))
     options = parser.parse_args(arguments)
     if options.join:
-        parts = [json.loads(path.read_text()) for path in options.join]
-        write({**parts[0], "models": [model for part in parts for model in part["models"]]}, options.out)
+        write(joined([json.loads(path.read_text()) for path in options.join]), options.out)
         return 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = BenchSettings(size="full", device=device, backend="none", repeat=1, seconds=0, row_seconds=0)
     found: Json = {"environment": environment(size), "cache_dit": cache_dit_is_here(), "models": []}
+    before = [untimed(json.loads(options.again.read_text()))] if options.again else []
     with torch.inference_mode():
         for name in options.families.split(","):
             model: Json = {"rows": []}
             for part in measure(name, options, torch.device(device)):
                 # After every setting, so that a call that is cut short leaves what it has measured.
                 model |= {**part, "rows": [*model["rows"], *part["rows"]]}
-                write({**found, "models": [*found["models"], model]}, options.out)
+                write(joined([*before, {**found, "models": [*found["models"], model]}]), options.out)
             found["models"].append(model)
-    sys.stdout.write(table(found))
+    sys.stdout.write(table(joined([*before, found])))
     return 0
 
 
@@ -100,7 +109,7 @@ def measure(named: str, options: argparse.Namespace, device: torch.device) -> It
     many = requests_of(family, options.max_batch, _CLIPS_SEED, options)
     batch = fullest_batch(clips.ours(NO_BROADCAST), many, device)
     sys.stderr.write(f"{name}: {len(settings)} settings; {batch} clips fill the device\n")
-    known = measured_before(options.again, name) if options.again else {}
+    known = rows_by_setting(options.again, name) if options.again else {}
     with ThreadPoolExecutor(options.threads) as pool:
         rows = _Rows(clips=clips, requests=requests, batch=many[:batch], pool=pool, known=known)
         told = {
@@ -109,13 +118,6 @@ def measure(named: str, options: argparse.Namespace, device: torch.device) -> It
         }  # fmt: skip
         for setting in settings:
             yield {**told, "rows": [rows.row(setting)]}
-
-
-def measured_before(file: Path, family: str) -> dict[tuple[str, str, str], Json]:
-    """Returns the rows of a `peers.json` for a family, by whose they are, method and setting."""
-    models = json.loads(file.read_text())["models"]
-    rows = [row for model in models if model["family"] == family for row in model["rows"] if row["why"] is None]
-    return {(row["side"], row["method"], row["setting"]): row for row in rows}
 
 
 def requests_of(family: Family, count: int, seed: int, options: argparse.Namespace) -> list[ClipRequest]:
@@ -236,9 +238,10 @@ def table(found: Json) -> str:
     lines: list[str] = []
     for model in found["models"]:
         clip, batch = model["clip"], model["batch"]
+        device = model.get("device", found["environment"]["device"])
         head = (
             f"`{model['family']}`: {model['clips']} held-out prompts, {clip['num_frames']} frames of {clip['height']}x"
-            f"{clip['width']}, {clip['num_steps']} steps, {model['precision']}; {found['environment']['device']}, seconds "
+            f"{clip['width']}, {clip['num_steps']} steps, {model['precision']}; {device}, seconds "
             f"of a clip in a batch of {batch}. Median (worst) of the clips."
         )
         lines += [
@@ -270,7 +273,9 @@ def _cells(row: Mapping[str, Any]) -> str:
     share = f"{row['operations']:.1%}"
     if "batch_operations" in row:
         share += f" (batch {row['batch_operations']:.1%})"
-    return f"{head}{share} | {row['clip_s']:.4f} | {row['whole_clip_s'] / row['clip_s']:.2f}x | {' | '.join(told)} |"
+    seconds, whole = row["clip_s"], row["whole_clip_s"]
+    times = "- | -" if seconds is None else f"{seconds:.4f} | {whole / seconds:.2f}x"
+    return f"{head}{share} | {times} | {' | '.join(told)} |"
 
 
 def _told(value: float | None, form: str) -> str:

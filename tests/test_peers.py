@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from benchmarks.peer_clips import Clips, fullest_batch
+from benchmarks.peer_files import joined, rows_by_setting, untimed
 from benchmarks.peer_methods import Setting, cache_dit_is_here, mag_ratios, our_settings, peer_settings
 from benchmarks.peer_operations import OperationCounter
 from benchmarks.peer_picture import picture
-from benchmarks.peers_quality import _Rows, _spread, at_share, measured_before, table
+from benchmarks.peers_quality import _Rows, _spread, at_share, main, table
 from jobs.bench.library_subjects import make_subject
 from pab.broadcast.rules import NO_BROADCAST
 from pab.family import ClipRequest
@@ -130,7 +131,7 @@ def test_rows_that_are_timed_again_keep_their_quality(
     )
     with ThreadPoolExecutor(1) as pool:
         rows = _Rows(
-            clips=clips, requests=requests, batch=requests, pool=pool, known=measured_before(file, "mine")
+            clips=clips, requests=requests, batch=requests, pool=pool, known=rows_by_setting(file, "mine")
         )  # fmt: skip
         again = rows.row(setting)
     assert again.pop("clip_s") > 0
@@ -181,6 +182,52 @@ def test_the_table_says_who_is_best_at_half_and_what_did_not_run() -> None:
     assert "| diffusers | SeaCache | 0.1 | ValueError: no blocks |" in told
     assert "At half of the operations, between the settings on both sides of it: ours PAB 32.5 dB." in told
     assert "cache-dit is not installed: pip install cache-dit." in told
+
+
+def test_a_later_files_rows_replace_and_rows_that_it_lacks_keep_their_quality(tmp_path: Path) -> None:
+    (model,) = FOUND["models"]  # type: ignore[misc]
+    known, *_ = model["rows"]  # type: ignore[index]
+    faster = {**known, "clip_s": 0.1}
+    later = {
+        **FOUND,
+        "environment": {"device": "H200"},
+        "models": [{**model, "batch": 8, "rows": [faster]}, {**model, "family": "demo_wan"}],  # type: ignore[dict-item]
+    }
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, part in zip(files, (FOUND, later), strict=True):
+        file.write_text(json.dumps(part))
+    assert main(["--join", *map(str, files), "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "peers.json").read_text())
+    demo, other = found["models"]
+    first, second, *_, failed = demo["rows"]
+    assert (demo["batch"], demo["device"], first) == (8, "H200", faster)
+    assert second == {**model["rows"][1], "clip_s": None, "whole_clip_s": None}  # type: ignore[index]
+    assert failed == model["rows"][-1]  # type: ignore[index]
+    assert other["rows"] == model["rows"]  # type: ignore[index]
+    told = (tmp_path / "peers.md").read_text()
+    assert "| ours | PAB | pab246 | 80.0% | 0.1000 | 10.00x |" in told
+    assert "| ours | PAB | pab357 | 40.0% | - | - | 30.0 (20.0) |" in told
+    assert "H200, seconds of a clip in a batch of 8." in told
+    # Quality of another precision is another model's.
+    assert len(joined([FOUND, {**FOUND, "models": [{**model, "precision": "bfloat16"}]}])["models"]) == 2  # type: ignore[dict-item]
+
+
+def test_a_call_that_times_again_keeps_rows_that_it_does_not_reach(tmp_path: Path) -> None:
+    (model,) = FOUND["models"]  # type: ignore[misc]
+    known, *others = model["rows"]  # type: ignore[index]
+    clip = {"num_frames": 16, "height": 16, "width": 16, "num_steps": 1}
+    file = tmp_path / "before.json"
+    file.write_text(json.dumps({**FOUND, "models": [{**model, "clip": clip}, {**model, "family": "wan"}]}))  # type: ignore[dict-item]
+    asked = ["--families", "demo", "--only", "pab246", "--clips", "1", "--steps", "1", "--max-batch", "1"]
+    assert main([*asked, "--size", "16x16x16", "--again", str(file), "--out", str(tmp_path)]) == 0
+    demo, other = json.loads((tmp_path / "peers.json").read_text())["models"]
+    first, *rest = demo["rows"]
+    assert first["clip_s"] not in (None, known["clip_s"])
+    assert first["psnr_db"] == known["psnr_db"]
+    assert rest == untimed(FOUND)["models"][0]["rows"][1:]
+    assert [row["clip_s"] for row in rest[:-1]] == [None, None]
+    assert rest[-1] == others[-1]
+    assert other["rows"] == untimed(FOUND)["models"][0]["rows"]
 
 
 def test_the_picture_has_a_point_with_its_worst_clip_for_every_setting() -> None:
