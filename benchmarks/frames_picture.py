@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.peer_clips import Clips
-from benchmarks.peer_operations import OperationCounter
+from jobs.bench.peers.clips import Clips
+from jobs.bench.peers.operations import OperationCounter
 from jobs.quality.alike import Frames, psnr
 from pab.broadcast.rules import Rules
 from pab.families import FAMILIES

@@ -12,13 +12,16 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.peer_clips import Clips, fullest_batch
-from benchmarks.peer_files import joined, rows_by_setting, untimed
-from benchmarks.peer_methods import Setting, cache_dit_is_here, mag_ratios, our_settings, peer_settings
-from benchmarks.peer_operations import OperationCounter
-from benchmarks.peer_picture import picture
-from benchmarks.peers_quality import _Rows, _spread, at_share, main, table
+from benchmarks.peers_quality import main
 from jobs.bench.library_subjects import make_subject
+from jobs.bench.peers.clips import Clips, fullest_batch
+from jobs.bench.peers.files import joined, rows_by_setting, untimed
+from jobs.bench.peers.measured_rows import Rows, spread
+from jobs.bench.peers.methods import Setting, cache_dit_is_here, mag_ratios, our_settings, peer_settings
+from jobs.bench.peers.operations import OperationCounter
+from jobs.bench.peers.work import Work
+from jobs.reports.peers_svg import picture
+from jobs.reports.peers_table import at_share, table
 from pab.broadcast.rules import NO_BROADCAST
 from pab.family import ClipRequest
 
@@ -130,9 +133,8 @@ def test_rows_that_are_timed_again_keep_their_quality(
         json.dumps({"models": [{"family": "mine", "rows": [before]}, {"family": "other", "rows": [before]}]})
     )
     with ThreadPoolExecutor(1) as pool:
-        rows = _Rows(
-            clips=clips, requests=requests, batch=requests, pool=pool, known=rows_by_setting(file, "mine")
-        )  # fmt: skip
+        work = Work(family="wan", known=rows_by_setting(file, "mine"))
+        rows = Rows(work=work, clips=clips, requests=requests, batch=requests, pool=pool)
         again = rows.row(setting)
     assert again.pop("clip_s") > 0
     assert again.pop("whole_clip_s") != before.pop("whole_clip_s")
@@ -140,10 +142,11 @@ def test_rows_that_are_timed_again_keep_their_quality(
 
 
 def row(setting: Setting, operations: float, *psnr: float | None) -> dict[str, object]:
-    spread = _spread(psnr)
+    found = spread(psnr)
     return {
-        "side": setting.side, "method": setting.method, "setting": setting.words, "why": None, "operations": operations,
-        "clip_s": operations, "whole_clip_s": 1.0, "psnr_db": spread, "ssim": _spread([0.9] * len(psnr)), "vmaf": spread,
+        "side": setting.side, "method": setting.method, "setting": setting.words, "why": None, "status": "measured",
+        "operations": operations,
+        "clip_s": operations, "whole_clip_s": 1.0, "psnr_db": found, "ssim": spread([0.9] * len(psnr)), "vmaf": found,
     }  # fmt: skip
 
 
@@ -166,8 +169,8 @@ FOUND = {
 
 
 def test_medians_and_worst_count_a_clip_that_is_the_same_as_the_best() -> None:
-    assert _spread([40.0, 30.0, None]) == {"median": 40.0, "worst": 30.0, "clips": [40.0, 30.0, None]}
-    assert _spread([None, None])["worst"] is None
+    assert spread([40.0, 30.0, None]) == {"median": 40.0, "worst": 30.0, "clips": [40.0, 30.0, None]}
+    assert spread([None, None])["worst"] is None
 
 
 def test_methods_are_compared_at_equal_operations() -> None:

@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from jobs.bench.library_subjects import make_subject
 from jobs.bench.measure import Measured, measure_ours
-from jobs.bench.peers import NotHereError
+from jobs.bench.peers.pipelines import NotHereError
 from jobs.bench.rows import Row
 from pab.execution.compiled import run_as
 from pab.parallel.mesh import open_group

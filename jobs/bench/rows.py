@@ -421,6 +421,6 @@ def _named(text: str) -> list[Row]:
     holding = [row for row in rows if text in row.name]
     if not holding:
         names = ", ".join(group.name for group in GROUPS)
-        raise ValueError(f"--rows {text!r} names no row; allowed: a group ({names}), a part of a row's name (--list), "
+        raise ValueError(f"--rows {text!r} names no row; allowed: a group ({names}, peers), a part of a row's name (--list), "
                          "or GROUP: WORDS")  # fmt: skip
     return holding

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jobs.bench.library_subjects import make_subject
 from jobs.bench.measure import Json, Measured, measure, measure_ours
-from jobs.bench.peers import PEERS, NotHereError, require
+from jobs.bench.peers.pipelines import PEERS, NotHereError, require
 from jobs.bench.ranks import measure_on_ranks
 from jobs.bench.rows import JOB, OURS, Row
 from jobs.bench.subjects import FULL, TINY, Subject

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.reports.page import page
+from jobs.reports.peers_svg import picture
 from jobs.reports.step_patterns import LEGEND, look_of
 
 Json = Mapping[str, Any]
@@ -13,6 +14,7 @@ Json = Mapping[str, Any]
 
 def bench_page(document: Json) -> str:
     """Returns the page of a document as `bench` writes it."""
+    peers = document.get("peers")
     groups = [_group(document, name, title) for name, title in document["groups"].items()]
     return page(
         "bench.html",
@@ -20,6 +22,8 @@ def bench_page(document: Json) -> str:
         groups=[group for group in groups if group["lines"]],
         not_here=document["not_here"],
         legend=LEGEND,
+        peers=peers,
+        peers_picture=picture(peers["models"]) if peers else None,
     )
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.bench.factors import MEASURED, factors
+from jobs.bench.peers.chosen import PEERS, Chosen, chosen_peers, is_peers
+from jobs.bench.peers.chosen import listed as listed_peers
+from jobs.bench.peers.files import joined as joined_peers
 from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows
 from jobs.reports.bench_html import bench_page
+from jobs.reports.peers_table import write_peers
 from pab.families import FAMILIES
 from pab.family import FIGURES_FILE, FLOAT8_PARTS, figures_document, read_figures
+from pipeline.commands import bench_peers
 from pipeline.exits import Exit, UsageError
 from pipeline.screen import Screen, own_command
 
@@ -42,13 +48,13 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         document = joined([_read(path) for path in arguments.join])
     else:
         if arguments.list:
-            rows = _rows(arguments.rows)
-            screen.result({"rows": [row.name for row in rows]}, _listed(rows))
+            screen.result(*_listed(arguments.rows))
             return Exit.OK
         document = _measure(arguments, folder, screen)
     _write(folder, document)
     screen.result(document, f"{summary(document)}\n{folder / PAGE}\n{folder / DOCUMENT}")
-    return Exit.ERROR if any(line["status"] == "failed" for line in document["rows"]) else Exit.OK
+    failed = any(line["status"] == "failed" for line in document["rows"])
+    return Exit.ERROR if failed or ("peers" in document and bench_peers.any_failed(document["peers"])) else Exit.OK
 
 
 def _measure_figures(arguments: argparse.Namespace, folder: Path, screen: Screen) -> int:
@@ -98,16 +104,25 @@ def _settings(arguments: argparse.Namespace) -> BenchSettings:
     )
 
 
-def _rows(text: str | None, *, tiny: bool = False) -> list[Row]:
+def _rows(text: str | None, *, tiny: bool = False) -> tuple[list[Row], list[Chosen]]:
+    """Returns the rows that are asked for, and the models under peers: these only by name."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    others = [part for part in parts if not is_peers(part)]
     try:
-        return chosen_rows([part.strip() for part in text.split(",")] if text else [], tiny=tiny)
+        peers = chosen_peers(part for part in parts if is_peers(part))
+        return (chosen_rows(others, tiny=tiny) if others or not parts else []), peers
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _listed(rows: Sequence[Row]) -> str:
+def _listed(text: str | None) -> tuple[Json, str]:
+    """Returns the rows as JSON values and as text: without `text` all that can be asked for by name too."""
+    rows, peers = _rows(text)
+    if not text:
+        peers = chosen_peers([PEERS])
+    names, peer_names = [row.name for row in rows], [name for chosen in peers for name in chosen.names]
     told = [f"{group.name}: {group.model}, {group.clip}; about {group.minutes:g} min at full size" for group in GROUPS]
-    return "\n".join([*told, "", *(row.name for row in rows)])
+    return {"rows": names, "peers": peer_names}, "\n".join([*told, *listed_peers(), "", *names, *peer_names])
 
 
 def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Json:
@@ -117,7 +132,8 @@ def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Jso
     from pipeline.commands.bench_job import measure_job
 
     settings = _settings(arguments)
-    rows = _rows(arguments.rows, tiny=settings.size == "tiny")
+    ends = time.monotonic() + settings.seconds
+    rows, peers = _rows(arguments.rows, tiny=settings.size == "tiny")
     here = environment(settings) | {"command": f"{own_command()} {' '.join(sys.argv[1:])}"}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LINES).write_text("")
@@ -133,17 +149,28 @@ def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Jso
     def run_job(row: Row) -> Json:
         return measure_job(row, settings, screen.note)
 
-    run_rows(rows, settings, tell, run_job=run_job)
-    return document_of([here], lines, rows)
+    if rows:
+        run_rows(rows, settings, tell, run_job=run_job)
+    if not peers:
+        return document_of([here], lines, rows)
+
+    def tell_peers(found: Json) -> None:
+        _write(folder, document_of([here], lines, rows, found))
+
+    found = bench_peers.measure_peers(peers, settings, here, ends=ends, tell=tell_peers, note=screen.note)
+    return document_of([here], lines, rows, found)
 
 
-def document_of(runs: Sequence[Json], lines: Sequence[Json], rows: Sequence[Row]) -> Json:
-    """Returns the JSON document: where it was measured, the rows, and what each way of running is worth by itself."""
+def document_of(runs: Sequence[Json], lines: Sequence[Json], rows: Sequence[Row], peers: Json | None = None) -> Json:
+    """Returns the JSON document: where it was measured, the rows, and what each way of running is worth by itself.
+
+    `peers`: of trained models under peers and our plans, where they were asked for.
+    """
     by_name = {row.name: row for row in rows}
     of_device: dict[str, list[tuple[Row, Json]]] = {}
     for line in lines:
         of_device.setdefault(runs[line.get("run", 0)]["device"], []).append((by_name[line["name"]], line))
-    return {
+    document: Json = {
         "schema": SCHEMA,
         "runs": list(runs),
         "groups": {group.name: group.model for group in GROUPS},
@@ -152,6 +179,7 @@ def document_of(runs: Sequence[Json], lines: Sequence[Json], rows: Sequence[Row]
         "factors": [factor for mine in of_device.values() for factor in factors(mine)],
         "not_here": list(NOT_HERE),
     }
+    return document if peers is None else document | {"peers": peers}
 
 
 def joined(documents: Sequence[Json]) -> Json:
@@ -164,7 +192,13 @@ def joined(documents: Sequence[Json]) -> Json:
                 found[line["name"]] = line | {"run": line.get("run", 0) + len(runs)}
         runs += document["runs"]
     order = {row.name: row for row in [*all_rows(), *chosen_rows(list(found))]}
-    return document_of(runs, [found[name] for name in order if name in found], list(order.values()))
+    peers = [document["peers"] for document in documents if "peers" in document]
+    return document_of(
+        runs,
+        [found[name] for name in order if name in found],
+        list(order.values()),
+        joined_peers(peers) if peers else None,
+    )
 
 
 def _read(path: str) -> Json:
@@ -182,6 +216,8 @@ def _write(folder: Path, document: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
     (folder / PAGE).write_text(bench_page(document))
+    if "peers" in document:
+        write_peers(document["peers"], folder)
 
 
 def summary(document: Mapping[str, Any]) -> str:
@@ -190,7 +226,8 @@ def summary(document: Mapping[str, Any]) -> str:
         f"{factor['group']} {factor['side']}: {factor['of']} {factor['factor']:.2f}x ({factor['from']} -> {factor['to']})"
         for factor in document["factors"]
     ]
-    return "\n".join([*map(told, document["rows"]), *worth])
+    peers = bench_peers.summary(document["peers"]) if "peers" in document else []
+    return "\n".join([*map(told, document["rows"]), *worth, *peers])
 
 
 def told(line: Mapping[str, Any]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from jobs.reports.page import draw
 
 WIDTH, HEIGHT, LEFT, TOP, GAP = 440, 360, 56, 34, 92
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#7A5195", "#A08000")
@@ -15,7 +16,7 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 SPEED_UPS = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.0, 10.0)
 
 
-def picture(models: Sequence[Mapping[str, Any]]) -> str:
+def picture(models: Sequence[Mapping[str, Any]]) -> Markup:
     """Returns the picture as SVG.
 
     A point is a setting: up is all operations over those computed, right is the median PSNR of its clips; a thin line goes
@@ -48,10 +49,8 @@ def picture(models: Sequence[Mapping[str, Any]]) -> str:
         {"title": _title(model), "shift": number * (WIDTH + GAP), "curves": _curves(model["rows"], methods, x, y)}
         for number, model in enumerate(models)
     ]
-    place = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), undefined=StrictUndefined, autoescape=True
-    )
-    return place.get_template("peers.svg").render(
+    return draw(
+        "peers.svg",
         panels=panels, looks=looks, width=WIDTH, height=HEIGHT, left=LEFT, top=TOP, gap=GAP,
         columns=[(psnr, x(psnr)) for psnr in range(low, high + 1, 10)],
         lines=[(f"{value:g}x", f"{1 / value:.0%}", y(value)) for value in SPEED_UPS if value <= top],

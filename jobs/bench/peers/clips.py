@@ -11,9 +11,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from benchmarks.peer_methods import OURS, Over, Setting
-from benchmarks.peer_operations import ModuleCounter, OperationCounter
 from jobs.bench.library_subjects import plain_transformer
+from jobs.bench.peers.chosen import OURS
+from jobs.bench.peers.methods import Over, Setting
+from jobs.bench.peers.operations import ModuleCounter, OperationCounter
 from jobs.quality.alike import Frames
 from pab.broadcast.rules import NO_BROADCAST, Rules
 from pab.broadcast.state import BOTH, COND, UNCOND
@@ -199,12 +200,14 @@ def joined(prompts: Sequence[EncodedPrompt]) -> EncodedPrompt:
     return replace(prompts[0], states=states)
 
 
-def fullest_batch(run: Run, requests: Sequence[ClipRequest], device: torch.device) -> int:
+def fullest_batch(
+    run: Run, requests: Sequence[ClipRequest], device: torch.device, *, enough_s: float = ENOUGH_S
+) -> int:
     """Returns how many clips fill the device: doubled as long as a clip takes 5 % less time, up to all of them."""
     best, fastest, size = 1, float("inf"), 1
     while size <= len(requests):
         try:
-            seconds = timed(run, requests[:size], device) / size
+            seconds = timed(run, requests[:size], device, enough_s=enough_s) / size
         except torch.OutOfMemoryError:
             break
         if seconds > 0.95 * fastest:
@@ -213,15 +216,15 @@ def fullest_batch(run: Run, requests: Sequence[ClipRequest], device: torch.devic
     return best
 
 
-def timed(run: Run, requests: Sequence[ClipRequest], device: torch.device) -> float:
-    """Returns the seconds of a batch from its text to its latents: the median of a second's runs, after one that is left out.
+def timed(run: Run, requests: Sequence[ClipRequest], device: torch.device, *, enough_s: float = ENOUGH_S) -> float:
+    """Returns the seconds of a batch from its text to its latents: the median of runs, after one that is left out.
 
-    At least one run counts, and at most nine do.
+    Runs go on for `enough_s` seconds; at least one counts, and at most nine do.
     """
     run(requests)
     _wait(device)
     taken: list[float] = []
-    while not taken or (sum(taken) < ENOUGH_S and len(taken) < MOST_RUNS):
+    while not taken or (sum(taken) < enough_s and len(taken) < MOST_RUNS):
         began = time.perf_counter()
         run(requests)
         _wait(device)

@@ -13,15 +13,17 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from jobs.bench import cache_dit_pipe
+from jobs.bench.peers.chosen import CACHE_DIT, DIFFUSERS, OURS
+from jobs.bench.peers.pipelines import NotHereError, require
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.rules import Rules, pyramid
 from pab.broadcast.step_rules import StepRules
 from pab.family import Family
 
-OURS, DIFFUSERS, CACHE_DIT = "ours", "diffusers", "cache-dit"
 PARTS = [r"blocks\.\d+\.(attn1|attn2|ffn)"]
 """Of a Wan block, what TaylorSeer extrapolates. Its own default names no part of Wan."""
 
@@ -56,9 +58,14 @@ class Setting:
     one_pass: bool = False
 
     @property
+    def whose(self) -> str:
+        """Whose method."""
+        return f"{self.side} {self.method}"
+
+    @property
     def name(self) -> str:
         """Names it in the table."""
-        return f"{self.side} {self.method}: {self.words}"
+        return f"{self.whose}: {self.words}"
 
 
 def our_settings(family: Family, num_steps: int, plans: Sequence[tuple[str, Rules]]) -> list[Setting]:
@@ -93,11 +100,38 @@ def _method(rules: Rules) -> str:
 
 
 def peer_settings(num_steps: int, num_blocks: int) -> list[Setting]:
-    """Returns the peers' settings for a Wan of so many blocks; cache-dit's only where it is installed."""
-    return [
-        *_library_pab(), *_faster_cache(), *_first_block(), *_mag_cache(), *_taylor(), *_sea_cache(),
-        *(_cache_dit(num_steps, num_blocks) if cache_dit_is_here() else ()),
-    ]  # fmt: skip
+    """Returns the peers' settings for a Wan of so many blocks: of what is installed."""
+    makers = {
+        "PyramidAttentionBroadcastConfig": _library_pab, "FasterCacheConfig": _faster_cache,
+        "FirstBlockCacheConfig": _first_block, "MagCacheConfig": _mag_cache, "TaylorSeerCacheConfig": _taylor,
+        "SeaCacheConfig": _sea_cache,
+    }  # fmt: skip
+    found = [setting for name, make in makers.items() if _has(name) for setting in make()]
+    return [*found, *(_cache_dit(num_steps, num_blocks) if cache_dit_is_here() else ())]
+
+
+def missing_methods(methods: Sequence[str]) -> dict[str, str]:
+    """Returns which of the methods, as `WHOSE METHOD`, cannot run with what is installed, and why."""
+    found: dict[str, str] = {}
+    for name in methods:
+        side, _, method = name.partition(" ")
+        if side == OURS:
+            continue
+        try:
+            require(side)
+        except NotHereError as error:
+            found[name] = str(error)
+            continue
+        config = "PyramidAttentionBroadcast" if method == "PAB" else f"{method.split()[0].removesuffix('Cache')}Cache"
+        if side == DIFFUSERS and not _has(f"{config}Config"):
+            found[name] = f"diffusers {version('diffusers')} has no {config}Config: pip install --upgrade diffusers"
+    return found
+
+
+def _has(name: str) -> bool:
+    import diffusers
+
+    return hasattr(diffusers, name)
 
 
 def cache_dit_is_here() -> bool:

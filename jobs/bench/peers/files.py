@@ -37,7 +37,14 @@ def joined(parts: Sequence[Json]) -> Json:
             rows = {_setting(row): row for row in _without_times(models.get(same, {"rows": []})["rows"])}
             rows |= {_setting(row): row for row in model["rows"]}
             device = model.get("device", part["environment"]["device"])
-            models[same] = {**model, "device": device, "rows": list(rows.values())}
+            here = {(row["side"], row["method"]) for row in rows.values() if row.get("status") != "not run"}
+            kept = [
+                row
+                for row in rows.values()
+                if row.get("status") != "not run" or (row["side"], row["method"]) not in here
+            ]
+            batch = model["batch"] or models.get(same, model)["batch"]
+            models[same] = {**model, "batch": batch, "device": device, "rows": kept}
     return {**parts[-1], "models": list(models.values())}
 
 
