@@ -56,6 +56,7 @@ BENCH = """examples:
   python -m pipeline bench                 all rows; on a CPU tiny models of the same classes, in a minute or two
   python -m pipeline bench --rows latte --seconds 500
   python -m pipeline bench --rows "open_sora: compiled pab357 int8, open_sora ours: compiled none"
+  python -m pipeline bench --rows "peers: demo_wan MagCache"      a cache of others beside our plans, on trained weights
   python -m pipeline bench --join runs/a runs/b --output runs/both
   python -m pipeline bench --figures wan_14b --output runs/figures
   python -m pipeline submit prompts.parquet --model wan_14b --figures runs/figures/figures.json --dry-run

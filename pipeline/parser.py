@@ -196,10 +196,12 @@ def _add_bench(commands: Commands[Parser]) -> None:
         "--output",
         default="runs/bench",
         metavar="DIR",
-        help="folder for bench.json and bench.html, or figures.json (default: runs/bench)",
+        help="folder for bench.json and bench.html, of peers peers.json, .md and .svg, or figures.json (default: runs/bench)",
     )
     parser.add_argument(
-        "--rows", metavar="TEXT,...", help="names of groups, or parts of rows' names (default: all; see --list)"
+        "--rows",
+        metavar="TEXT,...",
+        help="names of groups, or parts of rows' names (default: all but peers; see --list)",
     )
     parser.add_argument("--list", action="store_true", help="list the rows, and about how long each group takes")
     parser.add_argument(

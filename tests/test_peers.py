@@ -152,7 +152,6 @@ def row(setting: Setting, operations: float, *psnr: float | None) -> dict[str, o
 
 FOUND = {
     "environment": {"device": "cpu"},
-    "cache_dit": False,
     "models": [
         {
             "family": "demo", "clips": 3, "batch": 4, "precision": "float32",
@@ -180,11 +179,14 @@ def test_methods_are_compared_at_equal_operations() -> None:
 
 
 def test_the_table_says_who_is_best_at_half_and_what_did_not_run() -> None:
-    told = table(FOUND)
+    (model,) = FOUND["models"]  # type: ignore[misc]
+    why = "cache-dit is not installed: pip install cache-dit"
+    missing = {"side": "cache-dit", "method": "cache-dit", "setting": "-", "why": why, "status": "not run"}
+    told = table({**FOUND, "models": [{**model, "rows": [missing, *model["rows"]]}]})  # type: ignore[dict-item,index]
     assert "| ours | PAB | pab357 | 40.0% | 0.4000 | 2.50x | 30.0 (20.0) | 0.9000 (0.9000) | 30 (20) |" in told
     assert "| diffusers | SeaCache | 0.1 | ValueError: no blocks |" in told
     assert "At half of the operations, between the settings on both sides of it: ours PAB 32.5 dB." in told
-    assert "cache-dit is not installed: pip install cache-dit." in told
+    assert f"| cache-dit | cache-dit | - | {why} |" in told
 
 
 def test_a_later_files_rows_replace_and_rows_that_it_lacks_keep_their_quality(tmp_path: Path) -> None:
@@ -251,3 +253,22 @@ def test_no_two_methods_of_the_picture_look_alike() -> None:
     legend = [each for each in svg if each.tag.endswith("}g") and "transform" not in each.attrib]
     looks = {(each.get("fill"), each.get("stroke"), each[0].tag, len(each[0].get("d", ""))) for each in legend}
     assert len(looks) == len(legend) == 18
+
+
+def test_what_could_not_run_is_left_out_where_another_call_ran_it() -> None:
+    (model,) = FOUND["models"]  # type: ignore[misc]
+    missing = [
+        {
+            "side": "diffusers",
+            "method": method,
+            "setting": "-",
+            "why": "diffusers is not installed",
+            "status": "not run",
+        }
+        for method in ("MagCache", "FasterCache")
+    ]
+    without = {**FOUND, "models": [{**model, "batch": None, "rows": missing}]}  # type: ignore[dict-item]
+    for parts in ([without, FOUND], [FOUND, without]):
+        (both,) = joined(parts)["models"]
+        assert both["batch"] == 4
+        assert [row["method"] for row in both["rows"] if row["why"] == "diffusers is not installed"] == ["FasterCache"]

@@ -84,6 +84,6 @@ def listed() -> list[str]:
     """Returns a line for each model, for `bench --list`."""
     return [
         f"{PEERS}: {family}: its trained weights under {len(trained.methods)} ways to leave out work, each at several "
-        f"settings: operations, seconds, PSNR, SSIM, VMAF; about {trained.minutes:g} min at full size; only where --rows names it"
+        f"settings; about {trained.minutes:g} min at full size; only where --rows names it"
         for family, trained in MODELS.items()
     ]
