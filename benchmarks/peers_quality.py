@@ -34,15 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = BenchSettings(size="full", device=device, backend="none", repeat=1, seconds=0, row_seconds=0)
     found: Json = {"environment": environment(size), "models": []}
     before = [untimed(json.loads(options.again.read_text()))] if options.again else []
-    with torch.inference_mode():
-        for name in options.families.split(","):
-            model: Json = {"rows": []}
-            for part in measure(_work(name, options), torch.device(device), _tell):
-                # After every setting, so that a call that is cut short leaves what it has measured.
-                model |= {**part, "rows": [*model["rows"], *part["rows"]]}
-                write_peers(joined([*before, {**found, "models": [*found["models"], model]}]), options.out)
-                _tell(json.dumps({key: value for key, value in part["rows"][0].items() if not isinstance(value, dict)}))
-            found["models"].append(model)
+    for name in options.families.split(","):
+        model: Json = {"rows": []}
+        for part in measure(_work(name, options), device, _tell):
+            # After every setting, so that a call that is cut short leaves what it has measured.
+            model |= {**part, "rows": [*model["rows"], *part["rows"]]}
+            write_peers(joined([*before, {**found, "models": [*found["models"], model]}]), options.out)
+            _tell(json.dumps({key: value for key, value in part["rows"][0].items() if not isinstance(value, dict)}))
+        found["models"].append(model)
     sys.stdout.write(table(joined([*before, found])))
     return 0
 

@@ -28,21 +28,18 @@ def measure_peers(
     `ends`: of the monotonic clock, when no setting begins any more. `tell` is given all figures after every setting, `note` a
     line about it.
     """
-    import torch
-
     from jobs.bench.peers.measure import measure_chosen
     from jobs.bench.peers.work import work_of
 
     found: Json = {"environment": environment, "models": []}
-    with torch.inference_mode():
-        for chosen in models:
-            work = work_of(chosen, settings.size, row_seconds=settings.row_seconds, ends=ends)
-            found["models"].append({"rows": []})
-            for part in measure_chosen(work, chosen, torch.device(settings.device), note):
-                model = found["models"][-1]
-                found["models"][-1] = {**part, "rows": [*model["rows"], *part["rows"]]}
-                tell(found)
-                note(told(chosen.family, part["rows"][0]))
+    for chosen in models:
+        work = work_of(chosen, settings.size, row_seconds=settings.row_seconds, ends=ends)
+        found["models"].append({"rows": []})
+        for part in measure_chosen(work, chosen, settings.device, note):
+            model = found["models"][-1]
+            found["models"][-1] = {**part, "rows": [*model["rows"], *part["rows"]]}
+            tell(found)
+            note(told(chosen.family, part["rows"][0]))
     return found
 
 

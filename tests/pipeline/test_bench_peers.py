@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.bench.peers import methods, work
 from jobs.bench.peers.chosen import MODELS, OUR_METHODS, PEER_METHODS, chosen_peers
-from jobs.bench.peers.methods import cache_dit_is_here, missing_methods, our_settings, peer_settings
+from jobs.bench.peers.methods import cache_dit_is_here, in_diffusers, missing_methods, our_settings, peer_settings
 from pab.families import FAMILIES
 from tests.pipeline.command import Command
 
 Json = dict[str, Any]
-ROWS = "peers: demo_wan MagCache, peers: demo_wan cache-dit cache-dit with TaylorSeer"
+ROWS = "peers: demo_wan MagCache, peers: demo_wan searched, peers: demo_wan cache-dit cache-dit with TaylorSeer"
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Json, Path]:
     """What two methods give on a small clip of few steps."""
-    folder, usual = tmp_path_factory.mktemp("bench"), work.work_of
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "work_of", lambda *given, **named: replace(usual(*given, **named), steps=4))
-        command = Command(folder=folder, weights=folder, in_process=True)
-        code, document = command.json("bench", "--rows", ROWS, "--size", "tiny", "--output", "table")
+    folder = tmp_path_factory.mktemp("bench")
+    command = Command(folder=folder, weights=folder, in_process=True)
+    code, document = command.json("bench", "--rows", ROWS, "--size", "tiny", "--output", "table")
     return code, document, folder / "table"
 
 
@@ -41,6 +37,8 @@ def test_methods_are_measured_or_say_why_not(ran: tuple[int, Json, Path]) -> Non
     assert found["clip_s"] > 0
     assert found["whole_clip_s"] > 0
     assert 10 < found["psnr_db"]["worst"] <= found["psnr_db"]["median"] < 100
+    plan = rows["ours searched plans"]
+    assert (plan["status"], plan["why"]) == ("not run", "a plan of 30 steps; clips have 8")
     theirs = rows["cache-dit cache-dit with TaylorSeer"]
     if not cache_dit_is_here():
         assert (theirs["status"], theirs["why"]) == ("not run", "cache-dit is not installed: pip install cache-dit")
@@ -56,7 +54,7 @@ def test_table_and_picture_stand_beside_the_document_and_on_the_page(ran: tuple[
     assert "<h2>Peers beside us on the same trained weights</h2>" in page
     assert "<td>diffusers</td><td>MagCache</td>" in page
     assert "diffusers MagCache: threshold 0.5" in page  # of the picture
-    assert "1 held-out prompts, 16 frames of 16x16, 4 steps, float32; batches of 1 are timed" in page
+    assert "1 held-out prompts, 16 frames of 16x16, 8 steps, float32; batches of 1 are timed" in page
 
 
 def test_runs_are_joined(ran: tuple[int, Json, Path], command: Command) -> None:
@@ -121,10 +119,11 @@ def test_every_method_that_is_listed_has_settings() -> None:
     )
 
 
-def test_an_older_diffusers_leaves_out_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = methods._has
-    monkeypatch.setattr(methods, "_has", lambda name: name != "SeaCacheConfig" and there(name))
-    missing = missing_methods(["ours PAB", "diffusers SeaCache", "diffusers TaylorSeer lite"])
+def test_an_older_diffusers_leaves_out_what_it_lacks() -> None:
+    def has(name: str) -> bool:
+        return name != "SeaCacheConfig" and in_diffusers(name)
+
+    missing = missing_methods(["ours PAB", "diffusers SeaCache", "diffusers TaylorSeer lite"], has)
     assert [*missing] == ["diffusers SeaCache"]
     assert "has no SeaCacheConfig: pip install --upgrade diffusers" in missing["diffusers SeaCache"]
-    assert "diffusers SeaCache" not in {setting.whose for setting in peer_settings(30, 8)}
+    assert "diffusers SeaCache" not in {setting.whose for setting in peer_settings(30, 8, has)}

@@ -27,13 +27,13 @@ Json = dict[str, Any]
 _CALIBRATION_SEED, _CLIPS_SEED = 7, 1
 
 
-def measure(work: Work, device: torch.device, tell: Callable[[str], None]) -> Iterator[Json]:
+def measure(work: Work, device: str, tell: Callable[[str], None]) -> Iterator[Json]:
     """Yields what a model is and, one by one, what its settings did.
 
     Raises NotHereError where a library is missing that the model needs, and what loading it raises.
     """
     model = _about(work)
-    with limited(work):
+    with limited(work), torch.inference_mode():
         if DIFFUSERS in FAMILIES[work.family].libraries:
             require(DIFFUSERS)
         clips = _loaded(work, device)
@@ -45,7 +45,7 @@ def measure(work: Work, device: torch.device, tell: Callable[[str], None]) -> It
             asked = requests_of(work, min(2, work.clips), _CALIBRATION_SEED)
             clips.ratios = mag_ratios(lambda put: clips.pipeline(put)(asked), requests[0].num_steps)
         many = requests_of(work, work.max_batch, _CLIPS_SEED)
-        batch = fullest_batch(clips.ours(NO_BROADCAST), many, device, enough_s=work.enough_s)
+        batch = fullest_batch(clips.ours(NO_BROADCAST), many, clips.device, enough_s=work.enough_s)
     tell(f"{work.family}: {len(settings)} settings; {batch} clips fill the device")
     with ThreadPoolExecutor(work.threads) as pool:
         rows = Rows(work=work, clips=clips, requests=requests, batch=many[:batch], pool=pool)
@@ -53,7 +53,7 @@ def measure(work: Work, device: torch.device, tell: Callable[[str], None]) -> It
             yield {**model, "batch": batch, "rows": [rows.row(setting)]}
 
 
-def measure_chosen(work: Work, chosen: Chosen, device: torch.device, tell: Callable[[str], None]) -> Iterator[Json]:
+def measure_chosen(work: Work, chosen: Chosen, device: str, tell: Callable[[str], None]) -> Iterator[Json]:
     """Yields as `measure` does, and rows of what cannot run here: whatever a library raises, other models go on."""
     missing = missing_methods(chosen.methods)
     for name, told in missing.items():
@@ -94,10 +94,10 @@ def _without_figures(work: Work, name: str, status: str, why: str) -> Json:
     return {**_about(work), "rows": [{"side": side, "method": method, "setting": "-", "status": status, "why": why}]}
 
 
-def _loaded(work: Work, device: torch.device) -> Clips:
+def _loaded(work: Work, device: str) -> Clips:
     family, precision = FAMILIES[work.family], _precision(work)
-    model = family.load(LoadRequest(weights=work.weights, precision=precision, device=str(device)))
-    return Clips(family=family, model=model, precision=precision, device=device)
+    model = family.load(LoadRequest(weights=work.weights, precision=precision, device=device))
+    return Clips(family=family, model=model, precision=precision, device=torch.device(device))
 
 
 def settings_of(work: Work, clips: Clips, num_steps: int) -> list[Setting]:

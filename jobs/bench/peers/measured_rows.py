@@ -16,6 +16,7 @@ from jobs.bench.peers.work import Work, limited
 from jobs.bench.run import TooLongError
 from jobs.quality.alike import Frames
 from jobs.quality.compare import alike_facts
+from pab.broadcast.step_rules import StepRules
 from pab.family import ClipRequest
 
 Json = dict[str, Any]
@@ -46,8 +47,11 @@ class Rows:
         line: Json = {"side": setting.side, "method": setting.method, "setting": setting.words, "why": None}
         if self.work.is_over:
             return line | {"status": NOT_RUN, "why": NO_TIME}
+        rules, num_steps = setting.rules, self.requests[0].num_steps
+        if isinstance(rules, StepRules) and rules.num_steps != num_steps:
+            return line | {"status": NOT_RUN, "why": f"a plan of {rules.num_steps} steps; clips have {num_steps}"}
         try:
-            with limited(self.work):
+            with limited(self.work), torch.inference_mode():
                 return line | self._measured(setting) | {"status": MEASURED}
         except FAULTS as error:  # what a peer says of a model it does not fit
             return line | {"status": FAILED, "why": why_of(error)}

@@ -99,18 +99,25 @@ def _method(rules: Rules) -> str:
     return "searched plans" if isinstance(rules, StepRules) else "PAB"
 
 
-def peer_settings(num_steps: int, num_blocks: int) -> list[Setting]:
-    """Returns the peers' settings for a Wan of so many blocks: of what is installed."""
+def in_diffusers(name: str) -> bool:
+    """Whether the installed diffusers has a class."""
+    import diffusers
+
+    return hasattr(diffusers, name)
+
+
+def peer_settings(num_steps: int, num_blocks: int, has: Callable[[str], bool] = in_diffusers) -> list[Setting]:
+    """Returns the peers' settings for a Wan of so many blocks: of what is installed. `has`: whether diffusers has a class."""
     makers = {
         "PyramidAttentionBroadcastConfig": _library_pab, "FasterCacheConfig": _faster_cache,
         "FirstBlockCacheConfig": _first_block, "MagCacheConfig": _mag_cache, "TaylorSeerCacheConfig": _taylor,
         "SeaCacheConfig": _sea_cache,
     }  # fmt: skip
-    found = [setting for name, make in makers.items() if _has(name) for setting in make()]
+    found = [setting for name, make in makers.items() if has(name) for setting in make()]
     return [*found, *(_cache_dit(num_steps, num_blocks) if cache_dit_is_here() else ())]
 
 
-def missing_methods(methods: Sequence[str]) -> dict[str, str]:
+def missing_methods(methods: Sequence[str], has: Callable[[str], bool] = in_diffusers) -> dict[str, str]:
     """Returns which of the methods, as `WHOSE METHOD`, cannot run with what is installed, and why."""
     found: dict[str, str] = {}
     for name in methods:
@@ -123,15 +130,9 @@ def missing_methods(methods: Sequence[str]) -> dict[str, str]:
             found[name] = str(error)
             continue
         config = "PyramidAttentionBroadcast" if method == "PAB" else f"{method.split()[0].removesuffix('Cache')}Cache"
-        if side == DIFFUSERS and not _has(f"{config}Config"):
+        if side == DIFFUSERS and not has(f"{config}Config"):
             found[name] = f"diffusers {version('diffusers')} has no {config}Config: pip install --upgrade diffusers"
     return found
-
-
-def _has(name: str) -> bool:
-    import diffusers
-
-    return hasattr(diffusers, name)
 
 
 def cache_dit_is_here() -> bool:

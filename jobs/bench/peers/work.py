@@ -56,11 +56,11 @@ class Work:
 
 
 def work_of(chosen: Chosen, size: str, *, row_seconds: float, ends: float) -> Work:
-    """Returns what a row of `bench` measures. Of "tiny" size: a small clip, and of each method one setting."""
+    """Returns what a row of `bench` measures. Of "tiny" size: a small clip of few steps, and of each method one setting."""
     work = Work(family=chosen.family, chosen=chosen, known={}, row_seconds=row_seconds, ends=ends)
     if size != TINY:
         return work
-    return replace(work, clips=1, size=(16, 16, 16), max_batch=1, enough_s=0.0, last_of_each=True)
+    return replace(work, clips=1, steps=8, size=(16, 16, 16), max_batch=1, enough_s=0.0, last_of_each=True)
 
 
 def limited(work: Work) -> AbstractContextManager[None]:
