@@ -1,7 +1,8 @@
 """What a clip takes on the ranks of one or more nodes, from what it takes on one: a model of time.
 
 Computing is shared as evenly as its tokens can be. Each exchange takes what its bytes take over the link, and what copying
-them takes. The figures are fitted to measured rows, the assumptions stand in docs/performance.md. Free of torch.
+them takes. The figures are fitted to measured rows, the assumptions stand in docs/performance.md. The device's time alone:
+where a step's share of it is less than what the host needs to queue the step, a clip takes longer. Free of torch.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ H100 = Machine(
     rows_apart=1.027,
     passes_apart=1.01,
 )
-"""Of one node fitted to two H100s (Open-Sora 1.2, none, cfg2 and sp2), passes to two H200s (Wan 2.1 1.3B, cfg2); between
-nodes assumed: 400 Gb/s for each GPU."""
+"""Of one node fitted to two H100s (Open-Sora 1.2, none, cfg2 and sp2), passes to two H200s (Wan 2.1 1.3B, cfg2), and since
+compared with two H200s; between nodes assumed: 400 Gb/s for each GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,22 +153,20 @@ def _wire_s(sent: float, machine: Machine, sp: int, *, nodes_of_pass: int) -> fl
 
 def expected(
     one_rank_s: float, plan: BroadcastPlan, tokens: Tokens, mesh: Mesh, *, machine: Machine = H100,
-    copies: Copies = PACKED, nodes: int = 1, in_turn: bool = False,
+    copies: Copies = PACKED, nodes: int = 1,
 ) -> Expected:  # fmt: skip
     """Returns what a clip that takes `one_rank_s` on one rank takes on a mesh's cfg x sp ranks, over so many nodes.
 
-    Branches of guidance are on different nodes before a pass is. `in_turn`: rows of guidance run in turn, and each exchange
-    lasts no longer than what the other row computes meanwhile: then of every step only the first one, half as large, is
-    waited for.
+    Branches of guidance are on different nodes before a pass is. Rows of guidance in turn are not expected: the host is
+    their limit on a GPU.
     """
     cfg, sp = mesh.cfg, mesh.sp
     rows = min(tokens.rows_per_pass, ROWS // cfg)
     passes = ROWS // cfg // rows
     share = (1 - tokens.share) * largest_part(tokens.places, sp) / tokens.places
     share += tokens.share * largest_part(tokens.others, sp) / tokens.others
-    turns = in_turn and rows > 1
     apart = machine.rows_apart if tokens.rows_per_pass > 1 else machine.passes_apart
-    compute_s = one_rank_s / cfg * (apart if cfg > 1 or turns else 1.0) * share
+    compute_s = one_rank_s / cfg * (apart if cfg > 1 else 1.0) * share
     if sp == 1:
         return Expected(
             mesh=mesh, nodes=nodes, seconds=compute_s, exchange_s=0.0, sent_bytes=0.0,
@@ -176,8 +175,7 @@ def expected(
     switches = passes * plan.all_to_alls // 2
     sent, copied = exchanged(tokens, sp, rows, copies)
     wire_s = _wire_s(sent, machine, sp, nodes_of_pass=max(1, nodes // cfg))
-    waited = 0.25 * plan.num_steps if turns else float(switches)
-    exchange_s = waited * wire_s + switches * copied / machine.copy_bytes_per_s
+    exchange_s = switches * (wire_s + copied / machine.copy_bytes_per_s)
     return Expected(
         mesh=mesh,
         nodes=nodes,
