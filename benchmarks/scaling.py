@@ -96,6 +96,21 @@ MEASURED = (
     ),
 )  # fmt: skip
 """docs/performance.md: medians, denoising alone."""
+FOUR = (
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, none (four H200)", family="open_sora", broadcast="none", heads=16,
+        seconds={Mesh(): 6.75, Mesh(cfg=2, sp=2): 2.86, Mesh(sp=4): 2.36}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 (four H200)", family="open_sora", broadcast="pab246", heads=16,
+        seconds={Mesh(): 5.24, Mesh(cfg=2, sp=2): 1.91, Mesh(sp=4): 2.18}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 float8 (four H200, the first of two runs)", family="open_sora",
+        broadcast="pab246", heads=16, seconds={Mesh(): 3.76, Mesh(cfg=2, sp=2): 2.09}, measured_before=False,
+    ),
+)  # fmt: skip
+"""Where the host is the limit: one clip each, whose steps differ by half."""
 
 
 HEADS = {"open_sora": 16, "wan": 12, "wan_14b": 40}
@@ -170,13 +185,13 @@ def table(clip: Clip) -> list[str]:
     for mesh, sent in clip.sent_bytes.items():
         expected_bytes = predicted(clip, mesh, 1).sent_bytes
         lines.append(f"  sent {_name(mesh)}: {sent / 1e9:.2f} GB; planned {expected_bytes / 1e9:.2f} GB")
-    lines.append(f"  {'mesh':<16}{'seconds':>9}{'faster':>9}{'exchanges':>11}{'GB sent':>9}")
+    lines.append(f"  {'mesh':<16}{'seconds':>9}{'faster':>9}{'exchanges':>11}{'host':>7}{'GB sent':>9}")
     for mesh, nodes in MESHES:
         found = predicted(clip, mesh, nodes)
         where = f"{_name(mesh)}" + (f", {nodes} nodes" if nodes > 1 else "")
         lines.append(
             f"  {where:<16}{found.seconds:>9.2f}{found.times_faster:>8.2f}x{found.exchange_s:>11.2f}"
-            f"{found.sent_bytes / 1e9:>9.1f}"
+            f"{found.host_s:>7.2f}{found.sent_bytes / 1e9:>9.1f}"
         )
     return lines
 
@@ -192,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--bench", type=Path, nargs="+", metavar="FILE", help="JSON of `bench` or `many_gpus` with rows on one GPU"
     )
     options = parser.parse_args(arguments)
-    for clip in MEASURED if options.bench is None else from_bench(options.bench):
+    for clip in (*MEASURED, *FOUR) if options.bench is None else from_bench(options.bench):
         sys.stdout.write("\n".join(table(clip)) + "\n")
 
 

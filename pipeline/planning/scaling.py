@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from jobs.settings import Mesh
 from pab.broadcast.plan import BroadcastPlan
+from pab.broadcast.rules import KINDS
 from pab.family import ClipRequest, CostFigures, Family
 from pab.parallel.parts import even_parts, largest_part, sent_elements
 
@@ -32,7 +33,8 @@ class Machine:
     """What exchanges run over. `copy_bytes_per_s`: of a copy into another order, read and written bytes together.
 
     `rows_apart`: how many times as long as half of a clip's time one row of guidance takes, its predictions exchanged, of a
-    family that has both rows in one pass; `passes_apart`: of one that has a pass for each.
+    family that has both rows in one pass; `passes_apart`: of one that has a pass for each. `host_site_s`: what the host needs
+    to queue one site that is computed, of a pass that ranks share: however little is left to each, a clip takes that long.
     """
 
     within_node: Link
@@ -40,6 +42,7 @@ class Machine:
     copy_bytes_per_s: float
     rows_apart: float
     passes_apart: float
+    host_site_s: float
     gpus_per_node: int = 8
 
 
@@ -49,9 +52,10 @@ H100 = Machine(
     copy_bytes_per_s=2.4e12,
     rows_apart=1.027,
     passes_apart=1.01,
+    host_site_s=0.55e-3,
 )
 """Of one node fitted to two H100s (Open-Sora 1.2, none, cfg2 and sp2), passes to two H200s (Wan 2.1 1.3B, cfg2), and since
-compared with two H200s; between nodes assumed: 400 Gb/s for each GPU."""
+compared with two H200s; the host to four H200s (Open-Sora 1.2); between nodes assumed: 400 Gb/s for each GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +92,10 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """Seconds of denoising a clip, and what the busiest rank sends. `exchange_s` is part of `seconds`."""
+    """Seconds of denoising a clip, and what the busiest rank sends. `exchange_s` is part of what the device takes.
+
+    `host_s`: what the host takes at least; the larger of both is `seconds`.
+    """
 
     mesh: Mesh
     nodes: int
@@ -96,6 +103,7 @@ class Expected:
     exchange_s: float
     sent_bytes: float
     times_faster: float
+    host_s: float = 0.0
 
 
 def tokens_of(
@@ -176,11 +184,14 @@ def expected(
     sent, copied = exchanged(tokens, sp, rows, copies)
     wire_s = _wire_s(sent, machine, sp, nodes_of_pass=max(1, nodes // cfg))
     exchange_s = switches * (wire_s + copied / machine.copy_bytes_per_s)
+    host_s = passes * sum(plan.computed(kind) for kind in KINDS) * machine.host_site_s
+    seconds = max(compute_s + exchange_s, host_s)
     return Expected(
         mesh=mesh,
         nodes=nodes,
-        seconds=compute_s + exchange_s,
+        seconds=seconds,
         exchange_s=exchange_s,
         sent_bytes=switches * sent,
-        times_faster=one_rank_s / (compute_s + exchange_s),
+        times_faster=one_rank_s / seconds,
+        host_s=host_s,
     )
