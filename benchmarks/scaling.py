@@ -185,12 +185,13 @@ def table(clip: Clip) -> list[str]:
     for mesh, sent in clip.sent_bytes.items():
         expected_bytes = predicted(clip, mesh, 1).sent_bytes
         lines.append(f"  sent {_name(mesh)}: {sent / 1e9:.2f} GB; planned {expected_bytes / 1e9:.2f} GB")
-    lines.append(f"  {'mesh':<16}{'seconds':>9}{'faster':>9}{'exchanges':>11}{'host':>7}{'GB sent':>9}")
+    lines.append(f"  {'mesh':<16}{'seconds':>9}{'faster':>9}{'device':>8}{'exchanges':>11}{'host':>7}{'GB sent':>9}")
     for mesh, nodes in MESHES:
         found = predicted(clip, mesh, nodes)
         where = f"{_name(mesh)}" + (f", {nodes} nodes" if nodes > 1 else "")
         lines.append(
-            f"  {where:<16}{found.seconds:>9.2f}{found.times_faster:>8.2f}x{found.exchange_s:>11.2f}"
+            f"  {where:<16}{found.seconds:>9.2f}{found.times_faster:>8.2f}x{found.device_s:>8.2f}"
+            f"{found.exchange_s:>11.2f}"
             f"{found.host_s:>7.2f}{found.sent_bytes / 1e9:>9.1f}"
         )
     return lines
