@@ -73,7 +73,7 @@ def test_what_only_prompts_are_read_with_is_needed_too(monkeypatch: pytest.Monke
         clean("a dog")
     monkeypatch.setitem(sys.modules, "ftfy", None)  # type: ignore[arg-type]
     assert missing_libraries(dict.fromkeys(FAMILIES))["wan"] == ["ftfy"]
-    with pytest.raises(UsageError, match="^latte needs beautifulsoup4 and ftfy, which"):
+    with pytest.raises(UsageError, match=r"^latte needs beautifulsoup4 and ftfy, which"):
         check_libraries({"latte": None}, here=True)
 
 
