@@ -41,13 +41,9 @@ KERNELS = {
     "noflash3": replace(MEASURED_FASTER, flash3=False),
     "apart": replace(MEASURED_FASTER, gated=False, summed=False, gelu8=False),
     "nosummed": replace(MEASURED_FASTER, summed=False),
-    "whole": replace(MEASURED_FASTER, whole=True),
     "nogelu8": replace(MEASURED_FASTER, gelu8=False),
-    "crossflash3": replace(MEASURED_FASTER, cross_flash3=True),
-    "sum8": replace(MEASURED_FASTER, sum8=True),
-    "whole8": replace(MEASURED_FASTER, sum8=True, whole8=True),
 }
-"""Of a variant's third word: none, what is used, that without some (`apart`: all inside of products), or with candidates."""
+"""Of a variant's third word: none, what is used, that without some (`apart`: without all that is inside of products)."""
 
 
 class Lines:

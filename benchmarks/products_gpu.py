@@ -1,6 +1,6 @@
 """Times what may follow inside of a product beside the passes that it would save, at Open-Sora's 480p sizes.
 
-And attention with what FlashAttention-3 might do besides: to text, and of 8-bit floats in heads that are filled up.
+And attention of 8-bit floats, in heads that are filled up for FlashAttention-3.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.kernels_gpu import DIM, FRAMES, HEAD_DIM, HEADS, PATCHES, ROWS, TEXT, Operation, random
-from pab.kernels import attention, flash3, float8, linear_gelu, modulated_norm, product8, product_end
+from benchmarks.kernels_gpu import DIM, FRAMES, HEAD_DIM, HEADS, PATCHES, ROWS, Operation, random
+from pab.kernels import flash3, float8, linear_gelu, modulated_norm, product8, product_end
 from pab.kernels.float8 import Float8Linear, Rows8
 from pab.kernels.product_end import End
 
@@ -27,10 +27,9 @@ def operations(*, tiles: bool) -> Iterator[Operation]:
         yield _sum_in_place(name, inputs)
     yield _widening_in_full()
     yield _widening(tiles=tiles)
-    for name, inputs in (("fc2", WIDE), ("proj", DIM)):
-        yield _narrowing(name, inputs, tiles=tiles)
     yield from _passes(tiles=tiles)
-    yield from _attentions()
+    if flash3.installed():
+        yield _attention()
 
 
 def _tokens(channels: int, seed: int) -> Tensor:
@@ -137,48 +136,6 @@ def _widening(*, tiles: bool) -> Operation:
     )
 
 
-def _narrowing(name: str, inputs: int, *, tiles: bool) -> Operation:
-    from pab.kernels.gpu import product8 as gpu
-
-    linear, gate = Float8Linear(_linear(inputs, DIM)), random(DIM, seed=30, scale=0.2)
-    total, rows = _tokens(DIM, 34), float8.gelu_rows(_tokens(inputs, 35))
-    cut = gpu.Tile
-    cuts = [gpu.SUM_TILE]
-    if tiles:
-        cuts += [
-            cut(tokens=256, per_processor=1000, num_warps=8),
-            cut(tokens=256, group=16, per_processor=1, num_warps=8),
-            cut(outputs=256, per_processor=1, num_warps=8),
-            cut(num_stages=2),
-            cut(inputs=64, num_stages=4),
-        ]
-    weight = Rows8(linear.weight, linear.weight_scales * gate[:, None].float())
-
-    def then_sum(total: Tensor, values: Tensor, scales: Tensor, _: Tensor) -> Tensor:
-        return total + gate * linear(Rows8(values, scales))
-
-    return Operation(
-        name=f"8-bit product of {name}, gated and added",
-        arguments=(total, *rows, linear.bias * gate),
-        plain=lambda total, values, scales, bias: product8.plain_added(total, Rows8(values, scales), weight, bias),
-        fused={
-            str(each): lambda total, values, scales, bias, each=each: gpu.added(
-                total, values, scales, *weight, bias, each
-            )
-            for each in cuts
-        },
-        units=2 + inputs / DIM / 2,
-        others={
-            "product, then gate and sum, compiled": torch.compile(then_sum),
-            "product with the gate in its scales": lambda _, values, scales, __: linear.gated(
-                Rows8(values, scales), gate
-            ),
-            "product alone": lambda _, values, scales, __: linear(Rows8(values, scales)),
-        },
-        compiles=False,
-    )
-
-
 def _passes(*, tiles: bool) -> Iterator[Operation]:
     """Yields the passes that write 8-bit rows, in other tiles than today's, and a norm that writes a sum ahead."""
     from pab.kernels.gpu import float8 as gpu
@@ -215,24 +172,12 @@ def _passes(*, tiles: bool) -> Iterator[Operation]:
         )
 
 
-def _attentions() -> Iterator[Operation]:
-    if not flash3.installed():
-        return
-    q = _tokens(DIM, 41).flatten(1, 2)
-    keys_values = random(ROWS, TEXT, 2, HEADS, HEAD_DIM, seed=42).permute(0, 2, 3, 1, 4)
-    yield Operation(
-        name="cross attention by FlashAttention-3, text of 120",
-        arguments=(q, keys_values, None),
-        plain=attention.plain_cross,
-        fused={"FlashAttention-3": attention.flash3_cross},
-        units=2,
-        compiles=False,
-    )
+def _attention() -> Operation:
     filled = (random(ROWS * FRAMES, PATCHES, HEADS, FILLED, seed=seed) for seed in (43, 44, 45))
     q8, k8, v8 = (x.to(float8.FLOAT8) for x in filled)
     ones = torch.ones(ROWS * FRAMES, HEADS, device="cuda")
     heads = [random(ROWS * FRAMES, PATCHES, HEADS, HEAD_DIM, seed=seed) for seed in (46, 47, 48)]
-    yield Operation(
+    return Operation(
         name="spatial attention of 8-bit floats, filled up to 96",
         arguments=tuple(heads),
         plain=flash3.fused,

@@ -34,8 +34,9 @@ CFG2, SP2 = Mesh(cfg=2), Mesh(sp=2)
 class Clip:
     """A clip whose time on one GPU is known, and perhaps on several.
 
-    `seconds`: of denoising, by mesh; `in_turn`: the same of rows of guidance in turn. `sent_bytes`: by mesh, what the first
-    rank sent. `size`: height, width and frames; None for the family's default clip, as `num_steps` is.
+    `seconds`: of denoising, by mesh; `in_turn`: the same of rows of guidance in turn, of which nothing is expected.
+    `sent_bytes`: by mesh, what the first rank sent. `size`: height, width and frames; None for the family's default clip, as
+    `num_steps` is.
     """
 
     title: str
@@ -73,8 +74,43 @@ MEASURED = (
         title="Wan 2.1 1.3B, 480p, 81 frames, 10 steps, none (H200)", family="wan", broadcast="none", heads=12,
         seconds={Mesh(): 8.83, CFG2: 4.46, SP2: 4.92}, num_steps=10,
     ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, none (H200)", family="open_sora", broadcast="none", heads=16,
+        seconds={Mesh(): 6.75, CFG2: 3.46, SP2: 4.01}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 (H200)", family="open_sora", broadcast="pab246", heads=16,
+        seconds={Mesh(): 5.24, CFG2: 2.69, SP2: 3.07}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 float8, before kernels with their ends (H200)", family="open_sora",
+        broadcast="pab246", heads=16, seconds={Mesh(): 4.12, CFG2: 2.18, SP2: 2.45}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 float8 (H200)", family="open_sora", broadcast="pab246", heads=16,
+        seconds={Mesh(): 3.76, CFG2: 1.99}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 720p, 51 frames, PAB246 (H200)", family="open_sora", broadcast="pab246", heads=16,
+        seconds={Mesh(): 13.33, CFG2: 6.66, SP2: 7.47}, measured_before=False, size=(720, 1280, 51),
+    ),
 )  # fmt: skip
 """docs/performance.md: medians, denoising alone."""
+FOUR = (
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, none (four H200)", family="open_sora", broadcast="none", heads=16,
+        seconds={Mesh(): 6.75, Mesh(cfg=2, sp=2): 2.86, Mesh(sp=4): 2.36}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 (four H200)", family="open_sora", broadcast="pab246", heads=16,
+        seconds={Mesh(): 5.24, Mesh(cfg=2, sp=2): 1.91, Mesh(sp=4): 2.18}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 float8 (four H200, the first of two runs)", family="open_sora",
+        broadcast="pab246", heads=16, seconds={Mesh(): 3.76, Mesh(cfg=2, sp=2): 2.09}, measured_before=False,
+    ),
+)  # fmt: skip
+"""Where the host is the limit: one clip each, whose steps differ by half."""
 
 
 HEADS = {"open_sora": 16, "wan": 12, "wan_14b": 40}
@@ -117,7 +153,7 @@ def _with(clip: Clip, row: Row, line: Mapping[str, Any]) -> Clip:
     )  # fmt: skip
 
 
-def predicted(clip: Clip, mesh: Mesh, nodes: int, *, copies: Copies = PACKED, in_turn: bool = False) -> Expected:
+def predicted(clip: Clip, mesh: Mesh, nodes: int, *, copies: Copies = PACKED) -> Expected:
     """Returns what the model expects of a clip on a mesh."""
     family = FAMILIES[clip.family]
     request = clip.request(family)
@@ -126,9 +162,7 @@ def predicted(clip: Clip, mesh: Mesh, nodes: int, *, copies: Copies = PACKED, in
     figures = replace(family.cost, precision="bfloat16")
     tokens = tokens_of(family, request, plan, figures, heads=clip.heads)
     assert tokens is not None, f"the width of {clip.family} is in its figures"
-    return expected(
-        clip.seconds[Mesh()], plan, tokens, mesh, copies=copies, nodes=nodes, in_turn=in_turn
-    )  # fmt: skip
+    return expected(clip.seconds[Mesh()], plan, tokens, mesh, copies=copies, nodes=nodes)
 
 
 def checks(clip: Clip) -> Iterator[tuple[Mesh, float, float]]:
@@ -139,32 +173,26 @@ def checks(clip: Clip) -> Iterator[tuple[Mesh, float, float]]:
             yield mesh, seconds, predicted(clip, mesh, 1, copies=copies).seconds
 
 
-def checks_in_turn(clip: Clip) -> Iterator[tuple[Mesh, float, float]]:
-    """Yields the same of rows of guidance in turn."""
-    for mesh, seconds in clip.in_turn.items():
-        yield mesh, seconds, predicted(clip, mesh, 1, in_turn=True).seconds
-
-
 def table(clip: Clip) -> list[str]:
     """Returns the lines of a clip."""
     lines = [clip.title]
-    for words, several in (("", checks(clip)), (f" {IN_TURN}", checks_in_turn(clip))):
-        for mesh, seconds, model_s in several:
-            told = f"the model: {model_s:.2f} s ({model_s / seconds - 1:+.1%})"
-            faster = f", {clip.seconds[Mesh()] / seconds:.2f}x one" if Mesh() in clip.seconds else ""
-            lines.append(f"  measured {_name(mesh)}{words}: {seconds:.2f} s; {told}{faster}")
+    alone_s = clip.seconds[Mesh()]
+    for mesh, seconds, model_s in checks(clip):
+        told = f"the model: {model_s:.2f} s ({model_s / seconds - 1:+.1%})"
+        lines.append(f"  measured {_name(mesh)}: {seconds:.2f} s; {told}, {alone_s / seconds:.2f}x one")
+    for mesh, seconds in clip.in_turn.items():
+        lines.append(f"  measured {_name(mesh)} {IN_TURN}: {seconds:.2f} s; no model, {alone_s / seconds:.2f}x one")
     for mesh, sent in clip.sent_bytes.items():
         expected_bytes = predicted(clip, mesh, 1).sent_bytes
         lines.append(f"  sent {_name(mesh)}: {sent / 1e9:.2f} GB; planned {expected_bytes / 1e9:.2f} GB")
-    lines.append(f"  {'mesh':<16}{'seconds':>9}{'faster':>9}{'exchanges':>11}{'GB sent':>9}{'in turn, s':>12}")
+    lines.append(f"  {'mesh':<16}{'seconds':>9}{'faster':>9}{'device':>8}{'exchanges':>11}{'host':>7}{'GB sent':>9}")
     for mesh, nodes in MESHES:
         found = predicted(clip, mesh, nodes)
-        turns = mesh.cfg == 1 and FAMILIES[clip.family].rows_in_turn
-        turn = predicted(clip, mesh, nodes, in_turn=True) if turns else found
         where = f"{_name(mesh)}" + (f", {nodes} nodes" if nodes > 1 else "")
         lines.append(
-            f"  {where:<16}{found.seconds:>9.2f}{found.times_faster:>8.2f}x{found.exchange_s:>11.2f}"
-            f"{found.sent_bytes / 1e9:>9.1f}" + (f"{turn.seconds:>12.2f}" if turn is not found else f"{'-':>12}")
+            f"  {where:<16}{found.seconds:>9.2f}{found.times_faster:>8.2f}x{found.device_s:>8.2f}"
+            f"{found.exchange_s:>11.2f}"
+            f"{found.host_s:>7.2f}{found.sent_bytes / 1e9:>9.1f}"
         )
     return lines
 
@@ -180,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--bench", type=Path, nargs="+", metavar="FILE", help="JSON of `bench` or `many_gpus` with rows on one GPU"
     )
     options = parser.parse_args(arguments)
-    for clip in MEASURED if options.bench is None else from_bench(options.bench):
+    for clip in (*MEASURED, *FOUR) if options.bench is None else from_bench(options.bench):
         sys.stdout.write("\n".join(table(clip)) + "\n")
 
 

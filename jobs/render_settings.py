@@ -157,8 +157,9 @@ class RenderSettings(PixelSettings):
             choices=(TOGETHER, IN_TURN),
             help="how ranks that share a pass (mesh axis sp) run the two rows of guidance where each has both: together in "
             "one pass, or in turn, a pass for each, of which one computes while the other one exchanges (open_sora, latte, "
-            "open_sora_plan and demo; other families always run as published). Reports tell how long ranks waited for "
-            "exchanges. Not part of a clip's digest: it changes rounding no more than another mesh does",
+            "open_sora_plan and demo; other families always run as published). In turn was slower on GPUs: the host has "
+            "twice as much to queue. Reports tell how long ranks waited for exchanges. Not part of a clip's digest: it "
+            "changes rounding no more than another mesh does",
         ),
     ] = TOGETHER
     max_attempts: Annotated[

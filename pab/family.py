@@ -18,6 +18,8 @@ from pab.broadcast.sites import Site
 from pab.broadcast.smaller import smaller_rules
 from pab.conditioning.references import ReferenceRules
 
+MODEL_LIBRARIES = ("diffusers", "transformers")
+"""What most families import."""
 MAX_BATCH = 8
 """The largest batch, for models that take several clips at once: beyond it only memory grows."""
 
@@ -152,8 +154,8 @@ class Family:
     """Returns weights that mean the same tomorrow: hub ids with their commits for a family that the hub publishes."""
     on_hub: bool = True
     """Whether the hub has its weights; else it brings its own."""
-    libraries: tuple[str, ...] = ("diffusers", "transformers")
-    """What loading it imports besides what every installation has: of the extra `models`."""
+    libraries: tuple[str, ...] = MODEL_LIBRARIES
+    """What loading it and reading its prompts import, besides what every installation has: of the extra `models`."""
     figures: tuple[CostFigures, ...] = ()
     """All that was measured (`FIGURES_FILE`), one entry for each kind of device, precision and parts of 8-bit floats."""
     latent_frames: Callable[[int], int] | None = None

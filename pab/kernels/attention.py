@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pab.kernels import flash3
 from pab.kernels.operator import operator, shapes_of
 
 
@@ -39,13 +38,6 @@ def _fused_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -
 @shapes_of(_fused_cross)
 def _(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
     return q_NQD.new_empty(q_NQD.shape)
-
-
-def flash3_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:
-    """Does what `plain_cross` does by FlashAttention-3, where all keys count: without a mask."""
-    assert mask_N11L is None, "FlashAttention-3 takes no mask with holes"
-    k, v = keys_values.transpose(2, 3).unbind(1)
-    return flash3.fused(q_NQD.unflatten(-1, (keys_values.shape[2], -1)), k, v).flatten(2)
 
 
 def fused_cross(q_NQD: Tensor, keys_values: Tensor, mask_N11L: Tensor | None) -> Tensor:

@@ -26,12 +26,9 @@ class Kernels:
 
     `temporal`: attention over frames. `cross`: attention to text whose rows differ in length (without a mask torch's own is
     faster). `flash3`: self attention within a frame by FlashAttention-3. `head_norm`: query and key norm before it. `norm`:
-    residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product. `cross_flash3`: attention
-    to text without a mask by FlashAttention-3. `gated`: gates that all tokens share, in
-    the weights of the products before them. `summed`, with it: what is not kept is added to the tokens by its product;
-    `whole`, with both: also what comes from text, in blocks that keep nothing.
-    Of 8-bit floats, `gelu8`: the MLP's GELU and rounding in its first product; with `gated`, `sum8`: its sum in the second,
-    `whole8`: the sums of the other branches, where they are not kept, in their products.
+    residual sums and modulated norm. `gelu`: the MLP's GELU in the matrix product. `gated`: gates that all tokens share, in
+    the weights of the products before them. `summed`, with it: what is not kept is added to the tokens by its product.
+    `gelu8`: of 8-bit floats, the MLP's GELU and rounding in its first product.
     """
 
     temporal: bool = False
@@ -40,13 +37,9 @@ class Kernels:
     head_norm: bool = False
     norm: bool = False
     gelu: bool = False
-    cross_flash3: bool = False
     gated: bool = False
     summed: bool = False
-    whole: bool = False
     gelu8: bool = False
-    sum8: bool = False
-    whole8: bool = False
 
 
 PLAIN = Kernels()
@@ -81,15 +74,15 @@ def fastest(*, device: torch.device, dtype: torch.dtype, head_dim: int, num_fram
     wanted = MEASURED_FASTER
     if not 16 <= head_dim <= MAX_HEAD_DIM or head_dim % 8:
         _tell(f"head size {head_dim}: the fused attentions take multiples of 8 from 16 to {MAX_HEAD_DIM}")
-        wanted = replace(wanted, temporal=False, cross=False, flash3=False, head_norm=False, cross_flash3=False)
+        wanted = replace(wanted, temporal=False, cross=False, flash3=False, head_norm=False)
     fits_flash3 = dtype == torch.bfloat16 and flash3.runs_on(device)
     if fits_flash3 and not flash3.installed():
         _tell("fa3-fwd is not installed: spatial attention is slower; pip install 'pab-pipeline[hopper]'")
     if not (fits_flash3 and flash3.installed()):
-        wanted = replace(wanted, flash3=False, cross_flash3=False)
+        wanted = replace(wanted, flash3=False)
     if not flash3.runs_on(device):
         # Their tiles are for the memory of a Hopper GPU's processors, and copied by its hardware.
-        wanted = replace(wanted, gelu8=False, sum8=False, whole8=False)
+        wanted = replace(wanted, gelu8=False)
     if num_frames > temporal_attention.MAX_FRAMES:
         _tell(f"{num_frames} latent frames: the fused temporal attention takes up to {temporal_attention.MAX_FRAMES}")
         wanted = replace(wanted, temporal=False)

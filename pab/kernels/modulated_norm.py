@@ -27,20 +27,15 @@ def plain(
     return (x_BTSD if ahead is None else (x_BTSD + ahead).contiguous()), normed
 
 
-def plain_without(x_BTSD: Tensor, due: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Returns the modulated norm of x less `due` [D]."""
-    return plain(x_BTSD - due, (), shift, scale)[1]
-
-
 @operator("modulated_norm")
-def _fused(x_BTSD: Tensor, shift: Tensor, scale: Tensor, due: Tensor | None) -> Tensor:
+def _fused(x_BTSD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     from pab.kernels.gpu import modulated_norm as gpu
 
-    return gpu.launch(x_BTSD, (), shift, scale, due=due, eps=EPS)[1]
+    return gpu.launch(x_BTSD, (), shift, scale, eps=EPS)[1]
 
 
 @shapes_of(_fused)
-def _(x_BTSD: Tensor, shift: Tensor, scale: Tensor, due: Tensor | None) -> Tensor:
+def _(x_BTSD: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x_BTSD.new_empty(x_BTSD.shape)
 
 
@@ -66,10 +61,5 @@ def fused(
     """Does what `plain` does in one Triton kernel, for at most `MAX_ADDENDS` addends; no gradients."""
     assert len(addends) <= MAX_ADDENDS, f"{len(addends)} addends"
     if not addends and ahead is None:
-        return x_BTSD, _fused(x_BTSD, shift, scale, None)
+        return x_BTSD, _fused(x_BTSD, shift, scale)
     return _fused_sum(x_BTSD, list(addends), shift, scale, ahead)
-
-
-def fused_without(x_BTSD: Tensor, due: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Does what `plain_without` does in one Triton kernel; no gradients."""
-    return _fused(x_BTSD, shift, scale, due)

@@ -1,4 +1,4 @@
-"""The two products of an MLP of 8-bit floats with what follows them inside: GELU and rounding, or gate and sum.
+"""The first product of an MLP of 8-bit floats with GELU and rounding inside.
 
 A product knows no row's largest value before it is done. So GELU's rows get a scale from above: no channel is larger than
 what the weight can make of the row's largest value. 8-bit floats have 18 binades, and a scale that is too large by some of
@@ -31,11 +31,6 @@ def plain_gelu(rows: Rows8, weight: Rows8, bias: Tensor, reach: Tensor) -> Rows8
     return Rows8((wide / scales).clamp(-LARGEST, LARGEST).to(FLOAT8), scales)
 
 
-def plain_added(total: Tensor, rows: Rows8, weight: Rows8, bias: Tensor) -> Tensor:
-    """Returns total [..., N] + rows @ weight.T + bias, added up in float32."""
-    return (total.float() + float8.plain_linear(rows, weight, bias, torch.float32)).to(total.dtype)
-
-
 @operator("gelu_product8")
 def _gelu(
     values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor, reach: Tensor
@@ -54,36 +49,8 @@ def _(
     return values.new_empty(*values.shape[:-1], weight.shape[0]), scales.new_empty(scales.shape)
 
 
-@operator("add_product8")
-def _added(
-    total: Tensor, values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor
-) -> Tensor:
-    if not values.is_cuda:
-        return plain_added(total, Rows8(values, scales), Rows8(weight, weight_scales), bias)
-    from pab.kernels.gpu import product8 as gpu
-
-    return gpu.added(total, values, scales, weight, weight_scales, bias)
-
-
-@shapes_of(_added)
-def _(total: Tensor, values: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor) -> Tensor:
-    return total.new_empty(total.shape)
-
-
 def gelu_rows(linear: Float8Linear, x: Tensor | Rows8) -> Rows8:
     """Returns tanh-GELU of a layer's product as 8-bit rows, on a GPU in one Triton kernel."""
     given = x if isinstance(x, Rows8) else float8.rows(x)
     assert linear.bias is not None, "a layer before GELU has a bias"
     return Rows8(*_gelu(given.values, given.scales, linear.weight, linear.weight_scales, linear.bias, linear.reach))
-
-
-def added(linear: Float8Linear, total: Tensor, x: Tensor | Rows8, gate: Tensor | None) -> Tensor:
-    """Returns `total` [..., N] plus a layer's product, times `gate` [N] if given, on a GPU in one Triton kernel."""
-    given = x if isinstance(x, Rows8) else float8.rows(x)
-    assert linear.bias is not None, "a branch's last layer has a bias"
-    scales, bias = (
-        (linear.weight_scales, linear.bias)
-        if gate is None
-        else (linear.weight_scales * gate[:, None].float(), linear.bias * gate)
-    )
-    return _added(total, given.values, given.scales, linear.weight, scales, bias)

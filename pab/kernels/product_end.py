@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.kernels import float8, product8
+from pab.kernels import float8
 from pab.kernels.operator import operator, shapes_of
 
 Product = nn.Linear | float8.Float8Linear
@@ -21,8 +21,8 @@ Product = nn.Linear | float8.Float8Linear
 class End(NamedTuple):
     """What becomes of a branch's last product.
 
-    `gate` [N]: what multiplies it, of all tokens alike; None: nothing does. `total` [..., N]: the tokens that it is added to.
-    A product in full precision writes to them, and finds `ahead` in them already.
+    `gate` [N]: what multiplies it, of all tokens alike; None: nothing does. `total` [..., N], with a gate and in full
+    precision: the tokens that it is added to. The product writes to them, and finds `ahead` in them already.
     """
 
     gate: Tensor | None = None
@@ -41,30 +41,17 @@ def ahead(product: Product, gate: Tensor) -> Tensor:
 def ended(product: Product, x: Tensor | float8.Rows8, end: End) -> Tensor:
     """Returns the branch behind its gate, or the tokens with the branch added."""
     gate, total = end
-    if gate is None and total is None:
+    if gate is None:
         return product(x)
     if isinstance(product, float8.Float8Linear):
-        if total is not None:
-            return product8.added(product, total, x, gate)
-        assert gate is not None, "one of both is given"
+        assert total is None, "8-bit products are not added to tokens"
         return product.gated(x, gate)
     assert isinstance(x, Tensor), "8-bit rows go into 8-bit products"
-    weight = product.weight if gate is None else product.weight * gate[:, None]
+    weight = product.weight * gate[:, None]
     if total is None:
-        assert gate is not None, "one of both is given"
         return F.linear(x, weight, ahead(product, gate))
     _add_product(total, x, weight)
     return total
-
-
-def product_of(product: Product, x: Tensor | float8.Rows8, due: Tensor | None) -> Tensor:
-    """Returns the product of x [..., K], or of x less `due` [K], which every token holds too much: the bias makes up."""
-    if due is None:
-        return product(x)
-    assert isinstance(x, Tensor), "8-bit rows hold nothing that is due"
-    assert isinstance(product, nn.Linear), "8-bit products take rows that hold nothing that is due"
-    offset = F.linear(due[None], product.weight)[0]
-    return F.linear(x, product.weight, -offset if product.bias is None else product.bias - offset)
 
 
 @operator("add_product", mutates=("total",))

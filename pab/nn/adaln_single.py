@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pab.execution.compiled import any_length
 from pab.kernels import float8
-from pab.kernels.product_end import AS_IT_IS, End, Product, ended, product_of
+from pab.kernels.product_end import AS_IT_IS, End, Product, ended
 from pab.nn.layers import modulate, sinusoids, widened
 
 MASKED = -10000.0
@@ -152,21 +152,11 @@ class Attention(nn.Module):
         """Applies the output layer."""
         return self.last(x)
 
-    def to_text(
-        self,
-        x: Tensor | float8.Rows8,
-        keys_values: Tensor,
-        bias: Tensor | None,
-        end: End = AS_IT_IS,
-        due: Tensor | None = None,
-    ) -> Tensor:
-        """Attends from video tokens [B, ..., D] to text whose keys and values are given.
-
-        Returns [B, ..., D], ended as `end` says. `due` [D]: what every token holds too much.
-        """
+    def to_text(self, x: Tensor | float8.Rows8, keys_values: Tensor, bias: Tensor | None) -> Tensor:
+        """Attends from video tokens [B, ..., D] to text whose keys and values are given. Returns [B, ..., D]."""
         k, v = keys_values.unbind(1)
-        q = product_of(self.to_q, x, due)
-        return ended(self.last, self.mixed(self.heads(q.flatten(1, -2)), k, v, bias).view_as(q), end)
+        q = self.to_q(x)
+        return self.project(self.mixed(self.heads(q.flatten(1, -2)), k, v, bias).view_as(q))
 
 
 class FeedForward(nn.Module):

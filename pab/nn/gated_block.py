@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pab.broadcast.state import handed_over
 from pab.kernels import float8, modulated_norm
@@ -51,16 +51,6 @@ class Attention(NamedTuple):
     last: Product | None
 
 
-class Asking(NamedTuple):
-    """A block's cross attention: from tokens, and what every one of them holds too much, to [B, T, S, D], ended as told.
-
-    `last`: its last product.
-    """
-
-    run: Callable[[Tokens, End, Tensor | None], Tensor]
-    last: Product
-
-
 def norm_for(kernels: Kernels, *, is_float8: bool = False) -> Norm:
     """Returns the norm before products in full precision, or of 8-bit floats."""
     if is_float8:
@@ -75,7 +65,7 @@ def run_branches(
     *,
     norm: Norm,
     attention: Attention,
-    asking: Asking | None,
+    ask_text: Callable[[Tokens], Tensor] | None,
     mlp: GatedMlp,
     kernels: Kernels,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -83,36 +73,31 @@ def run_branches(
 
     `table` [6, B, T or 1, 1, D], or [6, 1, 1, 1, D] where all tokens share it: shift, scale and gate of attention, then of
     the MLP. `sites`: what the block's `forward` takes as `reuse` and as `wanted`. `norm`: the one before `attention`.
-    `asking`: cross attention, None for a block without.
+    `ask_text`: cross attention, None for a block without.
     """
     reuse, wanted = sites
-    if kernels.whole and _adds_all(table, sites, attention, mlp, kernels):
-        return _run_in_products(x_BTSD, table, attention, asking, mlp, kernels), (None,) * len(reuse)
     attended, *asked, mixed = reuse
     crossed = asked[0] if asked else None
-    x_asking: Tokens | None = None
+    asking: Tokens | None = None
     if attended is None:
-        asks = asking is not None and crossed is None
-        x_BTSD, attended, addends, x_asking = _attend(
+        asks = ask_text is not None and crossed is None
+        x_BTSD, attended, addends, asking = _attend(
             x_BTSD, table[:3], norm, attention, kernels, asks8=asks and mlp.is_float8, wanted=wanted[0]
         )
     else:
         addends = (attended,)
-    if asking is not None:
+    if ask_text is not None:
         if crossed is None:
-            if x_asking is None:
-                x_asking = x_BTSD = _sum(x_BTSD, addends)
+            if asking is None:
+                asking = x_BTSD = _sum(x_BTSD, addends)
+            crossed = ask_text(asking)
             addends = ()
-            if kernels.whole8 and mlp.is_float8 and not wanted[1]:
-                x_BTSD = asking.run(x_asking, End(None, x_BTSD), None)
-            else:
-                crossed = asking.run(x_asking, AS_IT_IS, None)
-        addends = addends if crossed is None else (*addends, crossed)
+        addends = (*addends, crossed)
     if mixed is not None:
         x_BTSD = _sum(x_BTSD, addends) + mixed
     else:
         x_BTSD, mixed = _mix(x_BTSD, addends, table[3:], mlp, kernels, wanted=wanted[-1])
-    outputs = (attended, mixed) if asking is None else (attended, crossed, mixed)
+    outputs = (attended, mixed) if ask_text is None else (attended, crossed, mixed)
     return x_BTSD, handed_over(outputs, wanted)
 
 
@@ -131,9 +116,8 @@ def _attend(
     The branch is there at least where it is `wanted`. `asks8`: rows are wanted; they may come instead of an addend.
     """
     gate = _shared(table[2], kernels)
-    adds = kernels.whole8 if isinstance(attention.last, float8.Float8Linear) else kernels.summed
-    if gate is not None and adds and attention.last is not None and not wanted:
-        total, x = _norm_before_sum(kernels, x_BTSD, (), (table[0], table[1]), (attention.last, gate))
+    if gate is not None and kernels.summed and isinstance(attention.last, nn.Linear) and not wanted:
+        total, x = _norm_before_sum(kernels, x_BTSD, (), table, ahead(attention.last, gate))
         return attention.run(x, End(gate, total)), None, (), None
     branch = attention.run(norm(x_BTSD, (), table[0], table[1])[1], End(gate))
     if asks8:
@@ -143,45 +127,14 @@ def _attend(
     return x_BTSD, attended, (attended,), None
 
 
-def _adds_all(
-    table: Tensor,
-    sites: tuple[tuple[Tensor | None, ...], tuple[bool, ...]],
-    attention: Attention,
-    mlp: GatedMlp,
-    kernels: Kernels,
-) -> bool:
-    """Whether all branches are computed and none is kept, so that each may be added to the tokens by its product."""
-    reuse, wanted = sites
-    computes = all(each is None for each in reuse) and not any(wanted)
-    return computes and attention.last is not None and not mlp.is_float8 and _shared(table[2], kernels) is not None
-
-
-def _run_in_products(
-    x_BTSD: Tensor, table: Tensor, attention: Attention, asking: Asking | None, mlp: GatedMlp, kernels: Kernels
-) -> Tensor:
-    """Returns the new tokens. The first norm adds the biases of all branches; what is not due yet is left out where read."""
-    gates = table[2].flatten(), table[5].flatten()
-    assert attention.last is not None, "attention can be added"
-    after_text = ahead(mlp.last, gates[1])
-    after_attention = after_text if asking is None else after_text + asking.last.bias
-    biases = ahead(attention.last, gates[0]) + after_attention
-    x_BTSD, x = _norm_ahead(kernels, x_BTSD, (), (table[0], table[1]), biases)
-    x_BTSD = attention.run(x, End(gates[0], x_BTSD))
-    if asking is not None:
-        x_BTSD = asking.run(x_BTSD, End(None, x_BTSD), after_attention)
-    without = modulated_norm.fused_without if kernels.norm else modulated_norm.plain_without
-    return mlp(without(x_BTSD, after_text, table[3], table[4]), fused=kernels.gelu, end=End(gates[1], x_BTSD))
-
-
 def _mix(
     x_BTSD: Tensor, addends: Sequence[Tensor], table: Tensor, mlp: GatedMlp, kernels: Kernels, *, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Returns the tokens with addends and the MLP's branch, and the branch itself, at least where it is `wanted`."""
     gate = _shared(table[2], kernels)
     fused = kernels.gelu8 if mlp.is_float8 else kernels.gelu
-    sums = kernels.sum8 if mlp.is_float8 else kernels.summed
-    if gate is not None and sums and not wanted:
-        total, x = _norm_before_sum(kernels, x_BTSD, addends, (table[0], table[1]), (mlp.last, gate))
+    if gate is not None and kernels.summed and not mlp.is_float8 and not wanted:
+        total, x = _norm_before_sum(kernels, x_BTSD, addends, table, ahead(mlp.last, gate))
         return mlp(x, fused=fused, end=End(gate, total)), None
     x_BTSD, tokens = norm_for(kernels, is_float8=mlp.is_float8)(x_BTSD, addends, table[0], table[1])
     mixed = mlp(tokens, fused=fused, end=End(gate))
@@ -196,24 +149,11 @@ def _shared(gate: Tensor, kernels: Kernels) -> Tensor | None:
 
 
 def _norm_before_sum(
-    kernels: Kernels,
-    x_BTSD: Tensor,
-    addends: Sequence[Tensor],
-    shift_scale: tuple[Tensor, Tensor],
-    adding: tuple[Product, Tensor],
-) -> tuple[Tensor, Tokens]:
-    """Returns the tokens to which a product is to be added behind its gate, and their norm. `adding`: both of these."""
-    product, gate = adding
-    if isinstance(product, float8.Float8Linear):
-        return float8.norm_rows(x_BTSD, addends, *shift_scale)
-    return _norm_ahead(kernels, x_BTSD, addends, shift_scale, ahead(product, gate))
-
-
-def _norm_ahead(
-    kernels: Kernels, x_BTSD: Tensor, addends: Sequence[Tensor], shift_scale: tuple[Tensor, Tensor], biases: Tensor
+    kernels: Kernels, x_BTSD: Tensor, addends: Sequence[Tensor], table: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Returns the tokens to which a product is to be added, with its gated bias in them, and their norm without it."""
     norm = modulated_norm.fused if kernels.norm else modulated_norm.plain
-    return norm(x_BTSD, addends, *shift_scale, biases)
+    return norm(x_BTSD, addends, table[0], table[1], bias)
 
 
 def _sum(x_BTSD: Tensor, addends: Sequence[Tensor]) -> Tensor:

@@ -10,6 +10,9 @@ import re
 from collections.abc import Iterable
 from urllib.parse import unquote_plus
 
+CLEANING_LIBRARIES = ("bs4", "ftfy")
+"""What `clean` imports."""
+
 _DOMAINS = "com|co|ru|net|org|edu|gov|it"
 
 _IMAGE_SUFFIXES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
@@ -108,7 +111,8 @@ def _clean_once(text: str, characters: Iterable[Rule]) -> str:
         import ftfy
         from bs4 import BeautifulSoup
     except ImportError as error:
-        raise ImportError(f"cleaning prompts needs {error.name}; pip install 'pab-pipeline[models]'") from error
+        library = "beautifulsoup4" if error.name == "bs4" else error.name
+        raise ImportError(f"cleaning prompts needs {library}; pip install 'pab-pipeline[models]'") from error
     text = unquote_plus(text).strip().lower().replace("<person>", "person")
     text = _apply(_LINKS, text)
     text = BeautifulSoup(text, features="html.parser").text

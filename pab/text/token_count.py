@@ -7,18 +7,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 Count = Callable[[Sequence[str]], list[int]]
+SPIECE_LIBRARIES = ("sentencepiece", "google.protobuf")
+"""What transformers imports to read a spiece.model; a tokenizer.json needs neither."""
 
 
 def token_counter(weights: str | None) -> Count | None:
     """Returns what counts the tokens of texts, the end included; None where no tokenizer that it reads lies in a folder."""
+    file = tokenizer_file(weights)
+    if file is None:
+        return None
+    return _of_json(file) if file.suffix == ".json" else _of_sentencepiece(file)
+
+
+def tokenizer_file(weights: str | None) -> Path | None:
+    """Returns the tokenizer.json or else the spiece.model that lies in a folder of weights; None where neither does."""
     if weights is None:
         return None
-    for folder in (Path(weights).expanduser() / "tokenizer", Path(weights).expanduser() / "text_encoder"):
-        if (folder / "tokenizer.json").is_file():
-            return _of_json(folder / "tokenizer.json")
-        if (folder / "spiece.model").is_file():
-            return _of_sentencepiece(folder / "spiece.model")
-    return None
+    folders = (Path(weights).expanduser() / name for name in ("tokenizer", "text_encoder"))
+    files = (folder / name for folder in folders for name in ("tokenizer.json", "spiece.model"))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _of_json(file: Path) -> Count | None:

@@ -19,6 +19,8 @@ from jobs.settings import JobSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from manifests.shard_files import shard_file
+from pab.text.prompt_cleaning import CLEANING_LIBRARIES
+from pipeline.run.libraries import MODELS, absent, listed
 
 if TYPE_CHECKING:
     from jobs.bench.run import BenchSettings
@@ -35,13 +37,16 @@ class JobError(RuntimeError):
 
 
 def measure_job(row: Row, settings: BenchSettings, tell: Callable[[str], None]) -> Json:
-    """Renders a job of new clips and returns its figures. Raises JobError.
+    """Renders a job of new clips and returns its figures. Raises JobError; NotHereError where a library is missing.
 
     `seconds` are those of a clip, of all from the first prompt to the last record. What first clips compile is in them, as
     kernels of earlier jobs on this machine are.
     """
     from jobs.bench.job_model import FULL_SIZE, TINY_SIZE, find_random, find_tiny, job_clips  # loads torch
+    from jobs.bench.peers import NotHereError
 
+    if missing := absent(CLEANING_LIBRARIES):
+        raise NotHereError(f"cleaning prompts needs {listed(missing)}, which this Python does not have: {MODELS}")
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-bench-") as folder:
         output = Path(folder) / "out"
         bucket, count = Bucket(str(output)), CLIPS[settings.size]

@@ -21,6 +21,7 @@ from pipeline.commands.sources import opened_source
 from pipeline.exits import Exit, UsageError
 from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
+from pipeline.run.libraries import check_libraries
 from pipeline.run.options import choose
 from pipeline.run.references import ReferenceReader, access_of
 from pipeline.run.rules import RunRules, run_rules
@@ -55,6 +56,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
             "name a model that needs none"
         )
     prompts = _prompts(arguments, settings, rules, screen)
+    check_libraries({settings.model: rules.pinned_weights().get(settings.model)}, here=True)
     found = _calibrate(arguments, settings, rules, prompts, screen)
     page = arguments.report or arguments.plan.with_suffix(".html")
     _write(arguments.plan, json.dumps({**found.rules.to_dict(), "about": _about(found)}, indent=1) + "\n")

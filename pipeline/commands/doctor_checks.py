@@ -18,7 +18,7 @@ from cluster.slurm_clients import ask_slurm
 from jobs.store.bucket import Bucket, BucketError
 from jobs.version import CODE, program
 from pab.families import FAMILIES
-from pipeline.run.libraries import MODELS, missing_libraries
+from pipeline.run.libraries import MODELS, installed_as, listed, missing_libraries
 from pipeline.run.run import open_bucket
 
 OK, NOTE, MISSING = "ok", "note", "missing"
@@ -165,11 +165,16 @@ def s3_check() -> Check:
 
 def models_check() -> Check:
     """Looks for the libraries that all families but `demo` need."""
-    names = sorted({library for family in FAMILIES.values() for library in family.libraries})
-    absent = sorted({library for each in missing_libraries(FAMILIES).values() for library in each})
-    if absent:
-        found = f"{' and '.join(absent)} not installed: demo is the only model"
-        return Check(name="models", verdict=NOTE, found=found, mend=f"for the others: {MODELS}")
+    names = sorted({installed_as(library) for family in FAMILIES.values() for library in family.libraries})
+    missing = missing_libraries(dict.fromkeys(FAMILIES))
+    if missing:
+        absent = sorted({library for each in missing.values() for library in each})
+        left = [name for name in FAMILIES if name not in missing]
+        told, others = f"only {', '.join(left)} can run", "the others"
+        if len(left) >= len(missing):
+            told, others = f"{', '.join(missing)} cannot run", "these"
+        found = f"{listed(absent)} not installed: {told}"
+        return Check(name="models", verdict=NOTE, found=found, mend=f"for {others}: {MODELS}")
     return Check(name="models", verdict=OK, found=", ".join(f"{name} {_version(name)}" for name in names))
 
 

@@ -125,7 +125,8 @@ def _submit(
                 return _submit(arguments, source, screen, [*tried, begin], waited=waited)
             settings = _with_reasons(settings, begin, tried[-1])
         signing += signing_notes(settings.render, found, settings.output)
-        libraries = check_libraries(rules.weights, here=settings.machines.cluster == "local" and not arguments.dry_run)
+        here = settings.machines.cluster == "local" and not arguments.dry_run
+        libraries = check_libraries({name: each.pinned for name, each in rules.weights.items()}, here=here)
         tell_warnings(libraries, screen)
         tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen), *signing]), screen)
         _tell_weights(rules, found, screen)

@@ -1,7 +1,8 @@
 """What a clip takes on the ranks of one or more nodes, from what it takes on one: a model of time.
 
 Computing is shared as evenly as its tokens can be. Each exchange takes what its bytes take over the link, and what copying
-them takes. The figures are fitted to measured rows, the assumptions stand in docs/performance.md. Free of torch.
+them takes. The figures are fitted to measured rows, the assumptions stand in docs/performance.md. The device's time alone:
+where a step's share of it is less than what the host needs to queue the step, a clip takes longer. Free of torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from jobs.settings import Mesh
 from pab.broadcast.plan import BroadcastPlan
+from pab.broadcast.rules import KINDS
 from pab.family import ClipRequest, CostFigures, Family
 from pab.parallel.parts import even_parts, largest_part, sent_elements
 
@@ -31,7 +33,8 @@ class Machine:
     """What exchanges run over. `copy_bytes_per_s`: of a copy into another order, read and written bytes together.
 
     `rows_apart`: how many times as long as half of a clip's time one row of guidance takes, its predictions exchanged, of a
-    family that has both rows in one pass; `passes_apart`: of one that has a pass for each.
+    family that has both rows in one pass; `passes_apart`: of one that has a pass for each. `host_site_s`: what the host needs
+    to queue one site that is computed, of a pass that ranks share: however little is left to each, a clip takes that long.
     """
 
     within_node: Link
@@ -39,6 +42,7 @@ class Machine:
     copy_bytes_per_s: float
     rows_apart: float
     passes_apart: float
+    host_site_s: float
     gpus_per_node: int = 8
 
 
@@ -48,9 +52,10 @@ H100 = Machine(
     copy_bytes_per_s=2.4e12,
     rows_apart=1.027,
     passes_apart=1.01,
+    host_site_s=0.55e-3,
 )
-"""Of one node fitted to two H100s (Open-Sora 1.2, none, cfg2 and sp2), passes to two H200s (Wan 2.1 1.3B, cfg2); between
-nodes assumed: 400 Gb/s for each GPU."""
+"""Of one node fitted to two H100s (Open-Sora 1.2, none, cfg2 and sp2), passes to two H200s (Wan 2.1 1.3B, cfg2), and since
+compared with two H200s; the host to four H200s (Open-Sora 1.2); between nodes assumed: 400 Gb/s for each GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +92,10 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """Seconds of denoising a clip, and what the busiest rank sends. `exchange_s` is part of `seconds`."""
+    """Seconds of denoising a clip, and what the busiest rank sends. `exchange_s` is part of what the device takes.
+
+    `host_s`: what the host takes at least; the larger of it and `device_s` is `seconds`.
+    """
 
     mesh: Mesh
     nodes: int
@@ -95,6 +103,8 @@ class Expected:
     exchange_s: float
     sent_bytes: float
     times_faster: float
+    device_s: float
+    host_s: float = 0.0
 
 
 def tokens_of(
@@ -152,37 +162,39 @@ def _wire_s(sent: float, machine: Machine, sp: int, *, nodes_of_pass: int) -> fl
 
 def expected(
     one_rank_s: float, plan: BroadcastPlan, tokens: Tokens, mesh: Mesh, *, machine: Machine = H100,
-    copies: Copies = PACKED, nodes: int = 1, in_turn: bool = False,
+    copies: Copies = PACKED, nodes: int = 1,
 ) -> Expected:  # fmt: skip
     """Returns what a clip that takes `one_rank_s` on one rank takes on a mesh's cfg x sp ranks, over so many nodes.
 
-    Branches of guidance are on different nodes before a pass is. `in_turn`: rows of guidance run in turn, and each exchange
-    lasts no longer than what the other row computes meanwhile: then of every step only the first one, half as large, is
-    waited for.
+    Branches of guidance are on different nodes before a pass is. Rows of guidance in turn are not expected: the host is
+    their limit on a GPU.
     """
     cfg, sp = mesh.cfg, mesh.sp
     rows = min(tokens.rows_per_pass, ROWS // cfg)
     passes = ROWS // cfg // rows
     share = (1 - tokens.share) * largest_part(tokens.places, sp) / tokens.places
     share += tokens.share * largest_part(tokens.others, sp) / tokens.others
-    turns = in_turn and rows > 1
     apart = machine.rows_apart if tokens.rows_per_pass > 1 else machine.passes_apart
-    compute_s = one_rank_s / cfg * (apart if cfg > 1 or turns else 1.0) * share
+    compute_s = one_rank_s / cfg * (apart if cfg > 1 else 1.0) * share
     if sp == 1:
         return Expected(
             mesh=mesh, nodes=nodes, seconds=compute_s, exchange_s=0.0, sent_bytes=0.0,
-            times_faster=one_rank_s / compute_s,
+            times_faster=one_rank_s / compute_s, device_s=compute_s,
         )  # fmt: skip
     switches = passes * plan.all_to_alls // 2
     sent, copied = exchanged(tokens, sp, rows, copies)
     wire_s = _wire_s(sent, machine, sp, nodes_of_pass=max(1, nodes // cfg))
-    waited = 0.25 * plan.num_steps if turns else float(switches)
-    exchange_s = waited * wire_s + switches * copied / machine.copy_bytes_per_s
+    exchange_s = switches * (wire_s + copied / machine.copy_bytes_per_s)
+    host_s = passes * sum(plan.computed(kind) for kind in KINDS) * machine.host_site_s
+    device_s = compute_s + exchange_s
+    seconds = max(device_s, host_s)
     return Expected(
         mesh=mesh,
         nodes=nodes,
-        seconds=compute_s + exchange_s,
+        seconds=seconds,
         exchange_s=exchange_s,
         sent_bytes=switches * sent,
-        times_faster=one_rank_s / (compute_s + exchange_s),
+        times_faster=one_rank_s / seconds,
+        device_s=device_s,
+        host_s=host_s,
     )

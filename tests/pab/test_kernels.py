@@ -342,12 +342,9 @@ def test_what_a_gpu_cannot_use_is_told_once(caplog: pytest.LogCaptureFixture) ->
     assert choice.fastest(device=cuda, dtype=torch.bfloat16, head_dim=72, num_frames=15) == PLAIN, "gradients"
     used, hopper = choice.MEASURED_FASTER, flash3.runs_on(cuda)
     by_flash3 = hopper and flash3.installed()
-    assert fits == replace(
-        used, flash3=by_flash3, cross_flash3=used.cross_flash3 and by_flash3, gelu8=used.gelu8 and hopper,
-        sum8=used.sum8 and hopper, whole8=used.whole8 and hopper,
-    )  # fmt: skip
+    assert fits == replace(used, flash3=by_flash3, gelu8=used.gelu8 and hopper)
     assert long == replace(fits, temporal=False)
-    assert odd == replace(fits, temporal=False, cross=False, flash3=False, head_norm=False, cross_flash3=False)
+    assert odd == replace(fits, temporal=False, cross=False, flash3=False, head_norm=False)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert "129 latent frames" in messages[0]

@@ -28,7 +28,8 @@ from pab.families.cogvideox.config import (
 )
 from pab.families.cogvideox.sites import cogvideox_sites
 from pab.families.cogvideox.weights import cogvideox_weights
-from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.family import MODEL_LIBRARIES, ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.text.token_count import SPIECE_LIBRARIES
 from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
 from pab.weights.lora import LoraRules
 
@@ -89,6 +90,7 @@ def cogvideox_family(model: CogVideoXModel) -> Family:
         cost=model.cost,
         figures=FIGURES.get(model.name, ()),
         load=load,
+        libraries=(*MODEL_LIBRARIES, *SPIECE_LIBRARIES),
         compiles=True,
         fused_kernels=True,
         fast_decode=True,

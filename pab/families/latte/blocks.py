@@ -19,8 +19,8 @@ from pab.kernels import flash3, float8, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
 from pab.kernels.product_end import End, ended
 from pab.nn.adaln_single import Attention, FeedForward, modulation_table
-from pab.nn.gated_block import Asking, Tokens, norm_for, over_all_frames, run_branches
 from pab.nn.gated_block import Attention as AttentionBranch
+from pab.nn.gated_block import Tokens, norm_for, over_all_frames, run_branches
 from pab.nn.layers import rotate_halves
 from pab.parallel.mesh import SequenceParallel
 
@@ -208,9 +208,7 @@ class LatteBlock(nn.Module):
             (reuse or (None,) * count, wanted or (False,) * count),
             norm=norm_for(context.kernels, is_float8=self.ff.is_float8 and not travels),
             attention=AttentionBranch(lambda x, end: self._attend(x, context, end), self.attn1.last if adds else None),
-            asking=None
-            if text is None
-            else Asking(lambda x, end, due: self.attn2.to_text(x, *text, end, due), self.attn2.last),
+            ask_text=None if text is None else lambda x: self.attn2.to_text(x, *text),
             mlp=self.ff,
             kernels=context.kernels,
         )

@@ -18,9 +18,10 @@ from pab.families.latte.config import (
 )
 from pab.families.latte.sites import latte_sites
 from pab.families.latte.weights import PARTS
-from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.family import MAX_BATCH, MODEL_LIBRARIES, ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.sampling.samplers import ddim_timesteps
-from pab.text.prompt_cleaning import clean
+from pab.text.prompt_cleaning import CLEANING_LIBRARIES, clean
+from pab.text.token_count import SPIECE_LIBRARIES
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -96,6 +97,7 @@ LATTE = Family(
     write_tiny=write_tiny,
     weights_digest=PARTS.digest,
     clean_prompt=clean,
+    libraries=(*MODEL_LIBRARIES, *CLEANING_LIBRARIES, *SPIECE_LIBRARIES),
     text_tokens=MAX_TEXT_TOKENS,
     pin=PARTS.pin,
     compiles=True,

@@ -34,7 +34,8 @@ from pab.families.ltx.config import (
 from pab.families.ltx.levels import DISTILLED_TIMESTEPS, MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
-from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.family import MODEL_LIBRARIES, ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.text.token_count import SPIECE_LIBRARIES
 from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def ltx_family(model: LtxModel) -> Family:
         cost=model.cost,
         figures=FIGURES.get(model.name, ()),
         load=load,
+        libraries=(*MODEL_LIBRARIES, *SPIECE_LIBRARIES),
         compiles=True,
         fused_kernels=True,
         fast_decode=True,

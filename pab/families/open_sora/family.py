@@ -21,8 +21,9 @@ from pab.families.open_sora.sizes import (
     rendered_size,
 )
 from pab.families.open_sora.weights import PARTS, digest, find_weights
-from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, Family, LoadRequest, QualityFloor
-from pab.text.prompt_cleaning import clean
+from pab.family import MAX_BATCH, MODEL_LIBRARIES, ClipDefaults, ClipLimits, Family, LoadRequest, QualityFloor
+from pab.text.prompt_cleaning import CLEANING_LIBRARIES, clean
+from pab.text.token_count import SPIECE_LIBRARIES
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -103,6 +104,7 @@ OPEN_SORA = Family(
     load=load_open_sora,
     write_tiny=write_tiny,
     clean_prompt=clean,
+    libraries=(*MODEL_LIBRARIES, *CLEANING_LIBRARIES, *SPIECE_LIBRARIES),
     references=REFERENCES,
     weights_digest=digest,
     text_tokens=MAX_TEXT_TOKENS,

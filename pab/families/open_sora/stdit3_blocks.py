@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pab.families.open_sora.sites import PARTS
 from pab.kernels import attention, flash3, float8, head_norm, modulated_norm, temporal_attention
 from pab.kernels.choice import PLAIN, Kernels
-from pab.kernels.product_end import AS_IT_IS, End, ended, product_of
-from pab.nn.gated_block import Asking, Attention, Tokens, norm_for, over_all_frames, run_branches
+from pab.kernels.product_end import AS_IT_IS, End, ended
+from pab.nn.gated_block import Attention, Tokens, norm_for, over_all_frames, run_branches
 from pab.nn.layers import Mlp, RMSNorm, rotate_pairs
 from pab.parallel.mesh import SequenceParallel
 
@@ -144,17 +144,11 @@ class CrossAttention(nn.Module):
         keys_values: Tensor,
         mask_B11L: Tensor | None,
         kernels: Kernels = PLAIN,
-        end: End = AS_IT_IS,
-        due: Tensor | None = None,
     ) -> Tensor:
-        """Returns [B, T, S, D], ended as `end` says. `due` [D]: what every token holds too much."""
-        attend = attention.plain_cross
-        if mask_B11L is not None:
-            attend = attention.fused_cross if kernels.cross else attend
-        elif kernels.cross_flash3:
-            attend = attention.flash3_cross
-        q_BTSD = product_of(self.q_linear, x_BTSD, due)
-        return ended(self.proj, attend(q_BTSD.flatten(1, 2), keys_values, mask_B11L).view_as(q_BTSD), end)
+        """Returns [B, T, S, D]."""
+        attend = attention.fused_cross if kernels.cross and mask_B11L is not None else attention.plain_cross
+        q_BTSD = self.q_linear(x_BTSD)
+        return self.proj(attend(q_BTSD.flatten(1, 2), keys_values, mask_B11L).view_as(q_BTSD))
 
 
 class STDiT3Block(nn.Module):
@@ -195,7 +189,7 @@ class STDiT3Block(nn.Module):
             (reuse, wanted),
             norm=norm,
             attention=Attention(lambda x, end: self._attend(x, context, end), None if travels else self.attn.proj),
-            asking=Asking(lambda x, end, due: self.cross_attn(x, *text, kernels, end, due), self.cross_attn.proj),
+            ask_text=lambda x: self.cross_attn(x, *text, kernels),
             mlp=self.mlp,
             kernels=kernels,
         )

@@ -30,9 +30,10 @@ from pab.families.open_sora_plan.config import (
 )
 from pab.families.open_sora_plan.sites import open_sora_plan_sites
 from pab.families.open_sora_plan.weights import MT5_XXL, T5_XXL, published_parts
-from pab.family import MAX_BATCH, ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.family import MAX_BATCH, MODEL_LIBRARIES, ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.sampling.samplers import pndm_timesteps
-from pab.text.prompt_cleaning import clean
+from pab.text.prompt_cleaning import CLEANING_LIBRARIES, clean
+from pab.text.token_count import SPIECE_LIBRARIES
 
 if TYPE_CHECKING:
     from pab.model import VideoModel
@@ -63,6 +64,9 @@ PRESETS_V120: Mapping[str, Rules] = {
     "pab5-9": pyramid(5, None, 9, window=WINDOW),
     **FORESIGHT_PRESETS,
 }
+
+
+_LIBRARIES = (*MODEL_LIBRARIES, *CLEANING_LIBRARIES, *SPIECE_LIBRARIES)
 
 
 def _limits(checkpoint: Checkpoint, min_steps: int) -> ClipLimits:
@@ -118,6 +122,7 @@ def _v110(name: str, checkpoint: Checkpoint, *, write_tiny: Callable[[Path, int]
         write_tiny=write_tiny,
         weights_digest=parts.digest,
         clean_prompt=clean,
+        libraries=_LIBRARIES,
         text_tokens=MAX_TEXT_TOKENS_V110,
         pin=parts.pin,
         compiles=True,
@@ -152,6 +157,7 @@ def _v120(name: str, checkpoint: Checkpoint, *, write_tiny: Callable[[Path, int]
         write_tiny=write_tiny,
         weights_digest=parts.digest,
         clean_prompt=partial(clean, keep_ideographs=True),
+        libraries=_LIBRARIES,
         text_tokens=MAX_TEXT_TOKENS_V120,
         pin=parts.pin,
         compiles=True,

@@ -29,7 +29,7 @@ from pab.families.wan.config import (
 from pab.families.wan.loras import wan_loras
 from pab.families.wan.sites import wan_sites
 from pab.families.wan.weights import wan_weights
-from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.family import MODEL_LIBRARIES, ClipDefaults, ClipLimits, Family, LoadRequest
 from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def wan_family(model: WanModel) -> Family:
         cost=model.cost,
         figures=FIGURES.get(model.name, ()),
         load=load,
+        libraries=(*MODEL_LIBRARIES, "ftfy"),
         compiles=True,
         fused_kernels=True,
         float8=True,

@@ -39,11 +39,8 @@ def _modulated(normed, shift, scale, at, channel, inside):
 @triton.jit
 def _kernel(x, first, second, ahead, total, out, out_scales, shift, scale, num_tokens, per_group,
             D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, ADDENDS: tl.constexpr,
-            AHEAD: tl.constexpr, DUE: tl.constexpr, EPS: tl.constexpr, EIGHT: tl.constexpr):  # fmt: skip
-    """AHEAD: `ahead` is added to the sum. DUE: it is taken away from what is normed, without a sum.
-
-    EIGHT: the norm is written as rows of 8-bit floats, with `out_scales`.
-    """
+            AHEAD: tl.constexpr, EPS: tl.constexpr, EIGHT: tl.constexpr):  # fmt: skip
+    """AHEAD: `ahead` is added to the sum. EIGHT: the norm is written as rows of 8-bit floats, with `out_scales`."""
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     seen = (token < num_tokens)[:, None]
     at = (token.to(tl.int64) * D)[:, None]
@@ -63,9 +60,6 @@ def _kernel(x, first, second, ahead, total, out, out_scales, shift, scale, num_t
             sum_b += tl.load(ahead + b, mask=b < D, other=0.0).to(tl.float32)
         tl.store(total + at + a, sum_a.to(total.dtype.element_ty), mask=inside_a)
         tl.store(total + at + b, sum_b.to(total.dtype.element_ty), mask=inside_b)
-    if DUE:
-        part_a -= tl.load(ahead + a, mask=a < D, other=0.0).to(tl.float32)
-        part_b -= tl.load(ahead + b, mask=b < D, other=0.0).to(tl.float32)
     mean = ((tl.sum(part_a, axis=1) + tl.sum(part_b, axis=1)) / D)[:, None]
     part_a = tl.where(inside_a, part_a - mean, 0.0)
     part_b = tl.where(inside_b, part_b - mean, 0.0)
@@ -90,16 +84,15 @@ def launch(
     scale: Tensor,
     ahead: Tensor | None = None,
     *,
-    due: Tensor | None = None,
     eps: float,
     tile: tuple[int, int] = TILE,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the sum (x itself without addends and `ahead`) and its modulated norm, or that of x less `due`.
+    """Returns the sum (x itself without addends and `ahead`) and its modulated norm.
 
     `shift`, `scale`: [B, T or 1, 1, D], or ones for B. `tile`: tokens per program, warps.
     """
     out = torch.empty_like(x_BTSD, memory_format=torch.contiguous_format)
-    return _launch(x_BTSD, addends, (shift, scale, ahead, due), out, None, eps=eps, tile=tile), out
+    return _launch(x_BTSD, addends, (shift, scale, ahead), out, None, eps=eps, tile=tile), out
 
 
 def launch_rows(
@@ -117,14 +110,14 @@ def launch_rows(
     `dtype`: another one shows what is rounded.
     """
     values, scales = empty_rows(x_BTSD.contiguous(), dtype)
-    total = _launch(x_BTSD, addends, (shift, scale, None, None), values, scales, eps=eps, tile=tile)
+    total = _launch(x_BTSD, addends, (shift, scale, None), values, scales, eps=eps, tile=tile)
     return total, values, scales
 
 
 def _launch(
     x_BTSD: Tensor,
     addends: Sequence[Tensor],
-    vectors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    vectors: tuple[Tensor, Tensor, Tensor | None],
     out: Tensor,
     out_scales: Tensor | None,
     *,
@@ -132,10 +125,8 @@ def _launch(
     tile: tuple[int, int],
 ) -> Tensor:
     dim = x_BTSD.shape[-1]
-    x_BTSD, shift, scale = x_BTSD.contiguous(), vectors[0].contiguous(), vectors[1].contiguous()
-    ahead, due = vectors[2:]
-    assert due is None or (ahead is None and not addends), "less what is due, there is no sum"
-    vector = due if ahead is None else ahead
+    shift, scale, ahead = vectors
+    x_BTSD, shift, scale = x_BTSD.contiguous(), shift.contiguous(), scale.contiguous()
     addends = [addend.contiguous() for addend in addends]
     num_tokens = x_BTSD.numel() // dim
     rows, num_warps = tile
@@ -143,9 +134,9 @@ def _launch(
     first, second = (*addends, x_BTSD, x_BTSD)[:2]
     d0, d1 = two_parts(dim)
     _kernel[(triton.cdiv(num_tokens, rows),)](
-        x_BTSD, first, second, x_BTSD if vector is None else vector.contiguous(), total, out,
+        x_BTSD, first, second, x_BTSD if ahead is None else ahead.contiguous(), total, out,
         out if out_scales is None else out_scales, shift, scale, num_tokens, num_tokens // (shift.numel() // dim),
-        D=dim, D0=d0, D1=d1, ROWS=rows, ADDENDS=len(addends), AHEAD=ahead is not None, DUE=due is not None,
-        EPS=eps, EIGHT=out_scales is not None, num_warps=num_warps,
+        D=dim, D0=d0, D1=d1, ROWS=rows, ADDENDS=len(addends), AHEAD=ahead is not None, EPS=eps,
+        EIGHT=out_scales is not None, num_warps=num_warps,
     )  # fmt: skip
     return total

@@ -1,4 +1,4 @@
-"""Products of 8-bit rows that go on with their result where it lies: GELU and rounding to 8 bits, or a sum into tokens.
+"""The product of 8-bit rows that goes on with its result where it lies: GELU and rounding to 8 bits.
 
 Programs stay on the device and take one tile of the output after the other, so that loads for the next tile run beside the
 end of this one. Tensors come and go by the hardware's copies of whole tiles, which also cut at the borders.
@@ -33,7 +33,6 @@ class Tile:
 
 
 GELU_TILE = Tile(outputs=256, per_processor=1, num_warps=8, num_stages=4)
-SUM_TILE = Tile(tokens=256, outputs=128, per_processor=1, num_warps=8)
 
 
 @triton.jit
@@ -61,16 +60,9 @@ def _gelu(x, times, APPROXIMATE: tl.constexpr):
 
 
 @triton.jit
-def _add(part, total, out, token, channel):
-    part += total.load([token, channel]).to(tl.float32)
-    out.store([token, channel], part.to(out.dtype))
-
-
-@triton.jit
-def _kernel(a, b, total, out, scales, weight_scales, bias, reach, out_scales, num_tokens, num_outputs, num_inputs,
-            GELU: tl.constexpr, TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, GROUP: tl.constexpr,
+def _kernel(a, b, out, scales, weight_scales, bias, reach, out_scales, num_tokens, num_outputs, num_inputs,
+            TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, GROUP: tl.constexpr,
             APPROXIMATE: tl.constexpr):  # fmt: skip
-    """GELU: 8-bit rows of GELU, with `out_scales`; else the product is added to `total`."""
     rows = tl.cdiv(num_tokens, TOKENS)
     columns = tl.cdiv(num_outputs, OUTPUTS)
     steps = tl.cdiv(num_inputs, INPUTS)
@@ -92,39 +84,15 @@ def _kernel(a, b, total, out, scales, weight_scales, bias, reach, out_scales, nu
         weight_scale = tl.load(weight_scales + channel, mask=channel < num_outputs, other=0.0)
         offset = tl.load(bias + channel, mask=channel < num_outputs, other=0.0).to(tl.float32)
         acc = acc * scale[:, None] * weight_scale[None, :] + offset[None, :]
-        if GELU:
-            out_scale = scale * tl.load(reach) + tl.load(reach + 1) / 448.0
-            tl.store(out_scales + token, out_scale, mask=token < tl.where(column == 0, num_tokens, 0))
-            acc = _gelu(acc, (1.0 / out_scale)[:, None], APPROXIMATE)
-            out.store([row * TOKENS, column * OUTPUTS], acc.to(out.dtype))
-        else:
-            # Half of the tile at a time: two whole ones of tokens would take the memory of the product's loads.
-            left, right = tl.split(tl.permute(tl.reshape(acc, (TOKENS, 2, OUTPUTS // 2)), (0, 2, 1)))
-            _add(left, total, out, row * TOKENS, column * OUTPUTS)
-            _add(right, total, out, row * TOKENS, column * OUTPUTS + OUTPUTS // 2)
+        out_scale = scale * tl.load(reach) + tl.load(reach + 1) / 448.0
+        tl.store(out_scales + token, out_scale, mask=token < tl.where(column == 0, num_tokens, 0))
+        acc = _gelu(acc, (1.0 / out_scale)[:, None], APPROXIMATE)
+        out.store([row * TOKENS, column * OUTPUTS], acc.to(out.dtype))
 
 
 @functools.cache
 def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
-
-
-def _launch(
-    values: Tensor, weight: Tensor, total: Tensor | None, out: Tensor, vectors: tuple[Tensor, ...], tile: Tile
-) -> None:
-    inputs, outputs = values.shape[-1], weight.shape[0]
-    rows = values.reshape(-1, inputs)
-    wide = (tile.tokens, tile.outputs if total is None else tile.outputs // 2)
-    num_tiles = triton.cdiv(len(rows), tile.tokens) * triton.cdiv(outputs, tile.outputs)
-    to = TensorDescriptor.from_tensor(out.view(-1, outputs), list(wide))
-    _kernel[(min(num_tiles, tile.per_processor * _processors(values.device)),)](
-        TensorDescriptor.from_tensor(rows, [tile.tokens, tile.inputs]),
-        TensorDescriptor.from_tensor(weight, [tile.outputs, tile.inputs]),
-        to if total is None else TensorDescriptor.from_tensor(total.view(-1, outputs), list(wide)),
-        to, *vectors, len(rows), outputs, inputs, GELU=total is None, TOKENS=tile.tokens, OUTPUTS=tile.outputs,
-        INPUTS=tile.inputs, GROUP=tile.group, APPROXIMATE=values.is_cuda, num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )  # fmt: skip
 
 
 def gelu(
@@ -137,21 +105,16 @@ def gelu(
     tile: Tile = GELU_TILE,
 ) -> tuple[Tensor, Tensor]:
     """Returns tanh-GELU of the product as values [..., N] of the dtype of `values`, and float32 scales [..., 1]."""
-    out, out_scales = values.new_empty(*values.shape[:-1], weight.shape[0]), torch.empty_like(scales)
-    _launch(values, weight, None, out, (scales, weight_scales, bias, reach, out_scales), tile)
+    inputs, outputs = values.shape[-1], weight.shape[0]
+    out, out_scales = values.new_empty(*values.shape[:-1], outputs), torch.empty_like(scales)
+    rows = values.reshape(-1, inputs)
+    num_tiles = triton.cdiv(len(rows), tile.tokens) * triton.cdiv(outputs, tile.outputs)
+    _kernel[(min(num_tiles, tile.per_processor * _processors(values.device)),)](
+        TensorDescriptor.from_tensor(rows, [tile.tokens, tile.inputs]),
+        TensorDescriptor.from_tensor(weight, [tile.outputs, tile.inputs]),
+        TensorDescriptor.from_tensor(out.view(-1, outputs), [tile.tokens, tile.outputs]),
+        scales, weight_scales, bias, reach, out_scales, len(rows), outputs, inputs, TOKENS=tile.tokens,
+        OUTPUTS=tile.outputs, INPUTS=tile.inputs, GROUP=tile.group, APPROXIMATE=values.is_cuda,
+        num_warps=tile.num_warps, num_stages=tile.num_stages,
+    )  # fmt: skip
     return out, out_scales
-
-
-def added(
-    total: Tensor,
-    values: Tensor,
-    scales: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    bias: Tensor,
-    tile: Tile = SUM_TILE,
-) -> Tensor:
-    """Returns `total` [..., N] plus the product, rounded once."""
-    out = torch.empty_like(total)
-    _launch(values, weight, total, out, (scales, weight_scales, bias, scales, scales), tile)
-    return out
