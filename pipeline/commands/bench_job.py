@@ -43,7 +43,7 @@ def measure_job(row: Row, settings: BenchSettings, tell: Callable[[str], None]) 
     kernels of earlier jobs on this machine are.
     """
     from jobs.bench.job_model import FULL_SIZE, TINY_SIZE, find_random, find_tiny, job_clips  # loads torch
-    from jobs.bench.peers import NotHereError
+    from jobs.bench.peers.pipelines import NotHereError
 
     if missing := absent(CLEANING_LIBRARIES):
         raise NotHereError(f"cleaning prompts needs {listed(missing)}, which this Python does not have: {MODELS}")
