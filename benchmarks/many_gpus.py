@@ -29,9 +29,10 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.rank_parts import Decoder, exchange_alone
 from benchmarks.rank_rows import OneCard, RankRow, shown
+from jobs.bench.groups import GROUPS, Group
 from jobs.bench.library_subjects import make_subject
 from jobs.bench.ranks import meet
-from jobs.bench.rows import GROUPS, IN_TURN, Group, Row, parse_row
+from jobs.bench.rows import IN_TURN, Row, parse_row
 from jobs.bench.subjects import FULL, TINY, Subject, precision_on
 from jobs.settings import Mesh
 from pab.execution.choice import Execution

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.bench.groups import GROUPS
 from jobs.bench.plan_files import rules_of
-from jobs.bench.rows import GROUPS, IN_TURN, Row, parse_row
+from jobs.bench.rows import IN_TURN, Row, parse_row
 from jobs.settings import Mesh
 from pab.broadcast.plan import make_plan
 from pab.families import FAMILIES

@@ -131,6 +131,7 @@ TORCH_FREE = (
     "jobs/bench/factors.py",
     "jobs/bench/peers/chosen.py",
     "jobs/bench/peers/files.py",
+    "jobs/bench/groups.py",
     "jobs/bench/rows.py",
     "jobs/rendering/batch_size.py",
     "jobs/provenance/*.py",

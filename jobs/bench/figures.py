@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from jobs.bench.groups import GROUPS
 from jobs.bench.library_subjects import make_subject
-from jobs.bench.rows import GROUPS
 from jobs.bench.run import BenchSettings
 from jobs.bench.subjects import FULL, Subject, precision_on, request_of
 from pab.broadcast.plan import BroadcastPlan, make_plan

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.bench.groups import JOB
 from jobs.bench.library_subjects import make_subject
 from jobs.bench.measure import Json, Measured, measure, measure_ours
 from jobs.bench.peers.pipelines import PEERS, NotHereError, require
 from jobs.bench.ranks import measure_on_ranks
-from jobs.bench.rows import JOB, OURS, Row
+from jobs.bench.rows import OURS, Row
 from jobs.bench.subjects import FULL, TINY, Subject
 from jobs.quality.alike import latents_alike, psnr, ssim
 from pab.execution.choice import Execution

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.bench.factors import MEASURED, factors
+from jobs.bench.groups import GROUPS
 from jobs.bench.peers.chosen import PEERS, Chosen, chosen_peers, is_peers
 from jobs.bench.peers.chosen import listed as listed_peers
 from jobs.bench.peers.files import joined as joined_peers
-from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows
+from jobs.bench.rows import Row, all_rows, chosen_rows
 from jobs.reports.bench_html import bench_page
 from jobs.reports.peers_table import write_peers
 from pab.families import FAMILIES

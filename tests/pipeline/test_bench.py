@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from jobs.bench.factors import factors
-from jobs.bench.rows import GROUPS, Row, all_rows, chosen_rows, parse_row
+from jobs.bench.groups import GROUPS
+from jobs.bench.rows import Row, all_rows, chosen_rows, parse_row
 from jobs.bench.run import run_rows, usual_settings
 from pab.broadcast.plan import make_plan
 from pab.broadcast.rules import KINDS
