@@ -25,7 +25,7 @@ from tests.jobs.hostile import HOSTILE, assert_harmless, poisoned, tree
 ROOT = Path(__file__).parents[2]
 TEMPLATES = (
     "bars.svg", "base.html", "bench.html", "blocks.svg", "calibration.html", "curves.svg", "grid.svg", "job.html",
-    "marks.svg", "parts.html", "run.html",
+    "marks.svg", "parts.html", "peers.svg", "run.html",
 )  # fmt: skip
 
 
