@@ -24,8 +24,6 @@ from pab.vae.image_vae import ImageAttention, ImageDecoder, ResnetBlock, UpBlock
 
 TAPS = 3
 """Frames that a convolution over time sees."""
-
-
 FRAMES_AT_ONCE = 2
 """More at once are faster on one rank (4 by 2 %), but ranks share them less evenly."""
 
