@@ -32,7 +32,7 @@ from benchmarks.rank_rows import OneCard, RankRow, shown
 from jobs.bench.groups import GROUPS, Group
 from jobs.bench.library_subjects import make_subject
 from jobs.bench.ranks import meet
-from jobs.bench.rows import IN_TURN, Row, parse_row
+from jobs.bench.rows import IN_TURN, RECORDED, Row, parse_row
 from jobs.bench.subjects import FULL, TINY, Subject, precision_on
 from jobs.settings import Mesh
 from pab.execution.choice import Execution
@@ -78,8 +78,9 @@ class Work:
         return [parse_row(group_named(self.model), words) for words in self.rows]
 
     def execution(self, row: Row) -> Execution:
-        """Returns how a row is run: as in a job, but no loop is recorded."""
-        return replace(row.execution(self.device, precision_on(torch.device(self.device))), records=False)
+        """Returns how a row is run: as in a job, but only a row that says `recorded` is."""
+        execution = row.execution(self.device, precision_on(torch.device(self.device)))
+        return replace(execution, records=RECORDED in row.options)
 
 
 class Lines:
@@ -159,7 +160,9 @@ def open_meshes(meshes: list[Mesh], ranks: int, device: torch.device) -> dict[Me
 def render_rows(work: Work, lines: Lines, groups: Mapping[Mesh, NodeGroup], device: torch.device) -> None:
     """Adds a line for every row at every size. Rows of one model follow each other."""
     store = OneCard(Path(work.one_card), work.model)
-    for execution, of_model in groupby(work.parsed, key=lambda row: replace(work.execution(row), keep="full")):
+    for execution, of_model in groupby(
+        work.parsed, key=lambda row: replace(work.execution(row), keep="full", records=False)
+    ):
         torch._dynamo.reset()
         subject = make_subject(work.model, work.size, device)
         run_as(subject.model, execution, backend=work.backend)

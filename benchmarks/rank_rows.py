@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jobs.bench.library_subjects import LIBRARY_SUBJECTS
 from jobs.bench.measure import Measured, measure_ours
-from jobs.bench.rows import IN_TURN, Row
+from jobs.bench.rows import IN_TURN, RECORDED, Row
 from jobs.bench.subjects import Subject
 from jobs.quality.alike import latents_alike
 from jobs.settings import Mesh
@@ -50,7 +50,8 @@ class OneCard:
 
     def place(self, row: Row, request: ClipRequest) -> Path:
         """Returns the file of a row's clip on one card."""
-        alone = replace(row, mesh=Mesh(), options=tuple(word for word in row.options if word != IN_TURN))
+        options = tuple(word for word in row.options if word not in (IN_TURN, RECORDED))
+        alone = replace(row, mesh=Mesh(), options=options)
         size = f"{request.height}x{request.width}x{request.num_frames} {request.num_steps} steps"
         return self.folder / (re.sub(r"[^\w.-]+", "-", f"{self.model} {alone.words} {size}") + ".pt")
 

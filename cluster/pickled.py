@@ -10,7 +10,7 @@ import io
 import pickle
 from collections.abc import Mapping
 
-FORMAT = 8
+FORMAT = 9
 """Raise this number when a pickled class changes its name, its module or its fields.
 
 Otherwise an old pickle of a dataclass could load with a wrong meaning. Pickles of format 1 have no number.

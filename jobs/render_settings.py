@@ -22,6 +22,8 @@ MAX_ATTEMPTS = 2
 """A clip that has failed or killed its group this many times is given up, unless the run sets another number."""
 TOGETHER, IN_TURN = "together", "in-turn"
 """The values of `guidance_rows`."""
+RECORD_AUTO, RECORD_ON, RECORD_OFF = "auto", "on", "off"
+"""The values of `record_loops`."""
 AUTO = 0
 """The value of `batch` that lets measured times decide."""
 
@@ -162,6 +164,17 @@ class RenderSettings(PixelSettings):
             "changes rounding no more than another mesh does",
         ),
     ] = TOGETHER
+    record_loops: Annotated[
+        str,
+        Setting(
+            choices=(RECORD_AUTO, RECORD_ON, RECORD_OFF),
+            help="whether denoising loops are recorded as CUDA graphs, so that the host queues a whole step at once: the "
+            "second clip of a kind is recorded, later ones are replayed (open_sora, its blocks compiled, in bfloat16 on "
+            "GPUs). auto: clips that were measured to gain by it, which are small and on one GPU. on: clips of every size, "
+            "also those that GPUs share, which no GPU has timed yet; a recording holds the memory of a loop. off: none. "
+            "Not part of a clip's digest: it changes rounding no more than another mesh does",
+        ),
+    ] = RECORD_AUTO
     max_attempts: Annotated[
         int,
         Setting(

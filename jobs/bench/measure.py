@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jobs.bench.rows import IN_TURN, Row
+from jobs.bench.rows import IN_TURN, RECORDED, Row
 from jobs.bench.subjects import Subject
 from pab.broadcast.rules import KINDS
 from pab.execution.choice import Execution
@@ -20,7 +20,7 @@ from pab.family import ClipRequest
 from pab.parallel.exchange import Waiting
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise, records_loop
-from pab.sampling.recorded_loop import LoopRecorder
+from pab.sampling.recorded_loop import LoopRecorder, run_again
 
 Json = dict[str, Any]
 ENOUGH_S = 25.0
@@ -63,7 +63,7 @@ def measure_ours(
     subject: Subject, row: Row, execution: Execution, group: NodeGroup, *, repeat: int, enough_s: float = ENOUGH_S
 ) -> Measured:
     """Measures a row of our own on a model that runs as `execution` says already. Collective over the group."""
-    recorder = LoopRecorder() if execution.records else None
+    recorder = new_recorder(group) if execution.records else None
     clips = OurClips(
         subject=subject,
         broadcast=row.broadcast,
@@ -71,6 +71,7 @@ def measure_ours(
         keep=execution.keep,
         recorder=recorder,
         rows_in_turn=IN_TURN in row.options and subject.family.rows_in_turn,
+        all_loops=RECORDED in row.options,
     )
     requests = tuple(row.asked(request) for request in subject.requests)
     with executing(execution, precision=subject.precision), torch.inference_mode():
@@ -84,14 +85,21 @@ def measure_ours(
             enough_s=enough_s,
         )
     recorded = recorder is not None and recorder.recordings > 0
+    if recorder is not None:
+        recorder.forget()
     measured.line.update(replace(subject, requests=requests).facts())
     measured.line["execution"] = execution.identity.strip() + (" recorded" if recorded else "") or "eager"
     return measured
 
 
+def new_recorder(group: NodeGroup) -> LoopRecorder:
+    """Returns what records loops on a group's device; on a CPU a recording calls its steps again."""
+    return LoopRecorder() if group.device.type == "cuda" else LoopRecorder(capture=lambda: run_again)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OurClips:
-    """Denoises clips as a job does. `recorder` replays the loops of those that are small."""
+    """Denoises clips as a job does. `recorder` replays the loops of those that are small, or with `all_loops` of all."""
 
     subject: Subject
     broadcast: str
@@ -99,12 +107,15 @@ class OurClips:
     keep: str = "full"
     recorder: LoopRecorder | None = None
     rows_in_turn: bool = False
+    all_loops: bool = False
 
     def denoise(self, request: ClipRequest) -> Denoised:
         """Denoises one clip."""
         subject, model, group = self.subject, self.subject.model, self.group
         plan = subject.plan(request, self.broadcast)
-        records = self.recorder is not None and records_loop(request, subject.family, plan, group)
+        records = self.recorder is not None and records_loop(
+            request, subject.family, plan, group, all_loops=self.all_loops
+        )
         return denoise(
             model,
             request,

@@ -21,9 +21,12 @@ from pab.family import ClipRequest, Family
 
 OURS, DIFFUSERS, CACHE_DIT = SIDES = ("ours", "diffusers", "cache-dit")
 MODES = {"eager": False, "compiled": True}
+RECORDED, NOT_RECORDED = "recorded", "norecording"
+"""Options by which every loop is recorded, not small ones of one rank alone, or none (`--record-loops on`, `off`)."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "nokernels": {"kernels": False, "records": False},
-    "norecording": {"records": False},
+    NOT_RECORDED: {"records": False},
+    RECORDED: {"records": True},
     "cudnn": {"attention": "cudnn"},
     "nocudnn": {"attention": "default"},
     "int8": {"keep": "int8"},
@@ -33,7 +36,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 """Word -> fields of `Execution` that differ from what a job does by itself. A new option is a line here."""
 IN_TURN = "inturn"
 """An option that is none of the execution: the rows of guidance run in turn (`--guidance-rows in-turn`)."""
-TAKEN_AWAY = ("nokernels", "norecording", "nocudnn")
+TAKEN_AWAY = ("nokernels", NOT_RECORDED, "nocudnn")
 """Options that leave something out which a job does by itself: the others add something."""
 _AXIS = re.compile(r"(dp|cfg|sp)([2-9]|[1-9]\d)")
 PEER_OPTIONS = ("whole", "host", "half")
@@ -90,6 +93,8 @@ class Row:
             precision=precision,
             linears=changed.get("linears", "full"),
         )
+        if RECORDED in self.options and not self.family.records_loops:
+            raise ValueError(f"{RECORDED!r}: the loops of {self.family.name} cannot be recorded")
         return replace(usual, **changed)
 
     def changes_nothing(self, device: str, precision: str) -> str | None:
@@ -124,7 +129,7 @@ class Row:
     @property
     def without_reuse(self) -> tuple[str, str, str, tuple[str, ...]]:
         """Names the clip it is compared with: the same way of running on one device, where nothing is kept."""
-        same = tuple(word for word in self.options if word not in ("int8", "host", "half", IN_TURN))
+        same = tuple(word for word in self.options if word not in ("int8", "host", "half", IN_TURN, RECORDED))
         side = DIFFUSERS if self.side == CACHE_DIT else self.side
         return self.group.name, side, self.mode, (*filter(None, [self.sampling]), *same)
 

@@ -10,7 +10,7 @@ from itertools import islice
 
 import torch
 
-from jobs.render_settings import IN_TURN
+from jobs.render_settings import IN_TURN, RECORD_OFF, RECORD_ON
 from jobs.rendering.guarded_plans import NONE, plan_key
 from jobs.rendering.keep_ways import KeepWay, kind_key, ways_down
 from jobs.rendering.loops import clip_requests
@@ -35,10 +35,11 @@ class LoadedFamily:
     """A family whose weights are on this rank's device. Not frozen: `prompts` are added and removed.
 
     `prompts`: by clip key, the encoded prompts, one per loop. `graphs`: counts what was compiled since the family was
-    loaded; None if blocks run eagerly. `recorder`: replays the loops of small clips; None if they are not recorded.
+    loaded; None if blocks run eagerly. `recorder`: replays loops; None if none is recorded.
     `levels`: by kind of clip (`keep_ways.kind_key`), how many ways down its clips are rendered, because the device had no
     more memory. `instead`: by guarded plan (`guarded_plans.plan_key`), the milder broadcast that the job's guard chose.
-    `shared`: whether several ranks render a clip together. `rows_in_turn`: that of `LoopSettings`.
+    `shared`: whether several ranks render a clip together. `rows_in_turn`: that of `LoopSettings`. `all_loops`: that of
+    `records_loop`.
     """
 
     family: Family
@@ -53,6 +54,7 @@ class LoadedFamily:
     instead: dict[str, str] = field(default_factory=dict)
     shared: bool = False
     rows_in_turn: bool = False
+    all_loops: bool = False
 
     def ways(self, clip: Clip, settings: JobSettings) -> tuple[KeepWay, ...]:
         """Returns the ways to keep a clip's outputs, all of them first. Raises ValueError for an unknown broadcast."""
@@ -85,10 +87,14 @@ class LoadedFamily:
         self.levels[kind_key(clip)] = level
         return True
 
-    def let_go(self) -> None:
-        """Frees the memory of the device that nothing needs, after it had no more."""
+    def forget_loops(self) -> None:
+        """Drops all recorded loops."""
         if self.recorder is not None:
             self.recorder.forget()
+
+    def let_go(self) -> None:
+        """Frees the memory of the device that nothing needs, after it had no more."""
+        self.forget_loops()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -97,8 +103,8 @@ class LoadedFamily:
         """Makes room for the graphs that the next clip may need; returns the count of what was compiled so far."""
         if self.graphs is None:
             return Compiled()
-        if self.graphs.make_room() and self.recorder is not None:
-            self.recorder.forget()
+        if self.graphs.make_room():
+            self.forget_loops()
         return self.graphs.so_far()
 
     def compiled_since(self, before: Compiled) -> Compiled:
@@ -113,7 +119,7 @@ class LoadedFamily:
         self, request: ClipRequest, plan: BroadcastPlan, group: NodeGroup, *, clips: int, keep: str
     ) -> LoopSettings:
         """Returns the settings of a loop that begins from noise, for one clip or a batch."""
-        records = records_loop(request, self.family, plan, group, clips=clips)
+        records = records_loop(request, self.family, plan, group, clips=clips, all_loops=self.all_loops)
         return LoopSettings(
             cache_dtype=keep, recorder=self.recorder if records else None, rows_in_turn=self.rows_in_turn
         )
@@ -152,9 +158,10 @@ def load_family(
         execution=execution,
         precision=request.precision,
         graphs=Graphs() if execution.compiled else None,
-        recorder=LoopRecorder() if execution.records else None,
+        recorder=LoopRecorder() if execution.records and settings.render.record_loops != RECORD_OFF else None,
         shared=clip_axis is not None and clip_axis.size > 1,
         rows_in_turn=settings.render.guidance_rows == IN_TURN and family.rows_in_turn,
+        all_loops=settings.render.record_loops == RECORD_ON,
     )
 
 

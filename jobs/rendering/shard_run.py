@@ -235,6 +235,7 @@ class _ShardRun:
             return
         with ExitStack() as stack:
             loaded = self._load(family, attempts[0].clip, stack)
+            stack.callback(loaded.forget_loops)
             loop = self._loop(loaded)
             try:
                 loop.encode([attempt.clip for attempt in attempts])

@@ -76,6 +76,14 @@ class Span:
     waited: Mark | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What an axis exchanges in a recorded loop. `spans`: their marks are set anew by every replay."""
+
+    traffic: Traffic
+    spans: tuple[Span, ...]
+
+
 def _order() -> Tensor:
     with torch.inference_mode(mode=False):  # it is used inside and outside of inference mode
         return torch.zeros(1)
@@ -133,6 +141,23 @@ class Exchanges:
             previous = span.ended or span.waited
         return Waiting(exposed_s, hidden_s)
 
+    def take_back(self, before: Traffic) -> Recorded:
+        """Returns what was counted and timed since a snapshot, and forgets it: it was recorded, and nothing was sent yet."""
+        recorded = Recorded(self.since(before), tuple(self._spans or ()))
+        self._counted = before
+        if self._spans is not None:
+            self._spans = []
+        return recorded
+
+    def replayed(self, before: Traffic, recorded: Recorded) -> None:
+        """Notes that all that was recorded has been exchanged again since a snapshot.
+
+        A graph replays it without a call from here. A recording that calls its steps again has counted and timed itself.
+        """
+        self._counted = before.plus(recorded.traffic)
+        if self._spans is not None and not self._spans:
+            self._spans = list(recorded.spans)
+
     def all_to_all(self, sent: Tensor, given: Sequence[int], taken: Sequence[int]) -> Tensor:
         """Sends the first `given[0]` values to rank 0 and so on; returns those that come, `taken[0]` of rank 0 first."""
         assert self.group is not None, "ranks that exchange are a group"
@@ -149,7 +174,7 @@ class Exchanges:
             async_op=True,
         )
         assert work is not None, "this rank is in the group"
-        self._note_end(span, work, sent.device)
+        behind = self._note_end(span, work, sent.device)
         if span is not None:
             span.asked = span.begun
         if self.while_under_way is not None:
@@ -157,6 +182,8 @@ class Exchanges:
             if span is not None:
                 span.asked = mark_now(sent.device)
         work.wait()
+        if behind is not None:
+            behind.wait()
         self._finish(span, sent.device)
         return received
 
@@ -167,7 +194,7 @@ class Exchanges:
         span = self._begin(x.device)
         if span is not None:
             span.asked = span.begun
-        dist.all_gather(list(gathered.unbind(0)), x, group=self.group)
+        dist.all_gather_into_tensor(gathered.view(-1), x.view(-1), group=self.group)
         self._finish(span, x.device)
         self.count_gather(x.numel() * x.element_size() * (size - 1))
         return gathered
@@ -184,20 +211,25 @@ class Exchanges:
             span.waited = mark_now(device)
             self._spans.append(span)
 
-    def _note_end(self, span: Span | None, work: dist.Work, device: torch.device) -> None:
+    def _note_end(self, span: Span | None, work: dist.Work, device: torch.device) -> torch.cuda.Event | None:
+        # Returns what the stream beside has to reach before this stream goes on; None where there is no such stream.
         if span is None or self.while_under_way is None:
-            return  # nothing else runs meanwhile: it ends where the waiting ends
+            return None  # nothing else runs meanwhile: it ends where the waiting ends
         if device.type != "cuda":
 
             def ended(_: object) -> None:
                 span.ended = mark_now(device)
 
             work.get_future().add_done_callback(ended)
-            return
+            return None
         self._beside = self._beside or torch.cuda.Stream(device)
         with torch.cuda.stream(self._beside):
             work.wait()  # of this stream alone, which has nothing else to do
             span.ended = mark_now(device)
+            # A recording ends on the stream where it began, so whatever left that stream has to come back.
+            behind = torch.cuda.Event()
+            behind.record()
+        return behind
 
 
 def _on_the_wire(x: Tensor) -> Tensor:

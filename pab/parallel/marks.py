@@ -13,7 +13,8 @@ def mark_now(device: torch.device) -> Mark:
     """Returns a mark behind everything that the current stream holds so far, without waiting for the device."""
     if device.type != "cuda":
         return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
+    # External: a mark that is set within a recorded loop is set anew by every replay. Elsewhere it means nothing.
+    event = torch.cuda.Event(enable_timing=True, external=True)
     event.record()
     return event
 

@@ -47,9 +47,10 @@ def not_finite_text(count: int, latents: Tensor) -> str:
 class LoopSettings:
     """How a loop is run. `cache_dtype`: how kept outputs are stored, "full" or "int8" (`pab.kernels.kept_int8`).
 
-    `recorder`: records and replays the loop. It needs a clip for which `records_loop` is true and a model that is a
-    `pab.model.Recordable`. `rows_in_turn`: on ranks that share a pass and have both rows of guidance, each row is a pass of
-    its own, and one computes while the other one exchanges. It needs a model whose family has `rows_in_turn`.
+    `recorder`: records and replays the loop, on all ranks that share the clip or on none. It needs a clip for which
+    `records_loop` is true and a model that is a `pab.model.Recordable`. `rows_in_turn`: on ranks that share a pass and have
+    both rows of guidance, each row is a pass of its own, and one computes while the other one exchanges. It needs a model
+    whose family has `rows_in_turn`.
     """
 
     cache_dtype: str = "full"
@@ -138,7 +139,8 @@ def denoise(
     run: RunStep = run_step
     if loop.recorder is not None:
         kind = _kind(request, plan, guidance_scale, loop, texts)
-        run = loop.recorder.wrap(run_step, kind=kind, num_steps=plan.num_steps, state=state)
+        axes = [axis.exchanges for axis in (group.sp.axis, group.cfg) if axis.size > 1]
+        run = loop.recorder.wrap(run_step, kind=kind, num_steps=plan.num_steps, state=state, axes=axes)
     clock, before = DeviceClock(group.device), exchanges.snapshot()
     _begin_timing(group)
     latents = noise.to(group.device) * scheduler.init_noise_sigma
@@ -228,7 +230,6 @@ def _texts(
     texts = {branch: prompt.states(branch) for branch in mine}
     if loop.recorder is None:
         return texts
-    assert group.clip.size == 1, "ranks that share a clip are not recorded"
     return {branch: cast(Recordable, model).same_length(text) for branch, text in texts.items()}
 
 
@@ -263,8 +264,17 @@ def _not_finite(latents: Tensor) -> tuple[int, ...]:
 
 
 def records_loop(
-    request: ClipRequest, family: Family, plan: BroadcastPlan, group: NodeGroup, *, clips: int = 1
+    request: ClipRequest,
+    family: Family,
+    plan: BroadcastPlan,
+    group: NodeGroup,
+    *,
+    clips: int = 1,
+    all_loops: bool = False,
 ) -> bool:
-    """Whether a loop is worth recording and can be: its clips are small, on one rank, and planned before the first step."""
+    """Whether a loop is recorded: it can be if it is planned before the first step, and small ones of one rank are.
+
+    `all_loops`: clips of any size too, and those that ranks share. No GPU has timed these.
+    """
     small = clips * family.num_tokens(request.num_frames, request.height, request.width) <= MAX_TOKENS
-    return small and group.clip.size == 1 and not isinstance(plan.rules, ForesightRules)
+    return (all_loops or (small and group.clip.size == 1)) and not isinstance(plan.rules, ForesightRules)

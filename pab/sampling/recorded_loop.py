@@ -1,14 +1,16 @@
 """The denoising loop of small clips as CUDA graphs: one graph per step, recorded once, replayed for all clips of its kind.
 
-The kernels of a small clip run faster than a host can launch them. Plan, shapes and guidance scale fix what a step launches.
-So the second clip of a kind records it, and later clips replay it. Clips of one kind differ only in noise and text, which
-are copied to where the recording reads them.
+The kernels of a small clip run faster than a host can launch them; so do those of a clip that many ranks share. Plan, shapes
+and guidance scale fix what a step launches. So the second clip of a kind records it, and later clips replay it. Clips of one
+kind differ only in noise and text, which are copied to where the recording reads them. Ranks that share a clip all record
+it: its exchanges are in their graphs, and what was counted of them is counted again by every replay.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -16,9 +18,10 @@ import torch
 from torch import Tensor
 
 from pab.broadcast.state import ClipState
+from pab.parallel.exchange import Exchanges, Recorded
 
 MAX_TOKENS = 8192
-"""Latent tokens up to which an H200's host is slower than its device (docs/performance.md)."""
+"""Latent tokens up to which an H200's host is slower than its device (docs/performance.md). Of a clip on one rank."""
 MAX_RECORDINGS = 4
 """Per model. Each recording holds the memory that its loop needs; the least recently used one is dropped first."""
 
@@ -42,23 +45,33 @@ class LoopRecorder:
     _seen: set[tuple[object, ...]] = field(default_factory=set)
     _recordings: OrderedDict[tuple[object, ...], Recording] = field(default_factory=OrderedDict)
 
-    def wrap(self, run_step: RunStep, *, kind: tuple[object, ...], num_steps: int, state: ClipState) -> RunStep:
+    def wrap(
+        self, run_step: RunStep, *, kind: tuple[object, ...], num_steps: int, state: ClipState,
+        axes: Sequence[Exchanges] = (),
+    ) -> RunStep:  # fmt: skip
         """Returns a function that takes the place of `run_step` in one clip's loop, for step 0 to the last.
 
         `kind`: everything that a recording fixes; clips of one kind launch the same kernels. `state`: the clip's state, in
-        which `run_step` counts. After the last step it has a whole loop's counts, also when the loop was replayed.
+        which `run_step` counts. `axes`: those over which it exchanges, which count too. After the last step both have a
+        whole loop's counts, also when the loop was replayed.
         """
         if kind not in self._seen:
             self._seen.add(kind)
             return run_step
+        before = [axis.snapshot() for axis in axes]
 
         def replayed_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
             if step == 0:
                 if kind not in self._recordings:
                     self._make_room()
-                    self._recordings[kind] = self._record(run_step, latents, texts, num_steps=num_steps, state=state)
+                    self._recordings[kind] = self._record(run_step, latents, texts, num_steps, state, axes)
                 self._recordings.move_to_end(kind)
-            return self._recordings[kind].replay(latents, step, texts, state)
+            recording = self._recordings[kind]
+            latents = recording.replay(latents, step, texts, state)
+            if step == num_steps - 1:
+                for axis, earlier, recorded in zip(axes, before, recording.exchanged, strict=True):
+                    axis.replayed(earlier, recorded)
+            return latents
 
         return replayed_step
 
@@ -68,7 +81,10 @@ class LoopRecorder:
         return len(self._recordings)
 
     def forget(self) -> None:
-        """Drops all recordings, for when the kernels that they launch may no longer be loaded."""
+        """Drops all recordings: when the kernels that they launch may no longer be loaded, and before ranks part.
+
+        NCCL closes no group whose exchanges a graph still holds.
+        """
         self._seen.clear()
         self._recordings.clear()
 
@@ -77,10 +93,11 @@ class LoopRecorder:
             self._recordings.popitem(last=False)
 
     def _record(
-        self, run_step: RunStep, noise: Tensor, texts: Texts, *, num_steps: int, state: ClipState
+        self, run_step: RunStep, noise: Tensor, texts: Texts, num_steps: int, state: ClipState, axes: Sequence[Exchanges]
     ) -> Recording:  # fmt: skip
         """Records all steps of a loop. Their results are not valid before a replay."""
         capture = (self.capture or cuda_graphs)()
+        before = [axis.snapshot() for axis in axes]
         noise = noise.clone()
         texts = {branch: _mapped(text, Tensor.clone) for branch, text in texts.items()}
         latents, steps = noise, []
@@ -95,6 +112,7 @@ class LoopRecorder:
             computed=Counter(state.computed),
             reused=Counter(state.reused),
             kept_bytes_peak=state.kept_bytes_peak,
+            exchanged=tuple(axis.take_back(earlier) for axis, earlier in zip(axes, before, strict=True)),
         )
 
 
@@ -112,6 +130,8 @@ class Recording:
     computed: Mapping[str, int]
     reused: Mapping[str, int]
     kept_bytes_peak: int
+    exchanged: tuple[Recorded, ...] = ()
+    """By axis."""
 
     def replay(self, latents: Tensor, step: int, texts: Texts, state: ClipState) -> Tensor:
         """Runs one step for another clip: step 0 copies its noise and texts in, the last step returns its latents.
@@ -138,14 +158,28 @@ def cuda_graphs() -> Capture:
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            # Other threads fetch frames and read events meanwhile, which the stricter modes forbid.
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            result = run()
-            graph.capture_end()
+            with _capturing(graph, pool):
+                result = run()
         torch.cuda.current_stream().wait_stream(stream)
         return graph.replay, result
 
     return capture
+
+
+@contextlib.contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[None]:
+    # Other threads fetch frames and read events meanwhile, which the stricter modes forbid.
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        # A stream that goes on recording takes nothing else. What went wrong is the error that counts.
+        if not done:
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+    graph.capture_end()
 
 
 def run_again(run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:

@@ -12,9 +12,9 @@ from cluster.job import JobRequest, JobState
 from cluster.local import LocalCluster
 from jobs.bench.plan_files import rules_of
 from jobs.bench.rows import IN_TURN as IN_TURN_WORD
-from jobs.bench.rows import OPTIONS, TAKEN_AWAY, Row
+from jobs.bench.rows import NOT_RECORDED, OPTIONS, RECORDED, TAKEN_AWAY, Row
 from jobs.render import RenderShard
-from jobs.render_settings import IN_TURN, TOGETHER, RenderSettings
+from jobs.render_settings import IN_TURN, RECORD_OFF, RECORD_ON, TOGETHER, RenderSettings
 from jobs.settings import JobSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 CLIPS = {"full": 20, "tiny": 2}
 STEPS = {"full": 30, "tiny": 4}
 _POLL_S = 0.2
+_LOOPS = {RECORDED: RECORD_ON, NOT_RECORDED: RECORD_OFF}
 
 Json = dict[str, Any]
 
@@ -95,12 +96,13 @@ def compiled_later(records: Iterable[Mapping[str, Any]]) -> int:
 
 def render_settings(row: Row, settings: BenchSettings) -> RenderSettings:
     """Returns the settings of the row's job. Raises JobError for words that no job follows."""
-    strange = [word for word in row.options if word in TAKEN_AWAY]
+    strange = [word for word in row.options if word in TAKEN_AWAY and word not in _LOOPS]
     if strange or row.sampling is not None:
         raise JobError(f"{strange[0] if strange else row.sampling!r}: no setting of a job; leave the word out")
     changed: dict[str, str] = {}
     for word in row.options:
-        changed |= {name: str(value) for name, value in OPTIONS.get(word, {}).items()}
+        of_word = {"record_loops": _LOOPS[word]} if word in _LOOPS else OPTIONS.get(word, {})
+        changed |= {name: str(value) for name, value in of_word.items()}
     cuda = settings.device == "cuda"
     return RenderSettings(
         model="open_sora",

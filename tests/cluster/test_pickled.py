@@ -52,8 +52,8 @@ FIELDS = {
     Lora: "place strength component digest",
     RenderSettings: "model weights loras broadcast precision device compile attention keep linears decode sampling "
     "flow_shift guidance_scale_2 negative_prompt crf compile_cache baseline min_quality quality_samples plain_videos "
-    "c2pa c2pa_cert c2pa_key c2pa_prompt batch guidance_rows max_attempts reference_roots allow_private_references "
-    "family_weights kept weighed",
+    "c2pa c2pa_cert c2pa_key c2pa_prompt batch guidance_rows record_loops max_attempts reference_roots "
+    "allow_private_references family_weights kept weighed",
     Mesh: "dp cfg sp",
     DaskProgress: "scheduler_file kept_tasks",
     ShardOutcome: "shard attempt clips left",
@@ -105,7 +105,7 @@ def test_a_queued_job_names_only_what_stays_in_its_place(tmp_path: Path) -> None
 
 
 def test_the_fields_of_what_is_pickled_are_those_of_the_format() -> None:
-    assert FORMAT == 8
+    assert FORMAT == 9
     assert {held: " ".join(field.name for field in fields(held)) for held in FIELDS} == FIELDS, CHANGED
     assert NoProgress().__getstate__() is None
 
@@ -127,7 +127,7 @@ def test_a_job_queued_before_formats_were_told_is_refused_in_words(tmp_path: Pat
     assert job.state is JobState.LOST
     assert job.error() == (
         "SLURM's last state: FAILED\njob 77 was queued by another version of the program (pickled in format 1, this version "
-        "reads 8); end the driver that queued it and submit the run again: what is recorded stays"
+        "reads 9); end the driver that queued it and submit the run again: what is recorded stays"
     )
 
 
@@ -158,15 +158,15 @@ def test_the_result_of_a_job_of_another_version_counts_and_its_value_is_refused_
     job.see(QueueRow(state="COMPLETED", restarts=1, reason="None", job_name="pab-1"), now_s=0, grace_s=15)
     assert job.state is JobState.ENDED
     with pytest.raises(
-        ClusterError, match=r"job 77: another version .* [(]pickled in format 1, this version reads 8[)]"
+        ClusterError, match=r"job 77: another version .* [(]pickled in format 1, this version reads 9[)]"
     ):
         job.result()
 
 
 def test_what_another_format_sealed_is_not_loaded() -> None:
     assert unseal(seal((1, "a"))) == (1, "a")
-    with pytest.raises(FormatError, match="pickled in format 9, this version reads 8"):
-        unseal(seal((1, "a")) | {"format": 9})
+    with pytest.raises(FormatError, match="pickled in format 10, this version reads 9"):
+        unseal(seal((1, "a")) | {"format": 10})
 
 
 def test_an_outcome_is_read_without_importing_what_it_names() -> None:

@@ -77,11 +77,11 @@ FINAL = [
 def test_a_refusal_that_cannot_pass_is_told_at_once_with_the_stores_code(
     server: FaultyS3, bucket: Bucket, status: int, code: str, advice: str
 ) -> None:
-    server.faults.append(Fault(method="PUT", key="x", times=99, status=status, code=code))
-    start = time.monotonic()
+    fault = Fault(method="PUT", key="x", times=99, status=status, code=code)
+    server.faults.append(fault)
     with pytest.raises(BucketError, match=rf"{code}.*{advice}"):
         bucket.write("x", b"data")
-    assert time.monotonic() - start < 2
+    assert fault.times >= 97, "it was asked once, or twice where credentials may have been renewed"
 
 
 PASSING = [

@@ -104,3 +104,26 @@ def test_only_small_clips_of_one_rank_that_follow_a_plan_are_recorded():
     assert not records_loop(small, family, plan, NodeGroup(clip=Axis(size=2)))
     decided_later = plan_for(family, small, FORESIGHT_PRESETS["foresight"], "bfloat16")
     assert not records_loop(small, family, decided_later, NodeGroup())
+
+
+class Graph:
+    """Notes what is asked of a CUDA graph. `broken`: the recording cannot be ended, as after an error within."""
+
+    def __init__(self, *, broken: bool) -> None:
+        self.broken, self.asked = broken, []
+
+    def capture_begin(self, **words: object) -> None:
+        self.asked.append(("begin", words["capture_error_mode"]))
+
+    def capture_end(self) -> None:
+        self.asked.append(("end", ""))
+        if self.broken:
+            raise RuntimeError("the recording is invalid")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_recording_ends_whatever_happens_and_the_first_error_is_told(broken):
+    graph = Graph(broken=broken)
+    with pytest.raises(torch.OutOfMemoryError), recorded_loop._capturing(graph, (0, 0)):
+        raise torch.OutOfMemoryError
+    assert graph.asked == [("begin", "thread_local"), ("end", "")]
