@@ -157,9 +157,8 @@ def cuda_graphs() -> Capture:
     def capture(run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         graph = torch.cuda.CUDAGraph()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            with _capturing(graph, pool):
-                result = run()
+        with torch.cuda.stream(stream), _capturing(graph, pool):
+            result = run()
         torch.cuda.current_stream().wait_stream(stream)
         return graph.replay, result
 
@@ -167,7 +166,7 @@ def cuda_graphs() -> Capture:
 
 
 @contextlib.contextmanager
-def _capturing(graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> Iterator[None]:
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Iterator[None]:
     # Other threads fetch frames and read events meanwhile, which the stricter modes forbid.
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     done = False
