@@ -9,6 +9,7 @@ GPU := $(shell command -v nvidia-smi)
 CPU_TORCH := torch==2.13.0+cpu
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 DEMO_OUTPUT ?= runs/demo
+DEMO_FLAGS ?=
 TESTS ?=
 FAULTS ?= 60
 SEED ?= 1
@@ -23,7 +24,7 @@ help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 demo: $(BIN)/.installed ## render manifests/demo.parquet with the model that ships with the project
-	$(BIN)/python -m pipeline submit manifests/demo.parquet --cluster local --output $(DEMO_OUTPUT)
+	$(BIN)/python -m pipeline submit manifests/demo.parquet --cluster local --output $(DEMO_OUTPUT) $(DEMO_FLAGS)
 
 # A process per core, so one thread each; a process that is done takes tests over from the others.
 test: export OMP_NUM_THREADS ?= 1

@@ -152,6 +152,9 @@ class Recording:
 
 def cuda_graphs() -> Capture:
     """Returns what captures CUDA graphs that share one pool of memory and are replayed in the order of their capture."""
+    # What plain loops have left free is not of the graphs' pool, so a large loop would need its memory twice.
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
     pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
 
     def capture(run: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
