@@ -312,6 +312,11 @@ def _add_calibrate(commands: Commands[Parser]) -> None:
         help="take no longer than M minutes after the model is loaded, and say what that left out (default: no bound)",
     )
     parser.add_argument(
+        "--presets",
+        metavar="NAME,...",
+        help="which presets are judged beside the plan on the held-out prompts (default: all of them)",
+    )
+    parser.add_argument(
         "--report", type=Path, metavar="FILE.html", help="the report page (default: the plan's name with .html)"
     )
     add_json(parser)

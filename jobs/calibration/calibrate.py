@@ -6,7 +6,7 @@ judged by, beside every preset.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ from jobs.calibration.plan_quality import PlanQuality, RenderedClips, call_share
 from jobs.calibration.work import Work
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
-from pab.broadcast.rules import NO_BROADCAST
+from pab.broadcast.rules import NO_BROADCAST, Rules
 from pab.broadcast.step_rules import StepRules
 from pab.calibration.changes import Matrix
 from pab.calibration.groups import SiteGroup
@@ -79,7 +79,7 @@ class CalibrationRequest:
     """What is calibrated. All requests have one size and number of steps.
 
     `reuses`: what the plan may reuse, of REUSES. `ranges`: into how many ranges of blocks each group is cut. `probe_every`:
-    at every which step effects are measured.
+    at every which step effects are measured. `presets`: those that are judged beside the plan; None for all.
     """
 
     family: Family
@@ -95,6 +95,7 @@ class CalibrationRequest:
     max_minutes: float | None = None
     """How long it may take after the model is loaded; what that leaves out is told. None: no bound."""
     loras: tuple[Lora, ...] = ()
+    presets: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +110,8 @@ class Calibration:
     rows: tuple[PlanQuality, ...]
     left_out: tuple[str, ...] = ()
     """What the bound on its time left out."""
+    unfinished: tuple[str, ...] = ()
+    """What was still to be done when this was told; then `rows` may be fewer, or none."""
 
     @property
     def holds(self) -> bool:
@@ -123,10 +126,15 @@ class Calibration:
 
 @dataclass(slots=True, kw_only=True)
 class Calibrator:
-    """One calibration. `tell` takes a line for the user about every stage."""
+    """One calibration. `tell` takes a line for the user about every stage.
+
+    `keep` takes the best plan so far, whenever there is a better one or more is known of it: whatever ends the calibration
+    then, what it took its time for is not lost.
+    """
 
     request: CalibrationRequest
     tell: Callable[[str], None]
+    keep: Callable[[Calibration], None] = lambda _found: None
     clips: RenderedClips = field(init=False)
     group: NodeGroup = field(init=False)
     work: Work = field(init=False)
@@ -154,32 +162,60 @@ class Calibrator:
 
     def _run(self) -> Calibration:
         request, work, measuring = self.request, self.work, self._measuring()
-        steps, held_out = self.plain.num_steps, len(request.held_out)
-        presets = {n: r for n, r in request.family.presets.items() if r != NO_BROADCAST}
-        work.reserved = 2.0 * steps * (held_out + len(request.searched))
-        work.expected = measuring.steps_of_work(len(request.searched)) + work.reserved + steps * held_out * len(presets)
+        searched, held_out = (self.plain.num_steps * len(each) for each in (request.searched, request.held_out))
+        work.reserved = searched + self._proof
+        work.expected = measuring.steps_of_work(len(request.searched)) + work.reserved + held_out * len(self._presets)
         work.begin()
         measured = measuring.run(request.searched)
-        rules = self._bisect(measured) if request.target.min_psnr_db is not None else self._search(measured)[0]
-        psnr = summary(self.clips.psnr(request.searched, rules))
-        self.tell(f"plan {rules.digest}: median {psnr.median:.1f} dB on the prompts it was searched on")
+        work.reserved = self._proof
+        found = self._bisect(measured) if request.target.min_psnr_db is not None else self._search(measured)
+        rules, psnr = found
+        self.tell(f"plan {rules.digest}: median {psnr:.1f} dB on the prompts it was searched on")
         rows = [self.clips.quality(FOUND, request.held_out, rules)]
         self.tell(rows[0].line())
-        for name, each in presets.items():
-            if work.allows(steps * held_out):
+        presets = list(self._presets.items())
+        for number, (name, each) in enumerate(presets):
+            self.keep(self._found(measured, *found, rows, _on_held_out(left for left, _ in presets[number:])))
+            if work.allows(held_out):
                 rows.append(self.clips.quality(name, request.held_out, each))
                 self.tell(rows[-1].line())
             else:
-                work.leave_out(f"preset {name} on held-out prompts", steps * held_out)
+                work.leave_out(_on_held_out([name])[0], held_out)
+        return self._found(measured, *found, rows)
+
+    def _found(
+        self, measured: Measured, rules: StepRules, psnr_db: float, rows: Sequence[PlanQuality] = (),
+        unfinished: Sequence[str] = (),
+    ) -> Calibration:  # fmt: skip
+        request = self.request
         return Calibration(
             request=request,
             measured=measured,
             rules=rules,
             plan=plan_for(request.family, request.searched[0], rules, request.precision),
-            searched_psnr_db=psnr.median,
+            searched_psnr_db=psnr_db,
             rows=tuple(rows),
-            left_out=tuple(work.left_out),
+            left_out=tuple(self.work.left_out),
+            unfinished=tuple(unfinished),
         )
+
+    def _keep_unproved(self, measured: Measured, rules: StepRules, psnr_db: float, unfinished: str = "") -> None:
+        still = [*filter(None, [unfinished]), "the plan on held-out prompts", *_on_held_out(self._presets)]
+        self.keep(self._found(measured, rules, psnr_db, (), still))
+
+    @property
+    def _presets(self) -> Mapping[str, Rules]:
+        asked = self.request.presets
+        return {
+            name: rules
+            for name, rules in self.request.family.presets.items()
+            if rules != NO_BROADCAST and (asked is None or name in asked)
+        }
+
+    @property
+    def _proof(self) -> float:
+        # Steps of work: each held-out clip without reuse, and by the plan.
+        return 2.0 * self.plain.num_steps * len(self.request.held_out)
 
     def measure(self) -> Measured:
         """Renders each searched prompt once to see its changes and what would stand in, and probes it."""
@@ -197,8 +233,10 @@ class Calibrator:
             ranges=request.ranges,
             probe_every=request.probe_every,
             sites=request.reuses in ("all", "sites"),
+            residuals=request.reuses in ("all", "residuals"),
             batch=self.clips.batch,
             work=self.work,
+            rendered=self.clips.take_without_reuse,
         )
 
     @property
@@ -219,13 +257,16 @@ class Calibrator:
             raise ValueError(f"no plan computes at most {shares.min():.1%}; ask for more work")
         steps, clips = self.plain.num_steps, self.request.searched
         judged: list[tuple[float, float, int, StepRules]] = []
-        for number, rules in enumerate(found):
-            if number and not self.work.allows(steps * len(clips), reserved=self.work.reserved):
-                self.work.leave_out(f"{len(found) - number} of {len(found)} plans that were to be rendered")
+        for number, rules in enumerate(found, start=1):
+            if judged and not self.work.allows(steps * len(clips), reserved=self.work.reserved):
+                self.work.leave_out(f"{len(found) - number + 1} of {len(found)} plans that were to be rendered")
                 break
             psnr = summary(self.clips.psnr(clips, rules))
             judged.append((psnr.median, psnr.least, -number, rules))
-        best = max(judged, key=lambda each: each[:3])
+            best = max(judged, key=lambda each: each[:3])
+            if time_share is None and best is judged[-1]:
+                left = len(found) - number
+                self._keep_unproved(measured, best[3], best[0], f"{left} of {len(found)} plans" if left else "")
         return best[3], best[0]
 
     def _candidates(self, measured: Measured, shares: Matrix) -> Iterator[StepRules]:
@@ -295,11 +336,11 @@ class Calibrator:
         plan = plan_for(request.family, request.searched[0], rules, request.precision)
         return np.array([call_share(plan), time_share(request.family, plan)])
 
-    def _bisect(self, measured: Measured) -> StepRules:
-        # Returns the plan of the least planned time that holds the bound on the searched prompts.
+    def _bisect(self, measured: Measured) -> tuple[StepRules, float]:
+        # Returns the plan of the least planned time that holds the bound on the searched prompts, and its median there.
         bound, work = self.request.target.min_psnr_db, self.work
         assert bound is not None, "only a bound on quality is bisected"
-        too_little, enough, found = 0.0, 1.0, self._nothing_left_out()
+        too_little, enough, found = 0.0, 1.0, (self._nothing_left_out(), float("inf"))
         rendering = self.plain.num_steps * len(self.request.searched)
         for halving in range(HALVINGS):
             if not work.allows(rendering, reserved=work.reserved):
@@ -313,13 +354,18 @@ class Calibrator:
                 continue
             self.tell(f"{share:.1%} of the planned time: median {psnr:.1f} dB")
             if psnr >= bound:
-                enough, found = share, rules
+                enough, found = share, (rules, psnr)
+                self._keep_unproved(measured, *found, f"{HALVINGS - halving - 1} of {HALVINGS} halvings of the work")
             else:
                 too_little = share
         return found
 
     def _nothing_left_out(self) -> StepRules:
         return StepRules(num_steps=self.plain.num_steps, groups=(), family=self.request.family.name)
+
+
+def _on_held_out(presets: Iterable[str]) -> list[str]:
+    return [f"preset {name} on held-out prompts" for name in presets]
 
 
 def call_and_time_prices(family: Family, groups: Sequence[SiteGroup], num_steps: int) -> Matrix:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -47,9 +47,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring:
-    """How clips are measured. `ranges`, `probe_every`: those of the request; `sites`: whether reuse by sites is wanted.
+    """How clips are measured. `ranges`, `probe_every`: those of the request.
 
-    `batch`: how many clips are measured side by side.
+    `sites`, `residuals`: whether reuse by them is wanted. `batch`: how many clips are measured side by side. `rendered`:
+    takes clips without reuse and their finished latents [B, C, T, H, W].
     """
 
     model: VideoModel
@@ -61,8 +62,10 @@ class Measuring:
     ranges: int
     probe_every: int
     sites: bool
+    residuals: bool
     batch: int
     work: Work
+    rendered: Callable[[Sequence[ClipRequest], Tensor], None]
 
     @property
     def groups(self) -> tuple[SiteGroup, ...]:
@@ -72,7 +75,7 @@ class Measuring:
     def steps_of_work(self, clips: int) -> float:
         """Returns how many steps of a clip measuring takes."""
         steps = self.plan.num_steps
-        light = steps * (self.longest + 1) * LIGHT_PASS
+        light = steps * (self.longest + 1) * LIGHT_PASS if self.residuals else 0
         gains = sum(steps - step - 1 for step in self._gain_steps())
         sites = 2 * len(self.groups) * len(self._probed()) if self.sites else 0
         return clips * (steps + light + gains + sites)
@@ -95,7 +98,9 @@ class Measuring:
                 passed=partial(self.work.add, len(chunk)),
             )
             changed, kept, whole = clips.render(self.groups)
-            self.work.add(len(chunk) * self.plan.num_steps * (clips.window + 1) * LIGHT_PASS)
+            if self.residuals:
+                self.work.add(len(chunk) * self.plan.num_steps * (clips.window + 1) * LIGHT_PASS)
+            self.rendered(chunk, clips.latents)
             changes += changed
             rendered.append((clips, kept, whole))
             for step in self._gain_steps():
@@ -121,6 +126,8 @@ class Measuring:
         )
 
     def _window(self, request: ClipRequest, clips: int) -> int:
+        if not self.residuals:
+            return 0
         memory = self.family.cost.memory
         if memory is None:
             return self.longest

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from jobs.quality.alike import Frames, psnr, ssim
 from pab.broadcast.foresight import ForesightRules
@@ -133,6 +134,14 @@ class RenderedClips:
         )
         self.computed(done.plan.computed_share * done.plan.num_steps)
         return model.decode(done.latents, request, self.group).fetch()[0].numpy(), done
+
+    @torch.inference_mode()
+    def take_without_reuse(self, requests: Sequence[ClipRequest], latents: Tensor) -> None:
+        """Remembers clips of which everything was computed, by their finished latents [B, C, T, H, W]."""
+        if not latents.isfinite().all():
+            return  # rendering them will say so
+        frames = self.model.decode(latents, requests[0], self.group).fetch().numpy()
+        self.unreused.update(zip(requests, frames, strict=True))
 
     def without_reuse(self, requests: Sequence[ClipRequest]) -> list[Frames]:
         """Returns the frames of clips of which everything is computed."""

@@ -119,7 +119,8 @@ class StandInErrors:
 class ReferenceClips:
     """Clips of one size that are rendered side by side without reuse, and probed. More than one need a model of batches.
 
-    `inputs`, `guided`: of every step, known after `render`. `passed`: is called after every pass.
+    `window`: over how many steps kept residuals are compared; 0 for none, where none is wanted. `inputs`, `guided`: of every
+    step, known after `render`, as are the finished `latents` [B, C, T, H, W]. `passed`: is called after every pass.
     """
 
     model: VideoModel
@@ -151,7 +152,10 @@ class ReferenceClips:
 
     @torch.inference_mode()
     def render(self, groups: Sequence[SiteGroup]) -> tuple[list[Changes], Matrix, Matrix]:
-        """Renders the clips. Returns the changes of each, and `kept` and `whole` of `StandInErrors` by clip [B, ...]."""
+        """Renders the clips. Returns the changes of each, and `kept` and `whole` of `StandInErrors` by clip [B, ...].
+
+        Without a window `whole` is 0: nothing goes by it.
+        """
         num_clips, steps = len(self.requests), self.plan.num_steps
         samples = [Samples() for _ in self.requests]
         state = BroadcastState(self.plan)
@@ -171,10 +175,11 @@ class ReferenceClips:
             residuals = {each: visit.residual for each, visit in visits.items()}
             for back, before in enumerate(recent):
                 kept[:, step, back] = self.sampled(self._adding(x, step, before) - guided)
-            larger = {each: tuple(r * (1 + _SMALL) for r in streams) for each, streams in residuals.items()}
-            whole[:, step] = self.sampled(self._adding(x, step, larger) - guided) / _SMALL
-            recent.insert(0, residuals)
-            del recent[self.window :]
+            if self.window:
+                larger = {each: tuple(r * (1 + _SMALL) for r in streams) for each, streams in residuals.items()}
+                whole[:, step] = self.sampled(self._adding(x, step, larger) - guided) / _SMALL
+                recent.insert(0, residuals)
+                del recent[self.window :]
             for sample, prediction in zip(samples, guided.split(1), strict=True):
                 sample.take(WHOLE_PASS.names[0], "guided", (prediction,))
             self.inputs.append(x)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     check_libraries({settings.model: rules.pinned_weights().get(settings.model)}, here=True)
     found = _calibrate(arguments, settings, rules, prompts, screen)
     page = arguments.report or arguments.plan.with_suffix(".html")
-    _write(arguments.plan, json.dumps({**found.rules.to_dict(), "about": _about(found)}, indent=1) + "\n")
+    _write_plan(arguments.plan, found)
     from jobs.reports.calibration_html import calibration_page
 
     _write(page, calibration_page(found, versions()))
@@ -82,6 +84,17 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--max-minutes {arguments.max_minutes:g}, needs more than 0")
     if arguments.plan.suffix != ".json":
         raise UsageError(f"--output {arguments.plan}, needs a name that ends in .json: submit --broadcast tells by it")
+
+
+def _presets(arguments: argparse.Namespace, family: Family) -> tuple[str, ...] | None:
+    if arguments.presets is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in arguments.presets.split(",")))
+    if unknown := [name for name in names if name not in family.presets]:
+        raise UsageError(
+            f"--presets {unknown[0]!r} is no preset of {family.name}, allowed: {', '.join(family.presets)}"
+        )
+    return names
 
 
 def _target(arguments: argparse.Namespace, family: Family) -> Target:
@@ -120,9 +133,11 @@ def _calibrate(
         ranges=arguments.block_ranges,
         probe_every=arguments.probe_every,
         max_minutes=arguments.max_minutes,
+        presets=_presets(arguments, family),
     )
+    keep = partial(_write_plan, arguments.plan)
     try:
-        return Calibrator(request=request, tell=screen.note).run()
+        return Calibrator(request=request, tell=screen.note, keep=keep).run()
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -200,6 +215,7 @@ def _about(found: Calibration) -> dict[str, object]:
         "searched_psnr_db": _finite(found.searched_psnr_db),
         "held_out": found.to_rows(),
         **({"left_out": list(found.left_out)} if found.left_out else {}),
+        **({"unfinished": list(found.unfinished)} if found.unfinished else {}),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
@@ -217,9 +233,16 @@ def _text(found: Calibration, plan: Path, page: Path) -> str:
     return "\n".join([*lines, "", f"plan {found.rules.digest} in {plan}, what was measured in {page}"])
 
 
+def _write_plan(path: Path, found: Calibration) -> None:
+    _write(path, json.dumps({**found.rules.to_dict(), "about": _about(found)}, indent=1) + "\n")
+
+
 def _write(path: Path, text: str) -> None:
+    # At once: whatever ends the program leaves what was there before, or all of this.
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        beside.write_text(text)
+        beside.replace(path)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; name a file that can be written") from error

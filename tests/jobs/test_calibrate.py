@@ -32,13 +32,13 @@ def requests(count: int, seed: int) -> tuple[ClipRequest, ...]:
     )  # fmt: skip
 
 
-def calibrate(target: Target, **changes):
+def calibrate(target: Target, keep=lambda _found: None, **changes):
     values = {
         "family": FAMILY, "weights": None, "precision": "float32", "device": "cpu", "searched": requests(1, seed=1),
         "held_out": requests(2, seed=2), "target": target, "probe_every": 3,
     } | changes  # fmt: skip
     told: list[str] = []
-    return Calibrator(request=CalibrationRequest(**values), tell=told.append).run(), told
+    return Calibrator(request=CalibrationRequest(**values), tell=told.append, keep=keep).run(), told
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,8 @@ def test_leaving_out_passes_beats_reuse_by_sites_alone_and_both_beat_the_preset(
 def test_residuals_of_all_blocks_are_taken_where_they_are_nearer_than_predictions():
     half = Target(computed_share=0.5)
     (residuals, _), (passes, _) = (calibrate(half, reuses=reuses) for reuses in ("residuals", "passes"))
+    assert residuals.measured.errors.kept.shape[1] == 3
+    assert passes.measured.errors.kept.shape[1] == 0, "what no plan may use is not measured"
     assert residuals.searched_psnr_db >= passes.searched_psnr_db
     assert passes.plan.skipped
     assert not passes.plan.stand_ins
@@ -122,6 +124,54 @@ def test_a_bound_on_time_still_gives_a_plan_that_is_judged_and_says_what_it_left
     assert "--max-minutes leaves out: preset pab246 on held-out prompts" in told
     assert "Left out by the bound on time: 18 of 18 probes of sites." in calibration_page(found, {})
     assert found.rows[0].call_share.median < 1
+
+
+def test_the_best_plan_so_far_is_kept_with_what_is_known_of_it_and_what_is_not():
+    kept = []
+    found, _ = calibrate(Target(match="pab246"), kept.append, reuses="residuals")
+    first, last = kept[0], kept[-1]
+    assert first.rows == ()
+    assert first.unfinished == (
+        "1 of 2 plans", "the plan on held-out prompts", "preset pab246 on held-out prompts",
+    )  # fmt: skip
+    so_far = [each.searched_psnr_db for each in kept]
+    assert so_far == sorted(so_far)
+    assert last.unfinished == ("preset pab246 on held-out prompts",)
+    assert (last.rules, last.searched_psnr_db) == (found.rules, found.searched_psnr_db)
+    assert last.rows == found.rows[:1]
+    assert found.unfinished == ()
+
+
+def test_a_searched_bound_on_quality_keeps_only_plans_that_hold_it():
+    kept = []
+    found, _ = calibrate(Target(min_psnr_db=30.0), kept.append, reuses="passes")
+    assert kept[-1].rules == found.rules
+    assert all(each.searched_psnr_db >= 30.0 for each in kept)
+    assert kept[0].unfinished[0].endswith("of 6 halvings of the work")
+
+
+def test_presets_that_are_asked_for_stand_beside_the_plan_alone():
+    presets = {name: DEMO.presets[name] for name in ("none", "pab246", "pab357")}
+    found, _ = calibrate(
+        Target(computed_share=0.5),
+        family=dataclasses.replace(DEMO, presets=presets),
+        reuses="passes",
+        presets=("pab357", "none"),
+    )
+    assert [row.broadcast for row in found.rows] == ["found", "pab357"]
+
+
+def test_the_clip_that_is_measured_is_the_one_without_reuse_that_plans_are_compared_with():
+    searched = requests(1, seed=1)
+    request = CalibrationRequest(
+        family=FAMILY, weights=None, precision="float32", device="cpu", searched=searched, held_out=requests(1, seed=2),
+        target=Target(match="pab246"), reuses="passes",
+    )  # fmt: skip
+    calibrator = Calibrator(request=request, tell=lambda _line: None)
+    calibrator.measure()
+    assert list(calibrator.clips.unreused) == list(searched)
+    rendered, _ = calibrator.clips.render(searched[0], NO_BROADCAST)
+    assert (calibrator.clips.unreused[searched[0]] == rendered).all()
 
 
 def test_progress_tells_the_time_that_is_left_and_a_bound_keeps_time_for_what_comes_last():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -46,6 +47,26 @@ def test_a_plan_found_on_prompts_is_rendered_and_named_by_records(command: Comma
         )  # fmt: skip
 
 
+def test_a_calibration_that_is_killed_leaves_the_plan_it_had_and_says_what_it_had_not_done(
+    cold_command: Command, manifest: Manifest
+) -> None:
+    plan = cold_command.folder / "mine.json"
+    started = cold_command.start_words(
+        ["calibrate", str(manifest(25)), "--weights", str(cold_command.weights), "--output", str(plan), "--clips", "1",
+         "--held-out", "24", "--computed-share", "0.6", "--reuse", "passes", "--presets", "pab246"]
+    )  # fmt: skip
+    while started.poll() is None and not plan.exists():
+        time.sleep(0.005)
+    started.kill()
+    _, told = started.communicate(timeout=60)
+    written = json.loads(plan.read_text())
+    assert rules_from_dict(written).digest == written["about"]["digest"]
+    assert written["about"]["searched_psnr_db"] > 0
+    assert written["about"]["held_out"] == []
+    assert written["about"]["unfinished"] == ["the plan on held-out prompts", "preset pab246 on held-out prompts"]
+    assert not plan.with_suffix(".html").exists(), told
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -58,6 +79,7 @@ def test_a_plan_found_on_prompts_is_rendered_and_named_by_records(command: Comma
         (["--output", "plan.txt"], "--output plan.txt, needs a name that ends in .json"),
         (["--output", "pab246.json"], "'pab246' is a preset of demo; rename it"),
         (["--match", "foresight"], "match='foresight' decides while a clip is rendered"),
+        (["--presets", "pab246,pab9"], "--presets 'pab9' is no preset of demo, allowed: none, pab246"),
     ],
 )
 def test_wrong_usage_says_what_is_wrong(
