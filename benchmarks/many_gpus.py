@@ -3,8 +3,9 @@
 Ranks start once. Rows are a model of `bench`, words (`none`, `pab246 float8`, the file of a plan), a mesh and a size of clip.
 A mesh of fewer ranks than there are is rendered by several groups side by side: `one` on four ranks is also dp=4. Rows that
 share a model and a mesh stand together, so that they share graphs; kernels lie in the cache on disk that jobs use too.
-DIR/NAME.json is written after every row; --seconds ends it in time. What one card gave lies in DIR/one_card, so that a
-later call with the same DIR compares with it. On a machine without GPUs tiny models run on processes.
+DIR/NAME.json is written after every row; --seconds ends it in time, and --go-on keeps the rows that it has. What one card
+gave lies in DIR/one_card, so that a later call with the same DIR compares with it. On a machine without GPUs tiny models
+run on processes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +31,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from benchmarks.rank_parts import Decoder, exchange_alone
 from benchmarks.rank_rows import OneCard, RankRow, shown
+from benchmarks.whole_files import write_whole
 from jobs.bench.groups import GROUPS, Group
 from jobs.bench.library_subjects import make_subject
 from jobs.bench.ranks import meet
@@ -71,6 +74,8 @@ class Work:
     num_steps: int | None
     parts: tuple[str, ...]
     ends: float
+    known: tuple[Json, ...] = ()
+    """Lines of an earlier call that are not measured again."""
 
     @property
     def parsed(self) -> list[Row]:
@@ -90,11 +95,18 @@ class Lines:
         self.work, self.rank = work, rank
         self.document: Json = {
             "device": torch.cuda.get_device_name() if work.device == "cuda" else "cpu",
-            "torch": torch.__version__, "model": work.model, "size": work.size, "ranks": work.ranks, "lines": [],
+            "torch": torch.__version__, "model": work.model, "size": work.size, "ranks": work.ranks,
+            "num_steps": work.num_steps, "began": datetime.now(UTC).isoformat(timespec="seconds"),
+            "lines": list(work.known),
         }  # fmt: skip
 
     def add(self, name: str, measure: Callable[[], Json]) -> None:
-        """Measures a line on all ranks, if time is left, or notes that none was: rank 0 says which, for all."""
+        """Measures a line on all ranks, if time is left, or notes that none was: rank 0 says which, for all.
+
+        A line of that name that an earlier call has measured is left as it is.
+        """
+        if any(line["name"] == name for line in self.work.known):
+            return
         left = torch.tensor([self.work.ends - time.time()])
         dist.broadcast(left, src=0)
         began = time.perf_counter()
@@ -102,8 +114,23 @@ class Lines:
         if self.rank == 0:
             line = {"name": name, **line, "took_s": round(time.perf_counter() - began, 2)}
             self.document["lines"].append(line)
-            Path(self.work.file).write_text(json.dumps(self.document, indent=1) + "\n")
+            write_whole(Path(self.work.file), json.dumps(self.document, indent=1) + "\n")
             print(json.dumps(shown(line)), flush=True)  # noqa: T201
+
+
+def measured_lines(document: Json) -> list[Json]:
+    """Returns the lines of a call that tell figures, neither skipped nor failed, each with its device and when it began."""
+    told = [line for line in document["lines"] if "skipped" not in line and line.get("status") != "failed"]
+    return [{"device": document["device"], "began": document.get("began"), **line} for line in told]
+
+
+def known_lines(work: Work) -> tuple[Json, ...]:
+    """Returns what an earlier call has measured; nothing if it was of another model, size, or number of ranks or steps."""
+    if not Path(work.file).exists():
+        return ()
+    document = json.loads(Path(work.file).read_text())
+    asked = {"model": work.model, "size": work.size, "ranks": work.ranks, "num_steps": work.num_steps}
+    return tuple(measured_lines(document)) if asked == {name: document.get(name) for name in asked} else ()
 
 
 def group_named(model: str) -> Group:
@@ -224,6 +251,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--num-steps", type=int, metavar="K", help="fewer; a whole clip is then told by its steps")
     found.add_argument("--repeat", type=int, default=2, help="clips of a row after warm-up; medians are told")
     found.add_argument("--seconds", type=float, default=500, help="begin no further row after this long")
+    found.add_argument("--go-on", action="store_true", help="keep what DIR/NAME.json has measured, measure the rest")
     found.add_argument("--parts", default=",".join(PARTS), help="of: %(default)s; decode is of Open-Sora alone")
     found.add_argument("--mode", default="compiled", choices=("compiled", "eager"))
     found.add_argument("--cache", metavar="DIR", help="of compiled kernels (default: the node's, as jobs have it)")
@@ -260,6 +288,8 @@ def work_of(options: argparse.Namespace, folder: str) -> Work:
         parts=tuple(options.parts.split(",")),
         ends=time.time() + options.seconds,
     )
+    if options.go_on:
+        work = replace(work, known=known_lines(work))
     for row in work.parsed:
         if ranks % row.mesh.num_ranks:
             raise ValueError(f"--meshes {row.mesh}: {ranks} ranks are no multiple of its {row.mesh.num_ranks}")

@@ -7,6 +7,7 @@ transformer reads them. `--weights NAME=DIR` of `submit`, `calibrate` and `bench
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -39,7 +40,17 @@ PRECISION = torch.bfloat16
 
 
 def write_weights(folder: Path, name: str, size: str, device: torch.device) -> None:
-    """Writes a model's folder; matrices are made on the device. Raises KeyError for a name that is not in NAMES."""
+    """Writes a model's folder, which is there when it is whole; matrices are made on the device.
+
+    Raises KeyError for a name that is not in NAMES.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    _write(beside, name, size, device)
+    beside.rename(folder)
+
+
+def _write(folder: Path, name: str, size: str, device: torch.device) -> None:
     if (name, size) == (OPEN_SORA, "tiny"):
         write_tiny_open_sora(folder, 0)
     elif name == OPEN_SORA:

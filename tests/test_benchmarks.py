@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
         replace(first, file=str(folder / "over.json"), ends=0.0),
     ]
     run_on_ranks(4, measure_on_a_rank, works)
+    shutil.copy(folder / "later.json", folder / "more.json")
+    more = work_on(folder, *rows, "--name", "more", "--plans", "none,pab246", "--meshes", "sp4", "--go-on")
+    run_on_ranks(4, measure_on_a_rank, [more])
     found = {}
-    for name in ("first", "later", "wan", "over"):
+    for name in ("first", "later", "wan", "over", "more"):
         for line in json.loads((folder / f"{name}.json").read_text())["lines"]:
             found[name, line["name"].replace(f"{folder}/", "")] = line
     return found
@@ -109,6 +113,25 @@ def test_no_row_begins_when_time_is_over(measured: dict[Any, Any]) -> None:
     over = [line for (call, _), line in measured.items() if call == "over"]
     assert len(over) == len([call for call, _ in measured if call == "first"])
     assert {line["skipped"] for line in over} == {"no time left (--seconds)"}
+
+
+def test_a_call_that_goes_on_keeps_what_its_file_has_and_measures_the_rest(measured: dict[Any, Any]) -> None:
+    kept, new = (measured["more", f"eager {plan} sp4, 64x96x17"] for plan in ("pab246", "none"))
+    assert kept | {"device": 0, "began": 0} == measured["later", kept["name"]] | {"device": 0, "began": 0}
+    assert kept["device"] == "cpu"
+    assert new["times_one_card"] > 0
+    assert "device" not in new
+
+
+def test_a_call_goes_on_only_with_lines_of_its_own_model_and_ranks_that_were_measured(tmp_path: Path) -> None:
+    words = ("--ranks", "2", "--name", "mine", "--go-on")
+    lines = [{"name": "a", "took_s": 1.0}, {"name": "b", "skipped": "no time left"}, {"name": "c", "status": "failed"}]
+    document = {"model": "open_sora", "size": "tiny", "ranks": 2, "num_steps": None, "began": "then", "device": "cpu"}
+    (tmp_path / "mine.json").write_text(json.dumps(document | {"lines": lines}))
+    assert work_on(tmp_path, *words).known == ({"device": "cpu", "began": "then", "name": "a", "took_s": 1.0},)
+    for others in (("--num-steps", "4"), ("--model", "wan", "--plans", "pab2-6"), ("--ranks", "4")):
+        assert work_on(tmp_path, *words, *others).known == ()
+    assert work_on(tmp_path, *words[:-1]).known == ()
 
 
 @pytest.mark.parametrize(
