@@ -22,7 +22,7 @@ EXIT, TIME, SIGNAL = "exit", "time", "signal"
 _POLL_S = 0.1
 _TERM_S = 4.0
 _OTHERS_S = 6.0
-"""For processes in sessions of their own, such as ranks of a local job: they end by themselves when their driver is gone."""
+"""For processes in groups of their own, such as ranks of a local job: they end by themselves when their driver is gone."""
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ def run_bounded(
     process group gets SIGTERM and then SIGKILL.
     """
     began = time.monotonic()
-    # A group and no session of its own: what ends this program's session ends it too.
+    # A group alone, so that whatever ends all of a terminal's programs ends it too.
     process = subprocess.Popen(
         [sys.executable, *words], cwd=folder, env=_environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
         process_group=0,
@@ -84,7 +84,7 @@ def run_bounded(
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a program that leads a process group, the group, and what they started in sessions of their own."""
+    """Ends a program that leads a process group, the group, and what they started in groups of their own."""
     try:
         others = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:

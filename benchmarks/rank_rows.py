@@ -50,8 +50,7 @@ class OneCard:
 
     def place(self, row: Row, request: ClipRequest) -> Path:
         """Returns the file of a row's clip on one card."""
-        options = tuple(word for word in row.options if word not in (IN_TURN, RECORDED))
-        alone = replace(row, mesh=Mesh(), options=options)
+        alone = replace(row, mesh=Mesh(), options=_of_pixels(row))
         size = f"{request.height}x{request.width}x{request.num_frames} {request.num_steps} steps"
         return self.folder / (re.sub(r"[^\w.-]+", "-", f"{self.model} {alone.words} {size}") + ".pt")
 
@@ -76,6 +75,11 @@ class OneCard:
     def _read(self, row: Row, request: ClipRequest) -> Json | None:
         place = self.place(row, request)
         return torch.load(place) if place.exists() else None
+
+
+def _of_pixels(row: Row) -> tuple[str, ...]:
+    # Those that change what is computed, and not only how it is queued.
+    return tuple(word for word in row.options if word not in (IN_TURN, RECORDED))
 
 
 def machine() -> str:
@@ -183,10 +187,11 @@ class RankRow:
         if alone is not None:
             found["off_one_rank"] = float((latents - alone).norm() / alone.norm())
         # Against the same without reuse, and against that without 8-bit floats and the like too.
-        computed = replace(self.row, broadcast="none")
+        mine = replace(self.row, options=_of_pixels(self.row))
+        computed = replace(mine, broadcast="none")
         for name, other in (("quality_db", computed), ("quality_to_plain_db", replace(computed, options=()))):
             exact = self.store.latents(other, self.request)
-            if exact is not None and other != replace(self.row, mesh=other.mesh):
+            if exact is not None and other != mine:
                 found[name] = latents_alike(exact, latents)[0]
         return found
 

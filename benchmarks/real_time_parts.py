@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.whole_files import write_whole
+from jobs.bench.rows import RECORDED as RECORDED_WORD
 from pab.broadcast.rules import rules_from_dict
 
-RECORDED: tuple[str, ...] = ()
-"""Words that stand beside every mesh that ranks share, a row each: `recorded`, when rows of `bench` know it."""
+RECORDED: tuple[str, ...] = (RECORDED_WORD,)
+"""Words by which every row of a mesh that ranks share is measured once more."""
 PLAN = "plan"
 """Among the words of rows: the plan that was searched."""
 PLANS = ("none", "pab246", PLAN, "pab246 float8", f"{PLAN} float8")
@@ -166,17 +167,21 @@ def _one(setting: Setting) -> Iterator[Command | LeftOut]:
 
 
 def _shared(setting: Setting) -> Iterator[Command | LeftOut]:
-    meshes = SHARED.get(setting.ranks)
-    if meshes is None:
-        yield LeftOut(name="shared", why=f"{setting.ranks} ranks; meshes are of {', '.join(map(str, SHARED))}")
+    yield from _on_meshes(setting, "shared", SHARED.get(setting.ranks, ()))
+
+
+def _recorded(setting: Setting) -> Iterator[Command | LeftOut]:
+    # Apart: should an exchange in a recording hang, no other row hangs with it.
+    meshes = [f"{mesh} {word}" for mesh in SHARED.get(setting.ranks, ()) for word in RECORDED]
+    yield from _on_meshes(setting, "recorded", meshes)
+
+
+def _on_meshes(setting: Setting, name: str, meshes: Sequence[str]) -> Iterator[Command | LeftOut]:
+    if not meshes:
+        yield LeftOut(name=name, why=f"{setting.ranks} ranks; meshes are of {', '.join(map(str, SHARED))}")
         return
     # The fastest first: they are asked for most.
-    yield from _rows(setting, "shared", setting.words_of_rows()[::-1], ",".join(beside(meshes)))
-
-
-def beside(meshes: tuple[str, ...]) -> list[str]:
-    """Returns meshes that ranks share, each also with every word of RECORDED."""
-    return [" ".join([mesh, *filter(None, [word])]) for mesh in meshes for word in ("", *RECORDED)]
+    yield from _rows(setting, name, setting.words_of_rows()[::-1], ",".join(meshes))
 
 
 def _rows(setting: Setting, name: str, plans: list[str], meshes: str) -> Iterator[Command | LeftOut]:
@@ -246,7 +251,7 @@ def _batch(setting: Setting) -> Iterator[Command | LeftOut]:
 
 def _large(setting: Setting) -> Iterator[Command | LeftOut]:
     shared, sizes = SHARED.get(setting.ranks, ()), setting.sizes
-    meshes, spare_s = ",".join(("one", *beside(shared))), 2 * sizes.row_s
+    meshes, spare_s = ",".join(("one", *shared)), 2 * sizes.row_s
 
     def rows(name: str, plans: str, *words: str) -> Command:
         return many_gpus(
@@ -263,7 +268,7 @@ def _large(setting: Setting) -> Iterator[Command | LeftOut]:
     if two_by_two:
         yield rows("dp", ",".join(two_by_two), "--meshes", "cfg2")
     yield rows("pab579", "pab579", "--meshes", meshes)
-    yield rows("long", "pab246", "--meshes", ",".join(beside(shared)), "--sizes", sizes.long)
+    yield rows("long", "pab246", "--meshes", ",".join(shared), "--sizes", sizes.long)
 
 
 PARTS = (
@@ -271,6 +276,7 @@ PARTS = (
     Part(name="plan", least_s=90, most_s=180, commands=_plan),
     Part(name="one", least_s=45, most_s=160, commands=_one),
     Part(name="shared", least_s=45, most_s=260, commands=_shared),
+    Part(name="recorded", least_s=45, most_s=160, commands=_recorded),
     Part(name="decode", least_s=30, most_s=60, commands=_decode),
     Part(name="job", least_s=80, most_s=260, commands=_job),
     Part(name="batch", least_s=45, most_s=140, commands=_batch),

@@ -215,7 +215,8 @@ def table(document: Json) -> str:
 
 
 def _whole_clip(document: Json) -> Iterator[str]:
-    rows = [line for line in _lines(document, "shared") if "clip" in line and "seconds" in line]
+    shared = [*_lines(document, "shared"), *_lines(document, "recorded")]
+    rows = [line for line in shared if "clip" in line and "seconds" in line]
     decoded = [line for line in _lines(document, "decode") if "seconds" in line]
     if rows and decoded:
         row, last = min(rows, key=lambda line: line["seconds"]), max(decoded, key=lambda line: line["ranks"])

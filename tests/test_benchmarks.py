@@ -92,6 +92,7 @@ def test_ranks_are_timed_beside_one_and_send_what_is_planned(measured: dict[Any,
             assert line["exposed_s"] > 0
             assert len(line["clip_step_ms"][0]) == 10
         assert measured["first", f"eager {plan} inturn sp2, 64x96x17"]["hidden_s"] > 0
+    assert measured["first", "eager none inturn sp2, 64x96x17"]["quality_to_plain_db"] is None, "nothing is reused"
     assert measured["first", "eager half.json, 64x96x17"]["computed_share"] == pytest.approx(0.6)
     assert 10 < measured["first", "eager pab246 cfg2 sp2, 64x96x17"]["quality_db"] < 80
     assert [measured["first", f"decode, {ranks} ranks"]["off_of_255"] for ranks in (1, 2, 4)] == [0, 0, 0]

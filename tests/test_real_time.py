@@ -23,7 +23,6 @@ from benchmarks.real_time_parts import (
     LeftOut,
     Part,
     Setting,
-    beside,
     mesh_words,
     plan_holds,
 )
@@ -261,10 +260,12 @@ def test_parts_go_by_the_number_of_ranks_and_by_the_plan_that_was_found(tmp_path
     assert (tmp_path / plan).read_text() == (tmp_path / "plan.json").read_text()
     words = ["none", "pab246", plan, "pab246 float8", f"{plan} float8"]
     assert rows_asked(two["one"]) == [words, ["one"]]
-    assert rows_asked(two["shared"]) == [words[::-1], beside(("cfg2", "sp2"))]
-    assert rows_asked(four["shared"])[1] == beside(("cfg2 sp2", "sp4"))
+    assert rows_asked(two["shared"]) == [words[::-1], ["cfg2", "sp2"]]
+    assert rows_asked(two["recorded"]) == [words[::-1], ["cfg2 recorded", "sp2 recorded"]]
+    assert rows_asked(four["shared"])[1] == ["cfg2 sp2", "sp4"]
     assert isinstance(one["shared"], LeftOut)
-    assert rows_asked(two["large"]) == [["pab246"], ["one", *beside(("cfg2", "sp2"))]]
+    assert isinstance(one["recorded"], LeftOut)
+    assert rows_asked(two["large"]) == [["pab246"], ["one", "cfg2", "sp2"]]
     assert rows_asked(one["large"])[1] == ["one"]
     assert rows_asked(four["dp"]) == [words[1:], ["cfg2"]]
     assert {"long", "pab579"} <= set(four)
