@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ Size = tuple[int, int, int]
 class Decoder:
     """A published decoder. `size`: of the clip that is timed; `near`: of one that is compared, within a published tile.
 
-    `config`: what differs from the library's own; `published`: the precision that it runs in in a bfloat16 run.
+    `published`: the precision that it runs in in a bfloat16 run.
     """
 
     family: str
@@ -50,7 +50,6 @@ class Decoder:
     codec: Callable[[Any, torch.dtype], TiledCodec]
     size: Size
     near: Size
-    config: Mapping[str, Any] = field(default_factory=dict)
     published: torch.dtype = torch.bfloat16
 
 
@@ -78,7 +77,7 @@ TINY: Size = (2, 2, 3)
 
 def _codec(name: str, dtype: torch.dtype) -> TiledCodec:
     decoder = DECODERS[name]
-    config = decoder.config if GPU else decoder.tiny
+    config = {} if GPU else decoder.tiny
     vae: Any = random_part(str(decoder.tiny["_class_name"]), config, torch.float32, DEVICE)
     for key, buffer in vae.named_buffers():
         if key == "latents_std":

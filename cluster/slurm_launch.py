@@ -18,7 +18,6 @@ from cluster.job import ClusterError
 from cluster.slurm_clients import ask_slurm
 
 PYXIS = "pyxis"
-RUNTIMES = (PYXIS, "apptainer", "singularity")
 MIN_PYTHON = (3, 11)
 _CHECK_S = 60
 _LOOK = """

@@ -16,7 +16,7 @@ REFERENCES_VERSION = 2
 """Written for a manifest with references, which a reader of version 1 would leave out."""
 LOOPS_VERSION = 3
 """Written for a manifest with loops, as every accepted one has. All versions are read."""
-SAMPLING_VERSION = IMAGE_VERSION = 4
+SAMPLING_VERSION = 4
 """Written for a manifest whose rows may say how they are sampled, which a reader of version 3 would leave out, and for one
 with the column `image`; an accepted one names the images as references."""
 LORA_VERSION = 5
@@ -106,7 +106,7 @@ def version(schema: pa.Schema) -> str:
     if "lora" in schema.names:
         return str(LORA_VERSION)
     if says_sampling(schema) or "image" in schema.names:
-        return str(IMAGE_VERSION)
+        return str(SAMPLING_VERSION)
     if any(name in schema.names for name in LOOP_SCHEMA.names):
         return str(LOOPS_VERSION)
     return str(REFERENCES_VERSION if has_references(schema) else VERSION)

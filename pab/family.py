@@ -166,8 +166,6 @@ class Family:
     """The precision on GPUs unless the user asks for one (`precision_for`). On CPUs it is float32."""
     keeps_blocks: bool = False
     """Whether the model can keep and return outputs of whole blocks, which Foresight needs."""
-    splits: bool = True
-    """Whether the model shares one pass over the ranks of mesh axis `sp`."""
     compiles: bool = False
     """Whether the transformer's blocks trace into whole graphs (`VideoModel.block_stacks`), so that jobs may compile them.
     All families' do; a new one may begin without."""

@@ -45,9 +45,7 @@ def find_tiny(name: str) -> Family:
     return replace(OPEN_SORA, name=name, load=load_tiny)
 
 
-def job_clips(
-    count: int, size: tuple[int, int, int], num_steps: int, *, broadcast: str = "pab246", first: int = 1
-) -> list[Clip]:
+def job_clips(count: int, size: tuple[int, int, int], num_steps: int, *, broadcast: str = "pab246") -> list[Clip]:
     """Returns clips whose prompts have 40 to 140 words."""
     height, width, num_frames = size
     return [
@@ -66,7 +64,7 @@ def job_clips(
             guidance_scale=7.0,
             broadcast=broadcast,
         )
-        for number in range(first, first + count)
+        for number in range(1, 1 + count)
     ]
 
 

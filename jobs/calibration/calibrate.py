@@ -78,8 +78,9 @@ class Target:
 class CalibrationRequest:
     """What is calibrated. All requests have one size and number of steps.
 
-    `reuses`: what the plan may reuse, of REUSES. `ranges`: into how many ranges of blocks each group is cut. `probe_every`:
-    at every which step effects are measured. `presets`: those that are judged beside the plan; None for all.
+    `reuses`: what the plan may reuse: "passes" (predictions of whole passes), "residuals" (these, and residuals of all
+    blocks), "sites" (outputs of sites), or "all". `ranges`: into how many ranges of blocks each group is cut.
+    `probe_every`: at every which step effects are measured. `presets`: those that are judged beside the plan; None for all.
     """
 
     family: Family

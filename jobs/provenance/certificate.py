@@ -88,12 +88,12 @@ def read_pair(certificate: Path, key: Path, *, now: datetime | None = None) -> S
     )
 
 
-def warnings_of(pair: SigningPair, key: Path, *, now: datetime | None = None) -> list[str]:
+def warnings_of(pair: SigningPair, key: Path) -> list[str]:
     """Returns what a user should know of a pair that can sign: a key that others can read, an end that is near."""
     warnings: list[str] = []
     if key.stat().st_mode & _BY_OTHERS:
         warnings.append(f"key {key} can be read by other users of this machine; say: chmod 600 {key}")
-    left = pair.ends - (now or datetime.now(UTC))
+    left = pair.ends - datetime.now(UTC)
     if left < timedelta(days=_LEFT_DAYS):
         warnings.append(
             f"the certificate ends on {pair.ends:%Y-%m-%d %H:%M} UTC: clips fail that would be signed after that, and from "

@@ -8,8 +8,6 @@ import numpy as np
 
 from pab.calibration.search import Budget, Chosen, ErrorModel, Matrix, PlanSearch, Steps
 
-REUSES = ("all", "residuals", "passes", "sites")
-"""What a plan may reuse: predictions of whole passes, also residuals of all blocks, outputs of sites, or all of these."""
 _DIVISIONS = 6
 
 

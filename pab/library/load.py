@@ -104,7 +104,8 @@ def load_library_model(
         _load_transformer(model, folder, dtype, device, current, loras=of_one)
         for folder, of_one in zip(folders, loras, strict=True)
     ]
-    vae, vae_dtype = _load_vae(model, root / "vae", dtype, device)
+    vae_dtype = model.vae_dtype or dtype
+    vae = load_part(root / "vae", model.vae, dtype=vae_dtype, device=device)
     return DiffusersVideo(
         denoise=model.denoiser(experts=tuple(transformer for transformer, _ in loaded), dtype=dtype),
         current=current,
@@ -161,16 +162,6 @@ def _sampler(model: LibraryModel, folder: Path, device: torch.device) -> Callabl
         return source.sampler(model.chosen(clip) or model.levels(clip.num_steps, size))
 
     return sampler
-
-
-def load_codec(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> TiledCodec:
-    """Loads the VAE in `folder`, beside a transformer of this precision."""
-    return model.codec(*_load_vae(model, folder, dtype, device))
-
-
-def _load_vae(model: LibraryModel, folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Any, torch.dtype]:
-    dtype = model.vae_dtype or dtype
-    return load_part(folder, model.vae, dtype=dtype, device=device), dtype
 
 
 def t5_beside(root: Path, request: LoadRequest, **options: Any) -> T5Text:

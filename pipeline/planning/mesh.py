@@ -125,24 +125,20 @@ class MeshQuestion:
         return self.ways.get(model) or (Way(keep=self.keep, broadcast=default_broadcast(rules, model), as_asked=True),)
 
 
-def candidates(ranks: int, *, two_branches: bool, splits: bool) -> list[Mesh]:
-    """Returns every mesh of so many ranks: cfg=2 only where some clip has two branches, sp only where all models split."""
+def candidates(ranks: int, *, two_branches: bool) -> list[Mesh]:
+    """Returns every mesh of so many ranks: cfg=2 only where some clip has two branches."""
     return [
         Mesh(dp=dp, cfg=cfg, sp=ranks // dp // cfg)
         for dp in range(ranks, 0, -1)
         for cfg in ((1, 2) if two_branches else (1,))
-        if ranks % (dp * cfg) == 0 and (splits or dp * cfg == ranks)
+        if ranks % (dp * cfg) == 0
     ]
 
 
 def choose_mesh(question: MeshQuestion, times: ClipTimes, rules: RunRules, *, asked: Mesh | None = None) -> MeshChoice:
     """Chooses a mesh, or takes the one that is asked for; either way says how all of them compare."""
-    families = [rules.families[group.model] for group in question.groups]
-    meshes = candidates(
-        question.ranks,
-        two_branches=any(times.costs.two_branches(group) for group in question.groups),
-        splits=all(family.splits for family in families),
-    )
+    two_branches = any(times.costs.two_branches(group) for group in question.groups)
+    meshes = candidates(question.ranks, two_branches=two_branches)
     if asked is not None and asked not in meshes:
         meshes.append(asked)
     considered = [facts_of(mesh, question, times, rules) for mesh in meshes]

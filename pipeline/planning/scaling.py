@@ -43,7 +43,6 @@ class Machine:
     rows_apart: float
     passes_apart: float
     host_site_s: float
-    gpus_per_node: int = 8
 
 
 H100 = Machine(

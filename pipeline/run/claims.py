@@ -83,13 +83,13 @@ class Claim:
 
 @contextmanager
 def claimed(
-    bucket: Bucket, screen: Screen, *, beat_s: float = BEAT_S, dead_s: float = DEAD_S, patience_s: float = PATIENCE_S
+    bucket: Bucket, screen: Screen, *, dead_s: float = DEAD_S, patience_s: float = PATIENCE_S
 ) -> Iterator[Claim]:
     """Yields the claim when no other submit is planning this run; releases it at the end if that was not done before.
 
     Raises RefusedError when another submit holds its claim for longer than `patience_s`, BucketError.
     """
-    claim = Claim(bucket, f"{_PLANNING}{uuid.uuid4().hex}.json", beat_s=beat_s)
+    claim = Claim(bucket, f"{_PLANNING}{uuid.uuid4().hex}.json", beat_s=BEAT_S)
     others = _Others(bucket, _PLANNING, dead_s)
     end, told = time.monotonic() + patience_s, False
     try:
@@ -127,12 +127,12 @@ def driving(bucket: Bucket, submit_id: str, *, beat_s: float = BEAT_S) -> Iterat
         claim.release()
 
 
-def driver_claims(bucket: Bucket, screen: Screen, *, dead_s: float = DEAD_S) -> dict[str, str]:
+def driver_claims(bucket: Bucket, screen: Screen) -> dict[str, str]:
     """Returns the drivers of a run that live, as text, by the id of their submit; removes the claims of dead ones.
 
-    A driver on another machine is watched until its claim is renewed, or for `dead_s`. Raises BucketError.
+    A driver on another machine is watched until its claim is renewed, or for `DEAD_S`. Raises BucketError.
     """
-    others = _Others(bucket, _DRIVING, dead_s)
+    others = _Others(bucket, _DRIVING, DEAD_S)
     unsure, told = others.alive(), False
     while any(not others.is_sure(name) for name in unsure):
         if not told:

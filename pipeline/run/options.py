@@ -82,10 +82,10 @@ def _kind(held: object) -> type:
 OPTIONS = options_of(RunSettings)
 
 
-def add_options(parser: argparse.ArgumentParser, options: Sequence[Option] = OPTIONS) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds every setting as a flag. A flag that is not given is None, so that the variable or the file counts."""
     groups = {name: parser.add_argument_group(name) for name in GROUPS.values()}
-    for option in options:
+    for option in OPTIONS:
         _add_option(groups[option.group], option)
 
 

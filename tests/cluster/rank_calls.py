@@ -123,11 +123,10 @@ class DieOn:
     bucket: Path
     key: str
     node: str
-    sleep_s: float = 0.5
 
     def __call__(self) -> object:
         if os.environ["SLURMD_NODENAME"] == self.node:
             os._exit(3)
-        time.sleep(self.sleep_s)
+        time.sleep(0.5)
         note(self.bucket / "records", f"{self.key}.json", "{}")
         return None

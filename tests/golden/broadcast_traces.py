@@ -52,12 +52,12 @@ def rules_from_reference(config: dict | None) -> BroadcastRules:
     return BroadcastRules(mlp=tuple(mlp), **attention)
 
 
-def check_decisions(plan: BroadcastPlan, decisions: dict, stacks: tuple[str, ...] = STACKS) -> None:
+def check_decisions(plan: BroadcastPlan, decisions: dict) -> None:
     """Checks that every site of the plan decides as the reference does."""
     for i, site in enumerate(plan.sites):
         if site.kind in ATTENTION_KINDS:
             assert plan.decisions(i) == decisions[site.kind], site.name
-        elif f"mlp_{site.stack}" in decisions and site.stack in stacks:
+        elif f"mlp_{site.stack}" in decisions and site.stack in STACKS:
             assert plan.decisions(i) == mlp_decisions(decisions[f"mlp_{site.stack}"], site.block), site.name
 
 

@@ -93,10 +93,6 @@ def test_a_machine_without_8_bit_attention_is_told_what_it_lacks() -> None:
         flash3_float8.check_gpu("H100", (9, 0), installed=False)
 
 
-PIXELS = 255 / 2
-"""Steps of a byte in a decoder's range of -1 to 1."""
-
-
 @pytest.mark.parametrize("name", ["wan", "wan22_5b", "ltx2"])
 def test_fast_decoding_differs_by_less_than_one_of_255(weights: Path, name: str) -> None:
     model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)

@@ -49,9 +49,9 @@ def loaded(weights: Path, name: str, *loras: Lora) -> DiffusersVideo:
     return model
 
 
-def loaded_parameters(model: DiffusersVideo, expert: int = 0) -> dict[str, Tensor]:
+def loaded_parameters(model: DiffusersVideo) -> dict[str, Tensor]:
     """The parameters of a loaded transformer by the names that they have in a file."""
-    held = model.denoise.experts[expert].state_dict()
+    held = model.denoise.experts[0].state_dict()
     return {key.replace(".block.", ".").replace(".module.", "."): value for key, value in held.items()}
 
 
@@ -135,8 +135,8 @@ def test_layouts_of_wan_are_what_the_library_s_converters_make_of_them(weights, 
     assert changed == {key.removeprefix("transformer.").replace("lora_B.", "") for key in converted if "lora_B" in key}
 
 
-def lora_of(folder: Path, component: str = "transformer") -> Lora:
-    return Lora(place=str(folder / "lora.safetensors"), strength=STRENGTH, component=component)
+def lora_of(folder: Path) -> Lora:
+    return Lora(place=str(folder / "lora.safetensors"), strength=STRENGTH, component="transformer")
 
 
 def test_whole_differences_of_weights_biases_norms_and_modulation_are_added(weights, tmp_path):

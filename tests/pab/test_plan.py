@@ -10,9 +10,9 @@ WINDOW = (450, 930)
 SITES = stdit3_sites(2)
 
 
-def levels_480p(precision: str = "bfloat16") -> list[float]:
-    shift = size_shift(height=480, width=854, num_frames=51, precision=precision)
-    return [round_to(precision, level) for level in timesteps(30, shift=shift)]
+def levels_480p() -> list[float]:
+    shift = size_shift(height=480, width=854, num_frames=51, precision="bfloat16")
+    return [round_to("bfloat16", level) for level in timesteps(30, shift=shift)]
 
 
 def test_computed_counts_are_those_of_the_paper():

@@ -96,9 +96,9 @@ def test_compiled_blocks_are_not_called_and_give_the_same_bits(weights, name):
     assert graphs_compiled() - before <= done.plan.graphs * len(model.block_stacks)
 
 
-def plan_with(*residual, passes=(0, 1, 2, 5), num_steps=10, levels=LEVELS, resets=()):
-    rules = StepRules(num_steps=num_steps, groups=(), passes=passes, residual=residual)
-    return make_plan(rules, levels, SITES, cache_reset_steps=resets)
+def plan_with(*residual, resets=()):
+    rules = StepRules(num_steps=10, groups=(), passes=(0, 1, 2, 5), residual=residual)
+    return make_plan(rules, LEVELS, SITES, cache_reset_steps=resets)
 
 
 def test_a_plan_says_which_residuals_stand_in_how_strongly_and_until_when():

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from pab.families.ltx.config import LTX_MODEL
-from pab.families.ltx.load import ltx_library_model
+from pab.families.ltx.load import ltx_codec
 from pab.families.ltx.tiny import write_small_ltx
-from pab.library.load import load_codec
 from pab.library.vae import TiledCodec, library_grid
 from pab.parallel.mesh import Axis
 from pab.vae.tiles import TileGrid, tiled_decode
 from tests.pab.conftest import TinyWeights
+from tests.pab.library_world import library_module
 from tests.pab.library_worlds import WORLDS
 from tests.pab.vae_tiles import SIZES, decoded, latents_of, small_codec, tiling_vae
 from tests.ranks import run_on_ranks
@@ -42,7 +42,7 @@ def test_tiles_are_the_librarys_bit_for_bit(weights: Path, tmp_path: Path, name:
         # The decoder of 0.9.1 draws noise, in the library from one generator for all tiles in turn.
         write_small_ltx(tmp_path / "ltx", 0, replace(LTX_MODEL, num_layers=2), timestep_vae=False)
         vae = tiling_vae(tmp_path, "ltx")
-        codec = load_codec(ltx_library_model(LTX_MODEL), tmp_path / "ltx" / "vae", torch.float32, torch.device("cpu"))
+        codec = ltx_codec(library_module(tmp_path / "ltx" / "vae"), torch.float32)
         codec = replace(codec, grid=library_grid(vae, codec.grid.strides))
     else:
         vae, codec = tiling_vae(weights, name), small_codec(weights, name)

@@ -134,20 +134,13 @@ def test_a_mesh_that_cannot_fit_is_not_taken_and_the_reason_names_it(tmp_path: P
 
 
 def test_clips_of_one_branch_never_take_cfg_nor_do_families_that_are_told_their_guidance(tmp_path: Path) -> None:
-    assert Mesh(cfg=2) not in candidates(2, two_branches=False, splits=True)
+    assert Mesh(cfg=2) not in candidates(2, two_branches=False)
     told = rules_of(embedded_guidance=True)
     fast = times_of(tmp_path, entry("cfg=2", 0.1), entry("sp=1", 10.0), rules=told)
     choice = choose_mesh(question(), fast, told)
     assert {facts.mesh.cfg for facts in choice.considered} == {1}
     unguided = chosen(times_of(tmp_path), question({UNGUIDED: 10}))
     assert {facts.mesh.cfg for facts in unguided.considered} == {1}
-
-
-def test_a_family_whose_model_cannot_split_never_takes_sp(tmp_path: Path) -> None:
-    whole = rules_of(splits=False)
-    fast = times_of(tmp_path, entry("sp=2", 0.1), entry("sp=1", 10.0), rules=whole)
-    choice = choose_mesh(question(ranks=4), fast, whole)
-    assert {str(facts.mesh) for facts in choice.considered} == {"dp=4,cfg=1,sp=1", "dp=2,cfg=2,sp=1"}
 
 
 def test_of_equals_the_ranks_that_exchange_least_win_and_idle_ones_count(tmp_path: Path) -> None:
