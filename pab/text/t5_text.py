@@ -6,7 +6,7 @@ Shape letters: B prompts, L tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +46,8 @@ class T5Text:
     tokenizer_folder: Path
     dtype: torch.dtype
     device: torch.device
-    max_length: int = 300
-    rows_per_batch: int = 4
-    axis: Axis = field(default_factory=Axis)
+    max_length: int
+    axis: Axis
     architecture: str = "T5"
     reads_padding: bool = False
 
@@ -62,7 +61,7 @@ class T5Text:
             encode=self._states,
             row_shape=(self.max_length, int(self._config().d_model)),
             like=torch.empty(0, dtype=self.dtype, device=self.device),
-            rows_per_batch=self.rows_per_batch,
+            rows_per_batch=4,
             axis=self.axis,
         )
         return TextStates(

@@ -38,9 +38,21 @@ def read_encoder_config(folder: Path, config_class: str) -> Any:
     return getattr(transformers_library(), config_class).from_json_file(path)
 
 
-def load_tokenizer(folder: Path, tokenizer_class: str = "AutoTokenizer", files: str | None = None) -> Any:
-    """Returns the tokenizer in a folder, `files` naming in errors what it needs. Raises CheckpointError."""
-    needed = files or "spiece.model, or tokenizer.json with tokenizer_config.json"
+_TOKENIZER_JSON = "tokenizer.json with tokenizer_config.json"
+
+
+def load_json_tokenizer(folder: Path) -> Any:
+    """Returns the tokenizer of a folder's tokenizer.json. Raises CheckpointError.
+
+    The tokens are those of the file, whichever class it names: the library rebuilds some classes by other rules.
+    """
+    return load_tokenizer(folder, "PreTrainedTokenizerFast", needed=_TOKENIZER_JSON)
+
+
+def load_tokenizer(
+    folder: Path, tokenizer_class: str = "AutoTokenizer", *, needed: str = f"spiece.model, or {_TOKENIZER_JSON}"
+) -> Any:
+    """Returns the tokenizer in a folder, `needed` naming in errors the files that it needs. Raises CheckpointError."""
     try:
         return getattr(transformers_library(), tokenizer_class).from_pretrained(str(folder), local_files_only=True)
     except ImportError as error:

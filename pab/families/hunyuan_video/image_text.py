@@ -8,7 +8,7 @@ C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pab.text.text_encoders import (
     compute_positions,
     encode_batches,
     length_warnings,
-    load_tokenizer,
+    load_json_tokenizer,
     read_encoder_config,
     tokenize,
     transformers_library,
@@ -67,7 +67,7 @@ class HunyuanImageText:
     way: ImageWay
     dtype: torch.dtype
     device: torch.device
-    axis: Axis = field(default_factory=Axis)
+    axis: Axis
 
     def __call__(self, texts: Sequence[str]) -> TextStates:
         """Returns what there is to warn about, and no states: these come with the image."""
@@ -101,9 +101,7 @@ class HunyuanImageText:
         return both.row(0), both.row(1) if guided else None
 
     def _tokenizer(self) -> Any:
-        # The tokens are those of the file, whichever class it names: the library rebuilds some classes by other rules.
-        files = "tokenizer.json with tokenizer_config.json"
-        return load_tokenizer(self.root / "tokenizer", "PreTrainedTokenizerFast", files)
+        return load_json_tokenizer(self.root / "tokenizer")
 
     def _pixels(self, images: Sequence[ReferenceImage]) -> Tensor:
         prepare = clip_processor(self.root)

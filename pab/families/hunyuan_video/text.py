@@ -6,7 +6,7 @@ Shape letters: B prompts, L tokens, C channels, D channels of the vector.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pab.text.text_encoders import (
     compute_positions,
     encode_batches,
     length_warnings,
+    load_json_tokenizer,
     load_tokenizer,
     read_encoder_config,
     tokenize,
@@ -41,6 +42,7 @@ INSTRUCTION = (
 INSTRUCTION_TOKENS = 95
 """Tokens before the prompt; their states are left out."""
 MAX_CLIP_TOKENS = 77
+ROWS_PER_BATCH = 4
 READ_STATES = -3
 """Of LLaMA's states the ones that come before its last two layers."""
 _CLIP_PREFIX = "text_model."
@@ -56,14 +58,11 @@ class HunyuanText:
     root: Path
     dtype: torch.dtype
     device: torch.device
-    rows_per_batch: int = 4
-    axis: Axis = field(default_factory=Axis)
+    axis: Axis
 
     def __call__(self, texts: Sequence[str]) -> TextStates:
         """Returns states [B, 256, C] and vectors [B, D] of all texts on the CPU. Collective over `axis`."""
-        files = "tokenizer.json with tokenizer_config.json"
-        # The tokens are those of the file, whichever class it names: the library rebuilds some classes by other rules.
-        tokenizer = load_tokenizer(self.root / "tokenizer", "PreTrainedTokenizerFast", files)
+        tokenizer = load_json_tokenizer(self.root / "tokenizer")
         asked = [INSTRUCTION.format(text) for text in texts]
         tokens, mask = tokenize(tokenizer, asked, INSTRUCTION_TOKENS + MAX_TEXT_TOKENS)
         states = encode_batches(
@@ -72,21 +71,14 @@ class HunyuanText:
             encode=_llama_states,
             row_shape=(MAX_TEXT_TOKENS, int(read_encoder_config(self.root / "text_encoder", _LLAMA).hidden_size)),
             like=torch.empty(0, dtype=self.dtype, device=self.device),
-            rows_per_batch=self.rows_per_batch,
+            rows_per_batch=ROWS_PER_BATCH,
             axis=self.axis,
         )
         return TextStates(
             y_BLC=states,
             mask_BL=mask[:, INSTRUCTION_TOKENS:],
             warnings=tuple(length_warnings(tokenizer, text, MAX_TEXT_TOKENS, INSTRUCTION_TOKENS) for text in asked),
-            pooled_BD=clip_vectors(
-                self.root,
-                texts,
-                dtype=self.dtype,
-                device=self.device,
-                axis=self.axis,
-                rows_per_batch=self.rows_per_batch,
-            ),
+            pooled_BD=clip_vectors(self.root, texts, dtype=self.dtype, device=self.device, axis=self.axis),
         )
 
 
@@ -96,11 +88,9 @@ def open_hunyuan_text(root: Path, request: LoadRequest) -> HunyuanText:
     return HunyuanText(root=root, dtype=dtype, device=device, axis=request.clip_axis or Axis())
 
 
-def clip_vectors(
-    root: Path, texts: Sequence[str], *, dtype: torch.dtype, device: torch.device, axis: Axis, rows_per_batch: int = 4
-) -> Tensor:
+def clip_vectors(root: Path, texts: Sequence[str], *, dtype: torch.dtype, device: torch.device, axis: Axis) -> Tensor:
     """Returns CLIP's vectors [B, D] of all texts on the CPU. Collective over `axis`."""
-    tokenizer = load_tokenizer(root / "tokenizer_2", files="vocab.json with merges.txt")
+    tokenizer = load_tokenizer(root / "tokenizer_2", needed="vocab.json with merges.txt")
     tokens, mask = tokenize(tokenizer, texts, MAX_CLIP_TOKENS)
     return encode_batches(
         (tokens, mask),
@@ -108,7 +98,7 @@ def clip_vectors(
         encode=_clip_vector,
         row_shape=(int(read_encoder_config(root / "text_encoder_2", _CLIP).hidden_size),),
         like=torch.empty(0, dtype=dtype, device=device),
-        rows_per_batch=rows_per_batch,
+        rows_per_batch=ROWS_PER_BATCH,
         axis=axis,
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pab.text.t5_text import T5Text
 from pab.text.text_encoders import (
     encode_batches,
     length_warnings,
-    load_tokenizer,
+    load_json_tokenizer,
     read_encoder_config,
     transformers_library,
 )
@@ -63,14 +63,11 @@ class Hunyuan15Text:
     model: Hunyuan15Model
     dtype: torch.dtype
     device: torch.device
-    rows_per_batch: int = 2
-    axis: Axis = field(default_factory=Axis)
+    axis: Axis
 
     def __call__(self, texts: Sequence[str]) -> TextStates:
         """Returns states [B, L, C] of all texts on the CPU, and those of the shown ones. Collective over `axis`."""
-        # The tokens are those of the file, whichever class it names: the library rebuilds some classes by other rules.
-        files = "tokenizer.json with tokenizer_config.json"
-        tokenizer = load_tokenizer(self.root / "tokenizer", "PreTrainedTokenizerFast", files)
+        tokenizer = load_json_tokenizer(self.root / "tokenizer")
         if not tokenizer.chat_template:
             raise CheckpointError(f"{self.root / 'tokenizer'} has no chat template, which prompts are put into")
         chats = [
@@ -93,7 +90,7 @@ class Hunyuan15Text:
             encode=_qwen_states,
             row_shape=(self.model.max_text_tokens, width),
             like=torch.empty(0, dtype=self.dtype, device=self.device),
-            rows_per_batch=self.rows_per_batch,
+            rows_per_batch=2,
             axis=self.axis,
         )
         asked = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)

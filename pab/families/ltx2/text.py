@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pab.text.states import TextStates
 from pab.text.text_encoders import (
     encode_batches,
     length_warnings,
-    load_tokenizer,
+    load_json_tokenizer,
     read_encoder_config,
     tokenize,
     transformers_library,
@@ -47,12 +47,11 @@ class Ltx2Text:
     model: Ltx2Model
     dtype: torch.dtype
     device: torch.device
-    axis: Axis = field(default_factory=Axis)
+    axis: Axis
 
     def __call__(self, texts: Sequence[str]) -> TextStates:
         """Returns states [B, L, C] on the CPU: the video's channels, then the sound's. Collective over `axis`."""
-        files = "tokenizer.json with tokenizer_config.json"
-        tokenizer = load_tokenizer(self.root / "tokenizer", "PreTrainedTokenizerFast", files)
+        tokenizer = load_json_tokenizer(self.root / "tokenizer")
         tokenizer.padding_side = "left"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         stripped, length = [text.strip() for text in texts], self.model.max_text_tokens
