@@ -24,7 +24,8 @@ from pab.library.image import GivenImage
 from pab.library.video import DiffusersVideo
 from pab.model import Beginning, CombinesBranches, EncodedPrompt, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.sampling.denoise import Denoised, denoise, from_uncond, initial_noise, plan_for, prompt_with
+from pab.sampling.denoise import Denoised, from_uncond, initial_noise, plan_for, prompt_with
+from tests.pab.denoised import denoised
 from tests.pab.library_world import library_module
 from tests.pab.library_worlds import WORLDS
 
@@ -94,15 +95,8 @@ def render(
     request, given = request_of(name), given_of(name, model)
     if prompt is not None and isinstance(given, GivenImage):
         given = replace(given, own_states=None)  # a prompt that is named has the states that are meant
-    return denoise(
-        model,
-        request,
-        prompt=prompt or model.encode_prompts([request])[0],
-        noise=initial_noise(request, model.latent_shape(request)),
-        plan=plan_for(family(name), request, rules, precision),
-        group=group or NodeGroup(),
-        given=given,
-    )
+    plan = plan_for(family(name), request, rules, precision)
+    return denoised(model, request, plan, group=group, prompt=prompt, given=given)
 
 
 class Plain:

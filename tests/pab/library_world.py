@@ -20,8 +20,9 @@ from pab.library.parts import library_class
 from pab.library.video import DiffusersVideo
 from pab.model import EncodedPrompt
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for, prompt_with
+from pab.sampling.denoise import Denoised, initial_noise, plan_for, prompt_with
 from pab.weights.checkpoint import read_config
+from tests.pab.denoised import denoised
 
 
 def t5_parts(folder: Path) -> dict[str, Any]:
@@ -103,15 +104,8 @@ class LibraryWorld:
         group: NodeGroup | None = None,
         prompt: EncodedPrompt | None = None,
     ) -> Denoised:
-        return denoise(
-            model,
-            request,
-            prompt=prompt or model.encode_prompts([request])[0],
-            noise=initial_noise(request, model.latent_shape(request)),
-            plan=plan_for(self.family, request, rules, "float32"),
-            group=group or NodeGroup(),
-            given=self.given(model, request),
-        )
+        plan = plan_for(self.family, request, rules, "float32")
+        return denoised(model, request, plan, group=group, prompt=prompt, given=self.given(model, request))
 
     def library_latents(self, folder: Path, model: DiffusersVideo, request: ClipRequest) -> Tensor:
         """Final latents of the library's own pipeline, from the same noise and text states."""
@@ -176,8 +170,3 @@ def edited(folder: Path, copy: Path, file: str, **changes) -> None:
 def parts(text: Any) -> tuple[Tensor, ...]:
     """The tensors that a branch's text consists of, states first."""
     return text if isinstance(text, tuple) else (text,)
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """Largest difference over the largest value of b."""
-    return ((a - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()

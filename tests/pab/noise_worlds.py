@@ -19,7 +19,7 @@ from pab.family import ClipRequest
 from pab.model import DecodedFrames, Scheduler
 from pab.nn.noise_video import NoiseVideo
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
+from pab.sampling.denoise import PLAIN_LOOP, Denoised, LoopSettings
 from pab.sampling.samplers import (
     DDIM,
     PNDM,
@@ -29,6 +29,7 @@ from pab.sampling.samplers import (
     pndm_timesteps,
 )
 from tests.hashed_text import hashed_text
+from tests.pab.denoised import denoised
 
 TEXT_LENGTH, TEXT_CHANNELS = 6, 12
 LATTE = LatteConfig(
@@ -89,15 +90,7 @@ class World:
         group: NodeGroup | None = None,
         loop: LoopSettings = PLAIN_LOOP,
     ) -> Denoised:
-        return denoise(
-            model,
-            request,
-            prompt=model.encode_prompts([request])[0],
-            noise=initial_noise(request, model.latent_shape(request)),
-            plan=self.plan(request, rules),
-            group=group or NodeGroup(),
-            loop=loop,
-        )
+        return denoised(model, request, self.plan(request, rules), group=group, loop=loop)
 
 
 WORLDS: Mapping[str, World] = {

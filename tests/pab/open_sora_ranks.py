@@ -8,8 +8,9 @@ import torch.distributed as dist
 from pab.families.open_sora.family import OPEN_SORA
 from pab.family import ClipRequest, LoadRequest
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.sampling.denoise import denoise, initial_noise, plan_for
+from pab.sampling.denoise import plan_for
 from pab.text.t5_text import T5Text
+from tests.pab.denoised import denoised
 from tests.pab.vae_ranks import whole_axis
 from tests.pab.worlds import from_the_start
 
@@ -25,14 +26,7 @@ def render(folder: Path, request: ClipRequest, broadcast: str, cfg: int) -> tupl
     group = open_group(dp=1, cfg=cfg, sp=world // cfg, device=torch.device("cpu")) if world > 1 else NodeGroup()
     model = OPEN_SORA.load(LoadRequest(weights=str(folder), precision="float32", device="cpu", clip_axis=group.clip))
     plan = plan_for(OPEN_SORA, request, from_the_start(OPEN_SORA.presets[broadcast]), "float32")
-    done = denoise(
-        model,
-        request,
-        prompt=model.encode_prompts([request])[0],
-        noise=initial_noise(request, model.latent_shape(request)),
-        plan=plan,
-        group=group,
-    )
+    done = denoised(model, request, plan, group=group)
     return done.latents, model.decode(done.latents, request, group).frames
 
 

@@ -10,7 +10,8 @@ from pab.families.open_sora.family import OPEN_SORA
 from pab.families.open_sora.given_frames import GivenFrames
 from pab.family import LoadRequest
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.sampling.denoise import Denoised, plan_for
+from tests.pab.denoised import denoised
 from tests.pab.open_sora_ranks import CLIP
 from tests.pab.worlds import from_the_start
 
@@ -31,15 +32,8 @@ def render_given(
     group = open_group(dp=1, cfg=cfg, sp=world // cfg, device=torch.device("cpu")) if world > 1 else NodeGroup()
     model = OPEN_SORA.load(LoadRequest(weights=str(folder), precision="float32", device="cpu", clip_axis=group.clip))
     given = encoded(model, strategy, reference_frames)
-    done = denoise(
-        model,
-        CLIP,
-        prompt=model.encode_prompts([CLIP])[0],
-        noise=initial_noise(CLIP, model.latent_shape(CLIP)),
-        plan=plan_for(OPEN_SORA, CLIP, from_the_start(OPEN_SORA.presets[broadcast]), "float32"),
-        group=group,
-        given=given,
-    )
+    plan = plan_for(OPEN_SORA, CLIP, from_the_start(OPEN_SORA.presets[broadcast]), "float32")
+    done = denoised(model, CLIP, plan, group=group, given=given)
     return given.latents_BCTHW, done.latents, done
 
 

@@ -9,8 +9,9 @@ import torch
 from pab.model import RendersBatches
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.batch import denoise_batch, noise_of, unbatch
-from pab.sampling.denoise import LoopSettings, NotFiniteError, denoise, initial_noise, plan_for
+from pab.sampling.denoise import LoopSettings, NotFiniteError, plan_for
 from tests.pab import every_family
+from tests.pab.denoised import denoised, relative
 from tests.pab.every_family import EVERY_OTHER
 from tests.ranks import run_on_ranks
 
@@ -43,19 +44,8 @@ def render_batch(name, model, requests, group=None, keep="full"):
 
 
 def render_alone(name, model, request, keep="full"):
-    return denoise(
-        model,
-        request,
-        prompt=model.encode_prompts([request])[0],
-        noise=initial_noise(request, model.latent_shape(request)),
-        plan=plan_for(every_family.family(name), request, EVERY_OTHER, "float32"),
-        group=NodeGroup(),
-        loop=LoopSettings(cache_dtype=keep),
-    )
-
-
-def differs(a, b) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
+    plan = plan_for(every_family.family(name), request, EVERY_OTHER, "float32")
+    return denoised(model, request, plan, loop=LoopSettings(cache_dtype=keep))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +67,8 @@ def test_clips_rendered_together_equal_each_alone(name, folder, alone):
     together = render_batch(name, model, requests_of(name))
     assert together.latents.shape[0] == 3
     for one, own in zip(unbatch(together), alone[name], strict=True):
-        assert differs(one.latents, own) < BOUND
-    assert differs(together.latents[:1], alone[name][1]) > 0.1
+        assert relative(one.latents, own) < BOUND
+    assert relative(together.latents[:1], alone[name][1]) > 0.1
 
 
 def test_every_family_that_says_so_renders_clips_together_and_no_other(folder):
@@ -94,7 +84,7 @@ def test_clips_of_one_branch_and_outputs_kept_as_int8_equal_each_alone(name, fol
     together = render_batch(name, model, requests, keep="int8")
     for one, request in zip(unbatch(together), requests, strict=True):
         # A value on the border of two integers may fall to either side.
-        assert differs(one.latents, render_alone(name, model, request, keep="int8").latents) < 1e-3
+        assert relative(one.latents, render_alone(name, model, request, keep="int8").latents) < 1e-3
 
 
 def together_on_ranks(folder):
@@ -112,7 +102,7 @@ def test_on_two_ranks_clips_rendered_together_equal_each_alone(folder, alone):
     for rank in run_on_ranks(2, together_on_ranks, folder):
         assert len(rank) == len(MESHES) * len(TOGETHER)
         for (mesh, name), (latents, traffic, all_to_alls) in rank.items():
-            assert differs(latents, torch.cat(alone[name])) < BOUND, (mesh, name)
+            assert relative(latents, torch.cat(alone[name])) < BOUND, (mesh, name)
             assert traffic.all_to_alls == (all_to_alls if mesh[2] == 2 else 0), (mesh, name)
 
 
@@ -136,8 +126,8 @@ def test_a_clip_that_is_not_finite_fails_alone_and_the_others_are_as_they_were(f
     first, second, third = unbatch(render_batch("open_sora", model, requests_of("open_sora")))
     assert isinstance(second, NotFiniteError)
     assert str(second).startswith(f"1 of {alone['open_sora'][1].numel()} latent values are NaN or infinite")
-    assert differs(first.latents, alone["open_sora"][0]) < BOUND
-    assert differs(third.latents, alone["open_sora"][2]) < BOUND
+    assert relative(first.latents, alone["open_sora"][0]) < BOUND
+    assert relative(third.latents, alone["open_sora"][2]) < BOUND
 
 
 def test_a_clips_part_has_its_share_of_seconds_and_bytes_and_the_calls_of_the_loop(folder):

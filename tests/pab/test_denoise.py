@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from pab.broadcast.rules import NO_BROADCAST
-from pab.broadcast.state import BOTH, COND, UNCOND, BroadcastState
+from pab.broadcast.state import BOTH, BroadcastState
 from pab.families.open_sora.stdit3 import ClipShape
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import NotFiniteError, initial_noise
-from tests.pab.worlds import PAB246, clip, render, tiny_model
+from tests.pab.worlds import PAB246, OneBranchAtATime, clip, render, tiny_model
 from tests.ranks import run_on_ranks
 
 RANKS_BOUND = 1e-5
@@ -68,32 +68,6 @@ def test_clip_after_a_failed_clip_equals_a_fresh_one_bit_by_bit():
         render(model, clip(seed=9))
     handle.remove()
     assert torch.equal(render(model, request).latents, fresh)
-
-
-def test_second_clip_decides_like_the_first():
-    model = tiny_model()
-    first, second = (render(model, clip()) for _ in range(2))
-    assert first.plan.sources == second.plan.sources
-    assert torch.equal(first.latents, second.latents)
-
-
-class OneBranchAtATime:
-    """Runs "both" as two passes over one rank, each with its own branch of state."""
-
-    def __init__(self, model, request):
-        self.model, self.prompt = model, model.encode_prompts([request])[0]
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-    def predict(self, latents, step_input, text, visit, group):
-        passes = [
-            self.model.predict(
-                latents, step_input, self.prompt.states(branch), dataclasses.replace(visit, branch=branch), group
-            )
-            for branch in (COND, UNCOND)
-        ]
-        return torch.cat(passes)
 
 
 def test_reuse_never_crosses_guidance_branches():

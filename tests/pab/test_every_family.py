@@ -8,11 +8,12 @@ import torch
 
 from pab.broadcast.rules import NO_BROADCAST
 from pab.broadcast.state import BOTH, COND, UNCOND
-from pab.families import FAMILIES
+from pab.families import FAMILIES, find_family
 from pab.model import StepInput
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import prompt_with
 from pipeline.planning.memory import kept_at_once
+from tests.pab.denoised import relative
 from tests.pab.every_family import (
     EVERY_OTHER,
     MESHES,
@@ -41,10 +42,6 @@ KEPT_IS_PLANNED = ("demo", "open_sora", "latte", "open_sora_plan_v120")
 """Families whose planned memory is held to what a rendered clip kept at once."""
 
 
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
 @pytest.fixture(scope="module")
 def weights(tiny_weights) -> Path:
     return tiny_weights(*SMALL)
@@ -62,6 +59,17 @@ def test_every_family_has_a_small_configuration_here():
     assert set(SMALL) | set(shared) == set(FAMILIES)
     for name, like in shared.items():
         assert {site.kind for site in FAMILIES[name].sites} == {site.kind for site in FAMILIES[like].sites}
+
+
+@pytest.mark.parametrize("each", FAMILIES.values(), ids=lambda each: each.name)
+def test_defaults_lie_within_the_limits_and_name_a_preset(each):
+    defaults, limits = each.defaults, each.limits
+    for name in ("num_frames", "height", "width", "fps", "num_steps"):
+        assert getattr(defaults, name) in getattr(limits, name), name
+    assert each.num_tokens(defaults.num_frames, defaults.height, defaults.width) <= limits.max_tokens
+    assert defaults.broadcast in each.presets
+    assert sum(each.cost.kind_shares.values()) <= 1
+    assert find_family(each.name) is each
 
 
 @pytest.mark.parametrize("name", SMALL)

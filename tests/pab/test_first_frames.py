@@ -16,9 +16,10 @@ from pab.family import ClipRequest
 from pab.library.image import clip_pixels, image_of
 from pab.library.video import DiffusersVideo
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.sampling.denoise import Denoised, denoise, initial_noise, plan_for
+from pab.sampling.denoise import Denoised, initial_noise, plan_for
+from tests.pab.denoised import denoised, relative
 from tests.pab.library_ranks import prompt
-from tests.pab.library_world import picture, relative
+from tests.pab.library_world import picture
 from tests.pab.library_worlds import WORLDS
 from tests.pab.ltx_worlds import ltx_pipeline
 from tests.pab.test_library_families import EVERY_OTHER
@@ -41,13 +42,12 @@ def render(
 ) -> Denoised:
     world = WORLDS[name]
     request = world.clip(**changes)
-    return denoise(
+    return denoised(
         model,
         request,
+        plan_for(world.family, request, rules, "float32"),
         prompt=prompt(model, name),
-        noise=initial_noise(request, model.latent_shape(request)),
-        plan=plan_for(world.family, request, rules, "float32"),
-        group=group or NodeGroup(),
+        group=group,
         given=model.given_image(request, picture()) if image else None,
     )
 

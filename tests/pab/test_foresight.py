@@ -17,8 +17,7 @@ from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import plan_for
 from tests.pab import noise_worlds
 from tests.pab.loop_waits import WatchedLoop
-from tests.pab.test_denoise import OneBranchAtATime
-from tests.pab.worlds import clip, render, tiny_model
+from tests.pab.worlds import OneBranchAtATime, clip, render, tiny_model
 from tests.ranks import run_on_ranks
 
 SOME = ForesightRules(gamma=2.0)

@@ -18,7 +18,8 @@ from pab.library.video import UNREAD_NEGATIVE
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import branches, initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError
-from tests.pab.library_world import displayed, edited, library_module, relative, scheduler
+from tests.pab.denoised import relative
+from tests.pab.library_world import displayed, edited, library_module, scheduler
 from tests.pab.library_worlds import WORLDS
 
 TOLD, BRANCHES = WORLDS["hunyuan_video"], WORLDS["skyreels_v1"]

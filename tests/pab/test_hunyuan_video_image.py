@@ -16,8 +16,9 @@ from pab.library.image import image_of
 from pab.library.video import DiffusersVideo
 from pab.parallel.mesh import NodeGroup, open_group
 from pab.weights.checkpoint import CheckpointError
+from tests.pab.denoised import relative
 from tests.pab.hunyuan_worlds import WholeLatents
-from tests.pab.library_world import edited, picture, relative
+from tests.pab.library_world import edited, picture
 from tests.pab.library_worlds import WORLDS
 from tests.ranks import run_on_ranks
 

@@ -20,9 +20,9 @@ from pab.library.broadcast_module import AttentionKernels, BroadcastModule, Curr
 from pab.library.fused import GeluRows, LinearGelu, fuse
 from pab.library.video import DiffusersVideo
 from pab.parallel.mesh import NodeGroup, open_group
-from pab.sampling.denoise import Denoised, LoopSettings, NotFiniteError, denoise, initial_noise, plan_for
+from pab.sampling.denoise import Denoised, LoopSettings, NotFiniteError, initial_noise, plan_for
+from tests.pab.denoised import denoised, relative
 from tests.pab.library_ranks import TINY, prompt
-from tests.pab.library_world import relative
 from tests.pab.library_worlds import WORLDS
 from tests.ranks import run_on_ranks
 
@@ -64,13 +64,13 @@ def render(
     name: str, model: DiffusersVideo, request: ClipRequest, rules: Rules, *, keep: str = "full",
     group: NodeGroup | None = None, words: tuple[int, int] = (40, 9), noise: float = 1.0,
 ) -> Denoised:  # fmt: skip
-    return denoise(
+    return denoised(
         model,
         request,
+        plan_for(WORLDS[name].family, request, rules, "float32"),
         prompt=prompt(model, name, words),
         noise=initial_noise(request, model.latent_shape(request)) * noise,
-        plan=plan_for(WORLDS[name].family, request, rules, "float32"),
-        group=group or NodeGroup(),
+        group=group,
         loop=LoopSettings(cache_dtype=keep),
         given=WORLDS[name].given(model, request),
     )

@@ -11,7 +11,7 @@ from pab.broadcast.plan import BroadcastPlan, make_plan
 from pab.broadcast.rules import NO_BROADCAST, BroadcastRules, pyramid, rules_from_dict
 from pab.broadcast.sites import Site
 from pab.broadcast.state import COND, UNCOND, BroadcastState
-from pab.families import FAMILIES, find_family
+from pab.families import find_family
 from pab.families.cogvideox.levels import trailing_timesteps
 from pab.families.wan.levels import shifted_timesteps
 from pab.families.wan.load import clean_text
@@ -22,7 +22,8 @@ from pab.model import StepInput
 from pab.parallel.mesh import Axis, NodeGroup, SequenceParallel, open_group
 from pab.sampling.denoise import initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError
-from tests.pab.library_world import LibraryWorld, edited, library_module, parts, relative, scheduler
+from tests.pab.denoised import relative
+from tests.pab.library_world import LibraryWorld, edited, library_module, parts, scheduler
 from tests.pab.library_worlds import WORLDS
 from tests.pab.worlds import from_the_start
 from tests.ranks import run_on_ranks
@@ -347,16 +348,6 @@ def test_cogvideox_takes_other_sizes_than_its_transformer_was_made_for(weights):
 
 def test_wan_s_prompts_are_cleaned():
     assert clean_text("  a &amp;amp; b\n\tc  schÃ¶n ") == "a & b c schön"
-
-
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_defaults_lie_within_the_limits_and_name_a_preset(family):
-    defaults, limits = family.defaults, family.limits
-    for name in ("num_frames", "height", "width", "fps", "num_steps"):
-        assert getattr(defaults, name) in getattr(limits, name), name
-    assert family.num_tokens(defaults.num_frames, defaults.height, defaults.width) <= limits.max_tokens
-    assert defaults.broadcast in family.presets
-    assert sum(family.cost.kind_shares.values()) <= 1
 
 
 @pytest.mark.parametrize(

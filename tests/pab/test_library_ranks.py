@@ -9,8 +9,8 @@ import torch
 
 from pab.parallel.parts import even_parts, largest_part, sent_elements
 from pab.sampling.denoise import Denoised
+from tests.pab.denoised import relative
 from tests.pab.library_ranks import TINY, Case, render
-from tests.pab.library_world import relative
 from tests.pab.library_worlds import WORLDS
 from tests.ranks import run_on_ranks
 

@@ -17,7 +17,7 @@ from pab.family import ClipRequest, LoadRequest
 from pab.library.parts import library_class
 from pab.library.video import DiffusersVideo
 from pab.weights.lora import Lora
-from tests.pab.library_world import relative
+from tests.pab.denoised import relative
 from tests.pab.library_worlds import WORLDS
 
 RANK = 4

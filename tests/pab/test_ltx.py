@@ -17,7 +17,8 @@ from pab.families.ltx.tiny import write_small_ltx
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError
-from tests.pab.library_world import displayed, edited, library_module, relative, scheduler
+from tests.pab.denoised import relative
+from tests.pab.library_world import displayed, edited, library_module, scheduler
 from tests.pab.library_worlds import WORLDS
 from tests.pab.ltx_worlds import ltx_world
 

@@ -16,7 +16,8 @@ from pab.library.video import DiffusersVideo
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError
-from tests.pab.library_world import edited, library_module, relative, scheduler
+from tests.pab.denoised import relative
+from tests.pab.library_world import edited, library_module, scheduler
 from tests.pab.library_worlds import WORLDS
 
 WORLD = WORLDS["ltx2"]

@@ -16,8 +16,9 @@ from pab.families.open_sora.family import OPEN_SORA
 from pab.families.open_sora.given_frames import reference_noise
 from pab.family import ClipRequest, LoadRequest
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.denoise import denoise, initial_noise, plan_for
+from pab.sampling.denoise import plan_for
 from tests.pab.conftest import TinyWeights
+from tests.pab.denoised import denoised
 from tests.pab.reference_ranks import CLIP, encoded, moving_picture, render_given
 from tests.ranks import run_on_ranks
 
@@ -141,15 +142,7 @@ def test_the_demo_model_goes_on_from_an_image() -> None:
     given = model.given_frames(
         request, model.encode_references(request, [ReferencePixels(pixels_13THW=image, start=0)]), mask
     )
-    done = denoise(
-        model,
-        request,
-        prompt=model.encode_prompts([request])[0],
-        noise=initial_noise(request, model.latent_shape(request)),
-        plan=plan_for(DEMO, request, DEMO.presets["none"], "float32"),
-        group=NodeGroup(),
-        given=given,
-    )
+    done = denoised(model, request, plan_for(DEMO, request, DEMO.presets["none"], "float32"), given=given)
     frames = model.decode(done.latents, request, NodeGroup()).frames[0].float() / 127.5 - 1
     error = (frames[0].permute(2, 0, 1) - image[0, :, 0]).square().mean()
     assert error < 4 * 10 ** (-25 / 10), "the first frame is the image, to 25 dB"

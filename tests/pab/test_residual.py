@@ -13,8 +13,8 @@ from pab.broadcast.sites import Site
 from pab.broadcast.step_rules import StepRules
 from pab.execution.compiled import compile_blocks, graphs_compiled, many_graphs
 from pab.library.broadcast_module import CurrentPass, install_sites, place_blocks
-from pab.parallel.mesh import NodeGroup
-from pab.sampling.denoise import LoopSettings, denoise, initial_noise, plan_for
+from pab.sampling.denoise import LoopSettings, plan_for
+from tests.pab.denoised import denoised, relative
 from tests.pab.every_family import family, load, plain_latents, render, request_of
 from tests.pab.residual_by_hand import (
     ALSO_SITES,
@@ -37,10 +37,6 @@ def weights(tiny_weights) -> Path:
     return tiny_weights(*BY_HAND, "wan")
 
 
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
-
-
 @pytest.mark.parametrize("name", BY_HAND)
 def test_residuals_stand_in_as_by_hooks_on_the_plain_model(weights, name):
     model, plan = load(name, weights), plan_of(name, STANDING_IN)
@@ -60,12 +56,8 @@ def test_a_residual_takes_the_memory_of_one_output_and_is_kept_beside_those_of_s
         done = render("demo", model, rules)
         assert done.plan.kept_at_once == kept
         assert done.kept_bytes_peak == kept * 2 * tokens * channels * 4
-    int8 = denoise(
-        model, request, prompt=model.encode_prompts([request])[0],
-        noise=initial_noise(request, model.latent_shape(request)),
-        plan=plan_for(family("demo"), request, STANDING_IN, "float32"), group=NodeGroup(),
-        loop=LoopSettings(cache_dtype="int8"),
-    )  # fmt: skip
+    plan = plan_for(family("demo"), request, STANDING_IN, "float32")
+    int8 = denoised(model, request, plan, loop=LoopSettings(cache_dtype="int8"))
     assert int8.kept_bytes_peak == 2 * 2 * tokens * (channels + 4)
 
 

@@ -2,22 +2,25 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pab.broadcast.plan import make_plan
 from pab.broadcast.rules import ATTENTION_KINDS, BroadcastRules, MlpRule, Rules, pyramid
+from pab.broadcast.state import COND, UNCOND, Visit
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.stdit3 import STDiT3
 from pab.families.open_sora.stdit3_blocks import STDiT3Config
 from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.family import ClipRequest
-from pab.model import DecodedFrames
+from pab.model import DecodedFrames, StepInput, VideoModel
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.denoise import PLAIN_LOOP, Denoised, LoopSettings, denoise, initial_noise
+from pab.sampling.denoise import PLAIN_LOOP, Denoised, LoopSettings
 from pab.sampling.rectified_flow import timesteps
 from tests.hashed_text import hashed_text
+from tests.pab.denoised import denoised
 
 CONFIG = STDiT3Config(
     depth=2, hidden_size=32, num_heads=4, caption_channels=16, model_max_length=6, in_channels=4, input_sq_size=64
@@ -74,12 +77,21 @@ def render(
     loop: LoopSettings = PLAIN_LOOP,
 ) -> Denoised:
     plan = make_plan(rules, timesteps(request.num_steps), stdit3_sites(depth))
-    return denoise(
-        model,
-        request,
-        prompt=model.encode_prompts([request])[0],
-        noise=initial_noise(request, model.latent_shape(request)),
-        plan=plan,
-        group=group or NodeGroup(),
-        loop=loop,
-    )
+    return denoised(model, request, plan, group=group, loop=loop)
+
+
+class OneBranchAtATime:
+    """Runs "both" as two passes over one rank, each with its own branch of state."""
+
+    def __init__(self, model: VideoModel, request: ClipRequest) -> None:
+        self.model, self.prompt = model, model.encode_prompts([request])[0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def predict(self, latents: Tensor, step_input: StepInput, text: object, visit: Visit, group: NodeGroup) -> Tensor:
+        passes = [
+            self.model.predict(latents, step_input, self.prompt.states(branch), replace(visit, branch=branch), group)
+            for branch in (COND, UNCOND)
+        ]
+        return torch.cat(passes)

@@ -19,9 +19,9 @@ from pab.library.parts import library_class
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.denoise import denoise, initial_noise, plan_for
+from pab.sampling.denoise import initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError
-from tests.pab.library_world import relative
+from tests.pab.denoised import denoised, relative
 
 FAMILY = find_family("demo_wan")
 
@@ -46,11 +46,7 @@ def clip(**changes) -> ClipRequest:
 
 
 def latents(model: DiffusersVideo, request: ClipRequest) -> Tensor:
-    noise = initial_noise(request, model.latent_shape(request))
-    plan = plan_for(FAMILY, request, NO_BROADCAST, "float32")
-    return denoise(
-        model, request, prompt=model.encode_prompts([request])[0], noise=noise, plan=plan, group=NodeGroup()
-    ).latents  # fmt: skip
+    return denoised(model, request, plan_for(FAMILY, request, NO_BROADCAST, "float32")).latents
 
 
 @pytest.mark.parametrize(("guidance_scale", "shift"), [(4.0, None), (1.0, 5.0)])
