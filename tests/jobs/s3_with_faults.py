@@ -8,11 +8,11 @@ import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 from xml.sax.saxutils import escape
 
+import pytest
 from aiohttp import web
 
 
@@ -44,19 +44,6 @@ class FaultyS3:
     objects: dict[str, bytes] = field(default_factory=dict)
     stored_at: dict[str, float] = field(default_factory=dict)
     endpoint: str = ""
-
-    def environment(self) -> dict[str, str]:
-        """The variables that make clients use it."""
-        return {
-            "AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }  # fmt: skip
-
-    def start_again(self) -> None:
-        """Forgets all objects and faults."""
-        self.conditions, self.late_listing_s = "kept", 0.0
-        for kept in (self.faults, self.objects, self.stored_at):
-            kept.clear()
 
     def put(self, key: str, data: bytes) -> None:
         """Stores an object."""
@@ -134,9 +121,9 @@ def _decoded(request: web.Request, body: bytes) -> bytes:
     return data
 
 
-@contextmanager
-def faulty_s3() -> Iterator[FaultyS3]:
-    """Serves from a thread until the end."""
+@pytest.fixture
+def faulty_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """Serves from a thread until the end of the test, whose clients use it."""
     server, loop, ready = FaultyS3(), asyncio.new_event_loop(), threading.Event()
 
     async def start() -> web.AppRunner:
@@ -160,8 +147,10 @@ def faulty_s3() -> Iterator[FaultyS3]:
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     assert ready.wait(10)
-    try:
-        yield server
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+    yield server
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)

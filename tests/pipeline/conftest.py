@@ -16,7 +16,10 @@ import torch
 
 from pab.families.demo.config import DEPTH
 from pab.families.demo.weights import build_parts, demo_config, save_demo
+from tests.jobs.s3_with_faults import faulty_s3
 from tests.pipeline.command import Command
+
+__all__ = ["faulty_s3"]
 
 Manifest = Callable[..., Path]
 

@@ -24,6 +24,7 @@ from pipeline.run.driver import Driver
 from pipeline.run.jobs_file import new_submit, read_submits
 from pipeline.run.machines import check_claim
 from pipeline.screen import Screen
+from tests.pipeline.machines import Quiet
 
 KEYS = frozenset({"c1.0a", "c3.0a"})
 
@@ -45,7 +46,7 @@ class NodeJob:
 
 
 @dataclass(slots=True, kw_only=True)
-class Nodes:
+class Nodes(Quiet):
     """Nodes with a place each. A job on one of `bad` dies within a poll; on others it ends a clip after `polls` polls."""
 
     bucket: Bucket
@@ -62,9 +63,6 @@ class Nodes:
             for index, request in enumerate(requests)
         ]
         return list(self.jobs[first:])
-
-    def refuse_if_cancelled(self) -> None:
-        """Is never cancelled."""
 
     def alive(self) -> list[Job]:
         return list(self.jobs)
@@ -83,12 +81,6 @@ class Nodes:
             free = [n for n in [*self.bad, *self.good] if n not in taken | self.avoided | job.avoid_nodes]
             if free:
                 job.nodes, job.state = frozenset({free[0]}), JobState.RUNNING
-
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        raise AssertionError("no job that has begun is to be ended")
-
-    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
-        return None
 
     def take_back(self, jobs: Sequence[Job]) -> list[Job]:
         waiting = [job for job in self.jobs if job in jobs and job.state is JobState.WAITING]

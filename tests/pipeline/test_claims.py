@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,30 +20,16 @@ from pipeline.exits import RefusedError
 from pipeline.run.claims import claimed, driving
 from pipeline.run.jobs_file import read_submits
 from pipeline.screen import Screen
-from tests.jobs.s3_with_faults import FaultyS3, faulty_s3
+from tests.jobs.s3_with_faults import FaultyS3
 from tests.pipeline.command import Command, records, wait_until
 from tests.pipeline.conftest import SubmittedTwice
 
 Manifest = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[FaultyS3]:
-    with faulty_s3() as server:
-        yield server
-
-
-@pytest.fixture
-def server(one_server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> FaultyS3:
-    for name, value in one_server.environment().items():
-        monkeypatch.setenv(name, value)
-    one_server.start_again()
-    return one_server
-
-
 @pytest.mark.parametrize("conditions", ["kept", "ignored"])
-def test_of_many_submits_never_two_plan_at_once(server: FaultyS3, conditions: str) -> None:
-    server.conditions = conditions
+def test_of_many_submits_never_two_plan_at_once(faulty_s3: FaultyS3, conditions: str) -> None:
+    faulty_s3.conditions = conditions
     inside, most, lock = 0, 0, threading.Lock()
 
     def plan(_: int) -> None:
@@ -58,7 +44,7 @@ def test_of_many_submits_never_two_plan_at_once(server: FaultyS3, conditions: st
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(plan, range(3)))
     assert most == 1
-    assert server.objects == {}
+    assert faulty_s3.objects == {}
 
 
 def test_the_claim_of_a_process_that_is_gone_is_removed(tmp_path: Path) -> None:
@@ -95,9 +81,9 @@ def claim_of(bucket: Bucket, *, host: str | None = None, pid: int = 1) -> None:
 
 
 def test_two_manifests_at_once_never_share_an_output_where_the_store_creates_nothing_exclusively(
-    server: FaultyS3, cold_command: Command, manifest: Manifest
+    faulty_s3: FaultyS3, cold_command: Command, manifest: Manifest
 ) -> None:
-    server.conditions = "ignored"
+    faulty_s3.conditions = "ignored"
     first, second = manifest(2, name="first"), manifest(2, name="second", seed=[7, 8])
     drivers = [cold_command.start(each, "s3://runs/out", "--no-baseline") for each in (first, second)]
     said = [driver.communicate(timeout=240) for driver in drivers]
@@ -114,9 +100,9 @@ def test_two_manifests_at_once_never_share_an_output_where_the_store_creates_not
 
 
 def test_a_listing_that_is_a_minute_late_hides_no_rendered_clip(
-    server: FaultyS3, command: Command, manifest: Manifest
+    faulty_s3: FaultyS3, command: Command, manifest: Manifest
 ) -> None:
-    server.late_listing_s = 60
+    faulty_s3.late_listing_s = 60
     ran = command.run(*command.submit_words(manifest(2), Path("s3://runs/out")))
     assert ran.returncode == 0, ran.stderr
     assert "2 of 2 clips rendered" in ran.stdout

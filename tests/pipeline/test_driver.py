@@ -22,6 +22,7 @@ from pipeline.run.driver import Driver
 from pipeline.run.jobs_file import new_submit, read_submits
 from pipeline.run.state import read_progress
 from pipeline.screen import Screen
+from tests.pipeline.machines import Quiet
 
 KEYS = frozenset({"c0.0a"})
 
@@ -41,7 +42,7 @@ class OneJob:
 
 
 @dataclass(slots=True, kw_only=True)
-class Machines:
+class Machines(Quiet):
     """Jobs that run for `polls` polls and are then cancelled; `on_submit` is called when they start."""
 
     on_submit: Callable[[], object]
@@ -57,24 +58,6 @@ class Machines:
         self.polls -= 1
         for job in self.started:
             job.state = JobState.RUNNING if self.polls else JobState.CANCELLED
-
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        assert not jobs, "nothing is to be cancelled here"
-
-    def refuse_if_cancelled(self) -> None:
-        """Is never cancelled."""
-
-    def alive(self) -> list[Job]:
-        return []
-
-    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
-        return None
-
-    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
-        return []
-
-    def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
-        return nodes
 
 
 def shard_job() -> ShardJob:
@@ -138,7 +121,7 @@ def a_shard(*clips: dict[str, object]) -> bytes:
 
 
 @dataclass(slots=True, kw_only=True)
-class Refusing:
+class Refusing(Quiet):
     """Jobs that end at once; `refusals` of those that start again are refused. `avoidable`: there are other nodes."""
 
     refusals: int
@@ -159,24 +142,6 @@ class Refusing:
 
     def poll(self) -> None:
         return
-
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        assert not jobs, "nothing is to be cancelled here"
-
-    def refuse_if_cancelled(self) -> None:
-        """Is never cancelled."""
-
-    def alive(self) -> list[Job]:
-        return []
-
-    def shortage(self, jobs: Sequence[Job], num_nodes: int) -> str | None:
-        return None
-
-    def take_back(self, jobs: Sequence[Job]) -> list[Job]:
-        return []
-
-    def avoid(self, nodes: frozenset[str]) -> frozenset[str]:
-        return nodes
 
 
 def drive(folder: Path, machines: Refusing, *, retry_policy: RetryPolicy, max_attempts: int = 2) -> Driver:
