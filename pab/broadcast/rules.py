@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pab.broadcast.foresight import ForesightRules, foresight_from_dict
 from pab.broadcast.step_rules import StepRules, step_rules_from_dict
@@ -154,31 +155,30 @@ def rules_from_dict(values: Mapping[str, object]) -> Rules:
             f"broadcast rules: unknown key {unknown[0]!r}, allowed {', '.join(KINDS)}, or foresight or steps instead of "
             "them"
         )
-    rules: dict[str, AttentionRule] = {}
-    for kind in ATTENTION_KINDS:
-        if kind in values:
-            entry = values[kind]
-            try:
-                low, high = entry["window"]  # type: ignore[index]
-                blocks = tuple(int(block) for block in entry["blocks"]) if "blocks" in entry else None  # type: ignore[index, operator]
-                rules[kind] = AttentionRule(
-                    range_steps=int(entry["range"]),  # type: ignore[index]
-                    low=int(low),
-                    high=int(high),
-                    blocks=blocks,
-                )
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"broadcast rules: {kind}={entry!r}, needs {{'range': R, 'window': [low, high]}}, perhaps with 'blocks' "
-                    f"({error})"
-                ) from error
-    mlp: list[MlpRule] = []
-    for entry in values.get("mlp", ()):  # type: ignore[attr-defined]
-        try:
-            mlp.append(MlpRule(**{**entry, "blocks": tuple(entry["blocks"])}))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"broadcast rules: mlp entry {entry!r}, needs stack, blocks, skip_count and one of timestep, position "
-                f"({error})"
-            ) from error
-    return BroadcastRules(mlp=tuple(mlp), **rules)
+    attention = {kind: _attention_rule(kind, values[kind]) for kind in ATTENTION_KINDS if kind in values}
+    mlp = values.get("mlp", [])
+    if not isinstance(mlp, list):
+        raise ValueError(f"broadcast rules: mlp={mlp!r}, needs a list of entries")
+    return BroadcastRules(mlp=tuple(_mlp_rule(entry) for entry in mlp), **attention)
+
+
+def _attention_rule(kind: str, entry: Any) -> AttentionRule:
+    try:
+        low, high = entry["window"]
+        blocks = tuple(int(block) for block in entry["blocks"]) if "blocks" in entry else None
+        return AttentionRule(range_steps=int(entry["range"]), low=int(low), high=int(high), blocks=blocks)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"broadcast rules: {kind}={entry!r}, needs {{'range': R, 'window': [low, high]}}, perhaps with 'blocks' "
+            f"({error})"
+        ) from error
+
+
+def _mlp_rule(entry: Any) -> MlpRule:
+    try:
+        return MlpRule(**{**entry, "blocks": tuple(entry["blocks"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"broadcast rules: mlp entry {entry!r}, needs stack, blocks, skip_count and one of timestep, position "
+            f"({error})"
+        ) from error

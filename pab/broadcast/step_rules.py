@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from pab.broadcast.residual import (
     Weights,
@@ -177,7 +177,7 @@ def step_rules_from_dict(values: object) -> StepRules:
         raise ValueError(f"broadcast rules: steps passes={_short(passes)}, {_NEEDED}")
     passes = None if passes is None else tuple(passes)
     residual = residual_from_json(values.get("residual", {}))
-    return StepRules(num_steps=num_steps, groups=groups, passes=passes, family=family, residual=residual)  # type: ignore[arg-type]  # checked
+    return StepRules(num_steps=num_steps, groups=groups, passes=passes, family=family, residual=residual)
 
 
 def _group(entry: Any) -> StepGroup:
@@ -195,7 +195,7 @@ def _rises(steps: Sequence[int]) -> bool:
     return bool(steps) and steps[0] == 0 and all(a < b for a, b in pairwise(steps))
 
 
-def _whole(value: object) -> bool:
+def _whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

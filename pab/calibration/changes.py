@@ -105,10 +105,10 @@ def mean_changes(clips: Sequence[Changes]) -> Changes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListeningVisit:
-    """A visit that also samples what sites compute."""
+    """A visit that also hands what sites compute to `take`: site, guidance branch, and its streams."""
 
     visit: Visit
-    samples: Samples
+    take: Callable[[str, str, Sequence[Tensor]], None]
 
     @property
     def step(self) -> int:
@@ -135,7 +135,7 @@ class ListeningVisit:
             x, outputs = run(reuse, tuple(kept is None for kept in reuse))
             for site, output in zip(sites, outputs, strict=True):
                 if output is not None:
-                    self.samples.take(site, self.branch, (output,))
+                    self.take(site, self.branch, (output,))
             return x, tuple(output if want else None for output, want in zip(outputs, wanted, strict=True))
 
         return self.visit.run_block(sites, x, listened, own=own)
@@ -149,7 +149,7 @@ class ListeningVisit:
             tokens, outputs = run(reuse, tuple(kept is None for kept in reuse))
             for site, streams in zip(sites, outputs, strict=True):
                 if streams is not None:
-                    self.samples.take(site, self.branch, streams)
+                    self.take(site, self.branch, streams)
             return tokens, handed_over(outputs, wanted)
 
         return self.visit.run_streams(sites, listened, own=own)

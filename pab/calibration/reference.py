@@ -266,18 +266,12 @@ class ReferenceClips:
 
 
 def _listening_to_each(*, visit: Visit, samples: Sequence[Samples], num_clips: int) -> Visit:
-    # Of several clips, rows lie as [conditional of all, unconditional of all]; each clip has its own samples.
-    for_rows = samples[0] if num_clips == 1 else _OfClips(samples=samples)
-    return ListeningVisit(visit=visit, samples=for_rows)  # type: ignore[arg-type]  # takes what Samples takes
+    def take(site: str, branch: str, streams: Sequence[Tensor]) -> None:
+        # Of several clips, rows lie as [conditional of all, unconditional of all]; each clip has its own samples.
+        for clip, sample in enumerate(samples):
+            sample.take(site, branch, [stream[clip::num_clips] for stream in streams])
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OfClips:
-    samples: Sequence[Samples]
-
-    def take(self, site: str, branch: str, streams: Sequence[Tensor]) -> None:
-        for clip, sample in enumerate(self.samples):
-            sample.take(site, branch, [stream[clip :: len(self.samples)] for stream in streams])
+    return ListeningVisit(visit=visit, take=samples[0].take if num_clips == 1 else take)
 
 
 def joined_errors(

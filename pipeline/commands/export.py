@@ -156,9 +156,13 @@ def _copied(target: Bucket, folder: str, clips: Clips, done: Exported) -> Iterat
     """Uploads videos, some at once, and yields their names with their rows."""
     while part := list(itertools.islice(clips, AT_ONCE)):
         named = {f"{row['clip_id']}.mp4": (row, video) for row, video in part}
-        target.map_files(lambda name, named=named: target.write(f"{folder}/{name}", named[name][1]), named)  # type: ignore[misc]
+        _upload(target, folder, {name: video for name, (_, video) in named.items()})
         done.files += len(named)
         yield [(name, row) for name, (row, _) in named.items()]
+
+
+def _upload(target: Bucket, folder: str, videos: Mapping[str, bytes]) -> None:
+    target.map_files(lambda name: target.write(f"{folder}/{name}", videos[name]), videos)
 
 
 def _cell(value: object) -> object:

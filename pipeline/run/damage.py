@@ -89,9 +89,13 @@ def check_all(bucket: Bucket, keys: Collection[str], *, tell: Callable[[int, int
         part = _read(bucket, present[start : start + _ROUND])
         damages += [record for record in part.values() if isinstance(record, Damage)]
         good = {key: record for key, record in part.items() if not isinstance(record, Damage)}
-        checked = bucket.map_files(lambda key, good=good: _check_videos(bucket, key, good[key]), good)  # type: ignore[misc]
-        damages += [damage for found in checked.values() for damage in found]
+        damages += _damaged_videos(bucket, good)
     return damages + _damaged_reports(bucket)
+
+
+def _damaged_videos(bucket: Bucket, records: Mapping[str, Mapping[str, Any]]) -> list[Damage]:
+    checked = bucket.map_files(lambda key: _check_videos(bucket, key, records[key]), records)
+    return [damage for found in checked.values() for damage in found]
 
 
 def put_aside(bucket: Bucket, damages: Sequence[Damage]) -> set[str]:

@@ -130,6 +130,7 @@ def test_rules_survive_a_round_trip_through_json():
         ({"spatial": {"range": 2}}, r"spatial=.*needs .*window"),
         ({"cross": {"range": 0, "window": [1, 2]}}, "range=0, needs 1"),
         ({"cross": {"range": 2, "window": [900, 450]}}, "900..450 is empty"),
+        ({"mlp": 3}, "mlp=3, needs a list of entries"),
         ({"mlp": [{"stack": "spatial", "blocks": [0], "skip_count": 2}]}, "exactly one of timestep and position"),
         ({"mlp": [{"stack": "spatial", "blocks": [0], "skip_count": 2, "position": 1.5}]}, "position=1.5"),
     ],

@@ -91,7 +91,7 @@ def vae_config(values: Mapping[str, object]) -> OpenSoraVAEConfig:
     """Reads the VAE's `config.json`. Raises CheckpointError for other constants than the published ones."""
     for name, published in (("scale", SCALE), ("shift", SHIFT)):
         stated = values.get(name)
-        if stated is not None and tuple(stated) != published:  # type: ignore[arg-type]
+        if stated is not None and stated != list(published):
             raise CheckpointError(f"VAE config.json: {name}={stated}, this model has {list(published)}")
     spatial, temporal = values.get("vae_2d"), values.get("vae_temporal")
     chunk_frames = values.get("micro_frame_size", 17)
