@@ -1,4 +1,4 @@
-"""Of what kind a file is, told to a store in the words of its library: a browser saves what it knows no kind of."""
+"""The content type of a file, as the library of each store takes it: without one, browsers save a file and do not show it."""
 
 from __future__ import annotations
 

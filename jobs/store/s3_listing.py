@@ -1,4 +1,4 @@
-"""Names and sizes of a million objects in seconds: of a page of an S3 listing only these are read.
+"""Lists names and sizes of a million objects in seconds: nothing else is read of a page of an S3 listing.
 
 The library's parser makes a dictionary of dates, owners and tags for every object, a tenth of a millisecond each: that is
 minutes for a million. Several ranges of keys are listed at once. Requests, signatures, retries and errors stay the

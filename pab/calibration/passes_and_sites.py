@@ -1,4 +1,4 @@
-"""The search over both: at which steps the model runs at all, and what the sites compute in the passes that are left."""
+"""The search over passes and sites: at which steps the model runs at all, and what its sites compute at these."""
 
 from __future__ import annotations
 

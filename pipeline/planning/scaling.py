@@ -1,8 +1,8 @@
 """What a clip takes on the ranks of one or more nodes, from what it takes on one: a model of time.
 
 Computing is shared as evenly as its tokens can be. Each exchange takes what its bytes take over the link, and what copying
-them takes. The figures are fitted to measured rows, the assumptions stand in docs/performance.md. The device's time alone:
-where a step's share of it is less than what the host needs to queue the step, a clip takes longer. Free of torch.
+them takes. Where that is less than what the host needs to queue the steps, a clip takes as long as the host. The figures are
+fitted to measured rows, the assumptions stand in docs/performance.md. Free of torch.
 """
 
 from __future__ import annotations
