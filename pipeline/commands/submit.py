@@ -89,17 +89,7 @@ def _submit(
     """
     chosen = choose(vars(arguments), environment_settings(), arguments.config)
     settings = build_settings(source_name(arguments.manifest), chosen, place=source.place)
-    if arguments.detach and settings.machines.cluster == "local":
-        raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
-    if arguments.parsable and not arguments.detach:
-        raise UsageError(
-            "--parsable is for --detach: else the command ends after the jobs; add --detach, or leave it out"
-        )
-    for name in ("budget", "notify", "metrics_file", "otlp"):
-        if arguments.detach and getattr(settings.machines, name):
-            raise UsageError(
-                f"{chosen[name].source} needs a driver, and with --detach there is none; leave one of them out"
-            )
+    _check_detach(arguments, settings, chosen)
     signing = try_signing(settings.render)
     channels = _open_channels(settings, chosen)
     bucket = open_bucket(settings.output)
@@ -142,6 +132,23 @@ def _submit(
         if arguments.dry_run:
             return _dry_run(wanted, accepted, screen)
         return _carry_out(wanted, arguments, stack, screen, waited=waited)
+
+
+def _check_detach(arguments: argparse.Namespace, settings: RunSettings, chosen: Mapping[str, Chosen]) -> None:
+    """Raises UsageError for what contradicts a submit without a driver, or needs one."""
+    if arguments.parsable and not arguments.detach:
+        raise UsageError(
+            "--parsable is for --detach: else the command ends after the jobs; add --detach, or leave it out"
+        )
+    if not arguments.detach:
+        return
+    if settings.machines.cluster == "local":
+        raise UsageError("--detach needs SLURM: local jobs end with their driver; leave it out, or say --cluster slurm")
+    for name in ("budget", "notify", "metrics_file", "otlp"):
+        if getattr(settings.machines, name):
+            raise UsageError(
+                f"{chosen[name].source} needs a driver, and with --detach there is none; leave one of them out"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

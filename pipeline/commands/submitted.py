@@ -23,21 +23,14 @@ from pipeline.run.display import Display, open_display
 from pipeline.run.driven import ShardJob
 from pipeline.run.driver import Driver
 from pipeline.run.environment import variables
-from pipeline.run.growth import (
-    Growth,
-    prune,
-    undo_growth,
-)
+from pipeline.run.growth import Growth, prune, undo_growth
 from pipeline.run.job_code import forget_old_copies
 from pipeline.run.jobs_file import StartedJobs, new_submit
 from pipeline.run.machines import driver_host, work_folder
 from pipeline.run.oversight import Oversight
 from pipeline.run.panel import PanelDisplay
 from pipeline.run.rules import RunRules
-from pipeline.run.run import (
-    Run,
-    undo_run,
-)
+from pipeline.run.run import Run, undo_run
 from pipeline.run.run_signals import RunSignals, open_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shard_jobs import ShardJobs
@@ -117,8 +110,7 @@ def _render(
     signals: RunSignals,
 ) -> int:
     settings, screen, bucket = submission.settings, submission.screen, submission.bucket
-    folder = work_folder(submission.run.run_id)
-    machines = settings.machines
+    folder, machines = work_folder(submission.run.run_id), settings.machines
     screen.note(
         f"{counted(work.num_clips, 'clip')} in {counted(len(numbers), 'job')} "
         f"({submission.left_out:,} recorded before), mesh {work.mesh}, "
@@ -134,19 +126,10 @@ def _render(
     notifier = Notifier(
         channels=submission.channels, output=bucket.url, run_id=submission.run.run_id, screen=screen
     )  # fmt: skip
-    driver = Driver(
-        cluster,
-        bucket,
-        screen=screen,
-        submit=submit,
-        keys=submission.keys,
-        oversight=Oversight(
-            budget=submission.budget,
-            notifier=notifier,
-            failure_rate=machines.notify_failure_rate,
-            signals=signals,
-        ),
-    )
+    oversight = Oversight(
+        budget=submission.budget, notifier=notifier, failure_rate=machines.notify_failure_rate, signals=signals
+    )  # fmt: skip
+    driver = Driver(cluster, bucket, screen=screen, submit=submit, keys=submission.keys, oversight=oversight)
     with ExitStack() as stack:
         stack.enter_context(_interruptible())
         host, wanted = driver_host(machines), settings.dask and not detach
@@ -179,11 +162,17 @@ def _render(
         finally:
             if not detach:
                 driver.end()
-    if settings.render.plain_videos:
+    return _ended(submission, driver, notifier, dashboard=view.url)
+
+
+def _ended(submission: Submission, driver: Driver, notifier: Notifier, *, dashboard: str | None) -> int:
+    """Writes missing plain names and the report, tells how the submit ended, and returns the exit code."""
+    bucket = submission.bucket
+    if submission.settings.render.plain_videos:
         found = look_for_damage(bucket, submission.keys, plain_videos=True)
         write_plain_names(bucket, found.misnamed)
     report = write_report(bucket, submission.run, submission.keys)
-    code = show_end(submission, dashboard=view.url, told=report, budget_spent=driver.budget_spent)
+    code = show_end(submission, dashboard=dashboard, told=report, budget_spent=driver.budget_spent)
     outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(report["outcomes"].items()))
     notifier.tell(
         "end",
