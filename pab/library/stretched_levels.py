@@ -17,6 +17,17 @@ SHIFTS = ((1024, 0.95), (4096, 2.05))
 """Two numbers of latent tokens, and the logarithms of their shifts: a straight line through them gives all others."""
 LAST_LEVEL = 0.1
 """The noise level of the last step; what is left of it the decoder takes away."""
+SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
+    "use_dynamic_shifting": True,
+    "base_image_seq_len": SHIFTS[0][0],
+    "base_shift": SHIFTS[0][1],
+    "max_image_seq_len": SHIFTS[1][0],
+    "max_shift": SHIFTS[1][1],
+    "shift_terminal": LAST_LEVEL,
+}
+"""The library's scheduler of these levels, as models are published with it."""
 
 
 def log_shift(num_tokens: int) -> float:

@@ -10,12 +10,13 @@ from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.state import Visit
 from pab.families.open_sora.sites import stdit3_sites
 from pab.families.open_sora.stdit3 import STDiT3
-from pab.families.open_sora.stdit3_video import STDiT3Video, TextStates
+from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.family import ClipRequest
 from pab.model import EncodedPrompt, Scheduler, StepInput
 from pab.parallel.mesh import NodeGroup, SequenceParallel
 from pab.sampling.denoise import Denoised, denoise
 from pab.sampling.rectified_flow import RectifiedFlow, round_to
+from pab.text.states import TextStates
 from tests.golden.cases import Case, close, same
 from tests.golden.rectified_flow import FlowClip, clips_of
 from tests.golden.reference_loop import FixedCodec, Plans, check_answers, plans_of, rows_of_steps

@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from pab.broadcast.rules import NO_BROADCAST
 from pab.broadcast.state import COND, UNCOND
 from pab.families import find_family
-from pab.families.hunyuan_video.levels import SHIFT, even_levels, moved_timesteps
+from pab.families.hunyuan_video.config import SHIFT
 from pab.families.hunyuan_video.text import INSTRUCTION, INSTRUCTION_TOKENS
 from pab.families.hunyuan_video.weights import SKYREELS_WEIGHTS
+from pab.library.even_levels import even_levels, moved_timesteps
 from pab.library.parts import library_class
 from pab.library.video import UNREAD_NEGATIVE
 from pab.parallel.mesh import Axis, NodeGroup

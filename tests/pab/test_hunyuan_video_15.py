@@ -10,8 +10,8 @@ from pab.broadcast.rules import NO_BROADCAST
 from pab.broadcast.state import COND
 from pab.families import find_family
 from pab.families.hunyuan_video_15.config import MODEL_720P
-from pab.families.hunyuan_video_15.levels import even_levels, moved_timesteps
 from pab.families.hunyuan_video_15.text import INSTRUCTION, INSTRUCTION_TOKENS, shown_text
+from pab.library.even_levels import even_levels, moved_timesteps
 from pab.library.parts import library_class
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import initial_noise, plan_for

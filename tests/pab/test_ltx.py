@@ -12,8 +12,9 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_sche
 from pab.broadcast.rules import NO_BROADCAST
 from pab.families import find_family
 from pab.families.ltx.config import LTX_13B_DISTILLED_MODEL, LTX_MODEL, ltx_tokens
-from pab.families.ltx.levels import DISTILLED_TIMESTEPS, moved_timesteps, quadratic_timesteps
+from pab.families.ltx.levels import DISTILLED_TIMESTEPS, quadratic_timesteps
 from pab.families.ltx.tiny import write_small_ltx
+from pab.library.stretched_levels import moved_timesteps
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import initial_noise, plan_for
 from pab.weights.checkpoint import CheckpointError

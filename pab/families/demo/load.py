@@ -14,12 +14,13 @@ from pab.families.demo.config import DEMO_REFERENCES
 from pab.families.demo.frame_position import frame_positions
 from pab.families.demo.text import TextEncoder
 from pab.families.demo.weights import load_demo
-from pab.families.open_sora.stdit3_video import STDiT3Video, TextStates
+from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.family import ClipRequest, LoadRequest
 from pab.model import DecodedFrames
 from pab.nn.video import frames_of_no_clip
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.rectified_flow import timesteps
+from pab.text.states import TextStates
 from pab.vae.pixels import clip_bytes, to_even_bytes
 from pab.weights.checkpoint import dtype_of
 

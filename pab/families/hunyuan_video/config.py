@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pab.families.hunyuan_video.levels import SHIFT, moved_timesteps
 from pab.families.hunyuan_video.weights import (
     HUNYUAN_VIDEO_WEIGHTS,
     I2V_33CH_WEIGHTS,
@@ -14,10 +13,13 @@ from pab.families.hunyuan_video.weights import (
     HunyuanWeights,
 )
 from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, read_figures
+from pab.library.even_levels import moved_timesteps
 
 MAX_FRAMES, MAX_SHORT_SIDE, MAX_LONG_SIDE = 129, 720, 1280
 MAX_TEXT_TOKENS = 256
 LATENT_CHANNELS = 16
+SHIFT = 7.0
+"""How far the noise levels are moved towards noise, as published."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

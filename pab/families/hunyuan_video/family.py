@@ -21,15 +21,16 @@ from pab.families.hunyuan_video.config import (
     MAX_LONG_SIDE,
     MAX_SHORT_SIDE,
     MAX_TEXT_TOKENS,
+    SHIFT,
     SKYREELS_V1_MODEL,
     HunyuanModel,
     hunyuan_video_latent_frames,
     hunyuan_video_timesteps,
 )
-from pab.families.hunyuan_video.levels import NUM_TRAIN_TIMESTEPS, SHIFT
 from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.library.even_levels import NUM_TRAIN_TIMESTEPS
 
 if TYPE_CHECKING:
     from pab.model import VideoModel

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from pab.broadcast.state import COND, UNCOND
 from pab.families.hunyuan_video.attention import HunyuanAttention, token_replace_plan
-from pab.families.hunyuan_video.config import TOKEN_REPLACE, HunyuanModel
+from pab.families.hunyuan_video.config import SHIFT, TOKEN_REPLACE, HunyuanModel
 from pab.families.hunyuan_video.image import open_hunyuan_image
 from pab.families.hunyuan_video.image_text import open_hunyuan_image_text
 from pab.families.hunyuan_video.lead import WithoutLead
-from pab.families.hunyuan_video.levels import SHIFT, even_levels, moved_timesteps
 from pab.families.hunyuan_video.loras import HUNYUAN_VIDEO_LORAS
 from pab.families.hunyuan_video.sites import hunyuan_video_sites
 from pab.families.hunyuan_video.text import open_hunyuan_text
@@ -24,6 +23,7 @@ from pab.families.hunyuan_video.vae import LATENT_CHANNELS, hunyuan_codec
 from pab.family import ClipRequest, LoadRequest
 from pab.library.attention import ROTARY_JOINT_PLAN
 from pab.library.broadcast_module import LATENTS, TEXT
+from pab.library.even_levels import even_levels, moved_timesteps
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
 from pab.library.vae import TiledCodec

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pab.families.hunyuan_video import image_text
-from pab.families.hunyuan_video.config import LATENT_CHANNELS, MAX_TEXT_TOKENS, HunyuanModel
-from pab.families.hunyuan_video.levels import SHIFT
+from pab.families.hunyuan_video.config import LATENT_CHANNELS, MAX_TEXT_TOKENS, SHIFT, HunyuanModel
 from pab.families.hunyuan_video.text import INSTRUCTION, MAX_CLIP_TOKENS
 from pab.library.parts import library_class
 from pab.weights.tiny_parts import write_byte_tokenizer, write_component, write_scheduler

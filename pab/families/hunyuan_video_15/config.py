@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pab.families.hunyuan_video_15.levels import moved_timesteps
 from pab.families.hunyuan_video_15.weights import WEIGHTS_480P, WEIGHTS_720P
 from pab.family import ClipRequest, CostFigures, MemoryFigures
+from pab.library.even_levels import moved_timesteps
 from pab.weights.checkpoint import Published
 
 MAX_FRAMES = 241

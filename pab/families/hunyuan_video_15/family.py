@@ -20,10 +20,10 @@ from pab.families.hunyuan_video_15.config import (
     Hunyuan15Model,
     hunyuan_video_15_tokens,
 )
-from pab.families.hunyuan_video_15.levels import NUM_TRAIN_TIMESTEPS
 from pab.families.hunyuan_video_15.loras import HUNYUAN_VIDEO_15_LORAS
 from pab.families.hunyuan_video_15.sites import hunyuan_video_15_sites
 from pab.family import ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.library.even_levels import NUM_TRAIN_TIMESTEPS
 from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
 
 if TYPE_CHECKING:

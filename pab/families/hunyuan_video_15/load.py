@@ -13,7 +13,6 @@ from torch import Tensor
 from pab.broadcast.state import COND, UNCOND
 from pab.families.hunyuan_video_15.attention import Hunyuan15Attention
 from pab.families.hunyuan_video_15.config import Hunyuan15Model
-from pab.families.hunyuan_video_15.levels import even_levels, moved_timesteps
 from pab.families.hunyuan_video_15.loras import HUNYUAN_VIDEO_15_LORAS
 from pab.families.hunyuan_video_15.sites import hunyuan_video_15_sites
 from pab.families.hunyuan_video_15.text import open_hunyuan_15_text
@@ -21,6 +20,7 @@ from pab.families.hunyuan_video_15.vae import LATENT_CHANNELS, hunyuan_15_codec
 from pab.family import LoadRequest
 from pab.library.attention import ROTARY_JOINT_PLAN
 from pab.library.broadcast_module import LATENTS, TEXT
+from pab.library.even_levels import even_levels, moved_timesteps
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels
 from pab.library.video import DiffusersVideo

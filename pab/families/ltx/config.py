@@ -5,15 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pab.families.ltx.levels import (
-    DISTILLED_TIMESTEPS,
-    PRESET_LEVELS,
-    moved_timesteps,
-    preset_timesteps,
-    quadratic_timesteps,
-)
+from pab.families.ltx.levels import DISTILLED_TIMESTEPS, PRESET_LEVELS, preset_timesteps, quadratic_timesteps
 from pab.families.ltx.weights import LTX_2B_WEIGHTS, LTX_13B_DISTILLED_WEIGHTS, LTX_13B_WEIGHTS, LTX_WEIGHTS
 from pab.family import FIGURES_FILE, ClipRequest, CostFigures, MemoryFigures, Sampling, read_figures
+from pab.library.stretched_levels import moved_timesteps
 from pab.weights.checkpoint import Published
 
 SAMPLINGS = {

@@ -31,10 +31,11 @@ from pab.families.ltx.config import (
     ltx_latent_frames,
     ltx_tokens,
 )
-from pab.families.ltx.levels import DISTILLED_TIMESTEPS, MIN_STEPS, NUM_TRAIN_TIMESTEPS
+from pab.families.ltx.levels import DISTILLED_TIMESTEPS
 from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.family import MODEL_LIBRARIES, ClipDefaults, ClipLimits, Family, LoadRequest
+from pab.library.stretched_levels import MIN_STEPS, NUM_TRAIN_TIMESTEPS
 from pab.text.token_count import SPIECE_LIBRARIES
 from pab.weights.checkpoint import checkpoint_digest, find_checkpoint, pin
 

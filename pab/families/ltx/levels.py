@@ -6,28 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from pab.library.stretched_levels import (
-    LAST_LEVEL,
-    MIN_STEPS,
-    NUM_TRAIN_TIMESTEPS,
-    SHIFTS,
-    even_levels,
-    log_shift,
-    moved_timesteps,
-)
-
-__all__ = [
-    "DISTILLED_TIMESTEPS",
-    "LAST_LEVEL",
-    "MIN_STEPS",
-    "NUM_TRAIN_TIMESTEPS",
-    "SHIFTS",
-    "even_levels",
-    "given_levels",
-    "log_shift",
-    "moved_timesteps",
-    "quadratic_timesteps",
-]
+from pab.library.stretched_levels import NUM_TRAIN_TIMESTEPS, even_levels
 
 FINE_NOISE = 0.025
 """How much noise the first half of the steps takes away, in even steps, in the models from 0.9.5 on."""

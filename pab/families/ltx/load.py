@@ -17,15 +17,7 @@ from pab.conditioning.reference_noise import reference_generator
 from pab.conditioning.reference_pixels import ReferenceImage
 from pab.families.ltx.conditions import ConditionDenoiser, NegatedSampler
 from pab.families.ltx.config import FRAME_STRIDE, HEIGHT, NUM_FRAMES, PIXEL_STRIDE, WIDTH, LtxModel, ltx_tokens
-from pab.families.ltx.levels import (
-    LAST_LEVEL,
-    PRESET_LEVELS,
-    SHIFTS,
-    even_levels,
-    given_levels,
-    log_shift,
-    preset_timesteps,
-)
+from pab.families.ltx.levels import PRESET_LEVELS, given_levels, preset_timesteps
 from pab.families.ltx.loras import LTX_LORAS
 from pab.families.ltx.sites import ltx_sites
 from pab.family import ClipRequest, LoadRequest
@@ -34,6 +26,7 @@ from pab.library.image import EncodeImage, ImageCondition, clip_pixels, token_ti
 from pab.library.load import LibraryModel, load_library_model, t5_beside
 from pab.library.parts import ClipLevels, LibrarySampler
 from pab.library.sequence_hooks import Split
+from pab.library.stretched_levels import SCHEDULER, even_levels, log_shift
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
 from pab.model import StepInput
@@ -46,16 +39,6 @@ _TRANSFORMER = {
     "patch_size_t": 1,
 }
 _VAE = {"_class_name": "AutoencoderKLLTXVideo", "latent_channels": LATENT_CHANNELS}
-_SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "use_dynamic_shifting": True,
-    "base_image_seq_len": SHIFTS[0][0],
-    "base_shift": SHIFTS[0][1],
-    "max_image_seq_len": SHIFTS[1][0],
-    "max_shift": SHIFTS[1][1],
-    "shift_terminal": LAST_LEVEL,
-}
 _CONDITION_SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -80,7 +63,7 @@ def ltx_library_model(model: LtxModel) -> LibraryModel:
     return LibraryModel(
         transformer={**_TRANSFORMER, "num_layers": model.num_layers},
         vae=_VAE,
-        scheduler=_CONDITION_SCHEDULER if model.takes_conditions else _SCHEDULER,
+        scheduler=_CONDITION_SCHEDULER if model.takes_conditions else SCHEDULER,
         sampler=NegatedSampler if model.takes_conditions else LibrarySampler,
         sites=ltx_sites(model.num_layers),
         levels=partial(_levels, model),
@@ -110,7 +93,7 @@ def _chosen(clip: ClipRequest) -> ClipLevels | None:
     """Returns the levels of a clip of distilled weights."""
     if clip.sampling is None:
         return None
-    scheduler = {"_class_name": _SCHEDULER["_class_name"], "num_train_timesteps": 1000, "shift": 1.0}
+    scheduler = {"_class_name": SCHEDULER["_class_name"], "num_train_timesteps": 1000, "shift": 1.0}
     return ClipLevels(planned=preset_timesteps(), given={"sigmas": list(PRESET_LEVELS)}, scheduler=scheduler)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from pab.families.ltx.config import LtxModel
-from pab.families.ltx.levels import LAST_LEVEL, SHIFTS
 from pab.library.parts import library_class
+from pab.library.stretched_levels import SCHEDULER
 from pab.weights.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
 
 TEXT_CHANNELS = 32
@@ -47,18 +47,6 @@ VAE_095 = TIMESTEP_VAE | {
     "temporal_compression_ratio": 8,
 }
 """Of 0.9.5 and later: no noise within the decoder."""
-SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "use_dynamic_shifting": True,
-    "base_image_seq_len": SHIFTS[0][0],
-    "base_shift": SHIFTS[0][1],
-    "max_image_seq_len": SHIFTS[1][0],
-    "max_shift": SHIFTS[1][1],
-    "shift_terminal": LAST_LEVEL,
-    "invert_sigmas": False,
-}
 CONDITION_SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -99,4 +87,4 @@ def write_small_ltx(folder: Path, seed: int, model: LtxModel, *, timestep_vae: b
                 parameter.normal_(std=0.1)  # zeros when new: no noise would reach the pixels
     write_component(folder / "vae", vae, vae_config)
     write_t5_and_tokenizer(folder, channels=TEXT_CHANNELS, max_length=model.max_text_tokens)
-    write_scheduler(folder, CONDITION_SCHEDULER if model.takes_conditions else SCHEDULER)
+    write_scheduler(folder, CONDITION_SCHEDULER if model.takes_conditions else {**SCHEDULER, "shift": 1.0})

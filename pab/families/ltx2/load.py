@@ -41,7 +41,7 @@ from pab.library.broadcast_module import LATENTS
 from pab.library.fast_decode import MOST_LATENTS, FastDecoder, use_half
 from pab.library.load import LibraryModel, load_library_model
 from pab.library.parts import ClipLevels, LibrarySampler, library_class
-from pab.library.stretched_levels import LAST_LEVEL, SHIFTS, even_levels, log_shift, moved_levels, moved_timesteps
+from pab.library.stretched_levels import SCHEDULER, even_levels, log_shift, moved_levels, moved_timesteps
 from pab.library.vae import TiledCodec, open_codec
 from pab.library.video import DiffusersVideo
 from pab.model import DecodedFrames, StepInput
@@ -58,16 +58,6 @@ _TRANSFORMER = {
     "rope_type": "split",
 }
 _VAE = {"_class_name": "AutoencoderKLLTX2Video", "latent_channels": LATENT_CHANNELS, "timestep_conditioning": False}
-_SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "use_dynamic_shifting": True,
-    "base_image_seq_len": SHIFTS[0][0],
-    "base_shift": SHIFTS[0][1],
-    "max_image_seq_len": SHIFTS[1][0],
-    "max_shift": SHIFTS[1][1],
-    "shift_terminal": LAST_LEVEL,
-}
 _LATER = ("cross_attn_mod", "audio_cross_attn_mod", "gated_attn", "perturbed_attn")
 """What configurations of 2.3 and later switch on."""
 LATENT_BYTES = 1.0e6
@@ -92,7 +82,7 @@ def load_ltx2(root: Path, request: LoadRequest, model: Ltx2Model) -> DiffusersVi
     described = LibraryModel(
         transformer={**_TRANSFORMER, "num_layers": model.num_layers},
         vae=_VAE,
-        scheduler=_SCHEDULER,
+        scheduler=SCHEDULER,
         sampler=Ltx2Sampler,
         sites=ltx2_sites(model.num_layers),
         streams=(LATENTS, "audio_hidden_states"),

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from pab.families.ltx2.config import Ltx2Model
 from pab.families.ltx2.text import LIBRARY_MODULE
 from pab.library.parts import library_class
-from pab.library.stretched_levels import LAST_LEVEL, SHIFTS
+from pab.library.stretched_levels import SCHEDULER
 from pab.weights.tiny_parts import write_byte_tokenizer, write_component, write_scheduler
 
 TEXT_CHANNELS, TEXT_LAYERS = 16, 2
@@ -55,17 +55,6 @@ CONNECTORS = {
     **{f"{stream}_connector_num_learnable_registers": 8 for stream in ("video", "audio")},
     "rope_type": "split",
 }
-SCHEDULER = {
-    "_class_name": "FlowMatchEulerDiscreteScheduler",
-    "num_train_timesteps": 1000,
-    "shift": 1.0,
-    "use_dynamic_shifting": True,
-    "base_image_seq_len": SHIFTS[0][0],
-    "base_shift": SHIFTS[0][1],
-    "max_image_seq_len": SHIFTS[1][0],
-    "max_shift": SHIFTS[1][1],
-    "shift_terminal": LAST_LEVEL,
-}
 SPECIALS = ("<pad>", "<eos>", "<bos>")
 
 
@@ -108,7 +97,7 @@ def write_small_ltx2(folder: Path, seed: int, model: Ltx2Model) -> None:
                 buffer.uniform_(0.5, 1.5)
         write_component(folder / name, part, config)
     _write_gemma(folder / "text_encoder", _write_tokenizer(folder / "tokenizer"))
-    write_scheduler(folder, SCHEDULER)
+    write_scheduler(folder, {**SCHEDULER, "shift": 1.0})
 
 
 def _write_tokenizer(folder: Path) -> int:

@@ -20,7 +20,6 @@ from pab.families.open_sora.stdit3_blocks import STDiT3Config
 from pab.families.open_sora.stdit3_video import STDiT3Video
 from pab.families.open_sora.temporal_vae import TemporalVAEConfig
 from pab.families.open_sora.vae import SCALE, SHIFT, Noise, OpenSoraVAE, OpenSoraVAEConfig
-from pab.families.open_sora.weights import WeightFolders
 from pab.family import ClipRequest, LoadRequest
 from pab.model import DecodedFrames
 from pab.nn.video import frames_of_no_clip
@@ -29,6 +28,7 @@ from pab.text.prompt_cleaning import clean
 from pab.text.t5_text import open_t5_text
 from pab.vae.image_vae import ImageVAEConfig
 from pab.weights.checkpoint import CheckpointError, dtype_of, load_module, read_config, read_tensors
+from pab.weights.folders import WeightFolders
 
 
 def load_video_model(folders: WeightFolders, request: LoadRequest) -> STDiT3Video:

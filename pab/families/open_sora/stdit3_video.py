@@ -25,8 +25,6 @@ from pab.parallel.round_robin import round_robin
 from pab.sampling.rectified_flow import RectifiedFlow
 from pab.text.states import TextStates
 
-__all__ = ["LatentCodec", "STDiT3Video", "TextStates"]
-
 FRAME_DIM = 2
 
 

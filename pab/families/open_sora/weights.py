@@ -5,8 +5,6 @@ from __future__ import annotations
 from pab.weights.checkpoint import Published
 from pab.weights.folders import WEIGHT_FILES, HubPart, PublishedParts, WeightFolders, text_encoder_of
 
-__all__ = ["WeightFolders", "digest", "find_weights"]
-
 WHOLE = Published(
     hub_id="hpcai-tech/OpenSora-STDiT-v3",
     revision="main",
