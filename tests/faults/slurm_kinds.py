@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Callable
+from functools import partial
 
 from tests.cluster.daemons.processes import DaemonError
-from tests.cluster.daemons.slurm import signal_all
+from tests.cluster.daemons.slurm import Slurm, signal_all
 from tests.faults.one_run import Run
 
 AWAY_S = (0.3, 4.0)
@@ -49,48 +51,49 @@ def _busy_node(run: Run) -> str | None:
     return run.rng.choice(sorted(nodes)) if nodes else None
 
 
-def kill_node(run: Run) -> bool:
+def _awaited_node(run: Run) -> str | None:
+    """Returns a node that runs a job, once there is one; None if there is none in time, or it is free again."""
+    return _busy_node(run) if run.wait_for(lambda: _busy_node(run), timeout_s=TARGET_S) else None
+
+
+def _without_node(run: Run, take: Callable[[Slurm, str], object], give_back: Callable[[Slurm, str], object]) -> bool:
+    """Takes a node that runs a job away for a while."""
     assert run.world.slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=TARGET_S) or (node := _busy_node(run)) is None:
+    if (node := _awaited_node(run)) is None:
         return False
-    run.world.slurm.kill_node(node)
+    take(run.world.slurm, node)
     run.wait(run.rng.uniform(*AWAY_S))
-    run.world.slurm.start_node(node)
+    give_back(run.world.slurm, node)
     return True
+
+
+def _set_state(slurm: Slurm, node: str, state: str) -> None:
+    reason = () if state == "resume" else ("reason=fault",)
+    slurm.run("scontrol", "update", f"nodename={node}", f"state={state}", *reason)
+
+
+def _resume(slurm: Slurm, node: str) -> None:
+    # A node that was down and whose daemon answers may be back by itself.
+    with contextlib.suppress(DaemonError):
+        _set_state(slurm, node, "resume")
+
+
+def kill_node(run: Run) -> bool:
+    return _without_node(run, Slurm.kill_node, Slurm.start_node)
 
 
 def drain_node(run: Run) -> bool:
-    assert run.world.slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=TARGET_S) or (node := _busy_node(run)) is None:
-        return False
-    run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=drain", "reason=fault")
-    run.wait(run.rng.uniform(*AWAY_S))
-    run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
-    return True
+    return _without_node(run, partial(_set_state, state="drain"), partial(_set_state, state="resume"))
 
 
 def kill_slurmd(run: Run) -> bool:
     """Ends a node's daemon alone, as an upgrade of the node does: what it had started goes on."""
-    assert run.world.slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=TARGET_S) or (node := _busy_node(run)) is None:
-        return False
-    run.world.slurm.kill_daemon(node)
-    run.wait(run.rng.uniform(*AWAY_S))
-    run.world.slurm.start_node(node)
-    return True
+    return _without_node(run, Slurm.kill_daemon, Slurm.start_node)
 
 
 def down_node(run: Run) -> bool:
     """Takes a node out of the cluster as its operator would: SLURM ends its jobs and puts them back into the queue."""
-    assert run.world.slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=TARGET_S) or (node := _busy_node(run)) is None:
-        return False
-    run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=fault")
-    run.wait(run.rng.uniform(*AWAY_S))
-    # A node whose daemon answers may be back by itself.
-    with contextlib.suppress(DaemonError):
-        run.world.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
-    return True
+    return _without_node(run, partial(_set_state, state="down"), _resume)
 
 
 def _starts(run: Run) -> dict[str, int]:
@@ -142,7 +145,7 @@ def end_time(run: Run) -> bool:
 def bad_node(run: Run) -> bool:
     """Lets every start of a job on a node die at once, for a time, and ends the one that runs there."""
     assert run.world.slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=TARGET_S) or (node := _busy_node(run)) is None:
+    if (node := _awaited_node(run)) is None:
         return False
     mark = run.world.bad_nodes / node
     mark.touch()
@@ -161,7 +164,7 @@ def freeze_node(run: Run) -> bool:
     """Stops a node until SLURM has given it up, and lets it go on: the ranks of the earlier start are at work again."""
     slurm = run.world.slurm
     assert slurm
-    if not run.wait_for(lambda: _busy_node(run), timeout_s=TARGET_S) or (node := _busy_node(run)) is None:
+    if (node := _awaited_node(run)) is None:
         return False
     ranks = run.ranks_on(node)
     stopped = slurm.freeze_node(node)

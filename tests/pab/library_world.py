@@ -147,6 +147,17 @@ def scheduler(folder: Path, **changes) -> Any:
     return library_class(str(config["_class_name"])).from_config({**config, **changes})
 
 
+def plain_pipeline(folder: Path, request: ClipRequest, name: str) -> Any:
+    """A pipeline of the library with its transformer, VAE and scheduler; text states are given to it."""
+    return library_class(name)(
+        tokenizer=None,
+        text_encoder=None,
+        vae=library_module(folder / "vae"),
+        scheduler=scheduler(folder),
+        transformer=library_module(folder / "transformer"),
+    )
+
+
 def displayed(pixels: Tensor) -> Tensor:
     """From [B, 3, T, H, W] of -1..1 to [B, T, H, W, 3] of 0..1."""
     return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 4, 1)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -26,21 +25,10 @@ from pab.families.hunyuan_video_15.config import MODEL_480P
 from pab.families.ltx.config import LTX_2B_MODEL, LTX_MODEL
 from pab.families.ltx2.config import LTX2_MODEL
 from pab.family import ClipRequest
-from pab.library.parts import library_class
 from tests.pab.hunyuan_worlds import hunyuan_15_world, hunyuan_world
-from tests.pab.library_world import LibraryWorld, displayed, library_module, scheduler
+from tests.pab.library_world import LibraryWorld, displayed, plain_pipeline
 from tests.pab.ltx_worlds import ltx2_world, ltx_world
 from tests.pab.wan_worlds import WAN_WORLDS
-
-
-def cogvideox_pipeline(folder: Path, request: ClipRequest, name: str = "CogVideoXPipeline") -> Any:
-    return library_class(name)(
-        tokenizer=None,
-        text_encoder=None,
-        vae=library_module(folder / "vae"),
-        scheduler=scheduler(folder),
-        transformer=library_module(folder / "transformer"),
-    )
 
 
 def cogvideox_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
@@ -48,13 +36,13 @@ def cogvideox_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
 
 
 def cogvideox_world(model: CogVideoXModel) -> LibraryWorld:
-    named = {"name": "CogVideoXImageToVideoPipeline"} if model.from_image else {}
+    name = "CogVideoXImageToVideoPipeline" if model.from_image else "CogVideoXPipeline"
     return LibraryWorld(
         family=cogvideox_family(model),
         write=lambda folder: write_small_cogvideox(folder, 0, model),
         frames=9,
         side=32,
-        pipeline=partial(cogvideox_pipeline, **named),
+        pipeline=partial(plain_pipeline, name=name),
         library_frames=cogvideox_frames,
         pack=lambda latents: latents.transpose(1, 2),
         unpack=lambda latents, _like: latents.transpose(1, 2),

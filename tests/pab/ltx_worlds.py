@@ -23,17 +23,7 @@ from pab.families.ltx2.tiny import write_small_ltx2
 from pab.family import ClipRequest
 from pab.library.parts import library_class
 from pab.weights.checkpoint import read_config
-from tests.pab.library_world import LibraryWorld, displayed, library_module, named, scheduler
-
-
-def ltx_pipeline(folder: Path, request: ClipRequest, name: str = "LTXPipeline") -> Any:
-    return library_class(name)(
-        tokenizer=None,
-        text_encoder=None,
-        vae=library_module(folder / "vae"),
-        scheduler=scheduler(folder),
-        transformer=library_module(folder / "transformer"),
-    )
+from tests.pab.library_world import LibraryWorld, displayed, library_module, named, plain_pipeline, scheduler
 
 
 def ltx_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
@@ -62,7 +52,7 @@ def ltx_world(model: LtxModel) -> LibraryWorld:
         write=lambda folder: write_small_ltx(folder, 0, model),
         frames=9,
         side=64,
-        pipeline=ltx_pipeline,
+        pipeline=partial(plain_pipeline, name="LTXPipeline"),
         library_frames=ltx_frames,
         pack=lambda latents: latents.flatten(2).transpose(1, 2).contiguous(),
         unpack=lambda latents, like: latents.transpose(1, 2).reshape(like.shape),
@@ -82,7 +72,7 @@ def ltx_world(model: LtxModel) -> LibraryWorld:
 
     return replace(
         world,
-        pipeline=partial(ltx_pipeline, name="LTXConditionPipeline"),
+        pipeline=partial(plain_pipeline, name="LTXConditionPipeline"),
         pack=lambda latents: latents,
         unpack=lambda latents, _like: latents,
         options=options,

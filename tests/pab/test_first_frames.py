@@ -19,16 +19,15 @@ from pab.parallel.mesh import NodeGroup, open_group
 from pab.sampling.denoise import Denoised, initial_noise, plan_for
 from tests.pab.denoised import denoised, relative
 from tests.pab.library_ranks import prompt
-from tests.pab.library_world import picture
+from tests.pab.library_world import picture, plain_pipeline
 from tests.pab.library_worlds import WORLDS
-from tests.pab.ltx_worlds import ltx_pipeline
 from tests.pab.test_library_families import EVERY_OTHER
 from tests.pab.wan_worlds import wan_image_pipeline
 from tests.ranks import run_on_ranks
 
 PIPELINES: dict[str, Callable[..., Any]] = {
     "wan22_5b": wan_image_pipeline,
-    "ltx": partial(ltx_pipeline, name="LTXImageToVideoPipeline"),
+    "ltx": partial(plain_pipeline, name="LTXImageToVideoPipeline"),
 }
 
 

@@ -269,22 +269,6 @@ def test_a_clip_of_latte_s_blocks_of_8_bit_products_stays_near(name: str) -> Non
     assert sum(each.nbytes for each in model.transformer.transformer_blocks.state_dict().values()) < 0.5 * before
 
 
-def test_8_bit_products_stay_inside_one_graph_per_pattern() -> None:
-    torch._dynamo.reset()
-    model, eager = model_with(PLAIN), model_with(PLAIN)
-    for each in (model, eager):
-        each.use_float8()
-    expected = render(eager, SHORT, REUSING, depth=1)
-    compile_blocks(model.block_stacks, backend="eager")
-    with many_graphs():
-        before = graphs_compiled()
-        assert torch.equal(render(model, SHORT, REUSING, depth=1).latents, expected.latents)
-        warm = graphs_compiled() - before
-        assert warm == len(block_patterns(expected.plan, model.transformer.blocks))
-        render(model, replace(SHORT, prompt="one two", negative_prompt="a b c d"), REUSING, depth=1)
-        assert graphs_compiled() - before == warm
-
-
 def test_a_gpu_without_8_bit_matrix_units_is_told_what_it_lacks() -> None:
     for capability in ((8, 9), (9, 0), (12, 0)):
         float8.check_gpu("new", capability)
@@ -316,10 +300,14 @@ def test_a_clip_of_latte_s_blocks_with_kernels_is_the_plain_clip(name: str) -> N
     assert (found.computed, found.reused) == (plain.computed, plain.reused)
 
 
-def test_kernels_stay_inside_one_graph_per_pattern() -> None:
+@pytest.mark.parametrize("kernels", [EVERY_WAY[0], "8-bit products"], ids=str)
+def test_kernels_and_8_bit_products_stay_inside_one_graph_per_pattern(kernels: Kernels | str) -> None:
     torch._dynamo.reset()
-    model = model_with(EVERY_WAY[0])
-    eager = render(model_with(EVERY_WAY[0]), SHORT, REUSING, depth=1)
+    model, plain = (model_with(kernels if isinstance(kernels, Kernels) else PLAIN) for _ in range(2))
+    if isinstance(kernels, str):
+        model.use_float8()
+        plain.use_float8()
+    eager = render(plain, SHORT, REUSING, depth=1)
     compile_blocks(model.block_stacks, backend="eager")
     with many_graphs():
         before = graphs_compiled()

@@ -16,6 +16,7 @@ from pab.families.wan.config import (
     WAN22_A14B_MODEL,
     WAN_14B_I2V_480P_MODEL,
     WAN_MODEL,
+    WanModel,
 )
 from pab.families.wan.family import wan_family
 from pab.families.wan.tiny import write_small_wan
@@ -78,51 +79,23 @@ def wan_frames(vae: Any, latents: Tensor, request: ClipRequest) -> Tensor:
     return displayed(vae.decode(latents * std + mean).sample)
 
 
-SMALL_WAN = replace(WAN_MODEL, num_layers=2)
-
-
-SMALL_WAN22 = replace(WAN22_A14B_MODEL, num_layers=2)
-
-
-SMALL_WAN22_5B = replace(WAN22_5B_MODEL, num_layers=2)
+def wan_world(model: WanModel, side: int = 32) -> LibraryWorld:
+    model = replace(model, num_layers=2)
+    return LibraryWorld(
+        family=wan_family(model),
+        write=partial(write_small_wan, seed=0, model=model),
+        frames=5,
+        side=side,
+        pipeline=wan_image_pipeline if model.from_image else wan_pipeline,
+        library_frames=wan_frames,
+        image=model.from_image,
+        tolerance=1e-5 if model.reads_image else 1e-12,  # the image encoder's last bits differ by process
+    )
 
 
 WAN_WORLDS: Mapping[str, LibraryWorld] = {
-    "wan": LibraryWorld(
-        family=wan_family(SMALL_WAN),
-        write=lambda folder: write_small_wan(folder, 0, SMALL_WAN),
-        frames=5,
-        side=32,
-        pipeline=wan_pipeline,
-        library_frames=wan_frames,
-    ),
-    "wan22_a14b": LibraryWorld(
-        family=wan_family(SMALL_WAN22),
-        write=lambda folder: write_small_wan(folder, 0, SMALL_WAN22),
-        frames=5,
-        side=32,
-        pipeline=wan_pipeline,
-        library_frames=wan_frames,
-    ),
-    "wan22_5b": LibraryWorld(
-        family=wan_family(SMALL_WAN22_5B),
-        write=lambda folder: write_small_wan(folder, 0, SMALL_WAN22_5B),
-        frames=5,
-        side=64,
-        pipeline=wan_pipeline,
-        library_frames=wan_frames,
-    ),
-    **{
-        model.name: LibraryWorld(
-            family=wan_family(model),
-            write=partial(write_small_wan, seed=0, model=model),
-            frames=5,
-            side=32,
-            pipeline=wan_image_pipeline,
-            library_frames=wan_frames,
-            image=True,
-            tolerance=1e-5 if model.reads_image else 1e-12,  # the image encoder's last bits differ by process
-        )
-        for model in (replace(WAN_14B_I2V_480P_MODEL, num_layers=2), replace(WAN22_A14B_I2V_MODEL, num_layers=2))
-    },
+    "wan": wan_world(WAN_MODEL),
+    "wan22_a14b": wan_world(WAN22_A14B_MODEL),
+    "wan22_5b": wan_world(WAN22_5B_MODEL, side=64),
+    **{model.name: wan_world(model) for model in (WAN_14B_I2V_480P_MODEL, WAN22_A14B_I2V_MODEL)},
 }
