@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks.planted_plans import bad_plans, good_plans
-from jobs.calibration.plan_quality import RenderedClips, call_share
+from jobs.calibration.plan_quality import RenderedClips
 from jobs.quality.alarms import alarms_of, pixel_statistics
 from jobs.quality.compare import alike_facts
 from jobs.quality.guard import are_good
@@ -59,7 +59,7 @@ def measure(clips: RenderedClips, asked: Asked, plans: Mapping[str, tuple[str, R
                 continue
             (reference,) = clips.without_reuse([request])
             frames, done = clips.render(request, rules)
-            row["computed_share"] = round(call_share(done.plan), 4)
+            row["computed_share"] = round(done.plan.computed_share, 4)
             row["clips"][str(request.seed)] = _clip(reference, frames, scene)
             keep()
             sys.stderr.write(f"{kind} {name} {request.seed}: {row['clips'][str(request.seed)]['psnr_db']} dB\n")

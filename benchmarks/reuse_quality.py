@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from jobs.calibration.plan_quality import call_share
 from jobs.quality.alike import psnr, ssim
 from pab.broadcast.rules import Rules, rules_from_dict
 from pab.families.demo.family import DEMO
@@ -65,7 +64,7 @@ def compare(model: VideoModel, requests: list[ClipRequest], broadcasts: list[str
         for name in broadcasts:
             frames, done, cpu_s = render(model, request, name)
             found[name].append(
-                (call_share(done.plan), cpu_s / base_s, psnr(reference, frames), ssim(reference, frames))
+                (done.plan.computed_share, cpu_s / base_s, psnr(reference, frames), ssim(reference, frames))
             )
     return [
         {"broadcast": name, **dict(zip(MEASURES, map(_spread, zip(*rows, strict=True)), strict=True))}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from jobs.calibration.measuring import Measured, Measuring
-from jobs.calibration.plan_quality import PlanQuality, RenderedClips, call_share, kind_shares, summary, time_share
+from jobs.calibration.plan_quality import PlanQuality, RenderedClips, kind_shares, summary, time_share
 from jobs.calibration.work import Work
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
@@ -335,7 +335,7 @@ class Calibrator:
         if isinstance(rules, ForesightRules):
             raise ValueError(f"match={target.match!r} decides while a clip is rendered; name a preset that is planned")
         plan = plan_for(request.family, request.searched[0], rules, request.precision)
-        return np.array([call_share(plan), time_share(request.family, plan)])
+        return np.array([plan.computed_share, time_share(request.family, plan)])
 
     def _bisect(self, measured: Measured) -> tuple[StepRules, float]:
         # Returns the plan of the least planned time that holds the bound on the searched prompts, and its median there.

@@ -13,7 +13,7 @@ from torch import Tensor
 from jobs.quality.alike import Frames, psnr, ssim
 from pab.broadcast.foresight import ForesightRules
 from pab.broadcast.plan import BroadcastPlan
-from pab.broadcast.rules import KINDS, NO_BROADCAST, Rules
+from pab.broadcast.rules import NO_BROADCAST, Rules
 from pab.family import ClipRequest, Family
 from pab.model import VideoModel
 from pab.parallel.mesh import NodeGroup
@@ -160,7 +160,7 @@ class RenderedClips:
         calls, times, noise, alike, graphs = [], [], [], [], 0
         bases = self.without_reuse(requests)
         for base, (frames, done) in zip(bases, self.render_all(requests, rules), strict=True):
-            calls.append(call_share(done.plan))
+            calls.append(done.plan.computed_share)
             times.append(time_share(self.family, done.plan))
             noise.append(psnr(base, frames))
             alike.append(ssim(base, frames))
@@ -170,11 +170,6 @@ class RenderedClips:
             time_share=summary(times), psnr_db=summary(noise), ssim=summary(alike), graphs=graphs,
             clip_psnr_db=tuple(noise),
         )  # fmt: skip
-
-
-def call_share(plan: BroadcastPlan) -> float:
-    """Returns the share of site calls that a plan computes."""
-    return sum(map(plan.computed, KINDS)) / sum(map(plan.total, KINDS))
 
 
 def time_share(family: Family, plan: BroadcastPlan) -> float:

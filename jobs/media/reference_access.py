@@ -12,6 +12,10 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from jobs.render_settings import RenderSettings
 
 WEB = ("http", "https")
 STORES = ("s3", "gs", "az", "abfs", "abfss")
@@ -46,6 +50,11 @@ class ReferenceAccess:
 
     roots: tuple[str, ...] = ()
     private: bool = False
+
+    @classmethod
+    def of(cls, render: RenderSettings) -> Self:
+        """Returns what references may name by a run's settings."""
+        return cls(roots=render.reference_roots, private=render.allow_private_references)
 
     def protocol(self, url: str) -> str:
         """Returns the protocol of an allowed URL, "file" for a local path. Raises UnusableReferenceError.

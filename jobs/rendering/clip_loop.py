@@ -11,6 +11,7 @@ from functools import partial
 from typing import cast
 
 from jobs.log import log_event
+from jobs.media.reference_access import ReferenceAccess
 from jobs.outcome import ClipOutcome, Failed, skipped
 from jobs.rendering.announce import Announcer
 from jobs.rendering.batch_size import parts_of
@@ -25,7 +26,7 @@ from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
 from jobs.rendering.loaded_family import LoadedFamily, encode_prompts
 from jobs.rendering.out_of_memory import begin_where_it_fits, render_in_memory
-from jobs.rendering.references import ClipReferences, access_of, take_references
+from jobs.rendering.references import ClipReferences, take_references
 from jobs.store import layout
 from manifests.clip import Clip
 from pab.family import Family
@@ -303,7 +304,7 @@ class ClipLoop:
         with attempt.stages.time("read_references"):
             if family.references is None:
                 raise ValueError(f"{family.name} takes no references; leave the column empty")
-            access = access_of(self.context.settings.render)
+            access = ReferenceAccess.of(self.context.settings.render)
             return take_references(attempt.clip, family.references, self.context.bucket.retry_policy, access=access)
 
     def _hand_over(self, rendered: Sequence[Attempt]) -> None:

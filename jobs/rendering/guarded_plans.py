@@ -15,8 +15,7 @@ from jobs.rendering.rules_of_clips import clip_rules
 from jobs.settings import JobSettings
 from manifests.clip import Clip
 from pab.broadcast.foresight import ForesightRules
-from pab.broadcast.plan import BroadcastPlan
-from pab.broadcast.rules import KINDS, NO_BROADCAST
+from pab.broadcast.rules import NO_BROADCAST
 from pab.family import Family
 
 NONE = "none"
@@ -117,11 +116,6 @@ def _size(clip: Clip) -> tuple[int, ...]:
     return clip.num_frames, clip.height, clip.width, clip.loops
 
 
-def computed_share(plan: BroadcastPlan) -> float:
-    """Returns the share of all calls of sites that a plan computes."""
-    return sum(map(plan.computed, KINDS)) / sum(map(plan.total, KINDS))
-
-
 def next_milder(family: Family, clip: Clip, *, tried: Sequence[str], share: float, precision: str) -> str:
     """Returns the name of the preset that comes after plans that were not good enough; "none" at last.
 
@@ -135,7 +129,7 @@ def next_milder(family: Family, clip: Clip, *, tried: Sequence[str], share: floa
         if isinstance(rules, ForesightRules) or rules == NO_BROADCAST or name in tried:
             continue
         try:
-            found = computed_share(family.plan(clip_requests(clip)[0], rules, precision))
+            found = family.plan(clip_requests(clip)[0], rules, precision).computed_share
         except ValueError:
             continue  # a plan file for other sites
         if share + LEAST_MILDER <= found < 1.0:

@@ -19,7 +19,6 @@ from jobs.rendering.clip_work import render_baseline
 from jobs.rendering.context import JobContext, versions
 from jobs.rendering.frames import DeviceUse
 from jobs.rendering.guard_decisions import final_samples
-from jobs.rendering.guarded_plans import computed_share
 from jobs.rendering.loaded_family import LoadedFamily
 from jobs.rendering.todo import Todo
 from jobs.reports.report import JobFacts, build_report
@@ -134,7 +133,7 @@ def compare(rendered: Attempt, baseline: Attempt) -> Json:
 
 def _computed_share(rendered: Attempt) -> float:
     # Under Foresight loops have plans of their own.
-    return sum(computed_share(loop.plan) for loop in rendered.loops) / len(rendered.loops)
+    return sum(loop.plan.computed_share for loop in rendered.loops) / len(rendered.loops)
 
 
 def _steps(rendered: Attempt) -> Json:

@@ -12,7 +12,6 @@ import torch
 from jobs.log import log_event
 from jobs.media.reference_access import ReferenceAccess, UnusableReferenceError
 from jobs.media.reference_files import Reference, decode_frames, fetch_reference
-from jobs.render_settings import RenderSettings
 from jobs.rendering.loops import clip_loops
 from jobs.store.retry import RetryPolicy
 from manifests.clip import Clip
@@ -37,11 +36,6 @@ class ClipReferences:
     pixels: tuple[ReferencePixels | None, ...]
     num_frames: tuple[int, ...]
     image: ReferenceImage | None = None
-
-
-def access_of(render: RenderSettings) -> ReferenceAccess:
-    """Returns what references may name by a run's settings."""
-    return ReferenceAccess(roots=render.reference_roots, private=render.allow_private_references)
 
 
 def take_references(

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.media.reference_access import ReferenceAccess
 from jobs.render_settings import RenderSettings
 from jobs.rendering.clip_loras import clip_loras
 from manifests.clip import Clip
@@ -25,7 +26,7 @@ from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.libraries import check_libraries
 from pipeline.run.options import choose
-from pipeline.run.references import ReferenceReader, access_of
+from pipeline.run.references import ReferenceReader
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import versions
 from pipeline.screen import Screen
@@ -144,7 +145,7 @@ def _calibrate(
 
 def _prompts(arguments: argparse.Namespace, settings: RenderSettings, rules: RunRules, screen: Screen) -> Prompts:
     """Takes the first rows of the family with different prompts. Raises UsageError where they are too few or unlike."""
-    reader = ReferenceReader(access_of(settings))
+    reader = ReferenceReader(ReferenceAccess.of(settings))
     with (
         opened_source(arguments, arguments.prompts, screen, model=settings.model) as source,
         accepted_manifest(source, rules, model=settings.model, read_references=reader) as (accepted, path),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from jobs.media.reference_access import ReferenceAccess
 from manifests.accept import AcceptedManifest, accept, validate
 from manifests.sources.files import source_name, source_place
 from pipeline.commands.sources import ManifestSource, build_manifest, opened_source, told_rows
@@ -15,7 +16,7 @@ from pipeline.exits import Exit
 from pipeline.run.build import build_settings
 from pipeline.run.environment import environment_settings
 from pipeline.run.options import choose
-from pipeline.run.references import ReferenceReader, access_of
+from pipeline.run.references import ReferenceReader
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.weights import NOT_LOOKED_AT
 from pipeline.screen import Screen, counted
@@ -37,7 +38,7 @@ def _validate(arguments: argparse.Namespace, screen: Screen) -> int:
             rules.rows,
             default_model=settings.render.model,
             errors_path=source.errors_path,
-            read_references=ReferenceReader(access_of(settings.render)),
+            read_references=ReferenceReader(ReferenceAccess.of(settings.render)),
             name=source.name,
             place=source.place,
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.job import Cluster
+from jobs.media.reference_access import ReferenceAccess
 from jobs.store.bucket import Bucket
 from jobs.version import code_digest
 from manifests.accept import AcceptedManifest
@@ -40,7 +41,7 @@ from pipeline.run.growth import (
 from pipeline.run.libraries import check_libraries
 from pipeline.run.machines import open_cluster, planned_folder, work_folder
 from pipeline.run.options import Chosen, choose
-from pipeline.run.references import KnownReference, ReferenceReader, access_of, keep_references, known_references
+from pipeline.run.references import KnownReference, ReferenceReader, keep_references, known_references
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import (
     Run,
@@ -102,7 +103,7 @@ def _submit(
         ask_hub=not arguments.dry_run,
     )
     known = known_references(bucket) if found else {}
-    references = ReferenceReader(access_of(settings.render), known=known)
+    references = ReferenceReader(ReferenceAccess.of(settings.render), known=known)
     model = settings.render.model
     with ExitStack() as stack:
         manifest = accepted_manifest(source, rules, model=model, read_references=references)

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 
 from jobs.media.reference_access import ReferenceAccess, UnusableReferenceError
 from jobs.media.reference_files import fetch_reference, reference_stamp
-from jobs.render_settings import RenderSettings
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from jobs.store.retry import RetryPolicy
@@ -29,11 +28,6 @@ class KnownReference:
     stamp: str
     sha256: str
     num_frames: int
-
-
-def access_of(render: RenderSettings) -> ReferenceAccess:
-    """Returns what references may name by a run's settings; jobs make the same of them."""
-    return ReferenceAccess(roots=render.reference_roots, private=render.allow_private_references)
 
 
 class ReferenceReader:

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jobs.calibration.calibrate import CalibrationRequest, Calibrator, Target
-from jobs.calibration.plan_quality import call_share, summary, time_share
+from jobs.calibration.plan_quality import summary, time_share
 from jobs.calibration.work import Work
 from jobs.reports.calibration_html import calibration_page
 from jobs.reports.calibration_svg import curves, plan_grid
@@ -63,7 +63,7 @@ def test_a_calibration_ends_in_a_plan_that_its_file_gives_back(matched):
     assert rules.digest == found.rows[0].digest
     plan = plan_for(FAMILY, found.request.held_out[0], rules, "float32")
     assert plan.digest == found.plan.digest
-    assert call_share(plan) == found.rows[0].call_share.median
+    assert plan.computed_share == found.rows[0].call_share.median
     assert found.holds
     assert [line for line in told if "done, about" not in line][-2:] == [row.line() for row in found.rows]
     assert "worst" in found.rows[0].line()
@@ -213,7 +213,7 @@ def test_a_wrong_target_says_what_is_allowed(values, message):
 def test_shares_are_of_calls_and_of_the_planned_time_of_sites():
     plan = make_plan(DEMO.presets["pab246"], [1000 - 33 * step for step in range(30)], DEMO.sites)
     whole = make_plan(NO_BROADCAST, [1000 - 33 * step for step in range(30)], DEMO.sites)
-    assert (call_share(whole), time_share(DEMO, whole)) == (1.0, pytest.approx(1.0))
+    assert (whole.computed_share, time_share(DEMO, whole)) == (1.0, pytest.approx(1.0))
     expected = {kind: plan.computed(kind) / plan.total(kind) for kind in ("spatial", "temporal", "cross", "mlp")}
     assert time_share(DEMO, plan) == pytest.approx(
         0.2 * expected["spatial"] + 0.2 * expected["temporal"] + 0.2 * expected["cross"] + 0.4 * expected["mlp"]
@@ -227,7 +227,7 @@ def test_the_calibrated_preset_of_the_demo_model_computes_less_than_pab246():
     )
     assert DEMO.presets["calibrated"].digest == "566cf8b37037"
     assert calibrated.rules.misfit("demo", DEMO.sites) is None
-    assert call_share(calibrated) < call_share(preset)
+    assert calibrated.computed_share < preset.computed_share
     assert time_share(DEMO, calibrated) < time_share(DEMO, preset)
     assert calibrated.graphs < preset.graphs
 

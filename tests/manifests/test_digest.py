@@ -15,7 +15,7 @@ import pytest
 from manifests.accept import accept
 from manifests.rules import FamilyRules
 from manifests.unique import KeySet, Repetitions, string_hashes
-from tests.manifests.conftest import family
+from tests.manifests.conftest import accepted_rows, family
 
 Write = Callable[..., str]
 
@@ -33,13 +33,6 @@ PINNED = [
     ("8d365905d1fb53cd", -7, "af10e991ce58a1a3"),
     ("7c40b06b25ba420c", 9223372036854775807, "f550c547366b7b68"),
 ]
-
-
-def accepted(url: str, rules: dict[str, FamilyRules]) -> list[dict[str, Any]]:
-    sink = io.BytesIO()
-    accept(url, rules, default_model="wan", sink=sink)
-    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(sink.getvalue())).to_pylist()
-    return rows
 
 
 def expected_digest(row: dict[str, Any], family_rules: FamilyRules) -> str:
@@ -62,12 +55,12 @@ def expected_digest(row: dict[str, Any], family_rules: FamilyRules) -> str:
 
 
 def test_the_digest_is_the_hash_of_the_canonical_form(manifest: Write, rules: dict[str, FamilyRules]) -> None:
-    rows = accepted(manifest(GOLDEN), rules)
+    rows = accepted_rows(manifest(GOLDEN), rules)
     assert [row["digest"] for row in rows] == [expected_digest(row, rules["wan"]) for row in rows]
 
 
 def test_ids_seeds_and_digests_are_pinned(manifest: Write, rules: dict[str, FamilyRules]) -> None:
-    rows = accepted(manifest(GOLDEN), rules)
+    rows = accepted_rows(manifest(GOLDEN), rules)
     assert [(row["clip_id"], row["seed"], row["digest"]) for row in rows] == PINNED
 
 
@@ -102,27 +95,27 @@ def test_everything_that_changes_pixels_changes_the_digest(
     manifest: Write, rules: dict[str, FamilyRules], change: dict[str, Any]
 ) -> None:
     plain = {"prompt": ["a cat"], "seed": [5], "clip_id": ["same"]}
-    [before] = accepted(manifest(plain), rules)
-    [after] = accepted(manifest(plain | change), rules)
+    [before] = accepted_rows(manifest(plain), rules)
+    [after] = accepted_rows(manifest(plain | change), rules)
     assert before["digest"] != after["digest"]
 
 
 def test_the_clip_id_changes_no_digest_when_the_seed_is_given(manifest: Write, rules: dict[str, FamilyRules]) -> None:
-    rows = accepted(manifest({"prompt": ["a", "a"], "seed": [5, 5], "clip_id": ["x", "y"]}), rules)
+    rows = accepted_rows(manifest({"prompt": ["a", "a"], "seed": [5, 5], "clip_id": ["x", "y"]}), rules)
     assert rows[0]["digest"] == rows[1]["digest"]
 
 
 def test_where_one_prompt_ends_is_part_of_the_digest(manifest: Write, rules: dict[str, FamilyRules]) -> None:
     columns = {"prompt": ["b\nc", "c"], "negative_prompt": ["a", "a\nb"], "seed": [1, 1]}
-    first, second = accepted(manifest(columns), rules)
+    first, second = accepted_rows(manifest(columns), rules)
     assert first["digest"] != second["digest"]
 
 
 def test_the_rules_of_a_broadcast_count_and_not_its_name(manifest: Write) -> None:
     url = manifest({"prompt": ["a"], "seed": [1], "broadcast": ["pab"]})
-    [before] = accepted(url, {"wan": family()})
+    [before] = accepted_rows(url, {"wan": family()})
     changed = dataclasses.replace(family(), broadcasts={"none": "0000", "pab": "other"})
-    [after] = accepted(url, {"wan": changed})
+    [after] = accepted_rows(url, {"wan": changed})
     assert before["digest"] != after["digest"]
 
 
