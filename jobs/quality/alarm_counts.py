@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.quality.headline import many
+
 ALARMS = {
     "blank": "nearly all frames are of one colour",
     "frozen": "nothing changes from the first frame to any other",
@@ -48,7 +50,7 @@ def alarm_text(facts: Mapping[str, Any] | None) -> str:
     """Writes counts in one line: `4 of 8 clips: 4 blank (c1, c3, c4, c7)`."""
     if not facts or not facts["looked_at"]:
         return "not known, no clip was looked at"
-    whole = f"{facts['looked_at']:,} clip{'' if facts['looked_at'] == 1 else 's'}"
+    whole = many(facts["looked_at"], "clip")
     if not facts["clips"]:
         return f"none in {whole}"
     kinds = ", ".join(f"{count:,} {alarm}" for alarm, count in facts["by_kind"].items())

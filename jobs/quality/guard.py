@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jobs.quality.headline import many
 from pab.family import QualityFloor
 
 Json = dict[str, Any]
@@ -77,8 +78,8 @@ def guard_summary(reports: Sequence[Mapping[str, Any]]) -> Json | None:
 
 def guard_text(summary: Mapping[str, Any]) -> str:
     """Writes a summary in one line."""
-    judged = _many(summary["plans"], "plan")
-    rest = f"; {_many(summary['undecided'], 'plan')} not judged" if summary["undecided"] else ""
+    judged = many(summary["plans"], "plan")
+    rest = f"; {many(summary['undecided'], 'plan')} not judged" if summary["undecided"] else ""
     if summary["off"]:
         return "off, nothing was judged"
     if not summary["stepped_down"]:
@@ -86,10 +87,6 @@ def guard_text(summary: Mapping[str, Any]) -> str:
     first = summary["stepped_down"][0]
     more = f" and {len(summary['stepped_down']) - 1:,} more" if len(summary["stepped_down"]) > 1 else ""
     return (
-        f"STEPPED DOWN, {_many(summary['clips'], 'clip')} rendered with a milder plan: {first['broadcast']} at "
+        f"STEPPED DOWN, {many(summary['clips'], 'clip')} rendered with a milder plan: {first['broadcast']} at "
         f"{first['num_steps']} steps is {first['rendered']} in {first['job']} ({first['why']}){more}; of {judged}{rest}"
     )
-
-
-def _many(count: int, thing: str) -> str:
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -39,12 +39,17 @@ def quality_summary(baselines: Iterable[Mapping[str, Any]]) -> Json | None:
     }
 
 
+def many(count: int, thing: str) -> str:
+    """Writes a count with its noun: `1 clip`, `2 clips`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def quality_text(summary: Mapping[str, Any] | None) -> str:
     """Writes a summary in one line, the headline first."""
     if summary is None:
         return "not measured, no clip was rendered with and without reuse"
     psnr_db, ssim, vmaf = (summary[name] for name in ("psnr_db", "ssim", "vmaf"))
-    clips = f"{summary['clips']:,} clip{'' if summary['clips'] == 1 else 's'} rendered with and without reuse"
+    clips = f"{many(summary['clips'], 'clip')} rendered with and without reuse"
     if psnr_db["worst"] is None:
         return f"the same frames in {clips}"
     parts = [

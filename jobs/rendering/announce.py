@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from types import TracebackType
 from typing import Self
 
 from jobs.progress import OpenProgress
@@ -45,9 +44,7 @@ class Announcer:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._end.set()
         if self._thread.is_alive():
             self._thread.join()

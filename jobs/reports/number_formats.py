@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jobs.quality.headline import many
 from jobs.reports.report_energy import joules_text
 
 UNKNOWN = "-"
@@ -74,11 +75,6 @@ def times(value: float | None) -> str:
 def decibels(value: float | None, digits: int = 1) -> str:
     """Writes a PSNR; None and an infinite one are of frames that are the same."""
     return "the same frames" if value is None or math.isinf(value) else f"{value:.{digits}f} dB"
-
-
-def many(count: int, thing: str) -> str:
-    """Writes a count with its noun: `1 clip`, `2 clips`."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def energy(value: float | None) -> str:

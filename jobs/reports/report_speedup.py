@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from jobs.reports.number_formats import many, seconds, times
+from jobs.quality.headline import many
+from jobs.reports.number_formats import seconds, times
 from jobs.reports.report_times import PatternTimes, Settled, compiled_graphs, steps_of
 
 Json = dict[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Protocol, Self
 
 from cluster.job import JobState
@@ -60,10 +59,8 @@ class PanelDisplay:
         self._inner.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        self._inner.__exit__(*error)
 
     def _facts(self, snapshot: Snapshot) -> list[tuple[str, str]]:
         rate = snapshot.clips_per_gpu_hour
