@@ -115,7 +115,7 @@ def test_our_settings_leave_out_what_they_say(clips: Clips, requests: list[ClipR
     (every_second,) = [setting for setting in settings if setting.words.startswith("1 of 2")]
     whole = clips.counted(clips.ours(NO_BROADCAST), requests)[1]
     assert every_second.rules is not None
-    passes = len(every_second.rules.to_dict()["steps"]["passes"])  # type: ignore[index, call-overload]
+    passes = len(every_second.rules.to_dict()["steps"]["passes"])
     assert clips.counted(clips.under(every_second), requests)[1] == pytest.approx(whole * passes / NUM_STEPS)
 
 
@@ -173,16 +173,16 @@ def test_medians_and_worst_count_a_clip_that_is_the_same_as_the_best() -> None:
 
 
 def test_methods_are_compared_at_equal_operations() -> None:
-    rows = [each for each in FOUND["models"][0]["rows"] if each["why"] is None]  # type: ignore[index]
+    rows = [each for each in FOUND["models"][0]["rows"] if each["why"] is None]
     # MagCache has no setting below half.
     assert at_share(rows, 0.5) == {"ours PAB": pytest.approx(32.5)}
 
 
 def test_the_table_says_who_is_best_at_half_and_what_did_not_run() -> None:
-    (model,) = FOUND["models"]  # type: ignore[misc]
+    (model,) = FOUND["models"]
     why = "cache-dit is not installed: pip install cache-dit"
     missing = {"side": "cache-dit", "method": "cache-dit", "setting": "-", "why": why, "status": "not run"}
-    told = table({**FOUND, "models": [{**model, "rows": [missing, *model["rows"]]}]})  # type: ignore[dict-item,index]
+    told = table({**FOUND, "models": [{**model, "rows": [missing, *model["rows"]]}]})
     assert "| ours | PAB | pab357 | 40.0% | 0.4000 | 2.50x | 30.0 (20.0) | 0.9000 (0.9000) | 30 (20) |" in told
     assert "| diffusers | SeaCache | 0.1 | ValueError: no blocks |" in told
     assert "At half of the operations, between the settings on both sides of it: ours PAB 32.5 dB." in told
@@ -190,13 +190,13 @@ def test_the_table_says_who_is_best_at_half_and_what_did_not_run() -> None:
 
 
 def test_a_later_files_rows_replace_and_rows_that_it_lacks_keep_their_quality(tmp_path: Path) -> None:
-    (model,) = FOUND["models"]  # type: ignore[misc]
-    known, *_ = model["rows"]  # type: ignore[index]
+    (model,) = FOUND["models"]
+    known, *_ = model["rows"]
     faster = {**known, "clip_s": 0.1}
     later = {
         **FOUND,
         "environment": {"device": "H200"},
-        "models": [{**model, "batch": 8, "rows": [faster]}, {**model, "family": "demo_wan"}],  # type: ignore[dict-item]
+        "models": [{**model, "batch": 8, "rows": [faster]}, {**model, "family": "demo_wan"}],
     }
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, part in zip(files, (FOUND, later), strict=True):
@@ -206,23 +206,23 @@ def test_a_later_files_rows_replace_and_rows_that_it_lacks_keep_their_quality(tm
     demo, other = found["models"]
     first, second, *_, failed = demo["rows"]
     assert (demo["batch"], demo["device"], first) == (8, "H200", faster)
-    assert second == {**model["rows"][1], "clip_s": None, "whole_clip_s": None}  # type: ignore[index]
-    assert failed == model["rows"][-1]  # type: ignore[index]
-    assert other["rows"] == model["rows"]  # type: ignore[index]
+    assert second == {**model["rows"][1], "clip_s": None, "whole_clip_s": None}
+    assert failed == model["rows"][-1]
+    assert other["rows"] == model["rows"]
     told = (tmp_path / "peers.md").read_text()
     assert "| ours | PAB | pab246 | 80.0% | 0.1000 | 10.00x |" in told
     assert "| ours | PAB | pab357 | 40.0% | - | - | 30.0 (20.0) |" in told
     assert "H200, seconds of a clip in a batch of 8." in told
     # Quality of another precision is another model's.
-    assert len(joined([FOUND, {**FOUND, "models": [{**model, "precision": "bfloat16"}]}])["models"]) == 2  # type: ignore[dict-item]
+    assert len(joined([FOUND, {**FOUND, "models": [{**model, "precision": "bfloat16"}]}])["models"]) == 2
 
 
 def test_a_call_that_times_again_keeps_rows_that_it_does_not_reach(tmp_path: Path) -> None:
-    (model,) = FOUND["models"]  # type: ignore[misc]
-    known, *others = model["rows"]  # type: ignore[index]
+    (model,) = FOUND["models"]
+    known, *others = model["rows"]
     clip = {"num_frames": 16, "height": 16, "width": 16, "num_steps": 1}
     file = tmp_path / "before.json"
-    file.write_text(json.dumps({**FOUND, "models": [{**model, "clip": clip}, {**model, "family": "wan"}]}))  # type: ignore[dict-item]
+    file.write_text(json.dumps({**FOUND, "models": [{**model, "clip": clip}, {**model, "family": "wan"}]}))
     asked = ["--families", "demo", "--only", "pab246", "--clips", "1", "--steps", "1", "--max-batch", "1"]
     assert main([*asked, "--size", "16x16x16", "--again", str(file), "--out", str(tmp_path)]) == 0
     demo, other = json.loads((tmp_path / "peers.json").read_text())["models"]
@@ -236,7 +236,7 @@ def test_a_call_that_times_again_keeps_rows_that_it_does_not_reach(tmp_path: Pat
 
 
 def test_the_picture_has_a_point_with_its_worst_clip_for_every_setting() -> None:
-    svg = ElementTree.fromstring(picture(FOUND["models"]))  # type: ignore[arg-type]
+    svg = ElementTree.fromstring(picture(FOUND["models"]))
     told = [each.text or "" for each in svg.iter("{http://www.w3.org/2000/svg}title")]
     assert "ours PAB: pab357: 40%, 30.0 dB, worst 20.0 dB" in told
     assert sum("worst" in each for each in told) == 3
@@ -245,18 +245,18 @@ def test_the_picture_has_a_point_with_its_worst_clip_for_every_setting() -> None
 
 
 def test_no_two_methods_of_the_picture_look_alike() -> None:
-    row = FOUND["models"][0]["rows"][0]  # type: ignore[index]
+    row = FOUND["models"][0]["rows"][0]
     rows = [
         {**row, "side": side, "method": f"method {n}"} for side in ("ours", "diffusers", "cache-dit") for n in range(6)
     ]
-    svg = ElementTree.fromstring(picture([{**FOUND["models"][0], "rows": rows}]))  # type: ignore[index]
+    svg = ElementTree.fromstring(picture([{**FOUND["models"][0], "rows": rows}]))
     legend = [each for each in svg if each.tag.endswith("}g") and "transform" not in each.attrib]
     looks = {(each.get("fill"), each.get("stroke"), each[0].tag, len(each[0].get("d", ""))) for each in legend}
     assert len(looks) == len(legend) == 18
 
 
 def test_what_could_not_run_is_left_out_where_another_call_ran_it() -> None:
-    (model,) = FOUND["models"]  # type: ignore[misc]
+    (model,) = FOUND["models"]
     missing = [
         {
             "side": "diffusers",
@@ -267,7 +267,7 @@ def test_what_could_not_run_is_left_out_where_another_call_ran_it() -> None:
         }
         for method in ("MagCache", "FasterCache")
     ]
-    without = {**FOUND, "models": [{**model, "batch": None, "rows": missing}]}  # type: ignore[dict-item]
+    without = {**FOUND, "models": [{**model, "batch": None, "rows": missing}]}
     for parts in ([without, FOUND], [FOUND, without]):
         (both,) = joined(parts)["models"]
         assert both["batch"] == 4

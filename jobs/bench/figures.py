@@ -64,15 +64,7 @@ def measure_figures(
     family that has no random weights here, no second size, or no such 8-bit floats.
     """
     device, family = torch.device(settings.device), FAMILIES[name]
-    execution = execution_of(
-        family,
-        compiled=device.type == "cuda" and not eager,
-        attention="float8" if "attention" in float8 else "auto",
-        device=device.type,
-        precision=_precision(family, device),
-        linears="float8" if "linears" in float8 else "full",
-    )
-    execution = replace(execution, records=False)
+    execution = _execution(family, device, float8, eager=eager)
     subject, load_s = _subject(family, settings, weights)
     run_as(subject.model, execution, backend=settings.backend)
     gc.collect()
@@ -115,6 +107,18 @@ def measure_figures(
         "peak_bytes": peak,
     }
     return figures, about
+
+
+def _execution(family: Family, device: torch.device, float8: Sequence[str], *, eager: bool) -> Execution:
+    execution = execution_of(
+        family,
+        compiled=device.type == "cuda" and not eager,
+        attention="float8" if "attention" in float8 else "auto",
+        device=device.type,
+        precision=_precision(family, device),
+        linears="float8" if "linears" in float8 else "full",
+    )
+    return replace(execution, records=False)
 
 
 def _subject(family: Family, settings: BenchSettings, weights: str | None) -> tuple[Subject, float | None]:

@@ -100,7 +100,7 @@ def run_rows(
 
     `run_job`: runs a whole job on this machine and returns its figures; without it such rows are left out.
     """
-    # A time limit that strikes in the midst of an import would leave half of it behind for the rows after it.
+    # A time limit that strikes in the middle of an import would leave half of it behind for the rows after it.
     importlib.import_module("torch._dynamo")
     bench, ends = _Bench(settings, run_job), time.monotonic() + settings.seconds
     for row in rows:

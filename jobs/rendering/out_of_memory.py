@@ -1,6 +1,6 @@
 """Answers a device that has no more memory with the next way to keep less, instead of a failed clip.
 
-A rank that renders a clip alone frees what it holds and renders it again. Ranks that share a clip cannot agree in the midst
+A rank that renders a clip alone frees what it holds and renders it again. Ranks that share a clip cannot agree in the middle
 of a pass: the others may already wait in a collective for the one that has no more memory. So that one leaves a note in the
 bucket and the group ends, as after any error of one rank; the attempt does not count, and the next start begins there.
 """

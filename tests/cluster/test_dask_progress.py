@@ -75,13 +75,13 @@ class View:
 
     def workers(self) -> set[str]:
         def look(dask_scheduler: object = None) -> set[str]:
-            return {str(each.name) for each in dask_scheduler.workers.values()}  # type: ignore[attr-defined]
+            return {str(each.name) for each in dask_scheduler.workers.values()}
 
         return set(self._client.run_on_scheduler(look))
 
     def memory_limits(self) -> set[int]:
         def look(dask_scheduler: object = None) -> set[int]:
-            return {each.memory_limit for each in dask_scheduler.workers.values()}  # type: ignore[attr-defined]
+            return {each.memory_limit for each in dask_scheduler.workers.values()}
 
         return set(self._client.run_on_scheduler(look))
 
@@ -90,7 +90,7 @@ class View:
 
         def look(dask_scheduler: object = None) -> dict[str, tuple[str, str]]:
             seen = {}
-            for task in dask_scheduler.tasks.values():  # type: ignore[attr-defined]
+            for task in dask_scheduler.tasks.values():
                 at = [task.processing_on] if task.processing_on else list(task.who_has or ())
                 assert task.key[0] == "render"
                 seen[task.key[1]] = (task.state, str(at[0].name) if at else "")

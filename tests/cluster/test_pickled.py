@@ -137,7 +137,7 @@ def test_a_job_whose_classes_are_not_there_any_more_is_refused_in_words(
     (tmp_path / "moved_since.py").write_text("class Job:\n    def __call__(self):\n        return 1\n")
     with monkeypatch.context() as queued:
         queued.syspath_prepend(tmp_path)
-        import moved_since  # type: ignore[import-not-found]
+        import moved_since
 
         cluster = LocalCluster(tmp_path / "jobs", 1)
         call = moved_since.Job()

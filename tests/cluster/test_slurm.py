@@ -38,7 +38,7 @@ def request(
 
 
 def slurm_cluster(folder: Path, **settings: object) -> SlurmCluster:
-    chosen = SlurmSettings(**settings)  # type: ignore[arg-type]
+    chosen = SlurmSettings(**settings)
     return SlurmCluster(folder / "jobs", chosen, run_id=RUN_ID, queue_interval_s=0.3, result_grace_s=2)
 
 
@@ -80,8 +80,8 @@ def test_more_jobs_than_an_array_holds_keep_their_order_and_their_bound(slurm: S
     assert len({job.id.split("_")[0] for job in jobs}) == 2
     wait_over(cluster, jobs, 90)
     assert [job.result() for job in jobs] == [(k, 0) for k in range(14)]
-    first_array_end = max(seen(tmp_path, f"{k}-0")["end"] for k in range(12))  # type: ignore[type-var]
-    assert all(seen(tmp_path, f"{k}-0")["start"] > first_array_end for k in (12, 13))  # type: ignore[operator]
+    first_array_end = max(seen(tmp_path, f"{k}-0")["end"] for k in range(12))
+    assert all(seen(tmp_path, f"{k}-0")["start"] > first_array_end for k in (12, 13))
 
 
 @pytest.mark.parametrize(("how", "reason"), [("killed", "task 3: Killed"), ("raises", "the number of frames is odd")])

@@ -41,7 +41,7 @@ EVIL = "evil\n7|RUNNING|0|None|pab-1"
 
 
 def cluster_in(folder: Path, *, settle_s: float = 60.0, **settings: object) -> SlurmCluster:
-    chosen = SlurmSettings(**settings)  # type: ignore[arg-type]
+    chosen = SlurmSettings(**settings)
     return SlurmCluster(
         folder / "jobs", chosen, run_id=RUN_ID, queue_interval_s=0.3, result_grace_s=1, settle_s=settle_s
     )  # fmt: skip

@@ -26,7 +26,7 @@ def script_of(folder: Path, *, gpus: int = 0, is_restart: bool = False, **settin
         name="job-0", call=Say(folder=folder), num_nodes=1, ranks_per_node=1, gpus_per_node=gpus, timeout_min=60,
         is_restart=is_restart,
     )  # fmt: skip
-    chosen = SlurmSettings(**settings)  # type: ignore[arg-type]
+    chosen = SlurmSettings(**settings)
     return planned_script(chosen, asked, folder=folder, run_id=RUN_ID).splitlines()
 
 
@@ -47,7 +47,7 @@ def test_text_of_the_user_is_one_word_of_one_option(tmp_path: Path) -> None:
         assert [f"#SBATCH --{name}={FOR_SBATCH}"] == [line for line in script if f"--{name}=" in line]
     for name in ("comment", "partition", "qos", "account", "mem"):
         with pytest.raises(ClusterError, match=f"sbatch option {name}=.* line breaks"):
-            SlurmSettings(**{name: "a\n#SBATCH --uid=0"})  # type: ignore[arg-type]
+            SlurmSettings(**{name: "a\n#SBATCH --uid=0"})
     with pytest.raises(ClusterError, match="it must not hold line breaks"):
         script_of(tmp_path / "a\n#SBATCH --uid=0")
 
@@ -148,7 +148,7 @@ def test_an_interpreter_that_cannot_run_jobs_is_told(tmp_path: Path) -> None:
 
 def test_jobs_wait_for_what_the_user_says_until_they_have_begun(tmp_path: Path) -> None:
     def dependency(**settings: object) -> list[str]:
-        return [line for line in script_of(tmp_path, **settings) if "--dependency" in line]  # type: ignore[arg-type]
+        return [line for line in script_of(tmp_path, **settings) if "--dependency" in line]
 
     assert dependency() == []
     assert dependency(after=("12", "13_4")) == ["#SBATCH --dependency=afterok:12:13_4"]

@@ -72,7 +72,7 @@ def arm() -> None:
             strike()
         return draw(*size, generator=generator, **options)
 
-    torch.randn = randn  # type: ignore[assignment]
+    torch.randn = randn
 
 
 def install(folder: Path) -> Path:

@@ -24,7 +24,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.came.append((self.path, dict(self.headers), data))  # type: ignore[attr-defined]
+        self.server.came.append((self.path, dict(self.headers), data))
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -37,7 +37,7 @@ class Answers(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.came = []  # type: ignore[attr-defined]
+    server.came = []
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     yield server
     server.shutdown()
@@ -51,7 +51,7 @@ def proxy(server: ThreadingHTTPServer) -> Iterator[Proxy]:
 
 
 def came(server: ThreadingHTTPServer) -> list[tuple[str, dict[str, str], bytes]]:
-    return server.came  # type: ignore[attr-defined,no-any-return]
+    return server.came
 
 
 def ask(

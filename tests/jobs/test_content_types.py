@@ -55,7 +55,7 @@ def store(request, monkeypatch) -> tuple[str, type[RecordingFileSystem]]:
     kind = type("Recording", (RecordingFileSystem,), {"protocol": protocol, "told": {}, "store": {}})
     fsspec.register_implementation("recorded", kind, clobber=True)
     azure = ModuleType("azure.storage.blob")
-    azure.ContentSettings = ContentSettings  # type: ignore[attr-defined]
+    azure.ContentSettings = ContentSettings
     for name in ("azure", "azure.storage"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "azure.storage.blob", azure)

@@ -252,7 +252,7 @@ def gate() -> Iterator[Gate]:
     with socket.create_server((LOOPBACK, 0)) as store:
         store.settimeout(5)
         opened = Gate(LOOPBACK, secret=b"right", world=2, store_port=store.getsockname()[1], lost=lost.append)
-        opened.store = store  # type: ignore[attr-defined]
+        opened.store = store
         yield opened
         opened.close(well=True)
     assert lost == []
@@ -287,7 +287,7 @@ def test_the_store_is_reached_through_the_gate_by_processes_of_this_user(gate: G
     line = Lifeline(LOOPBACK, gate.port, secret=b"right", rank=1, lost=print)
     wait_for(lambda: gate.missing() == [])
     with socket.create_connection((LOOPBACK, line.forward()), timeout=5) as here:
-        there, _ = gate.store.accept()  # type: ignore[attr-defined]
+        there, _ = gate.store.accept()
         here.sendall(b"ask")
         assert there.recv(10) == b"ask"
         there.sendall(b"answer")

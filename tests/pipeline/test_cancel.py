@@ -84,7 +84,7 @@ def test_a_run_id_that_is_none_leads_to_no_folder(
     with pytest.raises((UsageError, BucketError), match=r"run_id=.* needs 12"):
         ended(output, capsys)
     with pytest.raises(UsageError, match=r"run_id=.* needs 12 to 64 of 0-9 and a-f"):
-        work_folder(run_id)  # type: ignore[arg-type]
+        work_folder(run_id)
 
 
 def test_another_runs_id_in_a_bucket_ends_nothing_of_that_run(

@@ -38,7 +38,7 @@ def group_of(family: Family, **changes: object) -> ClipGroup:
         model=family.name, num_frames=usual.num_frames, height=usual.height, width=usual.width, num_steps=usual.num_steps,
         guided=True, broadcast="none",
     )  # fmt: skip
-    return replace(group, **changes)  # type: ignore[arg-type]
+    return replace(group, **changes)
 
 
 def step_s(family: Family, *reused: str, figures: CostFigures | None = None, **size: object) -> float:

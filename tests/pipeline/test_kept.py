@@ -34,7 +34,7 @@ P480, P720 = (480, 832), (720, 1280)
 def rules_of(family: Family, **changes: object) -> tuple[RunRules, RenderSettings]:
     known = replace(family, weights_digest=lambda _weights: "0" * 16, pin=lambda weights: weights)
     render = RenderSettings(model=family.name, precision="bfloat16", device="cuda", keep="auto")
-    render = replace(render, **changes)  # type: ignore[arg-type]
+    render = replace(render, **changes)
     return run_rules(render, {family.name: known}), render
 
 

@@ -25,7 +25,7 @@ WITHOUT = "demo_wan needs diffusers, which this Python does not have: pip instal
 
 @pytest.fixture
 def without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "diffusers", None)  # type: ignore[arg-type]  (as Python marks what is not there)
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as Python marks what is not there
 
 
 def test_what_every_family_needs_is_brought_by_the_extra_models_and_demo_needs_nothing() -> None:
@@ -62,7 +62,7 @@ CLEANED = [name for name in FAMILIES if name == "latte" or name.startswith("open
 
 
 def test_what_only_prompts_are_read_with_is_needed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bs4", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "bs4", None)
     assert missing_libraries(dict.fromkeys(FAMILIES)) == {name: ["beautifulsoup4"] for name in CLEANED}
     with pytest.raises(
         UsageError, match=r"^open_sora needs beautifulsoup4, which this Python does not have: pip install"
@@ -71,7 +71,7 @@ def test_what_only_prompts_are_read_with_is_needed_too(monkeypatch: pytest.Monke
     assert models_check().found == f"beautifulsoup4 not installed: {', '.join(CLEANED)} cannot run"
     with pytest.raises(ImportError, match=r"^cleaning prompts needs beautifulsoup4; pip install"):
         clean("a dog")
-    monkeypatch.setitem(sys.modules, "ftfy", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ftfy", None)
     assert missing_libraries(dict.fromkeys(FAMILIES))["wan"] == ["ftfy"]
     with pytest.raises(UsageError, match=r"^latte needs beautifulsoup4 and ftfy, which"):
         check_libraries({"latte": None}, here=True)
@@ -79,7 +79,7 @@ def test_what_only_prompts_are_read_with_is_needed_too(monkeypatch: pytest.Monke
 
 def test_a_tokenizer_in_a_folder_says_what_reads_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for library in ("sentencepiece", "google.protobuf"):
-        monkeypatch.setitem(sys.modules, library, None)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, library, None)
     both = ["sentencepiece", "protobuf"]
     assert missing_libraries({"open_sora": None, "wan": None, "ltx2": None}) == {"open_sora": both}
     (tmp_path / "tokenizer").mkdir()
@@ -96,7 +96,7 @@ def test_calibrate_and_jobs_of_bench_say_it_before_a_model_is_loaded(
     words = ["--clips", "1", "--held-out", "1", "--output", "plan.json", "--device", "cpu"]
     ran = command.run("calibrate", "prompts.txt", "--model", "demo_wan", *words)
     assert (ran.returncode, ran.stderr) == (2, f"error: {WITHOUT}\n")
-    monkeypatch.setitem(sys.modules, "bs4", None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "bs4", None)
     code, document = command.json("bench", "--rows", "job", "--output", "table")
     assert code == 0
     assert {line["status"] for line in document["rows"]} == {"not run"}
@@ -110,7 +110,7 @@ def test_a_store_whose_package_is_missing_names_its_extra(
 ) -> None:
     # Another test may have loaded it, and fsspec keeps the class.
     monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)
-    monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BucketError, match=rf"^{url}: .*{package}.*; pip install 'pab-pipeline\[{extra}\]', or name"):
         Bucket(url).exists("run.json")
     assert set(EXTRAS.values()) <= set(PROJECT["optional-dependencies"])

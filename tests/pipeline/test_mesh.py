@@ -50,7 +50,7 @@ def entry(mesh: str, seconds: float, group: ClipGroup = GROUP, **more: object) -
 
 def rules_of(**changes: object) -> RunRules:
     # As nobody had measured it.
-    demo: Family = replace(DEMO, figures=(), weights_digest=lambda _weights: "0" * 16, **changes)  # type: ignore[arg-type]
+    demo: Family = replace(DEMO, figures=(), weights_digest=lambda _weights: "0" * 16, **changes)
     render_settings = RenderSettings(
         model="demo", weights=None, broadcast=None, precision="float32", device="cpu", baseline=True
     )
@@ -69,7 +69,7 @@ def question(groups: Mapping[ClipGroup, int] | None = None, **changes: object) -
         "groups": groups or {GROUP: 1000}, "ranks": 2, "jobs": 4, "goal": "auto", "precision": "float32", "keep": "full",
         "memory_bytes": None, "memory_from": "not known",
     } | changes  # fmt: skip
-    return MeshQuestion(**values)  # type: ignore[arg-type]
+    return MeshQuestion(**values)
 
 
 def chosen(times: ClipTimes, asked: MeshQuestion, rules: RunRules | None = None) -> MeshChoice:

@@ -31,7 +31,7 @@ def snapshot(**changes: object) -> Snapshot:
         "num_clips": 12, "rendered": 6, "failed": 1, "started": 2, "new": 6, "elapsed_s": 360.0, "jobs_running": 1,
         "jobs_waiting": 1, "gpu_s": 720.0, "jobs": [line(0, "ended", done=4), line(1, "waiting"), line(2, "running", done=2)],
     } | changes  # fmt: skip
-    return Snapshot(**values)  # type: ignore[arg-type]
+    return Snapshot(**values)
 
 
 def test_the_page_tells_how_far_the_run_is_and_what_broadcasting_saved(tmp_path: Path) -> None:

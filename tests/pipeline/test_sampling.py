@@ -72,7 +72,7 @@ def group_of(**changes: object) -> ClipGroup:
     values = {
         "model": "wan", "height": 480, "width": 832, "num_frames": 81, "num_steps": 50, "broadcast": "none", "guided": True,
     }  # fmt: skip
-    return ClipGroup(**values | changes)  # type: ignore[arg-type]
+    return ClipGroup(**values | changes)
 
 
 def test_few_steps_without_guidance_cost_a_few_passes_and_have_no_second_branch() -> None:

@@ -113,7 +113,7 @@ def test_lines_of_setup_may_hold_a_secret_and_are_not_kept_in_the_run() -> None:
     settings = build_settings("m.parquet", choose(parsed, {"python": "python3"}))
     assert (settings.machines.setup, settings.machines.python) == (("export TOKEN=hush",), "python3")
     assert "hush" not in json.dumps(settings.to_dict())
-    assert settings.to_dict()["machines"]["comment"] == "film"  # type: ignore[index]
+    assert settings.to_dict()["machines"]["comment"] == "film"
 
 
 def test_doctor_says_what_this_machine_makes_of_a_jobs_beginning(
