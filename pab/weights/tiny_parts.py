@@ -22,6 +22,26 @@ SENTENCES = (
 """What the tiny tokenizer learns its pieces from."""
 
 
+def write_image_processor(folder: Path, side: int) -> None:
+    """Writes the preparation of images for a CLIP that reads pictures of so many pixels a side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": side, "width": side},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "size": {"shortest_edge": side},
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2))
+
+
 def write_component(folder: Path, module: nn.Module, config: Mapping[str, object]) -> None:
     """Writes `model.safetensors` and `config.json` of one component."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from pab.families.hunyuan_video import image_text
 from pab.families.hunyuan_video.config import LATENT_CHANNELS, MAX_TEXT_TOKENS, SHIFT, HunyuanModel
 from pab.families.hunyuan_video.text import INSTRUCTION, MAX_CLIP_TOKENS
 from pab.library.parts import library_class
-from pab.weights.tiny_parts import write_byte_tokenizer, write_component, write_scheduler
+from pab.weights.tiny_parts import write_byte_tokenizer, write_component, write_image_processor, write_scheduler
 
 LLAMA_CHANNELS, CLIP_CHANNELS, IMAGE_CHANNELS = 32, 16, 16
 IMAGE_SIDE = 48
@@ -27,20 +27,6 @@ VAE = {
     "norm_num_groups": 2,
     "scaling_factor": 0.476986,
     "mid_block_add_attention": True,
-}
-IMAGE_PROCESSOR = {
-    "image_processor_type": "CLIPImageProcessor",
-    "crop_size": {"height": IMAGE_SIDE, "width": IMAGE_SIDE},
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "resample": 3,
-    "rescale_factor": 0.00392156862745098,
-    "size": {"shortest_edge": IMAGE_SIDE},
 }
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": SHIFT}
 BEGIN, PAD = "<|begin_of_text|>", "<pad>"
@@ -86,8 +72,7 @@ def write_small_hunyuan_video(folder: Path, seed: int, model: HunyuanModel) -> N
         learned = [image_text.INSTRUCTION] * 3 + ["system\n\n"] * 50
         vocabulary = write_llama_tokenizer(folder / "tokenizer", LLAVA_SPECIALS, learned, size=LLAVA_TOKENS)
         write_llava(folder / "text_encoder", vocabulary)
-        (folder / "image_processor").mkdir()
-        (folder / "image_processor" / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR, indent=2))
+        write_image_processor(folder / "image_processor", IMAGE_SIDE)
     write_clip(folder / "text_encoder_2", write_clip_tokenizer(folder / "tokenizer_2"))
     write_scheduler(folder, SCHEDULER)
 

@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from pab.families.wan.config import MAX_TEXT_TOKENS, WanModel
 from pab.library.parts import library_class
-from pab.weights.tiny_parts import write_component, write_scheduler, write_t5_and_tokenizer
+from pab.weights.tiny_parts import write_component, write_image_processor, write_scheduler, write_t5_and_tokenizer
 
 TEXT_CHANNELS = 32
 IMAGE_CHANNELS = 16
-IMAGE_PROCESSOR = {
-    "image_processor_type": "CLIPImageProcessor",
-    "crop_size": {"height": 28, "width": 28},
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "resample": 3,
-    "rescale_factor": 0.00392156862745098,
-    "size": {"shortest_edge": 28},
-}
 
 
 def transformer_config(model: WanModel) -> dict[str, object]:
@@ -110,5 +95,4 @@ def write_image_encoder(folder: Path) -> None:
         projection_dim=IMAGE_CHANNELS,
     )
     write_component(folder / "image_encoder", transformers.CLIPVisionModel(config), config.to_dict())
-    (folder / "image_processor").mkdir()
-    (folder / "image_processor" / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR, indent=2))
+    write_image_processor(folder / "image_processor", 28)
