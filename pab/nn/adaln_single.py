@@ -189,7 +189,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return modulate(F.layer_norm(x, x.shape[-1:], eps=1e-6), shift, scale)
 
 
-def modulation_table(scale_shift_table: Tensor, modulation_BnD: Tensor, dims: int) -> Tensor:
-    """Returns [n, B, 1, ..., 1, D]: a block's table plus the timestep's, ready for tokens with `dims` dims between."""
+def modulation_table(scale_shift_table: Tensor, modulation_BnD: Tensor) -> Tensor:
+    """Returns [n, B, 1, 1, D]: a block's table plus the timestep's, ready for tokens with two dims between B and D."""
     table = (scale_shift_table + modulation_BnD).transpose(0, 1)
-    return table.unflatten(1, (-1, *[1] * dims))
+    return table[:, :, None, None]

@@ -74,6 +74,6 @@ def step_modulation(ends: Ends, timestep: float | Tensor, x: Tensor) -> tuple[Te
 
 def project_out(ends: Ends, x: Tensor, embedded_BD: Tensor) -> Tensor:
     """Turns tokens [B, a, b, D] into patches of the prediction."""
-    table = modulation_table(ends.scale_shift_table, embedded_BD[:, None], 2)
+    table = modulation_table(ends.scale_shift_table, embedded_BD[:, None])
     patches: Tensor = ends.proj_out(modulated_norm(x, table[0], table[1]))
     return patches

@@ -204,7 +204,7 @@ class LatteBlock(nn.Module):
         adds = (reuse is None or reuse[0] is None) and not travels and self.attn1.to_qkv is not None
         return run_branches(
             x_BTSD,
-            modulation_table(self.scale_shift_table, context.modulation, 2),
+            modulation_table(self.scale_shift_table, context.modulation),
             (reuse or (None,) * count, wanted or (False,) * count),
             norm=norm_for(context.kernels, is_float8=self.ff.is_float8 and not travels),
             attention=AttentionBranch(lambda x, end: self._attend(x, context, end), self.attn1.last if adds else None),

@@ -163,7 +163,7 @@ class OpenSoraPlanBlock(nn.Module):
         `reuse`: per site the output kept from an earlier step, or None to compute; this step's gate applies to it.
         `text`: keys and values, and bias.
         """
-        table = modulation_table(self.scale_shift_table, context.modulation, 2)
+        table = modulation_table(self.scale_shift_table, context.modulation)
         attended, crossed, mixed = reuse
         if attended is None:
             attended = self.attn1(modulated_norm(x_BARD, table[0], table[1]), context)
