@@ -1,1 +1,1 @@
-"""What the published CogVideoX text-to-video models do around their transformers: weights, noise levels, loading."""
+"""What the published CogVideoX models do around their transformers: weights, noise levels, loading."""

@@ -1,1 +1,1 @@
-"""What the published LTX-Video text-to-video models do around their transformer: weights, noise levels, loading."""
+"""What the published LTX-Video models do around their transformer: weights, noise levels, loading."""

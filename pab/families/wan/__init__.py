@@ -1,1 +1,1 @@
-"""What the published Wan text-to-video models do around their transformers: weights, noise levels, loading."""
+"""What the published Wan models do around their transformers: weights, noise levels, loading."""

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pab.kernels.gpu.head_parts import head_parts
+from pab.kernels.gpu.widths import head_parts
 
 LOG2_E = 1.4426950408889634
 

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pab.kernels.gpu.head_parts import head_parts
+from pab.kernels.gpu.widths import head_parts
 
 
 @triton.jit

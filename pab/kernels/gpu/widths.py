@@ -11,3 +11,8 @@ def two_parts(width: int) -> tuple[int, int]:
     if whole == width:
         return whole, 16
     return whole // 2, max(16, triton.next_power_of_2(width - whole // 2))
+
+
+def head_parts(head_dim: int) -> tuple[int, int]:
+    """Returns two powers of two that hold a head, 64 and 16 for 72; each is at least 16, the least that a product takes."""
+    return two_parts(max(16, head_dim))
