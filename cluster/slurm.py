@@ -28,6 +28,8 @@ _LOG = logging.getLogger(__name__)
 _CANCEL_AT_ONCE = 200
 _MAX_RELEASES = 10
 _FIRST_INTERVAL_S = 2.0
+_NODES_INTERVAL_S = 60.0
+"""The least time between two questions to slurmctld about nodes."""
 _LIVE = (JobState.WAITING, JobState.RUNNING)
 _UNANSWERED_S = 86400.0
 """A record without an answer that is older than this is of a submit that was killed before sbatch."""
@@ -38,9 +40,9 @@ class SlurmCluster:
 
     `folder` must be shared with the nodes; pickles, scripts, logs and results lie there in a new private folder (0700) per
     array, because ids repeat. `run_id` is in the name of every job. `queue_interval_s`: the least time between two questions
-    to slurmctld; in its first minutes it asks more often, since short runs end in them. `nodes_interval_s`: between two about
-    nodes. `result_grace_s`: how long after a job has left the queue its result may take to become visible. `settle_s`: how
-    long a controller that is away is waited for when nobody knows whether it took jobs.
+    about jobs to slurmctld; in its first minutes it asks more often, since short runs end in them. `result_grace_s`: how long
+    after a job has left the queue its result may take to become visible. `settle_s`: how long a controller that is away is
+    waited for when nobody knows whether it took jobs.
     """
 
     def __init__(
@@ -50,7 +52,6 @@ class SlurmCluster:
         *,
         run_id: str,
         queue_interval_s: float = 10.0,
-        nodes_interval_s: float = 60.0,
         result_grace_s: float = 15.0,
         settle_s: float = 60.0,
     ) -> None:
@@ -60,7 +61,6 @@ class SlurmCluster:
         self._site: Site | None = None
         self._run_id = run_id
         self._queue_interval_s = queue_interval_s
-        self._nodes_interval_s = nodes_interval_s
         self._result_grace_s = result_grace_s
         self._settle_s = settle_s
         self._mark = cancel_mark(self._folder)
@@ -255,7 +255,7 @@ class SlurmCluster:
         waiting = [job for job in self._jobs if job.id in wanted and job.state is JobState.WAITING]
         if not waiting:
             self._shortage = None
-        elif now_s - self._nodes_asked_at_s >= self._nodes_interval_s:
+        elif now_s - self._nodes_asked_at_s >= _NODES_INTERVAL_S:
             self._nodes_asked_at_s = now_s
             # Of an outage the queue tells already.
             with contextlib.suppress(ClusterError):

@@ -40,6 +40,7 @@ _RENDEZVOUS_S = 300.0
 _COLLECTIVE_S = 900.0
 """How long a rank waits for another one inside the model before it gives up; far longer than a pass takes."""
 _POLL_S = 0.05
+_TOLD_S = 5.0
 _DEFAULT_JOB_S = 7 * 86400.0
 _CLOSE_S = 300.0
 LOST_EXIT = 76
@@ -134,8 +135,8 @@ class JobRanks:
         dist.all_gather(parts, torch.cat([own, own.new_zeros(longest - len(own))]), group=self.everyone)
         return [from_bytes(part[: int(size)].numpy().tobytes(), kind) for part, size in zip(parts, sizes, strict=True)]
 
-    def all_told_to_end(self, *, wait_s: float = 5.0) -> bool:
-        """Whether every rank of this rank's clip calls this within `wait_s`: then all are alive, and all were told to end.
+    def all_told_to_end(self) -> bool:
+        """Whether every rank of this rank's clip calls this within 5 s: then all are alive, and all were told to end.
 
         A job is also told to end when one of its ranks has died, but then that rank does not call this. The thread that
         reads signals calls it, so it works while the ranks wait for each other. Only the clip's root gets True.
@@ -145,7 +146,7 @@ class JobRanks:
         members = range(
             self.place.rank - self.node.clip.rank, self.place.rank - self.node.clip.rank + self.node.clip.size
         )
-        end = time.monotonic() + wait_s
+        end = time.monotonic() + _TOLD_S
         try:
             self.store.set(f"told-to-end/{self.place.rank}", "")
             while self.node.is_clip_root and time.monotonic() < end:

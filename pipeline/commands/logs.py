@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     return Exit.OK
 
 
-def follow(logs: Logs, found_run: Run, *, tell: Callable[[LogLine], None], every_s: float = FOLLOW_EVERY_S) -> None:
+def follow(logs: Logs, found_run: Run, *, tell: Callable[[LogLine], None]) -> None:
     """Tells every line that is there, then each new one, until all clips of the run have ended. Raises BucketError."""
     while True:
         progress = read_progress(logs.bucket, run_keys(logs.bucket))
@@ -49,7 +49,7 @@ def follow(logs: Logs, found_run: Run, *, tell: Callable[[LogLine], None], every
             tell(line)
         if has_ended:
             return
-        time.sleep(every_s)
+        time.sleep(FOLLOW_EVERY_S)
 
 
 def _nothing(bucket: Bucket, logs: Logs) -> str:

@@ -34,9 +34,8 @@ _PLANNING, _DRIVING = "submit-", "driver-"
 class Claim:
     """One submit's claim on a run, renewed by a thread until it is released. `name`: in the folder of claims."""
 
-    def __init__(self, bucket: Bucket, name: str, *, beat_s: float = BEAT_S) -> None:
+    def __init__(self, bucket: Bucket, name: str) -> None:
         self._bucket = bucket
-        self._beat_s = beat_s
         self._path = layout.claim(name)
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="claim", daemon=True)
@@ -73,7 +72,7 @@ class Claim:
 
     def _renew(self) -> None:
         beat = 0
-        while not self._released.wait(self._beat_s):
+        while not self._released.wait(BEAT_S):
             beat += 1
             try:
                 self.write(beat)
@@ -89,7 +88,7 @@ def claimed(
 
     Raises RefusedError when another submit holds its claim for longer than `patience_s`, BucketError.
     """
-    claim = Claim(bucket, f"{_PLANNING}{uuid.uuid4().hex}.json", beat_s=BEAT_S)
+    claim = Claim(bucket, f"{_PLANNING}{uuid.uuid4().hex}.json")
     others = _Others(bucket, _PLANNING, dead_s)
     end, told = time.monotonic() + patience_s, False
     try:
@@ -115,9 +114,9 @@ def claimed(
 
 
 @contextmanager
-def driving(bucket: Bucket, submit_id: str, *, beat_s: float = BEAT_S) -> Iterator[None]:
+def driving(bucket: Bucket, submit_id: str) -> Iterator[None]:
     """Says, as long as the body runs, that a submit's driver lives. A bucket that is away is told at a later beat."""
-    claim = Claim(bucket, f"{_DRIVING}{submit_id}.json", beat_s=beat_s)
+    claim = Claim(bucket, f"{_DRIVING}{submit_id}.json")
     with suppress(BucketError):
         claim.write()
     claim.hold()

@@ -21,8 +21,8 @@ SITES = [
 LEVELS = [float(level) for level in range(1000, 0, -100)]
 
 
-def plan_of(*groups: StepGroup, num_steps: int = 10, levels=LEVELS, cache_reset_steps=()):
-    return make_plan(StepRules(num_steps=num_steps, groups=groups), levels, SITES, cache_reset_steps=cache_reset_steps)
+def plan_of(*groups: StepGroup, num_steps: int = 10, cache_reset_steps=()):
+    return make_plan(StepRules(num_steps=num_steps, groups=groups), LEVELS, SITES, cache_reset_steps=cache_reset_steps)
 
 
 def letters(plan, name: str) -> str:
