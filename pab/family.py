@@ -339,7 +339,7 @@ def read_figures(path: Path) -> dict[str, tuple[CostFigures, ...]]:
     """
     try:
         document = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; {_NEEDS}") from error
     if not isinstance(document, dict) or document.get("format") != FIGURES_FORMAT:
         raise ValueError(f"{path}: needs an object with format={FIGURES_FORMAT}; {_NEEDS}")

@@ -68,25 +68,29 @@ def add_json(parser: Parser) -> None:
 
 
 def megabytes(text: str) -> float:
-    """Reads a size. Raises ArgumentTypeError, as the two below do."""
-    size = float(text)
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 MB")
-    return size
+    """Reads a size. Raises ArgumentTypeError, as the three below do."""
+    return _above_zero(text, "MB", 1_000_000)
 
 
 def hours(text: str) -> float:
     """Reads how long a link is to be valid."""
-    number = float(text)
     # The longest time of S3's signed links is a week.
-    if not 0 < number <= 168:
-        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 hours, and 168 (a week) at most")
-    return number
+    return _above_zero(text, "hours", 168)
+
+
+def minutes(text: str) -> float:
+    """Reads a time."""
+    return _above_zero(text, "minutes", 60 * 24 * 366)
 
 
 def seconds(text: str) -> float:
     """Reads a time."""
+    return _above_zero(text, "seconds", 3600 * 24 * 366)
+
+
+def _above_zero(text: str, unit: str, most: float) -> float:
     number = float(text)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 seconds")
+    # Of NaN every comparison is false.
+    if not 0 < number <= most:
+        raise argparse.ArgumentTypeError(f"{text}, needs more than 0 {unit}, and {most:,} at most")
     return number

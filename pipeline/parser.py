@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.arguments import Commands, Parser, Version, add_json, command, hours, megabytes, seconds
+from pipeline.arguments import Commands, Parser, Version, add_json, command, hours, megabytes, minutes, seconds
 from pipeline.help_texts import BENCH, BUILD, CALIBRATE, COLUMNS, EXITS, SETTINGS, SOURCE_HELP, SUBMIT, VERIFY
 from pipeline.run.options import add_options, add_options_of
 from pipeline.run.source_flags import SOURCES, add_source_flags, count
@@ -307,7 +307,7 @@ def _add_calibrate(commands: Commands[Parser]) -> None:
     )
     parser.add_argument(
         "--max-minutes",
-        type=float,
+        type=minutes,
         metavar="M",
         help="take no longer than M minutes after the model is loaded, and say what that left out (default: no bound)",
     )

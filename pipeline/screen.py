@@ -6,6 +6,7 @@ Prompts, URLs, ids, a store's messages and a job's log come from elsewhere, so a
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,10 @@ class Screen:
             print(json.dumps({"error": {"kind": kind, "message": message}, "exit_code": exit_code}, indent=1))
 
 
-def own_command() -> str:
-    """Returns how this program was called, for messages that say what to type: its script, else Python with the module."""
-    return "pab-pipeline" if Path(sys.argv[0]).name == "pab-pipeline" else "python -m pipeline"
+def own_command(*words: str) -> str:
+    """Returns what to type, for messages: how this program was called, and `words` as a shell needs them quoted."""
+    called = "pab-pipeline" if Path(sys.argv[0]).name == "pab-pipeline" else "python -m pipeline"
+    return f"{called} {shlex.join(words)}" if words else called
 
 
 def counted(number: int, noun: str) -> str:

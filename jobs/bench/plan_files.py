@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pab.broadcast.rules import Rules, rules_from_dict
+from pab.broadcast.rules import Rules, read_rules
 from pab.broadcast.step_rules import StepRules
 from pab.family import Family
 
@@ -22,11 +21,8 @@ def read_plan(family: Family, path: Path) -> StepRules:
     if path.stem in family.presets:
         raise ValueError(f"plan {path}: {path.stem!r} is a preset of {family.name}; rename the file")
     try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("needs an object such as `calibrate` writes")
-        rules = rules_from_dict(values)
-    except (OSError, ValueError) as error:
+        rules = read_rules(path)
+    except ValueError as error:
         raise ValueError(f"plan {path}: {error}") from error
     if not isinstance(rules, StepRules):
         raise ValueError(f"plan {path}: states no steps; give a plan as `calibrate` writes it, or a preset's name")

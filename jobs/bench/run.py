@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import list_backends
 
 from jobs.bench.groups import JOB
 from jobs.bench.library_subjects import make_subject
@@ -54,8 +55,11 @@ class BenchSettings:
 def usual_settings(*, size: str, seconds: float, row_seconds: float, repeat: int, backend: str) -> BenchSettings:
     """Returns settings for this machine. "auto" is on a GPU full size and inductor.
 
-    On a CPU it is tiny models and the backend "eager", which captures graphs and generates no code.
+    On a CPU it is tiny models and the backend "eager", which captures graphs and generates no code. Raises ValueError for a
+    backend that torch does not know.
     """
+    if backend != "auto" and backend not in (known := list_backends(exclude_tags=())):
+        raise ValueError(f"--backend {backend!r} is not known to torch, allowed: auto, {', '.join(known)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     usual = (FULL, "inductor") if device == "cuda" else (TINY, "eager")
     return BenchSettings(

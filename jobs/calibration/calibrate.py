@@ -162,6 +162,8 @@ class Calibrator:
             return self._run()
 
     def _run(self) -> Calibration:
+        if self.request.target.min_psnr_db is None:
+            self._check_shares(self._shares())
         request, work, measuring = self.request, self.work, self._measuring()
         searched, held_out = (self.plain.num_steps * len(each) for each in (request.searched, request.held_out))
         work.reserved = searched + self._proof
@@ -255,7 +257,7 @@ class Calibrator:
         shares = np.array([1.0, time_share]) if time_share is not None else self._shares()
         found = list(self._candidates(measured, shares))
         if not found:
-            raise ValueError(f"no plan computes at most {shares.min():.1%}; ask for more work")
+            raise ValueError(f"no plan computes at most {100 * shares.min():.3g}%; ask for more work")
         steps, clips = self.plain.num_steps, self.request.searched
         judged: list[tuple[float, float, int, StepRules]] = []
         for number, rules in enumerate(found, start=1):
@@ -336,6 +338,21 @@ class Calibrator:
             raise ValueError(f"match={target.match!r} decides while a clip is rendered; name a preset that is planned")
         plan = plan_for(request.family, request.searched[0], rules, request.precision)
         return np.array([plan.computed_share, time_share(request.family, plan)])
+
+    def _check_shares(self, shares: Matrix) -> None:
+        """Raises ValueError, before anything is rendered, for a budget that nothing meets or that saves nothing."""
+        steps, match = self.plain.num_steps, self.request.target.match
+        least = float(self._fixed.mean())
+        if shares.min() < least:
+            raise ValueError(
+                f"no plan computes at most {100 * shares.min():.3g}%: of {steps} steps every plan computes "
+                f"{self._fixed.sum()}, {least:.1%}; ask for more work"
+            )
+        if match is not None and shares.min() >= 1:
+            raise ValueError(
+                f"match={match!r} computes everything in clips of {steps} steps, so a plan for its work saves nothing; ask "
+                "for a share (--computed-share 0.6), or calibrate clips of more steps"
+            )
 
     def _bisect(self, measured: Measured) -> tuple[StepRules, float]:
         # Returns the plan of the least planned time that holds the bound on the searched prompts, and its median there.

@@ -67,7 +67,7 @@ class Bucket(Filesystem):
         """Returns a JSON document. Raises FileNotFoundError if there is none, DamagedError, else BucketError."""
         try:
             value = json.loads(self.read(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedError(f"{self.url}/{path}", f"it is not a JSON document ({error})") from error
         if not isinstance(value, dict):
             raise DamagedError(f"{self.url}/{path}", f"it is a JSON {type(value).__name__}, needs an object")

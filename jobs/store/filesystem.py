@@ -47,6 +47,7 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "ab
 _S3_RETRIES = 2
 SINGLE_PUT_BYTES = 64 << 20
 _ACCOUNT = re.compile(r"[^:@/]+@[^:@/]+")
+_END = re.compile(r"(?<=[^:/])/+$")
 
 
 class BucketError(Exception):
@@ -72,7 +73,8 @@ class Filesystem:
         # Azure's URLs name container@account; a password would come after a colon.
         if "@" in authority and not (protocol in AZURE and _ACCOUNT.fullmatch(authority)):
             raise BucketError(f"{protocol}://...: a URL may not hold credentials; set them in the environment")
-        self.url = (url if "://" in url or "::" in url else str(Path(url).absolute())).rstrip("/")
+        # Of a root nothing is cut off: "" would be the current folder.
+        self.url = _END.sub("", url if "://" in url or "::" in url else str(Path(url).absolute()))
         self.retry_policy = retry_policy or RetryPolicy()
         self.exclusive = exclusive
         self._opened: tuple[int, Any, str] | None = None

@@ -14,7 +14,9 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 _FINAL_OS_ERRORS = (PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
-_FINAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG)
+_FINAL_ERRNOS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.EILSEQ,
+)  # fmt: skip
 _FINAL_CODES = (
     "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "ExpiredToken", "InvalidToken",
     "NotImplemented", "QuotaExceeded",
@@ -121,6 +123,8 @@ def advice(error: BaseException, retry_policy: RetryPolicy) -> str:
         return "check credentials, endpoint and the bucket's policy"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space, then submit again"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return "the filesystem, or a limit of this shell (ulimit -f), takes no file of this size; raise it"
     return f"the store refused it ({code}), which waiting does not change" if code else "check the output URL"
 
 

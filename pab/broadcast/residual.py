@@ -43,11 +43,11 @@ class StandIn:
 def residual_from_json(values: object) -> tuple[tuple[int, Weights], ...]:
     """Reads a plan's "residual". Raises ValueError naming what is wrong."""
     if not isinstance(values, Mapping):
-        raise ValueError(f"broadcast rules: steps residual={values!r}, {_NEEDED}")
+        raise ValueError(f"broadcast rules: steps residual={shortened(values)}, {_NEEDED}")
     found = []
     for step, value in values.items():
         if not isinstance(step, str) or not step.isdecimal():
-            raise ValueError(f"broadcast rules: steps residual has the step {step!r}, {_NEEDED}")
+            raise ValueError(f"broadcast rules: steps residual has the step {shortened(step)}, {_NEEDED}")
         found.append((int(step), _weights(step, value)))
     return tuple(sorted(found))
 
@@ -58,8 +58,14 @@ def _weights(step: str, value: object) -> Weights:
     numbers: list[Any] = value if isinstance(value, list) else [value]
     known = all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers)
     if not known or not 1 <= len(numbers) <= 2 or not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"broadcast rules: steps residual at step {step}: {value!r}, {_NEEDED}")
+        raise ValueError(f"broadcast rules: steps residual at step {step}: {shortened(value)}, {_NEEDED}")
     return tuple(float(number) for number in numbers)
+
+
+def shortened(value: object) -> str:
+    """Returns a value of a file as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def residual_to_json(residual: Iterable[tuple[int, Weights]]) -> dict[str, object]:

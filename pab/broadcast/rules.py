@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pab.broadcast.foresight import ForesightRules, foresight_from_dict
@@ -16,6 +17,10 @@ from pab.broadcast.step_rules import StepRules, step_rules_from_dict
 
 ATTENTION_KINDS = ("spatial", "temporal", "cross")
 KINDS = (*ATTENTION_KINDS, "mlp")
+MAX_FILE_BYTES = 16 << 20
+_FILE_NEEDS = (
+    'needs an object such as {"spatial": {"range": 2, "window": [450, 930]}}, or a plan as calibrate writes it'
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +137,24 @@ def pyramid(
         return None if range_steps is None else AttentionRule(range_steps=range_steps, low=window[0], high=window[1])
 
     return BroadcastRules(spatial=rule(spatial), temporal=rule(temporal), cross=rule(cross), mlp=tuple(mlp))
+
+
+def read_rules(path: Path) -> Rules:
+    """Reads a file of user-made rules, or of a plan as `calibrate` writes it. Raises ValueError saying what is wrong."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{error.strerror}; name a JSON file of rules, or of a plan as calibrate writes it") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"has more than {MAX_FILE_BYTES:,} bytes, which no plan needs; name another file")
+    try:
+        values = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON in UTF-8 ({error}); {_FILE_NEEDS}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"holds a JSON {type(values).__name__}; {_FILE_NEEDS}")
+    return rules_from_dict(values)
 
 
 def rules_from_dict(values: Mapping[str, object]) -> Rules:

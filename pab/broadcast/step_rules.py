@@ -21,6 +21,7 @@ from pab.broadcast.residual import (
     check_residual,
     residual_from_json,
     residual_to_json,
+    shortened,
     spread_residual,
 )
 
@@ -31,6 +32,12 @@ _NEEDED = (
     "needs {'num_steps': N, 'groups': [{'kind': K, 'stack': S, 'compute': [0, 2, ...]}, ...]}; a group may name its "
     "'blocks', the plan its 'family', in 'passes' the steps at which the model runs, in 'residual' what stands in at others"
 )
+
+
+_SHOWN = 3
+"""Groups in a message."""
+MAX_STEPS = 10_000
+"""Of a plan; no family has more than a thousand. Every step is looked at, so a slip of the pen would take hours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +87,8 @@ class StepRules:
     residual: tuple[tuple[int, Weights], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"plan num_steps={self.num_steps}, needs 1 or more")
+        if not 1 <= self.num_steps <= MAX_STEPS:
+            raise ValueError(f"plan num_steps={self.num_steps}, allowed 1 to {MAX_STEPS}")
         if self.passes is not None and (not _rises(self.passes) or self.passes[-1] >= self.num_steps):
             raise ValueError(
                 f"plan passes={list(self.passes)}, needs rising steps that begin with 0, up to {self.num_steps - 1}"
@@ -112,7 +119,9 @@ class StepRules:
     def misfit(self, family: str, sites: Sequence[Site]) -> str | None:
         """Returns why a family with these sites cannot use the plan; None if it can."""
         if self.family not in (None, family):
-            return f"the plan is for family {self.family}, not {family}"
+            return (
+                f"the plan is for family {shortened(self.family)}, not {family}; calibrate --model {family} finds one"
+            )
         have = sorted({(site.kind, site.stack) for site in sites})
         for group in self.groups:
             held = [site for site in sites if group.holds(site)]
@@ -122,7 +131,8 @@ class StepRules:
         for site in sites:
             holding = [str(group) for group in self.groups if group.holds(site)]
             if len(holding) > 1:
-                return f"the plan has {site.name} in {len(holding)} groups: {'; '.join(holding)}"
+                more = "; ..." if len(holding) > _SHOWN else ""
+                return f"the plan has {site.name} in {len(holding)} groups: {'; '.join(holding[:_SHOWN])}{more}"
         return None
 
     def computed_share(self, sites: Sequence[Site]) -> float:
@@ -164,7 +174,7 @@ def spread_over(compute: Iterable[int], planned_steps: int, num_steps: int) -> f
 def step_rules_from_dict(values: object) -> StepRules:
     """Reads a plan from the value of "steps" in JSON. Raises ValueError naming what is wrong."""
     if not isinstance(values, Mapping) or not isinstance(values.get("groups"), list):
-        raise ValueError(f"broadcast rules: steps={_short(values)}, {_NEEDED}")
+        raise ValueError(f"broadcast rules: steps={shortened(values)}, {_NEEDED}")
     unknown = sorted(set(values) - {f.name for f in fields(StepRules)})
     if unknown:
         raise ValueError(f"broadcast rules: steps has no {unknown[0]!r}, {_NEEDED}")
@@ -174,7 +184,7 @@ def step_rules_from_dict(values: object) -> StepRules:
         raise ValueError(f"broadcast rules: steps num_steps={num_steps!r}, family={family!r}, {_NEEDED}")
     passes = values.get("passes")
     if passes is not None and not _all_whole(passes):
-        raise ValueError(f"broadcast rules: steps passes={_short(passes)}, {_NEEDED}")
+        raise ValueError(f"broadcast rules: steps passes={shortened(passes)}, {_NEEDED}")
     passes = None if passes is None else tuple(passes)
     residual = residual_from_json(values.get("residual", {}))
     return StepRules(num_steps=num_steps, groups=groups, passes=passes, family=family, residual=residual)
@@ -184,9 +194,9 @@ def _group(entry: Any) -> StepGroup:
     known = {f.name for f in fields(StepGroup)}
     texts = isinstance(entry, Mapping) and all(isinstance(entry.get(name), str) for name in ("kind", "stack"))
     if not texts or not set(entry) <= known or not _all_whole(entry.get("compute")):
-        raise ValueError(f"broadcast rules: steps group {_short(entry)}, {_NEEDED}")
+        raise ValueError(f"broadcast rules: steps group {shortened(entry)}, {_NEEDED}")
     if "blocks" in entry and not _all_whole(entry["blocks"]):
-        raise ValueError(f"broadcast rules: steps group {_short(entry)}, blocks are a list of block numbers")
+        raise ValueError(f"broadcast rules: steps group {shortened(entry)}, blocks are a list of block numbers")
     blocks = {"blocks": tuple(entry["blocks"])} if "blocks" in entry else {}
     return StepGroup(kind=entry["kind"], stack=entry["stack"], compute=tuple(entry["compute"]), **blocks)
 
@@ -201,8 +211,3 @@ def _whole(value: object) -> TypeGuard[int]:
 
 def _all_whole(values: object) -> bool:
     return isinstance(values, list) and all(_whole(value) for value in values)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."

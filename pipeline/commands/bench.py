@@ -22,6 +22,7 @@ from pab.families import FAMILIES
 from pab.family import FIGURES_FILE, FLOAT8_PARTS, figures_document, read_figures
 from pipeline.commands import bench_peers
 from pipeline.exits import Exit, UsageError
+from pipeline.run.results import make_folder, write_result
 from pipeline.screen import Screen, own_command
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ Json = dict[str, Any]
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `bench`: 1 when a row failed, else 0; rows that cannot run here are no failure."""
     folder = Path(arguments.output)
+    _check_flags(arguments)
+    if not (arguments.list or arguments.join):
+        make_folder(folder, flag="--output")
     if arguments.figures:
         return _measure_figures(arguments, folder, screen)
     if arguments.join:
         document = joined([_read(path) for path in arguments.join])
+        make_folder(folder, flag="--output")
     else:
         if arguments.list:
             screen.result(*_listed(arguments.rows))
@@ -56,6 +61,19 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     screen.result(document, f"{summary(document)}\n{folder / PAGE}\n{folder / DOCUMENT}")
     failed = any(line["status"] == "failed" for line in document["rows"])
     return Exit.ERROR if failed or ("peers" in document and bench_peers.any_failed(document["peers"])) else Exit.OK
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raises UsageError for a flag that what is asked for would not look at: else its user waits for something else."""
+    asked = [flag for flag in ("figures", "join", "list") if getattr(arguments, flag)]
+    if len(asked) > 1:
+        raise UsageError(f"--{asked[0]} and --{asked[1]} are different things to do; give one of them")
+    if arguments.rows is not None and asked in (["figures"], ["join"]):
+        raise UsageError(f"--rows says what is timed, --{asked[0]} times no rows; give one of them")
+    of_figures = {"weights": None, "linears": "full", "attention": "full", "eager": False}
+    given = [flag for flag, usual in of_figures.items() if getattr(arguments, flag) != usual]
+    if given and not arguments.figures:
+        raise UsageError(f"--{given[0]} is of --figures FAMILY; rows say it by a word, see --list")
 
 
 def _measure_figures(arguments: argparse.Namespace, folder: Path, screen: Screen) -> int:
@@ -87,8 +105,7 @@ def _measure_figures(arguments: argparse.Namespace, folder: Path, screen: Screen
     document = figures_document(before | {name: [*others, figures]})
     (*_, entry) = [each for each in document["figures"] if each["family"] == name]
     entry["about"] = about
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(document, indent=1) + "\n")
+    write_result(file, json.dumps(document, indent=1) + "\n")
     screen.result(entry, f"{name} on {figures.measured}\n{file}; plan with it: submit --figures {file}")
     return Exit.OK
 
@@ -96,18 +113,23 @@ def _measure_figures(arguments: argparse.Namespace, folder: Path, screen: Screen
 def _settings(arguments: argparse.Namespace) -> BenchSettings:
     from jobs.bench.run import usual_settings
 
-    return usual_settings(
-        size=arguments.size,
-        seconds=arguments.seconds,
-        row_seconds=arguments.row_seconds,
-        repeat=arguments.repeat,
-        backend=arguments.backend,
-    )
+    try:
+        return usual_settings(
+            size=arguments.size,
+            seconds=arguments.seconds,
+            row_seconds=arguments.row_seconds,
+            repeat=arguments.repeat,
+            backend=arguments.backend,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _rows(text: str | None, *, tiny: bool = False) -> tuple[list[Row], list[Chosen]]:
     """Returns the rows that are asked for, and the models under peers: these only by name."""
-    parts = [part.strip() for part in text.split(",")] if text else []
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise UsageError(f"--rows {text!r} has an empty part; name rows with commas between them, see --list")
     others = [part for part in parts if not is_peers(part)]
     try:
         peers = chosen_peers(part for part in parts if is_peers(part))
@@ -135,8 +157,7 @@ def _measure(arguments: argparse.Namespace, folder: Path, screen: Screen) -> Jso
     settings = _settings(arguments)
     ends = time.monotonic() + settings.seconds
     rows, peers = _rows(arguments.rows, tiny=settings.size == "tiny")
-    here = environment(settings) | {"command": f"{own_command()} {' '.join(sys.argv[1:])}"}
-    folder.mkdir(parents=True, exist_ok=True)
+    here = environment(settings) | {"command": own_command(*sys.argv[1:])}
     (folder / LINES).write_text("")
     lines: list[Json] = []
 
@@ -206,17 +227,18 @@ def _read(path: str) -> Json:
     file = Path(path) / DOCUMENT if Path(path).is_dir() else Path(path)
     try:
         document: Json = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--join {path}: {error}; needs a {DOCUMENT} of `bench`, or its folder") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"--join {path}: holds a JSON {type(document).__name__}; needs a {DOCUMENT} of `bench`")
     if document.get("schema") != SCHEMA:
         raise UsageError(f"--join {path}: schema {document.get('schema')}, needs {SCHEMA}; measure it anew")
     return document
 
 
 def _write(folder: Path, document: Mapping[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / DOCUMENT).write_text(json.dumps(document, indent=1) + "\n")
-    (folder / PAGE).write_text(bench_page(document))
+    write_result(folder / DOCUMENT, json.dumps(document, indent=1) + "\n")
+    write_result(folder / PAGE, bench_page(document))
     if "peers" in document:
         write_peers(document["peers"], folder)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +17,8 @@ from jobs.rendering.clip_loras import clip_loras
 from manifests.clip import Clip
 from manifests.read import iter_clips
 from manifests.sources.files import source_name, source_place
+from pab.broadcast.rules import read_rules
+from pab.broadcast.step_rules import StepRules
 from pab.family import Family
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.sources import opened_source
@@ -27,6 +28,7 @@ from pipeline.run.environment import environment_settings
 from pipeline.run.libraries import check_libraries
 from pipeline.run.options import choose
 from pipeline.run.references import ReferenceReader
+from pipeline.run.results import make_folder, write_result
 from pipeline.run.rules import RunRules, run_rules
 from pipeline.run.run import versions
 from pipeline.screen import Screen
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from jobs.calibration.calibrate import Calibration, Target
 
 _READ_ROWS = 1024
+_PAGE_START = b"<!doctype html"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class Prompts:
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `calibrate`: 1 when the plan that was found does not hold --min-psnr on held-out prompts, else 0."""
     _check(arguments)
+    page = arguments.report or arguments.plan.with_suffix(".html")
+    _check_files(arguments.plan, page, arguments.prompts)
     # Jobs here: what this process can use decides, not what SLURM has.
     chosen = choose({**vars(arguments), "cluster": "local", "output": None}, environment_settings())
     settings = build_settings(source_name(arguments.prompts), chosen, place=source_place(arguments.prompts)).render
@@ -61,11 +66,10 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     prompts = _prompts(arguments, settings, rules, screen)
     check_libraries({settings.model: rules.pinned_weights().get(settings.model)}, here=True)
     found = _calibrate(arguments, settings, rules, prompts, screen)
-    page = arguments.report or arguments.plan.with_suffix(".html")
     _write_plan(arguments.plan, found)
     from jobs.reports.calibration_html import calibration_page
 
-    _write(page, calibration_page(found, versions()))
+    write_result(page, calibration_page(found, versions()))
     document = {"plan": str(arguments.plan), "report": str(page), "holds": found.holds, **_about(found)}
     screen.result(document, _text(found, arguments.plan, page))
     if not found.holds:
@@ -81,10 +85,37 @@ def _check(arguments: argparse.Namespace) -> None:
     for flag, least in (("clips", 1), ("held_out", 1), ("block_ranges", 1), ("probe_every", 1)):
         if getattr(arguments, flag) < least:
             raise UsageError(f"--{flag.replace('_', '-')} {getattr(arguments, flag)}, needs {least} or more")
-    if arguments.max_minutes is not None and arguments.max_minutes <= 0:
-        raise UsageError(f"--max-minutes {arguments.max_minutes:g}, needs more than 0")
     if arguments.plan.suffix != ".json":
         raise UsageError(f"--output {arguments.plan}, needs a name that ends in .json: submit --broadcast tells by it")
+
+
+def _check_files(plan: Path, page: Path, prompts: Sequence[str]) -> None:
+    """Raises UsageError where a file to write would replace another kind of file, or cannot be written.
+
+    Before the search, which may take hours. An older plan and its page are replaced.
+    """
+    if plan.resolve() == page.resolve():
+        raise UsageError(f"--report {page}: is --output too; give the page another name")
+    for flag, path, is_own in (("--output", plan, _is_plan), ("--report", page, _is_page)):
+        if any(path.resolve() == Path(each).resolve() for each in prompts):
+            raise UsageError(f"{flag} {path}: is the file of prompts; give another name")
+        make_folder(path.parent, flag=f"{flag} {path}: folder")
+        if path.exists() and not is_own(path):
+            raise UsageError(f"{flag} {path}: exists, and calibrate did not write it; give another name")
+
+
+def _is_plan(path: Path) -> bool:
+    try:
+        return isinstance(read_rules(path), StepRules)
+    except ValueError:
+        return False
+
+
+def _is_page(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_PAGE_START)).lower() == _PAGE_START
 
 
 def _presets(arguments: argparse.Namespace, family: Family) -> tuple[str, ...] | None:
@@ -235,15 +266,4 @@ def _text(found: Calibration, plan: Path, page: Path) -> str:
 
 
 def _write_plan(path: Path, found: Calibration) -> None:
-    _write(path, json.dumps({**found.rules.to_dict(), "about": _about(found)}, indent=1) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    # At once: whatever ends the program leaves what was there before, or all of this.
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; name a file that can be written") from error
+    write_result(path, json.dumps({**found.rules.to_dict(), "about": _about(found)}, indent=1) + "\n")

@@ -41,6 +41,10 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `export`."""
     bucket, target = open_bucket(arguments.output), open_bucket(arguments.target)
     load_run(bucket)
+    if f"{target.url}/".startswith(f"{bucket.url}/"):
+        raise UsageError(
+            f"{target.url} is in the run's own output, whose videos would be written over; name another folder"
+        )
     write, first = FORMATS[arguments.format]
     if target.exists(first) and not arguments.overwrite:
         raise UsageError(f"{target.url}/{first} exists; name another folder, or add --overwrite")
@@ -65,7 +69,7 @@ def rendered_rows(bucket: Bucket, *, without_alarms: bool) -> Iterator[Row]:
     try:
         data = bucket.read(layout.INDEX)
     except FileNotFoundError as error:
-        raise UsageError(f"{bucket.url} has no {layout.INDEX}; first: {own_command()} report {bucket.url}") from error
+        raise UsageError(f"{bucket.url} has no {layout.INDEX}; first: {own_command('report', bucket.url)}") from error
     for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches():
         for row in batch.to_pylist():
             if row["outcome"] == "rendered" and not (without_alarms and row["alarms"]):

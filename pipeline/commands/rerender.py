@@ -41,7 +41,7 @@ def _named(bucket: Bucket, names: Collection[str], recorded: Collection[str]) ->
     rendered = {clip_id(key) for key in recorded}
     for name in names:
         if name not in rendered:
-            raise UsageError(f"--clip {name}: no such clip is rendered; see: {own_command()} status {bucket.url}")
+            raise UsageError(f"--clip {name}: no such clip is rendered; see: {own_command('status', bucket.url)}")
     return keys_of(names, recorded)
 
 
@@ -49,7 +49,7 @@ def _where(bucket: Bucket, text: str, recorded: Collection[str], screen: Screen)
     try:
         index = bucket.read(layout.INDEX)
     except FileNotFoundError as error:
-        report = f"{own_command()} report {bucket.url}"
+        report = own_command("report", bucket.url)
         raise UsageError(f"--where asks {layout.INDEX}, which is not there yet; first: {report}") from error
     keys, known = find_where(index, text, recorded)
     for name, count in known.items():

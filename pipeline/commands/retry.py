@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         failed = {clip_id(key) for key in keys}
         for name in arguments.clip:
             if name not in failed:
-                raise UsageError(f"--clip {name}: no such clip has failed; see: {own_command()} status {bucket.url}")
+                raise UsageError(f"--clip {name}: no such clip has failed; see: {own_command('status', bucket.url)}")
         keys = keys_of(arguments.clip, keys)
     keep_failures(bucket, keys)
     forgotten = [clip_id(key) for key in bucket.forget_failures(keys)]

@@ -245,7 +245,7 @@ def _interruptible() -> Iterator[None]:
 
 def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> int:
     screen, output = submission.screen, submission.settings.output
-    again = f"submit again to go on, or look: {own_command()} status {output}"
+    again = f"submit again to go on, or look: {own_command('status', output)}"
     if submission.settings.machines.cluster == "local":
         screen.note("interrupted: ending the local jobs")
         # Takes seconds. `timeout` and `make` both pass a signal on, so the second one must not cut this short.
@@ -263,7 +263,7 @@ def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> in
         return Exit.INTERRUPTED
     screen.error(
         "interrupted",
-        f"interrupted; the SLURM jobs go on (to end them: {own_command()} cancel {output}); {again}",
+        f"interrupted; the SLURM jobs go on (to end them: {own_command('cancel', output)}); {again}",
         Exit.INTERRUPTED,
     )
     return Exit.INTERRUPTED
@@ -279,8 +279,8 @@ def _detached(submission: Submission, submit: StartedJobs) -> int:
     submission.screen.result(
         document,
         f"{counted(len(submit.jobs), 'job')} handed to SLURM ({_shown(ids)})\n"
-        f"  how far:  {own_command()} status {output}\n"
-        f"  end them: {own_command()} cancel {output}\n"
+        f"  how far:  {own_command('status', output)}\n"
+        f"  end them: {own_command('cancel', output)}\n"
         f"  a job after them: sbatch --dependency=afterany:{':'.join(ids)} ...\n"
         "  jobs that are lost are started again by the next submit",
     )

@@ -129,8 +129,8 @@ def refuse_while_at_work(bucket: Bucket, found: Run, asked: Run, at_work: AtWork
     if who:
         raise UsageError(
             f"{bucket.url} holds another run: {changed_rows(found, asked)}, and somebody is at work on that run: "
-            f"{', '.join(who)}. A run can change when nobody is: wait for them ({own_command()} status {bucket.url}), or "
-            f"end them ({own_command()} cancel {bucket.url}), and submit again; or give this one another --output"
+            f"{', '.join(who)}. A run can change when nobody is: wait for them ({own_command('status', bucket.url)}), or "
+            f"end them ({own_command('cancel', bucket.url)}), and submit again; or give this one another --output"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import operator
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -72,9 +73,12 @@ def _check_kind(text: str, name: str, sign: str, value: str, kind: pa.DataType) 
         raise UsageError(f"--where {text!r}: column {name} holds no numbers, allowed: = and !=")
     if is_number:
         try:
-            float(value)
-        except ValueError as error:
-            raise UsageError(f"--where {text!r}: {value!r}, needs a number") from error
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        # Nothing is equal to NaN, or above or below it.
+        if math.isnan(number):
+            raise UsageError(f"--where {text!r}: {value!r}, column {name} needs a number")
 
 
 def matching(rows: Iterable[Mapping[str, object]], conditions: Sequence[Condition]) -> list[Mapping[str, object]]:

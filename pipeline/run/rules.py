@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -13,7 +12,7 @@ from manifests.loras import NO_LORA
 from manifests.rules import ClipLoops, FamilyRules, RowLoras, SamplingRule
 from manifests.sampling import check_defaults
 from pab.broadcast.foresight import ForesightRules
-from pab.broadcast.rules import ATTENTION_KINDS, Rules, rules_from_dict
+from pab.broadcast.rules import ATTENTION_KINDS, Rules, read_rules
 from pab.broadcast.step_rules import StepRules
 from pab.conditioning.loops import Loops
 from pab.conditioning.references import ReferenceRules
@@ -328,9 +327,6 @@ def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules]
 def read_broadcast(path: Path) -> Rules:
     """Reads a JSON file of broadcast rules. Raises UsageError naming what is wrong in it."""
     try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError('needs an object such as {"spatial": {"range": 2, "window": [450, 930]}}')
-        return rules_from_dict(values)
-    except (OSError, ValueError) as error:
+        return read_rules(path)
+    except ValueError as error:
         raise UsageError(f"--broadcast {path}: {error}") from error

@@ -133,7 +133,7 @@ def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) 
         ids = document["slurm_ids"]
         lines.append(f"SLURM jobs of the last submit: {', '.join(ids[:5])}{', ...' if len(ids) > 5 else ''}")
     if not_rendered:
-        lines.append(f"{counted(not_rendered, 'clip')} failed; to try again: {own_command()} retry {bucket.url}")
+        lines.append(f"{counted(not_rendered, 'clip')} failed; to try again: {own_command('retry', bucket.url)}")
         lines += [f"  {_short(str(failure))}" for failure in failures]
         if not_rendered > SHOWN_FAILURES:
             lines.append(f"  ... and {not_rendered - SHOWN_FAILURES} more in {bucket.url}/failures")
@@ -142,7 +142,8 @@ def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) 
         f"warning    {counted(int(each['clips']), 'clip')}: {each['warning']}" for each in document["clip_warnings"]
     ]
     lines.append(f"videos     {document['videos']}")
-    lines.append(f"report     {document['report'] or f'none yet; {own_command()} report {bucket.url}'}")
+    no_report = f"none yet; {own_command('report', bucket.url)}"
+    lines.append(f"report     {document['report'] or no_report}")
     if "dashboard" in document:
         lines.append(f"dashboard  {document['dashboard']} (it lived as long as this submit)")
     return "\n".join(lines)

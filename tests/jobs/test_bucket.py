@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jobs.store import layout
-from jobs.store.bucket import Bucket, BucketError
+from jobs.store.bucket import Bucket, BucketError, DamagedError
 from jobs.store.retry import RetryPolicy
 from tests.jobs.stores import FlakyFileSystem
 
@@ -148,6 +148,27 @@ def test_a_url_with_credentials_is_refused_without_showing_them():
     with pytest.raises(BucketError, match=r"s3://\.\.\.: a URL may not hold credentials") as caught:
         Bucket("s3://key:topsecret@bucket/out")
     assert "topsecret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [("/", "/"), ("//", "//"), ("file:///", "file:///"), ("/out//", "/out"), ("s3://bucket/", "s3://bucket")],
+)
+def test_a_root_is_no_other_folder(url, kept):
+    assert Bucket(url).url == kept
+
+
+def test_the_root_of_the_disk_is_not_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "here").touch()
+    monkeypatch.chdir(tmp_path)
+    assert not Bucket("/").exists("here")
+    assert Bucket("/").exists(str(tmp_path / "here").removeprefix("/"))
+
+
+def test_a_document_that_is_too_deep_to_read_is_damaged(bucket):
+    bucket.write("run.json", b"[" * 100_000)
+    with pytest.raises(DamagedError, match="it is not a JSON document"):
+        bucket.read_json("run.json")
 
 
 def test_an_unknown_filesystem_is_named_at_first_use():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
@@ -26,6 +27,9 @@ AWAY = [
 ]
 REFUSED = [
     PermissionError("no"),
+    OSError(errno.EFBIG, "File too large"),
+    OSError(errno.ELOOP, "Too many levels of symbolic links"),
+    OSError(errno.EILSEQ, "Invalid or incomplete multibyte or wide character"),
     botocore.exceptions.NoCredentialsError(),
     botocore.exceptions.ClientError({"Error": {"Code": "AccessDenied"}}, "PutObject"),
     aiohttp.InvalidURL("http:/"),

@@ -8,6 +8,7 @@ from pab.broadcast.plan import make_plan
 from pab.broadcast.rules import KINDS, rules_from_dict
 from pab.broadcast.sites import Site
 from pab.broadcast.step_rules import StepGroup, StepRules, spread_over
+from pab.families.demo.family import DEMO
 from tests.pab.plan_ranks import WITHOUT_SOME_PASSES, render_plan
 from tests.pab.worlds import clip, render, tiny_model
 from tests.ranks import run_on_ranks
@@ -110,7 +111,7 @@ def entry(**changes):
         ({"steps": 5}, r"steps=5, needs \{'num_steps'"),
         ({"steps": {"num_steps": 4, "groups": [], "blocks": 1}}, "steps has no 'blocks'"),
         ({"steps": {"num_steps": "4", "groups": []}}, "num_steps='4'"),
-        ({"steps": {"num_steps": 0, "groups": []}}, "num_steps=0, needs 1 or more"),
+        ({"steps": {"num_steps": 0, "groups": []}}, "num_steps=0, allowed 1 to 10000"),
         ({"steps": {"num_steps": 4, "groups": [entry(compute=[1, 2])]}}, r"compute=\[1, 2\], needs rising steps"),
         ({"steps": {"num_steps": 4, "groups": [entry(compute=[0, 2, 2])]}}, "needs rising steps that begin with 0"),
         ({"steps": {"num_steps": 2, "groups": [entry()]}}, "computes at step 2, allowed 0 to 1"),
@@ -129,10 +130,18 @@ def test_a_wrong_plan_file_says_what_is_wrong(values, message):
         rules_from_dict(values)
 
 
+def test_a_message_about_a_plan_is_short_however_long_the_plan_is():
+    twice = StepRules(num_steps=4, groups=(StepGroup(kind="cross", stack="temporal", compute=(0,)),) * 1000)
+    assert len(twice.misfit("demo", DEMO.sites)) < 200
+    with pytest.raises(ValueError, match="residual=") as told:
+        rules_from_dict({"steps": {"num_steps": 4, "groups": [], "residual": ["x"] * 10_000}})
+    assert len(str(told.value)) < 500
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        (StepRules(num_steps=4, groups=(), family="wan"), "the plan is for family wan, not demo"),
+        (StepRules(num_steps=4, groups=(), family="wan"), "the plan is for family 'wan', not demo"),
         (
             StepRules(num_steps=4, groups=(StepGroup(kind="mlp", stack="spatial", compute=(0,)),)),
             "a group mlp in spatial, demo has no such sites; it has cross in spatial, cross in temporal",

@@ -197,6 +197,39 @@ def test_wrong_rows_are_wrong_usage(command: Command) -> None:
     assert "latte diffusers: compiled pab236" in listed
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rows", ""], "--rows '' has an empty part"),
+        (["--rows", "demo,"], "--rows 'demo,' has an empty part"),
+        (["--weights", "folder"], "--weights is of --figures FAMILY"),
+        (["--linears", "float8"], "--linears is of --figures FAMILY"),
+        (["--eager", "--rows", "demo"], "--eager is of --figures FAMILY"),
+        (["--figures", "demo", "--rows", "demo"], "--figures times no rows"),
+        (["--list", "--figures", "demo"], "--figures and --list are different things to do"),
+        (["--backend", "gcc"], "--backend 'gcc' is not known to torch, allowed: auto, "),
+        (["--seconds", "nan"], "nan, needs more than 0 seconds"),
+        (["--row-seconds", "inf"], "inf, needs more than 0 seconds"),
+        (["--join", "deep.json"], "maximum recursion depth exceeded"),
+        (["--join", "list.json"], "--join list.json: holds a JSON list; needs a bench.json"),
+        (
+            ["--rows", "demo", "--output", "list.json"],
+            "--output list.json: File exists; name a folder that can be written",
+        ),
+        (["--figures", "demo", "--output", "list.json/a"], "list.json/a: Not a directory; name a folder"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_after_measuring_is_refused_at_once(
+    words: list[str], message: str, command: Command
+) -> None:
+    (command.folder / "deep.json").write_text("[" * 100_000)
+    (command.folder / "list.json").write_text("[]")
+    ran = command.run("bench", *words)
+    assert ran.returncode == 2
+    assert message in ran.stderr
+    assert not (command.folder / "runs").exists() or not list((command.folder / "runs").rglob("*.json"))
+
+
 def test_cache_dit_is_compared_with_the_same_pipeline_without_it() -> None:
     (default,) = [row for row in all_rows() if row.name == "wan cache-dit: compiled none"]
     (half,) = [row for row in all_rows() if row.name == "wan_14b cache-dit: compiled none half"]
@@ -251,7 +284,7 @@ def test_a_plan_in_a_file_is_a_word_of_rows_and_of_jobs(tmp_path: Path) -> None:
     assert broadcast_of(row) == ("mine", {"mine": {"steps": steps}})
     assert broadcast_of(parse_row(GROUP["job"], "compiled pab246")) == ("pab246", None)
     plan.write_text(json.dumps({"steps": steps | {"family": "latte"}}))
-    with pytest.raises(ValueError, match=r"mine.json: the plan is for family latte, not open_sora"):
+    with pytest.raises(ValueError, match=r"mine.json: the plan is for family 'latte', not open_sora"):
         parse_row(GROUP["open_sora"], str(plan))
     plan.write_text("{}")
     with pytest.raises(ValueError, match=r"mine.json: states no steps; give a plan as `calibrate` writes it"):

@@ -94,6 +94,49 @@ def test_wrong_usage_says_what_is_wrong(
     assert message in capsys.readouterr().err
 
 
+def test_a_file_that_calibrate_did_not_write_is_never_replaced(manifest: Manifest, command: Command) -> None:
+    rows, folder = manifest(2), command.folder
+    prompts, page, plan = folder / "prompts.json", folder / "notes.html", folder / "plan.json"
+    prompts.write_text(json.dumps([{"prompt": "a red circle"}, {"prompt": "a green circle"}]))
+    page.write_text("my notes")
+    for given, words, told in (
+        (prompts, ("--output", "prompts.json"), "--output prompts.json: is the file of prompts; give another name"),
+        (rows, ("--output", "prompts.json"), "--output prompts.json: exists, and calibrate did not write it"),
+        (rows, ("--output", "notes.json"), "--report notes.html: exists, and calibrate did not write it"),
+        (rows, ("--output", "plan.json", "--report", "./plan.json"), "--report plan.json: is --output too"),
+        (
+            rows,
+            ("--output", "notes.html/plan.json"),
+            "folder notes.html: File exists; name a folder that can be written",
+        ),
+    ):
+        ran = command.run("calibrate", given, "--weights", command.weights, *words, *SMALL)
+        assert (ran.returncode, "measuring clip" in ran.stderr) == (2, False)
+        assert told in ran.stderr
+    assert (json.loads(prompts.read_text())[0]["prompt"], page.read_text()) == ("a red circle", "my notes")
+    assert not plan.exists()
+
+
+def test_a_budget_that_saves_nothing_or_that_nothing_meets_is_refused_before_measuring(
+    manifest: Manifest, command: Command
+) -> None:
+    rows = manifest(2)
+    for words, told in (
+        (
+            (),
+            "match='half' computes everything in clips of 4 steps, so a plan for its work saves nothing; ask for a share",
+        ),
+        (("--computed-share", "0.001"), "no plan computes at most 0.1%: of 4 steps every plan computes 1, 25.0%"),
+        (("--match", "foresight"), "match='foresight' decides while a clip is rendered"),
+        (("--computed-share", "0.6", "--max-minutes", "nan"), "nan, needs more than 0 minutes"),
+    ):
+        ran = command.run(
+            "calibrate", rows, "--weights", command.weights, "--output", "plan.json", *SMALL, *words
+        )  # fmt: skip
+        assert (ran.returncode, "measuring clip" in ran.stderr) == (2, False)
+        assert told in ran.stderr
+
+
 def test_rows_of_other_sizes_and_with_too_few_prompts_are_refused(manifest: Manifest, command: Command) -> None:
     rows = manifest(2, height=[32, 48])
     ran = command.run("calibrate", rows, "--weights", command.weights, "--output", "plan.json", *SMALL)

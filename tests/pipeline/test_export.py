@@ -76,6 +76,24 @@ def test_the_other_forms_have_videos_and_a_list_of_them(command: Command, run_fo
     assert (tmp_path / "csv/videos/d.mp4").read_bytes() == VIDEOS["d"]
 
 
+@pytest.mark.parametrize("place", ["", "videos", "a/set"])
+def test_a_data_set_is_never_written_into_the_run_itself(command: Command, run_folder: Path, place: str) -> None:
+    before = sorted(run_folder.rglob("*"))
+    ran = command.run("export", run_folder, run_folder / place, "--format", "csv", "--overwrite")
+    assert ran.returncode == 2
+    assert "is in the run's own output, whose videos would be written over; name another folder" in ran.stderr
+    assert sorted(run_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1"])
+def test_a_size_of_tar_files_that_is_no_size_is_refused(
+    command: Command, run_folder: Path, tmp_path: Path, size: str
+) -> None:
+    ran = command.run("export", run_folder, tmp_path / "set", "--format", "webdataset", f"--shard-mb={size}")
+    assert ran.returncode == 2
+    assert f"{size}, needs more than 0 MB, and 1,000,000 at most" in ran.stderr
+
+
 def test_a_run_without_a_report_is_told_what_comes_first(command: Command, run_folder: Path, tmp_path: Path) -> None:
     (run_folder / "reports/index.parquet").unlink()
     ran = command.run("export", run_folder, tmp_path / "set", "--format", "csv")

@@ -44,7 +44,8 @@ def test_rows_are_found_by_conditions(text: str, found: str) -> None:
     [
         ("psnr", "is no condition, needs COLUMN SIGN VALUE"),
         ("sharpness < 3", "no column 'sharpness', allowed: clip_id, psnr_db"),
-        ("psnr < low", "'low', needs a number"),
+        ("psnr < low", "'low', column psnr_db needs a number"),
+        ("psnr < nan", "'nan', column psnr_db needs a number"),
         ("clip_id < a", "holds no numbers, allowed: = and !="),
         ("alarms = flicker", "so ask with has"),
         ("height has 3", "so has does not fit"),

@@ -10,6 +10,7 @@ import pytest
 from jobs.render_settings import RenderSettings
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup
+from pab.broadcast.rules import MAX_FILE_BYTES
 from pab.families.demo.family import DEMO
 from pab.family import Family
 from pipeline.exits import UsageError
@@ -66,12 +67,30 @@ def test_broadcast_file_becomes_the_default_and_travels_into_jobs(tmp_path: Path
     assert rules.rows["demo"].broadcasts["mine"] == rules.broadcast("demo", "mine").digest
 
 
+def test_a_broadcast_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_text("{}", encoding="utf-8-sig")
+    assert (
+        run_rules(replace(RENDER, broadcast=str(tmp_path / "mine.json")), ONE).rows["demo"].defaults["broadcast"]
+        == "mine"
+    )
+
+
+@pytest.mark.parametrize("name", ["absent.json", "folder.json"])
+def test_a_broadcast_file_that_cannot_be_read_says_what_to_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UsageError, match="name a JSON file of rules, or of a plan"):
+        run_rules(replace(RENDER, broadcast=str(tmp_path / name)), ONE)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
         ("mine.json", '{"spatial": 3}', "spatial=3, needs"),
-        ("mine.json", "[1]", "needs an object such as"),
-        ("mine.json", "{", "mine.json: Expecting property name"),
+        ("mine.json", "[1]", "holds a JSON list; needs an object such as"),
+        ("mine.json", "{", "mine.json: is not JSON in UTF-8 .Expecting property name"),
+        ("mine.json", "[" * 100_000, "is not JSON in UTF-8 .maximum recursion depth"),
+        ("mine.json", '{"steps": {"num_steps": 1000000000000, "groups": []}}', "allowed 1 to 10000"),
+        ("mine.json", " " * (MAX_FILE_BYTES + 1), "has more than 16,777,216 bytes"),
         ("pab246.json", "{}", "'pab246' is a preset of demo; rename the file"),
         ("mine.json", '{"mlp": [{"stack": "x", "blocks": [0], "skip_count": 1, "position": 0.5}]}', "mlp stack='x'"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.screen import Screen
+from pipeline.screen import Screen, own_command
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e"
 
@@ -24,6 +25,14 @@ def test_whatever_is_shown_holds_no_control_character(capsys: pytest.CaptureFixt
     assert out == "\\x1b]0;owned\\x07\\x1b[31m\\x9b2J\\u202e\n"
     assert err.startswith("one\n\ttwo \\x1b]0;owned")
     assert all(each.isprintable() for each in (out + err).replace("\t", "").split("\n"))
+
+
+def test_a_command_that_is_told_can_be_pasted_into_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/usr/bin/pab-pipeline"])
+    told = own_command("retry", "/my runs/it's $HOME\n*")
+    assert told.startswith("pab-pipeline retry '/my runs")
+    assert shlex.split(told) == ["pab-pipeline", "retry", "/my runs/it's $HOME\n*"]
+    assert own_command("status", "s3://videos/run1") == "pab-pipeline status s3://videos/run1"
 
 
 def test_json_holds_the_text_as_it_is_in_escapes(capsys: pytest.CaptureFixture[str]) -> None:
