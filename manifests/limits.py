@@ -209,10 +209,13 @@ class Limits:
                 int(i),
                 "broadcast",
                 shown(names[int(i)].as_py()),
-                f"{self._names[codes[i]]} has {', '.join(sorted(self._rules[codes[i]].broadcasts))}",
+                f"{self._has(int(codes[i]))}, and no --broadcast file has that name",
             )
             for i in np.flatnonzero(bad)
         ]
+
+    def _has(self, code: int) -> str:
+        return f"{self._names[code]} has {', '.join(sorted(self._rules[code].broadcasts))}"
 
     def _too_many_tokens(
         self, columns: Mapping[str, pa.Array], codes: npt.NDArray[np.int64], skip: npt.NDArray[np.bool_]

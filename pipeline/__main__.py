@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 
@@ -36,6 +38,9 @@ COMMANDS = {
 """Command -> module whose `run(arguments, screen)` carries it out; imported only when it is asked for."""
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
@@ -53,11 +58,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except Exception as error:  # the process's top: whatever it is, `--json` promises one object and an exit code
         exit_code = _exit_code(error)
+        if exit_code is None and isinstance(error, OSError) and error.errno in _NO_ROOM:
+            screen.error(type(error).__name__, _no_room(error), Exit.ERROR)
+            return Exit.ERROR
         if exit_code is None:
             screen.note(traceback.format_exc())
             exit_code = Exit.ERROR
         screen.error(type(error).__name__, str(error) or repr(error), exit_code)
         return exit_code
+
+
+def _no_room(error: OSError) -> str:
+    place = error.filename if isinstance(error.filename, str) else "a disk"
+    return (
+        f"{place}: {os.strerror(error.errno or 0)}; make room there, in the current folder and in {tempfile.gettempdir()} "
+        "(or set TMPDIR), or raise the limit of this shell (ulimit -f), and try again"
+    )
 
 
 def _log_to_stderr() -> None:

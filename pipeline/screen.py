@@ -32,7 +32,13 @@ class Screen:
         """Tells why the command ended; with --json the document on stdout says it too."""
         self.note(f"error: {message}")
         if self.as_json:
-            print(json.dumps({"error": {"kind": kind, "message": message}, "exit_code": exit_code}, indent=1))
+            document = {"error": {"kind": kind, "message": message}, "exit_code": exit_code}
+            try:
+                print(json.dumps(document, indent=1), flush=True)
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # such as a full disk, which may be what the message is about
+                self.note(f"error: stdout takes no JSON ({error.strerror})")
 
 
 def own_command(*words: str) -> str:

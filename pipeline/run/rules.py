@@ -294,6 +294,10 @@ def _broadcast(render: RenderSettings, family: Family) -> tuple[dict[str, Rules]
             f"({', '.join(family.all_smaller())}) and no .json file"
         )
     name = path.stem
+    if not name.isprintable():
+        raise UsageError(
+            f"--broadcast {asked!r}: the file's name is the plan's, and has a control character; rename the file"
+        )
     if family.rules_named(name) is not None:
         raise UsageError(f"--broadcast {asked}: {name!r} is a preset of {family.name}; rename the file")
     rules = read_broadcast(path)

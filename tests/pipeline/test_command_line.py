@@ -49,6 +49,18 @@ def test_what_is_to_be_typed_is_told_as_the_program_was_called(monkeypatch: pyte
         assert (own_command(), build_parser().prog) == (told, told)
 
 
+@pytest.mark.parametrize("words", [["bench", "--list"], ["bench", "--list", "--json"]])
+def test_a_full_disk_is_told_in_words(words: list[str], tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "pipeline", *words], stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+            env=environment(), check=False, timeout=60,
+        )  # fmt: skip
+    assert ran.returncode != 0
+    assert "No space left on device; make room there" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 def test_demo_is_a_submit_of_the_manifest_that_ships_on_this_machine(command: Command) -> None:
     code, document = command.json("demo", "--dry-run", "--device", "cpu", "--set", "num_steps=4")
     assert (code, document["num_clips"], document["to_render"]) == (0, 8, 8)

@@ -75,6 +75,14 @@ def test_a_broadcast_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: P
     )
 
 
+def test_a_broadcast_files_name_is_one_line_of_text(tmp_path: Path) -> None:
+    (tmp_path / "mi\n\x1bne.json").write_text("{}")
+    with pytest.raises(
+        UsageError, match=r"mi\\n\\x1bne.json': the file's name is the plan's, and has a control character"
+    ):
+        run_rules(replace(RENDER, broadcast=str(tmp_path / "mi\n\x1bne.json")), ONE)
+
+
 @pytest.mark.parametrize("name", ["absent.json", "folder.json"])
 def test_a_broadcast_file_that_cannot_be_read_says_what_to_name(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.json").mkdir()
