@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket, BucketError, DamagedError
+from manifests.printable import one_line
 from pipeline.exits import Exit, UsageError
 from pipeline.run.run import open_bucket
 from pipeline.screen import Screen, counted
@@ -74,9 +75,10 @@ def _count(value: Any) -> int:
 
 def _text(bucket: Bucket, found: list[FoundRun]) -> str:
     lines = [f"{counted(len(found), 'run')} in {bucket.url}"]
-    width = max((len(each.name) for each in found), default=0)
-    for each in found:
+    names = [one_line(each.name) for each in found]
+    width = max(map(len, names), default=0)
+    for name, each in zip(names, found, strict=True):
         failed = f", {each.failed:,} failed" if each.failed else ""
         done = f"{each.rendered:,} of {counted(each.num_clips, 'clip')}{failed}"
-        lines.append(f"{each.name:<{width}}  {each.created[:16].replace('T', ' ')}  {each.model}, {done}")
+        lines.append(f"{name:<{width}}  {each.created[:16].replace('T', ' ')}  {each.model}, {done}")
     return "\n".join(lines)

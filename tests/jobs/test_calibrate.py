@@ -16,7 +16,7 @@ from pab.families.demo.family import DEMO
 from pab.families.demo.training.check import held_out_prompts
 from pab.family import ClipRequest
 from pab.sampling.denoise import plan_for
-from tests.jobs.hostile import HOSTILE, assert_harmless
+from tests.jobs.hostile import HOSTILE, assert_harmless, tree
 
 STEPS = 10
 FAMILY = dataclasses.replace(DEMO, presets={name: DEMO.presets[name] for name in ("none", "pab246")})
@@ -94,6 +94,15 @@ def test_hostile_text_is_told_and_does_nothing_on_the_page_of_a_calibration(matc
     rows = [dataclasses.replace(row, broadcast=HOSTILE, digest=HOSTILE) for row in found.rows]
     page = calibration_page(dataclasses.replace(found, request=request, rows=rows), {HOSTILE: HOSTILE})
     assert_harmless(page, shown=3 + 2 * 2 + 4)
+
+
+def test_a_page_holds_no_character_that_moves_or_turns_what_is_shown(matched):
+    found, _ = matched
+    clip = dataclasses.replace(found.request.searched[0], prompt="red\x1b[31m\x9b1m\u202eblue\ngreen")
+    request = dataclasses.replace(found.request, searched=(clip,))
+    page = calibration_page(dataclasses.replace(found, request=request), {})
+    assert all(one.isprintable() or one == "\n" for one in page)
+    assert any("red\\x1b[31m\\x9b1m\\u202eblue\ngreen" in text for text in tree(page).itertext())
 
 
 def test_leaving_out_passes_beats_reuse_by_sites_alone_and_both_beat_the_preset(matched):

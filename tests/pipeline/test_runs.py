@@ -34,3 +34,12 @@ def test_runs_of_a_folder_are_listed_the_newest_first(command: Command, tmp_path
     nothing = command.run("runs", tmp_path / "no run")
     assert nothing.returncode == 2
     assert "has no folders, so no runs" in nothing.stderr
+
+
+def test_the_name_of_a_folder_makes_no_line_of_its_own(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "a\nforged  2026-01-01 10:00\x1b[31m"
+    folder.mkdir()
+    run = {"run_id": "a", "created": "2026-01-01T10:00:00+00:00", "num_clips": 1, "weights": {"wan": {}}}
+    (folder / "run.json").write_text(json.dumps(run))
+    lines = command.run("runs", tmp_path).stdout.splitlines()
+    assert lines[1:] == [r"a\nforged  2026-01-01 10:00\x1b[31m  2026-01-01 10:00  wan, 0 of 1 clip"]
