@@ -15,7 +15,8 @@ from manifests.printable import printable
 def page(template: str, **values: object) -> str:
     """Returns a whole page of a template, with what the template names among `values`.
 
-    Text is escaped, wherever it comes from, and characters that cannot be printed are shown as their escapes. Raises jinja2.UndefinedError for a value that the template names and misses.
+    Text is escaped, wherever it comes from, and characters that cannot be printed are shown as their escapes. Raises
+    jinja2.UndefinedError for a value that the template names and misses.
     """
     style = Markup((files("jobs.reports") / "report.css").read_text())
     return _environment().get_template(template).render(values, style=style) + "\n"

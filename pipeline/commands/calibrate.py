@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from jobs.calibration.calibrate import Calibration, Target
 
 _READ_ROWS = 1024
-_PAGE_START = b"<!doctype html"
+_HEAD_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +115,7 @@ def _is_page(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return file.read(len(_PAGE_START)).lower() == _PAGE_START
+        return b"<title>plan " in file.read(_HEAD_BYTES)
 
 
 def _presets(arguments: argparse.Namespace, family: Family) -> tuple[str, ...] | None:
