@@ -1,6 +1,7 @@
 """Runs a function on several gloo ranks, each a process of its own, and brings their values back."""
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ def run_on_ranks(num_ranks: int, function: Callable[..., Any], *args: Any) -> li
 
 def _one_rank(rank: int, num_ranks: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the process of the tests
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=num_ranks, timeout=timedelta(seconds=60)
     )

@@ -194,7 +194,7 @@ class Exchanges:
         span = self._begin(x.device)
         if span is not None:
             span.asked = span.begun
-        dist.all_gather_into_tensor(gathered.view(-1), x.view(-1), group=self.group)
+        _ALL_GATHER(gathered.view(-1), x.view(-1), group=self.group)
         self._finish(span, x.device)
         self.count_gather(x.numel() * x.element_size() * (size - 1))
         return gathered
@@ -236,6 +236,8 @@ def _on_the_wire(x: Tensor) -> Tensor:
     return x if x.element_size() > 1 else x.view(torch.uint8)  # gloo knows no 8-bit floats
 
 
+_ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""The first name is that of torch from 2.13 on, which warns of the second."""
 _SERVING: weakref.WeakValueDictionary[str, Exchanges] = weakref.WeakValueDictionary()
 """By the name of their process group, which the libraries keep in a table of their own too."""
 
