@@ -38,6 +38,10 @@ _WORDS = {
 Record = Mapping[str, Any]
 
 
+_MP4 = b"ftyp"
+"""The name of an mp4's first box, behind four bytes of its size."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
     """A video beside the record of its clip. `record`: its path in the run; `differences`: in words, none if they agree."""
@@ -74,7 +78,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         "record": None if compared is None else asdict(compared),
         "exit_code": int(code),
     }
-    screen.result(document, "\n".join(_lines(video, reading, compared, trusting=trust is not None)))
+    lines = _lines(video, reading, compared, is_mp4=data[4:8] == _MP4, trusting=trust is not None)
+    screen.result(document, "\n".join(lines))
     return code
 
 
@@ -167,10 +172,13 @@ def _differences(folder: str, name: str, sha256: str, record: Mapping[str, Any],
     return found
 
 
-def _lines(video: str, reading: Reading | None, compared: Compared | None, *, trusting: bool) -> list[str]:
+def _lines(
+    video: str, reading: Reading | None, compared: Compared | None, *, is_mp4: bool, trusting: bool
+) -> list[str]:  # fmt: skip
     lines = [one_line(video)]
     if reading is None:
-        lines.append("carries no C2PA manifest: nothing says who made it")
+        no_video = "" if is_mp4 else "is no mp4 video, and "
+        lines.append(f"{no_video}carries no C2PA manifest: nothing says who made it")
     else:
         lines.append(_WORDS[reading.verdict])
         if trusting and reading.verdict == VALID:

@@ -138,6 +138,14 @@ def test_verify_names_what_is_wrong_with_its_words(
     assert message in ran.stderr
 
 
+@pytest.mark.parametrize("data", [b"", b"a text\n", bytes(100)], ids=["empty", "text", "zeros"])
+def test_a_file_that_is_no_video_is_told_so(command: Command, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(data)
+    ran = command.run("verify", tmp_path / "a.mp4")
+    assert ran.returncode == Exit.NO_MANIFEST
+    assert "is no mp4 video, and carries no C2PA manifest" in ran.stdout
+
+
 def test_a_signer_whose_name_has_control_characters_moves_no_cursor(command: Command) -> None:
     ended = Path(__file__).parents[1] / "data/signed_by_an_ended_certificate.mp4"
     ran = command.run("verify", ended)
