@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import imageio_ffmpeg
+import psutil
 
 from pipeline.__main__ import main
 from pipeline.exits import Exit
@@ -112,6 +113,21 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = 12
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {timeout_s} s"
         time.sleep(0.02)
+
+
+@contextmanager
+def jobs_held(driver: subprocess.Popen[str]) -> Iterator[None]:
+    """Stops the jobs of a driver while inside: they are at work however long what is done meanwhile takes."""
+    jobs = psutil.Process(driver.pid).children(recursive=True)
+    assert jobs, "the driver has no job any more"
+    for job in jobs:
+        job.suspend()
+    try:
+        yield
+    finally:
+        for job in jobs:
+            with suppress(psutil.NoSuchProcess):
+                job.resume()
 
 
 def records(output: Path) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from pipeline.run.claims import claimed, driving
 from pipeline.run.jobs_file import read_submits
 from pipeline.screen import Screen
 from tests.jobs.s3_with_faults import FaultyS3
-from tests.pipeline.command import Command, records, wait_until
+from tests.pipeline.command import Command, jobs_held, records, wait_until
 from tests.pipeline.conftest import SubmittedTwice
 
 Manifest = Callable[..., Path]
@@ -132,15 +132,15 @@ def test_a_submit_beside_one_that_dies_renders_what_that_one_leaves(
     cold_command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
     output, url = tmp_path / "out", manifest(6, num_steps=[60] * 6)
-    # Everything is computed, so that the first one is still at work when the second one looks.
     first = cold_command.start(url, output, "--broadcast", "none")
     wait_until(lambda: records(output), "a first record")
-    second = cold_command.start(url, output, "--broadcast", "none")
-    said = ""
-    assert second.stderr is not None
-    while "this submit waits for" not in said:
-        said += (line := second.stderr.readline())
-        assert line, said
+    with jobs_held(first):
+        second = cold_command.start(url, output, "--broadcast", "none")
+        said = ""
+        assert second.stderr is not None
+        while "this submit waits for" not in said:
+            said += (line := second.stderr.readline())
+            assert line, said
     first.kill()
     first.communicate()
     _, rest = second.communicate(timeout=240)
