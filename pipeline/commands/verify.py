@@ -19,7 +19,7 @@ from jobs.store.bucket import Bucket
 from manifests.printable import one_line
 from pipeline.exits import CommandError, Exit, UsageError
 from pipeline.run.run import open_bucket
-from pipeline.screen import Screen
+from pipeline.screen import Screen, own_command
 
 _KEY = re.compile(r"[A-Za-z0-9._-]+\.[0-9a-f]{16}")
 _FOLDERS = ("renders", "videos", "samples")
@@ -108,7 +108,7 @@ def _clip_video(output: str, clip: str) -> tuple[Bucket, str]:
     records = bucket.records(_keys_of(bucket, clip))
     if not records:
         raise UsageError(
-            f"--clip {clip}: no such clip is rendered in {bucket.url}; see: python -m pipeline status {bucket.url}"
+            f"--clip {clip}: no such clip is rendered in {bucket.url}; see: {own_command('status', bucket.url)}"
         )
     path = str(_newest(records)["video"]["path"])
     if not layout.is_video(path):
