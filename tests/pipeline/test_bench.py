@@ -19,7 +19,7 @@ from pab.execution.choice import Execution
 from pab.families.latte.family import LATTE
 from pab.families.latte.sites import latte_sites
 from pipeline.commands.bench import joined
-from pipeline.commands.bench_job import broadcast_of, compiled_later
+from pipeline.commands.bench_job import broadcast_of, compiled_later, render_settings
 from tests.pipeline.command import Command
 
 Json = dict[str, Any]
@@ -292,3 +292,18 @@ def test_a_plan_in_a_file_is_a_word_of_rows_and_of_jobs(tmp_path: Path) -> None:
     plan.rename(tmp_path / "pab246.json")
     with pytest.raises(ValueError, match="'pab246' is a preset of open_sora; rename the file"):
         parse_row(GROUP["open_sora"], str(tmp_path / "pab246.json"))
+
+
+@pytest.mark.parametrize(("words", "loops"), [("", "auto"), ("recorded", "on"), ("norecording", "off")])
+def test_a_job_records_loops_as_its_row_says(words: str, loops: str) -> None:
+    settings = usual_settings(size="tiny", seconds=9, row_seconds=9, repeat=1, backend="eager")
+    row = parse_row(GROUP["job"], f"eager pab246 {words}")
+    assert render_settings(row, settings).record_loops == loops
+
+
+def test_rows_say_which_loops_are_recorded_of_families_whose_loops_can_be() -> None:
+    row = parse_row(GROUP["open_sora"], "compiled pab246 recorded sp2")
+    assert row.execution("cuda", "bfloat16").records
+    assert row.without_reuse == parse_row(GROUP["open_sora"], "compiled none").without_reuse
+    with pytest.raises(ValueError, match="'recorded': the loops of wan cannot be recorded"):
+        parse_row(GROUP["wan"], "compiled pab2-6 recorded").execution("cuda", "bfloat16")
