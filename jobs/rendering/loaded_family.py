@@ -158,11 +158,16 @@ def load_family(
         execution=execution,
         precision=request.precision,
         graphs=Graphs() if execution.compiled else None,
-        recorder=LoopRecorder() if execution.records and settings.render.record_loops != RECORD_OFF else None,
+        recorder=loop_recorder(execution, settings.render.record_loops),
         shared=clip_axis is not None and clip_axis.size > 1,
         rows_in_turn=settings.render.guidance_rows == IN_TURN and family.rows_in_turn,
         all_loops=settings.render.record_loops == RECORD_ON,
     )
+
+
+def loop_recorder(execution: Execution, record_loops: str) -> LoopRecorder | None:
+    """Returns what records loops; None where the execution has none, or `--record-loops` is off."""
+    return LoopRecorder() if execution.records and record_loops != RECORD_OFF else None
 
 
 def _check_gpu(execution: Execution, name: str, capability: tuple[int, int]) -> None:
