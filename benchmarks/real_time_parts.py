@@ -19,8 +19,8 @@ PLANS = ("none", "pab246", PLAN, "pab246 float8", f"{PLAN} float8")
 SHARED = {2: ("cfg2", "sp2"), 4: ("cfg2 sp2", "sp4")}
 """Meshes that share a clip, by the number of ranks."""
 PLAN_FILE, PROMPTS, JOB_CLIPS, PLANNED = "plan.json", "prompts.jsonl", "job.jsonl", "planned.json"
-SEARCH = ("--computed-share", "0.5", "--reuse", "passes", "--clips", "1", "--held-out", "1", "--presets", "pab246")
-"""Half of the calls, by left-out passes alone, of one prompt, judged by one other beside PAB246."""
+SEARCH = ("--computed-share", "0.5", "--reuse", "residuals", "--clips", "1", "--held-out", "1", "--presets", "pab246")
+"""Half of the calls, by left-out passes and kept residuals, of one prompt, judged by one other beside PAB246."""
 _NO_PLAN = f"no searched plan: {PLAN_FILE} is not in DIR"
 
 
@@ -273,7 +273,7 @@ def _large(setting: Setting) -> Iterator[Command | LeftOut]:
 
 PARTS = (
     Part(name="weights", least_s=30, most_s=60, commands=_weights),
-    Part(name="plan", least_s=90, most_s=180, commands=_plan),
+    Part(name="plan", least_s=90, most_s=220, commands=_plan),
     Part(name="one", least_s=45, most_s=160, commands=_one),
     Part(name="shared", least_s=45, most_s=260, commands=_shared),
     Part(name="recorded", least_s=45, most_s=160, commands=_recorded),
