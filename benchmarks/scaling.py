@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs.bench.groups import GROUPS
 from jobs.bench.plan_files import rules_of
-from jobs.bench.rows import IN_TURN, Row, parse_row
+from jobs.bench.rows import IN_TURN, RECORDED, Row, parse_row
 from jobs.settings import Mesh
 from pab.broadcast.plan import make_plan
 from pab.families import FAMILIES
@@ -35,7 +35,8 @@ CFG2, SP2 = Mesh(cfg=2), Mesh(sp=2)
 class Clip:
     """A clip whose time on one GPU is known, and perhaps on several.
 
-    `seconds`: of denoising, by mesh; `in_turn`: the same of rows of guidance in turn, of which nothing is expected.
+    `seconds`: of denoising, by mesh; `recorded`: the same of recorded loops, which one GPU's is not; `in_turn`: of rows of
+    guidance in turn, of which nothing is expected.
     `sent_bytes`: by mesh, what the first rank sent. `size`: height, width and frames; None for the family's default clip, as
     `num_steps` is.
     """
@@ -49,6 +50,7 @@ class Clip:
     measured_before: bool = True
     """Whether two GPUs were measured with the exchanges of before."""
     in_turn: Mapping[Mesh, float] = field(default_factory=dict)
+    recorded: Mapping[Mesh, float] = field(default_factory=dict)
     sent_bytes: Mapping[Mesh, float] = field(default_factory=dict)
     size: tuple[int, int, int] | None = None
 
@@ -112,6 +114,33 @@ FOUR = (
     ),
 )  # fmt: skip
 """Where the host is the limit: one clip each, whose steps differ by half."""
+HALF = str(Path(__file__).with_name("plans") / "open_sora_half.json")
+"""Half of the calls, searched on one H100."""
+BOTH = Mesh(cfg=2, sp=2)
+ON_H100 = (
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, none (H100s, recorded)", family="open_sora", broadcast="none", heads=16,
+        seconds={Mesh(): 6.83}, recorded={BOTH: 2.16}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 (H100s, recorded)", family="open_sora", broadcast="pab246", heads=16,
+        seconds={Mesh(): 5.29, CFG2: 2.75, SP2: 3.16}, recorded={BOTH: 1.64}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 float8 (H100s, recorded)", family="open_sora", broadcast="pab246",
+        heads=16, seconds={Mesh(): 3.94}, recorded={CFG2: 2.10, SP2: 2.45, BOTH: 1.29}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, half of the calls (H100s)", family="open_sora", broadcast=HALF, heads=16,
+        seconds={Mesh(): 3.39, CFG2: 1.75, SP2: 2.07}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, half of the calls, float8 (H100s, recorded)", family="open_sora",
+        broadcast=HALF, heads=16, seconds={Mesh(): 2.60}, recorded={CFG2: 1.39, SP2: 1.68, BOTH: 0.884},
+        measured_before=False,
+    ),
+)  # fmt: skip
+"""Two and four H100s; one card is one of them, or one of another machine."""
 
 
 HEADS = {"open_sora": 16, "wan": 12, "wan_14b": 40}
@@ -135,7 +164,7 @@ def from_bench(files: Sequence[Path]) -> list[Clip]:
 
 
 def _clip(row: Row, line: Mapping[str, Any]) -> Clip:
-    alone = replace(row, mesh=Mesh(), options=tuple(word for word in row.options if word != IN_TURN))
+    alone = replace(row, mesh=Mesh(), options=tuple(word for word in row.options if word not in (IN_TURN, RECORDED)))
     clip = line.get("clip", {})
     size = (clip["height"], clip["width"], clip["num_frames"]) if clip else None
     shown = "" if size is None else f", {size[0]}x{size[1]}, {size[2]} frames, {clip['num_steps']} steps"
@@ -148,13 +177,18 @@ def _clip(row: Row, line: Mapping[str, Any]) -> Clip:
 def _with(clip: Clip, row: Row, line: Mapping[str, Any]) -> Clip:
     if IN_TURN in row.options:
         return replace(clip, in_turn={**clip.in_turn, row.mesh: line["seconds"]})
+    if RECORDED in row.options and row.mesh.num_ranks == 1:
+        return clip
     sent = {row.mesh: 1e9 * line["sent_gb"]} if line.get("sent_gb") else {}
-    return replace(
-        clip, seconds={**clip.seconds, row.mesh: line["seconds"]}, sent_bytes={**clip.sent_bytes, **sent}
-    )  # fmt: skip
+    clip = replace(clip, sent_bytes={**clip.sent_bytes, **sent})
+    if RECORDED in row.options:
+        return replace(clip, recorded={**clip.recorded, row.mesh: line["seconds"]})
+    return replace(clip, seconds={**clip.seconds, row.mesh: line["seconds"]})
 
 
-def predicted(clip: Clip, mesh: Mesh, nodes: int, *, copies: Copies = PACKED) -> Expected:
+def predicted(
+    clip: Clip, mesh: Mesh, nodes: int, *, copies: Copies = PACKED, recorded: bool = False
+) -> Expected:  # fmt: skip
     """Returns what the model expects of a clip on a mesh."""
     family = FAMILIES[clip.family]
     request = clip.request(family)
@@ -163,7 +197,7 @@ def predicted(clip: Clip, mesh: Mesh, nodes: int, *, copies: Copies = PACKED) ->
     figures = replace(family.cost, precision="bfloat16")
     tokens = tokens_of(family, request, plan, figures, heads=clip.heads)
     assert tokens is not None, f"the width of {clip.family} is in its figures"
-    return expected(clip.seconds[Mesh()], plan, tokens, mesh, copies=copies, nodes=nodes)
+    return expected(clip.seconds[Mesh()], plan, tokens, mesh, copies=copies, nodes=nodes, recorded=recorded)
 
 
 def checks(clip: Clip) -> Iterator[tuple[Mesh, float, float]]:
@@ -174,26 +208,34 @@ def checks(clip: Clip) -> Iterator[tuple[Mesh, float, float]]:
             yield mesh, seconds, predicted(clip, mesh, 1, copies=copies).seconds
 
 
+def recorded_checks(clip: Clip) -> Iterator[tuple[Mesh, float, float]]:
+    """Yields the same of recorded loops."""
+    for mesh, seconds in clip.recorded.items():
+        yield mesh, seconds, predicted(clip, mesh, 1, recorded=True).seconds
+
+
 def table(clip: Clip) -> list[str]:
     """Returns the lines of a clip."""
     lines = [clip.title]
     alone_s = clip.seconds[Mesh()]
-    for mesh, seconds, model_s in checks(clip):
-        told = f"the model: {model_s:.2f} s ({model_s / seconds - 1:+.1%})"
-        lines.append(f"  measured {_name(mesh)}: {seconds:.2f} s; {told}, {alone_s / seconds:.2f}x one")
+    told = [("", each) for each in checks(clip)] + [(f" {RECORDED}", each) for each in recorded_checks(clip)]
+    for word, (mesh, seconds, model_s) in told:
+        off = f"the model: {model_s:.2f} s ({model_s / seconds - 1:+.1%})"
+        lines.append(f"  measured {_name(mesh)}{word}: {seconds:.2f} s; {off}, {alone_s / seconds:.2f}x one")
     for mesh, seconds in clip.in_turn.items():
         lines.append(f"  measured {_name(mesh)} {IN_TURN}: {seconds:.2f} s; no model, {alone_s / seconds:.2f}x one")
     for mesh, sent in clip.sent_bytes.items():
         expected_bytes = predicted(clip, mesh, 1).sent_bytes
         lines.append(f"  sent {_name(mesh)}: {sent / 1e9:.2f} GB; planned {expected_bytes / 1e9:.2f} GB")
-    lines.append(f"  {'mesh':<16}{'seconds':>9}{'faster':>9}{'device':>8}{'exchanges':>11}{'host':>7}{'GB sent':>9}")
+    lines.append(
+        f"  {'mesh':<16}{'seconds':>9}{'faster':>9}{'recorded':>10}{'faster':>9}{'exchanges':>11}{'host':>7}{'GB sent':>9}"
+    )
     for mesh, nodes in MESHES:
-        found = predicted(clip, mesh, nodes)
+        found, replayed = (predicted(clip, mesh, nodes, recorded=recorded) for recorded in (False, True))
         where = f"{_name(mesh)}" + (f", {nodes} nodes" if nodes > 1 else "")
         lines.append(
-            f"  {where:<16}{found.seconds:>9.2f}{found.times_faster:>8.2f}x{found.device_s:>8.2f}"
-            f"{found.exchange_s:>11.2f}"
-            f"{found.host_s:>7.2f}{found.sent_bytes / 1e9:>9.1f}"
+            f"  {where:<16}{found.seconds:>9.2f}{found.times_faster:>8.2f}x{replayed.seconds:>10.2f}"
+            f"{replayed.times_faster:>8.2f}x{found.exchange_s:>11.2f}{found.host_s:>7.2f}{found.sent_bytes / 1e9:>9.1f}"
         )
     return lines
 
@@ -209,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--bench", type=Path, nargs="+", metavar="FILE", help="JSON of `bench` or `many_gpus` with rows on one GPU"
     )
     options = parser.parse_args(arguments)
-    for clip in (*MEASURED, *FOUR) if options.bench is None else from_bench(options.bench):
+    for clip in (*MEASURED, *FOUR, *ON_H100) if options.bench is None else from_bench(options.bench):
         sys.stdout.write("\n".join(table(clip)) + "\n")
 
 

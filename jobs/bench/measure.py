@@ -99,7 +99,7 @@ def new_recorder(group: NodeGroup) -> LoopRecorder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OurClips:
-    """Denoises clips as a job does. `recorder` replays the loops of those that are small, or with `all_loops` of all."""
+    """Denoises clips as a job does. `recorder` replays the loops of those that gain by it, or with `all_loops` of all."""
 
     subject: Subject
     broadcast: str
@@ -114,7 +114,7 @@ class OurClips:
         subject, model, group = self.subject, self.subject.model, self.group
         plan = subject.plan(request, self.broadcast)
         records = self.recorder is not None and records_loop(
-            request, subject.family, plan, group, all_loops=self.all_loops
+            request, subject.family, plan, group, rows_in_turn=self.rows_in_turn, all_loops=self.all_loops
         )
         return denoise(
             model,

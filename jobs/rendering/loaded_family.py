@@ -27,6 +27,7 @@ from pab.model import EncodedPrompt, VideoModel
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import LoopSettings, records_loop
 from pab.sampling.recorded_loop import LoopRecorder
+from pab.sampling.recorded_sizes import row_tokens
 from pab.weights.lora import Lora
 
 
@@ -87,6 +88,14 @@ class LoadedFamily:
         self.levels[kind_key(clip)] = level
         return True
 
+    def record_no_more(self) -> bool:
+        """Lets no further loop be recorded, for their memory; False if none takes any."""
+        if self.recorder is None or not self.recorder.takes_memory:
+            return False
+        self.recorder.forget()
+        self.recorder = None
+        return True
+
     def forget_loops(self) -> None:
         """Drops all recorded loops."""
         if self.recorder is not None:
@@ -119,9 +128,14 @@ class LoadedFamily:
         self, request: ClipRequest, plan: BroadcastPlan, group: NodeGroup, *, clips: int, keep: str
     ) -> LoopSettings:
         """Returns the settings of a loop that begins from noise, for one clip or a batch."""
-        records = records_loop(request, self.family, plan, group, clips=clips, all_loops=self.all_loops)
+        records = records_loop(
+            request, self.family, plan, group, clips=clips, rows_in_turn=self.rows_in_turn, all_loops=self.all_loops
+        )
         return LoopSettings(
-            cache_dtype=keep, recorder=self.recorder if records else None, rows_in_turn=self.rows_in_turn
+            cache_dtype=keep,
+            recorder=self.recorder if records else None,
+            row_tokens=row_tokens(self.family, request, clips=clips, cfg=group.cfg.size, sp=group.sp.size),
+            rows_in_turn=self.rows_in_turn,
         )
 
 

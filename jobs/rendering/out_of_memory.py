@@ -1,8 +1,9 @@
 """Answers a device that has no more memory with the next way to keep less, instead of a failed clip.
 
-A rank that renders a clip alone frees what it holds and renders it again. Ranks that share a clip cannot agree in the middle
-of a pass: the others may already wait in a collective for the one that has no more memory. So that one leaves a note in the
-bucket and the group ends, as after any error of one rank; the attempt does not count, and the next start begins there.
+A rank that renders a clip alone frees what it holds and renders it again; recorded loops go before kept outputs. Ranks
+that share a clip cannot agree in the middle of a pass: the others may already wait in a collective for the one that has no
+more memory. So that one leaves a note in the bucket and the group ends, as after any error of one rank; the attempt does not
+count, and the next start begins there.
 """
 
 from __future__ import annotations
@@ -37,18 +38,22 @@ def render_in_memory(
             render_clip(loaded, attempt, settings=settings, group=group, references=references)
             return
         except torch.OutOfMemoryError as error:
-            if attempt.stages.current != "denoise" or not loaded.keep_less(attempt.clip, settings):
+            if attempt.stages.current != "denoise":
                 raise
-            _tell(loaded, attempt, context, error)
+            # Ranks that share a clip record alike or not at all, and cannot agree here.
+            if not context.ranks.shares_clips and loaded.record_no_more():
+                _log(attempt, error, "no recorded loops")
+            elif loaded.keep_less(attempt.clip, settings):
+                _tell(loaded, attempt, context, error)
+            else:
+                raise
         # Outside of `except`, so that the traceback no longer holds the clip's tensors.
         loaded.let_go()
 
 
 def _tell(loaded: LoadedFamily, attempt: Attempt, context: JobContext, error: torch.OutOfMemoryError) -> None:
     clip, way = attempt.clip, loaded.way(attempt.clip, context.settings)
-    log_event(
-        _LOG, "out_of_memory", level=logging.WARNING, clip=clip.clip_id, error=str(error), next=str(way),
-    )  # fmt: skip
+    _log(attempt, error, str(way))
     if not context.ranks.shares_clips:
         return
     level = loaded.levels[kind_key(clip)]
@@ -58,6 +63,11 @@ def _tell(loaded: LoadedFamily, attempt: Attempt, context: JobContext, error: to
     raise GroupLostError(
         f"clip {clip.clip_id}: out of memory on one of its ranks; the next start renders it with {way}"
     ) from error
+
+
+def _log(attempt: Attempt, error: torch.OutOfMemoryError, instead: str) -> None:
+    clip_id = attempt.clip.clip_id
+    log_event(_LOG, "out_of_memory", level=logging.WARNING, clip=clip_id, error=str(error), next=instead)
 
 
 def begin_where_it_fits(loaded: LoadedFamily, clip: Clip, context: JobContext) -> None:

@@ -33,7 +33,8 @@ from pab.parallel.mesh import NodeGroup
 from pab.parallel.turns import in_turn
 from pab.sampling.collector import collector_held
 from pab.sampling.device_clock import DeviceClock
-from pab.sampling.recorded_loop import MAX_TOKENS, LoopRecorder, RunStep, Texts, shapes_of
+from pab.sampling.recorded_loop import LoopRecorder, RunStep, Texts, shapes_of
+from pab.sampling.recorded_sizes import can_be_recorded, gains_by_recording
 
 Combine = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -48,13 +49,15 @@ class LoopSettings:
     """How a loop is run. `cache_dtype`: how kept outputs are stored, "full" or "int8" (`pab.kernels.kept_int8`).
 
     `recorder`: records and replays the loop, on all ranks that share the clip or on none. It needs a clip for which
-    `records_loop` is true and a model that is a `pab.model.Recordable`. `rows_in_turn`: on ranks that share a pass and have
-    both rows of guidance, each row is a pass of its own, and one computes while the other one exchanges. It needs a model
-    whose family has `rows_in_turn`.
+    `records_loop` is true and a model that is a `pab.model.Recordable`. `row_tokens`: of the clip on this rank
+    (`pab.sampling.recorded_sizes`), by which the recorder knows how much memory a recording holds. `rows_in_turn`: on ranks
+    that share a pass and have both rows of guidance, each row is a pass of its own, and one computes while the other one
+    exchanges. It needs a model whose family has `rows_in_turn`.
     """
 
     cache_dtype: str = "full"
     recorder: LoopRecorder | None = None
+    row_tokens: int = 0
     rows_in_turn: bool = False
 
 
@@ -140,7 +143,9 @@ def denoise(
     if loop.recorder is not None:
         kind = _kind(request, plan, guidance_scale, loop, texts)
         axes = [axis.exchanges for axis in (group.sp.axis, group.cfg) if axis.size > 1]
-        run = loop.recorder.wrap(run_step, kind=kind, num_steps=plan.num_steps, state=state, axes=axes)
+        run = loop.recorder.wrap(
+            run_step, kind=kind, num_steps=plan.num_steps, state=state, axes=axes, row_tokens=loop.row_tokens
+        )
     clock, before = DeviceClock(group.device), exchanges.snapshot()
     _begin_timing(group)
     latents = noise.to(group.device) * scheduler.init_noise_sigma
@@ -270,11 +275,16 @@ def records_loop(
     group: NodeGroup,
     *,
     clips: int = 1,
+    rows_in_turn: bool = False,
     all_loops: bool = False,
 ) -> bool:
-    """Whether a loop is recorded: it can be if it is planned before the first step, and small ones of one rank are.
+    """Whether a loop is recorded: it can be if it is planned before the first step, and those that gain by it are.
 
-    `all_loops`: clips of any size too, and those that ranks share. No GPU has timed these.
+    `rows_in_turn`: that of the loop's settings; no GPU has recorded such loops. `all_loops`: these and clips of any size too.
     """
-    small = clips * family.num_tokens(request.num_frames, request.height, request.width) <= MAX_TOKENS
-    return (all_loops or (small and group.clip.size == 1)) and not isinstance(plan.rules, ForesightRules)
+    if all_loops:
+        return can_be_recorded(plan.rules)
+    if rows_in_turn:
+        return False
+    axes = {"cfg": group.cfg.size, "sp": group.sp.size}
+    return gains_by_recording(family, request, plan.rules, clips=clips, **axes)

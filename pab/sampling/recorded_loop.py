@@ -1,6 +1,6 @@
-"""The denoising loop of small clips as CUDA graphs: one graph per step, recorded once, replayed for all clips of its kind.
+"""Denoising loops as CUDA graphs: one graph per step, recorded once, replayed for all clips of its kind.
 
-The kernels of a small clip run faster than a host can launch them; so do those of a clip that many ranks share. Plan, shapes
+The kernels of a small clip run faster than a host can launch them; so do those of a clip that ranks share. Plan, shapes
 and guidance scale fix what a step launches. So the second clip of a kind records it, and later clips replay it. Clips of one
 kind differ only in noise and text, which are copied to where the recording reads them. Ranks that share a clip all record
 it: its exchanges are in their graphs, and what was counted of them is counted again by every replay.
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from pab.broadcast.state import ClipState
 from pab.parallel.exchange import Exchanges, Recorded
+from pab.sampling.recorded_sizes import MAX_ROW_TOKENS
 
-MAX_TOKENS = 8192
-"""Latent tokens up to which an H200's host is slower than its device (docs/performance.md). Of a clip on one rank."""
 MAX_RECORDINGS = 4
-"""Per model. Each recording holds the memory that its loop needs; the least recently used one is dropped first."""
+"""Per model, and no more than have `MAX_ROW_TOKENS` together with the loop that runs: each recording holds the memory that
+its loop needs. The least recently used one is dropped first. Clips of one kind follow each other, so few are in use."""
 
 Texts = Mapping[str, object]
 """By guidance branch, what the model gets of the prompt: tensors in tuples and frozen dataclasses."""
@@ -36,7 +36,7 @@ Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
 
 @dataclass(slots=True)
 class LoopRecorder:
-    """Records the loops of a model's small clips. `capture`: makes a recording; None for CUDA graphs.
+    """Records the loops of a model's clips. `capture`: makes a recording; None for CUDA graphs.
 
     The first clip of a kind is not recorded, because its blocks may still be compiled, and compiling cannot be captured.
     """
@@ -44,17 +44,21 @@ class LoopRecorder:
     capture: Callable[[], Capture] | None = None
     _seen: set[tuple[object, ...]] = field(default_factory=set)
     _recordings: OrderedDict[tuple[object, ...], Recording] = field(default_factory=OrderedDict)
+    _recording: bool = False
 
     def wrap(
         self, run_step: RunStep, *, kind: tuple[object, ...], num_steps: int, state: ClipState,
-        axes: Sequence[Exchanges] = (),
+        axes: Sequence[Exchanges] = (), row_tokens: int = 0,
     ) -> RunStep:  # fmt: skip
         """Returns a function that takes the place of `run_step` in one clip's loop, for step 0 to the last.
 
         `kind`: everything that a recording fixes; clips of one kind launch the same kernels. `state`: the clip's state, in
         which `run_step` counts. `axes`: those over which it exchanges, which count too. After the last step both have a
-        whole loop's counts, also when the loop was replayed.
+        whole loop's counts, also when the loop was replayed. `row_tokens`: what the memory of the loop grows with, alike on
+        all ranks that share the clip, so that they drop the same recordings.
         """
+        if kind not in self._recordings:
+            self._make_room(row_tokens)
         if kind not in self._seen:
             self._seen.add(kind)
             return run_step
@@ -63,8 +67,10 @@ class LoopRecorder:
         def replayed_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
             if step == 0:
                 if kind not in self._recordings:
-                    self._make_room()
-                    self._recordings[kind] = self._record(run_step, latents, texts, num_steps, state, axes)
+                    self._recording = True
+                    made = self._record(run_step, latents, texts, num_steps, state, axes)
+                    self._recordings[kind] = replace(made, row_tokens=row_tokens)
+                    self._recording = False
                 self._recordings.move_to_end(kind)
             recording = self._recordings[kind]
             latents = recording.replay(latents, step, texts, state)
@@ -80,6 +86,11 @@ class LoopRecorder:
         """How many loops are held."""
         return len(self._recordings)
 
+    @property
+    def takes_memory(self) -> bool:
+        """Whether recordings hold memory, or one was being made when an error ended it."""
+        return self._recording or bool(self._recordings)
+
     def forget(self) -> None:
         """Drops all recordings: when the kernels that they launch may no longer be loaded, and before ranks part.
 
@@ -87,9 +98,13 @@ class LoopRecorder:
         """
         self._seen.clear()
         self._recordings.clear()
+        self._recording = False
 
-    def _make_room(self) -> None:
-        while len(self._recordings) >= MAX_RECORDINGS:
+    def _make_room(self, row_tokens: int) -> None:
+        while self._recordings and (
+            len(self._recordings) >= MAX_RECORDINGS
+            or row_tokens + sum(each.row_tokens for each in self._recordings.values()) > MAX_ROW_TOKENS
+        ):
             self._recordings.popitem(last=False)
 
     def _record(
@@ -132,6 +147,7 @@ class Recording:
     kept_bytes_peak: int
     exchanged: tuple[Recorded, ...] = ()
     """By axis."""
+    row_tokens: int = 0
 
     def replay(self, latents: Tensor, step: int, texts: Texts, state: ClipState) -> Tensor:
         """Runs one step for another clip: step 0 copies its noise and texts in, the last step returns its latents.

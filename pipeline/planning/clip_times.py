@@ -10,8 +10,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import log2
 
+from jobs.render_settings import IN_TURN, RECORD_AUTO, RECORD_OFF, RECORD_ON, RenderSettings
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup
+from pab.broadcast.rules import Rules
+from pab.family import ClipRequest
+from pab.sampling.recorded_sizes import can_be_recorded, gains_by_recording
 from pipeline.planning.cost import INT8_SLOWER, ClipCosts, clip_request
 from pipeline.planning.measured import NOTHING_MEASURED, MeasuredTimes
 from pipeline.planning.scaling import expected, tokens_of
@@ -49,12 +53,15 @@ def _certainty(source: str) -> tuple[int, str]:
 class ClipTimes:
     """What clips take on a mesh's `cfg` x `sp` ranks; `dp` is how many such groups of ranks stand side by side.
 
-    `keep`: how kept outputs are stored.
+    `keep`: how kept outputs are stored. `render`: how the run's clips are rendered; None: as settings are by default.
     """
 
-    def __init__(self, costs: ClipCosts, measured: MeasuredTimes = NOTHING_MEASURED) -> None:
+    def __init__(
+        self, costs: ClipCosts, measured: MeasuredTimes = NOTHING_MEASURED, *, render: RenderSettings | None = None
+    ) -> None:
         self.costs = costs
         self.measured = measured
+        self.render = render
 
     def per_clip(self, group: ClipGroup, mesh: Mesh, keep: str = "full") -> Timed:
         """Returns the seconds in which the ranks render one more clip: of a clip in a batch its share."""
@@ -98,7 +105,21 @@ class ClipTimes:
         tokens = None if figures.device == "cpu" or sp == 1 else tokens_of(family, request, plan, figures)
         if tokens is None:
             return float(cfg * CFG_EFFICIENCY ** log2(cfg) * sp * SP_EFFICIENCY ** log2(sp))
-        return expected(costs.seconds(group), plan, tokens, Mesh(cfg=cfg, sp=sp)).times_faster
+        recorded = self._is_recorded(group, request, plan.rules, cfg, sp)
+        return expected(costs.seconds(group), plan, tokens, Mesh(cfg=cfg, sp=sp), recorded=recorded).times_faster
+
+    def _is_recorded(self, group: ClipGroup, request: ClipRequest, rules: Rules, cfg: int, sp: int) -> bool:
+        """Whether ranks with GPUs record the clips' loops, as `pab.execution.choice` and `records_loop` have it."""
+        costs, render = self.costs, self.render
+        asked = RECORD_AUTO if render is None else render.record_loops
+        family = costs.rules.families[group.model]
+        plain = group.model in costs.eager or costs.precision_of(group.model) != "bfloat16"
+        if plain or not family.records_loops or asked == RECORD_OFF:
+            return False
+        if asked == RECORD_ON:
+            return can_be_recorded(rules)
+        in_turn = render is not None and render.guidance_rows == IN_TURN and family.rows_in_turn
+        return not in_turn and gains_by_recording(family, request, rules, cfg=cfg, sp=sp)
 
     def _slower(self, group: ClipGroup, keep: str) -> float:
         plan = self.costs.plan(group)

@@ -26,8 +26,9 @@ GRAPH_S = 1.0
 """Seconds of a job to compile one graph, with nothing kept from earlier jobs: 17 graphs took 17.2 s (docs/performance.md)."""
 EAGER_TIMES_RECORDED = 4.7
 """How many times as long eager blocks take where the loops of small clips are recorded (Open-Sora, 1.41 and 0.297 s)."""
-RECORDED_TOKENS = 8192
-"""Loops of at most so many tokens are recorded (`pab.sampling.recorded_loop`)."""
+SMALL_TOKENS = 8192
+"""Clips of at most so many tokens on one rank gain so much: larger ones are recorded too (`pab.sampling.recorded_sizes`), but
+their eager blocks are not so far behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +128,6 @@ def _of_shards(
 
 def _eager_times(family: Family, render: RenderSettings, group: ClipGroup, mesh: Mesh) -> float:
     times = eager_times(family, render.precision_of(family))
-    small = family.num_tokens(group.num_frames, group.height, group.width) <= RECORDED_TOKENS
+    small = family.num_tokens(group.num_frames, group.height, group.width) <= SMALL_TOKENS
     recorded = family.records_loops and small and mesh.cfg * mesh.sp == 1
     return EAGER_TIMES_RECORDED if recorded and times == EAGER_TIMES else times

@@ -81,7 +81,8 @@ def _facts(model: str, parts: tuple[str, ...], work: PlannedWork, precision: str
         ClipCosts(costs.rules, precision, costs.source, float8=each, eager=costs.eager)
         for each in (costs.float8, parts)
     ]  # fmt: skip
-    now, then = (question.facts(model, planned.way, mesh, ClipTimes(each), costs.rules) for each in both)
+    times = [ClipTimes(each, render=work.times.render) for each in both]
+    now, then = (question.facts(model, planned.way, mesh, each, costs.rules) for each in times)
     of_figures = both[1].measured_on(model)
     return Float8Facts(
         parts=parts,

@@ -93,7 +93,11 @@ def _planner(settings: RunSettings, rules: RunRules, bucket: Bucket) -> WorkPlan
         on_gpu=settings.render.device == "cuda",
     )
     return WorkPlanner(
-        times=ClipTimes(ClipCosts(rules, precision, source, float8=float8, eager=_eager(settings, rules)), measured),
+        times=ClipTimes(
+            ClipCosts(rules, precision, source, float8=float8, eager=_eager(settings, rules)),
+            measured,
+            render=settings.render,
+        ),
         rules=rules,
         machines=settings.machines,
         render=settings.render,

@@ -1,8 +1,8 @@
 """What a clip takes on the ranks of one or more nodes, from what it takes on one: a model of time.
 
 Computing is shared as evenly as its tokens can be. Each exchange takes what its bytes take over the link, and what copying
-them takes. Where that is less than what the host needs to queue the steps, a clip takes as long as the host. The figures are
-fitted to measured rows, the assumptions stand in docs/performance.md. Free of torch.
+them takes. Where that is less than what the host needs to queue the steps, a clip takes as long as the host, unless its loop
+is recorded. The figures are fitted to measured rows, the assumptions stand in docs/performance.md. Free of torch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import KINDS
 from pab.family import ClipRequest, CostFigures, Family
 from pab.parallel.parts import even_parts, largest_part, sent_elements
+from pab.sampling.recorded_sizes import ROWS
 
-ROWS = 2
-"""Of guidance, on a rank that has both."""
 _BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -93,7 +92,7 @@ class Tokens:
 class Expected:
     """Seconds of denoising a clip, and what the busiest rank sends. `exchange_s` is part of what the device takes.
 
-    `host_s`: what the host takes at least; the larger of it and `device_s` is `seconds`.
+    `host_s`: what the host takes at least. `seconds`: the larger of it and `device_s`, of a recorded loop `device_s`.
     """
 
     mesh: Mesh
@@ -161,12 +160,12 @@ def _wire_s(sent: float, machine: Machine, sp: int, *, nodes_of_pass: int) -> fl
 
 def expected(
     one_rank_s: float, plan: BroadcastPlan, tokens: Tokens, mesh: Mesh, *, machine: Machine = H100,
-    copies: Copies = PACKED, nodes: int = 1,
+    copies: Copies = PACKED, nodes: int = 1, recorded: bool = False,
 ) -> Expected:  # fmt: skip
     """Returns what a clip that takes `one_rank_s` on one rank takes on a mesh's cfg x sp ranks, over so many nodes.
 
-    Branches of guidance are on different nodes before a pass is. Rows of guidance in turn are not expected: the host is
-    their limit on a GPU.
+    Branches of guidance are on different nodes before a pass is. `recorded`: the host queues a step at once, so that it is no
+    limit. Rows of guidance in turn are not expected: the host is their limit on a GPU.
     """
     cfg, sp = mesh.cfg, mesh.sp
     rows = min(tokens.rows_per_pass, ROWS // cfg)
@@ -186,7 +185,7 @@ def expected(
     exchange_s = switches * (wire_s + copied / machine.copy_bytes_per_s)
     host_s = passes * sum(plan.computed(kind) for kind in KINDS) * machine.host_site_s
     device_s = compute_s + exchange_s
-    seconds = max(device_s, host_s)
+    seconds = device_s if recorded else max(device_s, host_s)
     return Expected(
         mesh=mesh,
         nodes=nodes,

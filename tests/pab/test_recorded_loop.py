@@ -1,5 +1,6 @@
 """A recorded loop gives what the loop gives, of every clip of its kind; on a CPU a recording calls its steps again."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from pab.broadcast.rules import NO_BROADCAST
 from pab.families import FAMILIES
 from pab.families.open_sora.stdit3 import STDiT3
 from pab.kernels.choice import Kernels
-from pab.parallel.mesh import Axis, NodeGroup
+from pab.parallel.mesh import Axis, NodeGroup, SequenceParallel
 from pab.sampling import recorded_loop
 from pab.sampling.denoise import LoopSettings, NotFiniteError, plan_for, records_loop
 from pab.sampling.recorded_loop import LoopRecorder, run_again
@@ -95,15 +96,61 @@ def test_a_clip_that_is_not_finite_leaves_the_recording_sound():
     assert torch.equal(render(loaded, clip(), group=GROUP, loop=settings).latents, good)
 
 
-def test_only_small_clips_of_one_rank_that_follow_a_plan_are_recorded():
+def test_a_loop_of_little_work_on_each_rank_that_follows_a_plan_is_recorded():
     family = FAMILIES["open_sora"]
     small = clip(num_frames=17, height=144, width=256, num_steps=30)
+    large = replace(small, num_frames=51, height=480, width=848)
     plan = plan_for(family, small, family.presets["pab246"], "bfloat16")
+    guided, shared = NodeGroup(cfg=Axis(size=2)), NodeGroup(sp=SequenceParallel(axis=Axis(size=2)))
     assert records_loop(small, family, plan, NodeGroup())
-    assert not records_loop(replace(small, num_frames=51, height=480, width=848), family, plan, NodeGroup())
-    assert not records_loop(small, family, plan, NodeGroup(clip=Axis(size=2)))
-    decided_later = plan_for(family, small, FORESIGHT_PRESETS["foresight"], "bfloat16")
-    assert not records_loop(small, family, decided_later, NodeGroup())
+    assert not records_loop(large, family, plan, NodeGroup()), "its 47,700 tokens of both rows were measured to lose"
+    assert records_loop(large, family, plan, guided), "a row on each rank"
+    assert records_loop(large, family, plan, shared), "half of both rows on each rank"
+    assert records_loop(replace(large, guidance_scale=1.0), family, plan, NodeGroup()), "one row"
+    assert not records_loop(large, family, plan, guided, clips=2)
+    assert not records_loop(large, family, plan, shared, rows_in_turn=True)
+    assert records_loop(large, family, plan, shared, rows_in_turn=True, all_loops=True)
+    huge = replace(large, height=720, width=1280)
+    assert not records_loop(huge, family, plan, guided)
+    assert records_loop(huge, family, plan, guided, all_loops=True)
+    for group in (NodeGroup(), guided):
+        decided_later = plan_for(family, small, FORESIGHT_PRESETS["foresight"], "bfloat16")
+        assert not records_loop(small, family, decided_later, group, all_loops=True)
+
+
+def test_recordings_that_hold_much_memory_are_dropped_before_another_loop_runs():
+    loaded, records = model(), recorder()
+
+    def rendered(width: int, row_tokens: int) -> int:
+        for _ in range(2):
+            request = clip(width=width)
+            render(loaded, request, group=GROUP, loop=LoopSettings(recorder=records, row_tokens=row_tokens))
+        return records.recordings
+
+    assert [rendered(32, 12000), rendered(40, 12000)] == [1, 2]
+    assert rendered(48, 12000) == 2, "three would have 36,000 tokens"
+    assert rendered(56, 30000) == 1
+    assert rendered(64, 50000) == 1, "more than the bound: it is there alone, as it was asked for"
+    assert rendered(56, 30000) == 1, "recorded again at once"
+    for _ in range(2):
+        render(loaded, clip(width=32), group=GROUP, loop=LoopSettings(recorder=records, row_tokens=2000))
+    assert records.recordings == 2
+
+
+def test_a_recording_that_an_error_ended_is_known_to_take_memory():
+    def no_room(run: Callable[[], torch.Tensor]) -> object:
+        raise torch.OutOfMemoryError
+
+    records = LoopRecorder(capture=lambda: no_room)
+    loaded, settings = model(), LoopSettings(recorder=records)
+    assert not records.takes_memory
+    render(loaded, clip(), group=GROUP, loop=settings)
+    assert not records.takes_memory, "the first clip of a kind is plain"
+    with pytest.raises(torch.OutOfMemoryError):
+        render(loaded, clip(), group=GROUP, loop=settings)
+    assert records.takes_memory
+    records.forget()
+    assert not records.takes_memory
 
 
 class Graph:

@@ -170,7 +170,7 @@ def test_a_mesh_that_is_asked_for_is_taken_and_compared_with_the_others(tmp_path
     assert len(choice.considered) == 5
 
 
-def choice_of(one: Family, broadcast: str, **changes: object) -> MeshChoice:
+def choice_of(one: Family, broadcast: str, render: RenderSettings | None = None, **changes: object) -> MeshChoice:
     size = one.defaults
     group = ClipGroup(
         model=one.name, num_frames=size.num_frames, height=size.height, width=size.width, num_steps=size.num_steps,
@@ -178,7 +178,24 @@ def choice_of(one: Family, broadcast: str, **changes: object) -> MeshChoice:
     )  # fmt: skip
     rules = run_rules_of(one)
     asked = question({group: 1000}, precision="bfloat16", **changes)
-    return choose_mesh(asked, ClipTimes(ClipCosts(rules, "bfloat16")), rules)
+    return choose_mesh(asked, ClipTimes(ClipCosts(rules, "bfloat16"), render=render), rules)
+
+
+def test_ranks_that_share_a_clip_wait_for_the_host_where_its_loop_is_not_recorded() -> None:
+    def fastest(record_loops: str, **changes: object) -> tuple[Mesh, float]:
+        render = RenderSettings(
+            model="open_sora", weights=None, broadcast=None, precision="bfloat16", device="cuda", baseline=True,
+            record_loops=record_loops, **changes,
+        )  # fmt: skip
+        choice = choice_of(OPEN_SORA, "pab246", render, ranks=4, goal="latency")
+        (picked,) = [facts for facts in choice.considered if facts.picked]
+        return choice.mesh, picked.latency_s
+
+    by_itself, recorded, plain = fastest("auto"), fastest("on"), fastest("off")
+    assert by_itself == recorded
+    assert by_itself[0].cfg * by_itself[0].sp == 4
+    assert plain[1] > 1.15 * by_itself[1]
+    assert fastest("auto", guidance_rows="in-turn") == plain, "no GPU has recorded rows in turn"
 
 
 def test_what_nobody_measured_is_called_estimated() -> None:

@@ -9,13 +9,25 @@ from benchmarks import scaling
 from jobs.settings import Mesh
 from pipeline.planning.scaling import BEFORE, H100, PACKED, Tokens, exchanged
 
-CASES = [(clip, mesh) for clip in scaling.MEASURED for mesh in clip.seconds if mesh.num_ranks > 1]
+CASES = [(clip, mesh) for clip in (*scaling.MEASURED, *scaling.ON_H100) for mesh in clip.seconds if mesh.num_ranks > 1]
 
 
 @pytest.mark.parametrize(("clip", "mesh"), CASES, ids=lambda value: str(getattr(value, "title", value)))
 def test_two_cards_are_expected_as_they_were_measured_within_five_percent(clip, mesh):
     (model_s,) = [model_s for found, _, model_s in scaling.checks(clip) if found == mesh]
     assert model_s == pytest.approx(clip.seconds[mesh], rel=0.05)
+
+
+RECORDED = [(clip, mesh) for clip in scaling.ON_H100 for mesh in clip.recorded]
+
+
+@pytest.mark.parametrize(("clip", "mesh"), RECORDED, ids=lambda value: str(getattr(value, "title", value)))
+def test_recorded_loops_take_what_the_device_alone_is_expected_to_take(clip, mesh):
+    (model_s,) = [model_s for found, _, model_s in scaling.recorded_checks(clip) if found == mesh]
+    found = scaling.predicted(clip, mesh, 1, recorded=True)
+    assert model_s == found.device_s == pytest.approx(clip.recorded[mesh], rel=0.07)
+    if mesh == scaling.BOTH:
+        assert found.seconds < 0.8 * found.host_s, "the host alone would take longer"
 
 
 @pytest.mark.parametrize("clip", scaling.FOUR, ids=lambda clip: clip.title)
@@ -78,7 +90,11 @@ def test_the_command_takes_rows_of_bench_too(tmp_path: Path, capsys):
     assert "measured sp2: 4.50 s; the model: 4." in told
     assert "cfg2 sp8, 2 nodes" in told
     scaling.main([])
-    assert capsys.readouterr().out.count("measured cfg2:") == len(scaling.MEASURED)
+    told = capsys.readouterr().out
+    assert told.count("measured cfg2:") == sum(
+        scaling.CFG2 in clip.seconds for clip in scaling.MEASURED + scaling.ON_H100
+    )
+    assert told.count("measured cfg2 sp2 recorded:") == sum(scaling.BOTH in clip.recorded for clip in scaling.ON_H100)
 
 
 def test_the_command_takes_files_of_many_gpus_too(tmp_path: Path, capsys):
@@ -87,7 +103,12 @@ def test_the_command_takes_files_of_many_gpus_too(tmp_path: Path, capsys):
     alone = {
         "lines": [line | {"words": "compiled pab246 float8", "seconds": 12.0}, {"name": "x", "skipped": "no time"}]
     }
-    four = [("compiled pab246 float8 cfg2 sp2", 3.5, 40.0), ("compiled pab246 float8 inturn sp4", 3.4, 60.0)]
+    four = [
+        ("compiled pab246 float8 cfg2 sp2", 3.5, 40.0),
+        ("compiled pab246 float8 recorded cfg2 sp2", 3.3, 40.0),
+        ("compiled pab246 float8 recorded", 12.3, 0.0),
+        ("compiled pab246 float8 inturn sp4", 3.4, 60.0),
+    ]
     shared = {"lines": [line | {"words": words, "seconds": s, "sent_gb": gb} for words, s, gb in four]}
     for name, document in (("a.json", alone), ("b.json", shared)):
         (tmp_path / name).write_text(json.dumps(document))
@@ -95,5 +116,7 @@ def test_the_command_takes_files_of_many_gpus_too(tmp_path: Path, capsys):
     told = capsys.readouterr().out
     assert "Open-Sora 1.2: compiled pab246 float8, 720x1280, 51 frames, 30 steps" in told
     assert "measured cfg2 sp2: 3.50 s; the model: 3." in told
+    assert "measured cfg2 sp2 recorded: 3.30 s; the model: 3." in told
+    assert "3.64x one" in told, "one GPU's time is that of its loop without recording"
     assert "measured sp4 inturn: 3.40 s; no model, 3.53x one" in told, "nothing is expected of rows in turn"
     assert "sent cfg2 sp2: 40.00 GB; planned" in told
