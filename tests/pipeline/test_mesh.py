@@ -194,7 +194,7 @@ def test_ranks_that_share_a_clip_wait_for_the_host_where_its_loop_is_not_recorde
     by_itself, recorded, plain = fastest("auto"), fastest("on"), fastest("off")
     assert by_itself == recorded
     assert by_itself[0].cfg * by_itself[0].sp == 4
-    assert plain[1] > 1.15 * by_itself[1]
+    assert plain[1] > by_itself[1]
     assert fastest("auto", guidance_rows="in-turn") == plain, "no GPU has recorded rows in turn"
 
 
