@@ -182,7 +182,7 @@ class Family:
     decoder_compile_s: float = 0.0
     """Seconds of the first call of a fast decoder that is compiled where blocks are, of each size; 0 for all others."""
     records_loops: bool = False
-    """Whether loops of small clips can be recorded; its model is then a `pab.model.Recordable`."""
+    """Whether loops can be recorded; its model is then a `pab.model.Recordable`."""
     rows_in_turn: bool = False
     """Whether a pass keeps nothing in its model, so that those of both rows of guidance may be under way at once."""
     clean_prompt: Callable[[str], str] | None = None

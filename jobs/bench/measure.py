@@ -85,6 +85,9 @@ def measure_ours(
             enough_s=enough_s,
         )
     recorded = recorder is not None and recorder.recordings > 0
+    if recorded and torch.cuda.is_available():
+        # What a graph works in is reserved for it, and no longer allocated when it is replayed.
+        measured.line["peak_gb"] = torch.cuda.max_memory_reserved() / 1e9
     if recorder is not None:
         recorder.forget()
     measured.line.update(replace(subject, requests=requests).facts())

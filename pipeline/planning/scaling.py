@@ -32,8 +32,10 @@ class Machine:
     """What exchanges run over. `copy_bytes_per_s`: of a copy into another order, read and written bytes together.
 
     `rows_apart`: how many times as long as half of a clip's time one row of guidance takes, its predictions exchanged, of a
-    family that has both rows in one pass; `passes_apart`: of one that has a pass for each. `host_site_s`: what the host needs
-    to queue one site that is computed, of a pass that ranks share: however little is left to each, a clip takes that long.
+    family that has both rows in one pass; `passes_apart`: of one that has a pass for each. `site_s`: what the kernels of one
+    computed site take on a rank that shares a clip beyond their part of one rank's: fewer tokens fill a GPU less well.
+    `host_site_s`: what the host needs to queue one site that is computed, of a pass that ranks share: however little is left
+    to each, a clip takes that long.
     """
 
     within_node: Link
@@ -41,6 +43,7 @@ class Machine:
     copy_bytes_per_s: float
     rows_apart: float
     passes_apart: float
+    site_s: float
     host_site_s: float
 
 
@@ -48,12 +51,14 @@ H100 = Machine(
     within_node=Link(bytes_per_s=160e9, latency_s=30e-6),
     between_nodes=Link(bytes_per_s=40e9, latency_s=50e-6),
     copy_bytes_per_s=2.4e12,
-    rows_apart=1.027,
+    rows_apart=1.015,
     passes_apart=1.01,
+    site_s=15e-6,
     host_site_s=0.55e-3,
 )
-"""Of one node fitted to two H100s (Open-Sora 1.2, none, cfg2 and sp2), passes to two H200s (Wan 2.1 1.3B, cfg2), and since
-compared with two H200s; the host to four H200s (Open-Sora 1.2); between nodes assumed: 400 Gb/s for each GPU."""
+"""Of one node fitted to two H100s (Open-Sora 1.2, none, cfg2 and sp2), passes to two H200s (Wan 2.1 1.3B, cfg2), sites and
+rows apart to all rows of two and four cards (docs/performance.md); the host to four H200s (Open-Sora 1.2); between nodes
+assumed: 400 Gb/s for each GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +178,9 @@ def expected(
     share = (1 - tokens.share) * largest_part(tokens.places, sp) / tokens.places
     share += tokens.share * largest_part(tokens.others, sp) / tokens.others
     apart = machine.rows_apart if tokens.rows_per_pass > 1 else machine.passes_apart
+    sites = passes * sum(plan.computed(kind) for kind in KINDS)
     compute_s = one_rank_s / cfg * (apart if cfg > 1 else 1.0) * share
+    compute_s += sites * machine.site_s if cfg * sp > 1 else 0.0
     if sp == 1:
         return Expected(
             mesh=mesh, nodes=nodes, seconds=compute_s, exchange_s=0.0, sent_bytes=0.0,
@@ -183,7 +190,7 @@ def expected(
     sent, copied = exchanged(tokens, sp, rows, copies)
     wire_s = _wire_s(sent, machine, sp, nodes_of_pass=max(1, nodes // cfg))
     exchange_s = switches * (wire_s + copied / machine.copy_bytes_per_s)
-    host_s = passes * sum(plan.computed(kind) for kind in KINDS) * machine.host_site_s
+    host_s = sites * machine.host_site_s
     device_s = compute_s + exchange_s
     seconds = device_s if recorded else max(device_s, host_s)
     return Expected(
