@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bounded import EXIT, SIGNAL, TIME, Ended, Stop, run_bounded
-from benchmarks.real_time_parts import PARTS, PLANS, Command, LeftOut, Part, Setting
+from benchmarks.real_time_parts import PARTS, PLAN_FILE, PLANS, Command, LeftOut, Part, Setting
 from benchmarks.real_time_table import READERS, rows_of, table
 from benchmarks.whole_files import write_whole
 from cluster.devices import gpu_kind
@@ -36,6 +36,8 @@ _PROMPT = "$ python "
 _OF_TIME = ("time left", "stopped after")
 """Words by which `many_gpus` and `bench` tell that a row was out of time."""
 _TERMINATED = 143
+_SEARCH = ("weights", "plan")
+"""Parts that a plan that is there already makes idle."""
 UNREADABLE = (LookupError, TypeError, ValueError, ArithmeticError, OSError)
 """What reading a file of another form than was thought of may raise."""
 LEAST_TINY_S = 1.0
@@ -243,6 +245,9 @@ def parser(parts: Sequence[Part] = PARTS) -> argparse.ArgumentParser:
     found.add_argument("--ranks", type=int, metavar="N", help="default: all GPUs; without any 2 processes")
     found.add_argument("--plans", default=",".join(PLANS), help="words of rows, `plan` for the searched one")
     found.add_argument(
+        "--plan", type=Path, metavar="FILE", help="take this plan as the searched one; leave out part plan"
+    )
+    found.add_argument(
         "--weights",
         type=Path,
         metavar="FOLDER",
@@ -264,6 +269,8 @@ def call_of(options: argparse.Namespace, parts: Sequence[Part]) -> Call:
     folder.mkdir(parents=True, exist_ok=True)
     document = opened(folder, ranks, size)
     forget(document, again, folder)
+    if options.plan is not None:
+        write_whole(folder / PLAN_FILE, options.plan.read_text())
     device = gpu_kind() or torch.cuda.get_device_name() if gpus else "cpu"
     began = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "device": device, "gpus": gpus}
     document["calls"].append(began | {"torch": torch.__version__, "seconds": 0.0})
@@ -278,7 +285,9 @@ def call_of(options: argparse.Namespace, parts: Sequence[Part]) -> Call:
     now = time.monotonic()
     return Call(
         setting=setting,
-        parts=[part for part in parts if part.name in asked + again],
+        parts=[
+            part for part in parts if part.name in asked + again and (options.plan is None or part.name not in _SEARCH)
+        ],
         document=document,
         began=now,
         ends=now + options.seconds,
@@ -300,7 +309,7 @@ def main(arguments: list[str] | None = None, parts: Sequence[Part] = PARTS) -> i
     options = known.parse_args(arguments)
     try:
         call = call_of(options, parts)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         known.error(str(error))
     with call.stop.heeded():
         call.run()

@@ -26,7 +26,7 @@ from benchmarks.real_time_parts import (
     mesh_words,
     plan_holds,
 )
-from benchmarks.real_time_table import READERS, rows_of, table
+from benchmarks.real_time_table import READERS
 from jobs.bench.rows import chosen_rows
 from pipeline.parser import build_parser
 
@@ -86,6 +86,17 @@ def test_other_words_are_another_measurement(tmp_path: Path) -> None:
     measure(tmp_path, [part("a")])
     measure(tmp_path, [part("a", WRITES + "; print('other')")])
     assert runs(tmp_path, "a") == 2
+
+
+def test_a_plan_that_is_there_is_taken_and_none_is_searched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, folder = ROOT / "benchmarks/plans/open_sora_half.json", tmp_path / "out"
+    _, document = measure(folder, [part("weights"), part("plan"), part("b")], "--plan", str(plan))
+    assert states(document) == {"b": "measured"}
+    assert (folder / "plan.json").read_text() == plan.read_text()
+    assert setting(folder, 2).plan == "plan-868747ec43bf.json"
+    with pytest.raises(SystemExit):
+        measure(folder, [part("b")], "--plan", str(tmp_path / "none.json"))
+    assert "none.json" in capsys.readouterr().err
 
 
 def test_the_document_alone_is_enough_to_go_on_on_another_machine(tmp_path: Path) -> None:
@@ -270,6 +281,12 @@ def test_parts_go_by_the_number_of_ranks_and_by_the_plan_that_was_found(tmp_path
     assert rows_asked(four["dp"]) == [words[1:], ["cfg2"]]
     assert {"long", "pab579"} <= set(four)
     assert not {"long", "pab579", "dp"} & {*two, *one}
+    again, shared = (two[name] for name in ("job_again", "job_shared"))
+    assert isinstance(again, Command)
+    assert isinstance(shared, Command)
+    assert f"job: compiled {plan} float8 dp2" in again.words
+    assert f"job: compiled {plan} float8 cfg2" in shared.words
+    assert "job_shared" not in one
     assert isinstance(two["job_planned"], LeftOut)
     job = four["job_planned"]
     assert isinstance(job, Command)
@@ -308,57 +325,6 @@ def test_words_of_a_mesh() -> None:
     assert [mesh_words(mesh) for mesh in ("dp=1,cfg=1,sp=1", "dp=2,cfg=1,sp=1", "dp=1,cfg=2,sp=4")] == [
         "", "dp2", "cfg2 sp4",
     ]  # fmt: skip
-
-
-def test_the_table_tells_a_plan_with_its_quality_and_what_its_search_had_not_done() -> None:
-    found, beside_it = rows_of("plan", {"about": about(28.2, 29.0)}, 101.0)
-    assert found[0] == "searched plan abc"
-    assert found[5:] == ("28.2 (worst 27.2)", "101.0",
-                         "28.5 dB on the prompt it was searched on; not as good as PAB246")  # fmt: skip
-    assert (beside_it[0], beside_it[5]) == ("pab246 beside it", "29.0 (worst 28.0)")
-    cut_short = {"about": about(30.0, 29.0) | {"unfinished": ["preset pab246 on held-out prompts"]}}
-    assert (
-        "at least as good as PAB246; a bounded search, not done: preset pab246" in rows_of("plan", cut_short, 1.0)[0][7]
-    )
-    assert READERS["plan"].missing(cut_short) == "the search was ended before: preset pab246 on held-out prompts"
-
-
-def test_the_table_tells_a_job_as_the_docs_do() -> None:
-    row = {
-        "status": "measured", "name": "job ours: compiled pab246 float8 dp2", "seconds": 2.55, "frames_per_second": 20.0,
-        "later_frames_per_second": 23.9, "clips_per_gpu_hour": 706.0, "device_busy": {"share": 0.991}, "exposed_s": None,
-        "row_s": 60.0,
-    }  # fmt: skip
-    (told,) = rows_of("bench", {"rows": [row]}, 70.0)
-    assert told[1:3] == ("2.550", "20.0")
-    assert told[7] == "706 clips per GPU-hour, 23.9 frames/s without compiling, 99.1 % busy"
-    late = {"status": "not run", "name": "job ours: x", "why": "no time left of 9 s (--seconds)"}
-    assert READERS["bench"].missing({"rows": [row, late]}) == "not run: no time left of 9 s (--seconds)"
-
-
-def test_rows_without_time_or_memory_are_told_and_the_whole_clip_is_the_fastest_with_its_decoding() -> None:
-    rows = [
-        {"name": "compiled pab246 cfg2, 480x848x51", "status": "measured", "seconds": 2.69, "times_one_card": 1.95,
-         "frames_per_second": 19.0, "exposed_s": 0.1, "quality_to_plain_db": 29.2, "took_s": 15.0, "clips_at_once": 1,
-         "clip": {"num_frames": 51}, "ranks": 2},
-        {"name": "compiled x cfg2, 480x848x51", "skipped": "no time left (--seconds)", "took_s": 0.0},
-    ]  # fmt: skip
-    decoded = [{"name": f"decode, {n} ranks", "ranks": n, "seconds": 0.5 / n, "took_s": 3.0} for n in (1, 2)]
-    found = {"shared": {"lines": rows}, "decode": {"lines": decoded}}
-    document = {
-        "size": "full", "ranks": 2, "calls": [],
-        "parts": {name: {"status": "measured", "why": "", "left_out": {}, "commands": {
-            name: {"status": "measured", "why": "", "result": each, "rows": rows_of("rows", each, 9.0)}}}
-            for name, each in found.items()},
-    }  # fmt: skip
-    told = table(document)
-    assert "both 2.94 s; its 51 frames play 2.12 s" in told
-    (line,) = [line for line in told.splitlines() if line.startswith("shared") and "pab246" in line]
-    assert line.split()[5:] == ["2.690", "19.0", "1.95x", "0.100", "29.2", "15.0"]
-    assert "decode  decode, 2 ranks                   0.250    -         2.00x" in told
-    assert READERS["rows"].missing({"lines": rows}) == "1 of 2 rows: no time left (--seconds)"
-    failed = {"name": "y", "status": "failed", "why": "out of memory", "took_s": 1.0}
-    assert READERS["rows"].missing({"lines": [failed]}) == "1 of 1 rows failed, the first: y: out of memory"
 
 
 def test_the_real_thing_with_tiny_models_and_a_second_call_that_measures_nothing(

@@ -32,6 +32,6 @@ def wait_over(cluster: Cluster, jobs: Sequence[Job], timeout_s: float = 90) -> N
 def is_alive(pid: int) -> bool:
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter: it ended between opening and reading
         return False
     return stat.rpartition(")")[2].split()[0] != "Z"

@@ -167,17 +167,9 @@ def group_processes(output: Path) -> list[int]:
 def children(pid: int) -> list[int]:
     try:
         tasks = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
     return [int(child) for child in tasks.split()]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def end(process: subprocess.Popen[str], signum: signal.Signals) -> tuple[int, str, str]:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.waiting import is_alive
 from tests.pipeline.command import (
     Command,
     assert_whole,
     children,
     end,
     group_processes,
-    is_alive,
     records,
     wait_until,
 )
