@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import many_gpus
+from benchmarks import job_start, many_gpus
 from benchmarks.library_gpu import PARTS, main, parts_of
 from tests.ranks import run_on_ranks
 
@@ -26,6 +26,22 @@ def test_decoders_are_timed_and_one_that_fails_stops_none(capsys: pytest.Capture
     assert ltx2["part"] == "decoding ltx2"
     assert min(ltx2["tiles_s"], ltx2["whole_s"], ltx2["fast_s"]) >= 0
     assert 0 < ltx2["fast_off_of_255"] < 1
+
+
+def test_what_a_job_does_first_is_timed_with_an_empty_and_a_filled_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "new" / "start.json"
+    job_start.main(["--out", str(file), "--num-steps", "1", "--words", ""])
+    found = json.loads(file.read_text())
+    assert list(found) == ["empty", "filled"]
+    names = [what for what, _ in found["empty"]]
+    assert names == [what for what, _ in found["filled"]]
+    seconds = dict(found["filled"])
+    assert seconds["import torch"] > 0.1
+    assert seconds["the first clip of 1 steps"] >= seconds["  its step 0"] > seconds["the second"], "it captures graphs"
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == len(names) + 1
 
 
 def test_products_and_a_block_are_timed_and_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
