@@ -172,7 +172,7 @@ class RenderSettings(PixelSettings):
             "second clip of a kind is recorded, later ones are replayed (open_sora, its blocks compiled, in bfloat16 on "
             "GPUs). auto: clips that were measured to gain by it, which have at most 32768 latent tokens of both rows of "
             "guidance on each GPU: small ones, and those that GPUs share. on: clips of every size; a recording holds the "
-            "memory of a loop. off: none. "
+            "memory of a loop (on a CPU it saves nothing). off: none. "
             "Not part of a clip's digest: it changes rounding no more than another mesh does",
         ),
     ] = RECORD_AUTO

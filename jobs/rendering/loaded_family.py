@@ -26,7 +26,7 @@ from pab.kernels import flash3, flash3_float8, float8
 from pab.model import EncodedPrompt, VideoModel
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import LoopSettings, records_loop
-from pab.sampling.recorded_loop import LoopRecorder
+from pab.sampling.recorded_loop import LoopRecorder, run_again
 from pab.sampling.recorded_sizes import row_tokens
 from pab.weights.lora import Lora
 
@@ -172,16 +172,24 @@ def load_family(
         execution=execution,
         precision=request.precision,
         graphs=Graphs() if execution.compiled else None,
-        recorder=loop_recorder(execution, settings.render.record_loops),
+        recorder=loop_recorder(
+            execution, settings.render.record_loops, plain=device.type == "cpu" and family.records_loops
+        ),
         shared=clip_axis is not None and clip_axis.size > 1,
         rows_in_turn=settings.render.guidance_rows == IN_TURN and family.rows_in_turn,
         all_loops=settings.render.record_loops == RECORD_ON,
     )
 
 
-def loop_recorder(execution: Execution, record_loops: str) -> LoopRecorder | None:
-    """Returns what records loops; None where the execution has none, or `--record-loops` is off."""
-    return LoopRecorder() if execution.records and record_loops != RECORD_OFF else None
+def loop_recorder(execution: Execution, record_loops: str, *, plain: bool = False) -> LoopRecorder | None:
+    """Returns what records loops; None where the execution has none, or `--record-loops` is off.
+
+    `plain`: a CPU and a family whose loops can be recorded. With `on` they are there too, which saves nothing: a replay calls
+    the steps again.
+    """
+    if execution.records and record_loops != RECORD_OFF:
+        return LoopRecorder()
+    return LoopRecorder(capture=lambda: run_again) if plain and record_loops == RECORD_ON else None
 
 
 def _check_gpu(execution: Execution, name: str, capability: tuple[int, int]) -> None:

@@ -1,21 +1,33 @@
-"""Which loops a job records: `--record-loops` as the family that a rank loads has it."""
+"""Loops that jobs record: which ones, by `--record-loops`; the same videos as without, also of ranks that share clips."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from jobs.outcome import Rendered
 from jobs.rendering.loaded_family import load_family, loop_recorder
+from jobs.settings import Mesh
+from jobs.store import layout
 from pab.broadcast.state import BroadcastState
 from pab.execution.choice import Execution
 from pab.families import FAMILIES
+from pab.family import Family, LoadRequest
 from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import plan_for
 from pab.sampling.recorded_loop import LoopRecorder, run_again
 from pab.sampling.recorded_sizes import MAX_ROW_TOKENS
-from tests.jobs.world import render_job
+from tests.jobs.machines import run_on_forked_ranks
+from tests.jobs.videos import read_video
+from tests.jobs.world import TINY, load_tiny, render_job, write_shard
+from tests.jobs.world import clip as row
 from tests.pab.worlds import clip
+
+STEPS = 8
 
 
 @pytest.mark.parametrize(("said", "small", "large"), [("auto", True, False), ("on", True, True), ("off", False, False)])
@@ -57,3 +69,69 @@ def test_a_device_without_memory_lets_recordings_go_once(tmp_path: Path) -> None
     assert loaded.record_no_more()
     assert loaded.recorder is None
     assert not loaded.record_no_more()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A model that writes a mark for each of its passes. `full_at`: the pass at which its device has no more memory."""
+
+    model: Any
+    marks: Path
+    full_at: int | None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def predict(self, *arguments: Any) -> Any:
+        with self.marks.open("a") as file:
+            file.write(".")
+        if self.marks.stat().st_size == self.full_at:
+            raise torch.OutOfMemoryError("tried to hold a recording")
+        return self.model.predict(*arguments)
+
+
+def load_counted(marks: Path, full_at: int | None, request: LoadRequest) -> Counted:
+    return Counted(load_tiny(request), marks, full_at)
+
+
+def find_counted(name: str, *, marks: Path, full_at: int | None) -> Family:
+    return replace(TINY, name=name, load=partial(load_counted, marks, full_at), records_loops=True)
+
+
+def rendered(
+    folder: Path, mesh: Mesh, record_loops: str, full_at: int | None = None
+) -> tuple[list[Any], list[Any], int]:
+    """Renders four clips of a kind. Returns their records, their videos, and how many passes each rank made."""
+    items = [row(number, prompt="a b c"[: 1 + number]) for number in range(4)]
+    output, marks = folder / "out", folder / "marks"
+    bucket = write_shard(str(output), items)
+    job = render_job(str(output), mesh=mesh, baseline=False, record_loops=record_loops)
+    job = replace(job, find_family=partial(find_counted, marks=marks, full_at=full_at))
+    ranks = mesh.num_ranks
+    outcome = job() if ranks == 1 else run_on_forked_ranks(job, folder / "jobs", ranks=ranks)[0]
+    assert [type(each) for each in outcome.clips] == [Rendered] * len(items)
+    records = [bucket.read_json(layout.record(each.key)) for each in items]
+    videos = [read_video(output / record["video"]["path"], 48, 32) for record in records]
+    return records, videos, marks.stat().st_size // ranks
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(sp=2), Mesh(cfg=2)], ids=str)
+def test_jobs_record_loops_and_end_with_the_same_videos(tmp_path: Path, mesh: Mesh) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "recorded").mkdir()
+    plain, expected, passes = rendered(tmp_path / "plain", mesh, "off")
+    records, videos, more = rendered(tmp_path / "recorded", mesh, "on")
+    assert passes == 4 * STEPS
+    assert more == 5 * STEPS, "the second clip is recorded, which calls its steps, and then replayed"
+    for mine, beside, video, other in zip(records, plain, videos, expected, strict=True):
+        assert mine["counted"] == beside["counted"]
+        assert np.abs(video.astype(int) - other.astype(int)).max() <= 1
+
+
+def test_a_job_without_memory_for_a_recording_goes_on_without_any_and_keeps_as_much(tmp_path: Path) -> None:
+    # In the second clip, while it is recorded.
+    records, videos, passes = rendered(tmp_path, Mesh(), "on", full_at=STEPS + 3)
+    assert passes == STEPS + 3 + 3 * STEPS
+    assert [record["execution"]["keep"] for record in records] == ["full"] * 4
+    assert [record["plan"].get("rendered", "pab") for record in records] == ["pab"] * 4
+    assert len(videos) == 4
