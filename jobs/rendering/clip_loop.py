@@ -33,7 +33,7 @@ from pab.family import Family
 from pab.model import NotFiniteError
 
 _LOG = logging.getLogger(__name__)
-_NOTES = 3
+_NOTES = 4
 """Of clips that did not fit into memory, at most: looked for before the first clip of a kind."""
 _NO_TIME, _RECORDED = 0, -1
 """Values in place of an attempt's number, which say why a clip is not begun."""

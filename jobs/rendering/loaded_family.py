@@ -92,9 +92,13 @@ class LoadedFamily:
         """Lets no further loop be recorded, for their memory; False if none takes any."""
         if self.recorder is None or not self.recorder.takes_memory:
             return False
-        self.recorder.forget()
-        self.recorder = None
+        self.stop_recording()
         return True
+
+    def stop_recording(self) -> None:
+        """Drops all recorded loops, and lets no further one be recorded."""
+        self.forget_loops()
+        self.recorder = None
 
     def forget_loops(self) -> None:
         """Drops all recorded loops."""

@@ -1,8 +1,8 @@
 """Answers a device that has no more memory with the next way to keep less, instead of a failed clip.
 
-A rank that renders a clip alone frees what it holds and renders it again; recorded loops go before kept outputs. Ranks
-that share a clip cannot agree in the middle of a pass: the others may already wait in a collective for the one that has no
-more memory. So that one leaves a note in the bucket and the group ends, as after any error of one rank; the attempt does not
+Recorded loops go first, then kept outputs. A rank that renders a clip alone frees them and renders it again. Ranks that
+share a clip cannot agree in the middle of a pass: the others may already wait in a collective for the one that has no more
+memory. So that one leaves a note in the bucket and the group ends, as after any error of one rank; the attempt does not
 count, and the next start begins there.
 """
 
@@ -23,6 +23,8 @@ from jobs.store import layout
 from manifests.clip import Clip
 
 _LOG = logging.getLogger(__name__)
+_RECORDED_NONE = 0
+"""The level of the note that clips are rendered without recorded loops: no way down is taken for it."""
 
 
 def render_in_memory(
@@ -40,34 +42,28 @@ def render_in_memory(
         except torch.OutOfMemoryError as error:
             if attempt.stages.current != "denoise":
                 raise
-            # Ranks that share a clip record alike or not at all, and cannot agree here.
-            if not context.ranks.shares_clips and loaded.record_no_more():
-                _log(attempt, error, "no recorded loops")
+            if loaded.record_no_more():
+                _tell(attempt, context, error, "no recorded loops", level=_RECORDED_NONE)
             elif loaded.keep_less(attempt.clip, settings):
-                _tell(loaded, attempt, context, error)
+                level = loaded.levels[kind_key(attempt.clip)]
+                _tell(attempt, context, error, str(loaded.way(attempt.clip, settings)), level=level)
             else:
                 raise
         # Outside of `except`, so that the traceback no longer holds the clip's tensors.
         loaded.let_go()
 
 
-def _tell(loaded: LoadedFamily, attempt: Attempt, context: JobContext, error: torch.OutOfMemoryError) -> None:
-    clip, way = attempt.clip, loaded.way(attempt.clip, context.settings)
-    _log(attempt, error, str(way))
+def _tell(attempt: Attempt, context: JobContext, error: torch.OutOfMemoryError, instead: str, *, level: int) -> None:
+    clip = attempt.clip
+    log_event(_LOG, "out_of_memory", level=logging.WARNING, clip=clip.clip_id, error=str(error), next=instead)
     if not context.ranks.shares_clips:
         return
-    level = loaded.levels[kind_key(clip)]
-    note = {"clip_id": clip.clip_id, "way": str(way), "error": str(error), "job": context.facts()}
+    note = {"clip_id": clip.clip_id, "way": instead, "error": str(error), "job": context.facts()}
     context.bucket.create_json(layout.less_memory(context.shard, clip.model, kind_key(clip), level), note)
     context.attempts.take_back(clip.key, attempt.number)
     raise GroupLostError(
-        f"clip {clip.clip_id}: out of memory on one of its ranks; the next start renders it with {way}"
+        f"clip {clip.clip_id}: out of memory on one of its ranks; the next start renders it with {instead}"
     ) from error
-
-
-def _log(attempt: Attempt, error: torch.OutOfMemoryError, instead: str) -> None:
-    clip_id = attempt.clip.clip_id
-    log_event(_LOG, "out_of_memory", level=logging.WARNING, clip=clip_id, error=str(error), next=instead)
 
 
 def begin_where_it_fits(loaded: LoadedFamily, clip: Clip, context: JobContext) -> None:
@@ -75,9 +71,14 @@ def begin_where_it_fits(loaded: LoadedFamily, clip: Clip, context: JobContext) -
     key, ranks = kind_key(clip), context.ranks
     if not ranks.shares_clips or key in loaded.levels:
         return
-    level: int | None = None
+    found: list[int] | None = None
     if ranks.node.is_clip_root:
         level = 0
         while context.bucket.exists(layout.less_memory(context.shard, clip.model, key, level + 1)):
             level += 1
-    loaded.levels[key] = ranks.broadcast_in_clip(level, int)
+        none = context.bucket.exists(layout.less_memory(context.shard, clip.model, key, _RECORDED_NONE))
+        found = [level, int(none)]
+    loaded.levels[key], recorded_none = ranks.broadcast_in_clip(found, list[int])
+    if recorded_none:
+        # All ranks of the clip come here with the same clip, so they still record alike.
+        loaded.stop_recording()

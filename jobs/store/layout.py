@@ -105,7 +105,7 @@ def encoding(shard_index: int, model: str, replica: int) -> str:
 def less_memory(shard_index: int, model: str, kind: str, level: int) -> str:
     """Returns the path of the note that a job renders clips of a kind `level` ways (1, 2, ...) further down from now on.
 
-    It is left when they did not fit into memory.
+    It is left when they did not fit into memory. Level 0: with as much kept, but without recorded loops.
     """
     return f"memory/{job_name(shard_index)}.{model}.{kind}.{level}.json"
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
-from jobs.outcome import Rendered
+from jobs.outcome import Rendered, Skipped
 from jobs.rendering.loaded_family import load_family, loop_recorder
 from jobs.settings import Mesh
 from jobs.store import layout
@@ -21,7 +22,7 @@ from pab.parallel.mesh import Axis, NodeGroup
 from pab.sampling.denoise import plan_for
 from pab.sampling.recorded_loop import LoopRecorder, run_again
 from pab.sampling.recorded_sizes import MAX_ROW_TOKENS
-from tests.jobs.machines import run_on_forked_ranks
+from tests.jobs.machines import RankError, run_on_forked_ranks
 from tests.jobs.videos import read_video
 from tests.jobs.world import TINY, load_tiny, render_job, write_shard
 from tests.jobs.world import clip as row
@@ -73,11 +74,15 @@ def test_a_device_without_memory_lets_recordings_go_once(tmp_path: Path) -> None
 
 @dataclass(frozen=True)
 class Counted:
-    """A model that writes a mark for each of its passes. `full_at`: the pass at which its device has no more memory."""
+    """A model that writes a mark for each of its passes.
+
+    `full_at`: the pass at which the device of the last rank has no more memory, once.
+    """
 
     model: Any
     marks: Path
     full_at: int | None
+    made: list[int]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -85,13 +90,17 @@ class Counted:
     def predict(self, *arguments: Any) -> Any:
         with self.marks.open("a") as file:
             file.write(".")
-        if self.marks.stat().st_size == self.full_at:
+        self.made.append(1)
+        told = self.marks.with_name("told")
+        last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
+        if last and len(self.made) == self.full_at and not told.exists():
+            told.touch()
             raise torch.OutOfMemoryError("tried to hold a recording")
         return self.model.predict(*arguments)
 
 
 def load_counted(marks: Path, full_at: int | None, request: LoadRequest) -> Counted:
-    return Counted(load_tiny(request), marks, full_at)
+    return Counted(load_tiny(request), marks, full_at, [])
 
 
 def find_counted(name: str, *, marks: Path, full_at: int | None) -> Family:
@@ -99,17 +108,17 @@ def find_counted(name: str, *, marks: Path, full_at: int | None) -> Family:
 
 
 def rendered(
-    folder: Path, mesh: Mesh, record_loops: str, full_at: int | None = None
+    folder: Path, mesh: Mesh, record_loops: str, full_at: int | None = None, broadcast: str = "pab"
 ) -> tuple[list[Any], list[Any], int]:
     """Renders four clips of a kind. Returns their records, their videos, and how many passes each rank made."""
-    items = [row(number, prompt="a b c"[: 1 + number]) for number in range(4)]
+    items = [row(number, prompt="a b c"[: 1 + number], broadcast=broadcast) for number in range(4)]
     output, marks = folder / "out", folder / "marks"
     bucket = write_shard(str(output), items)
     job = render_job(str(output), mesh=mesh, baseline=False, record_loops=record_loops)
     job = replace(job, find_family=partial(find_counted, marks=marks, full_at=full_at))
     ranks = mesh.num_ranks
     outcome = job() if ranks == 1 else run_on_forked_ranks(job, folder / "jobs", ranks=ranks)[0]
-    assert [type(each) for each in outcome.clips] == [Rendered] * len(items)
+    assert {type(each) for each in outcome.clips} <= {Rendered, Skipped}
     records = [bucket.read_json(layout.record(each.key)) for each in items]
     videos = [read_video(output / record["video"]["path"], 48, 32) for record in records]
     return records, videos, marks.stat().st_size // ranks
@@ -135,3 +144,17 @@ def test_a_job_without_memory_for_a_recording_goes_on_without_any_and_keeps_as_m
     assert [record["execution"]["keep"] for record in records] == ["full"] * 4
     assert [record["plan"].get("rendered", "pab") for record in records] == ["pab"] * 4
     assert len(videos) == 4
+
+
+@pytest.mark.parametrize("broadcast", ["pab", "none"])
+def test_ranks_without_memory_for_a_recording_end_and_the_next_start_records_none(
+    tmp_path: Path, broadcast: str
+) -> None:
+    with pytest.raises(RankError, match=r"clip\.1: out of memory .* the next start renders it with no recorded loops"):
+        rendered(tmp_path, Mesh(sp=2), "on", full_at=STEPS + 3, broadcast=broadcast)
+    (tmp_path / "marks").unlink()
+    records, _, passes = rendered(tmp_path, Mesh(sp=2), "on", full_at=STEPS + 3, broadcast=broadcast)
+    assert passes == 3 * STEPS, "three clips were left, none of them recorded, which would call its steps again"
+    assert [record["execution"]["keep"] for record in records] == ["full"] * 4
+    assert [record["attempt"] for record in records] == [1] * 4
+    assert ["out_of_memory" in record["plan"] for record in records] == [False] * 4
