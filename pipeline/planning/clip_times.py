@@ -106,7 +106,9 @@ class ClipTimes:
         if tokens is None:
             return float(cfg * CFG_EFFICIENCY ** log2(cfg) * sp * SP_EFFICIENCY ** log2(sp))
         recorded = self._is_recorded(group, request, plan.rules, cfg, sp)
-        return expected(costs.seconds(group), plan, tokens, Mesh(cfg=cfg, sp=sp), recorded=recorded).times_faster
+        # Of one loop, as the plan and what it exchanges are.
+        one_loop_s = costs.seconds(group) / group.loops
+        return expected(one_loop_s, plan, tokens, Mesh(cfg=cfg, sp=sp), recorded=recorded).times_faster
 
     def _is_recorded(self, group: ClipGroup, request: ClipRequest, rules: Rules, cfg: int, sp: int) -> bool:
         """Whether ranks with GPUs record the clips' loops, as `pab.execution.choice` and `records_loop` have it."""
@@ -114,7 +116,8 @@ class ClipTimes:
         asked = RECORD_AUTO if render is None else render.record_loops
         family = costs.rules.families[group.model]
         plain = group.model in costs.eager or costs.precision_of(group.model) != "bfloat16"
-        if plain or not family.records_loops or asked == RECORD_OFF:
+        # Of several loops only the first begins from noise, and no other one is recorded.
+        if plain or group.loops > 1 or not family.records_loops or asked == RECORD_OFF:
             return False
         if asked == RECORD_ON:
             return can_be_recorded(rules)

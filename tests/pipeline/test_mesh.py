@@ -170,11 +170,13 @@ def test_a_mesh_that_is_asked_for_is_taken_and_compared_with_the_others(tmp_path
     assert len(choice.considered) == 5
 
 
-def choice_of(one: Family, broadcast: str, render: RenderSettings | None = None, **changes: object) -> MeshChoice:
+def choice_of(
+    one: Family, broadcast: str, render: RenderSettings | None = None, loops: int = 1, **changes: object
+) -> MeshChoice:
     size = one.defaults
     group = ClipGroup(
         model=one.name, num_frames=size.num_frames, height=size.height, width=size.width, num_steps=size.num_steps,
-        guided=True, broadcast=broadcast,
+        guided=True, broadcast=broadcast, loops=loops,
     )  # fmt: skip
     rules = run_rules_of(one)
     asked = question({group: 1000}, precision="bfloat16", **changes)
@@ -182,12 +184,12 @@ def choice_of(one: Family, broadcast: str, render: RenderSettings | None = None,
 
 
 def test_ranks_that_share_a_clip_wait_for_the_host_where_its_loop_is_not_recorded() -> None:
-    def fastest(record_loops: str, **changes: object) -> tuple[Mesh, float]:
+    def fastest(record_loops: str, loops: int = 1, **changes: object) -> tuple[Mesh, float]:
         render = RenderSettings(
             model="open_sora", weights=None, broadcast=None, precision="bfloat16", device="cuda", baseline=True,
             record_loops=record_loops, **changes,
         )  # fmt: skip
-        choice = choice_of(OPEN_SORA, "pab246", render, ranks=4, goal="latency")
+        choice = choice_of(OPEN_SORA, "pab246", render, loops, ranks=4, goal="latency")
         (picked,) = [facts for facts in choice.considered if facts.picked]
         return choice.mesh, picked.latency_s
 
@@ -196,6 +198,9 @@ def test_ranks_that_share_a_clip_wait_for_the_host_where_its_loop_is_not_recorde
     assert by_itself[0].cfg * by_itself[0].sp == 4
     assert plain[1] > by_itself[1]
     assert fastest("auto", guidance_rows="in-turn") == plain, "no GPU has recorded rows in turn"
+    three = fastest("on", loops=3)
+    assert three == fastest("off", loops=3), "loops that begin from frames are not recorded"
+    assert three == (plain[0], pytest.approx(3 * plain[1])), "the host queues each loop"
 
 
 def test_what_nobody_measured_is_called_estimated() -> None:
