@@ -21,6 +21,7 @@ from pab.parallel.exchange import Waiting
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise, records_loop
 from pab.sampling.recorded_loop import LoopRecorder, run_again
+from pab.sampling.recorded_sizes import row_tokens
 
 Json = dict[str, Any]
 ENOUGH_S = 25.0
@@ -127,7 +128,10 @@ class OurClips:
             plan=plan,
             group=group,
             loop=LoopSettings(
-                cache_dtype=self.keep, recorder=self.recorder if records else None, rows_in_turn=self.rows_in_turn
+                cache_dtype=self.keep,
+                recorder=self.recorder if records else None,
+                row_tokens=row_tokens(subject.family, request, cfg=group.cfg.size, sp=group.sp.size),
+                rows_in_turn=self.rows_in_turn,
             ),
         )
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.bench.factors import factors
 from jobs.bench.groups import GROUPS
+from jobs.bench.library_subjects import make_subject
+from jobs.bench.measure import OurClips, new_recorder
 from jobs.bench.rows import Row, all_rows, chosen_rows, parse_row
 from jobs.bench.run import run_rows, usual_settings
 from pab.broadcast.plan import make_plan
@@ -18,6 +22,8 @@ from pab.broadcast.rules import KINDS
 from pab.execution.choice import Execution
 from pab.families.latte.family import LATTE
 from pab.families.latte.sites import latte_sites
+from pab.parallel.mesh import NodeGroup
+from pab.sampling.recorded_sizes import MAX_ROW_TOKENS
 from pipeline.commands.bench import joined
 from pipeline.commands.bench_job import broadcast_of, compiled_later, render_settings
 from tests.pipeline.command import Command
@@ -307,3 +313,15 @@ def test_rows_say_which_loops_are_recorded_of_families_whose_loops_can_be() -> N
     assert row.without_reuse == parse_row(GROUP["open_sora"], "compiled none").without_reuse
     with pytest.raises(ValueError, match="'recorded': the loops of wan cannot be recorded"):
         parse_row(GROUP["wan"], "compiled pab2-6 recorded").execution("cuda", "bfloat16")
+
+
+def test_rows_hold_as_many_recordings_as_jobs_do() -> None:
+    subject, group = make_subject("open_sora", "tiny", torch.device("cpu")), NodeGroup()
+    family = replace(subject.family, num_tokens=lambda *_size: MAX_ROW_TOKENS)
+    recorder = new_recorder(group)
+    clips = OurClips(
+        subject=replace(subject, family=family), broadcast="none", group=group, recorder=recorder, all_loops=True
+    )
+    for num_steps in (2, 2, 3, 3):
+        clips.denoise(replace(subject.requests[0], num_steps=num_steps))
+    assert recorder.recordings == 1, "together they would hold too much"
