@@ -245,7 +245,7 @@ def parser(parts: Sequence[Part] = PARTS) -> argparse.ArgumentParser:
     found.add_argument("--ranks", type=int, metavar="N", help="default: all GPUs; without any 2 processes")
     found.add_argument("--plans", default=",".join(PLANS), help="words of rows, `plan` for the searched one")
     found.add_argument(
-        "--plan", type=Path, metavar="FILE", help="take this plan as the searched one; leave out part plan"
+        "--plan", type=Path, metavar="FILE", help="take this plan as the searched one; leave out parts weights and plan"
     )
     found.add_argument(
         "--weights",
@@ -270,7 +270,7 @@ def call_of(options: argparse.Namespace, parts: Sequence[Part]) -> Call:
     document = opened(folder, ranks, size)
     forget(document, again, folder)
     if options.plan is not None:
-        write_whole(folder / PLAN_FILE, options.plan.read_text())
+        take_plan(options.plan, document, folder)
     device = gpu_kind() or torch.cuda.get_device_name() if gpus else "cpu"
     began = {"began": datetime.now(UTC).isoformat(timespec="seconds"), "device": device, "gpus": gpus}
     document["calls"].append(began | {"torch": torch.__version__, "seconds": 0.0})
@@ -292,6 +292,16 @@ def call_of(options: argparse.Namespace, parts: Sequence[Part]) -> Call:
         began=now,
         ends=now + options.seconds,
     )
+
+
+def take_plan(file: Path, document: Json, folder: Path) -> None:
+    """Takes a plan as the searched one. Raises ValueError if DIR has searched another: its table would tell both as one."""
+    text, there = file.read_text(), folder / PLAN_FILE
+    if "plan" in document["parts"] and there.exists() and there.read_text() != text:
+        raise ValueError(
+            f"--plan {file}: {folder} has a searched plan; name another folder, or forget it (--again plan)"
+        )
+    write_whole(there, text)
 
 
 def names_of(text: str, parts: Sequence[Part]) -> list[str]:

@@ -99,6 +99,19 @@ def test_a_plan_that_is_there_is_taken_and_none_is_searched(tmp_path: Path, caps
     assert "none.json" in capsys.readouterr().err
 
 
+def test_a_plan_beside_the_one_that_was_searched_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ROOT / "benchmarks/plans/open_sora_half.json"
+    measure(tmp_path, [part("plan")])
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        measure(tmp_path, [part("plan"), part("b")], "--plan", str(plan))
+    assert "has a searched plan; name another folder" in capsys.readouterr().err
+    assert (tmp_path / "plan.json").read_text() == "{}"
+    _, document = measure(tmp_path, [part("plan"), part("b")], "--plan", str(plan), "--again", "plan")
+    assert states(document) == {"b": "measured"}
+    assert (tmp_path / "plan.json").read_text() == plan.read_text()
+
+
 def test_the_document_alone_is_enough_to_go_on_on_another_machine(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     measure(here, [part("a"), part("b", "raise SystemExit(1)")])
