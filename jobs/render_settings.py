@@ -170,8 +170,8 @@ class RenderSettings(PixelSettings):
             choices=(RECORD_AUTO, RECORD_ON, RECORD_OFF),
             help="whether denoising loops are recorded as CUDA graphs, so that the host queues a whole step at once: the "
             "second clip of a kind is recorded, later ones are replayed (open_sora, its blocks compiled, in bfloat16 on "
-            "GPUs). auto: clips that were measured to gain by it, which have at most 32768 latent tokens of both rows of "
-            "guidance on each GPU: small ones, and those that GPUs share. on: clips of every size; a recording holds the "
+            "GPUs). auto: clips of at most 32768 latent tokens of both rows of guidance on each GPU, where recording was "
+            "measured to gain: small ones, and those that GPUs share. on: clips of every size; a recording holds the "
             "memory of a loop (on a CPU it saves nothing). off: none. "
             "Not part of a clip's digest: it changes rounding no more than another mesh does",
         ),

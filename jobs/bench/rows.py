@@ -22,7 +22,7 @@ from pab.family import ClipRequest, Family
 OURS, DIFFUSERS, CACHE_DIT = SIDES = ("ours", "diffusers", "cache-dit")
 MODES = {"eager": False, "compiled": True}
 RECORDED, NOT_RECORDED = "recorded", "norecording"
-"""Options by which every loop is recorded, not small ones of one rank alone, or none (`--record-loops on`, `off`)."""
+"""Options by which every loop is recorded, not only those that gain by it, or none (`--record-loops on`, `off`)."""
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "nokernels": {"kernels": False, "records": False},
     NOT_RECORDED: {"records": False},

@@ -8,7 +8,7 @@ from pab.family import ClipRequest, Family
 
 MAX_ROW_TOKENS = 32768
 """Latent tokens of all rows of guidance in a rank's pass, up to which recording gains (docs/performance.md): on H100s a loop
-of 25,440 in 8-bit floats takes three quarters of its time recorded, one of 47,700 takes 2 % longer."""
+of 25,440 in 8-bit floats takes three quarters of its time recorded, one of 47,700 takes 3 % longer."""
 ROWS = 2
 """Of guidance, on a rank that has both."""
 
@@ -30,5 +30,5 @@ def can_be_recorded(rules: Rules) -> bool:
 def gains_by_recording(
     family: Family, request: ClipRequest, rules: Rules, *, clips: int = 1, cfg: int = 1, sp: int = 1
 ) -> bool:
-    """Whether a clip's loop can be recorded and was measured to gain by it, as `row_tokens` has its arguments."""
+    """Whether a clip's loop can be recorded and is small enough to gain by it, as `row_tokens` has its arguments."""
     return can_be_recorded(rules) and row_tokens(family, request, clips=clips, cfg=cfg, sp=sp) <= MAX_ROW_TOKENS
