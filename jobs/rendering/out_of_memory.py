@@ -1,9 +1,9 @@
 """Answers a device that has no more memory with the next way to keep less, instead of a failed clip.
 
-Recorded loops go first, then kept outputs. A rank that renders a clip alone frees them and renders it again. Ranks that
-share a clip cannot agree in the middle of a pass: the others may already wait in a collective for the one that has no more
-memory. So that one leaves a note in the bucket and the group ends, as after any error of one rank; the attempt does not
-count, and the next start begins there.
+Recorded loops go first, then kept outputs; they also go where one could not be recorded for any other reason. A rank that
+renders a clip alone frees them and renders it again. Ranks that share a clip cannot agree in the middle of a pass: the others
+may already wait in a collective for the one that has no more memory. So that one leaves a note in the bucket and the group
+ends, as after any error of one rank; the attempt does not count, and the next start begins there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jobs.log import log_event
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.clip_work import render_clip
 from jobs.rendering.context import GroupLostError, JobContext
+from jobs.rendering.group import is_lost_peer
 from jobs.rendering.keep_ways import kind_key
 from jobs.rendering.loaded_family import LoadedFamily
 from jobs.rendering.references import ClipReferences
@@ -25,6 +26,8 @@ from manifests.clip import Clip
 _LOG = logging.getLogger(__name__)
 _RECORDED_NONE = 0
 """The level of the note that clips are rendered without recorded loops: no way down is taken for it."""
+NO_LOOPS = "no recorded loops"
+OUT_OF_MEMORY, NOT_RECORDED = "out_of_memory", "loop_not_recorded"
 
 
 def render_in_memory(
@@ -32,37 +35,41 @@ def render_in_memory(
 ) -> None:
     """Renders one clip (`render_clip`), with less kept if the device has no more memory. Collective over its ranks.
 
-    Raises torch.OutOfMemoryError if nothing is left to take away, GroupLostError if other ranks share the clip.
+    Raises torch.OutOfMemoryError if nothing is left to take away, GroupLostError if other ranks share the clip, and what has
+    nothing to do with memory or recording.
     """
     settings, group = context.settings, context.ranks.node
     while True:
         try:
             render_clip(loaded, attempt, settings=settings, group=group, references=references)
             return
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
             if attempt.stages.current != "denoise":
                 raise
-            if loaded.record_no_more():
-                _tell(attempt, context, error, "no recorded loops", level=_RECORDED_NONE)
-            elif loaded.keep_less(attempt.clip, settings):
+            # torch's error of memory is a RuntimeError too, as all of CUDA's and NCCL's are.
+            full = isinstance(error, torch.OutOfMemoryError)
+            recording = loaded.recorder is not None and loaded.recorder.is_recording and not is_lost_peer(error)
+            if (full or recording) and loaded.record_no_more():
+                _tell(OUT_OF_MEMORY if full else NOT_RECORDED, attempt, context, error, NO_LOOPS, level=_RECORDED_NONE)
+            elif full and loaded.keep_less(attempt.clip, settings):
                 level = loaded.levels[kind_key(attempt.clip)]
-                _tell(attempt, context, error, str(loaded.way(attempt.clip, settings)), level=level)
+                _tell(OUT_OF_MEMORY, attempt, context, error, str(loaded.way(attempt.clip, settings)), level=level)
             else:
                 raise
         # Outside of `except`, so that the traceback no longer holds the clip's tensors.
         loaded.let_go()
 
 
-def _tell(attempt: Attempt, context: JobContext, error: torch.OutOfMemoryError, instead: str, *, level: int) -> None:
+def _tell(event: str, attempt: Attempt, context: JobContext, error: RuntimeError, instead: str, *, level: int) -> None:
     clip = attempt.clip
-    log_event(_LOG, "out_of_memory", level=logging.WARNING, clip=clip.clip_id, error=str(error), next=instead)
+    log_event(_LOG, event, level=logging.WARNING, clip=clip.clip_id, error=str(error), next=instead)
     if not context.ranks.shares_clips:
         return
     note = {"clip_id": clip.clip_id, "way": instead, "error": str(error), "job": context.facts()}
     context.bucket.create_json(layout.less_memory(context.shard, clip.model, kind_key(clip), level), note)
     context.attempts.take_back(clip.key, attempt.number)
     raise GroupLostError(
-        f"clip {clip.clip_id}: out of memory on one of its ranks; the next start renders it with {instead}"
+        f"clip {clip.clip_id}: {event.replace('_', ' ')} on one of its ranks; the next start renders it with {instead}"
     ) from error
 
 

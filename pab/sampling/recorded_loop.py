@@ -22,8 +22,10 @@ from pab.parallel.exchange import Exchanges, Recorded
 from pab.sampling.recorded_sizes import MAX_ROW_TOKENS
 
 MAX_RECORDINGS = 4
-"""Per model, and no more than have `MAX_ROW_TOKENS` together with the loop that runs: each recording holds the memory that
-its loop needs. The least recently used one is dropped first. Clips of one kind follow each other, so few are in use."""
+"""Per model. The least recently used one is dropped first. Clips of one kind follow each other, so few are in use."""
+MAX_HELD_ROW_TOKENS = 2 * MAX_ROW_TOKENS
+"""Of all recordings and the loop that runs: each recording holds the memory that its loop needs. Room for a plan and for the
+loops without reuse beside it, by which samples are judged."""
 
 Texts = Mapping[str, object]
 """By guidance branch, what the model gets of the prompt: tensors in tuples and frozen dataclasses."""
@@ -44,7 +46,8 @@ class LoopRecorder:
     capture: Callable[[], Capture] | None = None
     _seen: set[tuple[object, ...]] = field(default_factory=set)
     _recordings: OrderedDict[tuple[object, ...], Recording] = field(default_factory=OrderedDict)
-    _recording: bool = False
+    is_recording: bool = False
+    """Also after an error ended a recording, until `forget`."""
 
     def wrap(
         self, run_step: RunStep, *, kind: tuple[object, ...], num_steps: int, state: ClipState,
@@ -67,10 +70,10 @@ class LoopRecorder:
         def replayed_step(latents: Tensor, step: int, texts: Texts) -> Tensor:
             if step == 0:
                 if kind not in self._recordings:
-                    self._recording = True
+                    self.is_recording = True
                     made = self._record(run_step, latents, texts, num_steps, state, axes)
                     self._recordings[kind] = replace(made, row_tokens=row_tokens)
-                    self._recording = False
+                    self.is_recording = False
                 self._recordings.move_to_end(kind)
             recording = self._recordings[kind]
             latents = recording.replay(latents, step, texts, state)
@@ -89,7 +92,7 @@ class LoopRecorder:
     @property
     def takes_memory(self) -> bool:
         """Whether recordings hold memory, or one was being made when an error ended it."""
-        return self._recording or bool(self._recordings)
+        return self.is_recording or bool(self._recordings)
 
     def forget(self) -> None:
         """Drops all recordings: when the kernels that they launch may no longer be loaded, and before ranks part.
@@ -98,12 +101,12 @@ class LoopRecorder:
         """
         self._seen.clear()
         self._recordings.clear()
-        self._recording = False
+        self.is_recording = False
 
     def _make_room(self, row_tokens: int) -> None:
         while self._recordings and (
             len(self._recordings) >= MAX_RECORDINGS
-            or row_tokens + sum(each.row_tokens for each in self._recordings.values()) > MAX_ROW_TOKENS
+            or row_tokens + sum(each.row_tokens for each in self._recordings.values()) > MAX_HELD_ROW_TOKENS
         ):
             self._recordings.popitem(last=False)
 

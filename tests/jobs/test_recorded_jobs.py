@@ -76,13 +76,14 @@ def test_a_device_without_memory_lets_recordings_go_once(tmp_path: Path) -> None
 class Counted:
     """A model that writes a mark for each of its passes.
 
-    `full_at`: the pass at which the device of the last rank has no more memory, once.
+    `full_at`: the pass at which the last rank raises `error`, once: its device has no more memory, or cannot record.
     """
 
     model: Any
     marks: Path
     full_at: int | None
     made: list[int]
+    error: type[RuntimeError]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -95,27 +96,32 @@ class Counted:
         last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
         if last and len(self.made) == self.full_at and not told.exists():
             told.touch()
-            raise torch.OutOfMemoryError("tried to hold a recording")
+            raise self.error("tried to hold a recording")
         return self.model.predict(*arguments)
 
 
-def load_counted(marks: Path, full_at: int | None, request: LoadRequest) -> Counted:
-    return Counted(load_tiny(request), marks, full_at, [])
+def load_counted(marks: Path, full_at: int | None, error: type[RuntimeError], request: LoadRequest) -> Counted:
+    return Counted(load_tiny(request), marks, full_at, [], error)
 
 
-def find_counted(name: str, *, marks: Path, full_at: int | None) -> Family:
-    return replace(TINY, name=name, load=partial(load_counted, marks, full_at), records_loops=True)
+def find_counted(name: str, *, marks: Path, full_at: int | None, error: type[RuntimeError]) -> Family:
+    return replace(TINY, name=name, load=partial(load_counted, marks, full_at, error), records_loops=True)
 
 
 def rendered(
-    folder: Path, mesh: Mesh, record_loops: str, full_at: int | None = None, broadcast: str = "pab"
+    folder: Path,
+    mesh: Mesh,
+    record_loops: str,
+    full_at: int | None = None,
+    broadcast: str = "pab",
+    error: type[RuntimeError] = torch.OutOfMemoryError,
 ) -> tuple[list[Any], list[Any], int]:
     """Renders four clips of a kind. Returns their records, their videos, and how many passes each rank made."""
     items = [row(number, prompt="a b c"[: 1 + number], broadcast=broadcast) for number in range(4)]
     output, marks = folder / "out", folder / "marks"
     bucket = write_shard(str(output), items)
     job = render_job(str(output), mesh=mesh, baseline=False, record_loops=record_loops)
-    job = replace(job, find_family=partial(find_counted, marks=marks, full_at=full_at))
+    job = replace(job, find_family=partial(find_counted, marks=marks, full_at=full_at, error=error))
     ranks = mesh.num_ranks
     outcome = job() if ranks == 1 else run_on_forked_ranks(job, folder / "jobs", ranks=ranks)[0]
     assert {type(each) for each in outcome.clips} <= {Rendered, Skipped}
@@ -137,21 +143,35 @@ def test_jobs_record_loops_and_end_with_the_same_videos(tmp_path: Path, mesh: Me
         assert np.abs(video.astype(int) - other.astype(int)).max() <= 1
 
 
-def test_a_job_without_memory_for_a_recording_goes_on_without_any_and_keeps_as_much(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_a_job_that_cannot_record_goes_on_without_and_keeps_as_much(tmp_path: Path, error: type[RuntimeError]) -> None:
     # In the second clip, while it is recorded.
-    records, videos, passes = rendered(tmp_path, Mesh(), "on", full_at=STEPS + 3)
+    records, videos, passes = rendered(tmp_path, Mesh(), "on", full_at=STEPS + 3, error=error)
     assert passes == STEPS + 3 + 3 * STEPS
     assert [record["execution"]["keep"] for record in records] == ["full"] * 4
     assert [record["plan"].get("rendered", "pab") for record in records] == ["pab"] * 4
     assert len(videos) == 4
 
 
-@pytest.mark.parametrize("broadcast", ["pab", "none"])
-def test_ranks_without_memory_for_a_recording_end_and_the_next_start_records_none(
-    tmp_path: Path, broadcast: str
+@pytest.mark.parametrize("full_at", [3, 3 * STEPS])
+def test_an_error_of_a_loop_that_is_not_being_recorded_fails_its_clip(tmp_path: Path, full_at: int) -> None:
+    with pytest.raises(AssertionError, match="Failed"):
+        rendered(tmp_path, Mesh(), "on", full_at=full_at, error=RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("broadcast", "error", "told"),
+    [
+        ("pab", torch.OutOfMemoryError, "out of memory"),
+        ("none", torch.OutOfMemoryError, "out of memory"),
+        ("pab", RuntimeError, "loop not recorded"),
+    ],
+)
+def test_ranks_that_cannot_record_end_and_the_next_start_records_none(
+    tmp_path: Path, broadcast: str, error: type[RuntimeError], told: str
 ) -> None:
-    with pytest.raises(RankError, match=r"clip\.1: out of memory .* the next start renders it with no recorded loops"):
-        rendered(tmp_path, Mesh(sp=2), "on", full_at=STEPS + 3, broadcast=broadcast)
+    with pytest.raises(RankError, match=rf"clip\.1: {told} .* the next start renders it with no recorded loops"):
+        rendered(tmp_path, Mesh(sp=2), "on", full_at=STEPS + 3, broadcast=broadcast, error=error)
     (tmp_path / "marks").unlink()
     records, _, passes = rendered(tmp_path, Mesh(sp=2), "on", full_at=STEPS + 3, broadcast=broadcast)
     assert passes == 3 * STEPS, "three clips were left, none of them recorded, which would call its steps again"

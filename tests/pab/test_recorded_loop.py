@@ -127,11 +127,11 @@ def test_recordings_that_hold_much_memory_are_dropped_before_another_loop_runs()
             render(loaded, request, group=GROUP, loop=LoopSettings(recorder=records, row_tokens=row_tokens))
         return records.recordings
 
-    assert [rendered(32, 12000), rendered(40, 12000)] == [1, 2]
-    assert rendered(48, 12000) == 2, "three would have 36,000 tokens"
-    assert rendered(56, 30000) == 1
-    assert rendered(64, 50000) == 1, "more than the bound: it is there alone, as it was asked for"
-    assert rendered(56, 30000) == 1, "recorded again at once"
+    assert [rendered(32, 24000), rendered(40, 24000)] == [1, 2], "a plan, and no reuse beside it"
+    assert rendered(48, 24000) == 2, "three would have 72,000 tokens"
+    assert rendered(56, 60000) == 1
+    assert rendered(64, 100000) == 1, "more than the bound: it is there alone, as it was asked for"
+    assert rendered(56, 60000) == 1, "recorded again at once"
     for _ in range(2):
         render(loaded, clip(width=32), group=GROUP, loop=LoopSettings(recorder=records, row_tokens=2000))
     assert records.recordings == 2

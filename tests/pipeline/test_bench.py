@@ -23,7 +23,7 @@ from pab.execution.choice import Execution
 from pab.families.latte.family import LATTE
 from pab.families.latte.sites import latte_sites
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.recorded_sizes import MAX_ROW_TOKENS
+from pab.sampling.recorded_loop import MAX_HELD_ROW_TOKENS
 from pipeline.commands.bench import joined
 from pipeline.commands.bench_job import broadcast_of, compiled_later, render_settings
 from tests.pipeline.command import Command
@@ -317,7 +317,7 @@ def test_rows_say_which_loops_are_recorded_of_families_whose_loops_can_be() -> N
 
 def test_rows_hold_as_many_recordings_as_jobs_do() -> None:
     subject, group = make_subject("open_sora", "tiny", torch.device("cpu")), NodeGroup()
-    family = replace(subject.family, num_tokens=lambda *_size: MAX_ROW_TOKENS)
+    family = replace(subject.family, num_tokens=lambda *_size: MAX_HELD_ROW_TOKENS)
     recorder = new_recorder(group)
     clips = OurClips(
         subject=replace(subject, family=family), broadcast="none", group=group, recorder=recorder, all_loops=True
