@@ -36,7 +36,7 @@ def render_start(options: argparse.Namespace) -> None:
     cuda = torch.cuda.is_available()
     render = RenderSettings(
         precision="bfloat16", device="cuda" if cuda else "cpu", baseline=False, compile=options.compile == "on",
-        compile_cache=str(options.out / "cache"), batch=options.batch,
+        compile_cache=str(options.out / "cache"), batch=options.batch, decode="fast" if cuda else "published",
     )  # fmt: skip
     settings = JobSettings(
         output=str(output), run_id="benchmark", mesh=Mesh(), render=render, compile_backend=options.backend
