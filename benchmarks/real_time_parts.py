@@ -243,15 +243,20 @@ def _job_of(setting: Setting, name: str, plan: str, mesh: str) -> Command:
 
 def _batch(setting: Setting) -> Iterator[Command | LeftOut]:
     # Small: below the tokens up to which loops are recorded, where the host bounds a clip alone.
-    size, usual = (
-        setting.sizes.small.split(),
-        () if setting.full else ("--tiny", "--num-steps", "4", "--compile", "off"),
-    )
-    count = "40" if setting.full else "4"
+    count = 40 if setting.full else 4
     for name, batch in (("batch_1", "1"), ("batch_4", "4"), ("batch_auto", "0")):
-        words = ("-m", "benchmarks.job_gpu", "--out", name, "--clips", count, "--starts", "1", "--size", *size,
-                 "--batch", batch, *usual)  # fmt: skip
-        yield Command(name=name, words=words, result=f"{name}/job_gpu.json", reads="job")
+        yield _job_gpu(setting, name, setting.sizes.small.split(), count, "--batch", batch)
+
+
+def _job_gpu(setting: Setting, name: str, size: Sequence[str], count: int, *words: str) -> Command:
+    tiny = () if setting.full else ("--tiny", "--num-steps", "4", "--compile", "off")
+    return Command(
+        name=name,
+        words=("-m", "benchmarks.job_gpu", "--out", name, "--clips", str(count), "--starts", "1", "--size", *size, *words,
+               *tiny),
+        result=f"{name}/job_gpu.json",
+        reads="job",
+    )  # fmt: skip
 
 
 def _large(setting: Setting) -> Iterator[Command | LeftOut]:
@@ -264,6 +269,7 @@ def _large(setting: Setting) -> Iterator[Command | LeftOut]:
         )  # fmt: skip
 
     yield rows("large", "pab246", "--meshes", meshes, "--sizes", sizes.large)
+    yield _job_gpu(setting, "job_large", sizes.large.split("x"), 6 if setting.full else 2)
     if setting.ranks != max(SHARED):
         yield LeftOut(
             name="longer clips, PAB579, dp2", why=f"{setting.ranks} ranks; they are measured with {max(SHARED)}"
@@ -285,7 +291,7 @@ PARTS = (
     Part(name="decode", least_s=30, most_s=60, commands=_decode),
     Part(name="job", least_s=60, most_s=400, commands=_job),
     Part(name="batch", least_s=45, most_s=220, commands=_batch),
-    Part(name="large", least_s=70, most_s=300, commands=_large),
+    Part(name="large", least_s=70, most_s=400, commands=_large),
 )
 """In the order in which they are measured; seconds."""
 

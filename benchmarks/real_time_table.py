@@ -146,7 +146,7 @@ def _job(found: list[Json]) -> Iterator[Line]:
         sizes = ", ".join(f"{each['clips']} by {each['size']}" for each in start["batches"])
         rate = start["clips_per_gpu_hour"]
         yield Line(
-            row="a job of small clips",
+            row="a job on one card",
             seconds=3600 / rate if rate else None,
             took_s=start["process_s"],
             more=", ".join([f"{rate or 0:.0f} clips per GPU-hour", f"batches: {sizes}", *_busy(start)]),
