@@ -51,6 +51,7 @@ def measure(cache: str, words: str, num_steps: int) -> Firsts:
     firsts.time("import what compiles", lambda: __import__("torch._inductor.compile_fx"))
     firsts.time("import the model's code", lambda: __import__("jobs.bench.job_model"))
 
+    # Here, behind the imports that are timed: at the top of the file they would import torch before its time is taken.
     from dataclasses import replace
 
     from jobs.bench.groups import GROUPS

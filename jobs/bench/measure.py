@@ -19,9 +19,8 @@ from pab.execution.compiled import executing, graphs_compiled
 from pab.family import ClipRequest
 from pab.parallel.exchange import Waiting
 from pab.parallel.mesh import NodeGroup
-from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise, records_loop
+from pab.sampling.denoise import Denoised, denoise, initial_noise, loop_settings
 from pab.sampling.recorded_loop import LoopRecorder, run_again
-from pab.sampling.recorded_sizes import row_tokens
 
 Json = dict[str, Any]
 ENOUGH_S = 25.0
@@ -117,8 +116,14 @@ class OurClips:
         """Denoises one clip."""
         subject, model, group = self.subject, self.subject.model, self.group
         plan = subject.plan(request, self.broadcast)
-        records = self.recorder is not None and records_loop(
-            request, subject.family, plan, group, rows_in_turn=self.rows_in_turn, all_loops=self.all_loops
+        loop = loop_settings(
+            request,
+            subject.family,
+            plan,
+            group,
+            self.recorder,
+            rows_in_turn=self.rows_in_turn,
+            all_loops=self.all_loops,
         )
         return denoise(
             model,
@@ -127,12 +132,7 @@ class OurClips:
             noise=initial_noise(request, model.latent_shape(request)),
             plan=plan,
             group=group,
-            loop=LoopSettings(
-                cache_dtype=self.keep,
-                recorder=self.recorder if records else None,
-                row_tokens=row_tokens(subject.family, request, cfg=group.cfg.size, sp=group.sp.size),
-                rows_in_turn=self.rows_in_turn,
-            ),
+            loop=replace(loop, cache_dtype=self.keep),
         )
 
     def clip(self, request: ClipRequest) -> Timed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -25,9 +25,8 @@ from pab.family import ClipRequest, Family, LoadRequest
 from pab.kernels import flash3, flash3_float8, float8
 from pab.model import EncodedPrompt, VideoModel
 from pab.parallel.mesh import Axis, NodeGroup
-from pab.sampling.denoise import LoopSettings, records_loop
+from pab.sampling.denoise import LoopSettings, loop_settings
 from pab.sampling.recorded_loop import LoopRecorder, run_again
-from pab.sampling.recorded_sizes import row_tokens
 from pab.weights.lora import Lora
 
 
@@ -132,15 +131,11 @@ class LoadedFamily:
         self, request: ClipRequest, plan: BroadcastPlan, group: NodeGroup, *, clips: int, keep: str
     ) -> LoopSettings:
         """Returns the settings of a loop that begins from noise, for one clip or a batch."""
-        records = records_loop(
-            request, self.family, plan, group, clips=clips, rows_in_turn=self.rows_in_turn, all_loops=self.all_loops
-        )
-        return LoopSettings(
-            cache_dtype=keep,
-            recorder=self.recorder if records else None,
-            row_tokens=row_tokens(self.family, request, clips=clips, cfg=group.cfg.size, sp=group.sp.size),
-            rows_in_turn=self.rows_in_turn,
-        )
+        loop = loop_settings(
+            request, self.family, plan, group, self.recorder, clips=clips, rows_in_turn=self.rows_in_turn,
+            all_loops=self.all_loops,
+        )  # fmt: skip
+        return replace(loop, cache_dtype=keep)
 
 
 def load_family(

@@ -26,8 +26,8 @@ from manifests.clip import Clip
 _LOG = logging.getLogger(__name__)
 _RECORDED_NONE = 0
 """The level of the note that clips are rendered without recorded loops: no way down is taken for it."""
-NO_LOOPS = "no recorded loops"
-OUT_OF_MEMORY, NOT_RECORDED = "out_of_memory", "loop_not_recorded"
+_NO_LOOPS = "no recorded loops"
+_OUT_OF_MEMORY, _NOT_RECORDED = "out_of_memory", "loop_not_recorded"
 
 
 def render_in_memory(
@@ -50,10 +50,12 @@ def render_in_memory(
             full = isinstance(error, torch.OutOfMemoryError)
             recording = loaded.recorder is not None and loaded.recorder.is_recording and not is_lost_peer(error)
             if (full or recording) and loaded.record_no_more():
-                _tell(OUT_OF_MEMORY if full else NOT_RECORDED, attempt, context, error, NO_LOOPS, level=_RECORDED_NONE)
+                _tell(
+                    _OUT_OF_MEMORY if full else _NOT_RECORDED, attempt, context, error, _NO_LOOPS, level=_RECORDED_NONE
+                )
             elif full and loaded.keep_less(attempt.clip, settings):
                 level = loaded.levels[kind_key(attempt.clip)]
-                _tell(OUT_OF_MEMORY, attempt, context, error, str(loaded.way(attempt.clip, settings)), level=level)
+                _tell(_OUT_OF_MEMORY, attempt, context, error, str(loaded.way(attempt.clip, settings)), level=level)
             else:
                 raise
         # Outside of `except`, so that the traceback no longer holds the clip's tensors.

@@ -26,8 +26,8 @@ class Execution:
     (`pab.kernels.choice.fastest`). `keep`: how outputs of sites lie in memory between steps: "full", or "int8" with a scale
     per token, in half of bfloat16's memory. `linears`: the blocks' matrix products are of the model's precision ("full"), or
     of 8-bit floats with a scale per row. `decode`: videos are decoded as their model was published ("published"), or in
-    16 bits, in as few pieces as fit, and with compiled parts if blocks are ("fast"). `records`: loops
-    that gain by it are CUDA graphs (`pab.sampling.recorded_sizes`); on whenever `kernels` is, for families that can.
+    16 bits, in as few pieces as fit, and with compiled parts if blocks are ("fast"). `records`: loops that
+    gain by it are CUDA graphs (`pab.sampling.recorded_sizes`); on whenever `kernels` is, for families that can.
     """
 
     compiled: bool = False

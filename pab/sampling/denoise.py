@@ -34,7 +34,7 @@ from pab.parallel.turns import in_turn
 from pab.sampling.collector import collector_held
 from pab.sampling.device_clock import DeviceClock
 from pab.sampling.recorded_loop import LoopRecorder, RunStep, Texts, shapes_of
-from pab.sampling.recorded_sizes import can_be_recorded, gains_by_recording
+from pab.sampling.recorded_sizes import can_be_recorded, gains_by_recording, row_tokens
 
 Combine = Callable[[Tensor, Tensor, float], Tensor]
 
@@ -288,3 +288,26 @@ def records_loop(
         return False
     axes = {"cfg": group.cfg.size, "sp": group.sp.size}
     return gains_by_recording(family, request, plan.rules, clips=clips, **axes)
+
+
+def loop_settings(
+    request: ClipRequest,
+    family: Family,
+    plan: BroadcastPlan,
+    group: NodeGroup,
+    recorder: LoopRecorder | None,
+    *,
+    clips: int = 1,
+    rows_in_turn: bool = False,
+    all_loops: bool = False,
+) -> LoopSettings:
+    """Returns the settings of a loop that begins from noise and keeps outputs whole.
+
+    `recorder` is in them if `records_loop`, which has the same arguments, is true.
+    """
+    records = records_loop(request, family, plan, group, clips=clips, rows_in_turn=rows_in_turn, all_loops=all_loops)
+    return LoopSettings(
+        recorder=recorder if records else None,
+        row_tokens=row_tokens(family, request, clips=clips, cfg=group.cfg.size, sp=group.sp.size),
+        rows_in_turn=rows_in_turn,
+    )

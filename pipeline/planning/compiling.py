@@ -27,8 +27,8 @@ GRAPH_S = 1.0
 EAGER_TIMES_RECORDED = 4.7
 """How many times as long eager blocks take where the loops of small clips are recorded (Open-Sora, 1.41 and 0.297 s)."""
 SMALL_TOKENS = 8192
-"""Clips of at most so many tokens on one rank gain so much: larger ones are recorded too (`pab.sampling.recorded_sizes`), but
-their eager blocks are not so far behind."""
+"""Of a clip on one rank, up to which `EAGER_TIMES_RECORDED` holds. Loops of larger ones are recorded too
+(`pab.sampling.recorded_sizes`), but their eager blocks are not as far behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
