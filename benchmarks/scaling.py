@@ -114,8 +114,8 @@ FOUR = (
     ),
 )  # fmt: skip
 """Where the host is the limit: one clip each, whose steps differ by half."""
-HALF = str(Path(__file__).with_name("plans") / "open_sora_half.json")
-"""Half of the calls, searched on one H100."""
+HALF, FIFTHS = (str(Path(__file__).with_name("plans") / f"open_sora_{name}.json") for name in ("half", "two_fifths"))
+"""Plans that were searched for half and for two fifths of the calls."""
 BOTH = Mesh(cfg=2, sp=2)
 ON_H100 = (
     Clip(
@@ -141,6 +141,21 @@ ON_H100 = (
     ),
 )  # fmt: skip
 """Two and four H100s; one card is one of them, or one of another machine."""
+ON_H200 = (
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, none (H200s, recorded)", family="open_sora", broadcast="none", heads=16,
+        seconds={Mesh(): 6.61}, recorded={CFG2: 3.44, SP2: 4.03}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, PAB246 (H200s, recorded)", family="open_sora", broadcast="pab246", heads=16,
+        seconds={Mesh(): 5.24}, recorded={CFG2: 2.67}, measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 480p, 51 frames, two fifths of the calls, float8 (H200s, recorded)", family="open_sora",
+        broadcast=FIFTHS, heads=16, seconds={Mesh(): 2.03}, recorded={CFG2: 1.04, SP2: 1.26}, measured_before=False,
+    ),
+)  # fmt: skip
+"""Two H200s, of which one card may be one of another machine."""
 
 
 HEADS = {"open_sora": 16, "wan": 12, "wan_14b": 40}
@@ -251,7 +266,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--bench", type=Path, nargs="+", metavar="FILE", help="JSON of `bench` or `many_gpus` with rows on one GPU"
     )
     options = parser.parse_args(arguments)
-    for clip in (*MEASURED, *FOUR, *ON_H100) if options.bench is None else from_bench(options.bench):
+    for clip in (*MEASURED, *FOUR, *ON_H100, *ON_H200) if options.bench is None else from_bench(options.bench):
         sys.stdout.write("\n".join(table(clip)) + "\n")
 
 

@@ -18,7 +18,7 @@ def test_two_cards_are_expected_as_they_were_measured_within_five_percent(clip, 
     assert model_s == pytest.approx(clip.seconds[mesh], rel=0.05)
 
 
-RECORDED = [(clip, mesh) for clip in scaling.ON_H100 for mesh in clip.recorded]
+RECORDED = [(clip, mesh) for clip in (*scaling.ON_H100, *scaling.ON_H200) for mesh in clip.recorded]
 
 
 @pytest.mark.parametrize(("clip", "mesh"), RECORDED, ids=lambda value: str(getattr(value, "title", value)))
