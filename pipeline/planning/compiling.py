@@ -24,6 +24,9 @@ from pipeline.screen import counted
 
 GRAPH_S = 1.0
 """Seconds of a job to compile one graph, with nothing kept from earlier jobs: 17 graphs took 17.2 s (docs/performance.md)."""
+START_S = 10.0
+"""Seconds of a job's first compiled step beside its graphs, with nothing kept from earlier jobs: kernels of our own, workers,
+libraries. A first step of two graphs took 12.1 and 13.5 s (docs/performance.md, what a job does first)."""
 EAGER_TIMES_RECORDED = 4.7
 """How many times as long eager blocks take where the loops of small clips are recorded (Open-Sora, 1.41 and 0.297 s)."""
 SMALL_TOKENS = 8192
@@ -120,7 +123,7 @@ def _of_shards(
     return Compiling(
         jobs=jobs,
         graphs=len(kinds),
-        seconds=jobs * (GRAPH_S * len(kinds) + decoder_s),
+        seconds=jobs * (START_S + GRAPH_S * len(kinds) + decoder_s),
         work_s=work_s,
         saved_s=work_s * (_eager_times(family, render, next(iter(groups)), mesh) - 1),
     )
