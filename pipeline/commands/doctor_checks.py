@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 from cluster.job import ClusterError
@@ -51,6 +53,9 @@ def machine_checks() -> Iterator[Check]:
     yield program_check()
     yield python_check()
     yield from torch_checks()
+    torch = find_spec("torch")
+    if torch is not None and torch.origin is not None:
+        yield from byte_code_checks(Path(torch.origin).parent)
     yield ffmpeg_check()
     yield disk_check(Path.cwd())
     yield slurm_check()
@@ -100,6 +105,19 @@ def _gpu_check(found: dict[str, object]) -> Check:
     return Check(
         name="gpu", verdict=NOTE, found=f"torch sees none, nvidia-smi: {why or 'no answer'}",
         mend=f"the driver is older than CUDA {found['cuda']}, or CUDA_VISIBLE_DEVICES hides the GPUs",
+    )  # fmt: skip
+
+
+def byte_code_checks(package: Path) -> Iterator[Check]:
+    """Says so where Python neither has byte code of a package nor can keep it, so that each job compiles its sources."""
+    kept = Path(cache_from_source(str(package / "__init__.py")))
+    there = next(folder for folder in kept.parents if folder.exists())
+    if kept.exists() or (os.access(there, os.W_OK) and not sys.dont_write_bytecode):
+        return
+    why = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else f"{there} cannot be written"
+    yield Check(
+        name="byte code", verdict=NOTE, found=f"none of {package.name}, and {why}",
+        mend=f"each job compiles its sources anew, for 8 s and more; once: python -m compileall -q {package.parent}",
     )  # fmt: skip
 
 

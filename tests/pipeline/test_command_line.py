@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import platform
 import re
 import shlex
@@ -16,7 +17,7 @@ import pytest
 from jobs.reports.number_formats import duration
 from jobs.version import VERSION, digest_of
 from pipeline.__main__ import COMMANDS
-from pipeline.commands.doctor_checks import disk_check, ffmpeg_check, python_check, weights_check
+from pipeline.commands.doctor_checks import byte_code_checks, disk_check, ffmpeg_check, python_check, weights_check
 from pipeline.exits import UsageError
 from pipeline.parser import build_parser
 from pipeline.run.display import Snapshot
@@ -103,6 +104,23 @@ def test_planning_and_looking_never_import_torch() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
+
+
+def test_doctor_says_where_each_job_would_compile_the_libraries_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site-packages/torch"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert list(byte_code_checks(package)) == [], "the first import keeps it"
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (check,) = byte_code_checks(package)
+    assert check.verdict == "note"
+    assert check.found == "none of torch, and PYTHONDONTWRITEBYTECODE is set"
+    assert f"compileall -q {package.parent}" in check.mend
+    compileall.compile_dir(package, quiet=1)
+    assert list(byte_code_checks(package)) == [], "it is there"
 
 
 def test_doctor_tells_what_it_finds_and_how_to_mend_it(command: Command, tmp_path: Path) -> None:
