@@ -21,11 +21,11 @@ from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, contain, contain_batch
 from jobs.rendering.deadline import Deadline
 from jobs.rendering.energy import EnergyMeter
+from jobs.rendering.fallback import begin_where_it_fits, render_in_memory
 from jobs.rendering.finish import Finisher
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
 from jobs.rendering.loaded_family import LoadedFamily, encode_prompts
-from jobs.rendering.out_of_memory import begin_where_it_fits, render_in_memory
 from jobs.rendering.references import ClipReferences, take_references
 from jobs.store import layout
 from manifests.clip import Clip

@@ -1,4 +1,4 @@
-"""Answers a device that has no more memory with the next way to keep less, instead of a failed clip.
+"""What a job falls back on, and says so, where memory is out or a loop cannot be recorded, instead of a failed clip.
 
 Recorded loops go first, then kept outputs; they also go where one could not be recorded for any other reason. A rank that
 renders a clip alone frees them and renders it again. Ranks that share a clip cannot agree in the middle of a pass: the others
