@@ -16,8 +16,19 @@ def visible_gpus(environment: Mapping[str, str], *, devices: Path = Path("/dev")
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return tuple(name.strip() for name in named.split(",") if name.strip() not in ("", "-1"))
-    count = sum(bool(re.fullmatch(r"nvidia\d+", path.name)) for path in devices.iterdir())
-    return tuple(str(index) for index in range(count))
+    return tuple(str(index) for index in range(len(_gpu_devices(devices, r"nvidia\d+"))))
+
+
+def has_gpu(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> bool:
+    """Whether this process may use a GPU that is there: CUDA_VISIBLE_DEVICES may name some on a machine that has none.
+
+    `dxg`: what Windows gives its Linux in place of `nvidia` devices.
+    """
+    return bool(visible_gpus(environment, devices=devices) and _gpu_devices(devices, r"nvidia\d+|dxg"))
+
+
+def _gpu_devices(devices: Path, pattern: str) -> list[str]:
+    return [path.name for path in devices.iterdir() if re.fullmatch(pattern, path.name)]
 
 
 def gpu_memory_bytes() -> int | None:

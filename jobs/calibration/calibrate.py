@@ -26,6 +26,7 @@ from pab.calibration.search import Budget, Chosen, Steps
 from pab.calibration.stand_in_search import StandInSearch, StandsIn
 from pab.execution.choice import Execution
 from pab.execution.compiled import executing
+from pab.execution.gpu_here import why_no_gpu
 from pab.family import ClipRequest, Family, LoadRequest
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import plan_for
@@ -130,7 +131,7 @@ class Calibrator:
     """One calibration. `tell` takes a line for the user about every stage.
 
     `keep` takes the best plan so far, whenever there is a better one or more is known of it: whatever ends the calibration
-    then, what it took its time for is not lost.
+    then, what it took its time for is not lost. Raises ValueError where the device that was asked for is not here.
     """
 
     request: CalibrationRequest
@@ -143,6 +144,8 @@ class Calibrator:
 
     def __post_init__(self) -> None:
         request = self.request
+        if request.device == "cuda" and (why := why_no_gpu()) is not None:
+            raise ValueError(why)
         device = torch.device("cuda", 0) if request.device == "cuda" else torch.device("cpu")
         self.group = NodeGroup(device=device)
         load = LoadRequest(

@@ -32,6 +32,7 @@ from jobs.ranks.meeting import GLOO_INTERFACE, NCCL_INTERFACE, Attendee, Meeting
 from jobs.ranks.plain_values import from_bytes, to_bytes
 from jobs.rendering.hang import HangWatch
 from jobs.settings import JobSettings
+from pab.execution.gpu_here import why_no_gpu
 from pab.parallel.mesh import NodeGroup, open_group
 
 T = TypeVar("T")
@@ -230,6 +231,8 @@ def is_lost_peer(error: BaseException) -> bool:
 def _device(settings: JobSettings, place: Place) -> torch.device:
     if settings.render.device != "cuda":
         return torch.device(settings.render.device)
+    if (why := why_no_gpu()) is not None:
+        raise GroupError(f"rank {place.rank} on {socket.gethostname()}: {why}")
     count = torch.cuda.device_count()
     # Some sites show each task only one GPU, which then is number 0 in every task.
     index = 0 if count == 1 else place.local_rank

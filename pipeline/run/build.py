@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.devices import visible_gpus
+from cluster.devices import has_gpu, visible_gpus
 from jobs.render_settings import RenderSettings
 from jobs.setting import settings_in
 from pab.families import FAMILIES
@@ -36,7 +36,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | 
         from cluster.slurm_clients import slurm_is_configured
 
         value["cluster"] = "slurm" if slurm_is_configured() else "local"
-    gpus = visible_gpus(variables())
+    gpus = visible_gpus(variables()) if has_gpu(variables()) else ()
     if value["device"] == "auto":
         value["device"] = "cuda" if value["cluster"] == "slurm" or gpus else "cpu"
     on_gpus = value["device"] == "cuda"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.devices import threads_per_rank, visible_gpus
+from cluster.devices import has_gpu, threads_per_rank, visible_gpus
 from cluster.job import ClusterError, JobRequest, JobState
 from cluster.local import LocalCluster
 from tests.cluster.rank_calls import Fall, Say
@@ -159,6 +159,18 @@ def test_gpus_are_those_named_else_those_in_the_device_folder(tmp_path: Path) ->
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3,MIG-4"}, devices=tmp_path) == ("3", "MIG-4")
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}, devices=tmp_path) == ()
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}, devices=tmp_path) == ()
+
+
+def test_a_gpu_that_is_named_and_not_there_is_none(tmp_path: Path) -> None:
+    named, hidden = {"CUDA_VISIBLE_DEVICES": "1"}, {"CUDA_VISIBLE_DEVICES": ""}
+    (tmp_path / "nvidiactl").touch()
+    assert not has_gpu(named, devices=tmp_path)
+    (tmp_path / "dxg").touch()
+    assert has_gpu(named, devices=tmp_path)
+    assert not has_gpu({}, devices=tmp_path), "nobody counts those of Windows"
+    (tmp_path / "nvidia0").touch()
+    assert has_gpu({}, devices=tmp_path)
+    assert not has_gpu(hidden, devices=tmp_path)
 
 
 def test_ranks_share_the_cores_unless_the_user_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

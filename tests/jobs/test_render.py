@@ -188,6 +188,12 @@ def test_a_mesh_that_does_not_fit_the_ranks_is_an_error(tmp_path):
         render_job(str(tmp_path), mesh=Mesh(sp=2))()
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_job_for_a_gpu_says_why_none_is_found(tmp_path):
+    with pytest.raises(GroupError, match=r"rank 0 on .*: torch .* finds no GPU here: .*, or say --device cpu"):
+        render_job(str(tmp_path), device="cuda")()
+
+
 def test_the_log_goes_to_the_bucket_one_line_per_event(tmp_path):
     bucket = write_shard(str(tmp_path), [clip(0)])
     render_job(str(tmp_path), baseline=False)()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
+import torch
 
 from pab.broadcast.rules import rules_from_dict
 from pab.families.demo.family import DEMO
@@ -92,6 +94,15 @@ def test_wrong_usage_says_what_is_wrong(
     small = [] if "--clips" in words else list(SMALL)
     assert main([*given, *output, *small, *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_here_is_told_in_a_line(manifest: Manifest, command: Command) -> None:
+    given = ("calibrate", manifest(2), "--weights", command.weights, "--output", "plan.json", *SMALL)
+    ran = command.run(*given, "--device", "cuda")
+    assert ran.returncode == 2
+    assert "Traceback" not in ran.stderr
+    assert re.fullmatch(r"error: torch \S+ finds no GPU here: .*, or say --device cpu", ran.stderr.splitlines()[-1])
 
 
 def test_a_file_that_calibrate_did_not_write_is_never_replaced(manifest: Manifest, command: Command) -> None:
