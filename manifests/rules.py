@@ -77,6 +77,9 @@ class FamilyRules:
     ValueError saying what does not fit. None for a family that takes no references."""
     text_tokens: int | None = None
     """How many tokens of a prompt its text encoder reads; None where that is not to be checked."""
+    count_words: Callable[[str], int] | None = None
+    """Returns how many words of a prompt its text encoder reads, where its tokens are whole words; they are counted in every
+    prompt then. None for all others."""
     count_tokens: Callable[[], Callable[[Sequence[str]], Sequence[int]] | None] | None = None
     """Returns what counts the tokens of texts; None, or if it returns None, they are estimated."""
     unknown_words: Callable[[str], Sequence[str]] | None = None

@@ -98,6 +98,9 @@ class TextCheck:
         may = np.flatnonzero(pc.utf8_length(texts).to_numpy(zero_copy_only=False) > most)
         if not len(may):
             return may
+        if family.count_words is not None:
+            counted = [family.count_words(text) for text in texts.take(pa.array(may)).to_pylist()]
+            return may[np.array(counted, np.int64) > most]
         pieces = pc.count_substring_regex(texts.take(pa.array(may)), _PIECES).to_numpy(zero_copy_only=False) + 1
         if family.name not in self._counters:
             self._counters[family.name] = family.count_tokens() if family.count_tokens is not None else None
@@ -141,9 +144,10 @@ class TextCheck:
         assert family is not None, "only rows of known families were looked at"
         if found.too_long.count:
             by = "estimated by letters, its tokenizer is not here" if found.estimated else "by its tokenizer"
+            what, how = ("tokens", f" ({by})") if family.count_words is None else ("words that it knows", "")
             yield (
-                f"the text encoder of {name} reads {family.text_tokens} tokens and cuts the rest: "
-                f"{found.too_long.count:,} of the prompts are longer ({by}): {found.too_long}; shorten them"
+                f"the text encoder of {name} reads {family.text_tokens} {what} and cuts the rest: "
+                f"{found.too_long.count:,} of the prompts are longer{how}: {found.too_long}; shorten them"
             )
         if found.unknown.count:
             words = ", ".join(shown(cut(word, 30)) for word, _ in found.words.most_common(_MOST_WORDS))

@@ -188,7 +188,9 @@ class Family:
     clean_prompt: Callable[[str], str] | None = None
     """What is left of a prompt after the family's cleaning, where that may drop words; it needs no torch."""
     text_tokens: int | None = None
-    """How many tokens of a prompt its text encoder reads; what is longer is cut. None where words are counted otherwise."""
+    """How many tokens of a prompt its text encoder reads; what is longer is cut. None where they are not counted."""
+    count_words: Callable[[str], int] | None = None
+    """Returns how many tokens a prompt has, for a text encoder of whole words; None for those that have a tokenizer."""
     unknown_words: Callable[[str], Sequence[str]] | None = None
     """The words of a prompt that its text encoder cannot tell apart; None for encoders that spell every word."""
     references: ReferenceRules | None = None

@@ -143,6 +143,7 @@ def family_rules(
         num_tokens=family.num_tokens,
         clean_prompt=family.clean_prompt,
         text_tokens=family.text_tokens,
+        count_words=family.count_words,
         count_tokens=count_tokens,
         unknown_words=family.unknown_words,
         negative_unread=family.embedded_guidance,

@@ -40,6 +40,14 @@ def test_prompts_that_are_longer_than_the_text_encoder_reads_are_counted(manifes
     assert "a kite" not in counted  # too short to be counted
 
 
+def test_an_encoder_of_whole_words_counts_those_of_every_prompt(manifest: Manifest) -> None:
+    url = manifest({"prompt": ["a kite", "a kite, a kite, a kite, a kite", "a kite and many more words"] * 7_000})
+    words = replace(family(), text_tokens=6, count_words=lambda text: text.count("a kite") * 2)
+    told = "the text encoder of wan reads 6 words that it knows and cuts the rest: 7,000 of the prompts are longer: rows 1, 4"
+    counts, warnings = losses(url, words)
+    assert (counts, warnings[0].startswith(told)) == ({"cut": 7_000}, True), warnings
+
+
 def test_words_that_a_model_does_not_know_are_named(manifest: Manifest) -> None:
     url = manifest({"prompt": ["a red kite", "a red ball", "a kite in the sky"]})
     knows = replace(family(), unknown_words=lambda text: [word for word in text.split() if word in ("kite", "sky")])

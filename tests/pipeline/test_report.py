@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from jobs.reports.report_gallery import COLUMNS
 from tests.pipeline.command import FAST, Command, num_frames, records
-from tests.pipeline.test_submit import TOO_MANY_WORDS
+from tests.pipeline.test_submit import second_of_three_fails
 
 Manifest = Callable[..., Path]
 
@@ -32,7 +32,7 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
     output = tmp_path / "out"
     url = manifest(
         clip_id=["a", "b", "<c>".strip("<>")],
-        prompt=["a red circle", TOO_MANY_WORDS, "a blue square moving up"],
+        **second_of_three_fails(tmp_path),
         num_steps=[30] * 3,
         source=[10, 20, 30],
         outcome=["x", "y", "z"],
@@ -53,7 +53,7 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
     assert index[0]["elapsed_s"] == found["a"]["elapsed_s"]
     assert index[0]["video_url"] == f"{output}/{found['a']['video']['path']}"
     assert index[1]["video_url"] is None
-    assert "words that the demo model knows" in index[1]["error"]
+    assert "it does not decode" in index[1]["error"]
 
     code, report = command.json("report", output)
     assert code == 0
@@ -123,7 +123,7 @@ def assert_gallery_shows(output: Path, found: dict[str, dict[str, Any]]) -> None
         assert rows[name]["video"] == found[name]["video"]["path"]
         assert rows[name]["poster"] == found[name]["video"]["poster"]
         assert (output / rows[name]["poster"]).read_bytes()[:2] == b"\xff\xd8", "a JPEG file"
-    assert "words that the demo model knows" in rows["b"]["error"]
+    assert "it does not decode" in rows["b"]["error"]
     assert json.loads((output / rows["b"]["failure"]).read_text())["clip_id"] == "b"
     paths = ("video", "poster", "without_reuse", "record", "failure", "log", "job")
     assert all((output / row[path]).is_file() for row in rows.values() for path in paths if row[path])

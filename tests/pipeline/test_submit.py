@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from jobs.settings import Mesh
@@ -24,6 +25,15 @@ from tests.pipeline.conftest import SubmittedTwice
 
 Manifest = Callable[..., Path]
 TOO_MANY_WORDS = "a red circle moving left on a black background " * 6
+
+
+def second_of_three_fails(folder: Path) -> dict[str, list[Any]]:
+    """Returns columns of three clips; the second one is given an image that looks whole and does not decode."""
+    Image.effect_noise((40, 40), 99).save(folder / "broken.png")
+    broken = bytearray((folder / "broken.png").read_bytes())
+    broken[60:-20] = bytes(len(broken) - 80)
+    (folder / "broken.png").write_bytes(broken)
+    return {"references": [None, ["broken.png"], None], "mask_strategy": [None, "0", None]}
 
 
 def test_a_run_renders_every_clip_and_submitting_again_renders_none(submitted_twice: SubmittedTwice) -> None:
@@ -74,15 +84,15 @@ def test_a_failed_clip_is_told_and_the_others_are_rendered_and_retry_tries_it_ag
     command: Command, manifest: Manifest, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    url = manifest(prompt=["a red circle", TOO_MANY_WORDS, "a blue square"])
-    code, document = command.submit(url, output)
+    url = manifest(**second_of_three_fails(tmp_path))
+    code, document = command.submit(url, output, "--max-attempts", "1")
     assert (code, document["rendered"], document["failed"], document["remaining"]) == (3, 2, 1, 0)
     (failure,) = document["failures"]
-    assert (failure["clip_id"], failure["error"], failure["attempt"]) == ("c1", "ValueError", 1)
-    assert "words that the demo model knows" in failure["message"]
+    assert (failure["clip_id"], failure["error"], failure["attempt"]) == ("c1", "UnusableReferenceError", 1)
+    assert "it does not decode" in failure["message"]
     assert sorted(records(output)) == ["c0", "c2"]
 
-    code, document = command.submit(url, output)
+    code, document = command.submit(url, output, "--max-attempts", "1")
     assert (code, document["rendered_now"]) == (3, 0)
     assert len(list((output / "shards").iterdir())) == 1
 
@@ -91,9 +101,30 @@ def test_a_failed_clip_is_told_and_the_others_are_rendered_and_retry_tries_it_ag
     (kept,) = (output / "history").iterdir()
     assert json.loads(kept.read_text())["message"] == failure["message"]
     assert command.json("status", output)[1]["remaining"] == 1
-    code, document = command.submit(url, output)
+    code, document = command.submit(url, output, "--max-attempts", "1")
     assert (code, document["failed"], document["rendered"]) == (3, 1, 2)
     assert len(list((output / "shards").iterdir())) == 2
+
+
+@pytest.mark.parametrize("model", ["demo", "demo_wan"])
+def test_a_demo_prompt_of_too_many_words_is_told_before_and_rendered_without_its_end(
+    command: Command, manifest: Manifest, tmp_path: Path, model: str
+) -> None:
+    told = (
+        f"the text encoder of {model} reads 31 words that it knows and cuts the rest: 1 of the prompts are longer: row 1; "
+        "shorten them"
+    )
+    url = manifest(2, prompt=["a red circle", TOO_MANY_WORDS], guidance_scale=[1.0, 1.0])
+    code, checked = command.json("manifest", "validate", url, "--model", model)
+    assert (code, checked["text_losses"], checked["warnings"]) == (0, {"cut": 1}, [told])
+    if model == "demo_wan":
+        write_tiny_weights(model, tmp_path / "weights")
+        command = replace(command, weights=tmp_path / "weights")
+    code, document = command.submit(url, tmp_path / "out", "--model", model)
+    assert (code, document.get("rendered")) == (0, 2), document
+    cut = "the prompt has 54 words that the demo model knows, the text encoder reads the first 31"
+    assert cut in records(tmp_path / "out")["c1"]["warnings"]
+    assert cut not in records(tmp_path / "out")["c0"]["warnings"]
 
 
 def test_a_wrong_manifest_ends_with_4_and_writes_nothing(command: Command, manifest: Manifest, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pab.families.demo.config import (
     demo_tokens,
     weights_path,
 )
-from pab.families.demo.words import unknown_words
+from pab.families.demo.words import MAX_WORDS, count_words_of_loops, unknown_words
 from pab.families.open_sora.sites import stdit3_sites
 from pab.family import (
     MAX_BATCH,
@@ -136,6 +136,8 @@ DEMO = Family(
     weights_digest=lambda weights: weights_digest(weights_path(weights)),
     on_hub=False,
     libraries=(),
+    text_tokens=MAX_WORDS,
+    count_words=count_words_of_loops,
     unknown_words=unknown_words,
     precisions=("float32", "bfloat16"),
     # In bfloat16 it draws what no prompt asked for, such as a second circle.

@@ -50,12 +50,9 @@ class DemoText:
     encoder: TextEncoder
 
     def __call__(self, prompts: Sequence[str]) -> TextStates:
-        """Returns states of all prompts, warning of words the model does not know. Raises ValueError for too many words."""
+        """Returns states of all prompts, warning of words that the model does not know or cuts."""
         encoded = self.encoder.encode(prompts)
-        warnings = tuple(
-            tuple(f"the demo model does not know {word!r}" for word in words) for words in encoded.unknown_words
-        )
-        return TextStates(y_BLC=encoded.y[:, 0], mask_BL=encoded.mask, warnings=warnings)
+        return TextStates(y_BLC=encoded.y[:, 0], mask_BL=encoded.mask, warnings=encoded.warnings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pab.families.demo.words import SPECIAL, split_words
+from pab.families.demo.words import MAX_WORDS, SPECIAL, split_words
 
 PAD, UNKNOWN, START = 0, 1, 2
 
@@ -19,7 +19,7 @@ PAD, UNKNOWN, START = 0, 1, 2
 class TextConfig:
     """The size of the text encoder."""
 
-    max_words: int = 32
+    max_words: int = 1 + MAX_WORDS
     """Length of every encoded prompt, the start token included."""
     channels: int = 128
     num_layers: int = 2
@@ -28,14 +28,15 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedText:
-    """Prompts as the transformer reads them: y [B, 1, L, C], mask [B, L] of ones, the unknown words per prompt.
+    """Prompts as the transformer reads them: y [B, 1, L, C], mask [B, L] of ones.
 
+    `warnings`: per prompt, words that it does not know, and how many there are where some are cut.
     Every position is valid: the encoder gives padding positions a meaning of their own, so no length varies.
     """
 
     y: Tensor
     mask: Tensor
-    unknown_words: tuple[tuple[str, ...], ...]
+    warnings: tuple[tuple[str, ...], ...]
 
 
 class Tokenizer:
@@ -50,21 +51,21 @@ class Tokenizer:
         self._ids = {word: index for index, word in enumerate(self.vocabulary)}
 
     def ids(self, prompt: str) -> tuple[list[int], tuple[str, ...]]:
-        """Returns the ids of one prompt, padded, and its unknown words.
+        """Returns the ids of one prompt, cut or padded, and what to tell about it.
 
-        Unknown words hold a place only while there is room. Raises ValueError if the known ones alone are too many.
+        Unknown words hold a place only while there is room. If the known ones alone are too many, the first are read.
         """
-        words = split_words(prompt)
-        unknown = tuple(dict.fromkeys(word for word in words if word not in self._ids))
-        if len(words) > self.max_words - 1:
+        words, most = split_words(prompt), self.max_words - 1
+        unknown = dict.fromkeys(word for word in words if word not in self._ids)
+        warnings = [f"the demo model does not know {word!r}" for word in unknown]
+        if len(words) > most:
             words = [word for word in words if word in self._ids]
-        if len(words) > self.max_words - 1:
-            raise ValueError(
-                f"the prompt has {len(words)} words that the demo model knows, it reads at most {self.max_words - 1}: "
-                f"shorten {prompt[:60]!r}"
+        if len(words) > most:
+            warnings.append(
+                f"the prompt has {len(words)} words that the demo model knows, the text encoder reads the first {most}"
             )
-        ids = [START, *(self._ids.get(word, UNKNOWN) for word in words)]
-        return ids + [PAD] * (self.max_words - len(ids)), unknown
+        ids = [START, *(self._ids.get(word, UNKNOWN) for word in words[:most])]
+        return ids + [PAD] * (self.max_words - len(ids)), tuple(warnings)
 
     def batch(self, prompts: Sequence[str]) -> Tensor:
         """Returns the ids [B, L] of several prompts, on the CPU."""
@@ -96,13 +97,13 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> EncodedText:
-        """Encodes prompts on the encoder's device. Raises ValueError for a prompt with too many words."""
+        """Encodes prompts on the encoder's device."""
         rows = [self.tokenizer.ids(prompt) for prompt in prompts]
         device = self.positions.device
         ids_BL = torch.tensor([row[0] for row in rows], dtype=torch.int64, device=device).view(
             -1, self.config.max_words
         )
-        return EncodedText(y=self(ids_BL), mask=torch.ones_like(ids_BL), unknown_words=tuple(row[1] for row in rows))
+        return EncodedText(y=self(ids_BL), mask=torch.ones_like(ids_BL), warnings=tuple(row[1] for row in rows))
 
 
 class _Layer(nn.Module):

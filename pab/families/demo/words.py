@@ -4,9 +4,12 @@ import re
 from collections.abc import Iterable
 from functools import cache
 
+from pab.conditioning.loops import split_scenes
 from pab.families.demo import captions
 
 SPECIAL = ("<pad>", "<unk>", "<start>")
+MAX_WORDS = 31
+"""How many words of a prompt the text encoder reads; what is longer is cut."""
 _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 _FUNCTION_WORDS = (
     "a an the one of in on over against with front background backdrop that which is and it its from to for "
@@ -40,6 +43,17 @@ def _known() -> frozenset[str]:
 def unknown_words(prompt: str) -> tuple[str, ...]:
     """Returns the words of a prompt that the published demo model does not know, each once."""
     return _without(split_words(prompt), _known())
+
+
+def count_words(prompt: str) -> int:
+    """Returns how many words of a prompt the published demo model knows. The others hold a place only while there is room."""
+    return sum(word in _known() for word in split_words(prompt))
+
+
+def count_words_of_loops(prompt: str) -> int:
+    """Returns what `count_words` does; of a prompt that has a text for each loop, the most in one of them."""
+    texts, _ = split_scenes(prompt)
+    return max(map(count_words, texts), default=0)
 
 
 def _without(words: Iterable[str], known: frozenset[str]) -> tuple[str, ...]:

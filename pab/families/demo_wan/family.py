@@ -12,7 +12,7 @@ from pab.broadcast.foresight import FORESIGHT_PRESETS
 from pab.broadcast.rules import NO_BROADCAST, pyramid
 from pab.broadcast.step_rules import StepRules
 from pab.families.demo.config import DEMO_CLIP, DEMO_LIMITS
-from pab.families.demo.words import unknown_words
+from pab.families.demo.words import MAX_WORDS, count_words, unknown_words
 from pab.families.demo_wan.config import FLOW_SHIFT, demo_wan_timesteps, demo_wan_tokens
 from pab.families.demo_wan.sites import demo_wan_sites
 from pab.families.demo_wan.weights import demo_wan_digest, weights_path
@@ -98,6 +98,8 @@ DEMO_WAN = Family(
     weights_digest=demo_wan_digest,
     on_hub=False,
     libraries=("diffusers",),
+    text_tokens=MAX_WORDS,
+    count_words=count_words,
     unknown_words=unknown_words,
     precisions=("float32", "bfloat16"),
     gpu_precision="float32",

@@ -1,6 +1,5 @@
 import random
 
-import pytest
 import torch
 
 from pab.families.demo import captions
@@ -14,7 +13,7 @@ from pab.families.demo.text import (
     TextEncoder,
     Tokenizer,
 )
-from pab.families.demo.words import build_vocabulary, split_words
+from pab.families.demo.words import MAX_WORDS, build_vocabulary, count_words, count_words_of_loops, split_words
 
 TOKENIZER = Tokenizer(build_vocabulary(), 32)
 
@@ -75,8 +74,8 @@ def test_attributes_are_left_out_of_some_captions():
 def test_every_caption_word_is_in_the_vocabulary():
     rng = random.Random(3)
     for scene in draw_scenes(1000, rng):
-        ids, unknown = TOKENIZER.ids(write_caption(scene, rng).text)
-        assert unknown == ()
+        ids, warnings = TOKENIZER.ids(write_caption(scene, rng).text)
+        assert warnings == ()
         assert UNKNOWN not in ids
 
 
@@ -89,17 +88,34 @@ def test_case_and_punctuation_do_not_count():
 def test_unknown_words_are_named_once_each():
     encoder = TextEncoder(TextConfig(channels=16, num_heads=2, num_layers=1), build_vocabulary())
     encoded = encoder.encode(["a red dragon and a dragon on mars", "a red circle"])
-    assert encoded.unknown_words == (("dragon", "mars"), ())
+    assert encoded.warnings == (("the demo model does not know 'dragon'", "the demo model does not know 'mars'"), ())
     assert encoded.y.shape == (2, 1, 32, 16)
     assert encoded.mask.tolist() == [[1] * 32] * 2
 
 
 def test_a_long_prompt_loses_its_unknown_words_first():
-    ids, unknown = TOKENIZER.ids("a red circle " + "very " * 40 + "over navy")
-    assert unknown == ("very",)
+    ids, warnings = TOKENIZER.ids("a red circle " + "very " * 40 + "over navy")
+    assert warnings == ("the demo model does not know 'very'",)
     assert ids == TOKENIZER.ids("a red circle over navy")[0]
-    with pytest.raises(ValueError, match=r"the prompt has 33 words that the demo model knows, it reads at most 31"):
-        TOKENIZER.ids("red " * 33)
+
+
+def test_a_prompt_of_too_many_known_words_is_cut_and_told():
+    whole, none = TOKENIZER.ids("a red circle " + "moving " * 28)
+    ids, warnings = TOKENIZER.ids("a red circle " + "very moving " * 28 + "over navy")
+    assert (ids, none) == (whole, ())
+    assert warnings == (
+        "the demo model does not know 'very'",
+        "the prompt has 33 words that the demo model knows, the text encoder reads the first 31",
+    )
+    assert len(ids) == 32
+
+
+def test_what_a_manifest_is_told_of_long_prompts_is_what_the_encoder_cuts():
+    for words in (30, 31, 32):
+        prompt = " ".join(["red"] * words) + " dragons"
+        cut = any("reads the first 31" in warning for warning in TOKENIZER.ids(prompt)[1])
+        assert cut == (count_words(prompt) > MAX_WORDS) == (words == 32)
+    assert count_words_of_loops(f"|0| {'red ' * 20} |2| {'blue ' * 25}") == 25
 
 
 def test_padding_does_not_change_what_words_mean():
