@@ -1,4 +1,4 @@
-"""Shares this machine's GPUs and cores among the jobs that run on it at once."""
+"""Which GPUs and cores this machine has, and whether torch can use the GPUs; shared among the jobs that run on it at once."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 _DRIVER_TIMEOUT_S = 20.0
+_BUILT_FOR = re.compile(r"^(__version__|cuda|hip)\b[^=\n]*=\s*(.+?)\s*$", re.MULTILINE)
 
 
 def visible_gpus(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> tuple[str, ...]:
@@ -29,6 +31,22 @@ def has_gpu(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> 
 
 def _gpu_devices(devices: Path, pattern: str) -> list[str]:
     return [path.name for path in devices.iterdir() if re.fullmatch(pattern, path.name)]
+
+
+def torch_without_gpus() -> str | None:
+    """Returns the version of this Python's torch if it is built for no GPU; None if it is, or if there is no telling.
+
+    Torch is not imported: its `version.py` is read.
+    """
+    found = PathFinder.find_spec("torch")
+    if found is None or found.origin is None:
+        return None
+    try:
+        told = dict(_BUILT_FOR.findall(Path(found.origin).with_name("version.py").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+    built = told.get("cuda", "unknown"), told.get("hip", "None")
+    return told.get("__version__", "?").strip("'\"") if built == ("None", "None") else None
 
 
 def gpu_memory_bytes() -> int | None:

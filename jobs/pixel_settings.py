@@ -87,7 +87,7 @@ class PixelSettings:
             asked="auto",
             choices=("auto", "cpu", "cuda"),
             commands=("calibrate",),
-            help="auto is cuda under SLURM or if this machine has an NVIDIA GPU, else cpu",
+            help="auto is cuda under SLURM or if this machine has an NVIDIA GPU that torch is built for, else cpu",
         ),
     ]
     compile: Annotated[

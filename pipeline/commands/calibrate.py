@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.devices import has_gpu
 from jobs.media.reference_access import ReferenceAccess
 from jobs.render_settings import RenderSettings
 from jobs.rendering.clip_loras import clip_loras
@@ -24,8 +25,8 @@ from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.sources import opened_source
 from pipeline.exits import Exit, UsageError
 from pipeline.run.build import build_settings
-from pipeline.run.environment import environment_settings
-from pipeline.run.libraries import check_libraries
+from pipeline.run.environment import environment_settings, variables
+from pipeline.run.libraries import check_libraries, check_torch
 from pipeline.run.options import choose
 from pipeline.run.references import ReferenceReader
 from pipeline.run.results import make_folder, write_result
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     # Jobs here: what this process can use decides, not what SLURM has.
     chosen = choose({**vars(arguments), "cluster": "local", "output": None}, environment_settings())
     settings = build_settings(source_name(arguments.prompts), chosen, place=source_place(arguments.prompts)).render
+    gpu_here = has_gpu(variables())
+    tell_warnings(check_torch(settings.device, chosen["device"], here=True, gpu_here=gpu_here), screen)
     rules = run_rules(settings)
     references = rules.families[settings.model].references
     if references is not None and references.required:

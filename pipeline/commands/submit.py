@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.devices import has_gpu
 from cluster.job import Cluster
 from jobs.media.reference_access import ReferenceAccess
 from jobs.store.bucket import Bucket
@@ -38,7 +39,7 @@ from pipeline.run.growth import (
     start_or_grow,
     write_manifest,
 )
-from pipeline.run.libraries import check_libraries
+from pipeline.run.libraries import check_libraries, check_torch
 from pipeline.run.machines import open_cluster, planned_folder, work_folder
 from pipeline.run.options import Chosen, choose
 from pipeline.run.references import KnownReference, ReferenceReader, keep_references, known_references
@@ -118,7 +119,9 @@ def _submit(
         signing += signing_notes(settings.render, found, settings.output)
         here = settings.machines.cluster == "local" and not arguments.dry_run
         libraries = check_libraries({name: each.pinned for name, each in rules.weights.items()}, here=here)
-        tell_warnings(libraries, screen)
+        gpu_here = has_gpu(variables())
+        torch = check_torch(settings.render.device, chosen["device"], here=here, gpu_here=gpu_here)
+        tell_warnings([*libraries, *torch], screen)
         tell_warnings(source.untold([*accepted.warnings, *_begun_notes(settings, rules, chosen), *signing]), screen)
         _tell_weights(rules, found, screen)
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)

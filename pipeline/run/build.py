@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.devices import has_gpu, visible_gpus
+from cluster.devices import has_gpu, torch_without_gpus, visible_gpus
 from jobs.render_settings import RenderSettings
 from jobs.setting import settings_in
 from pab.families import FAMILIES
@@ -38,7 +38,7 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | 
         value["cluster"] = "slurm" if slurm_is_configured() else "local"
     gpus = visible_gpus(variables()) if has_gpu(variables()) else ()
     if value["device"] == "auto":
-        value["device"] = "cuda" if value["cluster"] == "slurm" or gpus else "cpu"
+        value["device"] = auto_device(value["cluster"], gpu_here=bool(gpus))
     on_gpus = value["device"] == "cuda"
     if value["precision"] == AUTO_PRECISION and not on_gpus:
         value["precision"] = "float32"
@@ -66,6 +66,11 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | 
     )
     _check(settings, chosen)
     return settings
+
+
+def auto_device(cluster: str, *, gpu_here: bool) -> str:
+    """Returns what `--device auto` means. `gpu_here`: whether this machine has a GPU that may be used."""
+    return "cuda" if cluster == "slurm" or (gpu_here and torch_without_gpus() is None) else "cpu"
 
 
 def _part(part: type, value: Mapping[str, Any]) -> dict[str, Any]:

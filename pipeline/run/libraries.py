@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 
+from cluster.devices import torch_without_gpus
 from pab.families import FAMILIES
 from pab.text.token_count import SPIECE_LIBRARIES, tokenizer_file
 from pipeline.exits import UsageError
+from pipeline.run.options import Chosen
 
 MODELS = "pip install 'pab-pipeline[models]'"
 _INSTALLED_AS = {"bs4": "beautifulsoup4", "google.protobuf": "protobuf"}
@@ -51,6 +53,27 @@ def check_libraries(weights: Mapping[str, str | None], *, here: bool) -> list[st
     if told and here:
         raise UsageError("; ".join(told))
     return [f"{each}, unless the jobs' Python has it" for each in told]
+
+
+def check_torch(device: str, asked: Chosen, *, here: bool, gpu_here: bool) -> list[str]:
+    """Raises UsageError if a job on this machine would find that its torch is built for no GPU, and is to use one.
+
+    For jobs elsewhere, and where "auto" leaves this machine's GPU unused, returns warnings. `device`: what the jobs use;
+    `asked`: what the user said. `here`: whether jobs run on this machine; `gpu_here`: whether it has a GPU.
+    """
+    version = torch_without_gpus()
+    if version is None:
+        return []
+    mend = "it is built without CUDA; install one that is built with it, or say --device cpu"
+    if device == "cuda" and here:
+        raise UsageError(f"torch {version} finds no GPU here: {mend}")
+    if device == "cuda":
+        return [
+            f"torch {version} of this Python is built without CUDA, and jobs are to use GPUs, unless theirs is another"
+        ]
+    if asked.value == "auto" and gpu_here:
+        return [f"torch {version} cannot use the GPU of this machine, clips are rendered on the CPU: {mend}"]
+    return []
 
 
 def _needed(name: str, weights: str | None) -> tuple[str, ...]:

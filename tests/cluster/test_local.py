@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from cluster.devices import has_gpu, threads_per_rank, visible_gpus
+from cluster.devices import has_gpu, threads_per_rank, torch_without_gpus, visible_gpus
 from cluster.job import ClusterError, JobRequest, JobState
 from cluster.local import LocalCluster
 from tests.cluster.rank_calls import Fall, Say
+from tests.cluster.torch_build import write_torch
 from tests.cluster.waiting import is_alive, wait_over, wait_until
 
 
@@ -171,6 +173,23 @@ def test_a_gpu_that_is_named_and_not_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "nvidia0").touch()
     assert has_gpu({}, devices=tmp_path)
     assert not has_gpu(hidden, devices=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("built", "without"),
+    [({}, "2.13.0+any"), ({"cuda": "'13.0'"}, None), ({"hip": "'7.0'"}, None), ({"cuda": "Other"}, None)],
+)
+def test_what_torch_is_built_for_is_read_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: dict[str, str], without: str | None
+) -> None:
+    write_torch(tmp_path, **built)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert torch_without_gpus() == without
+
+
+def test_what_is_read_of_the_torch_here_is_what_it_says() -> None:
+    says = torch.version
+    assert torch_without_gpus() == (torch.__version__ if says.cuda is None and says.hip is None else None)
 
 
 def test_ranks_share_the_cores_unless_the_user_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from jobs.store.bucket import Bucket
 from pipeline.run.claims import driving
 from pipeline.run.jobs_file import read_submits
 from pipeline.run.run import Run, changed_pixels
+from tests.cluster.torch_build import write_torch
 from tests.pipeline.command import Command, assert_whole, records
 from tests.pipeline.conftest import SubmittedTwice
 
@@ -100,9 +101,11 @@ def test_a_manifest_does_not_change_while_somebody_is_at_work(
 
 
 def test_a_growth_that_the_cluster_refuses_leaves_the_run_as_it_was(
-    command: Command, grown_manifest: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, grown_manifest: Path, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    write_torch(tmp_path / "torch_of_gpus", cuda="'13.0'")
+    monkeypatch.syspath_prepend(tmp_path / "torch_of_gpus")
     before = files(copied)
     assert command.submit(grown_manifest, copied, "--prune", "--gpus-per-node", "2", *GPU)[0] == 5
     assert {name: data for name, data in files(copied).items() if name in before} == before

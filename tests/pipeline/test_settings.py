@@ -13,13 +13,15 @@ from jobs.settings import Mesh
 from pab.families import FAMILIES
 from pipeline.exits import UsageError
 from pipeline.parser import build_parser
-from pipeline.run.build import build_settings
+from pipeline.run.build import auto_device, build_settings
 from pipeline.run.environment import environment_settings
+from pipeline.run.libraries import check_torch
 from pipeline.run.machines import LOOPBACK, driver_host
-from pipeline.run.options import OPTIONS, choose
+from pipeline.run.options import OPTIONS, Chosen, choose
 from pipeline.run.rules import run_rules
 from pipeline.run.run import Run, as_begun, asked_run, begun_notes, load_run, open_bucket, pixel_settings, start_run
 from pipeline.run.settings import parse_mesh
+from tests.cluster.torch_build import write_torch
 
 
 def settings_of(*flags: str, environment: dict[str, str] | None = None, config: Path | None = None):
@@ -145,6 +147,32 @@ def test_precision_follows_the_device_and_the_family() -> None:
     assert precisions("--device", "cuda", "--precision", "bfloat16") == ["bfloat16", "bfloat16"]
     assert {family.gpu_precision for name, family in FAMILIES.items() if not name.startswith("demo")} == {"bfloat16"}
     assert settings_of("--cluster", "slurm").render.device == "cuda"
+
+
+def test_a_torch_that_is_built_without_cuda_renders_on_the_cpu_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_torch(tmp_path / "a", cuda="'13.0'")
+    write_torch(tmp_path / "b")
+    auto, flag = Chosen(value="auto", source="default"), Chosen(value="cuda", source="--device")
+    monkeypatch.syspath_prepend(tmp_path / "a")
+    assert [auto_device("local", gpu_here=gpu) for gpu in (True, False)] == ["cuda", "cpu"]
+    assert check_torch("cuda", auto, here=True, gpu_here=True) == []
+    assert check_torch("cuda", flag, here=True, gpu_here=False) == [], "the job says why"
+    monkeypatch.syspath_prepend(tmp_path / "b")
+    assert [auto_device(cluster, gpu_here=True) for cluster in ("local", "slurm")] == ["cpu", "cuda"]
+    (warning,) = check_torch("cpu", auto, here=True, gpu_here=True)
+    assert warning == (
+        "torch 2.13.0+any cannot use the GPU of this machine, clips are rendered on the CPU: it is built without CUDA; "
+        "install one that is built with it, or say --device cpu"
+    )
+    assert check_torch("cpu", auto, here=True, gpu_here=False) == []
+    assert check_torch("cpu", Chosen(value="cpu", source="--device"), here=True, gpu_here=True) == []
+    with pytest.raises(UsageError, match=r"torch 2.13.0\+any finds no GPU here: it is built without CUDA; install one"):
+        check_torch("cuda", flag, here=True, gpu_here=True)
+    assert check_torch("cuda", auto, here=False, gpu_here=False) == [
+        "torch 2.13.0+any of this Python is built without CUDA, and jobs are to use GPUs, unless theirs is another"
+    ]
 
 
 def test_output_defaults_to_the_manifest_name_and_is_found_from_any_folder() -> None:
