@@ -23,7 +23,7 @@ class RunPage(RequestHandler):  # type: ignore[misc]
 
     def get(self) -> None:
         """Answers with the page."""
-        self.write(_PAGE.read_text())
+        self.write(_PAGE.read_text(encoding="utf-8"))
 
 
 class RunDocument(RequestHandler):  # type: ignore[misc]

@@ -35,7 +35,7 @@ def expected_start(settings: SlurmSettings, script: str) -> datetime | None:
     """Asks SLURM when such a job would start; None if it does not say. Raises ClusterError if it would be refused."""
     with tempfile.TemporaryDirectory(prefix="pab-pipeline-") as folder:
         path = Path(folder) / "test-only.sh"
-        path.write_text(script)
+        path.write_text(script, encoding="utf-8")
         # The answer comes on stderr, the shell brings it to stdout.
         asked = f"sbatch --test-only {shlex.quote(str(path))} 2>&1"
         answer = ask_slurm("sh", "-c", asked, cluster=asked_cluster(settings.cluster))

@@ -340,7 +340,7 @@ def read_figures(path: Path) -> dict[str, tuple[CostFigures, ...]]:
     Raises OSError, or ValueError naming what is wrong.
     """
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; {_NEEDS}") from error
     if not isinstance(document, dict) or document.get("format") != FIGURES_FORMAT:

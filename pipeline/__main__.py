@@ -11,9 +11,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from jobs.log import LogfmtFormatter
-from pipeline.exits import CommandError, Exit
+from pipeline.exits import CommandError, Exit, check_names, unusable_name
 from pipeline.parser import build_parser
 from pipeline.screen import Screen
 
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     try:
         parsed = build_parser().parse_args(words)
+        check_names([*words, _here()])
         return int(importlib.import_module(COMMANDS[parsed.command]).run(parsed, screen))
     except KeyboardInterrupt:
         screen.error("interrupted", "interrupted", Exit.INTERRUPTED)
@@ -58,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except Exception as error:  # the process's top: whatever it is, `--json` promises one object and an exit code
         exit_code = _exit_code(error)
+        if exit_code is None and isinstance(error, UnicodeEncodeError) and (why := unusable_name(error.object)):
+            screen.error("UsageError", why, Exit.USAGE)
+            return Exit.USAGE
         if exit_code is None and isinstance(error, OSError) and error.errno in _NO_ROOM:
             screen.error(type(error).__name__, _no_room(error), Exit.ERROR)
             return Exit.ERROR
@@ -66,6 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             exit_code = Exit.ERROR
         screen.error(type(error).__name__, str(error) or repr(error), exit_code)
         return exit_code
+
+
+def _here() -> str:
+    # Paths are made absolute by it, so its letters count too.
+    with suppress(OSError):
+        return str(Path.cwd())
+    return ""
 
 
 def _no_room(error: OSError) -> str:

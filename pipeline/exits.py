@@ -1,4 +1,4 @@
-"""Exit codes, and the errors that end a command with one of them.
+"""Exit codes, the errors that end a command with one of them, and names that no command can use.
 
 CommandError            a message for the user and the exit code that goes with it
 |-- UsageError          2: a flag, variable or file that says something impossible
@@ -8,7 +8,12 @@ CommandError            a message for the user and the exit code that goes with 
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterable
 from enum import IntEnum
+
+_MOST_SHOWN = 200
 
 
 class Exit(IntEnum):
@@ -48,3 +53,34 @@ class BudgetError(CommandError):
     """The run's budget is spent, so nothing is started."""
 
     exit_code = Exit.BUDGET_SPENT
+
+
+def check_names(values: Iterable[str]) -> None:
+    """Raises UsageError for a value that files and stores would not get as it was typed: see `unusable_name`."""
+    for value in values:
+        if why := unusable_name(value):
+            raise UsageError(why)
+
+
+def unusable_name(value: str, *, encoding: str | None = None) -> str | None:
+    """Returns what to tell of a name that is not of the letters that Python reads names in; None for any other name.
+
+    Python passes names to the system in the locale's encoding, Arrow and stores in UTF-8: only names of ASCII are the same
+    in both. `encoding`: that of names, by default this process's.
+    """
+    encoding = encoding or sys.getfilesystemencoding()
+    if encoding.lower().replace("-", "") != "utf8":
+        if value.isascii():
+            return None
+        allowed = f"this locale has names in {encoding}, so only letters of ASCII are allowed"
+        return f"{_as_typed(value)!r}: {allowed}; set PYTHONUTF8=1, or a locale of UTF-8 such as LC_ALL=C.UTF-8"
+    if any("\udc80" <= letter <= "\udcff" for letter in value):
+        return f"{value[:_MOST_SHOWN]!r}: these bytes are not UTF-8, which names must be; rename it"
+    return None
+
+
+def _as_typed(value: str) -> str:
+    try:
+        return os.fsencode(value).decode(errors="replace")[:_MOST_SHOWN]
+    except UnicodeEncodeError:  # it comes from a file, so it was read right
+        return value[:_MOST_SHOWN]

@@ -26,7 +26,8 @@ class Screen:
 
     def result(self, document: dict[str, object], text: str) -> None:
         """Writes the command's result: the document with --json, else the text."""
-        print(json.dumps(document, indent=1, default=str) if self.as_json else printable(text), flush=True)
+        told = json.dumps(document, indent=1, default=str) if self.as_json else printable(text)
+        print(_in_letters_of(sys.stdout.encoding, told), flush=True)
 
     def error(self, kind: str, message: str, exit_code: int) -> None:
         """Tells why the command ended; with --json the document on stdout says it too."""
@@ -39,6 +40,11 @@ class Screen:
                 raise
             except OSError as error:  # such as a full disk, which may be what the message is about
                 self.note(f"error: stdout takes no JSON ({error.strerror})")
+
+
+def _in_letters_of(encoding: str | None, text: str) -> str:
+    # A prompt may hold letters that a terminal or a file of this locale cannot take; stderr escapes them by itself.
+    return text if encoding is None else text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def own_command(*words: str) -> str:

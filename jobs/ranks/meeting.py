@@ -235,7 +235,7 @@ class _Board:
     def read(self, rank: int) -> Note | None:
         """Returns a rank's note; None if there is none yet. Raises MeetingError if the rank has given up."""
         try:
-            found = json.loads(self._path(rank).read_text())
+            found = json.loads(self._path(rank).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
         except OSError as error:

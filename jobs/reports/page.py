@@ -18,7 +18,7 @@ def page(template: str, **values: object) -> str:
     Text is escaped, wherever it comes from, and characters that cannot be printed are shown as their escapes. Raises
     jinja2.UndefinedError for a value that the template names and misses.
     """
-    style = Markup((files("jobs.reports") / "report.css").read_text())
+    style = Markup((files("jobs.reports") / "report.css").read_text(encoding="utf-8"))
     return _environment().get_template(template).render(values, style=style) + "\n"
 
 

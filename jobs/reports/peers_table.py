@@ -16,9 +16,9 @@ MEASURES = ("psnr_db", "ssim", "vmaf")
 def write_peers(found: Json, folder: Path) -> None:
     """Writes figures, table and picture: `peers.json`, `peers.md` and `peers.svg`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "peers.json").write_text(json.dumps(found, indent=1))
-    (folder / "peers.md").write_text(table(found))
-    (folder / "peers.svg").write_text(picture(found["models"]))
+    (folder / "peers.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (folder / "peers.md").write_text(table(found), encoding="utf-8")
+    (folder / "peers.svg").write_text(picture(found["models"]), encoding="utf-8")
 
 
 def at_share(rows: Sequence[Mapping[str, Any]], share: float) -> dict[str, float]:

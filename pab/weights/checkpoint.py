@@ -181,7 +181,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, object]:
     """Reads a component's configuration. Raises CheckpointError naming the file."""
     path = folder / name
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); it must lie beside the weights") from error
     if not isinstance(values, dict):

@@ -226,7 +226,7 @@ def joined(documents: Sequence[Json]) -> Json:
 def _read(path: str) -> Json:
     file = Path(path) / DOCUMENT if Path(path).is_dir() else Path(path)
     try:
-        document: Json = json.loads(file.read_text())
+        document: Json = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--join {path}: {error}; needs a {DOCUMENT} of `bench`, or its folder") from error
     if not isinstance(document, dict):

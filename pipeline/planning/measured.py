@@ -110,7 +110,7 @@ def of_one_device(
 def read_measured_file(path: str, *, precision: str, float8: tuple[str, ...] = ()) -> MeasuredTimes:
     """Reads a file of measured times. Raises UsageError naming the entry and what it needs."""
     try:
-        document = json.loads(Path(path).read_text())
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--measured {path}: {error}; give a run's reports/run.json or a bench's JSON") from error
     entries = document.get("measured") if isinstance(document, dict) else None

@@ -147,7 +147,7 @@ def choose(
 def read_config(path: Path) -> dict[str, object]:
     """Reads a --config file. Raises UsageError when it cannot be read or is not TOML."""
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {path}: {error}; give a TOML file such as: gpus_per_node = 4") from error
 

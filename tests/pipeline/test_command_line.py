@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import compileall
+import io
 import platform
 import re
 import shlex
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,10 +20,10 @@ from jobs.reports.number_formats import duration
 from jobs.version import VERSION, digest_of
 from pipeline.__main__ import COMMANDS
 from pipeline.commands.doctor_checks import byte_code_checks, disk_check, ffmpeg_check, python_check, weights_check
-from pipeline.exits import UsageError
+from pipeline.exits import UsageError, unusable_name
 from pipeline.parser import build_parser
 from pipeline.run.display import Snapshot
-from pipeline.screen import counted, own_command
+from pipeline.screen import Screen, counted, own_command
 from tests.pipeline.command import ROOT, Command, environment
 
 
@@ -79,6 +81,76 @@ def test_demo_is_a_submit_of_the_manifest_that_ships_on_this_machine(command: Co
 def test_a_word_that_no_command_knows_is_told_by_the_command(words: str, told: str) -> None:
     with pytest.raises(UsageError, match=re.escape(told)):
         build_parser().parse_args(words.split())
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0"}
+
+
+def in_ascii(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *words], cwd=folder, env=environment() | ASCII | variables, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["manifest validate", "submit --dry-run", "status", "report", "demo --output", "submit a --weights", "bench --output"],
+)  # fmt: skip
+def test_a_name_beyond_ascii_in_a_locale_of_ascii_is_refused_in_one_line(tmp_path: Path, words: str) -> None:
+    ran = in_ascii(tmp_path, *words.split(), "Ordn\u00e9r/a")
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "error: 'Ordn\\xe9r/a': this locale has names in ascii, so only letters of ASCII are allowed; set PYTHONUTF8=1, or a "
+        "locale of UTF-8 such as LC_ALL=C.UTF-8\n"
+    )
+
+
+def test_names_beyond_ascii_that_come_from_elsewhere_are_refused_too(tmp_path: Path) -> None:
+    folder = tmp_path / "Ordn\u00e9r"
+    folder.mkdir()
+    (tmp_path / "a.csv").write_text(f"prompt,references\na red circle,{folder}/a.png\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("prompt\na circle \u00fcber na\u00efve\n", encoding="utf-8")
+    for ran in (
+        in_ascii(folder, "manifest", "validate", "../b.csv"),
+        in_ascii(tmp_path, "manifest", "validate", "a.csv"),
+        in_ascii(tmp_path, "manifest", "validate", "b.csv", PAB_PIPELINE_WEIGHTS=str(folder)),
+    ):
+        assert (ran.returncode, ran.stderr.count("\n")) == (2, 1), ran.stderr
+        assert "Ordn\\xe9r': this locale has names in ascii" in ran.stderr
+    (tmp_path / "c.toml").write_text("precision = 'float32' # \u00fc\n", encoding="utf-8")
+    ran = in_ascii(tmp_path, "submit", "b.csv", "--dry-run", "--device", "cpu", "--config", "c.toml")
+    assert (ran.returncode, "nothing was started" in ran.stdout) == (0, True), ran.stderr
+
+
+def test_a_name_of_bytes_that_are_not_utf8_is_refused(tmp_path: Path) -> None:
+    name = b"m\xe4n.csv"
+    ran = subprocess.run(
+        [sys.executable, "-m", "pipeline", "manifest", "validate", name], cwd=tmp_path, env=environment(),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    told = "error: 'm\\udce4n.csv': these bytes are not UTF-8, which names must be; rename it\n"
+    assert (ran.returncode, ran.stderr) == (2, told)
+
+
+def test_only_names_that_system_and_stores_read_alike_are_taken() -> None:
+    for name, encoding, taken in (
+        ("a b.csv", "ascii", True),
+        ("m\u00e4n", "utf-8", True),
+        ("m\u00e4n", "UTF8", True),
+        ("m\u00e4n", "iso8859-1", False),
+        ("m\u00e4n", "ascii", False),
+        ("m\udce4n", "utf-8", False),
+    ):
+        assert (unusable_name(name, encoding=encoding) is None) == taken, (name, encoding)
+
+
+def test_a_result_of_letters_that_stdout_cannot_take_is_escaped() -> None:
+    written = io.BytesIO()
+    stdout = io.TextIOWrapper(written, encoding="ascii", write_through=True)
+    with redirect_stdout(stdout):
+        Screen().result({}, "a circle \u00fcber a")
+    assert written.getvalue() == b"a circle \\xfcber a\n"
 
 
 def test_help_imports_nothing_heavy_and_answers_at_once() -> None:

@@ -13,7 +13,7 @@ _NO_TIMES: Json = {"clip_s": None, "whole_clip_s": None}
 
 def rows_by_setting(file: Path, family: str) -> dict[tuple[str, str, str], Json]:
     """Returns the rows of a `peers.json` for a family, by whose they are, method and setting."""
-    models = json.loads(file.read_text())["models"]
+    models = json.loads(file.read_text(encoding="utf-8"))["models"]
     rows = [row for model in models if model["family"] == family for row in model["rows"] if row["why"] is None]
     return {_setting(row): row for row in rows}
 

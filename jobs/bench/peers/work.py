@@ -86,5 +86,5 @@ def requests_of(work: Work, count: int, seed: int) -> list[ClipRequest]:
 
 def plans_of(family: Family, files: Sequence[Path]) -> list[tuple[str, Rules]]:
     """Returns the plans of files that are for a family, or for any."""
-    plans = [(path.stem, rules_from_dict(json.loads(path.read_text()))) for path in files]
+    plans = [(path.stem, rules_from_dict(json.loads(path.read_text(encoding="utf-8")))) for path in files]
     return [(name, rules) for name, rules in plans if getattr(rules, "family", None) in (None, family.name)]
