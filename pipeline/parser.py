@@ -198,6 +198,7 @@ def _add_bench(commands: Commands[Parser]) -> None:
         metavar="DIR",
         help="folder for bench.json and bench.html, of peers peers.json, .md and .svg, or figures.json (default: runs/bench)",
     )
+    parser.add_argument("--overwrite", action="store_true", help="write over a table that is in DIR")
     parser.add_argument(
         "--rows",
         metavar="TEXT,...",

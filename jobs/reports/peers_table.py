@@ -10,13 +10,14 @@ from typing import Any
 from jobs.reports.peers_svg import picture
 
 Json = Mapping[str, Any]
+PEERS_FILE = "peers.json"
 MEASURES = ("psnr_db", "ssim", "vmaf")
 
 
 def write_peers(found: Json, folder: Path) -> None:
     """Writes figures, table and picture: `peers.json`, `peers.md` and `peers.svg`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "peers.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    (folder / PEERS_FILE).write_text(json.dumps(found, indent=1), encoding="utf-8")
     (folder / "peers.md").write_text(table(found), encoding="utf-8")
     (folder / "peers.svg").write_text(picture(found["models"]), encoding="utf-8")
 

@@ -17,7 +17,7 @@ from jobs.bench.peers.chosen import listed as listed_peers
 from jobs.bench.peers.files import joined as joined_peers
 from jobs.bench.rows import Row, all_rows, chosen_rows
 from jobs.reports.bench_html import bench_page
-from jobs.reports.peers_table import write_peers
+from jobs.reports.peers_table import PEERS_FILE, write_peers
 from pab.families import FAMILIES
 from pab.family import FIGURES_FILE, FLOAT8_PARTS, figures_document, read_figures
 from pipeline.commands import bench_peers
@@ -46,12 +46,12 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     folder = Path(arguments.output)
     _check_flags(arguments)
     if not (arguments.list or arguments.join):
-        make_folder(folder, flag="--output")
+        _make_output(folder, replaced=arguments.figures or arguments.overwrite)
     if arguments.figures:
         return _measure_figures(arguments, folder, screen)
     if arguments.join:
         document = joined([_read(path) for path in arguments.join])
-        make_folder(folder, flag="--output")
+        _make_output(folder, replaced=arguments.overwrite)
     else:
         if arguments.list:
             screen.result(*_listed(arguments.rows))
@@ -70,10 +70,21 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--{asked[0]} and --{asked[1]} are different things to do; give one of them")
     if arguments.rows is not None and asked in (["figures"], ["join"]):
         raise UsageError(f"--rows says what is timed, --{asked[0]} times no rows; give one of them")
+    if arguments.overwrite and asked in (["figures"], ["list"]):
+        raise UsageError(f"--overwrite is of rows and --join: --{asked[0]} writes over no table; leave it out")
     of_figures = {"weights": None, "linears": "full", "attention": "full", "eager": False}
     given = [flag for flag, usual in of_figures.items() if getattr(arguments, flag) != usual]
     if given and not arguments.figures:
         raise UsageError(f"--{given[0]} is of --figures FAMILY; rows say it by a word, see --list")
+
+
+def _make_output(folder: Path, *, replaced: bool) -> None:
+    """Makes the folder. Raises UsageError where it cannot be written, or has a table: that may have taken hours."""
+    make_folder(folder, flag="--output")
+    if replaced:
+        return
+    if there := [name for name in (DOCUMENT, PEERS_FILE) if (folder / name).exists()]:
+        raise UsageError(f"--output {folder}: {there[0]} exists; name another folder, or add --overwrite")
 
 
 def _measure_figures(arguments: argparse.Namespace, folder: Path, screen: Screen) -> int:

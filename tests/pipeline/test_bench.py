@@ -236,6 +236,24 @@ def test_what_would_be_ignored_or_fail_after_measuring_is_refused_at_once(
     assert not (command.folder / "runs").exists() or not list((command.folder / "runs").rglob("*.json"))
 
 
+@pytest.mark.parametrize("name", ["bench.json", "peers.json"])
+def test_a_table_that_is_there_is_written_over_only_if_asked(
+    command: Command, ran: tuple[int, Json, Path], tmp_path: Path, name: str
+) -> None:
+    table, older = str(ran[2]), tmp_path / "older"
+    older.mkdir()
+    (older / name).write_text("hours of work")
+    for words in (["--rows", "open_sora", "--seconds", "1e-9"], ["--join", table]):
+        refused = command.run("bench", *words, "--output", str(older))
+        told = f"error: --output {older}: {name} exists; name another folder, or add --overwrite\n"
+        assert (refused.returncode, refused.stderr) == (2, told)
+        assert [(path.name, path.read_text()) for path in older.iterdir()] == [(name, "hours of work")]
+    assert command.run("bench", "--join", table, "--output", str(older), "--overwrite").returncode == ran[0]
+    assert json.loads((older / "bench.json").read_text())["rows"]
+    refused = command.run("bench", "--list", "--overwrite")
+    assert (refused.returncode, "--list writes over no table" in refused.stderr) == (2, True)
+
+
 def test_cache_dit_is_compared_with_the_same_pipeline_without_it() -> None:
     (default,) = [row for row in all_rows() if row.name == "wan cache-dit: compiled none"]
     (half,) = [row for row in all_rows() if row.name == "wan_14b cache-dit: compiled none half"]
