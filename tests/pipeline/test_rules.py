@@ -11,6 +11,7 @@ from jobs.render_settings import RenderSettings
 from jobs.settings import Mesh
 from manifests.shards import ClipGroup
 from pab.broadcast.rules import MAX_FILE_BYTES
+from pab.families import FAMILIES
 from pab.families.demo.family import DEMO
 from pab.family import Family
 from pipeline.exits import UsageError
@@ -220,3 +221,7 @@ def test_a_family_that_is_told_its_guidance_costs_one_pass_and_shares_none() -> 
     mesh = Mesh(dp=2, cfg=2)
     assert ClipTimes(one).per_clip(kind, mesh).seconds == one.seconds(kind)
     assert ClipTimes(two).per_clip(kind, mesh).seconds == pytest.approx(two.seconds(kind) / (2 * CFG_EFFICIENCY))
+
+
+def test_every_family_says_how_much_of_a_prompt_it_reads() -> None:
+    assert [name for name, family in FAMILIES.items() if not family.text_tokens] == []
