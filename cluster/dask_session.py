@@ -24,6 +24,7 @@ _AHEAD = 2
 _AT_ONCE = 16  # one clip per replica of the job, their uploads beside the next clips, and those ahead
 _JOIN_S = 30.0  # the scheduler of a thousand jobs that start together has its hands full
 _CLOSE_S = 1.0
+_ENDING_S = 0.5
 
 _LIGHT = {
     # The sampling profiler would take the GIL a hundred times a second from the thread that renders.
@@ -132,8 +133,12 @@ async def _mirror_clips(client: Client, *, worker: Worker, board: ClipBoard, kep
                         pure=False,
                     )
             _release_oldest(futures, kept_tasks)
+            # Tasks of clips that have just ended are released when Dask has ended them too, even if no clip follows.
+            ending = any(board.outcome(clip_id) and not future.done() for clip_id, future in futures.items())
             waiting = asyncio.ensure_future(changed.wait())
-            await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                [gone, waiting], timeout=_ENDING_S if ending else None, return_when=asyncio.FIRST_COMPLETED
+            )
             waiting.cancel()
         if not gone.done():
             await _wait_done([future for clip_id, future in futures.items() if board.outcome(clip_id)])

@@ -306,19 +306,26 @@ def test_a_job_keeps_few_tasks_in_the_scheduler_however_many_clips_it_has(dashbo
         for k in range(8)
     ]
     view = View(dashboard)
-    for k, listener in enumerate(listeners):
-        for index in range(60):
-            listener.started(f"{k}-{index}")
-            listener.finished(f"{k}-{index}", "rendered", 0.0)
-    wait_until(lambda: len(view.workers()) == 8)
-    assert len(view.tasks()) <= 8 * (20 + 3)
-    view.close()
-    closers = [threading.Thread(target=listener.__exit__, args=(None, None, None)) for listener in listeners]
-    start = time.monotonic()
-    for closer in closers:
-        closer.start()
-    for closer in closers:
-        closer.join()
+    try:
+        # A job that joins later would tell only of clips that are due then.
+        for k, listener in enumerate(listeners):
+            listener.started(f"{k}-0")
+        wait_until(lambda: {f"{k}-0" for k in range(8)} <= set(view.tasks()))
+        for k, listener in enumerate(listeners):
+            for index in range(60):
+                listener.started(f"{k}-{index}")
+                listener.finished(f"{k}-{index}", "rendered", 0.0)
+        # The next clip is told of last; what is too much goes soon after, not at once.
+        wait_until(lambda: {f"{k}-60" for k in range(8)} <= set(view.tasks()))
+        wait_until(lambda: len(view.tasks()) <= 8 * (20 + 3))
+    finally:
+        view.close()
+        closers = [threading.Thread(target=listener.__exit__, args=(None, None, None)) for listener in listeners]
+        start = time.monotonic()
+        for closer in closers:
+            closer.start()
+        for closer in closers:
+            closer.join()
     assert time.monotonic() - start < 8
 
 
