@@ -28,7 +28,7 @@ from jobs.bench.measure import OurClips
 from pab.execution.choice import execution_of
 from pab.execution.compiled import executing, run_as
 from pab.family import ClipRequest
-from pab.kernels import flash3, flash3_float8, float8, rotated_norm
+from pab.kernels import flash3, flash3_float8, float8, product8, rotated_norm
 from pab.parallel.mesh import NodeGroup
 
 GPU = torch.cuda.is_available()
@@ -79,6 +79,49 @@ def norm() -> dict[str, Any]:
     }
 
 
+WIDTHS = (1152, 1536, 3072, 5120, 8960, 12288, 13824, 15360)
+"""Of tokens that published models round to 8-bit floats: blocks, and inside of MLPs."""
+WARPS = (1, 2, 4, 8, 16)
+
+
+def rows() -> dict[str, Any]:
+    """Rounding tokens of each width to 8-bit floats, with and without GELU, by the warps that share a token."""
+    from pab.kernels.gpu import float8 as gpu
+    from pab.kernels.gpu.widths import warps_of
+
+    found: dict[str, Any] = {}
+    for width in WIDTHS if GPU else (64,):
+        x = torch.randn(1, TOKENS, width, device=DEVICE).bfloat16()
+        for gelu in (False, True):
+            # One call of each first: it compiles.
+            told = {
+                warps: milliseconds(partial(gpu.rows, x, gelu=gelu, tile=(1, warps))) if GPU else None
+                for warps in WARPS
+            }
+            found[f"{width} gelu" if gelu else f"{width}"] = {"chosen": warps_of(width), **told}
+    return found
+
+
+def norm_warps() -> dict[str, Any]:
+    """Norm over all heads and rotation, to 16 bits and to 8, by the warps that share a token."""
+    from pab.kernels.gpu import rotated_norm as gpu
+
+    found: dict[str, Any] = {}
+    for width in (1536, 5120) if GPU else ():
+        heads = width // HEAD_DIM
+        x = torch.randn(1, TOKENS, width, device=DEVICE).bfloat16()
+        weight = (torch.rand(width, device=DEVICE) + 0.5).bfloat16()
+        cos, sin = torch.randn(2, 1, TOKENS, 1, HEAD_DIM, device=DEVICE)
+        for name, bound in (("", None), (" float8", rotated_norm.norm_bound(weight))):
+            launch = partial(gpu.launch, x, weight, cos, sin, heads=heads, eps=1e-6, bound=bound)
+            found[f"{width}{name}"] = {warps: milliseconds(partial(launch, warps=warps)) for warps in WARPS[1:]}
+    return found
+
+
+def _gelu_after(layer: float8.Float8Linear, tokens: float8.Rows8) -> float8.Rows8:
+    return float8.gelu_rows(layer(tokens))
+
+
 def products() -> dict[str, Any]:
     """Matrix products of a block of Wan 14B at 480p, in bfloat16 and of 8-bit floats with scales per row."""
     width, inner = (HEADS * HEAD_DIM, 13824) if GPU else (HEADS * HEAD_DIM, 64)
@@ -92,6 +135,13 @@ def products() -> dict[str, Any]:
         found[f"{name}_ms"] = milliseconds(partial(linear, x))
         found[f"{name}_float8_ms"] = milliseconds(partial(eight, rows))
         found[f"{name}_off"] = round(off(eight(rows), linear(x)), 4)
+        if name == "mlp_up":
+            # With GELU, and its rows: by another pass, and inside of a product of our own.
+            exact = torch.nn.functional.gelu(linear(x).float(), approximate="tanh")
+            for way, run in (("after", _gelu_after), ("inside", product8.gelu_rows)):
+                values, scales, _ = run(eight, rows)
+                found[f"mlp_up_gelu_{way}_ms"] = milliseconds(partial(run, eight, rows))
+                found[f"mlp_up_gelu_{way}_off"] = round(off(values.float() * scales, exact), 4)
     return found
 
 
@@ -148,6 +198,8 @@ def eight_bit(name: str) -> dict[str, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "attention": attention,
     "norm": norm,
+    "norm by warps": norm_warps,
+    "rows by warps": rows,
     **{f"decoding {name}": partial(decoding, name) for name in DECODERS},
     "decoding open_sora": open_sora_fast,
     "decoding open_sora compiled": open_sora_compiled,

@@ -18,6 +18,8 @@ from pab.kernels.operator import operator, shapes_of
 
 LARGEST = 448.0
 SMALLEST_SCALE = 1e-12
+ROUNDED_UP = 1.065
+"""How much longer a row gets at most by being rounded: each value by a sixteenth, or by half of the smallest step."""
 FLOAT8 = torch.float8_e4m3fn
 ADA = (8, 9)
 """The least compute capability whose matrix units take 8-bit floats."""
@@ -28,17 +30,23 @@ class Float8Error(RuntimeError):
 
 
 class Rows8(NamedTuple):
-    """Rows [..., K] as `values` times `scales` [..., 1]."""
+    """Rows [..., K] as `values` times `scales` [..., 1].
+
+    `norms` [..., 1]: their Euclidean norms before they were rounded, which bound what a product can make of them. None for
+    rows of a weight, and for those that a product has written.
+    """
 
     values: Tensor
     scales: Tensor
+    norms: Tensor | None = None
 
 
 def plain_rows(x: Tensor) -> Rows8:
     """Rounds every row to 8-bit floats whose largest is 448. NaN and infinity come back as NaN."""
     wide = x.float()
     scales = (wide.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=SMALLEST_SCALE)
-    return Rows8((wide / scales).clamp(-LARGEST, LARGEST).to(FLOAT8), scales)
+    norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return Rows8((wide / scales).clamp(-LARGEST, LARGEST).to(FLOAT8), scales, norms)
 
 
 def plain_gelu_rows(x: Tensor) -> Rows8:
@@ -69,53 +77,56 @@ def plain_linear(rows: Rows8, weight: Rows8, bias: Tensor | None, dtype: torch.d
 
 
 @operator("rows8")
-def _rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+def _rows(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor, Tensor]:
     if not x.is_cuda:
-        return plain_gelu_rows(x) if gelu else plain_rows(x)
+        return _known(plain_gelu_rows(x) if gelu else plain_rows(x))
     from pab.kernels.gpu import float8 as gpu
 
     return gpu.rows(x, gelu=gelu)
 
 
 @shapes_of(_rows)
-def _(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, gelu: bool) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_rows(x)
 
 
 @operator("norm_rows8")
 def _norm_rows(
     x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if x_BTSD.is_cuda:
         from pab.kernels.gpu import modulated_norm as gpu
 
-        total, values, scales = gpu.launch_rows(x_BTSD, addends, shift, scale, eps=modulated_norm.EPS)
+        total, *rows = gpu.launch_rows(x_BTSD, addends, shift, scale, eps=modulated_norm.EPS)
     else:
-        total, (values, scales) = plain_norm_rows(x_BTSD, addends, shift, scale)
+        total, given = plain_norm_rows(x_BTSD, addends, shift, scale)
+        rows = [*_known(given)]
     # An operator must not return its own input, as it would without addends: then there is no sum.
-    return total if addends else x_BTSD.new_empty(0), values, scales
+    return total if addends else x_BTSD.new_empty(0), rows[0], rows[1], rows[2]
 
 
 @shapes_of(_norm_rows)
-def _(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x_BTSD.new_empty(x_BTSD.shape if addends else 0), *_empty_rows(x_BTSD)
 
 
 @operator("gated_sum_rows8")
 def _gated_sum(
     x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, keeps: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if x_BTSD.is_cuda:
         from pab.kernels.gpu import float8 as gpu
 
         return gpu.gated_sum(x_BTSD, branch_BTSD, gate, keeps=keeps)
     total, gated, rows = plain_gated_sum(x_BTSD, branch_BTSD, gate)
     # An operator must not return its own input.
-    return total, gated if keeps and gate is not None else gated.new_empty(0), *rows
+    return total, gated if keeps and gate is not None else gated.new_empty(0), *_known(rows)
 
 
 @shapes_of(_gated_sum)
-def _(x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, keeps: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, keeps: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     gated = x_BTSD.new_empty(x_BTSD.shape if keeps and gate is not None else 0)
     return x_BTSD.new_empty(x_BTSD.shape), gated, *_empty_rows(x_BTSD)
 
@@ -140,8 +151,14 @@ def _(
     return values.new_empty(*values.shape[:-1], weight.shape[0], dtype=dtype)
 
 
-def _empty_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape, dtype=FLOAT8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+def _known(rows: Rows8) -> tuple[Tensor, Tensor, Tensor]:
+    assert rows.norms is not None, "tokens have norms"
+    return rows.values, rows.scales, rows.norms
+
+
+def _empty_rows(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    values, scales = x.new_empty(x.shape, dtype=FLOAT8), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    return values, scales, torch.empty_like(scales)
 
 
 def rows(x: Tensor) -> Rows8:
@@ -156,17 +173,17 @@ def gelu_rows(x: Tensor) -> Rows8:
 
 def norm_rows(x_BTSD: Tensor, addends: Sequence[Tensor], shift: Tensor, scale: Tensor) -> tuple[Tensor, Rows8]:
     """Does what `plain_norm_rows` does, on a GPU in one Triton kernel."""
-    total, values, scales = _norm_rows(x_BTSD, list(addends), shift, scale)
-    return (total if addends else x_BTSD), Rows8(values, scales)
+    total, *rows = _norm_rows(x_BTSD, list(addends), shift, scale)
+    return (total if addends else x_BTSD), Rows8(*rows)
 
 
 def gated_sum(
     x_BTSD: Tensor, branch_BTSD: Tensor, gate: Tensor | None, *, keeps: bool
 ) -> tuple[Tensor, Tensor | None, Rows8]:
     """Does what `plain_gated_sum` does, on a GPU in one Triton kernel; the gated branch only where it `keeps` it."""
-    total, gated, values, scales = _gated_sum(x_BTSD, branch_BTSD, gate, keeps)
+    total, gated, *rows = _gated_sum(x_BTSD, branch_BTSD, gate, keeps)
     kept = branch_BTSD if gate is None else gated
-    return total, kept if keeps else None, Rows8(values, scales)
+    return total, kept if keeps else None, Rows8(*rows)
 
 
 class Float8Linear(nn.Module):
@@ -175,16 +192,17 @@ class Float8Linear(nn.Module):
     weight: Tensor
     weight_scales: Tensor
     reach: Tensor
-    """Float32 [2]: how large a channel gets at most, without bias, for tokens of at most 1; the largest bias."""
+    """Float32 [2]: how large a channel gets at most, over 448: without bias for a token of norm 1, and by its bias."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight, scales = plain_rows(linear.weight.detach())
+        weight, scales, _ = plain_rows(linear.weight.detach())
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scales", scales)
-        sums = weight.float().abs().sum(-1, keepdim=True) * scales
-        offset = sums.new_zeros(()) if linear.bias is None else linear.bias.detach().float().abs().amax()
-        self.register_buffer("reach", torch.stack([sums.amax(), offset]), persistent=False)
+        norms = torch.linalg.vector_norm(weight.float(), dim=-1, keepdim=True) * scales
+        offset = norms.new_zeros(()) if linear.bias is None else linear.bias.detach().float().abs().amax()
+        reach = torch.stack([ROUNDED_UP * norms.amax(), offset]) / LARGEST + SMALLEST_SCALE
+        self.register_buffer("reach", reach, persistent=False)
         self.bias = linear.bias
         self.dtype = linear.weight.dtype
 

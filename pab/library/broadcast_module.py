@@ -27,16 +27,17 @@ LATENTS, TEXT = "hidden_states", "encoder_hidden_states"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionKernels:
-    """How the attention that exchanges tokens runs; all False is plain torch.
+class BlockKernels:
+    """How blocks run, for the most part the attention that exchanges tokens; all False is plain torch.
 
     `flash3`: by FlashAttention-3. `norm`: the norm over all heads and the rotation are one kernel. `float8`: queries, keys
-    and values are 8-bit floats.
+    and values are 8-bit floats. `gelu8`: where products are of 8-bit floats, the MLP's GELU is in the first of them.
     """
 
     flash3: bool = False
     norm: bool = False
     float8: bool = False
+    gelu8: bool = False
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class CurrentPass:
     visit: Visit | None = None
     sp: SequenceParallel = field(default_factory=SequenceParallel)
     lengths: dict[str, int] = field(default_factory=dict)
-    kernels: AttentionKernels = AttentionKernels()
+    kernels: BlockKernels = BlockKernels()
     runs_blocks: bool = True
     """Whether the blocks of this pass run; the first one asks."""
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pab.kernels import flash3, flash3_float8, float8, linear_gelu, rotated_norm
+from pab.kernels import flash3, flash3_float8, float8, linear_gelu, product8, rotated_norm
 from pab.kernels.choice import fastest
 from pab.library.broadcast_module import BroadcastModule, CurrentPass, SiteBlock
 from pab.nn.layers import rotate_pairs
@@ -42,15 +42,19 @@ class LinearGelu(nn.Module):
 
 
 class GeluRows(nn.Module):
-    """Stands in for the library's linear layer with tanh-GELU whose product is of 8-bit floats, as is what follows."""
+    """Stands in for the library's linear layer with tanh-GELU whose product is of 8-bit floats, as is what follows.
 
-    def __init__(self, proj: float8.Float8Linear) -> None:
+    `fused`: GELU and rounding are in the product.
+    """
+
+    def __init__(self, proj: float8.Float8Linear, *, fused: bool) -> None:
         super().__init__()
         self.proj = proj
+        self.fused = fused and proj.bias is not None
 
     def forward(self, x: Tensor) -> float8.Rows8:
         """Returns tanh-GELU of the product as 8-bit rows."""
-        return float8.gelu_rows(self.proj(x))
+        return product8.gelu_rows(self.proj, x) if self.fused else float8.gelu_rows(self.proj(x))
 
 
 def _sites(stacks: Sequence[nn.ModuleList]) -> Iterator[BroadcastModule]:
@@ -68,7 +72,7 @@ def fuse(stacks: Sequence[nn.ModuleList], current: CurrentPass) -> None:
             # Chosen while the model loads, for passes without gradients: with them nothing is fused.
             with torch.no_grad():
                 chosen = fastest(device=weight.device, dtype=weight.dtype, head_dim=head_dim, num_frames=1)
-            current.kernels = replace(current.kernels, flash3=chosen.flash3, norm=chosen.norm)
+            current.kernels = replace(current.kernels, flash3=chosen.flash3, norm=chosen.norm, gelu8=chosen.gelu8)
 
 
 def _fuse_gelu(module: Any) -> None:
@@ -79,7 +83,7 @@ def _fuse_gelu(module: Any) -> None:
                 layers[index] = LinearGelu(proj)
 
 
-def use_float8_products(stacks: Sequence[nn.ModuleList]) -> None:
+def use_float8_products(stacks: Sequence[nn.ModuleList], current: CurrentPass) -> None:
     """Has the blocks multiply by 8-bit floats, in all `TOKEN_PRODUCTS` that they have.
 
     The GELU between two of them writes its rows as 8-bit floats. Weights in full precision are freed.
@@ -95,15 +99,15 @@ def use_float8_products(stacks: Sequence[nn.ModuleList]) -> None:
             setattr(parent, last, float8.Float8Linear(getattr(parent, last)))
     for site in _sites(stacks):
         for layers in [part for part in site.module.modules() if isinstance(part, nn.ModuleList)]:
-            _round_gelu(layers)
+            _round_gelu(layers, fused=current.kernels.gelu8)
 
 
-def _round_gelu(layers: nn.ModuleList) -> None:
+def _round_gelu(layers: nn.ModuleList, *, fused: bool) -> None:
     for index, layer in enumerate(layers):
         proj = getattr(layer, "proj", None)
         is_tanh = isinstance(layer, LinearGelu) or getattr(layer, "approximate", None) == "tanh"
         if isinstance(proj, float8.Float8Linear) and is_tanh:
-            layers[index] = GeluRows(proj)
+            layers[index] = GeluRows(proj, fused=fused)
             # Dropout takes tensors alone, and does nothing when a model renders.
             for later, other in enumerate(layers):
                 if isinstance(other, nn.Dropout):

@@ -58,7 +58,7 @@ class DiffusersVideo:
 
     def use_float8(self) -> None:
         """Has the blocks multiply by 8-bit floats."""
-        use_float8_products(self.block_stacks)
+        use_float8_products(self.block_stacks, self.current)
 
     def use_float8_attention(self) -> None:
         """Has the attention that exchanges tokens take 8-bit floats; of families that have it."""

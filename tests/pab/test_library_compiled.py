@@ -16,7 +16,7 @@ from pab.broadcast.rules import NO_BROADCAST, Rules, pyramid
 from pab.execution.compiled import compile_blocks, graphs_compiled, many_graphs
 from pab.family import ClipRequest
 from pab.kernels import flash3, float8
-from pab.library.broadcast_module import AttentionKernels, BroadcastModule, CurrentPass
+from pab.library.broadcast_module import BlockKernels, BroadcastModule, CurrentPass
 from pab.library.fused import GeluRows, LinearGelu, fuse
 from pab.library.video import DiffusersVideo
 from pab.parallel.mesh import NodeGroup, open_group
@@ -164,8 +164,8 @@ def test_fused_operations_have_the_numbers_of_the_library_s_where_there_is_no_gp
     model, plain = WORLDS["wan"].load(weights), WORLDS["wan"].load(weights)
     model.use_kernels()
     assert sum(isinstance(m, LinearGelu) for stack in model.block_stacks for m in stack.modules()) == 2
-    assert model.current.kernels == AttentionKernels(), "a CPU has none"
-    model.current.kernels = AttentionKernels(flash3=True, norm=True)
+    assert model.current.kernels == BlockKernels(), "a CPU has none"
+    model.current.kernels = BlockKernels(flash3=True, norm=True)
     compile_blocks(model.block_stacks, backend="eager")
     before = graphs_compiled()
     ours = render("wan", model, small("wan"), PAB)
@@ -177,13 +177,16 @@ PRODUCTS_BOUND, ATTENTION_BOUND = 0.1, 0.05
 """Of the latents' root mean square, after four steps of models with random weights."""
 
 
+@pytest.mark.parametrize("gelu8", [False, True])
 @pytest.mark.parametrize("name", ["wan", "hunyuan_video", "cogvideox_5b", "ltx", "ltx2"])
-def test_products_of_8_bit_floats_stay_near_the_others_in_the_same_graphs(weights, name):
+def test_products_of_8_bit_floats_stay_near_the_others_in_the_same_graphs(weights, name, gelu8):
     model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)
     model.use_kernels()
+    model.current.kernels = BlockKernels(gelu8=gelu8)
     model.use_float8()
     layers = [m for stack in model.block_stacks for m in stack.modules()]
-    assert sum(isinstance(m, GeluRows) for m in layers) == 2, "one for each block with an MLP over the video's tokens"
+    widened = [m for m in layers if isinstance(m, GeluRows)]
+    assert [m.fused for m in widened] == 2 * [gelu8], "one for each block with an MLP over the video's tokens"
     assert sum(isinstance(m, float8.Float8Linear) for m in layers) >= 6 * 2
     compile_blocks(model.block_stacks, backend="eager")
     before = graphs_compiled()
@@ -196,7 +199,7 @@ def test_products_of_8_bit_floats_stay_near_the_others_in_the_same_graphs(weight
 @pytest.mark.parametrize("name", ["wan", "hunyuan_video", "hunyuan_video_15_480p"])
 def test_attention_of_8_bit_floats_stays_near_the_other_and_leaves_masked_words_out(weights, name):
     model, plain = WORLDS[name].load(weights), WORLDS[name].load(weights)
-    model.current.kernels = AttentionKernels(flash3=True, norm=True)
+    model.current.kernels = BlockKernels(flash3=True, norm=True)
     model.use_float8()
     model.use_float8_attention()
     compile_blocks(model.block_stacks, backend="eager")

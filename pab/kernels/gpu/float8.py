@@ -7,11 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pab.kernels.gpu.widths import two_parts
+from pab.kernels.gpu.widths import two_parts, warps_of
 
 FLOAT8 = torch.float8_e4m3fn
-TILE = (1, 1)
-"""Tokens of a program, and its warps."""
 SMALLEST_SCALE = tl.constexpr(1e-12)
 LARGEST_FLOAT = tl.constexpr(3.4028234e38)
 
@@ -24,6 +22,12 @@ def scale_of(part_a, part_b):
     # A maximum need not show NaN; a sum does.
     total = tl.sum(tl.abs(part_a), axis=1) + tl.sum(tl.abs(part_b), axis=1)
     return tl.where(total <= LARGEST_FLOAT, scale, float("nan"))[:, None]
+
+
+@triton.jit
+def row_norm(part_a, part_b):
+    """Returns the Euclidean norm [tokens, 1] of every row."""
+    return tl.sqrt(tl.sum(part_a * part_a, axis=1) + tl.sum(part_b * part_b, axis=1))[:, None]
 
 
 @triton.jit
@@ -41,7 +45,7 @@ def _gelu(x):
 
 
 @triton.jit
-def _rows_kernel(x, values, scales, num_tokens, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
+def _rows_kernel(x, values, scales, norms, num_tokens, D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr,
                  ROWS: tl.constexpr, GELU: tl.constexpr):  # fmt: skip
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     seen = (token < num_tokens)[:, None]
@@ -57,6 +61,7 @@ def _rows_kernel(x, values, scales, num_tokens, D: tl.constexpr, D0: tl.constexp
         part_b = _gelu(part_b)
     scale = scale_of(part_a, part_b)
     tl.store(scales + token[:, None], scale, mask=seen)
+    tl.store(norms + token[:, None], row_norm(part_a, part_b), mask=seen)
     tl.store(values + at + a, rounded(part_a, scale, values), mask=inside_a)
     tl.store(values + at + b, rounded(part_b, scale, values), mask=inside_b)
 
@@ -77,7 +82,7 @@ def _gated(x, branch, gate, total, gated, at, group, channel, inside, KEEPS: tl.
 
 
 @triton.jit
-def _gated_sum_kernel(x, branch, gate, total, gated, values, scales, num_tokens, per_group,
+def _gated_sum_kernel(x, branch, gate, total, gated, values, scales, norms, num_tokens, per_group,
                       D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr,
                       KEEPS: tl.constexpr, GATES: tl.constexpr):  # fmt: skip
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -92,23 +97,27 @@ def _gated_sum_kernel(x, branch, gate, total, gated, values, scales, num_tokens,
     part_b = _gated(x, branch, gate, total, gated, at, group, b, inside_b, KEEPS, GATES)
     scale = scale_of(part_a, part_b)
     tl.store(scales + token[:, None], scale, mask=seen)
+    tl.store(norms + token[:, None], row_norm(part_a, part_b), mask=seen)
     tl.store(values + at + a, rounded(part_a, scale, values), mask=inside_a)
     tl.store(values + at + b, rounded(part_b, scale, values), mask=inside_b)
 
 
-def rows(x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8, tile: tuple[int, int] = TILE) -> tuple[Tensor, Tensor]:
-    """Returns 8-bit values [..., D] and float32 scales [..., 1] of x or of its GELU.
+def rows(
+    x: Tensor, *, gelu: bool, dtype: torch.dtype = FLOAT8, tile: tuple[int, int] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns 8-bit values [..., D], float32 scales [..., 1] and norms [..., 1] of x or of its GELU.
 
-    `dtype`: another one shows what is rounded. `tile`: tokens per program, warps.
+    `dtype`: another one shows what is rounded. `tile`: tokens per program, warps (default: one, and what holds it).
     """
     dim = x.shape[-1]
-    values, scales = empty_rows(x, dtype)
+    values, scales, norms = empty_rows(x, dtype)
     d0, d1 = two_parts(dim)
-    _rows_kernel[(triton.cdiv(scales.numel(), tile[0]),)](
-        x.contiguous(), values, scales, scales.numel(), D=dim, D0=d0, D1=d1, ROWS=tile[0], GELU=gelu,
-        num_warps=tile[1],
+    tokens, num_warps = tile or (1, warps_of(dim))
+    _rows_kernel[(triton.cdiv(scales.numel(), tokens),)](
+        x.contiguous(), values, scales, norms, scales.numel(), D=dim, D0=d0, D1=d1, ROWS=tokens, GELU=gelu,
+        num_warps=num_warps,
     )  # fmt: skip
-    return values, scales
+    return values, scales, norms
 
 
 def gated_sum(
@@ -118,11 +127,11 @@ def gated_sum(
     *,
     keeps: bool,
     dtype: torch.dtype = FLOAT8,
-    tile: tuple[int, int] = TILE,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns x + gate * branch, the gated branch (empty unless it `keeps` it), and the sum's 8-bit values and scales.
+    tile: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns x + gate * branch, the gated branch (empty unless it `keeps` it), and the sum's 8-bit values, scales, norms.
 
-    `gate` None: the branch is gated already, and not written again. `tile`: tokens per program, warps.
+    `gate` None: the branch is gated already, and not written again. `tile`: as of `rows`.
     """
     dim = x_BTSD.shape[-1]
     x_BTSD, branch_BTSD = x_BTSD.contiguous(), branch_BTSD.contiguous()
@@ -130,16 +139,18 @@ def gated_sum(
     keeps = keeps and gate is not None
     total = torch.empty_like(x_BTSD)
     gated = torch.empty_like(x_BTSD) if keeps else x_BTSD.new_empty(0)
-    values, scales = empty_rows(x_BTSD, dtype)
+    values, scales, norms = empty_rows(x_BTSD, dtype)
     d0, d1 = two_parts(dim)
-    _gated_sum_kernel[(triton.cdiv(scales.numel(), tile[0]),)](
-        x_BTSD, branch_BTSD, gating, total, gated, values, scales, scales.numel(),
-        scales.numel() // (gating.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=tile[0], KEEPS=keeps,
-        GATES=gate is not None, num_warps=tile[1],
+    tokens, num_warps = tile or (1, warps_of(dim))
+    _gated_sum_kernel[(triton.cdiv(scales.numel(), tokens),)](
+        x_BTSD, branch_BTSD, gating, total, gated, values, scales, norms, scales.numel(),
+        scales.numel() // (gating.numel() // dim), D=dim, D0=d0, D1=d1, ROWS=tokens, KEEPS=keeps,
+        GATES=gate is not None, num_warps=num_warps,
     )  # fmt: skip
-    return total, gated, values, scales
+    return total, gated, values, scales, norms
 
 
-def empty_rows(x: Tensor, dtype: torch.dtype = FLOAT8) -> tuple[Tensor, Tensor]:
-    """Returns room for the 8-bit values and the scales of x."""
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+def empty_rows(x: Tensor, dtype: torch.dtype = FLOAT8) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns room for the 8-bit values, the scales and the norms of x."""
+    scales = x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    return x.new_empty(x.shape, dtype=dtype), scales, torch.empty_like(scales)

@@ -9,11 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pab.kernels.gpu.float8 import FLOAT8, empty_rows, rounded, scale_of
-from pab.kernels.gpu.widths import two_parts
-
-TILE = (1, 1)
-"""Tokens of a program, and its warps."""
+from pab.kernels.gpu.float8 import FLOAT8, empty_rows, rounded, row_norm, scale_of
+from pab.kernels.gpu.widths import two_parts, warps_of
 
 
 @triton.jit
@@ -37,10 +34,10 @@ def _modulated(normed, shift, scale, at, channel, inside):
 
 
 @triton.jit
-def _kernel(x, first, second, ahead, total, out, out_scales, shift, scale, num_tokens, per_group,
+def _kernel(x, first, second, ahead, total, out, out_scales, out_norms, shift, scale, num_tokens, per_group,
             D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, ROWS: tl.constexpr, ADDENDS: tl.constexpr,
             AHEAD: tl.constexpr, EPS: tl.constexpr, EIGHT: tl.constexpr):  # fmt: skip
-    """AHEAD: `ahead` is added to the sum. EIGHT: the norm is written as rows of 8-bit floats, with `out_scales`."""
+    """AHEAD: `ahead` is added to the sum. EIGHT: the norm is written as rows of 8-bit floats, with their scales and norms."""
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     seen = (token < num_tokens)[:, None]
     at = (token.to(tl.int64) * D)[:, None]
@@ -70,6 +67,7 @@ def _kernel(x, first, second, ahead, total, out, out_scales, shift, scale, num_t
         # Beyond the width stands the shift of nothing, zero.
         row_scale = scale_of(part_a, part_b)
         tl.store(out_scales + token[:, None], row_scale, mask=seen)
+        tl.store(out_norms + token[:, None], row_norm(part_a, part_b), mask=seen)
         tl.store(out + at + a, rounded(part_a, row_scale, out), mask=inside_a)
         tl.store(out + at + b, rounded(part_b, row_scale, out), mask=inside_b)
     else:
@@ -85,11 +83,11 @@ def launch(
     ahead: Tensor | None = None,
     *,
     eps: float,
-    tile: tuple[int, int] = TILE,
+    tile: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Returns the sum (x itself without addends and `ahead`) and its modulated norm.
 
-    `shift`, `scale`: [B, T or 1, 1, D], or ones for B. `tile`: tokens per program, warps.
+    `shift`, `scale`: [B, T or 1, 1, D], or ones for B. `tile`: tokens per program, warps (default: one, and what holds it).
     """
     out = torch.empty_like(x_BTSD, memory_format=torch.contiguous_format)
     return _launch(x_BTSD, addends, (shift, scale, ahead), out, None, eps=eps, tile=tile), out
@@ -103,15 +101,15 @@ def launch_rows(
     *,
     eps: float,
     dtype: torch.dtype = FLOAT8,
-    tile: tuple[int, int] = TILE,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what `launch` does, the norm as 8-bit values [B, T, S, D] and float32 scales [B, T, S, 1].
+    tile: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns what `launch` does, as 8-bit values [B, T, S, D], float32 scales [B, T, S, 1] and Euclidean norms of the rows.
 
     `dtype`: another one shows what is rounded.
     """
-    values, scales = empty_rows(x_BTSD.contiguous(), dtype)
-    total = _launch(x_BTSD, addends, (shift, scale, None), values, scales, eps=eps, tile=tile)
-    return total, values, scales
+    values, scales, norms = empty_rows(x_BTSD.contiguous(), dtype)
+    total = _launch(x_BTSD, addends, (shift, scale, None), values, (scales, norms), eps=eps, tile=tile)
+    return total, values, scales, norms
 
 
 def _launch(
@@ -119,24 +117,25 @@ def _launch(
     addends: Sequence[Tensor],
     vectors: tuple[Tensor, Tensor, Tensor | None],
     out: Tensor,
-    out_scales: Tensor | None,
+    of_rows: tuple[Tensor, Tensor] | None,
     *,
     eps: float,
-    tile: tuple[int, int],
+    tile: tuple[int, int] | None,
 ) -> Tensor:
     dim = x_BTSD.shape[-1]
     shift, scale, ahead = vectors
     x_BTSD, shift, scale = x_BTSD.contiguous(), shift.contiguous(), scale.contiguous()
     addends = [addend.contiguous() for addend in addends]
     num_tokens = x_BTSD.numel() // dim
-    rows, num_warps = tile
+    rows, num_warps = tile or (1, warps_of(dim))
     total = torch.empty_like(x_BTSD) if addends or ahead is not None else x_BTSD
     first, second = (*addends, x_BTSD, x_BTSD)[:2]
     d0, d1 = two_parts(dim)
+    out_scales, out_norms = of_rows or (out, out)
     _kernel[(triton.cdiv(num_tokens, rows),)](
         x_BTSD, first, second, x_BTSD if ahead is None else ahead.contiguous(), total, out,
-        out if out_scales is None else out_scales, shift, scale, num_tokens, num_tokens // (shift.numel() // dim),
+        out_scales, out_norms, shift, scale, num_tokens, num_tokens // (shift.numel() // dim),
         D=dim, D0=d0, D1=d1, ROWS=rows, ADDENDS=len(addends), AHEAD=ahead is not None, EPS=eps,
-        EIGHT=out_scales is not None, num_warps=num_warps,
+        EIGHT=of_rows is not None, num_warps=num_warps,
     )  # fmt: skip
     return total

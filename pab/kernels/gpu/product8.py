@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from pab.kernels.float8 import Rows8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
@@ -60,7 +62,7 @@ def _gelu(x, times, APPROXIMATE: tl.constexpr):
 
 
 @triton.jit
-def _kernel(a, b, out, scales, weight_scales, bias, reach, out_scales, num_tokens, num_outputs, num_inputs,
+def _kernel(a, b, out, scales, norms, weight_scales, bias, reach, out_scales, num_tokens, num_outputs, num_inputs,
             TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, GROUP: tl.constexpr,
             APPROXIMATE: tl.constexpr):  # fmt: skip
     rows = tl.cdiv(num_tokens, TOKENS)
@@ -84,7 +86,7 @@ def _kernel(a, b, out, scales, weight_scales, bias, reach, out_scales, num_token
         weight_scale = tl.load(weight_scales + channel, mask=channel < num_outputs, other=0.0)
         offset = tl.load(bias + channel, mask=channel < num_outputs, other=0.0).to(tl.float32)
         acc = acc * scale[:, None] * weight_scale[None, :] + offset[None, :]
-        out_scale = scale * tl.load(reach) + tl.load(reach + 1) / 448.0
+        out_scale = tl.load(norms + token, mask=seen, other=1.0) * tl.load(reach) + tl.load(reach + 1)
         tl.store(out_scales + token, out_scale, mask=token < tl.where(column == 0, num_tokens, 0))
         acc = _gelu(acc, (1.0 / out_scale)[:, None], APPROXIMATE)
         out.store([row * TOKENS, column * OUTPUTS], acc.to(out.dtype))
@@ -95,25 +97,18 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
-def gelu(
-    values: Tensor,
-    scales: Tensor,
-    weight: Tensor,
-    weight_scales: Tensor,
-    bias: Tensor,
-    reach: Tensor,
-    tile: Tile = GELU_TILE,
-) -> tuple[Tensor, Tensor]:
-    """Returns tanh-GELU of the product as values [..., N] of the dtype of `values`, and float32 scales [..., 1]."""
-    inputs, outputs = values.shape[-1], weight.shape[0]
+def gelu(rows: Rows8, weight: Rows8, bias: Tensor, reach: Tensor, tile: Tile = GELU_TILE) -> tuple[Tensor, Tensor]:
+    """Returns tanh-GELU of the product as values [..., N] of the dtype of the rows' values, and float32 scales [..., 1]."""
+    values, scales, norms = rows
+    inputs, outputs = values.shape[-1], weight.values.shape[0]
     out, out_scales = values.new_empty(*values.shape[:-1], outputs), torch.empty_like(scales)
-    rows = values.reshape(-1, inputs)
-    num_tiles = triton.cdiv(len(rows), tile.tokens) * triton.cdiv(outputs, tile.outputs)
+    tokens = values.reshape(-1, inputs)
+    num_tiles = triton.cdiv(len(tokens), tile.tokens) * triton.cdiv(outputs, tile.outputs)
     _kernel[(min(num_tiles, tile.per_processor * _processors(values.device)),)](
-        TensorDescriptor.from_tensor(rows, [tile.tokens, tile.inputs]),
-        TensorDescriptor.from_tensor(weight, [tile.outputs, tile.inputs]),
+        TensorDescriptor.from_tensor(tokens, [tile.tokens, tile.inputs]),
+        TensorDescriptor.from_tensor(weight.values, [tile.outputs, tile.inputs]),
         TensorDescriptor.from_tensor(out.view(-1, outputs), [tile.tokens, tile.outputs]),
-        scales, weight_scales, bias, reach, out_scales, len(rows), outputs, inputs, TOKENS=tile.tokens,
+        scales, norms, weight.scales, bias, reach, out_scales, len(tokens), outputs, inputs, TOKENS=tile.tokens,
         OUTPUTS=tile.outputs, INPUTS=tile.inputs, GROUP=tile.group, APPROXIMATE=values.is_cuda,
         num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

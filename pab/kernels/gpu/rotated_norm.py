@@ -63,6 +63,7 @@ def launch(
     eps: float,
     bound: Tensor | None,
     eight: torch.dtype = FLOAT8,
+    warps: int = 4,
 ) -> Tensor:
     """Returns [B, P, heads, C] in the dtype of x, or with a `bound` as 8-bit floats.
 
@@ -76,6 +77,6 @@ def launch(
     d0, d1 = two_parts(dim)
     _kernel[(batch * places,)](
         x_BPD, weight, cosines, sines, weight if bound is None else bound, out, cosines.numel() // width, D=dim,
-        D0=d0, D1=d1, WIDTH=width, EPS=eps, EIGHT=bound is not None, num_warps=4,
+        D0=d0, D1=d1, WIDTH=width, EPS=eps, EIGHT=bound is not None, num_warps=warps,
     )  # fmt: skip
     return out

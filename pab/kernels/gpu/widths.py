@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import triton
 
+VALUES_OF_THREAD = 48
+"""Of a row that a thread holds in registers, at most: much more, and it keeps them in the device's memory."""
+MOST_WARPS = 8
+
 
 def two_parts(width: int) -> tuple[int, int]:
     """Returns two powers of two that hold a width, 1024 and 128 for 1152; the second is idle where the first holds all."""
@@ -11,6 +15,12 @@ def two_parts(width: int) -> tuple[int, int]:
     if whole == width:
         return whole, 16
     return whole // 2, max(16, triton.next_power_of_2(width - whole // 2))
+
+
+def warps_of(width: int) -> int:
+    """Returns the warps of a program that holds a row: as few as have room for it, because fewer wait less for each other."""
+    warps: int = triton.next_power_of_2(triton.cdiv(sum(two_parts(width)), 32 * VALUES_OF_THREAD))
+    return min(MOST_WARPS, warps)
 
 
 def head_parts(head_dim: int) -> tuple[int, int]:
