@@ -145,8 +145,11 @@ def products() -> dict[str, Any]:
     return found
 
 
-def block() -> dict[str, Any]:
-    """One block of Wan 14B, compiled: what four blocks more than one add to a step, of each of its two passes."""
+def block(*, eight: bool = False) -> dict[str, Any]:
+    """One block of Wan 14B, compiled: what four blocks more than one add to a step, of each of its two passes.
+
+    `eight`: with products and attention of 8-bit floats.
+    """
     full = LIBRARY_SUBJECTS["wan_14b"]
     step_ms: list[float] = []
     for num_layers in (1, 5):
@@ -156,8 +159,9 @@ def block() -> dict[str, Any]:
         )
         subject = described.make("full" if GPU else "tiny", DEVICE)
         execution = execution_of(
-            subject.family, compiled=GPU, attention="auto", device=DEVICE.type, precision=subject.precision
-        )
+            subject.family, compiled=GPU, attention="float8" if eight else "auto", device=DEVICE.type,
+            precision=subject.precision, linears="float8" if eight else "full",
+        )  # fmt: skip
         run_as(subject.model, execution)
         clips = OurClips(subject=subject, broadcast="none", group=NodeGroup(device=DEVICE))
         with executing(execution):
@@ -207,6 +211,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "8-bit hunyuan_video": partial(eight_bit, "hunyuan_video"),
     "products": products,
     "block": block,
+    "block of 8-bit floats": partial(block, eight=True),
 }
 
 

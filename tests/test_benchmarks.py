@@ -46,18 +46,21 @@ def test_what_a_job_does_first_is_timed_with_an_empty_and_a_filled_cache(
 
 def test_products_and_a_block_are_timed_and_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["products", "--profile", str(tmp_path)]) + main(["block"]) == 0
-    products, block = map(json.loads, capsys.readouterr().out.splitlines())
+    products, block, eight = map(json.loads, capsys.readouterr().out.splitlines())
     assert all(0 < products[f"{name}_off"] < 0.06 for name in ("square", "mlp_up", "mlp_down"))
-    assert block["one_block_step_ms"] > 0
+    assert min(block["one_block_step_ms"], eight["one_block_step_ms"]) > 0
     assert "aten::" in (tmp_path / "products.txt").read_text()
     assert products["profile"] == str(tmp_path / "products.txt")
 
 
 def test_parts_are_named_by_their_first_word_too() -> None:
     assert parts_of([]) == list(PARTS)
-    assert parts_of(["decoding wan", "norm"]) == ["decoding wan", "norm"]
+    assert parts_of(["decoding wan", "products"]) == ["decoding wan", "products"]
     assert parts_of(["decoding"]) == [name for name in PARTS if name.startswith("decoding ")]
-    with pytest.raises(ValueError, match="part 'decode' is not known, allowed: attention, norm, decoding wan"):
+    with pytest.raises(
+        ValueError,
+        match="part 'decode' is not known, allowed: attention, norm, norm by warps, rows by",
+    ):
         parts_of(["decode"])
 
 
