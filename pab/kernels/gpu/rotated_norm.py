@@ -12,21 +12,17 @@ from pab.kernels.gpu.widths import two_parts
 
 
 @triton.jit
-def _rotated(x, weight, cosines, sines, inverse, at, table_at, channel, inside, WIDTH: tl.constexpr):
-    kind = x.dtype.element_ty
-    # The other channel of the pair lies beside this one, in the same line of the cache.
-    other = channel ^ 1
-    own = tl.load(x + at + channel, mask=inside, other=0.0).to(tl.float32) * inverse
-    own = own * tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
-    pair = tl.load(x + at + other, mask=inside, other=0.0).to(tl.float32) * inverse
-    pair = pair * tl.load(weight + other, mask=inside, other=0.0).to(tl.float32)
+def _rotated(part, weight, cosines, sines, inverse, table_at, channel, inside, KIND: tl.constexpr, N: tl.constexpr,
+             WIDTH: tl.constexpr):  # fmt: skip
+    normed = part * inverse * tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     # Rounded between norm and rotation, as the two one by one are.
-    own = own.to(kind).to(tl.float32)
-    pair = pair.to(kind).to(tl.float32)
-    pair = tl.where(channel % 2 == 0, -pair, pair)
+    normed = normed.to(KIND).to(tl.float32)
+    # The other channel of a pair is in a register of the same thread.
+    even, odd = tl.split(tl.reshape(normed, (N // 2, 2)))
+    turned = tl.reshape(tl.join(-odd, even), (N,))
     cosine = tl.load(cosines + table_at + channel % WIDTH, mask=inside, other=0.0)
     sine = tl.load(sines + table_at + channel % WIDTH, mask=inside, other=0.0)
-    return (own * cosine + pair * sine).to(kind).to(tl.float32)
+    return (normed * cosine + turned * sine).to(KIND).to(tl.float32)
 
 
 @triton.jit
@@ -43,8 +39,9 @@ def _kernel(x, weight, cosines, sines, bound, out, table_rows, D: tl.constexpr, 
     part_a = tl.load(x + at + a, mask=inside_a, other=0.0).to(tl.float32)
     part_b = tl.load(x + at + b, mask=inside_b, other=0.0).to(tl.float32)
     inverse = tl.rsqrt((tl.sum(part_a * part_a, axis=0) + tl.sum(part_b * part_b, axis=0)) / D + EPS)
-    part_a = _rotated(x, weight, cosines, sines, inverse, at, table_at, a, inside_a, WIDTH)
-    part_b = _rotated(x, weight, cosines, sines, inverse, at, table_at, b, inside_b, WIDTH)
+    kind: tl.constexpr = x.dtype.element_ty
+    part_a = _rotated(part_a, weight, cosines, sines, inverse, table_at, a, inside_a, kind, D0, WIDTH)
+    part_b = _rotated(part_b, weight, cosines, sines, inverse, table_at, b, inside_b, kind, D1, WIDTH)
     if EIGHT:
         scale = 448.0 / tl.load(bound)
         part_a = part_a * scale
