@@ -135,13 +135,26 @@ def products() -> dict[str, Any]:
         found[f"{name}_ms"] = milliseconds(partial(linear, x))
         found[f"{name}_float8_ms"] = milliseconds(partial(eight, rows))
         found[f"{name}_off"] = round(off(eight(rows), linear(x)), 4)
-        if name == "mlp_up":
-            # With GELU, and its rows: by another pass, and inside of a product of our own.
-            exact = torch.nn.functional.gelu(linear(x).float(), approximate="tanh")
-            for way, run in (("after", _gelu_after), ("inside", product8.gelu_rows)):
-                values, scales, _ = run(eight, rows)
-                found[f"mlp_up_gelu_{way}_ms"] = milliseconds(partial(run, eight, rows))
-                found[f"mlp_up_gelu_{way}_off"] = round(off(values.float() * scales, exact), 4)
+    return found
+
+
+MLPS = {"wan": (1536, 8960), "ltx": (2048, 8192), "hunyuan_video": (3072, 12288), "wan_14b": (5120, 13824)}
+"""Widths of blocks, and inside of their MLPs."""
+
+
+def widening() -> dict[str, Any]:
+    """The first product of MLPs of 8-bit floats with GELU and rounding: in a pass after it, and inside of a product of ours."""
+    found: dict[str, Any] = {}
+    for name, (width, inner) in MLPS.items() if GPU else (("tiny", (32, 64)),):
+        x = torch.randn(1, TOKENS, width, device=DEVICE).bfloat16()
+        linear = torch.nn.Linear(width, inner, device=DEVICE, dtype=torch.bfloat16)
+        eight, rows = float8.Float8Linear(linear), float8.rows(x)
+        exact = torch.nn.functional.gelu(linear(x).float(), approximate="tanh")
+        found[f"{name} product alone"] = milliseconds(partial(eight, rows))
+        for way, run in (("after", _gelu_after), ("inside", product8.gelu_rows)):
+            values, scales, _ = run(eight, rows)
+            found[f"{name} {way}"] = milliseconds(partial(run, eight, rows))
+            found[f"{name} {way} off"] = round(off(values.float() * scales, exact), 4)
     return found
 
 
@@ -210,6 +223,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "8-bit wan": partial(eight_bit, "wan"),
     "8-bit hunyuan_video": partial(eight_bit, "hunyuan_video"),
     "products": products,
+    "widening": widening,
     "block": block,
     "block of 8-bit floats": partial(block, eight=True),
 }

@@ -156,6 +156,26 @@ ON_H200 = (
     ),
 )  # fmt: skip
 """Two H200s, of which one card may be one of another machine."""
+EIGHT_BIT = "products and attention of 8-bit floats (H200s)"
+LARGE = (
+    Clip(
+        title=f"Wan 2.1 14B, 480p, 81 frames, 4 steps, none, {EIGHT_BIT}", family="wan_14b", broadcast="none", heads=40,
+        seconds={Mesh(): 15.62, CFG2: 7.83, SP2: 8.59}, num_steps=4, size=(480, 832, 81), measured_before=False,
+    ),
+    Clip(
+        title=f"Wan 2.1 14B, 480p, 81 frames, 4 steps, PAB2-6, {EIGHT_BIT}", family="wan_14b", broadcast="pab2-6", heads=40,
+        seconds={Mesh(): 12.47, CFG2: 6.23, SP2: 6.81}, num_steps=4, size=(480, 832, 81), measured_before=False,
+    ),
+    Clip(
+        title=f"Wan 2.1 14B, 720p, 81 frames, 2 steps, none, {EIGHT_BIT}", family="wan_14b", broadcast="none", heads=40,
+        seconds={Mesh(): 29.86, CFG2: 14.94}, num_steps=2, size=(720, 1280, 81), measured_before=False,
+    ),
+    Clip(
+        title="Open-Sora 1.2, 720p, 204 frames, 6 steps, none (H200s)", family="open_sora", broadcast="none", heads=16,
+        seconds={Mesh(): 13.54, CFG2: 6.83, SP2: 7.36}, num_steps=6, size=(720, 1280, 204), measured_before=False,
+    ),
+)  # fmt: skip
+"""Two H200s of one machine; a few steps of larger work, of which nothing is recorded."""
 
 
 HEADS = {"open_sora": 16, "wan": 12, "wan_14b": 40}
@@ -266,7 +286,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--bench", type=Path, nargs="+", metavar="FILE", help="JSON of `bench` or `many_gpus` with rows on one GPU"
     )
     options = parser.parse_args(arguments)
-    for clip in (*MEASURED, *FOUR, *ON_H100, *ON_H200) if options.bench is None else from_bench(options.bench):
+    for clip in (*MEASURED, *FOUR, *ON_H100, *ON_H200, *LARGE) if options.bench is None else from_bench(options.bench):
         sys.stdout.write("\n".join(table(clip)) + "\n")
 
 

@@ -9,7 +9,12 @@ from benchmarks import scaling
 from jobs.settings import Mesh
 from pipeline.planning.scaling import BEFORE, H100, PACKED, Tokens, exchanged
 
-CASES = [(clip, mesh) for clip in (*scaling.MEASURED, *scaling.ON_H100) for mesh in clip.seconds if mesh.num_ranks > 1]
+CASES = [
+    (clip, mesh)
+    for clip in (*scaling.MEASURED, *scaling.ON_H100, *scaling.LARGE)
+    for mesh in clip.seconds
+    if mesh.num_ranks > 1
+]
 
 
 @pytest.mark.parametrize(("clip", "mesh"), CASES, ids=lambda value: str(getattr(value, "title", value)))
@@ -92,7 +97,7 @@ def test_the_command_takes_rows_of_bench_too(tmp_path: Path, capsys):
     scaling.main([])
     told = capsys.readouterr().out
     assert told.count("measured cfg2:") == sum(
-        scaling.CFG2 in clip.seconds for clip in scaling.MEASURED + scaling.ON_H100
+        scaling.CFG2 in clip.seconds for clip in scaling.MEASURED + scaling.ON_H100 + scaling.LARGE
     )
     assert told.count("measured cfg2 sp2 recorded:") == sum(scaling.BOTH in clip.recorded for clip in scaling.ON_H100)
 
