@@ -143,7 +143,7 @@ MLPS = {"wan": (1536, 8960), "ltx": (2048, 8192), "hunyuan_video": (3072, 12288)
 
 
 def widening() -> dict[str, Any]:
-    """The first product of MLPs of 8-bit floats, with GELU and rounding in a pass after it and inside of a product of ours."""
+    """The first product of MLPs of 8-bit floats, with GELU and rounding in a pass after it, and inside of a product."""
     found: dict[str, Any] = {}
     for name, (width, inner) in MLPS.items() if GPU else (("tiny", (32, 64)),):
         x = torch.randn(1, TOKENS, width, device=DEVICE).bfloat16()
