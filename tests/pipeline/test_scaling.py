@@ -23,7 +23,9 @@ def test_two_cards_are_expected_as_they_were_measured_within_five_percent(clip, 
     assert model_s == pytest.approx(clip.seconds[mesh], rel=0.05)
 
 
-RECORDED = [(clip, mesh) for clip in (*scaling.ON_H100, *scaling.ON_H200) for mesh in clip.recorded]
+RECORDED = [
+    (clip, mesh) for clip in (*scaling.ON_H100, *scaling.ON_H200, *scaling.ON_FOUR_H200) for mesh in clip.recorded
+]
 
 
 @pytest.mark.parametrize(("clip", "mesh"), RECORDED, ids=lambda value: str(getattr(value, "title", value)))
@@ -99,7 +101,9 @@ def test_the_command_takes_rows_of_bench_too(tmp_path: Path, capsys):
     assert told.count("measured cfg2:") == sum(
         scaling.CFG2 in clip.seconds for clip in scaling.MEASURED + scaling.ON_H100 + scaling.LARGE
     )
-    assert told.count("measured cfg2 sp2 recorded:") == sum(scaling.BOTH in clip.recorded for clip in scaling.ON_H100)
+    assert told.count("measured cfg2 sp2 recorded:") == sum(
+        scaling.BOTH in clip.recorded for clip in scaling.ON_H100 + scaling.ON_FOUR_H200
+    )
 
 
 def test_the_command_takes_files_of_many_gpus_too(tmp_path: Path, capsys):
