@@ -161,6 +161,9 @@ class RankRow:
             "patterns": Counter(plan.patterns),
             "cards": cards(self.group.device),
         }
+        if len(measured.clips) > 1:
+            first, last = (measured.clips[index].pictures.float() for index in (0, -1))
+            found["off_again"] = float((last - first).norm() / first.norm())
         if (whole := self._whole_clip(line["step_ms"])) is not None:
             found["whole_clip_s"] = whole
         return found | self._compared(line["seconds"], latents)

@@ -86,7 +86,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     first = work_on(folder, "--ranks", "4", "--name", "first", "--plans", plans, "--meshes", "one,cfg2 sp2,sp2 inturn")
     works = [
         first,
-        work_on(folder, *rows, "--name", "later", "--plans", "pab246", "--meshes", "sp4"),
+        work_on(folder, *rows, "--name", "later", "--plans", "pab246", "--meshes", "sp4", "--repeat", "2"),
         work_on(folder, *rows, "--name", "wan", "--model", "wan", "--plans", "pab2-6", "--meshes", "sp2"),
         replace(first, file=str(folder / "over.json"), ends=0.0),
     ]
@@ -123,6 +123,7 @@ def test_later_calls_know_what_one_card_gave_and_take_models_of_the_library(meas
     later = measured["later", "eager pab246 sp4, 64x96x17"]
     assert later["times_one_card"] > 0
     assert later["off_one_rank"] < 1e-5
+    assert later["off_again"] == 0
     assert later["quality_db"] == later["quality_to_plain_db"]
     wan = measured["wan", "eager pab2-6 sp2, 32x32x9"]
     assert wan["sent_gb"] == pytest.approx(wan["plan_sent_gb"])
