@@ -6,12 +6,14 @@ makes its tokens 8-bit in the same pass in which it writes them. Shape letters: 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from pab.kernels import modulated_norm
 from pab.kernels.operator import operator, shapes_of
@@ -23,6 +25,9 @@ ROUNDED_UP = 1.065
 FLOAT8 = torch.float8_e4m3fn
 ADA = (8, 9)
 """The least compute capability whose matrix units take 8-bit floats."""
+
+
+LEFT_OUT = "a recorded loop would lack its 8-bit products: GPUs of compute capability 8.9 need torch 2.12 for that"
 
 
 class Float8Error(RuntimeError):
@@ -137,6 +142,8 @@ def _linear(
 ) -> Tensor:
     if not values.is_cuda:
         return plain_linear(Rows8(values, scales), Rows8(weight, weight_scales), bias, dtype)
+    if _leaves_its_stream(values.device) and torch.cuda.is_current_stream_capturing():
+        raise Float8Error(LEFT_OUT)
     out = torch._scaled_mm(
         values.flatten(0, -2), weight.t(), scale_a=scales.view(-1, 1), scale_b=weight_scales.t(), bias=bias,
         out_dtype=dtype, use_fast_accum=True,
@@ -217,6 +224,19 @@ class Float8Linear(nn.Module):
         scales = self.weight_scales * gate[:, None].float()
         bias = None if self.bias is None else self.bias * gate
         return _linear(given.values, given.scales, self.weight, scales, bias, self.dtype)
+
+
+@functools.cache
+def _leaves_its_stream(device: torch.device) -> bool:
+    return leaves_its_stream(torch.cuda.get_device_capability(device), torch.__version__)
+
+
+def leaves_its_stream(capability: tuple[int, int], torch_version: str) -> bool:
+    """Whether torch starts the products on its default stream whatever stream they are called on (pytorch issue 177651).
+
+    A CUDA graph would be recorded without them then, and replay what they gave before.
+    """
+    return capability == ADA and TorchVersion(torch_version) < "2.12"
 
 
 def check_gpu(name: str, capability: tuple[int, int]) -> None:
