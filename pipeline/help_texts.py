@@ -58,6 +58,7 @@ BENCH = """examples:
   python -m pipeline bench --rows "open_sora: compiled pab357 int8, open_sora ours: compiled none"
   python -m pipeline bench --rows "peers: demo_wan MagCache"      a cache of others beside our plans, on trained weights
   python -m pipeline bench --join runs/a runs/b --output runs/both
+  python -m pipeline bench --rows wan --output runs/new --against runs/old      what became slower or faster since then
   python -m pipeline bench --figures wan_14b --output runs/figures
   python -m pipeline submit prompts.parquet --model wan_14b --figures runs/figures/figures.json --dry-run
 

@@ -233,6 +233,12 @@ def _add_bench(commands: Commands[Parser]) -> None:
         "--join", nargs="+", metavar="FILE", help="measure nothing; make one page of several bench.json"
     )
     parser.add_argument(
+        "--against",
+        metavar="FILE",
+        help="an older bench.json, or its folder: tell which rows became slower or faster by more than 5 %% on the same kind "
+        "of device, and exit with 1 if one is slower",
+    )
+    parser.add_argument(
         "--size",
         choices=("auto", "full", "tiny"),
         default="auto",

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.bench.against import against, shown
 from jobs.bench.factors import MEASURED, factors
 from jobs.bench.groups import GROUPS
 from jobs.bench.peers.chosen import PEERS, Chosen, chosen_peers, is_peers
@@ -42,24 +43,29 @@ Json = dict[str, Any]
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
-    """Carries out `bench`: 1 when a row failed, else 0; rows that cannot run here are no failure."""
+    """Carries out `bench`: 1 when a row failed, or is slower than in --against; rows that cannot run here are no failure."""
     folder = Path(arguments.output)
     _check_flags(arguments)
+    # Read before anything is measured: what is wrong with it is told at once.
+    older = _read(arguments.against, "--against") if arguments.against else None
     if not (arguments.list or arguments.join):
         _make_output(folder, replaced=arguments.figures or arguments.overwrite)
     if arguments.figures:
         return _measure_figures(arguments, folder, screen)
     if arguments.join:
-        document = joined([_read(path) for path in arguments.join])
+        document = joined([_read(path, "--join") for path in arguments.join])
         _make_output(folder, replaced=arguments.overwrite)
     else:
         if arguments.list:
             screen.result(*_listed(arguments.rows))
             return Exit.OK
         document = _measure(arguments, folder, screen)
+    if older is not None:
+        document["against"] = against(document, older)
     _write(folder, document)
     screen.result(document, f"{summary(document)}\n{folder / PAGE}\n{folder / DOCUMENT}")
-    failed = any(line["status"] == "failed" for line in document["rows"])
+    slower = any(line["changed"] == "slower" for line in document.get("against", ()))
+    failed = slower or any(line["status"] == "failed" for line in document["rows"])
     return Exit.ERROR if failed or ("peers" in document and bench_peers.any_failed(document["peers"])) else Exit.OK
 
 
@@ -72,6 +78,8 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--rows says what is timed, --{asked[0]} times no rows; give one of them")
     if arguments.overwrite and asked in (["figures"], ["list"]):
         raise UsageError(f"--overwrite is of rows and --join: --{asked[0]} writes over no table; leave it out")
+    if arguments.against and asked in (["figures"], ["list"]):
+        raise UsageError(f"--against compares rows, and --{asked[0]} times none; leave it out")
     of_figures = {"weights": None, "linears": "full", "attention": "full", "eager": False}
     given = [flag for flag, usual in of_figures.items() if getattr(arguments, flag) != usual]
     if given and not arguments.figures:
@@ -234,16 +242,16 @@ def joined(documents: Sequence[Json]) -> Json:
     )
 
 
-def _read(path: str) -> Json:
+def _read(path: str, flag: str) -> Json:
     file = Path(path) / DOCUMENT if Path(path).is_dir() else Path(path)
     try:
         document: Json = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"--join {path}: {error}; needs a {DOCUMENT} of `bench`, or its folder") from error
+        raise UsageError(f"{flag} {path}: {error}; needs a {DOCUMENT} of `bench`, or its folder") from error
     if not isinstance(document, dict):
-        raise UsageError(f"--join {path}: holds a JSON {type(document).__name__}; needs a {DOCUMENT} of `bench`")
+        raise UsageError(f"{flag} {path}: holds a JSON {type(document).__name__}; needs a {DOCUMENT} of `bench`")
     if document.get("schema") != SCHEMA:
-        raise UsageError(f"--join {path}: schema {document.get('schema')}, needs {SCHEMA}; measure it anew")
+        raise UsageError(f"{flag} {path}: schema {document.get('schema')}, needs {SCHEMA}; measure it anew")
     return document
 
 
@@ -261,7 +269,13 @@ def summary(document: Mapping[str, Any]) -> str:
         for factor in document["factors"]
     ]
     peers = bench_peers.summary(document["peers"]) if "peers" in document else []
-    return "\n".join([*map(told, document["rows"]), *worth, *peers])
+    compared = document.get("against")
+    older = (
+        ["no row of the older table was measured on this kind of device"]
+        if compared == []
+        else map(shown, compared or ())
+    )
+    return "\n".join([*map(told, document["rows"]), *worth, *peers, *older])
 
 
 def told(line: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from jobs.bench.against import against, shown
 from jobs.bench.factors import factors
 from jobs.bench.groups import GROUPS
 from jobs.bench.library_subjects import make_subject
@@ -195,6 +196,55 @@ def test_rows_of_different_devices_are_not_compared() -> None:
     assert joined([slow, document("b", line("compiled pab246", status="measured", seconds=5.0))])["factors"] == []
 
 
+def test_the_fastest_clips_of_two_tables_are_compared_and_their_steps() -> None:
+    """A step may be slower in a row that is not; what takes no time, as in a replayed recording, is no step."""
+    steps = {"stcm": 200.0, "...m": 50.0, "....": 0.01}
+
+    def table(device: str, **rows: tuple[list[float], dict[str, float]]) -> Json:
+        lines = [
+            line(words, status="measured", seconds=max(clips), clip_seconds=clips, step_ms=of_steps)
+            for words, (clips, of_steps) in rows.items()
+        ]
+        return document(device, *lines, line("failed", status="failed", why="x"))
+
+    old = table("H100", same=([8.0, 9.0], steps), slow=([6.0], steps), fast=([6.0], steps), gone=([1.0], steps))
+    new = table(
+        "H100", same=([8.2, 20.0], steps), slow=([6.1], steps | {"...m": 60.0, "....": 0.05}), fast=([5.0], {"stcm": 170.0}),
+        new=([7.0], steps),
+    )  # fmt: skip
+    assert [shown(each).replace("open_sora ours: ", "") for each in against(new, old)] == [
+        "as before: same 8.200 s, before 8.000 s (1.02x)",
+        "slower: slow 6.100 s, before 6.000 s (1.02x); steps: ...m 1.20x",
+        "faster: fast 5.000 s, before 6.000 s (0.83x); steps: stcm 0.85x",
+    ]
+    assert against(table("H200", same=([16.0], steps)), old) == []
+
+
+def test_a_table_with_a_slower_row_than_an_older_one_ends_with_1(
+    command: Command, ran: tuple[int, Json, Path], tmp_path: Path
+) -> None:
+    def compared(device: str, times: float) -> tuple[int, str, list[Json]]:
+        older = json.loads((ran[2] / "bench.json").read_text())
+        older["runs"][0]["device"] = device
+        for each in older["rows"]:
+            if each["status"] == "measured":
+                each |= {"seconds": times * each["seconds"], "clip_seconds": [], "step_ms": {}}
+        (tmp_path / "older.json").write_text(json.dumps(older))
+        folder = tmp_path / f"{device} {times}"
+        given = ("--join", str(ran[2]), "--against", str(tmp_path / "older.json"), "--output", str(folder))
+        done = command.run("bench", *given)
+        return done.returncode, done.stdout, json.loads((folder / "bench.json").read_text())["against"]
+
+    device = ran[1]["runs"][0]["device"]
+    code, told, lines = compared(device, 0.5)
+    assert (code, {each["changed"] for each in lines}) == (1, {"slower"})
+    assert "\nslower: demo ours: eager none " in told
+    assert compared(device, 1.0)[0] == compared(device, 2.0)[0] == 0
+    code, told, lines = compared("H200", 0.5)
+    assert (code, lines) == (0, [])
+    assert "no row of the older table was measured on this kind of device" in told
+
+
 def test_wrong_rows_are_wrong_usage(command: Command) -> None:
     ran = command.run("bench", "--rows", "sora9")
     assert ran.returncode == 2
@@ -216,6 +266,8 @@ def test_wrong_rows_are_wrong_usage(command: Command) -> None:
         (["--backend", "gcc"], "--backend 'gcc' is not known to torch, allowed: auto, "),
         (["--seconds", "nan"], "nan, needs more than 0 seconds"),
         (["--row-seconds", "inf"], "inf, needs more than 0 seconds"),
+        (["--against", "list.json"], "--against list.json: holds a JSON list; needs a bench.json"),
+        (["--list", "--against", "list.json"], "--against compares rows, and --list times none"),
         (["--join", "deep.json"], "maximum recursion depth exceeded"),
         (["--join", "list.json"], "--join list.json: holds a JSON list; needs a bench.json"),
         (
