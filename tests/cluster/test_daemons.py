@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.daemons.processes import DaemonError, need_programs
+from tests.cluster.daemons.processes import DaemonError, free_ports, need_programs
 from tests.cluster.daemons.slurm import Slurm
 from tests.cluster.waiting import is_alive
 
@@ -65,3 +65,13 @@ def test_stopping_where_nothing_runs_says_so(root: Path) -> None:
 def test_missing_programs_are_named_with_the_cure() -> None:
     with pytest.raises(DaemonError, match=r"not installed: no-such-daemon; run \.ci/install-cluster-packages as root"):
         need_programs(["sh", "no-such-daemon"])
+
+
+def test_ports_that_were_given_are_given_to_nobody_else() -> None:
+    """Nothing listens at them yet: two clusters that start at once could have the same ones, and one would not come up."""
+    blocks = range(16_000, 16_060, 20)
+    mine = {free_ports(7, blocks) for _ in blocks}
+    assert mine == set(blocks)
+    ask = f"from tests.cluster.daemons.processes import free_ports; free_ports(7, {blocks})"
+    other = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    assert "DaemonError: no block of loopback ports is free" in other.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -10,11 +11,17 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
-_PORTS = range(17_000, 19_500)  # below the range from which the kernel takes ports for outgoing connections
+_IN_A_BLOCK = 20
+_BLOCKS = range(17_000, 19_500, _IN_A_BLOCK)
+"""First ports of blocks, below the range from which the kernel takes ports for outgoing connections."""
+_OWN_BLOCKS: list[IO[str]] = []
+"""Locks of the blocks that this process has, as long as it runs."""
 
 
 class DaemonError(Exception):
@@ -36,18 +43,25 @@ def _search_path() -> str:
     return os.pathsep.join(["/usr/sbin", "/usr/bin", "/sbin", "/bin", os.environ.get("PATH", "")])
 
 
-def free_ports(count: int) -> int:
-    """Returns the first of `count` free loopback ports in a row, at random, so that copies started at once differ."""
-    while True:
-        first = random.randrange(_PORTS.start, _PORTS.stop - count)
-        with contextlib.ExitStack() as stack:
-            try:
+def free_ports(count: int, blocks: range = _BLOCKS) -> int:
+    """Returns the first of `count` free loopback ports in a row, which no other process that asks here gets meanwhile.
+
+    Daemons listen seconds after their ports were looked at, so a look alone would let two clusters have the same ones.
+    """
+    assert count <= _IN_A_BLOCK, "a block has no more"
+    for first in random.sample(blocks, len(blocks)):
+        lock = (Path(tempfile.gettempdir()) / f"pab-ports-{os.getuid()}-{first}").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.ExitStack() as probes:
                 for port in range(first, first + count):
-                    probe = stack.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
+                    probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+        except OSError:
+            lock.close()
+            continue
+        _OWN_BLOCKS.append(lock)
+        return first
+    raise DaemonError("no block of loopback ports is free")
 
 
 def port_answers(port: int) -> bool:

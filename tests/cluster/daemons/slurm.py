@@ -199,7 +199,8 @@ class Slurm:
             "--innodb-log-file-size=8M", "--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0",
             "--skip-log-bin", "--skip-name-resolve", *user,
         ])  # fmt: skip
-        wait_for("mariadbd", lambda: port_answers(plan.sql_port), timeout_s=30, log=log)
+        # Its port answers a moment before its socket is there.
+        wait_for("mariadbd", lambda: socket_path.exists() and port_answers(plan.sql_port), timeout_s=30, log=log)
         grant = (
             "create database slurm_acct; create user slurm@'127.0.0.1' identified by 'slurm';"
             "grant all on slurm_acct.* to slurm@'127.0.0.1'"
