@@ -28,7 +28,7 @@ LATENTS, TEXT = "hidden_states", "encoder_hidden_states"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockKernels:
-    """How blocks run, for the most part the attention that exchanges tokens; all False is plain torch.
+    """How blocks run: the attention that exchanges tokens, and MLPs of 8-bit floats. All False is plain torch.
 
     `flash3`: by FlashAttention-3. `norm`: the norm over all heads and the rotation are one kernel. `float8`: queries, keys
     and values are 8-bit floats. `gelu8`: where products are of 8-bit floats, the MLP's GELU is in the first of them.

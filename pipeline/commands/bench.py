@@ -252,6 +252,8 @@ def _read(path: str, flag: str) -> Json:
         raise UsageError(f"{flag} {path}: holds a JSON {type(document).__name__}; needs a {DOCUMENT} of `bench`")
     if document.get("schema") != SCHEMA:
         raise UsageError(f"{flag} {path}: schema {document.get('schema')}, needs {SCHEMA}; measure it anew")
+    if not (isinstance(document.get("rows"), list) and isinstance(document.get("runs"), list)):
+        raise UsageError(f"{flag} {path}: has no lists of rows and runs; needs a {DOCUMENT} of `bench`")
     return document
 
 

@@ -102,7 +102,7 @@ def test_the_scale_from_above_clips_nothing_and_loses_little() -> None:
     assert off < 1.05 * off_by_row
     # Nothing is larger than what the channel makes of tokens that point where its weight does.
     worst = float8.plain_rows(weight.values[3:4].float())
-    assert LARGEST * 0.8 < product8.gelu_rows(eight, worst).values.float().max() <= LARGEST
+    assert LARGEST * 0.9 < product8.gelu_rows(eight, worst).values.float().max() <= LARGEST
 
 
 def test_a_channel_of_tokens_that_stands_out_costs_no_bits() -> None:
@@ -120,13 +120,14 @@ def test_a_channel_of_tokens_that_stands_out_costs_no_bits() -> None:
     assert off < 1.02 * off_by_row
 
 
-@pytest.mark.parametrize("channels", [0, 3])
-def test_tokens_and_weights_of_zeros_give_zeros(channels: int) -> None:
+@pytest.mark.parametrize("times", [0, 1])
+def test_tokens_of_zeros_give_zeros_and_so_do_weights_of_zeros(times: int) -> None:
     linear = torch.nn.Linear(16, 8).requires_grad_(requires_grad=False)
-    linear.weight[:] *= channels
+    linear.weight[:] *= times
     linear.bias.zero_()
-    found = product8.gelu_rows(Float8Linear(linear), torch.zeros(3, 16))
-    assert (found.values.float() * found.scales == 0).all()
+    for x in (torch.zeros(3, 16), (1 - times) * torch.ones(3, 16)):
+        found = product8.gelu_rows(Float8Linear(linear), x)
+        assert (found.values.float() * found.scales == 0).all()
 
 
 def test_what_is_not_finite_goes_through_both_products() -> None:

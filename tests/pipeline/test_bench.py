@@ -267,6 +267,7 @@ def test_wrong_rows_are_wrong_usage(command: Command) -> None:
         (["--seconds", "nan"], "nan, needs more than 0 seconds"),
         (["--row-seconds", "inf"], "inf, needs more than 0 seconds"),
         (["--against", "list.json"], "--against list.json: holds a JSON list; needs a bench.json"),
+        (["--against", "empty.json"], "--against empty.json: has no lists of rows and runs; needs a bench.json"),
         (["--list", "--against", "list.json"], "--against compares rows, and --list times none"),
         (["--join", "deep.json"], "maximum recursion depth exceeded"),
         (["--join", "list.json"], "--join list.json: holds a JSON list; needs a bench.json"),
@@ -282,6 +283,7 @@ def test_what_would_be_ignored_or_fail_after_measuring_is_refused_at_once(
 ) -> None:
     (command.folder / "deep.json").write_text("[" * 100_000)
     (command.folder / "list.json").write_text("[]")
+    (command.folder / "empty.json").write_text('{"schema": 1}')
     ran = command.run("bench", *words)
     assert ran.returncode == 2
     assert message in ran.stderr

@@ -5,8 +5,9 @@ from __future__ import annotations
 import triton
 
 VALUES_OF_THREAD = 48
-"""Of a row that a thread holds in registers, at most: much more, and it keeps them in the device's memory."""
+"""At most so many values of a row are held by a thread: of many more it keeps some in the device's memory."""
 MOST_WARPS = 8
+"""Of 15,360 channels a thread then holds 64; twice as many warps were slower (docs/performance.md)."""
 
 
 def two_parts(width: int) -> tuple[int, int]:
@@ -18,7 +19,7 @@ def two_parts(width: int) -> tuple[int, int]:
 
 
 def warps_of(width: int) -> int:
-    """Returns the warps of a program that holds a row: as few as have room for it, because fewer wait less for each other."""
+    """Returns the warps of a program that holds a row: as few as have room for it, and at most 8."""
     warps: int = triton.next_power_of_2(triton.cdiv(sum(two_parts(width)), 32 * VALUES_OF_THREAD))
     return min(MOST_WARPS, warps)
 
