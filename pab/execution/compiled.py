@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -25,6 +25,12 @@ from pab.model import DecodesFast, UsesFloat8, UsesFloat8Attention, UsesKernels,
 MAX_GRAPHS = 256
 GRAPHS_TO_FORGET = 128
 """With more graphs than this a clip starts from none: each call of a block looks through all graphs of its kind."""
+INDUCTOR_OPTIONS: Mapping[str, bool] = {"deterministic": True}
+"""Inductor cuts a sum by rule, not in the way that was fastest when it tried several.
+
+By timing, each rank, node and empty cache could add up in another order, and the same clip would differ by rounding: in
+8-bit floats by 14 % of the latents (docs/quality.md, The same clip again).
+"""
 
 
 class CompileError(RuntimeError):
@@ -40,9 +46,10 @@ def compile_blocks(stacks: Sequence[nn.ModuleList], *, backend: str = "inductor"
         raise CompileError(
             "compiled blocks need a C compiler (gcc or clang) on every node; install one, or --compile off"
         )
+    options = dict(INDUCTOR_OPTIONS) if backend == "inductor" else None
     for stack in stacks:
         for block in stack:
-            block.compile(fullgraph=True, backend=backend)
+            block.compile(fullgraph=True, backend=backend, options=options)
 
 
 def run_as(model: VideoModel, execution: Execution, *, backend: str = "inductor") -> None:
