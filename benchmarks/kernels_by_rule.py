@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmarks.rerun_difference import DISTORT, NORMAL, TIMINGS
+
 Json = dict[str, Any]
 ROWS = (
     "wan_14b: compiled none float8 attention8",
@@ -32,8 +34,6 @@ ROWS = (
     "hunyuan_video: compiled none",
 )
 TIMED, BY_RULE = CHOICES = ("by timing", "by rule")
-NORMAL, INVERSE = TIMINGS = ("", "inverse")
-_DISTORT = "TORCHINDUCTOR_DISTORT_BENCHMARKING_RESULT"
 
 
 def measured(rows: Sequence[str], folder: Path, *, num_steps: int, repeat: int, backend: str) -> list[Json]:
@@ -150,7 +150,7 @@ def child(options: argparse.Namespace, timings: str, folder: Path) -> list[Json]
         ),
         *("--num-steps", str(options.num_steps), "--repeat", str(repeat), "--backend", options.backend),
     ]
-    subprocess.run(words, check=True, env={**os.environ, _DISTORT: timings})
+    subprocess.run(words, check=True, env={**os.environ, DISTORT: timings})
     return list(json.loads((folder / "lines.json").read_text()))
 
 

@@ -1,8 +1,10 @@
 """The same clip rendered again: equal bytes, or how far apart. In one process, in another one, and on another machine.
 
 Each way of running is rendered twice in one process and once in a second one: eager, compiled, recorded (small loops as
-CUDA graphs; on a GPU alone), and by two ranks that share the clip (sp2). `--out FILE.npz` keeps the frames, and beside it
-`FILE.json` the figures; `--against FILE.npz` compares with what another machine wrote.
+CUDA graphs; on a GPU alone), and by two ranks that share the clip (sp2). Both begin with empty caches of compiled kernels,
+and in the second one timings are upside down (a setting that torch has for its own tests): kernels that were chosen by
+timing would be other ones there. `--out FILE.npz` keeps the frames, and beside it `FILE.json` the figures;
+`--against FILE.npz` compares with what another machine wrote.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -27,6 +30,9 @@ Frames = npt.NDArray[np.uint8]
 Json = dict[str, Any]
 WAYS = ("eager", "compiled", "recorded", "sp2")
 TIMES = 2
+NORMAL, INVERSE = TIMINGS = ("", "inverse")
+DISTORT = "TORCHINDUCTOR_DISTORT_BENCHMARKING_RESULT"
+"""Torch's variable by which timings are turned upside down when kernels are chosen."""
 PROMPT = "a large red circle moves right on a blue background"
 
 
@@ -107,7 +113,11 @@ def render_ways(options: argparse.Namespace) -> dict[str, list[Frames]]:
             for number, times in enumerate((TIMES, 1)):
                 place = Path(folder) / f"{way}-{number}.npy"
                 words = [*options.passed_on, "--render", way, "--times", str(times), "--out", str(place)]
-                done = subprocess.run([sys.executable, "-m", "benchmarks.rerun_difference", *words], check=False)
+                done = subprocess.run(
+                    [sys.executable, "-m", "benchmarks.rerun_difference", *words],
+                    check=False,
+                    env=new_kernels(Path(folder) / f"kernels-{way}-{number}", TIMINGS[number > 1]),
+                )
                 if done.returncode:
                     sys.stderr.write(f"{way}: not rendered on this machine (see above)\n")
                     break
@@ -115,6 +125,12 @@ def render_ways(options: argparse.Namespace) -> dict[str, list[Frames]]:
             if len(found) == TIMES + 1:
                 frames[way] = found
     return frames
+
+
+def new_kernels(folder: Path, timings: str) -> dict[str, str]:
+    """Returns the environment of a process that compiles its kernels anew into a folder, with timings as said."""
+    places = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
+    return {**os.environ, **places, DISTORT: timings}
 
 
 def render(work: Rendering) -> Frames:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import job_start, many_gpus
+from benchmarks import job_start, kernels_by_rule, many_gpus
 from benchmarks.library_gpu import PARTS, main, parts_of
 from tests.ranks import run_on_ranks
 
@@ -42,6 +42,44 @@ def test_what_a_job_does_first_is_timed_with_an_empty_and_a_filled_cache(
     assert seconds["the first clip of 1 steps"] >= seconds["  its step 0"] > seconds["the second"], "it captures graphs"
     told = capsys.readouterr().out.splitlines()
     assert len(told) == len(names) + 1
+
+
+def test_kernels_by_rule_are_compared_with_those_by_timing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = "wan: compiled none"
+    kernels_by_rule.main(
+        ["--out", str(tmp_path), "--rows", row, "--num-steps", "2", "--repeat", "1", "--backend", "eager"]
+    )
+    lines = json.loads((tmp_path / "kernels_by_rule.json").read_text())
+    assert [(line["row"], line["choice"], line["apart"]) for line in lines] == [
+        (row, choice, 0.0) for choice in kernels_by_rule.CHOICES
+    ]
+    assert all(line["step_ms"]["scm"] > 0 for line in lines)
+    assert f"| {row}, scm | " in capsys.readouterr().out
+
+
+def test_latents_of_another_process_count_as_apart(tmp_path: Path) -> None:
+    torch.save(torch.full((2,), 2.0), tmp_path / "one.pt")
+    torch.save(torch.full((2,), 2.5), tmp_path / "other.pt")
+    line = {"row": "wan: compiled none", "step_ms": {"scm": 4.0}}
+    normal = [{**line, "choice": choice, "latents": str(tmp_path / "one.pt")} for choice in kernels_by_rule.CHOICES]
+    timed, ruled = (dict(each) for each in normal)
+    ruled["step_ms"] = {"scm": 5.0}
+    timed["latents"] = str(tmp_path / "other.pt")
+    told = kernels_by_rule.compared(normal, [timed, ruled])
+    assert [each["apart"] for each in told] == [0.25, 0.0]
+    shown = kernels_by_rule.table([told[0], {**told[1], "step_ms": {"scm": 5.0}}])
+    assert "| wan: compiled none, scm | 4.0 | 5.0 | +25.00% | 0.25000 | 0.00000 |" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "why"), [("wam: compiled none", "'wam', allowed open_sora"), ("wan: fast", "'fast'")]
+)
+def test_rows_of_kernels_by_rule_that_are_none_are_refused(
+    words: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        kernels_by_rule.main(["--out", str(tmp_path), "--rows", words])
+    assert why in capsys.readouterr().err
 
 
 def test_products_and_a_block_are_timed_and_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,30 @@ def test_graphs_are_dropped_when_they_are_too_many_and_what_they_cost_is_still_t
     assert again.since(first).plus(first) == again
 
 
+class Doubled(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor needs a C compiler")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # inductor's own import
+def test_inductor_cuts_sums_by_rule_so_that_no_cache_or_rank_adds_in_another_order(tmp_path):
+    """By itself it takes the way that was fastest when it tried: another one on another rank."""
+    config = torch._inductor.config
+    seen: list[bool] = []
+    block = Doubled()
+    torch._dynamo.reset()
+    with (
+        compile_cache(str(tmp_path), "auto"),
+        config.patch(pre_grad_custom_pass=lambda _graph: seen.append(config.deterministic), fx_graph_cache=False),
+        torch.no_grad(),
+    ):
+        compile_blocks([torch.nn.ModuleList([block])])
+        assert torch.equal(block(torch.ones(3)), torch.full((3,), 2.0))
+    assert seen == [True]
+    assert not config.deterministic, "what others compile is theirs"
+
+
 def test_without_a_c_compiler_nothing_is_compiled_and_the_error_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CompileError, match=r"need a C compiler \(gcc or clang\) on every node; .*--compile off"):
