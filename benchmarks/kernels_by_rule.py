@@ -3,8 +3,9 @@
 Inductor may cut the sums of a kernel in several ways, and by itself takes the one that is fastest when it tries them. Sums
 that are cut in another way round in another way. Each row is rendered with both choices, from empty caches, and again in a
 process whose timings are turned upside down (a setting that torch has for its own tests): that stands for a machine or a
-moment in which other ways came out fastest. Told are the milliseconds of each kind of step, and how far the latents of
-the processes are apart. On a machine without a GPU tiny models run.
+moment in which other ways came out fastest. Told are the milliseconds of each kind of step, those of them that Inductor's
+own kernels take (the others are the same kernels either way), and how far the latents of the processes are apart. On a
+machine without a GPU tiny models run.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.rerun_difference import DISTORT, NORMAL, TIMINGS
+from benchmarks.rerun_difference import DISTORT, INVERSE, NORMAL, TIMINGS
 
 Json = dict[str, Any]
 ROWS = (
@@ -33,53 +34,80 @@ ROWS = (
     "cogvideox: compiled none",
     "hunyuan_video: compiled none",
 )
+LINES = "lines.json"
 TIMED, BY_RULE = CHOICES = ("by timing", "by rule")
 
 
-def measured(rows: Sequence[str], folder: Path, *, num_steps: int, repeat: int, backend: str) -> list[Json]:
-    """Renders every row with both choices in this process; latents are written into the folder."""
+def measure_rows(rows: Sequence[str], folder: Path, *, num_steps: int, repeat: int, backend: str) -> bool:
+    """Renders every row with both choices in this process; lines and latents are written into the folder as they come.
+
+    A row that fails stops no other one. Returns whether none did.
+    """
+    lines: list[Json] = []
+    failed = False
+    for number, words in enumerate(rows):
+        try:
+            for line in measure_row(words, folder / str(number), num_steps=num_steps, repeat=repeat, backend=backend):
+                lines.append(line)
+                (folder / LINES).write_text(json.dumps(lines))
+                print(json.dumps(line), flush=True)  # noqa: T201
+        except (ValueError, RuntimeError) as error:
+            failed = True
+            sys.stderr.write(f"{words}: {type(error).__name__}: {error}\n")
+    return not failed
+
+
+def measure_row(words: str, beside: Path, *, num_steps: int, repeat: int, backend: str) -> Iterator[Json]:
+    """Yields a line for each choice. `beside`: begins the names of the latents' files."""
     import torch
     from torch._inductor.utils import fresh_cache
 
     from jobs.bench.library_subjects import make_subject
-    from jobs.bench.measure import measure_ours
+    from jobs.bench.measure import OurClips, measure_ours
     from jobs.bench.subjects import FULL, TINY, precision_on
     from pab.execution import compiled
     from pab.parallel.mesh import NodeGroup
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    lines: list[Json] = []
-    for words in rows:
-        row = parsed(words)
-        subject = make_subject(row.group.name, FULL if device.type == "cuda" else TINY, device)
-        asked = replace(subject.requests[0], num_steps=num_steps)
-        subject = replace(subject, requests=(asked,))
-        execution = replace(row.execution(device.type, precision_on(device)), records=False)
-        for choice in CHOICES:
-            options = compiled.INDUCTOR_OPTIONS if choice == BY_RULE else {}
-            torch._dynamo.reset()
-            with mock.patch.object(compiled, "INDUCTOR_OPTIONS", options), fresh_cache():
-                # The model is as it was after the first choice; only how its blocks compile is told again.
-                if choice == CHOICES[0]:
-                    compiled.run_as(subject.model, execution, backend=backend)
-                else:
-                    compiled.compile_blocks(subject.model.block_stacks, backend=backend)
-                found = measure_ours(
-                    subject, row, execution, NodeGroup(device=device), repeat=repeat, enough_s=float("inf")
-                )
-            place = folder / f"{len(lines)}.pt"
-            torch.save(found.pictures[0].float(), place)
-            line = {
-                "row": words, "choice": choice, "step_ms": found.line["step_ms"], "warm_up_s": found.line["warm_up_s"],
-                "latents": str(place), "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-                "torch": torch.__version__, "num_steps": num_steps,
-            }  # fmt: skip
-            lines.append(line)
-            print(json.dumps(line), flush=True)  # noqa: T201
-        del subject
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return lines
+    row = parsed(words)
+    subject = make_subject(row.group.name, FULL if device.type == "cuda" else TINY, device)
+    asked = replace(subject.requests[0], num_steps=num_steps)
+    subject = replace(subject, requests=(asked,))
+    execution = replace(row.execution(device.type, precision_on(device)), records=False)
+    # Blocks are compiled below, with each choice.
+    compiled.run_as(subject.model, replace(execution, compiled=False))
+    group = NodeGroup(device=device)
+    clips = OurClips(subject=subject, broadcast=row.broadcast, group=group, keep=execution.keep)
+    for choice in CHOICES:
+        options = compiled.INDUCTOR_OPTIONS if choice == BY_RULE else {}
+        torch._dynamo.reset()
+        with mock.patch.object(compiled, "INDUCTOR_OPTIONS", options), fresh_cache():
+            compiled.compile_blocks(subject.model.block_stacks, backend=backend)
+            found = measure_ours(subject, row, execution, group, repeat=repeat, enough_s=float("inf"))
+            with compiled.executing(execution, precision=subject.precision), torch.inference_mode():
+                own_ms = inductors_ms(lambda: clips.denoise(asked)) / num_steps
+        latents = beside.with_suffix(f".{CHOICES.index(choice)}.pt")
+        torch.save(found.pictures[0].float(), latents)
+        yield {
+            "row": words, "choice": choice, "step_ms": found.line["step_ms"], "inductors_ms": own_ms,
+            "latents": str(latents), "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "torch": torch.__version__, "num_steps": num_steps,
+        }  # fmt: skip
+
+
+def inductors_ms(work: Callable[[], object]) -> float:
+    """Returns the milliseconds that kernels which Inductor wrote take on the GPU in some work; 0 without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return 0.0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as watched:
+        work()
+        torch.cuda.synchronize()
+    own = [
+        each for each in watched.key_averages() if each.key.startswith(("triton_red_", "triton_per_", "triton_poi_"))
+    ]
+    return sum(each.self_device_time_total for each in own) / 1e3
 
 
 def parsed(words: str) -> Any:
@@ -103,38 +131,43 @@ def apart(one: str, other: str) -> float:
 
 
 def compared(normal: Sequence[Mapping[str, Any]], inverse: Sequence[Mapping[str, Any]]) -> list[Json]:
-    """Returns a line per row and choice, with how far its latents are from those of the other process."""
+    """Returns a line per row and choice, with how far its latents are from those of the other process.
+
+    None for a line that the other process lacks.
+    """
     others = {(line["row"], line["choice"]): line["latents"] for line in inverse}
-    return [
-        {key: value for key, value in line.items() if key != "latents"}
-        | {"apart": apart(line["latents"], others[line["row"], line["choice"]])}
-        for line in normal
-        if (line["row"], line["choice"]) in others
-    ]
+    found: list[Json] = []
+    for line in normal:
+        other = others.get((line["row"], line["choice"]))
+        figures = {key: value for key, value in line.items() if key != "latents"}
+        found.append(figures | {"apart": None if other is None else apart(line["latents"], other)})
+    return found
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the comparison in Markdown: milliseconds of each kind of step, and how far latents are apart."""
-    head = [
-        "| row, step | ms by timing | ms by rule | slower | apart by timing | apart by rule |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Returns the comparison in Markdown, of rows that were rendered with both choices.
+
+    A cell with an arrow has the figure by timing, and then that by rule.
+    """
+    head = ["| row, step | ms | of these Inductor's own kernels | latents apart |", "|---|---|---|---|"]
     by_row: dict[str, dict[str, Mapping[str, Any]]] = {}
     for line in lines:
         by_row.setdefault(line["row"], {})[line["choice"]] = line
     for words, choices in by_row.items():
-        timed, ruled = choices[TIMED], choices[BY_RULE]
+        if len(choices) < len(CHOICES):
+            continue
+        timed, ruled = (choices[choice] for choice in CHOICES)
+        own = f"{timed['inductors_ms']:.2f} -> {ruled['inductors_ms']:.2f} a step"
+        off = " -> ".join(
+            "not rendered" if each["apart"] is None else f"{each['apart']:.5f}" for each in (timed, ruled)
+        )
         for pattern, ms in timed["step_ms"].items():
-            mine = ruled["step_ms"][pattern]
-            head.append(
-                f"| {words}, {pattern} | {ms:.1f} | {mine:.1f} | {mine / ms - 1:+.2%} "
-                f"| {timed['apart']:.5f} | {ruled['apart']:.5f} |"
-            )
+            head.append(f"| {words}, {pattern} | {ms:.1f} -> {ruled['step_ms'][pattern]:.1f} | {own} | {off} |")
     return "\n".join(head) + "\n"
 
 
-def child(options: argparse.Namespace, timings: str, folder: Path) -> list[Json]:
-    """Measures in a process of its own, whose timings are as said. Raises CalledProcessError."""
+def child(options: argparse.Namespace, timings: str, folder: Path) -> tuple[list[Json], bool]:
+    """Measures in a process of its own, whose timings are as said. Returns its lines, and whether no row failed."""
     folder.mkdir(parents=True)
     repeat = options.repeat if timings == NORMAL else 1
     words = [
@@ -150,8 +183,9 @@ def child(options: argparse.Namespace, timings: str, folder: Path) -> list[Json]
         ),
         *("--num-steps", str(options.num_steps), "--repeat", str(repeat), "--backend", options.backend),
     ]
-    subprocess.run(words, check=True, env={**os.environ, DISTORT: timings})
-    return list(json.loads((folder / "lines.json").read_text()))
+    done = subprocess.run(words, check=False, env={**os.environ, DISTORT: timings})
+    lines = folder / LINES
+    return list(json.loads(lines.read_text())) if lines.exists() else [], done.returncode == 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -168,8 +202,8 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measures in two processes and prints the table."""
+def main(arguments: list[str] | None = None) -> int:
+    """Measures in two processes and prints the table. Returns 1 if a row failed, else 0."""
     known = parser()
     options = known.parse_args(arguments)
     rows = [words.strip() for words in options.rows.split(";")]
@@ -179,15 +213,21 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         known.error(str(error))
     if options.measure:
-        lines = measured(rows, options.out, num_steps=options.num_steps, repeat=options.repeat, backend=options.backend)
-        (options.out / "lines.json").write_text(json.dumps(lines))
-        return
+        asked = {"num_steps": options.num_steps, "repeat": options.repeat, "backend": options.backend}
+        return int(not measure_rows(rows, options.out, **asked))
     options.out.mkdir(parents=True, exist_ok=True)
+    normal: list[Json] = []
+    whole = True
     with tempfile.TemporaryDirectory() as folder:
-        found = compared(*(child(options, timings, Path(folder) / (timings or "normal")) for timings in TIMINGS))
-    (options.out / "kernels_by_rule.json").write_text(json.dumps(found, indent=1) + "\n")
+        for timings in TIMINGS:
+            lines, ended_well = child(options, timings, Path(folder) / (timings or "normal"))
+            whole = whole and ended_well
+            normal = normal or lines
+            found = compared(normal, lines if timings == INVERSE else [])
+            (options.out / "kernels_by_rule.json").write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))  # noqa: T201
+    return int(not whole)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

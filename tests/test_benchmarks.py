@@ -44,31 +44,34 @@ def test_what_a_job_does_first_is_timed_with_an_empty_and_a_filled_cache(
     assert len(told) == len(names) + 1
 
 
-def test_kernels_by_rule_are_compared_with_those_by_timing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernels_by_rule_are_compared_with_those_by_timing_and_a_row_that_fails_stops_none(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     row = "wan: compiled none"
-    kernels_by_rule.main(
-        ["--out", str(tmp_path), "--rows", row, "--num-steps", "2", "--repeat", "1", "--backend", "eager"]
-    )
+    rows = f"open_sora_plan: compiled none; {row}"
+    words = ["--out", str(tmp_path), "--rows", rows, "--num-steps", "2", "--repeat", "1", "--backend", "eager"]
+    assert kernels_by_rule.main(words) == 1
     lines = json.loads((tmp_path / "kernels_by_rule.json").read_text())
     assert [(line["row"], line["choice"], line["apart"]) for line in lines] == [
         (row, choice, 0.0) for choice in kernels_by_rule.CHOICES
     ]
     assert all(line["step_ms"]["scm"] > 0 for line in lines)
-    assert f"| {row}, scm | " in capsys.readouterr().out
+    told = capfd.readouterr()
+    assert f"| {row}, scm | " in told.out
+    assert told.err.count("open_sora_plan: compiled none: ValueError: num_steps=2, PNDM needs 4 or more") == 2
 
 
 def test_latents_of_another_process_count_as_apart(tmp_path: Path) -> None:
     torch.save(torch.full((2,), 2.0), tmp_path / "one.pt")
     torch.save(torch.full((2,), 2.5), tmp_path / "other.pt")
-    line = {"row": "wan: compiled none", "step_ms": {"scm": 4.0}}
-    normal = [{**line, "choice": choice, "latents": str(tmp_path / "one.pt")} for choice in kernels_by_rule.CHOICES]
-    timed, ruled = (dict(each) for each in normal)
-    ruled["step_ms"] = {"scm": 5.0}
-    timed["latents"] = str(tmp_path / "other.pt")
-    told = kernels_by_rule.compared(normal, [timed, ruled])
-    assert [each["apart"] for each in told] == [0.25, 0.0]
-    shown = kernels_by_rule.table([told[0], {**told[1], "step_ms": {"scm": 5.0}}])
-    assert "| wan: compiled none, scm | 4.0 | 5.0 | +25.00% | 0.25000 | 0.00000 |" in shown
+    one = {"row": "wan: compiled none", "latents": str(tmp_path / "one.pt")}
+    timed = {**one, "choice": "by timing", "step_ms": {"scm": 4.0}, "inductors_ms": 1.0}
+    ruled = {**one, "choice": "by rule", "step_ms": {"scm": 5.0}, "inductors_ms": 2.0}
+    told = kernels_by_rule.compared([timed, ruled], [{**timed, "latents": str(tmp_path / "other.pt")}])
+    assert [each["apart"] for each in told] == [0.25, None]
+    line = "| wan: compiled none, scm | 4.0 -> 5.0 | 1.00 -> 2.00 a step | 0.25000 -> not rendered |"
+    assert kernels_by_rule.table(told).splitlines()[2:] == [line]
+    assert kernels_by_rule.table(told[:1]).splitlines()[2:] == []
 
 
 @pytest.mark.parametrize(
