@@ -96,8 +96,8 @@ class LoadedFamily:
 
     def stop_recording(self) -> None:
         """Drops all recorded loops, and lets no further one be recorded."""
-        self.forget_loops()
-        self.recorder = None
+        if self.recorder is not None:
+            self.recorder.stop()
 
     def forget_loops(self) -> None:
         """Drops all recorded loops."""

@@ -29,7 +29,7 @@ INDUCTOR_OPTIONS: Mapping[str, bool] = {"deterministic": True}
 """Inductor cuts a sum by rule, not in the way that was fastest when it tried several.
 
 By timing, each rank, node and empty cache could add up in another order, and the same clip would differ by rounding: in
-8-bit floats by 14 % of the latents (docs/quality.md, The same clip again).
+8-bit floats by 15 % of the latents (docs/quality.md, Kernels by rule).
 """
 
 

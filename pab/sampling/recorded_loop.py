@@ -48,6 +48,8 @@ class LoopRecorder:
     _recordings: OrderedDict[tuple[object, ...], Recording] = field(default_factory=OrderedDict)
     is_recording: bool = False
     """Also after an error ended a recording, until `forget`."""
+    stopped: bool = False
+    """Whether no further loop is recorded."""
 
     def wrap(
         self, run_step: RunStep, *, kind: tuple[object, ...], num_steps: int, state: ClipState,
@@ -60,6 +62,8 @@ class LoopRecorder:
         whole loop's counts, also when the loop was replayed. `row_tokens`: what the memory of the loop grows with, alike on
         all ranks that share the clip, so that they drop the same recordings.
         """
+        if self.stopped:
+            return run_step
         if kind not in self._recordings:
             self._make_room(row_tokens)
         if kind not in self._seen:
@@ -102,6 +106,14 @@ class LoopRecorder:
         self._seen.clear()
         self._recordings.clear()
         self.is_recording = False
+
+    def stop(self) -> None:
+        """Drops all recordings, and records no more.
+
+        Loops that have this recorder still get texts of one length: their clips round as those that were replayed.
+        """
+        self.forget()
+        self.stopped = True
 
     def _make_room(self, row_tokens: int) -> None:
         while self._recordings and (
