@@ -19,7 +19,7 @@ from cluster.slurm_script import SCRIPT, Shape, array_script
 from cluster.slurm_settings import SlurmSettings
 from tests.cluster.daemons.slurm import Slurm
 from tests.cluster.rank_calls import Say
-from tests.cluster.test_slurm import request
+from tests.cluster.slurm_jobs import request
 
 SHAPE = Shape(num_nodes=1, ranks_per_node=1, gpus_per_node=0, timeout_min=5, avoid_nodes=frozenset(), is_restart=False)
 RUN = "0123456789ab"

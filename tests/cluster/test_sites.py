@@ -19,7 +19,7 @@ from cluster.job import JobState
 from cluster.slurm_launch import Container, Launch, Mount
 from tests.cluster.daemons.slurm import Slurm
 from tests.cluster.rank_calls import Say, SecondStart
-from tests.cluster.test_slurm import request, seen, slurm_cluster
+from tests.cluster.slurm_jobs import request, seen, slurm_cluster
 from tests.cluster.test_slurm_launch import EVIL
 from tests.cluster.test_whole_runs import SLURM, Manifest, bucket, names  # noqa: F401  (fixture)
 from tests.cluster.waiting import wait_over, wait_until

@@ -32,7 +32,7 @@ from pipeline.run.jobs_file import new_submit
 from pipeline.screen import Screen
 from tests.cluster.daemons.slurm import Slurm
 from tests.cluster.rank_calls import DieOn, Say
-from tests.cluster.test_slurm import RUN_ID, request
+from tests.cluster.slurm_jobs import RUN_ID, request
 from tests.cluster.waiting import wait_over, wait_until
 
 pytestmark = pytest.mark.cluster
