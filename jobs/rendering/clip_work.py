@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -9,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from jobs.log import log_event
 from jobs.rendering.clip_attempt import Attempt, Stages
 from jobs.rendering.frames import ComingFrames
 from jobs.rendering.keep_ways import KeepWay
@@ -26,6 +28,11 @@ from pab.model import Beginning, EncodedPrompt, NotFiniteError, Sound, TakesImag
 from pab.parallel.mesh import NodeGroup
 from pab.sampling.denoise import Denoised, LoopSettings, denoise, initial_noise, plan_for
 from pab.sampling.device_clock import DeviceClock
+
+_LOG = logging.getLogger(__name__)
+OUT_OF_MEMORY = "out_of_memory"
+"""The event of a device that has no more memory, and what is done instead."""
+NO_LOOPS = "no recorded loops"
 
 
 @torch.inference_mode()
@@ -160,12 +167,18 @@ def _render_loops(
 def _decode_in_memory(
     loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoised], group: NodeGroup
 ) -> ComingFrames:
-    """Decodes, and once more after an empty cache if the device had no more memory and no other rank waits for this one."""
+    """Decodes, and once more after an empty cache if the device had no more memory and no other rank waits for this one.
+
+    Recorded loops may be what memory is lacking for, so none is recorded any more.
+    """
     try:
         return decode_loops(loaded, attempt, loops, group)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         if group.clip.size > 1:
             raise
+        if loaded.record_no_more():
+            told = {"clip": attempt.clip.clip_id, "error": str(error), "next": NO_LOOPS}
+            log_event(_LOG, OUT_OF_MEMORY, level=logging.WARNING, **told)
     # Outside of `except`, so that the traceback no longer holds what was decoded so far.
     loaded.let_go()
     return decode_loops(loaded, attempt, loops, group)

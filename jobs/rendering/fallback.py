@@ -1,7 +1,7 @@
 """What a job falls back on, and says so, where memory is out or a loop cannot be recorded, instead of a failed clip.
 
-Recorded loops go first, then kept outputs; they also go where one could not be recorded for any other reason. A rank that
-renders a clip alone frees them and renders it again. Ranks that share a clip cannot agree in the middle of a pass: the others
+Recorded loops go first, then kept outputs; they also go where one could not be recorded for any other reason, and where a
+clip cannot be decoded beside them. A rank that renders a clip alone frees them and renders it again. Ranks that share a clip cannot agree in the middle of a pass: the others
 may already wait in a collective for the one that has no more memory. So that one leaves a note in the bucket and the group
 ends, as after any error of one rank; the attempt does not count, and the next start begins there.
 """
@@ -14,7 +14,7 @@ import torch
 
 from jobs.log import log_event
 from jobs.rendering.clip_attempt import Attempt
-from jobs.rendering.clip_work import render_clip
+from jobs.rendering.clip_work import NO_LOOPS, OUT_OF_MEMORY, render_clip
 from jobs.rendering.context import GroupLostError, JobContext
 from jobs.rendering.group import is_lost_peer
 from jobs.rendering.keep_ways import kind_key
@@ -26,8 +26,7 @@ from manifests.clip import Clip
 _LOG = logging.getLogger(__name__)
 _RECORDED_NONE = 0
 """The level of the note that clips are rendered without recorded loops: no way down is taken for it."""
-_NO_LOOPS = "no recorded loops"
-_OUT_OF_MEMORY, _NOT_RECORDED = "out_of_memory", "loop_not_recorded"
+_NOT_RECORDED = "loop_not_recorded"
 
 
 def render_in_memory(
@@ -44,18 +43,18 @@ def render_in_memory(
             render_clip(loaded, attempt, settings=settings, group=group, references=references)
             return
         except RuntimeError as error:
-            if attempt.stages.current != "denoise":
+            stage = attempt.stages.current
+            if stage not in ("denoise", "decode"):
                 raise
             # torch's error of memory is a RuntimeError too, as all of CUDA's and NCCL's are.
             full = isinstance(error, torch.OutOfMemoryError)
             recording = loaded.recorder is not None and loaded.recorder.is_recording and not is_lost_peer(error)
+            # A rank that decodes alone has let its loops go already.
             if (full or recording) and loaded.record_no_more():
-                _tell(
-                    _OUT_OF_MEMORY if full else _NOT_RECORDED, attempt, context, error, _NO_LOOPS, level=_RECORDED_NONE
-                )
-            elif full and loaded.keep_less(attempt.clip, settings):
+                _tell(OUT_OF_MEMORY if full else _NOT_RECORDED, attempt, context, error, NO_LOOPS, level=_RECORDED_NONE)
+            elif full and stage == "denoise" and loaded.keep_less(attempt.clip, settings):
                 level = loaded.levels[kind_key(attempt.clip)]
-                _tell(_OUT_OF_MEMORY, attempt, context, error, str(loaded.way(attempt.clip, settings)), level=level)
+                _tell(OUT_OF_MEMORY, attempt, context, error, str(loaded.way(attempt.clip, settings)), level=level)
             else:
                 raise
         # Outside of `except`, so that the traceback no longer holds the clip's tensors.

@@ -1,6 +1,6 @@
 """Loops that jobs record: which ones, by `--record-loops`; the same videos as without, also of ranks that share clips."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,13 +77,16 @@ class Counted:
     """A model that writes a mark for each of its passes.
 
     `full_at`: the pass at which the last rank raises `error`, once: its device has no more memory, or cannot record.
+    `full_decode`: the clip, counted from 1, that the first rank cannot decode, once.
     """
 
     model: Any
     marks: Path
     full_at: int | None
-    made: list[int]
+    full_decode: int | None
     error: type[RuntimeError]
+    made: list[int] = field(default_factory=list)
+    decoded: list[int] = field(default_factory=list)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.model, name)
@@ -92,20 +95,35 @@ class Counted:
         with self.marks.open("a") as file:
             file.write(".")
         self.made.append(1)
-        told = self.marks.with_name("told")
-        last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
-        if last and len(self.made) == self.full_at and not told.exists():
-            told.touch()
-            raise self.error("tried to hold a recording")
+        self.raise_once(len(self.made) == self.full_at, rank=world_size() - 1)
         return self.model.predict(*arguments)
 
+    def decode(self, *arguments: Any) -> Any:
+        self.decoded.append(1)
+        self.raise_once(len(self.decoded) == self.full_decode, rank=0)
+        return self.model.decode(*arguments)
 
-def load_counted(marks: Path, full_at: int | None, error: type[RuntimeError], request: LoadRequest) -> Counted:
-    return Counted(load_tiny(request), marks, full_at, [], error)
+    def raise_once(self, now: bool, *, rank: int) -> None:
+        told = self.marks.with_name("told")
+        here = not dist.is_initialized() or dist.get_rank() == rank
+        if here and now and not told.exists():
+            told.touch()
+            raise self.error("tried to hold a recording")
 
 
-def find_counted(name: str, *, marks: Path, full_at: int | None, error: type[RuntimeError]) -> Family:
-    return replace(TINY, name=name, load=partial(load_counted, marks, full_at, error), records_loops=True)
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+Full = tuple[int | None, int | None, type[RuntimeError]]
+
+
+def load_counted(marks: Path, full: Full, request: LoadRequest) -> Counted:
+    return Counted(load_tiny(request), marks, *full)
+
+
+def find_counted(name: str, *, marks: Path, full: Full) -> Family:
+    return replace(TINY, name=name, load=partial(load_counted, marks, full), records_loops=True)
 
 
 def rendered(
@@ -115,13 +133,16 @@ def rendered(
     full_at: int | None = None,
     broadcast: str = "pab",
     error: type[RuntimeError] = torch.OutOfMemoryError,
+    *,
+    full_decode: int | None = None,
+    clips: int = 4,
 ) -> tuple[list[Any], list[Any], int]:
-    """Renders four clips of a kind. Returns their records, their videos, and how many passes each rank made."""
-    items = [row(number, prompt="a b c"[: 1 + number], broadcast=broadcast) for number in range(4)]
+    """Renders clips of a kind. Returns their records, their videos, and how many passes each rank made."""
+    items = [row(number, prompt="a b c"[: 1 + number], broadcast=broadcast) for number in range(clips)]
     output, marks = folder / "out", folder / "marks"
     bucket = write_shard(str(output), items)
     job = render_job(str(output), mesh=mesh, baseline=False, record_loops=record_loops)
-    job = replace(job, find_family=partial(find_counted, marks=marks, full_at=full_at, error=error))
+    job = replace(job, find_family=partial(find_counted, marks=marks, full=(full_at, full_decode, error)))
     ranks = mesh.num_ranks
     outcome = job() if ranks == 1 else run_on_forked_ranks(job, folder / "jobs", ranks=ranks)[0]
     assert {type(each) for each in outcome.clips} <= {Rendered, Skipped}
@@ -151,6 +172,25 @@ def test_a_job_that_cannot_record_goes_on_without_and_keeps_as_much(tmp_path: Pa
     assert [record["execution"]["keep"] for record in records] == ["full"] * 4
     assert [record["plan"].get("rendered", "pab") for record in records] == ["pab"] * 4
     assert len(videos) == 4
+
+
+def test_a_job_that_cannot_decode_beside_its_recordings_records_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else each third clip would be recorded, and each fourth not be decoded at first."""
+    _, _, passes = rendered(tmp_path, Mesh(), "on", full_decode=3, clips=6)
+    assert passes == 6 * STEPS + STEPS, "the second one was recorded"
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "event=out_of_memory" in line]
+    assert 'clip=clip.2 error="tried to hold a recording" next="no recorded loops"' in told
+
+
+def test_ranks_that_cannot_decode_beside_their_recordings_end_and_the_next_start_records_none(tmp_path: Path) -> None:
+    with pytest.raises(RankError, match=r"clip\.2: out of memory .* the next start renders it with no recorded loops"):
+        rendered(tmp_path, Mesh(sp=2), "on", full_decode=3)
+    (tmp_path / "marks").unlink()
+    records, _, passes = rendered(tmp_path, Mesh(sp=2), "on", full_decode=3)
+    assert passes == 2 * STEPS, "two clips were left, none of them recorded"
+    assert [record["attempt"] for record in records] == [1] * 4
 
 
 @pytest.mark.parametrize("full_at", [3, 3 * STEPS])
