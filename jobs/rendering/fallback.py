@@ -1,9 +1,10 @@
 """What a job falls back on, and says so, where memory is out or a loop cannot be recorded, instead of a failed clip.
 
 Recorded loops go first, then kept outputs; they also go where one could not be recorded for any other reason, and where a
-clip cannot be decoded beside them. A rank that renders a clip alone frees them and renders it again. Ranks that share a clip cannot agree in the middle of a pass: the others
-may already wait in a collective for the one that has no more memory. So that one leaves a note in the bucket and the group
-ends, as after any error of one rank; the attempt does not count, and the next start begins there.
+clip cannot be decoded beside them. A rank that renders a clip alone frees them and renders it again. Ranks that share a
+clip cannot agree in the middle of a pass: the others may already wait in a collective for the one that has no more memory.
+So that one leaves a note in the bucket and the group ends, as after any error of one rank; the attempt does not count, and
+the next start begins there.
 """
 
 from __future__ import annotations
