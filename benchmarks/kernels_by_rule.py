@@ -85,13 +85,14 @@ def measure_row(words: str, beside: Path, *, num_steps: int, repeat: int, backen
             compiled.compile_blocks(subject.model.block_stacks, backend=backend)
             found = measure_ours(subject, row, execution, group, repeat=repeat, enough_s=float("inf"))
             with compiled.executing(execution, precision=subject.precision), torch.inference_mode():
-                own_ms = inductors_ms(lambda: clips.denoise(asked)) / num_steps
+                own_ms = inductors_ms(lambda: clips.denoise(row.asked(asked))) / found.line["steps"]
         latents = beside.with_suffix(f".{CHOICES.index(choice)}.pt")
         torch.save(found.pictures[0].float(), latents)
         yield {
             "row": words, "choice": choice, "step_ms": found.line["step_ms"], "inductors_ms": own_ms,
             "latents": str(latents), "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-            "torch": torch.__version__, "num_steps": num_steps,
+            "torch": torch.__version__, "num_steps": found.line["steps"],
+            "timings": torch._inductor.config.test_configs.distort_benchmarking_result or NORMAL,
         }  # fmt: skip
 
 
@@ -111,15 +112,18 @@ def inductors_ms(work: Callable[[], object]) -> float:
 
 
 def parsed(words: str) -> Any:
-    """Returns a row of `bench`. Raises ValueError for a group or a word that is none."""
+    """Returns a row of `bench`. Raises ValueError for a group or word that is none, or a row that is not measured here."""
     from jobs.bench.groups import GROUPS
-    from jobs.bench.rows import parse_row
+    from jobs.bench.rows import OURS, parse_row
 
     name, _, rest = words.partition(":")
     groups = {group.name: group for group in GROUPS}
     if name.strip() not in groups:
         raise ValueError(f"--rows {words!r}: {name.strip()!r}, allowed {', '.join(groups)}")
-    return parse_row(groups[name.strip()], rest)
+    row = parse_row(groups[name.strip()], rest)
+    if row.side != OURS or row.mode != "compiled" or row.mesh.num_ranks > 1:
+        raise ValueError(f"--rows {words!r}: only our own compiled rows on one rank are measured here")
+    return row
 
 
 def apart(one: str, other: str) -> float:
@@ -135,12 +139,14 @@ def compared(normal: Sequence[Mapping[str, Any]], inverse: Sequence[Mapping[str,
 
     None for a line that the other process lacks.
     """
-    others = {(line["row"], line["choice"]): line["latents"] for line in inverse}
+    others = {(line["row"], line["choice"]): line for line in inverse}
     found: list[Json] = []
     for line in normal:
         other = others.get((line["row"], line["choice"]))
         figures = {key: value for key, value in line.items() if key != "latents"}
-        found.append(figures | {"apart": None if other is None else apart(line["latents"], other)})
+        figures["apart"] = None if other is None else apart(line["latents"], other["latents"])
+        figures["other_timings"] = None if other is None else other["timings"]
+        found.append(figures)
     return found
 
 
@@ -216,14 +222,13 @@ def main(arguments: list[str] | None = None) -> int:
         asked = {"num_steps": options.num_steps, "repeat": options.repeat, "backend": options.backend}
         return int(not measure_rows(rows, options.out, **asked))
     options.out.mkdir(parents=True, exist_ok=True)
-    normal: list[Json] = []
+    lines: dict[str, list[Json]] = {NORMAL: [], INVERSE: []}
     whole = True
     with tempfile.TemporaryDirectory() as folder:
         for timings in TIMINGS:
-            lines, ended_well = child(options, timings, Path(folder) / (timings or "normal"))
+            lines[timings], ended_well = child(options, timings, Path(folder) / (timings or "normal"))
             whole = whole and ended_well
-            normal = normal or lines
-            found = compared(normal, lines if timings == INVERSE else [])
+            found = compared(lines[NORMAL], lines[INVERSE])
             (options.out / "kernels_by_rule.json").write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))  # noqa: T201
     return int(not whole)

@@ -110,13 +110,14 @@ def render_ways(options: argparse.Namespace) -> dict[str, list[Frames]]:
     with tempfile.TemporaryDirectory() as folder:
         for way in options.ways.split(","):
             found: list[Frames] = []
-            for number, times in enumerate((TIMES, 1)):
-                place = Path(folder) / f"{way}-{number}.npy"
+            for times, timings in zip((TIMES, 1), TIMINGS, strict=True):
+                name = f"{way}-{timings or 'normal'}"
+                place = Path(folder) / f"{name}.npy"
                 words = [*options.passed_on, "--render", way, "--times", str(times), "--out", str(place)]
                 done = subprocess.run(
                     [sys.executable, "-m", "benchmarks.rerun_difference", *words],
                     check=False,
-                    env=new_kernels(Path(folder) / f"kernels-{way}-{number}", TIMINGS[number > 1]),
+                    env=new_kernels(Path(folder) / f"kernels-{name}", timings),
                 )
                 if done.returncode:
                     sys.stderr.write(f"{way}: not rendered on this machine (see above)\n")

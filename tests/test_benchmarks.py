@@ -56,6 +56,8 @@ def test_kernels_by_rule_are_compared_with_those_by_timing_and_a_row_that_fails_
         (row, choice, 0.0) for choice in kernels_by_rule.CHOICES
     ]
     assert all(line["step_ms"]["scm"] > 0 for line in lines)
+    # As torch itself says it in the two processes.
+    assert {(line["timings"], line["other_timings"]) for line in lines} == {("", "inverse")}
     told = capfd.readouterr()
     assert f"| {row}, scm | " in told.out
     assert told.err.count("open_sora_plan: compiled none: ValueError: num_steps=2, PNDM needs 4 or more") == 2
@@ -64,7 +66,7 @@ def test_kernels_by_rule_are_compared_with_those_by_timing_and_a_row_that_fails_
 def test_latents_of_another_process_count_as_apart(tmp_path: Path) -> None:
     torch.save(torch.full((2,), 2.0), tmp_path / "one.pt")
     torch.save(torch.full((2,), 2.5), tmp_path / "other.pt")
-    one = {"row": "wan: compiled none", "latents": str(tmp_path / "one.pt")}
+    one = {"row": "wan: compiled none", "latents": str(tmp_path / "one.pt"), "timings": ""}
     timed = {**one, "choice": "by timing", "step_ms": {"scm": 4.0}, "inductors_ms": 1.0}
     ruled = {**one, "choice": "by rule", "step_ms": {"scm": 5.0}, "inductors_ms": 2.0}
     told = kernels_by_rule.compared([timed, ruled], [{**timed, "latents": str(tmp_path / "other.pt")}])
@@ -74,8 +76,20 @@ def test_latents_of_another_process_count_as_apart(tmp_path: Path) -> None:
     assert kernels_by_rule.table(told[:1]).splitlines()[2:] == []
 
 
+def test_rows_that_the_first_process_has_not_are_not_compared_with_themselves(tmp_path: Path) -> None:
+    line = {"row": "wan: compiled none", "choice": "by rule", "latents": "x", "timings": "inverse"}
+    assert kernels_by_rule.compared([], [line]) == []
+
+
 @pytest.mark.parametrize(
-    ("words", "why"), [("wam: compiled none", "'wam', allowed open_sora"), ("wan: fast", "'fast'")]
+    ("words", "why"),
+    [
+        ("wam: compiled none", "'wam', allowed open_sora"),
+        ("wan: fast", "'fast'"),
+        ("wan: eager none", "only our own compiled rows on one rank"),
+        ("wan: compiled none cfg2", "only our own compiled rows on one rank"),
+        ("wan: diffusers: compiled none", "only our own compiled rows on one rank"),
+    ],
 )
 def test_rows_of_kernels_by_rule_that_are_none_are_refused(
     words: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

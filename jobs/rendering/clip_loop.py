@@ -15,13 +15,13 @@ from jobs.media.reference_access import ReferenceAccess
 from jobs.outcome import ClipOutcome, Failed, skipped
 from jobs.rendering.announce import Announcer
 from jobs.rendering.batch_size import parts_of
-from jobs.rendering.batch_work import on_device, render_batch
+from jobs.rendering.batch_work import on_device
 from jobs.rendering.batching import Batching
 from jobs.rendering.clip_attempt import Attempt
 from jobs.rendering.context import JobContext, contain, contain_batch
 from jobs.rendering.deadline import Deadline
 from jobs.rendering.energy import EnergyMeter
-from jobs.rendering.fallback import begin_where_it_fits, render_in_memory
+from jobs.rendering.fallback import begin_where_it_fits, render_batch_in_memory, render_in_memory
 from jobs.rendering.finish import Finisher
 from jobs.rendering.hang import HangWatch
 from jobs.rendering.job_report import Measures
@@ -258,7 +258,7 @@ class ClipLoop:
     def _render_batch(self, attempts: Sequence[Attempt]) -> None:
         """Renders a batch; if the whole batch fails, renders its clips one by one."""
         context, first = self.context, attempts[0]
-        work = partial(render_batch, self.loaded, attempts, settings=context.settings, group=context.ranks.node)
+        work = partial(render_batch_in_memory, self.loaded, attempts, context=context)
         expected_s = self.deadline.expected_s(first.units)
         begun_j = self.energy.begin() if self.energy is not None else None
         with self.watch.over(", ".join(first.company), clips=len(attempts), expected_s=expected_s):

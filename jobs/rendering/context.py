@@ -141,6 +141,8 @@ def contain_batch(attempts: Sequence[Attempt], context: JobContext, work: Callab
     """
     try:
         return work()
+    except GroupLostError:
+        raise  # a rank without memory has said what the next start does
     except Exception as error:  # the batch's border: each of its clips is then tried alone, inside `contain`
         if any(context.attempts.is_withdrawn(each.clip.key, each.number) for each in attempts):
             raise

@@ -136,12 +136,13 @@ def rendered(
     *,
     full_decode: int | None = None,
     clips: int = 4,
+    batch: int = 1,
 ) -> tuple[list[Any], list[Any], int]:
     """Renders clips of a kind. Returns their records, their videos, and how many passes each rank made."""
     items = [row(number, prompt="a b c"[: 1 + number], broadcast=broadcast) for number in range(clips)]
     output, marks = folder / "out", folder / "marks"
     bucket = write_shard(str(output), items)
-    job = render_job(str(output), mesh=mesh, baseline=False, record_loops=record_loops)
+    job = render_job(str(output), mesh=mesh, baseline=False, record_loops=record_loops, batch=batch)
     job = replace(job, find_family=partial(find_counted, marks=marks, full=(full_at, full_decode, error)))
     ranks = mesh.num_ranks
     outcome = job() if ranks == 1 else run_on_forked_ranks(job, folder / "jobs", ranks=ranks)[0]
@@ -191,6 +192,37 @@ def test_ranks_that_cannot_decode_beside_their_recordings_end_and_the_next_start
     records, _, passes = rendered(tmp_path, Mesh(sp=2), "on", full_decode=3)
     assert passes == 2 * STEPS, "two clips were left, none of them recorded"
     assert [record["attempt"] for record in records] == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("full", "error", "event", "clips", "again"),
+    [
+        ({"full_decode": 5}, torch.OutOfMemoryError, "out_of_memory", "clip.4, clip.5", STEPS),
+        ({"full_at": STEPS + 3}, torch.OutOfMemoryError, "out_of_memory", "clip.2, clip.3", 3 - STEPS),
+        ({"full_at": STEPS + 3}, RuntimeError, "loop_not_recorded", "clip.2, clip.3", 3 - STEPS),
+    ],
+)
+def test_a_batch_that_fails_beside_recordings_is_rendered_again_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], full: dict[str, int], error: type[RuntimeError], event: str,
+    clips: str, again: int,
+) -> None:  # fmt: skip
+    records, _, passes = rendered(tmp_path, Mesh(), "on", error=error, clips=8, batch=2, **full)
+    assert passes == 5 * STEPS + again, "four batches, the second one recorded or tried to, the one that failed anew"
+    log = capsys.readouterr().err
+    (told,) = [line for line in log.splitlines() if f"event={event}" in line]
+    assert f'clip="{clips}" error="tried to hold a recording" next="no recorded loops"' in told
+    assert "batch_broken" not in log
+    assert [record["batch"]["size"] for record in records] == [2] * 8
+
+
+def test_ranks_that_share_a_batch_end_too_and_its_clips_are_not_counted_as_tried(tmp_path: Path) -> None:
+    told = r"clips clip\.4, clip\.5: out of memory on one of their ranks; the next start renders them with no recorded"
+    with pytest.raises(RankError, match=told):
+        rendered(tmp_path, Mesh(sp=2), "on", full_decode=5, clips=8, batch=2)
+    (tmp_path / "marks").unlink()
+    records, _, passes = rendered(tmp_path, Mesh(sp=2), "on", full_decode=5, clips=8, batch=2)
+    assert passes == 2 * STEPS, "two batches were left, none of them recorded"
+    assert [record["attempt"] for record in records] == [1] * 8
 
 
 @pytest.mark.parametrize("full_at", [3, 3 * STEPS])

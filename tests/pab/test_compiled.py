@@ -113,8 +113,8 @@ class Doubled(torch.nn.Module):
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="inductor needs a C compiler")
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # inductor's own import
-def test_inductor_cuts_sums_by_rule_so_that_no_cache_or_rank_adds_in_another_order(tmp_path):
-    """By itself it takes the way that was fastest when it tried: another one on another rank."""
+def test_blocks_compile_with_the_option_by_which_inductor_cuts_sums_by_rule(tmp_path):
+    """By itself it takes what was fastest when it tried. What the option does is seen on a GPU (`test_families_gpu`)."""
     config = torch._inductor.config
     seen: list[bool] = []
     block = Doubled()
