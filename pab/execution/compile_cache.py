@@ -2,6 +2,7 @@
 
 Inductor and Triton write each file beside its place and rename it, so ranks and jobs may share the folder. A shared
 lock is held while a job runs; the first job of a node that finds the folder too large and nobody else in it empties it.
+Folders of other versions are emptied when no job has used them for a month.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -20,7 +22,11 @@ import torch
 from pab.own_folder import make_safe, open_regular, own_folder
 
 MAX_CACHE_BYTES = 8 << 30
+UNUSED_S = 30 * 86400.0
+"""After so long without a job a folder of another version of torch or of our operators is emptied."""
 KERNELS = Path(__file__).parent.parent / "kernels"
+_LOCK = "in-use"
+"""Its time is when a job last began with the folder."""
 _VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 _LOG = logging.getLogger(__name__)
 
@@ -79,8 +85,10 @@ def compile_cache(
         refused(error)
         folder = cache_folder(None, attention)
     earlier = {name: os.environ.get(name) for name in _VARIABLES}
-    with os.fdopen(open_regular(folder / "in-use"), "r+b") as lock:
+    with os.fdopen(open_regular(folder / _LOCK), "r+b") as lock:
+        os.utime(lock.fileno())
         _empty_if_large(folder, lock.fileno(), max_bytes)
+        _empty_unused(folder)
         fcntl.flock(lock, fcntl.LOCK_SH)
         os.environ.update({name: str(folder / part) for name, part in _VARIABLES.items()})
         try:
@@ -101,9 +109,26 @@ def _empty_if_large(folder: Path, lock: int, max_bytes: int) -> None:
     size = size_bytes(folder)
     if size > max_bytes:
         _LOG.warning("compile cache %s holds %d bytes, allowed are %d: emptied", folder, size, max_bytes)
-        for part in _VARIABLES.values():
-            shutil.rmtree(folder / part, ignore_errors=True)
+        _empty(folder)
     fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _empty_unused(folder: Path) -> None:
+    """Empties the folders beside this one that no job has used for long, or leaves them if one is used or cannot be read."""
+    for other in folder.parent.glob("torch-*"):
+        if other == folder or other.is_symlink() or not any((other / part).exists() for part in _VARIABLES.values()):
+            continue
+        with suppress(OSError), os.fdopen(open_regular(other / _LOCK), "r+b") as lock:
+            if time.time() - os.fstat(lock.fileno()).st_mtime < UNUSED_S:
+                continue
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _LOG.info("compile cache %s was not used for a month: emptied", other)
+            _empty(other)
+
+
+def _empty(folder: Path) -> None:
+    for part in _VARIABLES.values():
+        shutil.rmtree(folder / part, ignore_errors=True)
 
 
 def size_bytes(folder: Path) -> int:

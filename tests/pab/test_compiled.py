@@ -1,4 +1,6 @@
+import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +10,14 @@ import torch
 from pab.broadcast.plan import BroadcastPlan
 from pab.broadcast.rules import NO_BROADCAST
 from pab.execution.choice import Execution
-from pab.execution.compile_cache import KERNELS, CompileCacheError, cache_folder, compile_cache, operators_digest
+from pab.execution.compile_cache import (
+    KERNELS,
+    UNUSED_S,
+    CompileCacheError,
+    cache_folder,
+    compile_cache,
+    operators_digest,
+)
 from pab.execution.compiled import CompileError, Graphs, compile_blocks, executing, graphs_compiled, many_graphs
 from pab.families import FAMILIES
 from pab.families.open_sora.stdit3_blocks import STDiT3Block
@@ -219,3 +228,23 @@ def test_a_cache_that_has_grown_too_large_is_emptied_unless_another_job_uses_it(
         assert kernel.exists()
     with compile_cache(str(tmp_path), "default", max_bytes=10):
         assert not kernel.exists()
+
+
+def test_caches_of_other_versions_are_emptied_when_no_job_has_used_them_for_long(tmp_path):
+    kernels = []
+    for attention in ("default", "cudnn"):
+        with compile_cache(str(tmp_path), attention) as folder:
+            kernels.append(folder / "triton" / "kernel.so")
+            kernels[-1].parent.mkdir()
+            kernels[-1].write_text("x")
+    old, recent = kernels
+    long_ago = time.time() - UNUSED_S - 60
+    with compile_cache(str(tmp_path), "default") as folder:
+        os.utime(folder / "in-use", (long_ago, long_ago))
+        with compile_cache(str(tmp_path), "float8"):
+            assert old.exists(), "a job uses it"
+    with compile_cache(str(tmp_path), "float8"):
+        assert not old.exists()
+        assert recent.exists()
+    with compile_cache(str(tmp_path), "default") as folder:
+        assert time.time() - (folder / "in-use").stat().st_mtime < 60, "it is used again"
