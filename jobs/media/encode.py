@@ -19,6 +19,8 @@ from jobs.media.sound import SOUND_ARGUMENTS, SoundTrack, write_wav, wrong_sound
 Frames = npt.NDArray[np.uint8]
 """[T, H, W, 3], RGB."""
 
+_THREADS = 8
+"""Of x264, which cuts its work by them: as many as the CPUs that it finds would give each node other pixels."""
 _TO_BT709 = "scale=in_range=full:out_range=limited:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int"
 # The filters' own tags win over the encoder's options, so they are set on the frames.
 _TAGS = "setparams=range=limited:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
@@ -74,6 +76,7 @@ def encode(
         "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}", "-framerate", str(fps), "-i", "pipe:0",
         *(() if sound is None else ("-i", str(_wav(path)), *SOUND_ARGUMENTS)),
         "-vf", f"{_TO_BT709},format=yuv420p,{_TAGS}", "-c:v", "libx264", "-preset", "medium", "-crf", str(crf),
+        "-threads", str(_THREADS),
         "-metadata", f"title={tags.get('clip_id', '')}", "-metadata", f"comment={json.dumps(tags, sort_keys=True)}",
         "-movflags", "+faststart", "-fflags", "+bitexact", "-f", "mp4", "-y", str(path),
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """What a video promises: the frames, in the right colours, tagged, playable while it loads; or an error."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from jobs.media.encode import EncodeError, check, describe, encode, pad_to_even
 from jobs.media.sound import SoundTrack
 from tests.jobs.videos import read_video
 
+CPUS = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 TAGS = {"clip_id": "a clip", "seed": 3, "model": "tiny", "run_id": "run-1"}
 COLOURS = {
     "red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 210), "white": (250, 250, 250), "black": (5, 5, 5),
@@ -87,6 +89,21 @@ def test_colours_are_tagged_and_the_clip_is_named(tmp_path):
 def test_the_index_stands_before_the_pictures(tmp_path):
     data = written(tmp_path, moving_frames()).read_bytes()
     assert 0 < data.index(b"moov") < data.index(b"mdat")
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="there is one CPU alone, or the system binds no process to some")
+def test_a_video_does_not_depend_on_how_many_cpus_its_process_may_use(tmp_path):
+    """x264 would take more threads, and cut its work in another way."""
+    moving = np.random.default_rng(1).normal(128, 60, (32, 128, 160, 3)).clip(0, 255).astype(np.uint8)
+    files = []
+    try:
+        for cpus in (CPUS, {min(CPUS)}):
+            os.sched_setaffinity(0, cpus)
+            encode(moving, tmp_path / "clip.mp4", fps=8, crf=18, tags={"clip_id": "a"})
+            files.append((tmp_path / "clip.mp4").read_bytes())
+    finally:
+        os.sched_setaffinity(0, CPUS)
+    assert files[0] == files[1]
 
 
 def test_padding_repeats_the_last_row_and_column():
