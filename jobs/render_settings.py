@@ -173,7 +173,8 @@ class RenderSettings(PixelSettings):
             "GPUs). auto: clips of at most 32768 latent tokens of both rows of guidance on each GPU, where recording was "
             "measured to gain: small ones, and those that GPUs share. on: clips of every size; a recording holds the "
             "memory of a loop (on a CPU it saves nothing). off: none. "
-            "Not part of a clip's digest: it changes rounding no more than another mesh does",
+            "Not part of a clip's digest: auto and off give the same pixels; on rounds larger clips otherwise, no more than "
+            "another mesh does, and the record says so (same_length)",
         ),
     ] = RECORD_AUTO
     max_attempts: Annotated[

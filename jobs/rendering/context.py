@@ -62,7 +62,9 @@ class JobContext:
 
     def facts(self) -> dict[str, Any]:
         """Returns where this runs, for records, failures and reports."""
-        place = self.ranks.place
+        place, device = self.ranks.place, self.ranks.node.device
+        # Sums of a CPU are cut by its threads, so they round otherwise with more of them.
+        threads = {"threads": torch.get_num_threads()} if device.type == "cpu" else {}
         return {
             "run_id": self.settings.run_id,
             "shard": self.shard,
@@ -73,7 +75,8 @@ class JobContext:
             "mesh": str(self.settings.mesh),
             "host": self.ranks.host,
             "node": place.node,
-            "device": device_name(self.ranks.node.device),
+            "device": device_name(device),
+            **threads,
             "precision": self.settings.render.precision,
             "weights": self.settings.weights,
         }

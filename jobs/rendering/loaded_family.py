@@ -133,7 +133,7 @@ class LoadedFamily:
         """Returns the settings of a loop that begins from noise, for one clip or a batch."""
         loop = loop_settings(
             request, self.family, plan, group, self.recorder, clips=clips, rows_in_turn=self.rows_in_turn,
-            all_loops=self.all_loops,
+            all_loops=self.all_loops, same_length=self.execution.records,
         )  # fmt: skip
         return replace(loop, cache_dtype=keep)
 

@@ -70,7 +70,7 @@ def clip_record(
     `beside`: what `leave_beside` gives, the paths of files that show the clip too. `signed`: what `VideoSigner.sign` gives;
     None for a video without a manifest.
     """
-    clip, denoised, compile_s = attempt.clip, attempt.denoised, round(attempt.compiled.seconds, 3)
+    clip, denoised = attempt.clip, attempt.denoised
     return {
         "schema": layout.SCHEMA,
         "clip_id": clip.clip_id,
@@ -90,7 +90,7 @@ def clip_record(
         "batch": {"size": max(1, len(attempt.company)), "clips": list(attempt.company)},
         "exchanges": _waited(denoised.waiting) if context.ranks.node.clip.size > 1 else None,
         "kept_bytes_peak": denoised.kept_bytes_peak,
-        "execution": {**asdict(attempt.execution), "graphs": attempt.compiled.graphs, "compile_s": compile_s},
+        "execution": execution_facts(attempt),
         "seconds": {stage: round(seconds, 6) for stage, seconds in attempt.stages.seconds.items()},
         "steps": {"pattern": list(attempt.patterns), "seconds": [round(s, 6) for s in denoised.step_seconds]},
         "elapsed_s": round(attempt.elapsed_s, 6),
@@ -105,6 +105,18 @@ def clip_record(
         "energy": energy_facts(attempt),
         "alarms": list(alarms_of(pixels)),
         "pixels": pixels.facts(),
+    }
+
+
+def execution_facts(attempt: Attempt) -> dict[str, object]:
+    """Returns how a clip's passes ran. `same_length`: its texts were filled up, as recorded loops need it."""
+    loop, compiled = attempt.denoised, attempt.compiled
+    return {
+        **asdict(attempt.execution),
+        "same_length": loop.same_length,
+        "rows_in_turn": loop.rows_in_turn,
+        "graphs": compiled.graphs,
+        "compile_s": round(compiled.seconds, 3),
     }
 
 

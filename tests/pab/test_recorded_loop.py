@@ -79,7 +79,12 @@ def test_a_clip_is_the_same_bit_for_bit_when_recordings_have_gone():
         assert torch.equal(again.latents, replayed.latents)
     assert not records.recordings
     assert not records.takes_memory
+    alone = render(loaded, clip(prompt="a red circle"), group=GROUP, loop=LoopSettings(same_length=True))
+    assert torch.equal(alone.latents, replayed.latents)
+    assert alone.same_length
     assert loaded.lengths == {CONFIG.model_max_length}
+    assert not render(loaded, clip(prompt="a red circle"), group=GROUP).same_length
+    assert len(loaded.lengths) == 2
 
 
 def test_texts_of_one_length_lie_as_the_fused_attention_reads_them():
