@@ -40,6 +40,8 @@ class DecodedFrames:
     not_finite: Tensor
     sound: Sound | None = None
     """What is heard with them, of models that render it, on the clips' root."""
+    pieces: str | None = None
+    """In which tiles they were decoded, where that hung on the memory left and changes pixels; None elsewhere."""
 
     def fetch(self) -> Tensor:
         """Returns the frames on the CPU; waits for the device. Raises NotFiniteError."""

@@ -93,8 +93,10 @@ def decode_loops(loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoise
     clock = DeviceClock(group.device)
     with attempt.stages.time("decode"):
         clock.mark()
-        frames_THWC, not_finite, sound = _decode(loaded, attempt.clip, loops, group)
-        coming = ComingFrames(frames_THWC.contiguous() if group.is_clip_root else None, clock, not_finite, sound)
+        frames_THWC, not_finite, sound, pieces = _decode(loaded, attempt.clip, loops, group)
+        coming = ComingFrames(
+            frames_THWC.contiguous() if group.is_clip_root else None, clock, not_finite, sound, pieces
+        )
         clock.mark()
     return coming
 
@@ -192,7 +194,7 @@ def _check_decoder(loaded: LoadedFamily, attempt: Attempt, loops: Sequence[Denoi
     if not loops:
         return
     failed_stage, attempt.stages.current = attempt.stages.current, "decode"
-    frames_THWC, not_finite, _ = _decode(loaded, attempt.clip, loops, group)
+    frames_THWC, not_finite, *_ = _decode(loaded, attempt.clip, loops, group)
     (count, *_) = group.clip.all_gather(not_finite.to(group.device).reshape(1))
     if int(count):
         raise NotFiniteError(not_finite_pixels(int(count), frames_THWC.numel()))
@@ -248,12 +250,12 @@ def _denoise(
 
 def _decode(
     loaded: LoadedFamily, clip: Clip, loops: Sequence[Denoised], group: NodeGroup
-) -> tuple[Tensor, Tensor, Sound | None]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Sound | None, str | None]:  # fmt: skip
     """Returns the frames [T, H, W, 3] of these loops, without the frames that a loop repeats from the previous one.
 
     Beside them, on the same device, how many of all decoded values were NaN or infinite: one number. On ranks other than
     the clip's root there are no frames, and the number is 0. The third is the clip's sound [channels, S], which clips of
-    several loops have none of.
+    several loops have none of, the last in which pieces the last loop was decoded.
     """
     rules = loaded.family.references
     repeated = 0 if rules is None else rules.repeated_frames(clip_loops(clip))
@@ -269,8 +271,8 @@ def _decode(
         parts.append(frames_THWC.cpu() if len(loops) > 1 else frames_THWC)
         counts.append(not_finite.cpu() if len(loops) > 1 else not_finite)
     if len(parts) == 1:
-        return parts[0], counts[0], sound
-    return torch.cat(parts), torch.stack(counts).sum(), None
+        return parts[0], counts[0], sound, decoded.pieces
+    return torch.cat(parts), torch.stack(counts).sum(), None, decoded.pieces
 
 
 def _warnings(

@@ -27,7 +27,7 @@ class ComingFrames:
 
     `frames_THWC`: uint8 RGB on the device or the CPU, complete when the device has reached `clock`'s last mark; None on
     ranks that do not write the clip. `not_finite`: beside them, one number: how many decoded values were NaN or infinite;
-    None where nobody counted. `sound`: of this clip alone, of models that render it.
+    None where nobody counted. `sound`: of this clip alone, of models that render it. `pieces`: as `DecodedFrames` has it.
     """
 
     def __init__(
@@ -36,8 +36,10 @@ class ComingFrames:
         clock: DeviceClock,
         not_finite: Tensor | None = None,
         sound: Sound | None = None,
+        pieces: str | None = None,
     ) -> None:
         self.clock = clock
+        self.pieces = pieces
         self.size = None if frames_THWC is None else tuple(frames_THWC.shape[:3])
         self._coming: list[Tensor] | None = None
         if frames_THWC is not None:

@@ -133,7 +133,7 @@ class LoadedFamily:
         """Returns the settings of a loop that begins from noise, for one clip or a batch."""
         loop = loop_settings(
             request, self.family, plan, group, self.recorder, clips=clips, rows_in_turn=self.rows_in_turn,
-            all_loops=self.all_loops, same_length=self.execution.records,
+            all_loops=self.all_loops,
         )  # fmt: skip
         return replace(loop, cache_dtype=keep)
 
@@ -181,13 +181,14 @@ def load_family(
 
 
 def loop_recorder(execution: Execution, record_loops: str, *, plain: bool = False) -> LoopRecorder | None:
-    """Returns what records loops; None where the execution has none, or `--record-loops` is off.
+    """Returns what records loops; None where the execution has none. With `--record-loops off` one that records none.
 
     `plain`: a CPU and a family whose loops can be recorded. With `on` they are there too, which saves nothing: a replay calls
     the steps again.
     """
-    if execution.records and record_loops != RECORD_OFF:
-        return LoopRecorder()
+    if execution.records:
+        # Stopped it records none, but texts get one length all the same: pixels are those of "auto".
+        return LoopRecorder(stopped=record_loops == RECORD_OFF)
     return LoopRecorder(capture=lambda: run_again) if plain and record_loops == RECORD_ON else None
 
 

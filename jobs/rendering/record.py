@@ -110,9 +110,10 @@ def clip_record(
 
 def execution_facts(attempt: Attempt) -> dict[str, object]:
     """Returns how a clip's passes ran. `same_length`: its texts were filled up, as recorded loops need it."""
-    loop, compiled = attempt.denoised, attempt.compiled
+    loop, compiled, pieces = attempt.denoised, attempt.compiled, attempt.coming.pieces
     return {
         **asdict(attempt.execution),
+        **({} if pieces is None else {"decoded_in": pieces}),
         "same_length": loop.same_length,
         "rows_in_turn": loop.rows_in_turn,
         "graphs": compiled.graphs,

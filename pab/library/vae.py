@@ -46,12 +46,14 @@ class DecodeWay:
     """How a loaded codec decodes from now on.
 
     `left`: by the shape of latents, what was left when the first clip of that shape was decoded, on the rank with the least:
-    what is decided by it is the same on all ranks and for all such clips.
+    what is decided by it is the same on all ranks and for all such clips. `pieces`: the tiles of the last clip that was
+    decoded in as few as fit.
     """
 
     fast: bool = False
     free: Callable[[torch.device], float | None] = free_bytes
     left: dict[tuple[int, ...], float] = field(default_factory=dict)
+    pieces: str | None = None
 
 
 def library_grid(vae: Any, strides: tuple[int, int], patch: int = 1) -> TileGrid:
@@ -145,7 +147,7 @@ class TiledCodec:
         if pixels_BCTHW is None:
             return frames_of_no_clip(request)
         frames, not_finite = clip_bytes(pixels_BCTHW)
-        return DecodedFrames(frames=frames, not_finite=not_finite)
+        return DecodedFrames(frames=frames, not_finite=not_finite, pieces=self.way.pieces)
 
     def pixels(self, latents: Tensor, request: ClipRequest, axis: Axis) -> Tensor | None:
         """Returns pixels [B, 3, T, H, W], about -1..1, on the axis' rank 0, None on the others. Collective."""
@@ -175,6 +177,7 @@ class TiledCodec:
             self.grid, size, ranks=axis.size, most=self._most_latents(scaled, axis), at_once=self._at_once
         )
         for grid in grids:
+            self.way.pieces = "one piece" if grid.covers(scaled) else str(grid)
             if axis.size > 1 and grid.covers(scaled):
                 if axis.rank > 0:
                     return None
@@ -185,7 +188,7 @@ class TiledCodec:
                 if axis.size > 1 or grid is grids[-1]:
                     raise
             # Outside of `except`, whose traceback holds tensors.
-            _tell_smaller(request, "smaller tiles", f"tiles of {grid.size[0]}x{grid.size[1]} latents")
+            _tell_smaller(request, "smaller tiles", str(grid))
         raise AssertionError("the published tiles are the last")
 
     def _sliced(self, latents: Tensor, request: ClipRequest, axis: Axis, slices: SlicedDecoder) -> Tensor | None:

@@ -49,16 +49,14 @@ class LoopSettings:
     """How a loop is run. `cache_dtype`: how kept outputs are stored, "full" or "int8" (`pab.kernels.kept_int8`).
 
     `recorder`: records and replays the loop, on all ranks that share the clip or on none. It needs a clip for which
-    `records_loop` is true and a model that is a `pab.model.Recordable`. `same_length`: texts are filled up to one length, as
-    a recorder needs it; also without one, so that the clip rounds in the same way. `row_tokens`: of the clip on this rank
-    (`pab.sampling.recorded_sizes`), by which the recorder knows how much memory a recording holds. `rows_in_turn`: on ranks
-    that share a pass and have both rows of guidance, each row is a pass of its own, and one computes while the other one
-    exchanges. It needs a model whose family has `rows_in_turn`.
+    `records_loop` is true and a model that is a `pab.model.Recordable`. With one, also one that is stopped, texts are filled
+    up to one length. `row_tokens`: of the clip on this rank (`pab.sampling.recorded_sizes`), by which the recorder knows how
+    much memory a recording holds. `rows_in_turn`: on ranks that share a pass and have both rows of guidance, each row is a
+    pass of its own, and one computes while the other one exchanges. It needs a model whose family has `rows_in_turn`.
     """
 
     cache_dtype: str = "full"
     recorder: LoopRecorder | None = None
-    same_length: bool = False
     row_tokens: int = 0
     rows_in_turn: bool = False
 
@@ -175,7 +173,7 @@ def denoise(
         waiting=_end_timing(group),
         kept_bytes_peak=state.kept_bytes_peak,
         clock=clock,
-        same_length=_fills(loop),
+        same_length=loop.recorder is not None,
         rows_in_turn=loop.rows_in_turn and len(texts) > 1,
     )
 
@@ -241,13 +239,9 @@ def _texts(
 ) -> Texts:  # fmt: skip
     mine = branches(request, prompt, group, rows_in_turn=loop.rows_in_turn)
     texts = {branch: prompt.states(branch) for branch in mine}
-    if not _fills(loop):
+    if loop.recorder is None:
         return texts
     return {branch: cast(Recordable, model).same_length(text) for branch, text in texts.items()}
-
-
-def _fills(loop: LoopSettings) -> bool:
-    return loop.same_length or loop.recorder is not None
 
 
 def _state(plan: BroadcastPlan, group: NodeGroup, loop: LoopSettings) -> ClipState:
@@ -312,16 +306,14 @@ def loop_settings(
     clips: int = 1,
     rows_in_turn: bool = False,
     all_loops: bool = False,
-    same_length: bool = False,
 ) -> LoopSettings:
     """Returns the settings of a loop that begins from noise and keeps outputs whole.
 
-    `recorder` is in them if `records_loop`, which has the same arguments, is true; so is `same_length`.
+    `recorder` is in them if `records_loop`, which has the same arguments, is true.
     """
     records = records_loop(request, family, plan, group, clips=clips, rows_in_turn=rows_in_turn, all_loops=all_loops)
     return LoopSettings(
         recorder=recorder if records else None,
-        same_length=records and same_length,
         row_tokens=row_tokens(family, request, clips=clips, cfg=group.cfg.size, sp=group.sp.size),
         rows_in_turn=rows_in_turn,
     )

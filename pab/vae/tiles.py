@@ -38,6 +38,11 @@ class TileGrid:
     frame_fade: int = 0
     cuts_small: bool = False
 
+    def __str__(self) -> str:
+        """Says how large the tiles are, in latents."""
+        height, width = self.size
+        return f"tiles of {height}x{width} latents" + ("" if self.frames is None else f" and {self.frames} frames")
+
     def covers(self, z_BCTHW: Tensor) -> bool:
         """Whether latents fit into one tile."""
         _, _, frames, height, width = z_BCTHW.shape

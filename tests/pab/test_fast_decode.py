@@ -174,6 +174,11 @@ def test_tiles_grow_smaller_until_they_fit(caplog: pytest.LogCaptureFixture) -> 
     assert tried == sorted(set(tried), reverse=True)
     assert torch.equal(found, in_tiles)
     assert "is decoded in smaller tiles: in tiles of" in caplog.text
+    assert small.way.pieces == "tiles of 4x4 latents"
+    room = replace(codec, way=replace(codec.way, fast=True))
+    with torch.inference_mode():
+        room.pixels(latents, CLIP, Axis())
+    assert (room.way.pieces, codec.way.pieces) == ("one piece", None)
     assert codec.fast is not None
     bounded = replace(small, fast=replace(codec.fast, most_latents=36))
     asked.clear()

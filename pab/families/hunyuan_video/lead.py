@@ -42,4 +42,4 @@ class WithoutLead:
         if pixels_BCTHW is None:
             return frames_of_no_clip(request)
         frames, not_finite = clip_bytes(pixels_BCTHW[:, :, self.lead_frames :])
-        return DecodedFrames(frames=frames, not_finite=not_finite)
+        return DecodedFrames(frames=frames, not_finite=not_finite, pieces=self.codec.way.pieces)
