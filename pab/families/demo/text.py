@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pab.families.demo.words import MAX_WORDS, SPECIAL, split_words
 
 PAD, UNKNOWN, START = 0, 1, 2
+ROWS_PER_BATCH = 16
+"""Prompts that are encoded at once, filled up to so many: a prompt's numbers do not depend on how many a job has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,10 @@ class TextEncoder(nn.Module):
         ids_BL = torch.tensor([row[0] for row in rows], dtype=torch.int64, device=device).view(
             -1, self.config.max_words
         )
-        return EncodedText(y=self(ids_BL), mask=torch.ones_like(ids_BL), warnings=tuple(row[1] for row in rows))
+        missing = -len(rows) % ROWS_PER_BATCH
+        filled = torch.cat([ids_BL, ids_BL[-1:].expand(missing, -1)])
+        y = torch.cat([self(batch) for batch in filled.split(ROWS_PER_BATCH)])[: len(rows)]
+        return EncodedText(y=y, mask=torch.ones_like(ids_BL), warnings=tuple(row[1] for row in rows))
 
 
 class _Layer(nn.Module):

@@ -42,7 +42,9 @@ INSTRUCTION = (
 INSTRUCTION_TOKENS = 95
 """Tokens before the prompt; their states are left out."""
 MAX_CLIP_TOKENS = 77
-ROWS_PER_BATCH = 4
+LLAMA_ROWS, CLIP_ROWS = 1, 4
+"""Of a batch. The library leaves a mask out that hides nothing, and then attends by another kernel: beside a shorter prompt
+one that fills all tokens would round otherwise."""
 READ_STATES = -3
 """Of LLaMA's states the ones that come before its last two layers."""
 _CLIP_PREFIX = "text_model."
@@ -71,7 +73,7 @@ class HunyuanText:
             encode=_llama_states,
             row_shape=(MAX_TEXT_TOKENS, int(read_encoder_config(self.root / "text_encoder", _LLAMA).hidden_size)),
             like=torch.empty(0, dtype=self.dtype, device=self.device),
-            rows_per_batch=ROWS_PER_BATCH,
+            rows_per_batch=LLAMA_ROWS,
             axis=self.axis,
         )
         return TextStates(
@@ -98,7 +100,7 @@ def clip_vectors(root: Path, texts: Sequence[str], *, dtype: torch.dtype, device
         encode=_clip_vector,
         row_shape=(int(read_encoder_config(root / "text_encoder_2", _CLIP).hidden_size),),
         like=torch.empty(0, dtype=dtype, device=device),
-        rows_per_batch=ROWS_PER_BATCH,
+        rows_per_batch=CLIP_ROWS,
         axis=axis,
     )
 

@@ -90,7 +90,8 @@ class Hunyuan15Text:
             encode=_qwen_states,
             row_shape=(self.model.max_text_tokens, width),
             like=torch.empty(0, dtype=self.dtype, device=self.device),
-            rows_per_batch=2,
+            # Beside a shorter prompt one that fills all tokens would go through another kernel of the library's.
+            rows_per_batch=1,
             axis=self.axis,
         )
         asked = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)

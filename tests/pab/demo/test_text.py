@@ -7,6 +7,7 @@ from pab.families.demo.captions import NAMED_ATTRIBUTES, write_caption
 from pab.families.demo.scene import Scene, draw_scenes
 from pab.families.demo.text import (
     PAD,
+    ROWS_PER_BATCH,
     START,
     UNKNOWN,
     TextConfig,
@@ -15,7 +16,29 @@ from pab.families.demo.text import (
 )
 from pab.families.demo.words import MAX_WORDS, build_vocabulary, count_words, count_words_of_loops, split_words
 
+
+class CountsRows(TextEncoder):
+    """An encoder that notes how many prompts each of its passes is given."""
+
+    rows: tuple[int, ...] = ()
+
+    def forward(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        self.rows = (*self.rows, len(ids_BL))
+        return super().forward(ids_BL)
+
+
 TOKENIZER = Tokenizer(build_vocabulary(), 32)
+
+
+def test_a_prompt_is_encoded_in_passes_of_one_size_however_many_prompts_there_are():
+    """On a GPU a product of another size may be another kernel, which rounds otherwise."""
+    encoder = CountsRows(TextConfig(), build_vocabulary()).eval()
+    prompts = [f"a red circle moves {way}" for way in ("left", "right", "up", "down")] * 5
+    many = encoder.encode(prompts)
+    alone = encoder.encode(prompts[17:18])
+    assert encoder.rows == (ROWS_PER_BATCH,) * 3
+    assert many.y.shape[0] == len(many.mask) == 20
+    assert torch.equal(many.y[17:18], alone.y)
 
 
 def said(text: str, words_by_value: dict[str, tuple[str, ...]]) -> set[str]:
