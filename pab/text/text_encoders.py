@@ -1,7 +1,8 @@
 """What text encoders of published models share: tokenizers, and batches that do not depend on each other.
 
 Every batch has the same number of rows, each padded to the same length, so a prompt's numbers do not depend on the prompts
-it is encoded with; an encoder whose kernel is chosen by what is masked in the whole batch takes one row at a time. Shape letters: B prompts, L tokens.
+it is encoded with; an encoder whose kernel is chosen by what is masked in the whole batch takes one row at a time. Shape
+letters: B prompts, L tokens.
 """
 
 from __future__ import annotations
