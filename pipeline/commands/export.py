@@ -6,7 +6,10 @@ import argparse
 import io
 import itertools
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.store import layout
@@ -14,10 +17,12 @@ from jobs.store.bucket import Bucket
 from pipeline.commands.export_forms import AT_ONCE, FORMS, Exported, Plan
 from pipeline.commands.export_places import refuse_places_of_run
 from pipeline.commands.export_target import Target, is_clip_id
-from pipeline.commands.export_values import Row, free_names, rows_of
+from pipeline.commands.export_values import Row, free_names
 from pipeline.exits import Exit, UsageError
 from pipeline.run.run import load_run, open_bucket
 from pipeline.screen import Screen, counted, own_command
+
+_NS_PER_S = 1e9
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
@@ -82,7 +87,7 @@ class Index:
         """Yields the rows whose clips are rendered. `columns`: only these, the outcome and the alarms."""
         asked = None if columns is None else [*columns, "outcome", "alarms"]
         for batch in self._file.iter_batches(columns=asked):
-            for row in rows_of(batch):
+            for row in _rows_of(batch):
                 if row["outcome"] == "rendered" and not (self._without_alarms and row["alarms"]):
                     yield row
 
@@ -119,3 +124,20 @@ def with_videos(bucket: Bucket, rows: Iterator[Row], done: Exported) -> Iterator
             done.clips += 1
             done.size_bytes += len(data)
             yield row, data
+
+
+def _rows_of(batch: pa.RecordBatch) -> list[Row]:
+    columns = [_python_values(column) for column in batch.columns]
+    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    kind = column.type
+    # Python's own types end at a microsecond: without pandas, finer values of these would raise an error.
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        seconds: list[Any] = pc.divide(column.cast(pa.int64()).cast(pa.float64()), _NS_PER_S).to_pylist()
+        return seconds
+    if (pa.types.is_timestamp(kind) or pa.types.is_time64(kind)) and kind.unit == "ns":
+        return [text and text.replace(" ", "T") for text in column.cast(pa.string()).to_pylist()]
+    values: list[Any] = column.to_pylist()
+    return values

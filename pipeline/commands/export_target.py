@@ -28,7 +28,7 @@ class FormFiles:
     folder: str = ""
 
     @property
-    def books(self) -> str:
+    def list_file(self) -> str:
         """The list of the files of an export. Readers of data sets pass over names with a dot in front."""
         return f".export-{self.form}.json"
 
@@ -54,7 +54,7 @@ class Target:
         Raises UsageError if its list is damaged.
         """
         try:
-            document = self.bucket.read_json(self.files.books)
+            document = self.bucket.read_json(self.files.list_file)
         except FileNotFoundError:
             return None
         except DamagedError as error:
@@ -71,7 +71,7 @@ class Target:
             if self.bucket.exists(last):
                 raise UsageError(f"{url}/{last} exists; name another folder, or add --overwrite")
             raise UsageError(
-                f"{url} has an unfinished export ({self.files.books}); add --overwrite to write it anew, "
+                f"{url} has an unfinished export ({self.files.list_file}); add --overwrite to write it anew, "
                 "or name another folder"
             )
         ours = earlier or set()
@@ -108,7 +108,7 @@ class Target:
             gone = set(missing)
             self._say_clips(clip_id for clip_id in clip_ids if clip_id not in gone)
         if not self.files.folder and not num_files:
-            self.bucket.remove(self.files.books)
+            self.bucket.remove(self.files.list_file)
 
     def _say_clips(self, clip_ids: Iterable[str]) -> None:
         self._say({"clips": list(clip_ids)})
@@ -117,7 +117,7 @@ class Target:
         self._say({"tar_files": count})
 
     def _say(self, what: Mapping[str, object]) -> None:
-        self.bucket.write_json(self.files.books, {"format": 1, "form": self.files.form, **what})
+        self.bucket.write_json(self.files.list_file, {"format": 1, "form": self.files.form, **what})
 
     def _names(self) -> set[str]:
         """Returns the files there that a reader of the form could take for a part of it."""
@@ -150,12 +150,12 @@ class Target:
     def _in_the_way(self, names: Sequence[str]) -> str:
         more = f", and {len(names) - 1} more" if names[1:] else ""
         return (
-            f"{self.bucket.url}/{names[0]}{more}: in the way, and {self.files.books} does not name it as a file of an "
+            f"{self.bucket.url}/{names[0]}{more}: in the way, and {self.files.list_file} does not name it as a file of an "
             "earlier export; move it away, or name another folder"
         )
 
     def _damaged(self, what: str) -> str:
-        return f"{self.bucket.url}/{self.files.books}: {what}; empty the folder yourself, or name another one"
+        return f"{self.bucket.url}/{self.files.list_file}: {what}; empty the folder yourself, or name another one"
 
 
 def is_clip_id(value: object) -> bool:

@@ -9,14 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 Row = Mapping[str, Any]
 _INNER = ("video_url", "outcome", "error", "prompt")
 """Columns of the index that do not go into a data set under their names."""
 _WORDS = "alarms"
-_NS_PER_S = 1e9
 
 
 def free_names(columns: Iterable[str], is_taken: Callable[[str], bool]) -> dict[str, str]:
@@ -33,12 +29,6 @@ def free_names(columns: Iterable[str], is_taken: Callable[[str], bool]) -> dict[
             free += "_in_manifest"
         found[name] = free
     return found
-
-
-def rows_of(batch: pa.RecordBatch) -> list[Row]:
-    """Returns the rows of a part of the index as Python values."""
-    columns = [_python_values(column) for column in batch.columns]
-    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
 def facts_of(row: Row, names: Mapping[str, str]) -> dict[str, Any]:
@@ -85,15 +75,3 @@ def plain(value: object) -> Any:
 def _cell(value: object) -> object:
     known = plain(value)
     return json_line(known).decode() if isinstance(known, bool | list | dict) else known
-
-
-def _python_values(column: pa.Array) -> list[Any]:
-    kind = column.type
-    # Python's own types end at a microsecond: without pandas, finer values of these would raise an error.
-    if pa.types.is_duration(kind) and kind.unit == "ns":
-        seconds: list[Any] = pc.divide(column.cast(pa.int64()).cast(pa.float64()), _NS_PER_S).to_pylist()
-        return seconds
-    if (pa.types.is_timestamp(kind) or pa.types.is_time64(kind)) and kind.unit == "ns":
-        return [text and text.replace(" ", "T") for text in column.cast(pa.string()).to_pylist()]
-    values: list[Any] = column.to_pylist()
-    return values
