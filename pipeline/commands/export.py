@@ -17,7 +17,7 @@ from jobs.store.bucket import Bucket
 from pipeline.commands.export_forms import AT_ONCE, FORMS, Exported, Plan
 from pipeline.commands.export_places import refuse_places_of_run
 from pipeline.commands.export_target import Target, is_clip_id
-from pipeline.commands.export_values import Row, free_names
+from pipeline.commands.export_values import Row, column_names
 from pipeline.exits import Exit, UsageError
 from pipeline.run.run import load_run, open_bucket
 from pipeline.screen import Screen, counted, own_command
@@ -35,8 +35,9 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     target = Target(folder, form.files)
     earlier, clip_ids = target.earlier(), index.clip_ids()
     strangers = target.check(earlier, clip_ids, overwrite=arguments.overwrite)
-    names = free_names(index.columns, form.is_taken)
-    renamed = {name: free for name, free in names.items() if name != free}
+    names = column_names(index.columns, form.is_taken)
+    renamed = {name: f"{name}_in_manifest" for name in index.nested_names() if form.is_taken_within(name)}
+    renamed |= {name: free for name, free in names.items() if name != free}
     _tell(screen, folder.url, renamed, strangers)
     target.begin(earlier, clip_ids)
     done = Exported()
@@ -83,6 +84,10 @@ class Index:
         """Their names."""
         return list(self._file.schema_arrow.names)
 
+    def nested_names(self) -> set[str]:
+        """Returns the names inside of nested columns."""
+        return {name for field in self._file.schema_arrow for name in _names_within(field.type)}
+
     def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
         """Yields the rows whose clips are rendered. `columns`: only these, the outcome and the alarms."""
         asked = None if columns is None else [*columns, "outcome", "alarms"]
@@ -124,6 +129,12 @@ def with_videos(bucket: Bucket, rows: Iterator[Row], done: Exported) -> Iterator
             done.clips += 1
             done.size_bytes += len(data)
             yield row, data
+
+
+def _names_within(kind: pa.DataType) -> Iterator[str]:
+    for number in range(kind.num_fields):
+        yield kind.field(number).name
+        yield from _names_within(kind.field(number).type)
 
 
 def _rows_of(batch: pa.RecordBatch) -> list[Row]:

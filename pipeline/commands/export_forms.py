@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from jobs.store.bucket import Bucket
 from pipeline.commands.export_target import FormFiles, Target, tar_file
-from pipeline.commands.export_values import Row, cells_of, facts_of, json_line
+from pipeline.commands.export_values import Row, cells_of, facts_of, json_line, with_free_keys
 
 AT_ONCE = 16
 """Videos that are in memory at the same time."""
@@ -67,7 +67,8 @@ def write_huggingface(target: Target, clips: Clips, done: Exported, plan: Plan) 
         for part in _copied(target, clips, done):
             for path, row in part:
                 own = {"file_name": path.rpartition("/")[2], "caption": row["prompt"]}
-                metadata.write(json_line({**own, **facts_of(row, plan.names)}) + b"\n")
+                facts = with_free_keys(facts_of(row, plan.names), _is_opened)
+                metadata.write(json_line({**own, **facts}) + b"\n")
 
 
 def write_csv(target: Target, clips: Clips, done: Exported, plan: Plan) -> None:
@@ -95,6 +96,10 @@ def _upload(bucket: Bucket, videos: Mapping[str, bytes]) -> None:
     bucket.map_files(lambda path: bucket.write(path, videos[path]), videos)
 
 
+def _never(_: str) -> bool:
+    return False
+
+
 def _has_caption(name: str) -> bool:
     return name == "caption"
 
@@ -103,18 +108,24 @@ def _has_file_name(name: str) -> bool:
     return name in ("file_name", "caption")
 
 
+def _is_opened(name: str) -> bool:
+    # The reader of this form opens what a column or a nested value of such a name names.
+    return name in ("file_name", "file_names") or name.endswith(("_file_name", "_file_names"))
+
+
 def _is_read_as_video(name: str) -> bool:
-    # Its reader makes `video` of `file_name`, and opens what any column of such a name names.
-    return name in ("caption", "video", "file_name", "file_names") or name.endswith(("_file_name", "_file_names"))
+    # It makes `video` of `file_name`.
+    return name in ("caption", "video") or _is_opened(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """`is_taken`: whether a column of the manifest may not have this name in it."""
+    """`is_taken`: whether a column of the manifest may not have this name in it. `is_taken_within`: nor a nested value."""
 
     write: Callable[[Target, Clips, Exported, Plan], None]
     files: FormFiles
     is_taken: Callable[[str], bool]
+    is_taken_within: Callable[[str], bool] = _never
 
 
 FORMS: Mapping[str, Form] = {
@@ -125,6 +136,7 @@ FORMS: Mapping[str, Form] = {
         write=write_huggingface,
         files=FormFiles(form="huggingface", last="train/metadata.jsonl", folder="train"),
         is_taken=_is_read_as_video,
+        is_taken_within=_is_opened,
     ),
     "csv": Form(
         write=write_csv, files=FormFiles(form="csv", last="clips.csv", folder="videos"), is_taken=_has_file_name

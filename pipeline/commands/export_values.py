@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from typing import Any
 
@@ -15,17 +15,28 @@ _INNER = ("video_url", "outcome", "error", "prompt")
 _WORDS = "alarms"
 
 
-def free_names(columns: Iterable[str], is_taken: Callable[[str], bool]) -> dict[str, str]:
+def column_names(columns: Iterable[str], is_taken: Callable[[str], bool]) -> dict[str, str]:
     """Returns under which name each column of the index goes into a data set; its inner ones are left out.
 
     `is_taken`: whether the form itself has a column of a name, or its reader would take it for one. Such a column gets
     `_in_manifest` behind its name, once or more, as columns of the index do.
     """
-    kept = [name for name in columns if name not in _INNER]
+    return _free_names([name for name in columns if name not in _INNER], is_taken)
+
+
+def with_free_keys(value: Any, is_taken: Callable[[str], bool]) -> Any:
+    """Returns a value that `plain` has made with such names inside of its objects too."""
+    if isinstance(value, dict):
+        free = _free_names(value, is_taken)
+        return {free[name]: with_free_keys(each, is_taken) for name, each in value.items()}
+    return [with_free_keys(each, is_taken) for each in value] if isinstance(value, list) else value
+
+
+def _free_names(names: Collection[str], is_taken: Callable[[str], bool]) -> dict[str, str]:
     found = {}
-    for name in kept:
+    for name in names:
         free = name
-        while is_taken(free) or (free != name and free in kept):
+        while is_taken(free) or (free != name and free in names):
             free += "_in_manifest"
         found[name] = free
     return found
@@ -34,7 +45,7 @@ def free_names(columns: Iterable[str], is_taken: Callable[[str], bool]) -> dict[
 def facts_of(row: Row, names: Mapping[str, str]) -> dict[str, Any]:
     """Returns what a data set says of a clip: its settings, all other columns of the manifest, and quality, for JSON.
 
-    `names`: those of `free_names`. What a clip has no value of is left out.
+    `names`: those of `column_names`. What a clip has no value of is left out.
     """
     return {free: plain(row[name]) for name, free in names.items() if row[name] is not None}
 

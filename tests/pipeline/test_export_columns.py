@@ -82,6 +82,22 @@ def test_no_column_is_one_that_the_reader_would_open_as_a_video(command: Command
     assert line[f"{name}_in_manifest"] == "x.png"
 
 
+def test_no_nested_value_is_one_that_the_reader_would_open_as_a_video(command: Command, tmp_path: Path) -> None:
+    cut = {"file_name": "x.mp4", "file_name_in_manifest": "y.mp4", "parts": [{"a_file_name": "z.mp4", "prompt": "p"}]}
+    run = write_run(tmp_path / "out", ["a"], {"cut": pa.array([cut])})
+    code, document = command.json("export", run, tmp_path / "hf", "--format", "huggingface")
+    assert (code, sorted(document["renamed"])) == (0, ["a_file_name", "file_name"])
+    (line,) = lines_of(tmp_path / "hf/train/metadata.jsonl")
+    assert line["cut"] == {
+        "file_name_in_manifest_in_manifest": "x.mp4",
+        "file_name_in_manifest": "y.mp4",
+        "parts": [{"a_file_name_in_manifest": "z.mp4", "prompt": "p"}],
+    }
+    assert command.json("export", run, tmp_path / "csv", "--format", "csv")[1]["renamed"] == {}
+    (cells,) = cells_of(tmp_path / "csv/clips.csv")
+    assert json.loads(cells["cut"]) == cut
+
+
 def odd_columns() -> dict[str, pa.Array]:
     nan, infinity = float("nan"), float("inf")
     return {
