@@ -131,7 +131,9 @@ def _add_run_commands(commands: Commands[Parser]) -> None:
     export.add_argument(
         "--shard-mb", type=megabytes, default=500.0, metavar="MB", help="size of a tar file, about (default: 500)"
     )
-    export.add_argument("--overwrite", action="store_true", help="write over a data set that is there")
+    export.add_argument(
+        "--overwrite", action="store_true", help="remove what an earlier export of this format left there, then write"
+    )
     add_json(export)
     runs = command(commands, "runs", "list the runs in a folder or under a prefix, the newest first")
     runs.add_argument("prefix", metavar="PREFIX", help="the folder or URL that holds runs, such as s3://videos or runs")

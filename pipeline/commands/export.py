@@ -3,59 +3,53 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import itertools
-import json
-import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.store import layout
 from jobs.store.bucket import Bucket
+from pipeline.commands.export_forms import AT_ONCE, FORMS, Exported, Plan
+from pipeline.commands.export_places import refuse_places_of_run
+from pipeline.commands.export_target import Target, is_clip_id
+from pipeline.commands.export_values import Row, column_names
 from pipeline.exits import Exit, UsageError
 from pipeline.run.run import load_run, open_bucket
 from pipeline.screen import Screen, counted, own_command
 
-AT_ONCE = 16
-"""Videos that are in memory at the same time."""
-_INNER = ("video_url", "outcome", "error")
-Row = Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class Exported:
-    """What was written. `missing`: clips whose video is not there."""
-
-    clips: int = 0
-    size_bytes: int = 0
-    files: int = 0
-    missing: list[str] = field(default_factory=list)
+_NS_PER_S = 1e9
 
 
 def run(arguments: argparse.Namespace, screen: Screen) -> int:
     """Carries out `export`."""
-    bucket, target = open_bucket(arguments.output), open_bucket(arguments.target)
+    bucket, folder = open_bucket(arguments.output), open_bucket(arguments.target)
     load_run(bucket)
-    if f"{target.url}/".startswith(f"{bucket.url}/"):
-        raise UsageError(
-            f"{target.url} is in the run's own output, whose videos would be written over; name another folder"
-        )
-    write, first = FORMATS[arguments.format]
-    if target.exists(first) and not arguments.overwrite:
-        raise UsageError(f"{target.url}/{first} exists; name another folder, or add --overwrite")
-    rows = rendered_rows(bucket, without_alarms=arguments.without_alarms)
+    form = FORMS[arguments.format]
+    refuse_places_of_run(bucket, folder, form.files.folder)
+    index = Index(bucket, without_alarms=arguments.without_alarms)
+    target = Target(folder, form.files)
+    earlier, clip_ids = target.earlier(), index.clip_ids()
+    strangers = target.check(earlier, clip_ids, overwrite=arguments.overwrite)
+    names = column_names(index.columns, form.is_taken)
+    renamed = {name: f"{name}_in_manifest" for name in index.nested_names() if form.is_taken_within(name)}
+    renamed |= {name: free for name, free in names.items() if name != free}
+    _tell(screen, folder.url, renamed, strangers)
+    target.begin(earlier, clip_ids)
     done = Exported()
-    write(target, with_videos(bucket, rows, done), done, round(arguments.shard_mb * 1e6))
+    plan = Plan(names=names, shard_bytes=round(arguments.shard_mb * 1e6))
+    form.write(target, with_videos(bucket, index.rows(), done), done, plan)
+    target.end(done.missing, clip_ids, done.files)
     document = {
-        "output": bucket.url, "target": target.url, "format": arguments.format, "clips": done.clips,
-        "size_bytes": done.size_bytes, "files": done.files, "missing": done.missing,
+        "output": bucket.url, "target": folder.url, "format": arguments.format, "clips": done.clips,
+        "size_bytes": done.size_bytes, "files": done.files, "missing": done.missing, "renamed": renamed,
+        "not_ours": strangers,
     }  # fmt: skip
-    lines = [f"{counted(done.clips, 'clip')} ({done.size_bytes / 1e6:,.1f} MB) in {target.url}"]
+    lines = [f"{counted(done.clips, 'clip')} ({done.size_bytes / 1e6:,.1f} MB) in {folder.url}"]
     if done.missing:
         lines.append(
             f"{counted(len(done.missing), 'video')} not there, such as that of {done.missing[0]}: status --check"
@@ -64,16 +58,54 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
     return Exit.ERROR if done.missing else Exit.OK
 
 
-def rendered_rows(bucket: Bucket, *, without_alarms: bool) -> Iterator[Row]:
-    """Yields the rows of `reports/index.parquet` whose clips are rendered. Raises UsageError without such a file."""
-    try:
-        data = bucket.read(layout.INDEX)
-    except FileNotFoundError as error:
-        raise UsageError(f"{bucket.url} has no {layout.INDEX}; first: {own_command('report', bucket.url)}") from error
-    for batch in pq.ParquetFile(io.BytesIO(data)).iter_batches():
-        for row in batch.to_pylist():
-            if row["outcome"] == "rendered" and not (without_alarms and row["alarms"]):
-                yield row
+def _tell(screen: Screen, url: str, renamed: Mapping[str, str], strangers: list[str]) -> None:
+    if renamed:
+        pairs = ", ".join(f"{name} is {free}" for name, free in renamed.items())
+        screen.note(f"columns of the manifest whose names this form uses itself: {pairs}")
+    if strangers:
+        screen.note(f"{counted(len(strangers), 'file')} of no export in {url}, such as {strangers[0]}: left as found")
+
+
+class Index:
+    """`reports/index.parquet` of a run. Raises UsageError if there is none."""
+
+    def __init__(self, bucket: Bucket, *, without_alarms: bool) -> None:
+        try:
+            data = bucket.read(layout.INDEX)
+        except FileNotFoundError as error:
+            first = own_command("report", bucket.url)
+            raise UsageError(f"{bucket.url} has no {layout.INDEX}; first: {first}") from error
+        self._file = pq.ParquetFile(io.BytesIO(data))
+        self._without_alarms = without_alarms
+        self._url = bucket.url
+
+    @property
+    def columns(self) -> list[str]:
+        """Their names."""
+        return list(self._file.schema_arrow.names)
+
+    def nested_names(self) -> set[str]:
+        """Returns the names inside of nested columns."""
+        return {name for field in self._file.schema_arrow for name in _names_within(field.type)}
+
+    def rows(self, columns: list[str] | None = None) -> Iterator[Row]:
+        """Yields the rows whose clips are rendered. `columns`: only these, the outcome and the alarms."""
+        asked = None if columns is None else [*columns, "outcome", "alarms"]
+        for batch in self._file.iter_batches(columns=asked):
+            for row in _rows_of(batch):
+                if row["outcome"] == "rendered" and not (self._without_alarms and row["alarms"]):
+                    yield row
+
+    def clip_ids(self) -> list[str]:
+        """Returns the ids of the clips that `rows` yields. Raises UsageError if one cannot name a file."""
+        found = [row["clip_id"] for row in self.rows(["clip_id"])]
+        for clip_id in found:
+            if not is_clip_id(clip_id):
+                raise UsageError(
+                    f"{self._url}/{layout.INDEX}: clip_id {clip_id!r} is no id; write it anew: "
+                    f"{own_command('report', self._url)}"
+                )
+        return found
 
 
 def with_videos(bucket: Bucket, rows: Iterator[Row], done: Exported) -> Iterator[tuple[Row, bytes]]:
@@ -99,84 +131,24 @@ def with_videos(bucket: Bucket, rows: Iterator[Row], done: Exported) -> Iterator
             yield row, data
 
 
-def facts_of(row: Row) -> dict[str, Any]:
-    """Returns what a data set says of a clip: its caption, its settings, all other columns of the manifest, and quality."""
-    kept = {name: value for name, value in row.items() if name not in (*_INNER, "prompt") and value is not None}
-    return {"caption": row["prompt"], **kept}
+def _names_within(kind: pa.DataType) -> Iterator[str]:
+    for number in range(kind.num_fields):
+        yield kind.field(number).name
+        yield from _names_within(kind.field(number).type)
 
 
-Clips = Iterator[tuple[Row, bytes]]
+def _rows_of(batch: pa.RecordBatch) -> list[Row]:
+    columns = [_python_values(column) for column in batch.columns]
+    return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 
-def write_webdataset(target: Bucket, clips: Clips, done: Exported, shard_bytes: int) -> None:
-    """Writes `clips-000000.tar`, ...: of each clip NUMBER.mp4, NUMBER.txt (its caption) and NUMBER.json.
-
-    Names are numbers, for readers of this form end a name at its first dot, and a clip's id may have dots.
-    """
-    with ExitStack() as stack:
-        tar: tarfile.TarFile | None = None
-        begun_at = 0
-        for number, (row, video) in enumerate(clips):
-            if tar is None or done.size_bytes - begun_at > shard_bytes:
-                stack.close()
-                begun_at = done.size_bytes - len(video)
-                file: BinaryIO = stack.enter_context(target.open_output(f"clips-{done.files:06d}.tar"))
-                tar = stack.enter_context(tarfile.open(fileobj=file, mode="w"))
-                done.files += 1
-            facts = json.dumps(facts_of(row), ensure_ascii=False, default=str).encode()
-            for suffix, data in (("mp4", video), ("txt", str(row["prompt"]).encode()), ("json", facts)):
-                member = tarfile.TarInfo(f"{number:09d}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
-
-
-def write_huggingface(target: Bucket, clips: Clips, done: Exported, _: int) -> None:
-    """Writes the form of `datasets.load_dataset("videofolder")`: `train/ID.mp4` and `train/metadata.jsonl`."""
-    # Last, whole: a folder without it is not finished.
-    with target.open_output("train/metadata.jsonl") as metadata:
-        for names in _copied(target, "train", clips, done):
-            for name, row in names:
-                line = json.dumps({"file_name": name, **facts_of(row)}, ensure_ascii=False, default=str)
-                metadata.write(line.encode() + b"\n")
-
-
-def write_csv(target: Bucket, clips: Clips, done: Exported, _: int) -> None:
-    """Writes `videos/ID.mp4`, and `clips.csv` with a row for each: where it is, its caption, and all other columns."""
-    with target.open_output("clips.csv") as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        writer: csv.DictWriter[str] | None = None
-        for names in _copied(target, "videos", clips, done):
-            for name, row in names:
-                cells = {"file_name": f"videos/{name}", "caption": row["prompt"]}
-                cells |= {column: _cell(value) for column, value in row.items() if column not in (*_INNER, "prompt")}
-                if writer is None:
-                    writer = csv.DictWriter(text, list(cells))
-                    writer.writeheader()
-                writer.writerow(cells)
-        text.detach()
-
-
-def _copied(target: Bucket, folder: str, clips: Clips, done: Exported) -> Iterator[Sequence[tuple[str, Row]]]:
-    """Uploads videos, some at once, and yields their names with their rows."""
-    while part := list(itertools.islice(clips, AT_ONCE)):
-        named = {f"{row['clip_id']}.mp4": (row, video) for row, video in part}
-        _upload(target, folder, {name: video for name, (_, video) in named.items()})
-        done.files += len(named)
-        yield [(name, row) for name, (row, _) in named.items()]
-
-
-def _upload(target: Bucket, folder: str, videos: Mapping[str, bytes]) -> None:
-    target.map_files(lambda name: target.write(f"{folder}/{name}", videos[name]), videos)
-
-
-def _cell(value: object) -> object:
-    return " ".join(map(str, value)) if isinstance(value, list) else value
-
-
-Write = Callable[[Bucket, Clips, Exported, int], None]
-FORMATS: Mapping[str, tuple[Write, str]] = {
-    "webdataset": (write_webdataset, "clips-000000.tar"),
-    "huggingface": (write_huggingface, "train/metadata.jsonl"),
-    "csv": (write_csv, "clips.csv"),
-}
-"""By name how a form is written, and a file that says that something was."""
+def _python_values(column: pa.Array) -> list[Any]:
+    kind = column.type
+    # Python's own types end at a microsecond: without pandas, finer values of these would raise an error.
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        seconds: list[Any] = pc.divide(column.cast(pa.int64()).cast(pa.float64()), _NS_PER_S).to_pylist()
+        return seconds
+    if (pa.types.is_timestamp(kind) or pa.types.is_time64(kind)) and kind.unit == "ns":
+        return [text and text.replace(" ", "T") for text in column.cast(pa.string()).to_pylist()]
+    values: list[Any] = column.to_pylist()
+    return values

@@ -46,7 +46,7 @@ def test_a_web_data_set_has_each_clip_with_caption_and_facts_in_tar_files(
     code, document = command.json("export", run_folder, target, "--format", "webdataset", "--shard-mb", "1.3")
     assert (code, document["clips"], document["files"], document["missing"]) == (0, 3, 2, [])
     found = {}
-    for file in sorted(target.iterdir()):
+    for file in sorted(target.glob("*.tar")):
         with tarfile.open(file) as tar:
             members = {member.name: tar.extractfile(member) for member in tar}
             found |= {name: data.read() for name, data in members.items() if data is not None}
