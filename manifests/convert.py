@@ -60,7 +60,9 @@ def converted(value: Cell, field: pa.Field) -> str | int | float | bool | list[s
     if value is None:
         return None
     if field.name in INTEGER_COLUMNS:
-        return _integer(value)
+        number = whole_number(value)
+        assert number is not None, f"{field} got {value!r}"
+        return number
     if field.name in LIST_COLUMNS:
         return list(split_references(value))  # type: ignore[arg-type]
     if field.name in FLOAT_COLUMNS or pa.types.is_floating(field.type):
@@ -78,7 +80,7 @@ def refused(column: str, value: Cell) -> str | None:
         a_number = column == "clip_id" and isinstance(value, int) and not isinstance(value, bool)
         return None if isinstance(value, str) or a_number else "a string is needed"
     if column in INTEGER_COLUMNS:
-        return None if _integer(value) is not None else "an integer within int64 is needed"
+        return None if whole_number(value) is not None else "an integer within int64 is needed"
     if column in FLOAT_COLUMNS:
         return None if _is_finite(value) else "a finite number is needed"
     if column in LIST_COLUMNS:
@@ -87,7 +89,8 @@ def refused(column: str, value: Cell) -> str | None:
     return None
 
 
-def _integer(value: Cell) -> int | None:
+def whole_number(value: Cell) -> int | None:
+    """Returns a number, or text of one, as an integer; None if it is none within int64."""
     if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
         return None
     try:

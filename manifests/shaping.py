@@ -5,16 +5,21 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 
-from manifests.convert import Cells, refused
+from manifests.convert import Cells, refused, whole_number
 from manifests.errors import shown
 from manifests.schema import ROW_COLUMNS
 
 SWEPT = tuple(name for name in ROW_COLUMNS if name not in ("prompt", "clip_id"))
 """The columns that a sweep may be over."""
 MOST_CLIPS_OF_A_ROW = 10_000
+_MOST_ID_CHARS = 128
+_PLAIN_CHARS, _CUT_CHARS = 48, 24
+"""Of a value in a clip id: up to so many stand as they are; of a longer one so many, and a digest."""
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _LOOP = re.compile(r"(\|\d+\|)")
@@ -89,7 +94,7 @@ class Shaping:
     def shaped(self, row: Cells) -> Iterator[Cells]:
         """Yields the clips of a row: prompts in their template, then all combinations of settings, seeds innermost.
 
-        Raises ValueError for a row that the template, or the count of seeds, does not fit.
+        Raises ValueError for a row that the template, or the count of seeds, does not fit, or whose id gets too long.
         """
         if self._adds_nothing:
             yield row
@@ -100,15 +105,23 @@ class Shaping:
         if self.clips_of_a_row == 1:
             yield {**whole, **{name: values[0] for name, values in self.sweeps.items()}}
             return
-        first_seed = _seed(whole.get("seed")) if self.seeds > 1 else 0
+        first_seed = _first_seed(whole.get("seed"), self.seeds) if self.seeds > 1 else 0
+        given = None if whole.get("clip_id") is None else str(whole["clip_id"])
+        parts = {} if given is None else {name: _id_parts(values) for name, values in self.sweeps.items()}
+        if given is not None:
+            longest = {name: max(texts.values(), key=len) for name, texts in parts.items()}
+            if self.seeds > 1:
+                longest["seed"] = max(map(str, (first_seed, first_seed + self.seeds - 1)), key=len)
+            _check_length(given, _clip_id(given, longest))
         for values in itertools.product(*self.sweeps.values()):
             for seed in range(self.seeds):
                 said = dict(zip(self.sweeps, values, strict=True))
                 if self.seeds > 1:
                     said["seed"] = str(first_seed + seed)
                 clip = {**whole, **said}
-                if whole.get("clip_id") is not None:
-                    clip["clip_id"] = _clip_id(str(whole["clip_id"]), said)
+                if given is not None:
+                    shown_by = {name: parts[name][value] if name in parts else value for name, value in said.items()}
+                    clip["clip_id"] = _clip_id(given, shown_by)
                 yield clip
 
     @property
@@ -154,15 +167,38 @@ def _spaced(part: str, prompt: str) -> str:
     return f"{part[: len(part) - len(part.lstrip())]}{prompt}{part[len(part.rstrip()) :]}"
 
 
-def _seed(value: object) -> int:
-    try:
-        return 0 if value is None else int(float(str(value))) if "." in str(value) else int(str(value))
-    except ValueError as error:
-        raise ValueError(f"seed={shown(value)}: a whole number is needed to count on from") from error
+def _first_seed(value: object, seeds: int) -> int:
+    """Returns the seed to count on from. Raises ValueError for what is none, and if the last of so many is none."""
+    first = 0 if value is None else whole_number(value)
+    if first is None:
+        raise ValueError(f"seed={shown(value)}: an integer within int64 is needed to count on from")
+    if first + seeds > 2**63:
+        raise ValueError(f"seed={first}: {seeds:,} seeds counted on from it go beyond int64; give a smaller one")
+    return first
 
 
-def _clip_id(given: str, said: Mapping[str, str]) -> str:
-    return "-".join([given, *(f"{name}{_NO_ID.sub('_', value)}" for name, value in said.items())])
+def _id_parts(values: Sequence[str]) -> dict[str, str]:
+    """Returns what each value of a sweep is called in clip ids: differently from each other, also by capitals alone."""
+    plain = {value: _NO_ID.sub("_", value) for value in values}
+    alike = Counter(text.lower() for text in plain.values())
+    return {
+        value: text
+        if alike[text.lower()] == 1 and len(text) <= _PLAIN_CHARS and not text.endswith(".")
+        else f"{text[:_CUT_CHARS]}_{sha256(value.encode()).hexdigest()[:8]}"
+        for value, text in plain.items()
+    }
+
+
+def _clip_id(given: str, parts: Mapping[str, str]) -> str:
+    return "-".join([given, *(f"{name}{text}" for name, text in parts.items())])
+
+
+def _check_length(given: str, longest: str) -> None:
+    if len(longest) > _MOST_ID_CHARS:
+        raise ValueError(
+            f"clip_id={shown(given)}: gets up to {len(longest)} characters with the values of its clips at its end, at most "
+            f"{_MOST_ID_CHARS} are allowed; give a shorter one, or leave clip ids out"
+        )
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, str]:

@@ -8,9 +8,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from manifests.accept import validate
 from manifests.alikes import width_and_height
 from manifests.build import BuiltManifest, build
 from manifests.errors import ManifestError
+from manifests.rules import FamilyRules
 from manifests.shaping import Shaping, read_settings, read_sweeps
 from manifests.sources.options import SourceOptions
 
@@ -46,6 +48,33 @@ def test_sweeps_make_a_clip_of_every_combination_with_ids_of_their_own(tmp_path:
     assert [row["seed"] for row in rows[8:10]] == [0, 1]
     assert rows[7]["clip_id"] == "a-guidance_scale5.5-broadcastpab246-seed5"
     assert len({row["clip_id"] for row in rows}) == 16
+
+
+def test_swept_texts_that_are_alike_or_long_give_ids_that_differ_and_are_allowed(
+    tmp_path: Path, rules: dict[str, FamilyRules]
+) -> None:
+    texts = ("blur!", "blur?", "Noise", "noise", "plain", "no words.", "so many words " * 6)
+    rows, _ = shaped(tmp_path, Shaping(sweeps={"negative_prompt": texts}))
+    ids = [row["clip_id"] for row in rows]
+    assert len({name.lower() for name in ids}) == 14
+    assert ids[0] == "a-negative_promptblur__b7988374"
+    assert ids[4] == "a-negative_promptplain"
+    assert validate(str(tmp_path / "b.parquet"), rules, default_model="wan").num_rows == 14
+    told = r"clip_id='a+…': gets up to 133 characters with the values of its clips at its end, at most 128 are allowed"
+    with pytest.raises(ManifestError, match=told):
+        shaped(tmp_path, Shaping(seeds=11), f"prompt,clip_id\na kite,{'a' * 126}\n")
+
+
+def test_seeds_that_would_count_beyond_int64_are_refused(tmp_path: Path) -> None:
+    last, source = 2**63 - 1, "prompt,seed\na kite,{}\n"
+    rows, _ = shaped(tmp_path, Shaping(seeds=2), source.format(last - 1))
+    assert [row["seed"] for row in rows] == [last - 1, last]
+    assert [row["seed"] for row in shaped(tmp_path, Shaping(seeds=2), source.format("1e3"))[0]] == [1000, 1001]
+    told = rf"line 2: seed={last}: 2 seeds counted on from it go beyond int64; give a smaller one"
+    with pytest.raises(ManifestError, match=told):
+        shaped(tmp_path, Shaping(seeds=2), source.format(last))
+    with pytest.raises(ManifestError, match="2 seeds counted on from it go beyond int64"):
+        shaped(tmp_path, Shaping(seeds=2, constants={"seed": str(last)}))
 
 
 def test_rows_are_taken_from_the_start_or_by_chance_and_the_same_ones_each_time(tmp_path: Path) -> None:
