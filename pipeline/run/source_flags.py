@@ -100,7 +100,8 @@ def _add_row_flags(parser: argparse.ArgumentParser, *, is_build: bool) -> None:
         dest="clip_sweeps",
         action="append",
         metavar="NAME=A,B,C",
-        help="a clip of each row for every one of these values, e.g. guidance_scale=4,5,6; repeated: for all combinations",
+        help="a clip of each row for every one of these values, e.g. guidance_scale=4,5,6; repeated: for all combinations. "
+        "Rows without a seed get one by clip, so add --seed N to compare values under the same noise",
     )
     group.add_argument("--limit", type=count, metavar="N", help="only the first N rows")
     group.add_argument("--sample", type=count, metavar="N", help="only N rows, chosen by chance")

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from manifests.accept import validate
+from manifests.accept import accept, validate
 from manifests.alikes import width_and_height
 from manifests.build import BuiltManifest, build
 from manifests.errors import ManifestError
@@ -63,6 +63,21 @@ def test_swept_texts_that_are_alike_or_long_give_ids_that_differ_and_are_allowed
     told = r"clip_id='a+…': gets up to 133 characters with the values of its clips at its end, at most 128 are allowed"
     with pytest.raises(ManifestError, match=told):
         shaped(tmp_path, Shaping(seeds=11), f"prompt,clip_id\na kite,{'a' * 126}\n")
+
+
+def test_values_of_a_sweep_share_their_noise_only_where_rows_have_a_seed(
+    tmp_path: Path, rules: dict[str, FamilyRules]
+) -> None:
+    sweeps, source = {"guidance_scale": ("4", "5")}, "prompt,clip_id\na kite,a\n"
+
+    def seeds(**more: Any) -> set[int]:
+        shaped(tmp_path, Shaping(sweeps=sweeps, **more), source)
+        accept(str(tmp_path / "b.parquet"), rules, default_model="wan", sink=tmp_path / "c.parquet")
+        return set(pq.read_table(tmp_path / "c.parquet")["seed"].to_pylist())
+
+    # As docs/manifests.md says of `--sweep`.
+    assert len(seeds()) == 2
+    assert seeds(defaults={"seed": "7"}) == {7}
 
 
 def test_seeds_that_would_count_beyond_int64_are_refused(tmp_path: Path) -> None:
