@@ -16,17 +16,17 @@ import pyarrow as pa
 from jobs.quality.guard import guard_summary
 from jobs.reports.report_gallery import joined_versions
 from jobs.reports.report_headline import headline
-from jobs.reports.report_speedup import difference
 from jobs.reports.run_html import gallery_script, run_page
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.measured import joined_measured
 from pipeline.run.bill import run_bill
-from pipeline.run.quality import derived_speedup, measured_speedup, quality_over, told_lines
+from pipeline.run.quality import quality_over, speedup_over, told_lines
 from pipeline.run.report_gallery import GalleryWriter
 from pipeline.run.report_index import IndexTotals, write_index
 from pipeline.run.report_rows import ClipRow, RunRows, errors_by_id, told_rows
+from pipeline.run.reports_of_now import reports_of_now
 from pipeline.run.run import Run, load_run, open_bucket
 from pipeline.run.run_keys import run_keys
 from pipeline.run.state import FailedClip, failed_clips, read_progress
@@ -72,7 +72,8 @@ def write_report(bucket: Bucket, run: Run, keys: Collection[str], *, share_s: in
             manifest, rows, errors_by_id(failures), url=bucket.url, path=index, shown=_both(gallery, shared)
         )  # fmt: skip
         bucket.upload(index, layout.INDEX)
-    document = report_document(bucket.url, run, totals=totals, reports=reports, failures=failures)
+    of_now = reports_of_now(reports, progress.recorded)
+    document = report_document(bucket.url, run, totals=totals, reports=reports, of_now=of_now, failures=failures)
     document["bill"] = run_bill(bucket, reports, rendered=len(progress.recorded))
     document["damaged"] = [f"{path}: {what}" for path, what in damaged.items()]
     bucket.write_json(layout.RUN_REPORT, document)
@@ -118,9 +119,10 @@ def report_document(
     *,
     totals: IndexTotals,
     reports: Sequence[Json],
+    of_now: Sequence[Json],
     failures: Sequence[FailedClip],
 ) -> Json:
-    """Returns the run's report as JSON values."""
+    """Returns the run's report as JSON values. `reports`: of all jobs; `of_now`: the same, of clips that count now."""
     return {
         "format": 1,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,12 +133,12 @@ def report_document(
         "versions": joined_versions([start for report in reports for start in report["starts"]]),
         "outcomes": totals.outcomes,
         "seconds": {"elapsed": round(totals.elapsed_s, 3), "denoise": round(totals.denoise_s, 3)},
-        "speedup": _speedup(reports, totals),
-        "quality": quality_over(reports),
+        "speedup": speedup_over(of_now, totals),
+        "quality": quality_over(of_now),
         "alarms": totals.alarms.facts(),
         "clip_warnings": totals.warnings.facts(),
         "c2pa": totals.c2pa,
-        "guard": guard_summary(reports),
+        "guard": guard_summary(of_now),
         "throughput": _throughput(reports),
         # Jobs of an earlier version tell neither.
         "headline": headline([span for report in reports for span in report.get("spans", ())]),
@@ -157,24 +159,6 @@ def _models(run: Run) -> list[Json]:
         {"model": name, "weights": found.pinned or found.asked, "digest": found.digest, "loras": found.loras_text}
         for name, found in sorted(run.weights.items())
     ]
-
-
-def _speedup(reports: Sequence[Json], totals: IndexTotals) -> Json:
-    measured, derived = measured_speedup(reports), _derived(totals, reports)
-    return {"measured": measured, "derived": derived, "difference": difference(measured, derived)}
-
-
-def _derived(totals: IndexTotals, reports: Sequence[Json]) -> Json | None:
-    if not totals.compared_s:
-        return None
-    of_jobs = derived_speedup(reports)
-    return {
-        "pab_factor": round(totals.baseline_s / totals.compared_s, 4),
-        "clips": totals.compared_clips,
-        "denoise_s": round(totals.compared_s, 3),
-        "baseline_denoise_s": round(totals.baseline_s, 3),
-        "full_step_s": of_jobs["full_step_s"] if of_jobs else None,
-    }
 
 
 def _throughput(reports: Sequence[Json]) -> Json:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jobs.quality.alarm_counts import AlarmCounts, alarm_text
+from jobs.quality.alarm_counts import alarm_text
 from jobs.quality.guard import guard_summary, guard_text
 from jobs.quality.headline import quality_summary, quality_text
 from jobs.reports.report_speedup import baselines_of, difference
 from jobs.store.bucket import Bucket
 from pipeline.run.bill import bill_text, run_bill
-from pipeline.run.clip_warnings import WarningCounts
+from pipeline.run.report_index import IndexTotals
 from pipeline.run.report_rows import FOR_TRIES, UNSIGNED, record_row, told_rows
+from pipeline.run.reports_of_now import reports_of_now
 from pipeline.run.state import Progress, clip_id
 from pipeline.screen import counted
 
@@ -33,19 +33,17 @@ def run_quality(bucket: Bucket, progress: Progress) -> Json:
     rows = {key: row for key, row in told_rows(reports).items() if key in progress.recorded}
     untold = sorted(progress.recorded - rows.keys())[:MOST_RECORDS]
     rows |= {key: record_row(record) for key, record in bucket.records(untold).items()}
-    counts, warnings = AlarmCounts(), WarningCounts()
+    totals, of_now = IndexTotals(), reports_of_now(reports, progress.recorded)
     for key, row in sorted(rows.items()):
-        counts.add(clip_id(key), row.alarms, row.video)
-        warnings.add(row.warnings)
-    measured, derived = measured_speedup(reports), derived_speedup(reports)
+        totals.add(clip_id(key), row)
     return {
         "jobs": len(reports),
-        "speedup": {"measured": measured, "derived": derived, "difference": difference(measured, derived)},
-        "quality": quality_over(reports),
-        "alarms": counts.facts(),
-        "guard": guard_summary(reports),
-        "clip_warnings": warnings.facts(),
-        "c2pa": dict(Counter(row.c2pa for row in rows.values())),
+        "speedup": speedup_over(of_now, totals),
+        "quality": quality_over(of_now),
+        "alarms": totals.alarms.facts(),
+        "guard": guard_summary(of_now),
+        "clip_warnings": totals.warnings.facts(),
+        "c2pa": totals.c2pa,
         "bill": run_bill(bucket, reports, rendered=len(progress.recorded)),
     }
 
@@ -53,6 +51,28 @@ def run_quality(bucket: Bucket, progress: Progress) -> Json:
 def quality_over(reports: Iterable[Json]) -> Json | None:
     """Returns what the clips of all jobs that were rendered twice say together; None where there is none."""
     return quality_summary(baseline for report in reports for baseline in baselines_of(report))
+
+
+def speedup_over(reports: Sequence[Json], totals: IndexTotals) -> Json:
+    """Returns both factors of a run and why they differ.
+
+    `reports`: what `reports_of_now` returns, of clips rendered twice; `totals`: over all clips, of their own full steps.
+    """
+    measured, derived = measured_speedup(reports), _derived(totals, reports)
+    return {"measured": measured, "derived": derived, "difference": difference(measured, derived)}
+
+
+def _derived(totals: IndexTotals, reports: Sequence[Json]) -> Json | None:
+    if not totals.compared_s:
+        return None
+    of_jobs = [each for report in reports if (each := report["speedup"].get("derived")) and each["pab_factor"]]
+    return {
+        "pab_factor": round(totals.baseline_s / totals.compared_s, 4),
+        "clips": totals.compared_clips,
+        "denoise_s": round(totals.compared_s, 3),
+        "baseline_denoise_s": round(totals.baseline_s, 3),
+        "full_step_s": _full_step_s(of_jobs),
+    }
 
 
 def measured_speedup(reports: Iterable[Json]) -> Json | None:
@@ -63,11 +83,6 @@ def measured_speedup(reports: Iterable[Json]) -> Json | None:
         return None
     once = sum(pair.get("samples") == 1 for pair in pairs)
     return found | {"note": f"in {counted(once, 'job')} some steps were timed once only" if once else None}
-
-
-def derived_speedup(reports: Iterable[Json]) -> Json | None:
-    """Returns the factor over the clips of all jobs against their own full steps, summed."""
-    return _summed([each for report in reports if (each := report["speedup"].get("derived")) and each["pab_factor"]])
 
 
 def _summed(factors: Sequence[Json]) -> Json | None:

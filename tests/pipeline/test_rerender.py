@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +13,9 @@ import pytest
 
 from pipeline.exits import UsageError
 from pipeline.run.report_where import matching, parse_where
-from tests.pipeline.command import Command, assert_whole, records
-from tests.pipeline.conftest import SubmittedTwice
+from pipeline.run.reports_of_now import reports_of_now
+from tests.pipeline.command import FAST, Command, assert_whole, records
+from tests.pipeline.conftest import Manifest, SubmittedTwice
 
 SCHEMA = pa.schema(
     [("clip_id", pa.string()), ("psnr_db", pa.float64()), ("height", pa.int64()), ("alarms", pa.list_(pa.string()))]
@@ -80,3 +83,52 @@ def test_rendered_clips_are_rendered_again_by_id_and_by_the_index(
     assert (code, document["rendered"], document["rendered_now"]) == (0, 3, 2)
     assert_whole(output, ["c0", "c1", "c2"])
     assert {each["attempt"] for each in records(output).values()} == {1}
+
+
+def test_clips_count_once_after_they_were_rendered_again_and_not_after_they_left(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    url = manifest(2, num_steps=[30] * 2)
+    flags = [flag for flag in FAST if flag != "--no-baseline"]
+    words = ["submit", url, "--output", output, "--weights", command.weights, *flags, "--quality-samples", "2"]
+
+    def counted(document: dict[str, Any]) -> list[int]:
+        return [document["speedup"][how]["clips"] for how in ("measured", "derived")] + [document["quality"]["clips"]]
+
+    first = command.json(*words)[1]
+    assert command.run("rerender", output, "--clip", "c0", "--clip", "c1").returncode == 0
+    again = command.json(*words)[1]
+    assert counted(first) == counted(again) == counted(command.json("status", output)[1]) == [2, 2, 2]
+    assert first["guard"] == again["guard"] | {"stepped_down": first["guard"]["stepped_down"]}
+    assert json.loads((output / "reports/run.json").read_text())["speedup"]["measured"]["clips"] == 2
+    shorter = command.json(*words, "--limit", "1", "--prune")[1]
+    assert counted(shorter) == counted(command.json("status", output)[1]) == [1, 1, 1]
+
+
+def test_a_report_without_some_of_its_clips_tells_of_the_others() -> None:
+    def row(name: str, denoise_s: float, rendered: str = "mild") -> dict[str, Any]:
+        return {
+            "clip_id": name, "digest": "d", "outcome": "rendered", "model": "demo", "broadcast": "half", "num_steps": 4,
+            "denoise_s": denoise_s, "settled_s": denoise_s, "derived_baseline_s": 8.0, "pab_factor_derived": 8.0 / denoise_s,
+            "rendered": rendered,
+        }  # fmt: skip
+
+    guard = {"model": "demo", "broadcast": "half", "num_steps": 4, "rendered": "mild", "clips": 2}
+    derived = {"pab_factor": 2.0, "clips": 2, "denoise_s": 8.0, "baseline_denoise_s": 16.0, "full_step_s": 2.0}
+    older = {
+        "clips": [row("a", 4.0), row("b", 4.0), {"clip_id": "c", "digest": "d", "outcome": "left", **names_of(guard)}],
+        "baselines": [], "speedup": {"measured": None, "derived": derived}, "guard": [guard],
+    }  # fmt: skip
+    newer = {**older, "clips": [row("a", 2.0)], "guard": [guard | {"clips": 1}]}
+    assert reports_of_now([older, newer], {"a.d", "b.d"})[1] == newer
+    (first, second) = reports_of_now([older, newer], {"a.d", "b.d"})
+    assert [each["clip_id"] for each in first["clips"]] == ["b", "c"]
+    assert first["speedup"]["derived"] == derived | {"clips": 1, "denoise_s": 4.0, "baseline_denoise_s": 8.0}
+    assert (first["guard"], second["guard"]) == ([guard | {"clips": 1}], [guard | {"clips": 1}])
+    # Of no clip that counts, no plan was judged either.
+    assert reports_of_now([newer], set())[0]["guard"] == []
+
+
+def names_of(guard: dict[str, Any]) -> dict[str, Any]:
+    return {name: guard[name] for name in ("model", "broadcast", "num_steps")}
