@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from contextlib import suppress
@@ -28,6 +29,8 @@ LIMIT_SHARE, LIMIT_MIN = 1.5, 10
 LOOPBACK = "127.0.0.1"
 _RUN_ID = re.compile(r"[0-9a-f]{12,64}")
 _OUTPUT = "output.json"
+_ALIASES = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az"}
+"""Protocols that name the same store as another one."""
 DEADLINE_S = 120.0
 """A job stops taking clips so long before SLURM's limit."""
 
@@ -52,19 +55,31 @@ def planned_folder(run_id: str | None) -> Path:
 def claim_folder(folder: Path, output: str) -> None:
     """Notes in a run's folder on this machine which output it is of, unless it is known as another's. Raises OSError."""
     known = _claimed_by(folder)
-    moved = known is not None and "://" not in known and not Path(known).exists()
+    moved = known is not None and Path(place := _place(known)).is_absolute() and not Path(place).exists()
     if folder.is_dir() and (known is None or moved):
-        write_json(folder / _OUTPUT, {"output": output})
+        # A link in it may lead elsewhere later.
+        write_json(folder / _OUTPUT, {"output": _place(output)})
 
 
 def check_claim(folder: Path, output: str) -> None:
-    """Raises RefusedError if a run's folder on this machine is known as that of another output."""
+    """Raises RefusedError if a run's folder on this machine is known as that of another output, however it is spelled."""
     known = _claimed_by(folder)
-    if known not in (None, output):
+    if known is not None and _place(known) != _place(output):
         raise RefusedError(
             f"run.json in {output} names a run that this machine knows as the one in {known}, so nothing is cancelled; name "
             f"that one, or remove {folder / _OUTPUT} if the run has moved"
         )
+
+
+def _place(output: str) -> str:
+    """Returns one spelling for all of a place: a local path without links and dots, or a URL by its usual protocol."""
+    protocol, mark, rest = output.partition("://")
+    if not mark:
+        return os.path.realpath(output)
+    if protocol in ("file", "local"):
+        return os.path.realpath(rest)
+    # Dots and double slashes are parts of keys in object storage.
+    return f"{_ALIASES.get(protocol, protocol)}://{rest.rstrip('/')}"
 
 
 def _claimed_by(folder: Path) -> str | None:

@@ -48,8 +48,9 @@ def _derived(before: Json | None, rows: Sequence[Json]) -> Json | None:
     told = [row for row in rows if row.get("pab_factor_derived") is not None]
     if before is None or not told:
         return None
-    with_broadcast = sum(float(row.get("settled_s", row["denoise_s"])) for row in told)
-    without = sum(row["derived_baseline_s"] for row in told)
+    # Reports of before have settled no steps.
+    settled: list[float] = [row["settled_s"] if "settled_s" in row else row["denoise_s"] for row in told]
+    with_broadcast, without = sum(settled), sum(row["derived_baseline_s"] for row in told)
     factor = round(without / with_broadcast, 5) if with_broadcast else None
     return {
         **before,

@@ -107,6 +107,36 @@ def test_another_runs_id_in_a_bucket_ends_nothing_of_that_run(
     check_claim(folder, str(tmp_path / "evil"))
 
 
+def test_a_run_is_the_same_however_its_place_is_spelled(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to(output)
+    folder = work_folder(RUN_ID)
+    folder.mkdir(parents=True)
+    spellings = ["link", "./link/../out/", str(output), f"file://{output}", f"file://{tmp_path}/link"]
+    for claimed in spellings:
+        (folder / "output.json").unlink(missing_ok=True)
+        claim_folder(folder, open_bucket(claimed).url)
+        for spelled in spellings:
+            cancel.run(argparse.Namespace(output=spelled), Screen(as_json=True))
+            assert json.loads(capsys.readouterr().out)["drivers_stopped"] == []
+        write_run(tmp_path / "copy", RUN_ID)
+        for spelled in ("copy", f"file://{tmp_path}/copy"):
+            with pytest.raises(RefusedError, match="so nothing is cancelled"):
+                cancel.run(argparse.Namespace(output=spelled), Screen(as_json=True))
+    # The claim is of the place, wherever the link leads by now.
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "copy")
+    with pytest.raises(RefusedError, match="so nothing is cancelled"):
+        cancel.run(argparse.Namespace(output="link"), Screen(as_json=True))
+    (folder / "output.json").write_text(json.dumps({"output": "s3://videos/a"}))
+    for same in ("s3://videos/a", "s3a://videos/a", "s3://videos/a/"):
+        check_claim(folder, same)
+    for other in ("s3://videos/a/../a", "s3://videos//a", "gs://videos/a", str(output)):
+        with pytest.raises(RefusedError, match="the one in s3://videos/a,"):
+            check_claim(folder, other)
+
+
 def driving(folder: Path) -> subprocess.Popen[bytes]:
     code = (
         "import sys, time, pathlib; from cluster.local_driver import note_driver; note_driver(pathlib.Path(sys.argv[1]));"
