@@ -122,7 +122,7 @@ def advice(error: BaseException, retry_policy: RetryPolicy) -> str:
     if denied or "Credential" in type(error).__name__:
         return "check credentials, endpoint and the bucket's policy"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "free some space, then submit again"
+        return "free some space, then give the same command again (of a job: submit again)"
     if isinstance(error, OSError) and error.errno == errno.EFBIG:
         return "the filesystem, or a limit of this shell (ulimit -f), takes no file of this size; raise it"
     return f"the store refused it ({code}), which waiting does not change" if code else "check the output URL"

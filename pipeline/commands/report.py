@@ -18,7 +18,7 @@ from jobs.reports.report_gallery import joined_versions
 from jobs.reports.report_headline import headline
 from jobs.reports.run_html import gallery_script, run_page
 from jobs.store import layout
-from jobs.store.bucket import Bucket
+from jobs.store.bucket import Bucket, DamagedError
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.measured import joined_measured
 from pipeline.run.bill import run_bill
@@ -29,7 +29,7 @@ from pipeline.run.report_rows import ClipRow, RunRows, errors_by_id, told_rows
 from pipeline.run.reports_of_now import reports_of_now
 from pipeline.run.run import Run, load_run, open_bucket
 from pipeline.run.run_keys import run_keys
-from pipeline.run.state import FailedClip, failed_clips, read_progress
+from pipeline.run.state import FailedClip, Progress, failed_clips, read_progress
 from pipeline.screen import Screen, counted
 
 Json = dict[str, Any]
@@ -76,13 +76,31 @@ def write_report(bucket: Bucket, run: Run, keys: Collection[str], *, share_s: in
     document = report_document(bucket.url, run, totals=totals, reports=reports, of_now=of_now, failures=failures)
     document["bill"] = run_bill(bucket, reports, rendered=len(progress.recorded))
     document["damaged"] = [f"{path}: {what}" for path, what in damaged.items()]
-    bucket.write_json(layout.RUN_REPORT, document)
     bucket.write(layout.gallery_script(layout.GALLERY), gallery_script())
     bucket.write(layout.RUN_PAGE, run_page(document, gallery.close()).encode())
+    # The last: by it a submit knows that all of the report was written.
+    bucket.write_json(layout.RUN_REPORT, document)
     if shared is not None and share_s is not None:
         # Only here, not in reports/run.json: whoever reads that needs no link.
         document["shared"] = _write_shared(bucket, document, shared, share_s)
     return document
+
+
+def is_report_due(bucket: Bucket, progress: Progress) -> bool:
+    """Whether a run's report is not there, not whole, or of other numbers of clips than the run has now.
+
+    Raises BucketError.
+    """
+    if not all(bucket.exists(path) for path in (layout.INDEX, layout.RUN_PAGE)):
+        return True
+    try:
+        outcomes = bucket.read_json(layout.RUN_REPORT).get("outcomes")
+    except (FileNotFoundError, DamagedError):
+        return True
+    if not isinstance(outcomes, dict):
+        return True
+    counts = {"rendered": progress.recorded, "failed": progress.failed, "quarantined": progress.quarantined}
+    return any(outcomes.get(name, 0) != len(keys) for name, keys in counts.items())
 
 
 def _both(gallery: GalleryWriter, shared: GalleryWriter | None) -> Callable[[pa.RecordBatch, Sequence[ClipRow]], None]:

@@ -19,7 +19,7 @@ from manifests.sources.files import source_name
 from pipeline.commands.manifest import accepted_manifest, tell_warnings
 from pipeline.commands.report import write_report
 from pipeline.commands.sources import ManifestSource, opened_source
-from pipeline.commands.submitted import Submission, forget_left, render, show_end
+from pipeline.commands.submitted import Submission, end_without_jobs, forget_left, render
 from pipeline.exits import Exit, UsageError
 from pipeline.planning.dry_run import show_dry_run
 from pipeline.planning.inputs import AS_ASKED, Beginning, choose_beginning, plan_work
@@ -246,10 +246,7 @@ def _carry_out(
         claim.release()
         wait_for_others(bucket, keys, at_work, cluster, screen)
         return None
-    if arguments.parsable:
-        screen.result({"output": bucket.url, "run_id": run_.run_id, "jobs": {}, "slurm_ids": []}, "")
-        return Exit.OK
-    return show_end(submission, told=told)
+    return end_without_jobs(submission, progress, told=told)
 
 
 def _open_channels(settings: RunSettings, chosen: Mapping[str, Chosen]) -> tuple[Webhook | Mail, ...]:

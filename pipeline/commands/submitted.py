@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 from cluster.job import CancelledError, Cluster, ClusterError, UnansweredError
 from jobs.progress import ClipProgress
 from jobs.store.bucket import Bucket
-from pipeline.commands.report import write_report
+from pipeline.commands.report import is_report_due, write_report
 from pipeline.exits import CommandError, Exit
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.at_work import AtWork
@@ -31,10 +31,11 @@ from pipeline.run.oversight import Oversight
 from pipeline.run.panel import PanelDisplay
 from pipeline.run.rules import RunRules
 from pipeline.run.run import Run, undo_run
+from pipeline.run.run_metrics import Standing
 from pipeline.run.run_signals import RunSignals, open_signals
 from pipeline.run.settings import RunSettings
 from pipeline.run.shard_jobs import ShardJobs
-from pipeline.run.state import read_progress
+from pipeline.run.state import Progress, read_progress
 from pipeline.run.summary import Submitted, show_summary
 from pipeline.run.view import open_view
 from pipeline.screen import Screen, counted, own_command
@@ -86,17 +87,40 @@ def render(
 
     `numbers`: by index in the plan, the numbers of the shards. Raises CommandError, ClusterError, BucketError.
     """
-    with open_signals(
+    with _open_signals(submission) as signals:
+        code = _render(submission, cluster, work, numbers, claim, detach=detach, signals=signals)
+        signals.exit_code = None if code == Exit.INTERRUPTED else code
+        return code
+
+
+def end_without_jobs(submission: Submission, progress: Progress, *, told: Mapping[str, object] | None) -> int:
+    """Ends a submit that finds nothing to render, and returns the exit code: metrics say so, and no report is missing.
+
+    `progress`: how the run stands; `told`: its report, if this submit has just written it. Raises BucketError.
+    """
+    bucket, run, screen = submission.bucket, submission.run, submission.screen
+    with _open_signals(submission) as signals:
+        signals.look(progress, Standing(num_clips=len(submission.keys)))
+        if told is None and is_report_due(bucket, progress):
+            screen.note("the run's report is missing, or older than its clips: written anew")
+            told = write_report(bucket, run, submission.keys)
+        if submission.parsable:
+            screen.result({"output": bucket.url, "run_id": run.run_id, "jobs": {}, "slurm_ids": []}, "")
+            signals.exit_code = Exit.OK
+        else:
+            signals.exit_code = show_end(submission, told=told)
+        return signals.exit_code
+
+
+def _open_signals(submission: Submission) -> AbstractContextManager[RunSignals]:
+    return open_signals(
         submission.settings.machines,
         variables(),
         bucket=submission.bucket,
         run_id=submission.run.run_id,
         budget=submission.budget,
         screen=submission.screen,
-    ) as signals:
-        code = _render(submission, cluster, work, numbers, claim, detach=detach, signals=signals)
-        signals.exit_code = None if code == Exit.INTERRUPTED else code
-        return code
+    )
 
 
 def _render(

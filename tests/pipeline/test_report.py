@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from jobs.reports.report_gallery import COLUMNS
 from tests.pipeline.command import FAST, Command, num_frames, records
+from tests.pipeline.conftest import SubmittedTwice
 from tests.pipeline.test_submit import second_of_three_fails
 
 Manifest = Callable[..., Path]
@@ -96,6 +98,32 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
     assert command.run("watch", output).returncode == 3
 
     assert_logs_tell_of_one_clip(command, output)
+
+
+def test_submitting_again_writes_a_report_that_is_missing_or_older_than_the_clips(
+    command: Command, submitted_twice: SubmittedTwice, tmp_path: Path
+) -> None:
+    output = shutil.copytree(submitted_twice.output, tmp_path / "out")
+    report = output / "reports/run.json"
+
+    def submitted() -> bool:
+        """Whether a submit with nothing to render said that it wrote the report, which is there in any case."""
+        ran = command.run(*command.submit_words(submitted_twice.manifest, output))
+        assert (ran.returncode, f"report     {output}/reports/run.html" in ran.stdout) == (0, True), ran.stderr
+        assert json.loads(report.read_text())["outcomes"] == {"rendered": 3}
+        assert (output / "reports/index.parquet").is_file()
+        return "the run's report is missing, or older than its clips: written anew" in ran.stderr
+
+    assert not submitted()
+    shutil.rmtree(output / "reports")
+    assert submitted()
+    for lost in ("index.parquet", "run.html", "run.json"):  # as a full disk leaves it
+        (output / "reports" / lost).unlink()
+        assert submitted(), lost
+    for old in ('{"outcomes": {"rendered": 2, "left": 1}}', "{", "{}"):
+        report.write_text(old)
+        assert submitted(), old
+    assert not submitted()
 
 
 def assert_logs_tell_of_one_clip(command: Command, output: Path) -> None:

@@ -7,6 +7,7 @@ import http.server
 import json
 import logging
 import math
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from pipeline.signals.otlp import Otlp, check_otlp, read_otlp
 from pipeline.signals.prometheus_file import PrometheusFile, check_metrics_file
 from pipeline.signals.table import METRICS, Metric
 from tests.pipeline.command import Command, records
+from tests.pipeline.conftest import SubmittedTwice
 
 Manifest = Callable[..., Path]
 Json = dict[str, Any]
@@ -160,6 +162,20 @@ def test_a_submit_writes_metrics_and_sends_spans_and_its_secrets_are_nowhere(
     assert {path for path, _, _ in got} == {f"/{SECRET}/v1/traces", f"/{SECRET}/v1/metrics"}
     written = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert (written, SECRET in ran.stdout + ran.stderr) == ([], False)
+
+
+def test_a_submit_that_has_nothing_to_do_sets_right_what_a_killed_one_left(
+    command: Command, submitted_twice: SubmittedTwice, tmp_path: Path
+) -> None:
+    output, file = shutil.copytree(submitted_twice.output, tmp_path / "out"), tmp_path / "run.prom"
+    run_id = submitted_twice.run["run_id"]
+    file.write_text(f'# TYPE pab_run_active gauge\npab_run_active{{run_id="{run_id}"}} 1.0\n')
+    code, document = command.submit(submitted_twice.manifest, output, "--metrics-file", str(file))
+    assert (code, document["rendered_now"]) == (0, 0)
+    found = samples(file)
+    assert found["pab_run_active", frozenset()] == 0
+    assert found["pab_run_clips", frozenset({("state", "rendered")})] == 3
+    assert found["pab_run_clips", frozenset({("state", "left")})] == 0
 
 
 @pytest.mark.parametrize("collector", [401], indirect=True)
