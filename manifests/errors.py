@@ -148,14 +148,22 @@ class ProblemLog:
             # Whoever looks at the file with `cat` is not to be shown control characters.
             self._file.write((line if line.isprintable() else json.dumps(known)) + "\n")
         except OSError as error:
-            # The problems themselves matter more than their file: the message says that it is missing.
-            self._note = f"the list of all problems could not be written to {self._path}: {error}"
-            self._path = None
+            self._give_up(error)
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is None:
+            return
+        try:
+            file.close()  # writes what is buffered
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        # The problems themselves matter more than their file: the message says that it is missing.
+        if self._path is not None:
+            self._note = f"the list of all problems could not be written to {self._path}: {error}"
+        self._path = None
 
 
 def cut(text: str, most: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from jobs.store import layout
 from jobs.store.bucket import Bucket
 from pipeline.exits import Exit, UsageError
+from pipeline.run.claims import seen_drivers
 from pipeline.run.damage import Damage, put_aside
 from pipeline.run.report_where import find_where
 from pipeline.run.run import load_run, open_bucket
@@ -29,9 +30,12 @@ def run(arguments: argparse.Namespace, screen: Screen) -> int:
         keys = _where(bucket, arguments.where, recorded, screen)
     put_aside(bucket, [Damage(path=layout.record(key), what=WHY, key=key) for key in sorted(keys)])
     clips = sorted(map(clip_id, keys))
+    # A job that lives renders what has no record, so it may well not be the next submit.
+    drivers = seen_drivers(bucket)
+    by = f"the submit that is at work ({', '.join(drivers)}), or else by the next one" if drivers else "the next submit"
     screen.result(
         {"output": bucket.url, "clips": clips},
-        f"{counted(len(clips), 'rendered clip')} will be rendered again by the next submit"
+        f"{counted(len(clips), 'rendered clip')} will be rendered again by {by}"
         + (f"; the records are in {bucket.url}/history, and the videos stay until then" if clips else ""),
     )
     return Exit.OK

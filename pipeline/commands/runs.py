@@ -11,12 +11,13 @@ from jobs.store.bucket import Bucket, BucketError, DamagedError
 from manifests.printable import one_line
 from pipeline.exits import Exit, UsageError
 from pipeline.run.run import open_bucket
+from pipeline.run.run_keys import run_keys
 from pipeline.screen import Screen, counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundRun:
-    """A run of the folder. `rendered`: records that are there; `failed`: as its latest report says, None without one."""
+    """A run of the folder. `rendered`: clips that have a record; `failed`: as its latest report says, None without one."""
 
     name: str
     run_id: str
@@ -56,9 +57,22 @@ def find(name: str, bucket: Bucket) -> FoundRun | None:
         created=str(document.get("created", "")),
         model=", ".join(sorted(map(str, document.get("weights", {})))) or "?",
         num_clips=_count(document.get("num_clips")),
-        rendered=sum(1 for size in bucket.listing("records").values() if size),
+        rendered=_rendered(bucket, grown=bool(document.get("changes"))),
         failed=_failed(bucket),
     )
+
+
+def _rendered(bucket: Bucket, *, grown: bool) -> int:
+    """Returns how many clips of the run's manifest have a record.
+
+    `grown`: whether that manifest has changed. Only then is it read: records of what left it may still lie there.
+    """
+    recorded = bucket.recorded_keys()
+    try:
+        keys = run_keys(bucket) if grown else None
+    except DamagedError:  # what `status` says of it; the other runs are listed
+        keys = None
+    return len(recorded if keys is None else recorded & keys)
 
 
 def _failed(bucket: Bucket) -> int | None:

@@ -127,7 +127,7 @@ def _submit(
         asked = asked_run(settings, rules, manifest_digest=accepted.digest, num_clips=accepted.num_rows)
         growth = find_growth(bucket, found, asked, path, forced=arguments.force_new_settings) if found else None
         if growth:
-            screen.note(str(growth))
+            screen.note(growth.told(prune=arguments.prune))
         wanted = _Wanted(
             settings=settings, rules=rules, bucket=bucket, found=found, asked=asked, growth=growth, path=path,
             channels=channels, references=references.known if references.known != known else None,

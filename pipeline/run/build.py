@@ -52,6 +52,11 @@ def build_settings(manifest: str, chosen: Mapping[str, Chosen], *, place: str | 
         place or manifest, value["reference_root"], chosen["reference_root"].source
     )
     value["output"] = absolute(value["output"] or default_output(place or manifest))
+    if value["output"].startswith("memory://"):
+        raise UsageError(
+            f"{chosen['output'].source}={value['output']}: memory:// is this process's own, so jobs and later commands do "
+            "not see it; name a folder, or a URL such as s3://bucket/run"
+        )
     ranks = value["nodes_per_job"] * value["gpus_per_node"]
     value["max_parallel_jobs"] = value["max_parallel_jobs"] or _parallel_jobs(value["cluster"], len(gpus), ranks)
     value["weights"], family_weights = _weights(value["model"], value["weights"], chosen["weights"].source)

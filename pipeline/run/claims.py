@@ -142,6 +142,11 @@ def driver_claims(bucket: Bucket, screen: Screen) -> dict[str, str]:
     return {name.removeprefix(_DRIVING).removesuffix(".json"): who for name, who in unsure.items()}
 
 
+def seen_drivers(bucket: Bucket) -> list[str]:
+    """Returns the drivers of a run that live as far as one look tells, as text. Raises BucketError."""
+    return list(_Others(bucket, _DRIVING, DEAD_S).alive().values())
+
+
 class _Others:
     """The claims of others, and since when each has been as it is, by our own clock."""
 

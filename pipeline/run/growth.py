@@ -60,13 +60,14 @@ class Growth:
             "left_clips": sorted(map(clip_id, self.left))[:100],
         }
 
-    def __str__(self) -> str:
+    def told(self, *, prune: bool) -> str:
+        """Says it in a line. `prune`: whether this submit removes what left."""
         parts = [f"{counted(len(self.new), 'new clip')}", f"{_named(self.changed)} changed", f"{self.kept:,} as before"]
         told = f"the run's manifest changes: {', '.join(parts)}"
         if self.left:
-            told += (
-                f"; {_named(self.left)} left it: what is rendered of them stays and counts no more (--prune removes it)"
-            )
+            stays = "stays and counts no more (--prune removes it)"
+            what = "is removed (--prune)" if prune else stays
+            told += f"; {_named(self.left)} left it: what is rendered of them {what}"
         return told
 
 

@@ -13,7 +13,7 @@ from pipeline.run.damage import Damage
 from pipeline.run.jobs_file import StartedJobs
 from pipeline.run.quality import run_quality, told_lines
 from pipeline.run.run import Run
-from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, exit_code, failed_clips
+from pipeline.run.state import SHOWN_FAILURES, FailedClip, Progress, clip_id, exit_code, failed_clips
 from pipeline.screen import Screen, counted, own_command
 
 SHOWN_CHARS = 300
@@ -109,9 +109,15 @@ def summary_document(bucket: Bucket, run: Run, progress: Progress, failures: lis
             }
             for clip in failures
         ],
-        "videos": f"{bucket.url}/videos",
+        "videos": f"{bucket.url}/{_video_folder(bucket, progress)}",
         "report": f"{bucket.url}/{layout.RUN_PAGE}" if bucket.exists(layout.RUN_PAGE) else None,
     }
+
+
+def _video_folder(bucket: Bucket, progress: Progress) -> str:
+    # With --no-plain-videos there are only those that records name.
+    one = min(progress.recorded, default=None)
+    return "videos" if one is None or bucket.exists(layout.video(clip_id(one))) else "renders"
 
 
 def _text(bucket: Bucket, document: dict[str, Any], failures: list[FailedClip]) -> str:

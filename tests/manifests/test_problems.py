@@ -127,6 +127,9 @@ def test_the_errors_file_is_named_after_the_manifest(
 def test_an_errors_file_that_cannot_be_written_hides_no_problem(manifest: Write, rules: Rules, tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"prompt='', .*\nthe list of all problems could not be written to"):
         validate(manifest({"prompt": [""]}), rules, default_model="wan", errors_path=tmp_path / "no" / "e.jsonl")
+    # A full disk is told only when what is buffered is written.
+    with pytest.raises(ManifestError, match=r"prompt='', .*\nthe list of all problems could not .* No space left"):
+        validate(manifest({"prompt": [""]}), rules, default_model="wan", errors_path=Path("/dev/full"))
 
 
 def test_duplicates_are_found_across_row_groups_and_batches(manifest: Write, rules: Rules, tmp_path: Path) -> None:

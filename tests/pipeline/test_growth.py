@@ -47,7 +47,7 @@ def test_a_run_grows_and_goes_back_and_prune_removes_what_left(
     first, begun = records(copied), json.loads((copied / "run.json").read_text())
     old_video = (copied / "videos/c1.mp4").read_bytes()
     ran = command.run(*command.submit_words(grown_manifest, copied, "--dry-run"))
-    told = "1 new clip, 1 clip (c1) changed, 1 as before; 1 clip (c2) left it"
+    told = "1 new clip, 1 clip (c1) changed, 1 as before; 1 clip (c2) left it: what is rendered of them stays"
     assert (ran.returncode, told in ran.stderr, "2 clips of 3 to render" in ran.stdout) == (0, True, True), ran.stderr
     assert json.loads((copied / "run.json").read_text()) == begun
     code, document = command.submit(grown_manifest, copied)
@@ -73,6 +73,20 @@ def test_a_run_grows_and_goes_back_and_prune_removes_what_left(
     assert len(list((copied / "renders").iterdir())) == 3
     assert {path.name.split(".")[0] for path in (copied / "posters").iterdir()} == {"c0", "c1", "c2"}
     assert len(list((copied / "posters").iterdir())) == 3
+
+
+def test_a_run_that_shrinks_says_what_it_removes_and_is_listed_with_what_it_has(
+    command: Command, submitted_twice: SubmittedTwice, copied: Path
+) -> None:
+    words = command.submit_words(submitted_twice.manifest, copied, "--limit", "1")
+    assert command.run(*words).returncode == 0
+    document = command.json("runs", copied)[1]
+    assert [(each["rendered"], each["num_clips"]) for each in document["runs"]] == [(1, 1)]
+    assert command.run(*command.submit_words(submitted_twice.manifest, copied)).returncode == 0
+    ran = command.run(*words, "--prune")
+    told = "2 clips (c1, c2) left it: what is rendered of them is removed (--prune)"
+    assert (told in ran.stderr, "stays" in ran.stderr) == (True, False), ran.stderr
+    assert sorted(records(copied)) == ["c0"]
 
 
 def test_new_settings_are_forced_and_the_run_says_so(

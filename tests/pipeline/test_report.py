@@ -126,6 +126,19 @@ def test_submitting_again_writes_a_report_that_is_missing_or_older_than_the_clip
     assert not submitted()
 
 
+def test_the_folder_that_is_told_is_where_videos_are(
+    command: Command, manifest: Manifest, submitted_twice: SubmittedTwice, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    code, document = command.submit(manifest(1), output, "--no-plain-videos")
+    assert (code, document["videos"]) == (0, f"{output}/renders")
+    assert command.json("status", output)[1]["videos"] == f"{output}/renders"
+    assert (output / "renders").is_dir()
+    assert not (output / "videos").exists()
+    plain = submitted_twice.output
+    assert command.json("status", plain)[1]["videos"] == f"{plain}/videos"
+
+
 def assert_logs_tell_of_one_clip(command: Command, output: Path) -> None:
     code, logs = command.json("logs", output, "--clip", "b")
     assert code == 0

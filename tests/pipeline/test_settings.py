@@ -41,6 +41,15 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path) -> None
     assert (flag.machines.job_minutes, flag.render.precision, flag.render.baseline) == (9, "bfloat16", False)
 
 
+def test_an_output_that_no_job_can_see_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"--output=memory://x: memory:// is this process's own, so jobs .* name a folder"
+    ):
+        settings_of("--cluster", "local", "--output", "memory://x")
+    with pytest.raises(UsageError, match="PAB_PIPELINE_OUTPUT=memory://x: "):
+        settings_of("--cluster", "local", environment={"PAB_PIPELINE_OUTPUT": "memory://x"})
+
+
 def test_weights_are_given_by_family_in_flags_and_files(tmp_path: Path) -> None:
     (tmp_path / "a=b").mkdir()
     config = tmp_path / "run.toml"
