@@ -87,20 +87,21 @@ def write_report(bucket: Bucket, run: Run, keys: Collection[str], *, share_s: in
 
 
 def is_report_due(bucket: Bucket, progress: Progress) -> bool:
-    """Whether a run's report is not there, not whole, or of other numbers of clips than the run has now.
+    """Whether a run's report is not there, not whole, of other numbers of clips, or older than the report of a job.
 
     Raises BucketError.
     """
     if not all(bucket.exists(path) for path in (layout.INDEX, layout.RUN_PAGE)):
         return True
     try:
-        outcomes = bucket.read_json(layout.RUN_REPORT).get("outcomes")
-    except (FileNotFoundError, DamagedError):
-        return True
-    if not isinstance(outcomes, dict):
-        return True
-    counts = {"rendered": progress.recorded, "failed": progress.failed, "quarantined": progress.quarantined}
-    return any(outcomes.get(name, 0) != len(keys) for name, keys in counts.items())
+        document = bucket.read_json(layout.RUN_REPORT)
+        outcomes = dict.fromkeys(("rendered", "damaged", "failed", "quarantined"), 0) | document["outcomes"]
+        counted = outcomes["rendered"] + outcomes["damaged"], outcomes["failed"] + outcomes["quarantined"]
+        told = {job["job"] for job in document["jobs"]}
+    except (FileNotFoundError, DamagedError, KeyError, TypeError):
+        return True  # it was written by hand, or by an earlier version
+    jobs = {name for each in bucket.names("reports") if (name := layout.report_of(each))}
+    return counted != (len(progress.recorded), len(progress.not_rendered)) or not jobs <= told
 
 
 def _both(gallery: GalleryWriter, shared: GalleryWriter | None) -> Callable[[pa.RecordBatch, Sequence[ClipRow]], None]:

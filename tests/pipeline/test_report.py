@@ -120,9 +120,16 @@ def test_submitting_again_writes_a_report_that_is_missing_or_older_than_the_clip
     for lost in ("index.parquet", "run.html", "run.json"):  # as a full disk leaves it
         (output / "reports" / lost).unlink()
         assert submitted(), lost
-    for old in ('{"outcomes": {"rendered": 2, "left": 1}}', "{", "{}"):
-        report.write_text(old)
+    whole = json.loads(report.read_text())
+    for old in (whole | {"outcomes": {"rendered": 2, "left": 1}}, {}, {"outcomes": 3}):
+        report.write_text(json.dumps(old))
         assert submitted(), old
+    # The disk was full again after a job had rendered clips once more.
+    shutil.copy(submitted_twice.output / "reports/job-00000.json", output / "reports")
+    assert submitted()
+    assert not submitted()
+    report.write_text("{")
+    assert submitted()
     assert not submitted()
 
 
