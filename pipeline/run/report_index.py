@@ -79,11 +79,12 @@ def write_index(
     `manifest_file`: the run's manifest, on this machine. `url`: the run's, which videos are named under. `shown`: is given
     every part of the manifest with its clips' rows.
 
-    A column of the manifest that is named like one of ours keeps its values as `<name>_in_manifest`.
+    A column of the manifest that is named like one of ours keeps its values as `<name>_in_manifest`, or with that twice if
+    the manifest has such a column too.
     """
     totals = IndexTotals()
     with open_manifest(str(manifest_file)) as manifest:
-        kept = [pa.field(_kept_name(column.name), column.type) for column in manifest.schema]
+        kept = [pa.field(_kept_name(column.name, manifest.schema.names), column.type) for column in manifest.schema]
         schema = pa.schema([*kept, *_ADDED])
         with pq.ParquetWriter(path, schema, compression="zstd") as writer:
             for batch in manifest.iter_batches(batch_rows=BATCH_ROWS):
@@ -117,5 +118,8 @@ def write_index(
     return totals
 
 
-def _kept_name(name: str) -> str:
-    return f"{name}_in_manifest" if name in _ADDED.names else name
+def _kept_name(name: str, names: Sequence[str]) -> str:
+    free = name
+    while free in _ADDED.names or (free != name and free in names):
+        free += "_in_manifest"
+    return free

@@ -38,6 +38,8 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
         num_steps=[30] * 3,
         source=[10, 20, 30],
         outcome=["x", "y", "z"],
+        error=["e"] * 3,
+        error_in_manifest=["older"] * 3,
     )
     with_baseline = [flag for flag in FAST if flag != "--no-baseline"]
     words = ["submit", url, "--output", output, "--weights", command.weights, *with_baseline, "--quality-samples", "1"]
@@ -50,6 +52,8 @@ def test_a_run_tells_the_same_everywhere_after_it_has_ended(
         ("b", "failed", 20, "y"),
         ("c", "rendered", 30, "z"),
     ]
+    assert (index[0]["error"], index[0]["error_in_manifest"]) == (None, "older")
+    assert index[0]["error_in_manifest_in_manifest"] == "e"
     found = records(output)
     assert index[0]["plan"] == found["a"]["plan"]["digest"]
     assert index[0]["elapsed_s"] == found["a"]["elapsed_s"]
