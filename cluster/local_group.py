@@ -17,6 +17,7 @@ from types import FrameType
 
 from submitit.core.utils import JobPaths
 
+from cluster.end_signals import end_on_signals
 from cluster.environment import variables
 from cluster.job_files import error_tail, rank_logs
 
@@ -36,6 +37,7 @@ class _CancelledError(_GroupEndError):
 
 def run_group(folder: Path, *, driver_pid: int, after_first_exit_s: float) -> int:
     """Runs the ranks to their end. Returns 0 if all did well, else 1, with the reason on stderr."""
+    end_on_signals()  # the ranks inherit it
     signal.signal(signal.SIGTERM, _told_to_stop)
     ranks: list[subprocess.Popen[bytes]] = []
     patience_s = _INTERRUPT_S

@@ -14,6 +14,7 @@ from types import FrameType
 
 import submitit
 
+from cluster.end_signals import end_on_signals
 from cluster.environment import restart_count
 from cluster.pickled import FormatError, seal, unseal
 
@@ -46,6 +47,8 @@ class RankCall:
 
     def __call__(self) -> dict[str, object]:
         """Runs the call and returns its `rank_result`. If another version queued the job, ends the process with a message."""
+        # submitit has just made SIGTERM do nothing: a job cancelled while it loads would begin a clip and be killed in it.
+        end_on_signals()
         environment = submitit.JobEnvironment()
         attempt = restart_count()
         _drop_old_result(environment)

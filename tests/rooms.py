@@ -78,16 +78,25 @@ ROOM_ARROWS: dict[str, set[str]] = {
     },
     "jobs/bench": {"jobs/settings", "jobs/quality"},
     "jobs/render": {"jobs/settings", "jobs/outcome", "jobs/progress", "jobs/rendering"},
+    "pipeline/interrupts": set(),
     "pipeline/exits": set(),
     "pipeline/screen": set(),
     "pipeline/signals": {"pipeline/screen"},
     "pipeline/run": {"pipeline/exits", "pipeline/screen", "pipeline/signals"},
     "pipeline/planning": {"pipeline/exits", "pipeline/screen", "pipeline/run"},
-    "pipeline/commands": {"pipeline/exits", "pipeline/screen", "pipeline/signals", "pipeline/run", "pipeline/planning"},
+    "pipeline/commands": {
+        "pipeline/interrupts",
+        "pipeline/exits",
+        "pipeline/screen",
+        "pipeline/signals",
+        "pipeline/run",
+        "pipeline/planning",
+    },
     "pipeline/help_texts": set(),
     "pipeline/arguments": {"pipeline/exits", "pipeline/help_texts"},
     "pipeline/parser": {"pipeline/arguments", "pipeline/help_texts", "pipeline/run", "pipeline/screen"},
-    "pipeline/__main__": {"pipeline/exits", "pipeline/screen", "pipeline/parser"},
+    "pipeline/command_line": {"pipeline/exits", "pipeline/screen", "pipeline/parser"},
+    "pipeline/__main__": {"pipeline/interrupts", "pipeline/command_line"},
 }
 """Each room (a folder, or a file beside the rooms) and the rooms of its package that it may import."""
 TORCH_FREE = (

@@ -35,7 +35,7 @@ def test_few_files_touch_environment_variables() -> None:
 
 
 BROAD = {
-    "pipeline/__main__.py:main",  # the process's top
+    "pipeline/command_line.py:run_command",  # the process's top
     "jobs/rendering/context.py:contain",  # the clip's border
     "jobs/rendering/context.py:contain_batch",  # that of clips rendered together
     "jobs/bench/run.py:line",  # a benchmark row's border

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from types import FrameType
 
 from cluster.job import CancelledError, Cluster, ClusterError, UnansweredError
 from jobs.progress import ClipProgress
 from jobs.store.bucket import Bucket
 from pipeline.commands.report import is_report_due, write_report
 from pipeline.exits import CommandError, Exit
+from pipeline.interrupts import ignore_end_signals
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.at_work import AtWork
 from pipeline.run.bill import Budget
@@ -155,7 +154,6 @@ def _render(
     )  # fmt: skip
     driver = Driver(cluster, bucket, screen=screen, submit=submit, keys=submission.keys, oversight=oversight)
     with ExitStack() as stack:
-        stack.enter_context(_interruptible())
         host, wanted = driver_host(machines), settings.dask and not detach
         prefix = machines.dashboard_prefix
         view = stack.enter_context(open_view(folder / "dask", host=host, prefix=prefix, screen=screen, wanted=wanted))
@@ -254,27 +252,12 @@ def _shard_jobs(submission: Submission, work: PlannedWork, progress: ClipProgres
     return ShardJobs(settings=settings, machines=submission.settings.machines, progress=progress)
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    # A driver that is told to end ends like one that is interrupted: its local jobs go with it in an orderly way.
-    def interrupt(_signum: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    earlier = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
-
-
 def _interrupted(submission: Submission, cluster: Cluster, driver: Driver) -> int:
     screen, output = submission.screen, submission.settings.output
     again = f"submit again to go on, or look: {own_command('status', output)}"
     if submission.settings.machines.cluster == "local":
         screen.note("interrupted: ending the local jobs")
-        # Takes seconds. `timeout` and `make` both pass a signal on, so the second one must not cut this short.
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, signal.SIG_IGN)
+        ignore_end_signals()  # ending them takes seconds
         cluster.cancel(driver.jobs)
         screen.error("interrupted", f"interrupted; what is rendered stays, {again}", Exit.INTERRUPTED)
         return Exit.INTERRUPTED

@@ -18,7 +18,7 @@ import pytest
 
 from jobs.reports.number_formats import duration
 from jobs.version import VERSION, digest_of
-from pipeline.__main__ import COMMANDS
+from pipeline.command_line import COMMANDS
 from pipeline.commands.doctor_checks import byte_code_checks, disk_check, ffmpeg_check, python_check, weights_check
 from pipeline.exits import UsageError, unusable_name
 from pipeline.parser import build_parser

@@ -75,7 +75,7 @@ def test_text_of_a_source_cannot_move_the_cursor_wherever_it_stands(command: Com
 
 def test_a_warning_of_a_library_is_told_as_one_safe_line() -> None:
     code = (
-        "import warnings; from pipeline.__main__ import _log_to_stderr; _log_to_stderr();"
+        "import warnings; from pipeline.command_line import _log_to_stderr; _log_to_stderr();"
         f"warnings.warn({ESCAPE!r} + chr(10) + 'next', stacklevel=1)"
     )
     ran = subprocess.run(
