@@ -22,9 +22,10 @@ def heed_end_signals() -> None:
     SIGINT stays ignored where the parent ignored it: a shell does so for what a script starts with `&`, so that Ctrl-C
     only ends what stands in front. SIGHUP stays as it is, for nohup.
     """
+    interrupt = _Interrupt()
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)
 
 
@@ -34,5 +35,22 @@ def ignore_end_signals() -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def _interrupt(signum: int, _frame: FrameType | None) -> None:
-    raise InterruptedByError(signal.Signals(signum).name)
+def interrupt_if_asked() -> None:
+    """Raises KeyboardInterrupt if a signal has asked for it before, and a library has lost that.
+
+    pyarrow, for one, drops whatever is raised while it looks for pandas. So this is called before long work begins.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if isinstance(handler, _Interrupt) and handler.asked:
+        raise InterruptedByError
+
+
+class _Interrupt:
+    """The handler; it knows whether a signal has come."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, signum: int, _frame: FrameType | None) -> None:
+        self.asked = True
+        raise InterruptedByError(signal.Signals(signum).name)

@@ -12,7 +12,7 @@ from jobs.progress import ClipProgress
 from jobs.store.bucket import Bucket
 from pipeline.commands.report import is_report_due, write_report
 from pipeline.exits import CommandError, Exit
-from pipeline.interrupts import ignore_end_signals
+from pipeline.interrupts import ignore_end_signals, interrupt_if_asked
 from pipeline.planning.sharding import PlannedWork
 from pipeline.run.at_work import AtWork
 from pipeline.run.bill import Budget
@@ -160,6 +160,7 @@ def _render(
         progress = view.progress(min(len(numbers), machines.max_parallel_jobs))
         jobs = _shard_jobs(submission, work, progress)
         try:
+            interrupt_if_asked()
             _start(submission, driver, jobs.new(work.shards.shards, numbers, again=submission.again), jobs)
             forget_left(submission)
             if not detach:

@@ -117,6 +117,21 @@ class Fall:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unwind:
+    """Every rank waits for ever, and leaves a file if it is told to end in an orderly way."""
+
+    folder: Path
+
+    def __call__(self) -> object:
+        note(self.folder, f"pid-{rank()}", str(os.getpid()))
+        try:
+            time.sleep(600)
+        finally:
+            note(self.folder, f"unwound-{rank()}")
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DieOn:
     """Ends its process at once on one node; on any other it leaves the record of its clip."""
 

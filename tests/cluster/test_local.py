@@ -18,7 +18,7 @@ import torch
 from cluster.devices import has_gpu, threads_per_rank, torch_without_gpus, visible_gpus
 from cluster.job import ClusterError, JobRequest, JobState
 from cluster.local import LocalCluster
-from tests.cluster.rank_calls import Fall, Say
+from tests.cluster.rank_calls import Fall, Say, Unwind
 from tests.cluster.torch_build import write_torch
 from tests.cluster.waiting import is_alive, wait_over, wait_until
 
@@ -132,6 +132,43 @@ def test_a_killed_driver_takes_its_jobs_along_and_the_next_driver_runs_anew(tmp_
     (job,) = cluster.submit([request(Say(folder=tmp_path, value="again"))])
     wait_over(cluster, [job])
     assert job.result() == ("again", 0)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_rank_ends_on_a_signal_that_its_launcher_ignores(tmp_path: Path, signum: signal.Signals) -> None:
+    # submitit has SIGTERM do nothing. In SLURM the end would come later, by SIGKILL, in the middle of a clip.
+    cluster = LocalCluster(tmp_path / "jobs", 1)
+    (job,) = cluster.submit([request(Unwind(folder=tmp_path))])
+    wait_until(lambda: len(noted_pids(tmp_path)) == 2)
+    os.kill(int((tmp_path / "pid-1").read_text()), signum)
+    wait_over(cluster, [job])
+    assert job.state is JobState.LOST
+    assert f"rank 1 was killed by {signum.name}" in str(job.error())
+
+
+def test_ranks_end_in_an_orderly_way_whatever_signals_the_driver_ignores_or_blocks(tmp_path: Path) -> None:
+    driver = textwrap.dedent(f"""
+        import signal, time
+        from pathlib import Path
+        from cluster.job import JobRequest
+        from cluster.local import LocalCluster
+        from tests.cluster.rank_calls import Unwind
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for signum in signals:
+            signal.signal(signum, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        folder = Path({str(tmp_path)!r})
+        cluster = LocalCluster(folder / "jobs", 1)
+        jobs = cluster.submit([JobRequest(
+            name="a", call=Unwind(folder=folder), num_nodes=1, ranks_per_node=2, gpus_per_node=0, timeout_min=5
+        )])
+        while len(list(folder.glob("pid-*"))) < 2:
+            time.sleep(0.02)
+        cluster.cancel(jobs)
+    """)
+    subprocess.run([sys.executable, "-c", driver], check=True, timeout=120)
+    assert sorted(path.name for path in tmp_path.glob("unwound-*")) == ["unwound-0", "unwound-1"]
+    assert not any(map(is_alive, noted_pids(tmp_path)))
 
 
 def test_parallel_jobs_never_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

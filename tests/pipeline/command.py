@@ -59,10 +59,11 @@ class Command:
     def submit(self, manifest: Path, output: Path, *flags: str) -> tuple[int, dict[str, Any]]:
         return self.json(*self.submit_words(manifest, output, *flags))
 
-    def start(self, manifest: Path, output: Path, *flags: str) -> subprocess.Popen[str]:
-        return self.start_words(self.submit_words(manifest, output, *flags))
+    def start(self, manifest: Path, output: Path, *flags: str, in_background: bool = False) -> subprocess.Popen[str]:
+        return self.start_words(self.submit_words(manifest, output, *flags), in_background=in_background)
 
-    def start_words(self, words: Sequence[str]) -> subprocess.Popen[str]:
+    def start_words(self, words: Sequence[str], *, in_background: bool = False) -> subprocess.Popen[str]:
+        """`in_background`: with the signals that a script's shell gives to what it starts with `&`."""
         return subprocess.Popen(
             [sys.executable, "-m", "pipeline", *words],
             cwd=self.folder,
@@ -70,7 +71,7 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=_heed_ctrl_c,  # noqa: PLW1509  (no thread of ours runs here)
+            preexec_fn=_ignore_ctrl_c if in_background else _heed_ctrl_c,  # noqa: PLW1509  (no thread of ours runs here)
         )
 
 
@@ -101,6 +102,11 @@ def _no_log_handlers() -> Iterator[None]:
 def _heed_ctrl_c() -> None:
     # Tests that run in the background of a script inherit that SIGINT is ignored.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _ignore_ctrl_c() -> None:
+    for signum in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def environment() -> dict[str, str]:

@@ -107,6 +107,20 @@ def test_an_interrupted_driver_ends_its_local_jobs_and_takes_no_attempt_from_the
     assert_whole(output, CLIPS)
 
 
+def test_a_background_submit_that_ends_while_its_ranks_start_takes_no_attempt_from_the_clips(
+    command: Command, manifest: Manifest, tmp_path: Path
+) -> None:
+    output, url = tmp_path / "out", manifest(1, num_steps=[100])
+    for _ in range(2):
+        driver = command.start(url, output, "--gpus-per-node", "2", "--mesh", "cfg=2", in_background=True)
+        wait_until(lambda: len(ranks(output)) == 2, "both ranks")
+        processes = ranks(output)
+        code, _, stderr = end(driver, signal.SIGTERM)
+        assert (code, "submit again to go on" in stderr) == (130, True)
+        assert not any(is_alive(pid) for pid in processes)
+        assert not list((output / "attempts").glob("*"))
+
+
 def test_cancel_ends_a_local_run(command: Command, manifest: Manifest, tmp_path: Path) -> None:
     output, url = tmp_path / "out", manifest(4, **SLOW)
     driver = command.start(url, output)
