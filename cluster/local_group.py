@@ -38,13 +38,15 @@ class _CancelledError(_GroupEndError):
 def run_group(folder: Path, *, driver_pid: int, after_first_exit_s: float) -> int:
     """Runs the ranks to their end. Returns 0 if all did well, else 1, with the reason on stderr."""
     end_on_signals()  # the ranks inherit it
-    signal.signal(signal.SIGTERM, _told_to_stop)
+    ending = _Ending()
+    signal.signal(signal.SIGTERM, ending)
     ranks: list[subprocess.Popen[bytes]] = []
     patience_s = _INTERRUPT_S
     try:
-        # extend() keeps what it has when the cancelling signal comes between two ranks
-        ranks.extend(_start_rank(folder, rank) for rank in range(int(variables()["SUBMITIT_LOCAL_NTASKS"])))
-        _wait(ranks, driver_pid=driver_pid, after_first_exit_s=after_first_exit_s)
+        for rank in range(int(variables()["SUBMITIT_LOCAL_NTASKS"])):
+            ending.check()
+            ranks.append(_start_rank(folder, rank))
+        _wait(ranks, ending, driver_pid=driver_pid, after_first_exit_s=after_first_exit_s)
     except _GroupEndError as reason:
         if isinstance(reason, _CancelledError):
             patience_s = _CANCELLED_S
@@ -53,13 +55,22 @@ def run_group(folder: Path, *, driver_pid: int, after_first_exit_s: float) -> in
         sys.stderr.write(error_tail(rank_logs(folder, str(os.getpid()), fallen)) or "")
         return 1
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _end(ranks, patience_s)
     return 0
 
 
-def _told_to_stop(_signum: int, _frame: FrameType | None) -> None:
-    raise _CancelledError("cancelled")
+class _Ending:
+    """Handles the cancelling signal. It only notes it: raised while a rank is being started, that rank would not be known."""
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def __call__(self, _signum: int, _frame: FrameType | None) -> None:
+        self._told = True
+
+    def check(self) -> None:
+        if self._told:
+            raise _CancelledError("cancelled")
 
 
 def _start_rank(folder: Path, rank: int) -> subprocess.Popen[bytes]:
@@ -79,9 +90,10 @@ def _start_rank(folder: Path, rank: int) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], *, driver_pid: int, after_first_exit_s: float) -> None:
+def _wait(ranks: list[subprocess.Popen[bytes]], ending: _Ending, *, driver_pid: int, after_first_exit_s: float) -> None:
     deadline: float | None = None
     while True:
+        ending.check()
         codes = [process.poll() for process in ranks]
         for rank, code in enumerate(codes):
             if code:
