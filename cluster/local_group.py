@@ -95,9 +95,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]], ending: _Ending, *, driver_pid: 
     while True:
         ending.check()
         codes = [process.poll() for process in ranks]
-        for rank, code in enumerate(codes):
-            if code:
-                raise _GroupEndError(f"rank {rank} {_how_it_ended(code)}; the other ranks of the job are ended")
+        # All of them: a rank that sees another one killed may end within the same moment.
+        if fallen := [f"rank {rank} {_how_it_ended(code)}" for rank, code in enumerate(codes) if code]:
+            raise _GroupEndError(f"{', '.join(fallen)}; the other ranks of the job are ended")
         if all(code == 0 for code in codes):
             return
         if os.getppid() != driver_pid:

@@ -146,6 +146,19 @@ def test_a_rank_ends_on_a_signal_that_its_launcher_ignores(tmp_path: Path, signu
     assert f"rank 1 was killed by {signum.name}" in str(job.error())
 
 
+def test_a_killed_rank_is_told_of_also_when_another_one_ends_within_the_same_moment(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path / "jobs", 1)
+    (job,) = cluster.submit([request(Unwind(folder=tmp_path))])
+    wait_until(lambda: len(noted_pids(tmp_path)) == 2)
+    os.kill(int(job.id), signal.SIGSTOP)
+    os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGKILL)
+    os.kill(int((tmp_path / "pid-0").read_text()), signal.SIGTERM)
+    wait_until(lambda: not any(map(is_alive, noted_pids(tmp_path))))
+    os.kill(int(job.id), signal.SIGCONT)
+    wait_over(cluster, [job])
+    assert "rank 0 was killed by SIGTERM, rank 1 was killed by SIGKILL; the other ranks" in str(job.error())
+
+
 def test_ranks_end_in_an_orderly_way_whatever_signals_the_driver_ignores_or_blocks(tmp_path: Path) -> None:
     driver = textwrap.dedent(f"""
         import signal, time
