@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import job_start, kernels_by_rule, many_gpus
+from benchmarks import job_start, kernels_by_rule, many_gpus, status_1m
 from benchmarks.library_gpu import PARTS, main, parts_of
 from tests.ranks import run_on_ranks
 
@@ -97,6 +97,16 @@ def test_rows_of_kernels_by_rule_that_are_none_are_refused(
     with pytest.raises(SystemExit):
         kernels_by_rule.main(["--out", str(tmp_path), "--rows", words])
     assert why in capsys.readouterr().err
+
+
+def test_status_of_a_made_up_run_is_timed_and_counts_what_was_made(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["status_1m", "--clips", "2000", "--check"])
+    assert status_1m.main() == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["rendered"], told["failed"], told["remaining"]) == (1998, 1, 1)
+    assert told["as_wanted"]
 
 
 def test_products_and_a_block_are_timed_and_profiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
