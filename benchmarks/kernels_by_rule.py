@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from benchmarks.rerun_difference import DISTORT, INVERSE, NORMAL, TIMINGS
 
@@ -81,8 +80,8 @@ def measure_row(words: str, beside: Path, *, num_steps: int, repeat: int, backen
     for choice in CHOICES:
         options = compiled.INDUCTOR_OPTIONS if choice == BY_RULE else {}
         torch._dynamo.reset()
-        with mock.patch.object(compiled, "INDUCTOR_OPTIONS", options), fresh_cache():
-            compiled.compile_blocks(subject.model.block_stacks, backend=backend)
+        with fresh_cache():
+            compiled.compile_blocks(subject.model.block_stacks, backend=backend, options=options)
             found = measure_ours(subject, row, execution, group, repeat=repeat, enough_s=float("inf"))
             with compiled.executing(execution, precision=subject.precision), torch.inference_mode():
                 own_ms = inductors_ms(lambda: clips.denoise(row.asked(asked))) / found.line["steps"]

@@ -37,8 +37,10 @@ class CompileError(RuntimeError):
     """Blocks cannot be compiled on this machine; the message says what is missing."""
 
 
-def compile_blocks(stacks: Sequence[nn.ModuleList], *, backend: str = "inductor") -> None:
-    """Compiles the forward of every block in place. Parameters and key names stay as they are.
+def compile_blocks(
+    stacks: Sequence[nn.ModuleList], *, backend: str = "inductor", options: Mapping[str, bool] = INDUCTOR_OPTIONS
+) -> None:
+    """Compiles the forward of every block in place. Parameters and key names stay as they are. `options`: inductor's.
 
     Raises CompileError when inductor finds no C compiler, which it needs even for GPU kernels.
     """
@@ -46,10 +48,10 @@ def compile_blocks(stacks: Sequence[nn.ModuleList], *, backend: str = "inductor"
         raise CompileError(
             "compiled blocks need a C compiler (gcc or clang) on every node; install one, or --compile off"
         )
-    options = dict(INDUCTOR_OPTIONS) if backend == "inductor" else None
+    given = dict(options) if backend == "inductor" else None
     for stack in stacks:
         for block in stack:
-            block.compile(fullgraph=True, backend=backend, options=options)
+            block.compile(fullgraph=True, backend=backend, options=given)
 
 
 def run_as(model: VideoModel, execution: Execution, *, backend: str = "inductor") -> None:
